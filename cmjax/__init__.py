@@ -1,0 +1,63 @@
+"""cmjax: consistency models in JAX. The public API; `import cmjax` needs jax, numpy and jaxtyping alone."""
+
+from typing import TYPE_CHECKING, Any
+
+from cmjax.core import (
+    curricula,
+    distances,
+    grids,
+    losses,
+    objectives,
+    oracles,
+    pairs,
+    paths,
+    preconditioning,
+    sampling,
+    solvers,
+    typing,
+    weightings,
+)
+from cmjax.core.grids import karras_grid
+from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss, denoising_loss
+from cmjax.core.preconditioning import precondition
+from cmjax.core.sampling import FlowMap, sample_fn, sample_ode
+from cmjax.core.typing import Pair
+
+if TYPE_CHECKING:
+    from cmjax.build import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FlowMap",
+    "Pair",
+    "consistency_distillation_loss",
+    "consistency_training_loss",
+    "curricula",
+    "denoising_loss",
+    "distances",
+    "grids",
+    "karras_grid",
+    "load",
+    "losses",
+    "objectives",
+    "oracles",
+    "pairs",
+    "paths",
+    "precondition",
+    "preconditioning",
+    "sample_fn",
+    "sample_ode",
+    "sampling",
+    "solvers",
+    "typing",
+    "weightings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # reads checkpoints, so it brings flax and orbax with it
+        from cmjax.build import load
+
+        return load
+    raise AttributeError(f"module 'cmjax' has no attribute {name!r}")

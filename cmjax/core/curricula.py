@@ -1,0 +1,95 @@
+"""How the number of grid points N(k) and the target's averaging rate μ(k) change with the optimizer step k.
+
+A curriculum is a table of stages made on the host in exact arithmetic; the traced step only selects a row, so one
+compilation serves a whole run.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from cmjax.core.typing import Step
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Stages of constant `num_scales`: stage i begins at step `starts[i]`; `starts[0]` is 0."""
+
+    starts: Int[np.ndarray, " stages"]
+    num_scales: Int[np.ndarray, " stages"]
+
+    def stage(self, step: Step) -> Int[Array, ""]:
+        """The index of the stage that `step` belongs to."""
+        return jnp.searchsorted(jnp.asarray(self.starts), jnp.asarray(step), side="right") - 1
+
+    def __call__(self, step: Step) -> Int[Array, ""]:
+        """N at `step`."""
+        return jnp.asarray(self.num_scales)[self.stage(step)]
+
+
+def constant(num_scales: int) -> Curriculum:
+    """The same N throughout.   [Song et al. 2023, consistency distillation]"""
+    return Curriculum(np.zeros(1, np.int32), np.full(1, num_scales, np.int32))
+
+
+def square_root_growth(*, s0: int, s1: int, total_steps: int) -> Curriculum:
+    """N(k) = ⌈√(k/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1, K = total_steps.   [Song et al. 2023, app. C]
+
+    N is the smallest integer whose square reaches k/K·((s1+1)² − s0²) + s0², so N exceeds j from the first integer k
+    above K·(j² − s0²)/((s1+1)² − s0²) on: integers throughout, no rounding.
+
+    Args:   s0: N at step 0, >= 2. s1: N − 1 at step K, >= s0. total_steps: K >= 1.
+    Raises: ValueError naming the argument that is out of range.
+
+    >>> curriculum = square_root_growth(s0=2, s1=150, total_steps=800_000)
+    >>> int(curriculum(0)), int(curriculum(1)), int(curriculum(800_000))
+    (2, 3, 151)
+    """
+    _check_growth(s0, s1, total_steps)
+    passed = range(s0, s1 + 1)
+    starts = [0] + [total_steps * (j**2 - s0**2) // ((s1 + 1) ** 2 - s0**2) + 1 for j in passed]
+    return _stages(starts, [s0] + [j + 1 for j in passed])
+
+
+def doubling(*, s0: int, s1: int, total_steps: int) -> Curriculum:
+    """N(k) = min(s0·2^⌊k/K'⌋, s1) + 1, K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋.   [Song & Dhariwal 2024, sec. 3.4]
+
+    Args:   s0: intervals at step 0, >= 2. s1: intervals at the end, >= s0. total_steps: K, at least the number of
+            stages.
+    Raises: ValueError naming the argument that is out of range.
+    """
+    _check_growth(s0, s1, total_steps)
+    length = int(total_steps / (math.log2(s1 // s0) + 1))
+    if length < 1:
+        raise ValueError(f"total_steps must be at least the number of stages, got {total_steps}")
+    stages = math.ceil(math.log2(s1 / s0)) + 1
+    return _stages([i * length for i in range(stages)], [min(s0 * 2**i, s1) + 1 for i in range(stages)])
+
+
+def _check_growth(s0: int, s1: int, total_steps: int) -> None:
+    if s0 < 2:
+        raise ValueError(f"s0 must be at least 2, got {s0}")
+    if s1 < s0:
+        raise ValueError(f"s1 must be at least s0={s0}, got {s1}")
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+
+
+def _stages(starts: list[int], num_scales: list[int]) -> Curriculum:
+    """Drop stages that a short run passes over within one step: of equal starts the last holds."""
+    kept = [i for i in range(len(starts)) if i + 1 == len(starts) or starts[i] < starts[i + 1]]
+    return Curriculum(np.array(starts, np.int32)[kept], np.array(num_scales, np.int32)[kept])
+
+
+def target_rates(
+    curriculum: Curriculum, *, s0: int, mu0: float, ema_uses_intervals: bool = False
+) -> Float[np.ndarray, " stages"]:
+    """μ = exp(s0·ln μ0 / N) for each stage, float64.   [Song et al. 2023, app. C]
+
+    Args: mu0: the rate at N = s0, 0 < mu0 < 1. ema_uses_intervals: divide by N − 1, as the released CIFAR-10 code
+          does, in place of N.
+    """
+    return np.exp(s0 * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))

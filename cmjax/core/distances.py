@@ -1,0 +1,30 @@
+"""Distances between batches, one number for each sample."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cmjax.core.typing import PerSample, Samples
+
+
+def l1(x: Samples, y: Samples) -> PerSample:
+    """Mean absolute difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]"""
+    return jnp.mean(_flat(jnp.abs(x - y)), axis=1)
+
+
+def l2(x: Samples, y: Samples) -> PerSample:
+    """Mean squared difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]"""
+    return jnp.mean(_flat((x - y) ** 2), axis=1)
+
+
+def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
+    """√(‖x − y‖² + c²) − c with the norm over all of a sample's elements, (b,).   [Song & Dhariwal 2024, eq. 8]
+
+    The paper's choice is c = 0.00054·√D for D elements. The gradient is finite everywhere, also at c = 0, x = y.
+    """
+    squared = jnp.sum(_flat((x - y) ** 2), axis=1) + c**2
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) - c
+
+
+def _flat(x: Array) -> Float[Array, "b size"]:
+    return x.reshape(x.shape[0], -1)

@@ -1,0 +1,66 @@
+"""Names for what the library passes around. Everything in `core` takes callables like these, never a Module."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, Int, Key
+
+Params = Any
+"""A pytree of arrays."""
+
+Samples = Float[Array, "b *dims"]
+"""A batch of data of any rank: images (b, h, w, c) in [-1, 1], or points (b, d)."""
+
+PerSample = Float[Array, " b"]
+Time = Float[Array, ""] | Float[Array, " b"] | float
+"""One time for the whole batch, or one for each sample. On the `ve` path a time is the noise std."""
+
+PRNGKey = Key[Array, ""]
+Keys = Key[Array, ""] | Key[Array, " b"]
+"""One key for the whole batch, or one for each sample."""
+
+Step = Int[Array, ""] | int
+Schedule = Callable[[Step], Any]
+"""A function of the (traced) optimizer step."""
+
+Conditions = Mapping[str, Array]
+"""Keyword inputs of the network beside x and the time, such as `label` (b,) int32."""
+
+
+class Net(Protocol):
+    """The raw network F(x, c_noise): what preconditioning turns into a denoiser or a consistency function.
+
+    `key` draws dropout masks; None means evaluation mode.
+    """
+
+    def __call__(self, params: Params, x: Array, c_noise: Array, *, key: Any = None, **conditions: Any) -> Array: ...
+
+
+class Denoiser(Protocol):
+    """The estimate of the clean data, D(x, t) or f(x, t), as a function of parameters. Shape of `x` in and out."""
+
+    def __call__(self, params: Params, x: Array, t: Time, *, key: Any = None, **conditions: Any) -> Array: ...
+
+
+Velocity = Callable[[Array, Any], Array]
+"""dx/dt of an ODE as a function of (x, t), parameters bound."""
+
+OdeStep = Callable[[Velocity, Array, Any, Any], Array]
+"""(velocity, x, t, r) -> the state at time r of the solution through x at time t."""
+
+Distance = Callable[[Array, Array], Array]
+"""(x, y), both (b, ...) -> (b,), one distance for each sample."""
+
+Weight = Callable[[Array, Array], Array]
+"""(t, r), the student's and the target's times (b,) -> (b,), the loss weight of each sample."""
+
+
+class Pair(NamedTuple):
+    """Two times (b,) on one trajectory, r <= t: the student's input is at `t`, the target's at `r`."""
+
+    t: Array
+    r: Array
+
+
+PairSampler = Callable[[PRNGKey, int, Step], Pair]
+"""(key, batch_size, step) -> Pair. A curriculum lives here."""
