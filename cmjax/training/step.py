@@ -1,0 +1,124 @@
+"""The train step: a pure function (state, teacher_params, batch) -> (state, metrics), and its jitted form on a mesh."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
+from cmjax.training.mesh import batch_sharding, parameter_shardings, replicated
+from cmjax.training.optimizer import TARGET, averages
+from cmjax.training.state import Batch, TrainState
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
+
+
+class Objective(Protocol):
+    """One loss for each sample, (b,), from the student's, the target's and the teacher's parameters."""
+
+    def __call__(
+        self,
+        params: Params,
+        target_params: Params,
+        teacher_params: Params,
+        key: PRNGKey,
+        x0: Samples,
+        step: Step,
+        conditions: Conditions,
+    ) -> PerSample: ...
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    preprocess: Callable[[Array, PRNGKey], Samples],
+    seed: int,
+    grad_accumulation: int = 1,
+    schedules: Mapping[str, Schedule] | None = None,
+) -> TrainStep:
+    """One optimizer update. Randomness is a function of (seed, step), so a resumed run repeats the original's.
+
+    A step whose loss or gradient is not finite leaves the state, its `step` included, as it was; `loss` in the metrics
+    tells. `teacher_params` is None where the objective has no teacher.
+
+    Args: preprocess: (images as stored, key) -> x0. grad_accumulation: the batch is processed in this many parts.
+          schedules: functions of the step to report among the metrics.
+    """
+
+    def train_step(state, teacher_params, batch):
+        augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        x0 = preprocess(batch["image"], augment_key)
+        conditions = {name: value for name, value in batch.items() if name != "image"}
+        target_params = averages(state.opt_state).get(TARGET)
+
+        def mean_loss(params, key, x0, conditions):
+            target = params if target_params is None else target_params
+            return jnp.mean(objective(params, target, teacher_params, key, x0, state.step, conditions))
+
+        loss, grads = _accumulate(
+            jax.value_and_grad(mean_loss), state.params, objective_key, x0, conditions, parts=grad_accumulation
+        )
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updated = TrainState(
+            step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+        )
+        reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        return state, {"loss": jnp.where(finite, loss, jnp.nan), "grad_norm": grad_norm, **reported}
+
+    return train_step
+
+
+def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
+    """The mean over `parts` equal slices of the batch of (loss, gradient)."""
+    if parts == 1:
+        return value_and_grad(params, key, x0, conditions)
+
+    def slices(array):  # strided, so that each slice stays spread over all devices
+        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
+
+    inputs = (jax.random.split(key, parts), slices(x0), jax.tree.map(slices, conditions))
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    # A convolution's weight gradient inside a scan is some 50 times slower on a CPU: unrolled there.
+    unroll = parts if jax.default_backend() == "cpu" else 1
+    return jax.tree.map(lambda total: total / parts, jax.lax.scan(add, zeros, inputs, unroll=unroll)[0])
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state at step 0, laid out over the mesh. `params` may be given on the host; they are copied."""
+
+    def init(params):
+        return TrainState(
+            step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params)
+        )
+
+    shardings = parameter_shardings(jax.eval_shape(init, params), mesh)
+    return jax.jit(init, out_shardings=shardings)(params)
+
+
+def compile_train_step(
+    train_step: TrainStep, state: TrainState, teacher_params: Params, batch: Batch, mesh: Mesh
+) -> Any:
+    """The executable for exactly these shapes: called with any other, it fails rather than compile again.
+
+    The state is donated; teacher parameters are an argument, never constants.
+    """
+    state_shardings = parameter_shardings(state, mesh)
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, parameter_shardings(teacher_params, mesh), batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+    )
+    return jitted.lower(state, teacher_params, batch).compile()
