@@ -1,0 +1,156 @@
+"""What a source of images is, and its two kinds: all in memory, or decoded on demand."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+MEMORY_LIMIT_BYTES = 4 * 10**9
+"""Sources that take no more than this once decoded are kept in memory."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many are done, how many there are)."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message names the path or field and says what to do."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A finite, indexed set of images of one shape."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one example."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, None where the examples have no labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` (n,), in that order: "image" (n, h, w, c) uint8, or float32 for latents that are
+        used as they are, and "label" (n,) int32 where there are labels."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Examples in memory.
+
+    Args:   images: (n, h, w, c) uint8 in 0..255, or float32 used as they are. labels: (n,) integers from 0, or None.
+            num_classes: of the labels; counted when None.
+    Raises: DataError naming the argument that does not fit.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+            raise DataError(
+                f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}"
+            )
+        if len(images) == 0:
+            raise DataError("images must hold at least one example, got none")
+        if labels is None:
+            object.__setattr__(self, "num_classes", None)
+            return
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"labels must be one integer for each of the {len(images)} images, "
+                f"got shape {labels.shape} and {labels.dtype}"
+            )
+        low, high = int(labels.min()), int(labels.max())
+        classes = high + 1 if self.num_classes is None else self.num_classes
+        if low < 0 or high >= classes:
+            raise DataError(f"labels must lie in 0..{max(classes, 1) - 1}, got {low}..{high}")
+        object.__setattr__(self, "labels", labels.astype(np.int32))
+        object.__setattr__(self, "num_classes", classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
+        batch = {"image": self.images[indices]}
+        if self.labels is not None:
+            batch["label"] = self.labels[indices]
+        return batch
+
+
+@dataclass(frozen=True)
+class OnDemandSource:
+    """Examples decoded each time they are asked for; `read` does what `Source.gather` says."""
+
+    shape: tuple[int, int, int]
+    num_classes: int | None
+    length: int
+    read: Callable[[np.ndarray], dict[str, np.ndarray]]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
+        return self.read(indices)
+
+
+def decoded_bytes(length: int, shape: tuple[int, int, int]) -> int:
+    """What `length` uint8 images of `shape` take in memory."""
+    return length * int(np.prod(shape))
+
+
+def load(source: OnDemandSource, description: str, progress: Progress | None, *, chunk: int = 4096) -> ArraySource:
+    """Decode the whole source once."""
+    images = np.empty((len(source), *source.shape), np.uint8)
+    labels = None if source.num_classes is None else np.empty(len(source), np.int32)
+    for start in range(0, len(source), chunk):
+        rows = slice(start, min(start + chunk, len(source)))
+        batch = source.gather(np.arange(rows.start, rows.stop))
+        images[rows] = batch["image"]
+        if labels is not None:
+            labels[rows] = batch["label"]
+        if progress is not None:
+            progress(description, rows.stop, len(source))
+    return ArraySource(images, labels, source.num_classes)
+
+
+def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], *, run: int = 32) -> list[Any]:
+    """[function(item) for item in items] on the decoding threads, which take `run` items at a time."""
+
+    def apply(part: Iterable[Any]) -> list[Any]:
+        return [function(item) for item in part]
+
+    parts = [items[start : start + run] for start in range(0, len(items), run)]
+    return [result for results in _decoding_threads().map(apply, parts) for result in results]
+
+
+@functools.cache
+def _decoding_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="decode")
+
+
+def shuffled(num: int, *, seed: int, epoch: int = 0) -> np.ndarray:
+    """A permutation of range(num), int64, that depends on (seed, epoch) alone.
+
+    It sorts Philox's raw bits, which numpy keeps from version to version; `Generator.permutation` is not promised.
+    """
+    bits = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(num)
+    return np.argsort(bits, kind="stable")

@@ -1,0 +1,135 @@
+"""Batches as a function of (seed, step): no iterator, so no iterator state to save, on any number of hosts."""
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int64, Num, UInt8
+
+from cmjax.data.base import DataError, Source, shuffled
+
+PREFETCH = 2
+"""Batches prepared ahead of the step that runs."""
+
+
+def batch_indices(step: int, *, seed: int, batch_size: int, num_examples: int) -> Int64[np.ndarray, " b"]:
+    """The examples of batch `step`: positions step·b … (step+1)·b − 1 of an endless sequence of shuffled epochs.
+
+    Batches run across the ends of epochs, and a batch may be larger than the data set.
+
+    Args:    step: >= 0. seed: of the shuffling. batch_size: over all hosts, >= 1. num_examples: >= 1.
+    Returns: (b,) int64 in 0..num_examples − 1, the same for the same arguments whatever was asked before.
+    Raises:  DataError naming the argument that is out of range.
+
+    >>> two_epochs = [batch_indices(step, seed=0, batch_size=5, num_examples=10) for step in range(4)]
+    >>> sorted(np.concatenate(two_epochs[:2]).tolist()) == list(range(10))
+    True
+    """
+    for name, value, low in (("step", step, 0), ("batch_size", batch_size, 1), ("num_examples", num_examples, 1)):
+        if value < low:
+            raise DataError(f"{name} must be at least {low}, got {value}")
+    start, stop = step * batch_size, (step + 1) * batch_size
+    parts = []
+    for epoch in range(start // num_examples, (stop - 1) // num_examples + 1):
+        first = epoch * num_examples
+        parts.append(_epoch(seed, epoch, num_examples)[max(start - first, 0) : stop - first])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    order = shuffled(num_examples, seed=seed, epoch=epoch)
+    order.flags.writeable = False
+    return order
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run: a function of (seed, step), whatever the hosts and whatever came before.
+
+    Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
+            split; None puts them on the default device.
+    Raises: DataError where the batch does not divide over the sharding.
+    """
+
+    source: Source
+    batch_size: int
+    seed: int
+    sharding: jax.sharding.Sharding | None = None
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.sharding is not None:
+            try:
+                self.sharding.shard_shape((self.batch_size, *self.source.shape))
+            except ValueError as error:
+                raise DataError(f"batch_size {self.batch_size} does not divide over {self.sharding}") from error
+
+    def at(self, step: int) -> dict[str, jax.Array]:
+        """Batch `step`: "image" (b, h, w, c) as the source has it and, with labels, "label" (b,) int32.
+
+        The arrays are global; a host gathers the rows of its own devices only.
+        """
+        indices = batch_indices(step, seed=self.seed, batch_size=self.batch_size, num_examples=len(self.source))
+        if self.sharding is None:
+            return {name: jnp.asarray(array) for name, array in self.source.gather(indices).items()}
+        parts: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+        def rows(name: str, index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(self.batch_size)
+            if (start, stop) not in parts:
+                parts[start, stop] = self.source.gather(indices[start:stop])
+            return parts[start, stop][name][(slice(None), *index[1:])]
+
+        shapes: dict[str, tuple[int, ...]] = {"image": (self.batch_size, *self.source.shape)}
+        if self.source.num_classes is not None:
+            shapes["label"] = (self.batch_size,)
+        return {
+            name: jax.make_array_from_callback(shape, self.sharding, functools.partial(rows, name))
+            for name, shape in shapes.items()
+        }
+
+    def stream(self, start: int, stop: int | None = None) -> Iterator[dict[str, jax.Array]]:
+        """Batches start … stop − 1, without end where `stop` is None, prepared ahead in one thread.
+
+        What goes wrong in the thread is raised here at the batch it concerns. The thread ends with the generator:
+        when it is exhausted, closed or collected.
+        """
+        thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        ahead = deque()
+        step = start
+        try:
+            while True:
+                while len(ahead) <= PREFETCH and (stop is None or step < stop):
+                    ahead.append(thread.submit(self.at, step))
+                    step += 1
+                if not ahead:
+                    return
+                yield ahead.popleft().result()
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)
+
+
+def preprocess(images: Num[Array, "b h w c"], key: Array, *, horizontal_flip: bool) -> Float[Array, "b h w c"]:
+    """Source images to network units, on the device: uint8 x -> x/127.5 − 1 in [-1, 1] float32; floats as they are.
+
+    Args: key: of the flips; unused without. horizontal_flip: mirror each sample left to right with probability 1/2.
+    """
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 127.5 - 1
+    if horizontal_flip:
+        mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
+def to_uint8(images: np.ndarray | Array) -> UInt8[np.ndarray, "..."]:
+    """[-1, 1] to 0..255 by rounding and clipping, on the host: the exact inverse of `preprocess` on uint8 images."""
+    return np.clip(np.rint((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -1,0 +1,93 @@
+"""Downloading and preparing a data set with TFDS, with errors that say what to do."""
+
+import http.client
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import resource
+
+from cmjax.data.base import DataError, Progress
+
+DEADLINE_SECONDS = 8.0
+"""For a first answer of a server. TFDS itself would try again for minutes."""
+
+
+def prepare(builder_class: Any, data_dir: Path, progress: Progress | None = None) -> None:
+    """Download what `builder_class` needs and write it as array_record to data_dir/<name>/<version>.
+
+    Files in data_dir/downloads/manual are used in place of downloads; their checksums must be right as well.
+
+    Raises: DataError naming each file that is missing or wrong, where it comes from and where to put it.
+    """
+    description = f"preparing {builder_class.name}"
+    if progress is not None:
+        progress(description, 0, 1)
+    tfds.disable_progress_bar()  # it would write to the terminal beside the caller's own
+    _require_files(builder_class, data_dir)
+    builder = None
+    try:
+        builder = builder_class(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
+        )
+    except DataError:
+        raise
+    except Exception as error:
+        if builder is None or not (builder.data_path / "dataset_info.json").exists():
+            raise DataError(_explain(builder_class, data_dir, error)) from error
+        # Another process of the run on this machine finished the same work first.
+    if progress is not None:
+        progress(description, 1, 1)
+
+
+def _explain(builder_class: Any, data_dir: Path, error: Exception) -> str:
+    message = f"{builder_class.name} could not be prepared in {data_dir}: {error}"
+    if "wrong checksum" in str(error):
+        message += (
+            f"\nThe file is damaged or not the official one. Delete it and run again, or put the right one into "
+            f"{data_dir / 'downloads' / 'manual'}: {', '.join(builder_class.URLS)}"
+        )
+    return message
+
+
+def _manual_path(builder_class: Any, data_dir: Path, url: str) -> Path:
+    """Where TFDS looks for a file before it downloads it."""
+    return data_dir / "downloads" / "manual" / builder_class.url_infos[url].filename
+
+
+def _require_files(builder_class: Any, data_dir: Path) -> None:
+    """Raise at once where a file is neither here nor to be had."""
+    for url in builder_class.URLS:
+        cached = resource.get_dl_fname(url, builder_class.url_infos[url].checksum)
+        if _manual_path(builder_class, data_dir, url).is_file() or any((data_dir / "downloads").rglob(cached)):
+            continue
+        trouble = why_unreachable(url, deadline_seconds=DEADLINE_SECONDS)
+        if trouble is not None:
+            places = [f"  {each} -> {_manual_path(builder_class, data_dir, each)}" for each in builder_class.URLS]
+            raise DataError(
+                f"{builder_class.name} is not in {data_dir} and cannot be downloaded: {url}: {trouble}.\n"
+                "Connect to the network, or download elsewhere and put here:\n" + "\n".join(places)
+            )
+
+
+def why_unreachable(url: str, *, deadline_seconds: float) -> str | None:
+    """Why a server does not answer for `url` within the deadline; None where it does."""
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            with urllib.request.urlopen(request, timeout=deadline_seconds):
+                answers.append(None)
+        except (OSError, http.client.HTTPException) as error:
+            answers.append(str(error))
+
+    # A thread, for looking up the name of a host knows no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(deadline_seconds)
+    return answers[0] if answers else f"no answer in {deadline_seconds:g} s"

@@ -1,0 +1,85 @@
+"""Every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.data.base import ArraySource, DataError, Source, shuffled
+from cmjax.data.folder import folder
+from cmjax.data.tfds import tfds
+
+__all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
+
+
+def digits(split: str) -> ArraySource:
+    """Scikit-learn's handwritten digits: 8x8x1 uint8, 10 classes, 1500 in "train" and 297 in "test". No download.
+
+    The 17 grey levels 0..16 become round(level·255/16). A fixed permutation decides the split.
+
+    Raises: DataError for another split.
+    """
+    from sklearn.datasets import load_digits
+
+    _check_split(split)
+    data: Any = load_digits()
+    order = shuffled(len(data.images), seed=0)
+    rows = np.sort(order[:1500] if split == "train" else order[1500:])
+    images = np.rint(data.images[rows, :, :, None] * 255 / 16).astype(np.uint8)
+    return ArraySource(images, data.target[rows], 10)
+
+
+def arrays(path: str | Path, split: str) -> ArraySource:
+    """Images, or latents, from an .npz file.
+
+    Args:   path: holds "images" (n, h, w, c), uint8 or float32 (used as they are), and optionally "labels" (n,).
+            split: "train" or "test". "test" is "test_images" with "test_labels" where the file has them, else a tenth
+            of "images" that a fixed permutation takes out of "train".
+    Raises: DataError naming the file, the array and what is wrong with it.
+    """
+    _check_split(split)
+    contents = _read_npz(Path(path).expanduser())
+    if "images" not in contents:
+        raise DataError(f'{path}: has no array "images"; it has {", ".join(contents) or "none"}')
+    if "test_images" in contents:
+        if ("labels" in contents) != ("test_labels" in contents):
+            raise DataError(f'{path}: needs both "labels" and "test_labels", or neither')
+        named = {"train": ("images", "labels"), "test": ("test_images", "test_labels")}
+        sources = {key: _npz_source(path, contents, *names) for key, names in named.items()}
+        if sources["train"].shape != sources["test"].shape:
+            raise DataError(
+                f'{path}: "images" of {sources["train"].shape} and "test_images" of {sources["test"].shape} differ'
+            )
+        num_classes = max((source.num_classes or 0) for source in sources.values()) or None
+        return ArraySource(sources[split].images, sources[split].labels, num_classes)
+    whole = _npz_source(path, contents, "images", "labels")
+    if len(whole) < 2:
+        raise DataError(f'{path}: "images" holds one example; a held-out tenth needs at least 2, or add "test_images"')
+    order = shuffled(len(whole), seed=0)
+    held_out = max(1, len(whole) // 10)
+    rows = np.sort(order[held_out:] if split == "train" else order[:held_out])
+    return ArraySource(whole.images[rows], None if whole.labels is None else whole.labels[rows], whole.num_classes)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file; pickled objects are refused, for they can run code."""
+    if not path.is_file():
+        raise DataError(f'{path}: no such file; give the path of an .npz with an array "images"')
+    try:
+        with np.load(path, allow_pickle=False) as contents:
+            return {name: contents[name] for name in contents.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as an .npz of plain arrays: {error}") from error
+
+
+def _npz_source(path: str | Path, contents: dict[str, np.ndarray], images: str, labels: str) -> ArraySource:
+    try:
+        return ArraySource(contents[images], contents.get(labels))
+    except DataError as error:
+        raise DataError(f'{path}: "{images}" and "{labels}": {error}') from error
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
+        raise DataError(f'split must be "train" or "test", got "{split}"')
