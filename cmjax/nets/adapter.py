@@ -1,0 +1,66 @@
+"""From a Linen module to the plain callables that the rest of the library takes, and its first parameters."""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key
+
+from cmjax.nets.layers import Xavier
+
+
+def as_net(module: nn.Module) -> Callable[..., Array]:
+    """The function net(params, x, c_noise, *, key=None, **conditions) -> F of a module.
+
+    `key` draws dropout masks; None evaluates.
+    """
+    return partial(_apply, module)
+
+
+def _apply(module: nn.Module, params: Any, x: Array, c_noise: Array, *, key: Any = None, **conditions: Any) -> Any:
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, x, c_noise, deterministic=key is None, rngs=rngs, **conditions)
+
+
+def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) -> Any:
+    """First parameters for samples of `shape` (h, w, c), as host arrays: put them where they belong with device_put.
+
+    The network is traced, for its shapes, and never compiled, which for a U-Net takes longer than its first step. Each
+    parameter's initialiser is its layer's attribute `<name>_init`, as in Linen's own layers, and its numbers depend on
+    `key` and the parameter's path alone. A module with a parameter that no such attribute tells of is initialised by
+    its own `init` under jit.
+    """
+    initialisers: dict[tuple[str, ...], Any] = {}
+    inputs = jnp.zeros((1, *shape)), jnp.zeros(1)
+
+    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        for attribute in dir(type(layer)):
+            if attribute.endswith("_init"):
+                initialisers[(*layer.path, attribute.removesuffix("_init"))] = getattr(layer, attribute)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        shapes = flatten_dict(jax.eval_shape(module.init, key, *inputs)["params"])
+    if not shapes.keys() <= initialisers.keys():
+        return jax.tree.map(np.asarray, jax.jit(module.init)(key, *inputs)["params"])
+    return unflatten_dict({path: _draw(initialisers[path], key, path, leaf) for path, leaf in shapes.items()})
+
+
+def _draw(initialiser: Any, key: Any, path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """One parameter. The usual initialisers in numpy, since jax compiles a program for each shape; the rest by jax."""
+    if initialiser in (nn.initializers.zeros, nn.initializers.ones):
+        return np.full(leaf.shape, float(initialiser is nn.initializers.ones), leaf.dtype)
+    salt = zlib.crc32("/".join(path).encode())
+    if isinstance(initialiser, Xavier):
+        rng = np.random.default_rng([salt, *np.asarray(jax.random.key_data(key)).ravel().tolist()])
+        values = rng.random(math.prod(leaf.shape), np.float32).reshape(leaf.shape)
+        return ((2 * values - 1) * np.float32(initialiser.bound(leaf.shape))).astype(leaf.dtype)
+    return np.asarray(initialiser(jax.random.fold_in(key, salt), leaf.shape, leaf.dtype))
