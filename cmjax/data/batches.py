@@ -123,7 +123,8 @@ def preprocess(images: Num[Array, "b h w c"], key: Array, *, horizontal_flip: bo
     Args: key: of the flips; unused without. horizontal_flip: mirror each sample left to right with probability 1/2.
     """
     if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 127.5 - 1
+        # In this order both ends are exact; compiled, x/127.5 − 1 may become a fused multiply-add that passes 1.
+        images = (images.astype(jnp.float32) - 127.5) / 127.5
     if horizontal_flip:
         mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,11 @@ def _open(prepared: Path, split: str) -> OnDemandSource:
     shape = builder.info.features[image_key].shape
     num_classes = None if label_key is None else builder.info.features[label_key].num_classes
 
-    def decode(record: bytes) -> tuple[np.ndarray, int]:
-        from PIL import Image
+    parse: Any = tf_example_pb2
 
-        features = tf_example_pb2.Example.FromString(record).features.feature
-        with Image.open(io.BytesIO(features[image_key].bytes_list.value[0])) as image:
-            pixels = np.asarray(image, np.uint8).reshape(shape)
+    def decode(record: bytes) -> tuple[np.ndarray, int]:
+        features = parse.Example.FromString(record).features.feature
+        pixels = decode_image(features[image_key].bytes_list.value[0], shape)
         return pixels, 0 if label_key is None else features[label_key].int64_list.value[0]
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -114,6 +114,33 @@ def _open(prepared: Path, split: str) -> OnDemandSource:
         return batch
 
     return OnDemandSource(shape, num_classes, length, read)
+
+
+def decode_image(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """A PNG or JPEG file of the given (h, w, c) as uint8. JPEG files go straight to the decoder, twice as fast as
+    `Image.open`, which interprets every header in Python."""
+    from PIL import Image
+
+    height, width, channels = shape
+    if _jpeg_shape(data) == shape and channels in (1, 3):
+        mode = "L" if channels == 1 else "RGB"
+        return np.asarray(Image.frombytes(mode, (width, height), data, "jpeg", mode, "")).reshape(shape)
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image, np.uint8).reshape(shape)
+
+
+def _jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
+    """(h, w, c) from a JPEG file's frame header; None where it is not a plain JPEG file.   [ITU-T T.81, B.2.2]"""
+    if data[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in (0xC0, 0xC1, 0xC2):
+            height, width, channels = struct.unpack_from(">HHB", data, position + 5)
+            return height, width, channels
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
 
 
 def _feature_names(prepared: Path, features: Any) -> tuple[str, str | None]:
