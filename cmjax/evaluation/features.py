@@ -103,7 +103,7 @@ def classifier_features(
         return _train(images, labels, hidden, epochs, seed)
 
     path = Path(cache_dir) / f"classifier-{_key(images, labels, hidden, epochs, seed)}.npz"
-    cached = _read(path)
+    cached = _read(path, layers=len(hidden) + 1)
     if cached is not None:
         return cached
     trained = _train(images, labels, hidden, epochs, seed)
@@ -123,14 +123,17 @@ def _train(
     images: np.ndarray, labels: np.ndarray, hidden: tuple[int, ...], epochs: int, seed: int
 ) -> ClassifierFeatures:
     from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
     # an instance, not the integer: partial_fit would start from the integer again and repeat one order of batches
     network = MLPClassifier(hidden, random_state=np.random.RandomState(seed))
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
     classes = np.unique(labels)
     # a number of passes that is fixed beforehand, where `fit` would go on to convergence and warn when it is not met
-    for _ in range(epochs):
-        network.partial_fit(pixels, labels, classes=classes)
+    # one thread: the products are too small to share out, and on busy cores two threads take ten times as long
+    with threadpool_limits(1, user_api="blas"):
+        for _ in range(epochs):
+            network.partial_fit(pixels, labels, classes=classes)
     weights, biases = list(network.coefs_), list(network.intercepts_)
     if len(classes) == 2:  # scikit-learn's one logistic output z is a softmax of (0, z)
         weights[-1], biases[-1] = np.pad(weights[-1], ((0, 0), (1, 0))), np.pad(biases[-1], (1, 0))
@@ -155,13 +158,13 @@ def _encode(features: ClassifierFeatures) -> bytes:
     return content.getvalue()
 
 
-def _read(path: Path) -> ClassifierFeatures | None:
+def _read(path: Path, *, layers: int) -> ClassifierFeatures | None:
     """The classifier in `path`; None where there is none, or none that can be read (zip members have checksums)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            count = sum(name.startswith("weight") for name in file.files)
-            weights = [file[f"weight{i}"] for i in range(count)]
-            biases = [file[f"bias{i}"] for i in range(count)]
+        # opened here, because np.load leaves its own file open when the zip is damaged
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            weights = [file[f"weight{i}"] for i in range(layers)]
+            biases = [file[f"bias{i}"] for i in range(layers)]
             height, width, channels = (int(side) for side in file["image_shape"])
             return ClassifierFeatures(weights, biases, file["classes"], (height, width, channels))
     except FileNotFoundError:
@@ -181,9 +184,10 @@ def figures(
     """Compare each set of images with the held-out images: one reference set and one rule for every row.
 
     Rows that give the others their scale are the training images (what a perfect model would reach) and
-    `metrics.fitted_gaussian` of them.
+    `metrics.fitted_gaussian` of them. Every figure depends on the number of images, so a row that has more than the
+    smallest one is represented by a fixed random choice of as many.
 
-    Args:    rows: name -> (n, h, w, c) uint8, of equal n where the rows are to be compared. held_out: (m, h, w, c).
+    Args:    rows: name -> (n, h, w, c) uint8. held_out: (m, h, w, c) uint8. Coverage grows with n/m.
              features: images -> (n, d) for the Fréchet distance; None leaves it None. k: neighbours, k < n, k < m.
     Returns: name -> {"fd", "precision", "recall", "density", "coverage"}: the Fréchet distance of the features, and
              `metrics.prdc` on pixels.
@@ -200,8 +204,11 @@ def figures(
     # whole pixel values: prdc does not see the scale, and is exact on integers
     real = held_out.reshape(len(held_out), -1).astype(np.float64)
     radii = squared_radii(real, k=k)
+    smallest = min(map(len, rows.values()), default=0)
     table: dict[str, dict[str, float | None]] = {}
     for name, images in rows.items():
+        if len(images) > smallest:
+            images = images[np.random.default_rng(0).permutation(len(images))[:smallest]]
         fd = None if features is None or reference is None else frechet_distance(reference, features(images))
         neighbours = prdc(real, images.reshape(len(images), -1), k=k, real_radii=radii)
         table[name] = {"fd": fd, **neighbours._asdict()}

@@ -1,0 +1,218 @@
+"""The classifier learns the digits in seconds, its cache cannot lie, and the table orders good and bad samples."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from cmjax.evaluation import features, metrics
+from cmjax.evaluation.features import classifier_features, figures, format_figures
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(train images, train labels, held-out images, held-out labels); images (n, 8, 8, 1) uint8."""
+    data = load_digits()
+    images = np.rint(data.images * 255 / 16).astype(np.uint8)[..., None]
+    order = np.random.default_rng(0).permutation(len(images))
+    train, held_out = order[:1500], order[1500:]
+    return images[train], data.target[train], images[held_out], data.target[held_out]
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    return classifier_features(digits[0], digits[1], cache_dir=None)
+
+
+@pytest.fixture
+def small(digits):
+    """Arguments of a classifier that trains in milliseconds."""
+    return {"train_images": digits[0][:200], "train_labels": digits[1][:200], "hidden": (4,), "epochs": 2}
+
+
+def _files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_classifier_knows_the_digits(digits, trained):
+    assert trained.accuracy(digits[2], digits[3]) >= 0.95
+    wrong_labels = (digits[3] + 1) % 10
+    assert trained.accuracy(digits[2], wrong_labels) < 0.05
+
+
+def test_features_are_the_last_hidden_layer(digits, trained, monkeypatch):
+    out = trained(digits[2])
+    assert out.shape == (297, 64)
+    assert out.dtype == np.float64
+    x = np.maximum(digits[2].reshape(297, 64) / 255 @ trained.weights[0] + trained.biases[0], 0)
+    np.testing.assert_allclose(out, np.maximum(x @ trained.weights[1] + trained.biases[1], 0), rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(features, "FORWARD_IMAGES", 100)
+    np.testing.assert_allclose(trained(digits[2]), out, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_and_accuracy_are_scikit_learns(digits, classes, monkeypatch):
+    from sklearn.neural_network import MLPClassifier
+
+    networks = []
+
+    def record(*args, **kwargs):
+        networks.append(MLPClassifier(*args, **kwargs))
+        return networks[-1]
+
+    monkeypatch.setattr("sklearn.neural_network.MLPClassifier", record)
+    chosen = digits[1] < classes
+    images, labels = digits[0][chosen], digits[1][chosen] * 3 - 1  # labels need be neither dense nor positive
+    ours = classifier_features(images, labels, cache_dir=None, hidden=(8,), epochs=5)
+    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
+    np.testing.assert_allclose(ours.probabilities(images), networks[0].predict_proba(pixels), rtol=1e-3, atol=1e-6)
+    assert ours.accuracy(images, labels) == networks[0].score(pixels, labels)
+
+
+def test_the_cache_gives_the_same_features_without_training(small, tmp_path, monkeypatch):
+    first = classifier_features(**small, cache_dir=tmp_path / "new" / "folder")
+    monkeypatch.setattr(features, "_train", lambda *_: pytest.fail("trained again"))
+    second = classifier_features(**small, cache_dir=tmp_path / "new" / "folder")
+    np.testing.assert_array_equal(first(small["train_images"]), second(small["train_images"]))
+    np.testing.assert_array_equal(first.classes, second.classes)
+
+
+def test_other_data_or_settings_are_another_file(small, tmp_path):
+    changed_image, changed_label = small["train_images"].copy(), small["train_labels"].copy()
+    changed_image[7, 3, 3, 0] ^= 1
+    changed_label[7] = (changed_label[7] + 1) % 10
+    changes = [{}, {"train_images": changed_image}, {"train_labels": changed_label}]
+    changes += [{"hidden": (5,)}, {"epochs": 3}, {"seed": 1}, {"max_images": 100}]
+    for change in changes:
+        classifier_features(**{**small, **change}, cache_dir=tmp_path)
+    assert len(_files(tmp_path)) == len(changes)
+
+
+def test_a_damaged_cache_is_trained_anew(small, tmp_path, caplog):
+    expected = classifier_features(**small, cache_dir=tmp_path)(small["train_images"])
+    (path,) = tmp_path.iterdir()
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [b"", b"not a zip", good[: len(good) // 2], good[:-1]]
+    for position in rng.integers(0, len(good), 60):
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        got = classifier_features(**small, cache_dir=tmp_path)(small["train_images"])
+        np.testing.assert_array_equal(got, expected)
+    assert "cannot be read, training anew" in caplog.text
+    path.write_bytes(b"not a zip")
+    classifier_features(**small, cache_dir=tmp_path)
+    assert path.read_bytes() == good
+    assert _files(tmp_path) == [path.name]
+
+
+def test_a_pickle_in_the_cache_is_not_run(small, tmp_path):
+    classifier_features(**small, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    with path.open("wb") as file:
+        np.savez(file, weight0=np.array([Bomb()], dtype=object))
+    classifier_features(**small, cache_dir=tmp_path)
+    assert _files(tmp_path) == [path.name]
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(small, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way of the folder")
+    with caplog.at_level(logging.WARNING):
+        trained = classifier_features(**small, cache_dir=tmp_path / "file")
+    assert trained(small["train_images"]).shape == (200, 4)
+    assert "was not cached" in caplog.text
+
+
+def test_at_most_max_images_of_every_class_are_trained_on(digits, monkeypatch):
+    order = np.argsort(digits[1], kind="stable")  # stored class by class
+    seen = []
+    monkeypatch.setattr(features, "_train", lambda images, labels, *_: seen.append((images, labels)))
+    classifier_features(digits[0][order], digits[1][order], cache_dir=None, max_images=300)
+    images, labels = seen[0]
+    assert len(images) == len(labels) == 300
+    assert np.min(np.bincount(labels, minlength=10)) >= 15
+
+
+def test_the_table_orders_real_images_a_gaussian_and_noise(digits, trained):
+    train, held_out = digits[0], digits[2]
+    rows = {
+        "training images": train,
+        "fitted Gaussian": metrics.fitted_gaussian(train, 1500, 0),
+        "noise": np.random.default_rng(0).integers(0, 256, train.shape, dtype=np.uint8),
+    }
+    table = figures(rows, held_out=held_out, features=trained)
+    assert list(table) == list(rows)
+    real, gaussian, noise = table.values()
+    assert real["density"] == pytest.approx(1, abs=0.1)
+    assert min(real["coverage"], real["precision"], real["recall"]) > 0.93
+    assert gaussian["density"] == pytest.approx(0.48, abs=0.06)
+    for better, worse in ((real, gaussian), (gaussian, noise)):
+        assert worse["fd"] > 2 * better["fd"]
+        assert all(worse[name] < better[name] for name in ("precision", "recall", "density", "coverage"))
+
+
+def test_the_table_is_the_metrics_on_features_and_pixels(digits, trained):
+    fake, held_out = digits[0][:150], digits[2]
+    row = figures({"a": fake}, held_out=held_out, features=trained, k=3)["a"]
+    pixels = metrics.prdc(held_out.reshape(297, 64) / 255, fake.reshape(150, 64) / 255, k=3)
+    assert [row[name] for name in pixels._fields] == pytest.approx(list(pixels), abs=1e-3)
+    assert row["fd"] == metrics.frechet_distance(trained(held_out), trained(fake))
+    assert figures({"a": fake}, held_out=held_out, features=None)["a"]["fd"] is None
+    assert figures({}, held_out=held_out, features=trained) == {}
+
+
+def test_rows_are_compared_at_the_size_of_the_smallest(digits, trained):
+    held_out, many, few = digits[2], digits[0][:900], digits[0][900:1000]
+    table = figures({"many": many, "few": few}, held_out=held_out, features=trained)
+    alone = figures({"many": many}, held_out=held_out, features=trained)["many"]
+    assert table["few"] == figures({"few": few}, held_out=held_out, features=trained)["few"]
+    assert table["many"]["coverage"] < 0.9 < alone["coverage"]  # 100 images cannot cover what 900 do
+
+
+def test_the_text_is_aligned():
+    table = {"1 step": {"fd": 12.3456, "density": 0.5}, "fitted Gaussian": {"fd": None, "density": 1.0}}
+    lines = format_figures(table).splitlines()
+    assert [line.split() for line in lines] == [
+        ["fd", "density"],
+        ["1", "step", "12.346", "0.500"],
+        ["fitted", "Gaussian", "-", "1.000"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
+LABELS = np.arange(20) % 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: classifier_features(IMAGES / 255, LABELS, cache_dir=None), "train_images must be .* uint8"),
+        (lambda: classifier_features(IMAGES, LABELS[:9], cache_dir=None), r"labels must be \(20,\) integers"),
+        (lambda: classifier_features(IMAGES, LABELS * 0 + 4, cache_dir=None), r"at least two classes, got only \[4\]"),
+        (lambda: classifier_features(IMAGES, LABELS, cache_dir=None, epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: classifier_features(IMAGES, LABELS, cache_dir=None, hidden=()), r"len\(hidden\) must be at least 1"),
+        (lambda: figures({"a": IMAGES[:, :3]}, held_out=IMAGES, features=None), r"rows\['a'\] must be images of"),
+        (lambda: figures({"a": IMAGES[:5]}, held_out=IMAGES, features=None), r"rows\['a'\] must hold more than k=5"),
+        (lambda: figures({"a": IMAGES / 1}, held_out=IMAGES, features=None), r"rows\['a'\] must be .* uint8"),
+        (lambda: figures({"a": IMAGES}, held_out=IMAGES[:4], features=None), "less than the number of rows, 4, got 5"),
+    ],
+)
+def test_a_wrong_argument_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_images_of_another_shape_are_refused(trained):
+    with pytest.raises(ValueError, match=r"got \(20, 4, 4, 1\)"):
+        trained(IMAGES)
