@@ -79,6 +79,12 @@ def test_the_cache_gives_the_same_features_without_training(small, tmp_path, mon
     np.testing.assert_array_equal(first.classes, second.classes)
 
 
+def test_training_depends_on_the_seed_alone(small):
+    first, again, other = (classifier_features(**small, cache_dir=None, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first(small["train_images"]), again(small["train_images"]))
+    assert np.max(np.abs(first(small["train_images"]) - other(small["train_images"]))) > 0.1
+
+
 def test_other_data_or_settings_are_another_file(small, tmp_path):
     changed_image, changed_label = small["train_images"].copy(), small["train_labels"].copy()
     changed_image[7, 3, 3, 0] ^= 1
