@@ -24,7 +24,7 @@ from cmjax.core.sampling import FlowMap, sample_fn, sample_ode
 from cmjax.core.typing import Pair
 
 if TYPE_CHECKING:
-    from cmjax.build import load
+    from cmjax.workdir import load
 
 __version__ = "0.1.0"
 
@@ -57,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # reads checkpoints, so it brings flax and orbax with it
-        from cmjax.build import load
+        from cmjax.workdir import load
 
         return load
     raise AttributeError(f"module 'cmjax' has no attribute {name!r}")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from cmjax.core.typing import Step
+from cmjax.core.typing import Schedule, Step
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,26 @@ def _stages(starts: list[int], num_scales: list[int]) -> Curriculum:
     return Curriculum(np.array(starts, np.int32)[kept], np.array(num_scales, np.int32)[kept])
 
 
-def target_rates(
-    curriculum: Curriculum, *, s0: int, mu0: float, ema_uses_intervals: bool = False
-) -> Float[np.ndarray, " stages"]:
-    """μ = exp(s0·ln μ0 / N) for each stage, float64.   [Song et al. 2023, app. C]
+def student_as_target(*, curriculum: Curriculum) -> None:
+    """No average: the target is the student with its gradient stopped.   [Song & Dhariwal 2024, sec. 3.2]"""
 
-    Args: mu0: the rate at N = s0, 0 < mu0 < 1. ema_uses_intervals: divide by N − 1, as the released CIFAR-10 code
-          does, in place of N.
+
+def constant_rate(*, mu: float, curriculum: Curriculum) -> Schedule:
+    """μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
+    _check_rate("mu", mu)
+    return lambda step: jnp.asarray(mu)
+
+
+def scheduled_rate(*, mu0: float, curriculum: Curriculum, ema_uses_intervals: bool = False) -> Schedule:
+    """μ(k) = exp(s0·ln μ0/N(k)), with s0 = N(0) and 0 < mu0 < 1.   [Song et al. 2023, app. C]
+
+    `ema_uses_intervals` divides by N − 1, as the released CIFAR-10 code does, in place of N.
     """
-    return np.exp(s0 * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))
+    _check_rate("mu0", mu0)
+    rates = np.exp(curriculum.num_scales[0] * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))
+    return lambda step: jnp.asarray(rates)[curriculum.stage(step)]
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {rate}")

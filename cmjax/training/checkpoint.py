@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
@@ -89,25 +90,32 @@ class Checkpointer:
         self._manager.reload()
 
 
-def restore_averages(folder: str | Path, like: Params, names: list[str], *, step: int | None = None) -> dict:
-    """The averages {name: params} of the newest whole checkpoint in `folder`, or of `step`.
+def restore_average(folder: str | Path, like: Params, name: str, *, step: int | None = None) -> Params:
+    """One average of the parameters, from the newest whole checkpoint in `folder` or from that of `step`; nothing else
+    is read.
 
-    Args:   like: one average's shapes with shardings. names: those that the run keeps.
+    Args:   like: its shapes. The arrays come to this process's first device.
     Raises: CheckpointError where there is none.
     """
     folder = Path(folder).absolute()
     steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     if step is not None:
         steps = [s for s in steps if s == step]
-    target = {name: like for name in names}
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    target = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)}
 
-    def read(step: int) -> dict:
-        with ocp.StandardCheckpointer() as reader:
-            return reader.restore(folder / str(step) / "averages", target)
+    def read(step: int) -> Params:
+        arguments = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(folder / str(step) / "averages", args=arguments)[name]
 
     restored = _newest_readable(folder, steps, read, on_damaged=lambda step: None)
     if restored is None:
-        raise CheckpointError(f"no checkpoint in {folder}: train first, or name another --workdir")
+        raise CheckpointError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}")
     return restored
 
 
@@ -121,7 +129,7 @@ def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     optimizer = items["optimizer"]
     rest = jax.tree.unflatten(jax.tree.structure(tuple(like.opt_state[:-1])), jax.tree.leaves(optimizer["rest"]))
     last = AveragesState(optimizer["count"], items["averages"])
-    return TrainState(step=optimizer["step"], params=items["params"], opt_state=(*rest, last))
+    return TrainState(step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=like.finite)
 
 
 def _newest_readable(folder: Path, steps: Any, read: Callable[[int], Any], *, on_damaged: Callable[[int], None]) -> Any:
@@ -140,8 +148,8 @@ def _newest_readable(folder: Path, steps: Any, read: Callable[[int], Any], *, on
             return restored
     if damaged:
         raise CheckpointError(
-            f"none of the checkpoints {damaged} in {folder} can be read; restore the folder from a copy, or remove it to "
-            "start again from step 0"
+            f"none of the checkpoints {damaged} in {folder} can be read; restore the folder from a copy, or "
+            "remove it to start again from step 0"
         )
     return None
 

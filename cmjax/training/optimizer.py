@@ -1,7 +1,7 @@
 """The optimizer: a chain of Optax transformations whose last member holds every average of the parameters."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,22 +53,67 @@ def averages(opt_state: optax.OptState) -> dict[str, Params]:
 
 
 def make_optimizer(
-    scale_by_rule: Callable[..., optax.GradientTransformation],
+    rule: optax.GradientTransformation,
     *,
     learning_rate: Schedule,
-    clip_norm: float | None,
+    clip_norm: float,
     weight_decay: float,
     average_rates: Mapping[str, Schedule],
-    **rule: Any,
 ) -> optax.GradientTransformation:
     """clip → rule (Adam, RAdam, …) → decoupled weight decay → learning rate → averages.
 
-    Args: scale_by_rule: such as `optax.scale_by_radam`, called with `rule`. clip_norm: global gradient norm, or None.
+    Args: rule: such as `optax.scale_by_radam()`. clip_norm: largest global gradient norm; 0 does not clip.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        scale_by_rule(**rule),
+        rule,
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
         track_averages(average_rates),
     )
+
+
+def constant_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """The learning rate `peak` after a linear warm-up."""
+    return _warmed_up(optax.constant_schedule(peak), peak, warmup_steps)
+
+
+def cosine_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """From `peak` to zero along a half cosine, after a linear warm-up."""
+    return _warmed_up(optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1)), peak, warmup_steps)
+
+
+def linear_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """From `peak` to zero along a line, after a linear warm-up."""
+    decay = optax.linear_schedule(peak, 0.0, max(total_steps - warmup_steps, 1))
+    return _warmed_up(decay, peak, warmup_steps)
+
+
+def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
+    if warmup_steps == 0:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), schedule], [warmup_steps])
+
+
+def ema(*, rate: float, batch_size: int) -> Schedule:
+    """μ = `rate` at every step."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must lie in [0, 1), got {rate}")
+    return lambda step: jnp.asarray(rate)
+
+
+def half_life(*, mimg: float, batch_size: int, ramp_up: float = 0.05) -> Schedule:
+    """μ = 2^(−batch/half-life), the half-life in images: `mimg` million, or `ramp_up` of the images seen if that is
+    fewer; ramp_up = 0 turns that off.   [Karras et al. 2022, table 7]"""
+    if mimg <= 0 or ramp_up < 0:
+        raise ValueError(f"mimg must be positive and ramp_up at least 0, got {mimg} and {ramp_up}")
+
+    def rate(step):
+        images = mimg * 1e6
+        if ramp_up:
+            images = jnp.minimum(images, ramp_up * batch_size * jnp.asarray(step, jnp.float32))
+        return 0.5 ** (batch_size / jnp.maximum(images, 1e-8))
+
+    return rate

@@ -4,18 +4,22 @@ from typing import Any
 
 import flax.struct
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from cmjax.core.typing import Params
 
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` counts optimizer updates; the averages of the parameters live in `opt_state` (see `optimizer`)."""
+    """`step` counts optimizer updates; the averages of the parameters live in `opt_state` (see `optimizer`).
+
+    `finite` turns False at the first loss that is not finite; the rest of the state then stays as it was before it.
+    """
 
     step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
+    finite: Bool[Array, ""]
 
 
 Batch = dict[str, Any]

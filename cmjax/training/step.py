@@ -44,8 +44,8 @@ def make_train_step(
 ) -> TrainStep:
     """One optimizer update. Randomness is a function of (seed, step), so a resumed run repeats the original's.
 
-    A step whose loss or gradient is not finite leaves the state, its `step` included, as it was; `loss` in the metrics
-    tells. `teacher_params` is None where the objective has no teacher.
+    At a loss or gradient that is not finite the state stays as it was, from then on, and `loss` in the metrics is nan.
+    `teacher_params` is None where the objective has no teacher.
 
     Args: preprocess: (images as stored, key) -> x0. grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
@@ -66,12 +66,12 @@ def make_train_step(
         )
         grad_norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updated = TrainState(
+        updated = state.replace(
             step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
         )
         reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state).replace(finite=finite)
         return state, {"loss": jnp.where(finite, loss, jnp.nan), "grad_norm": grad_norm, **reported}
 
     return train_step

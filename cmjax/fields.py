@@ -1,0 +1,152 @@
+"""Reading a configuration: every field is read once, checked, and named in its error; a field that nobody read is one.
+
+A choice with parameters is written as a call, `"pseudo_huber(c=0.03)"`, of a function from a plain dict of choices.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A wrong configuration; the message names the field, the value and the choices."""
+
+
+class Fields:
+    """One section of a configuration. Read every field, then call `done`."""
+
+    def __init__(self, values: Mapping[str, Any], path: str = ""):
+        self._values, self._path = values, path
+        self._unread = set(values)
+        self._sections: dict[str, Fields] = {}
+
+    def name(self, field: str) -> str:
+        """The field with the sections it stands in, as the command line spells it."""
+        return f"{self._path}.{field}" if self._path else field
+
+    def error(self, field: str, problem: str) -> ConfigError:
+        return ConfigError(f"config.{self.name(field)}={self._values.get(field)!r}: {problem}")
+
+    def has(self, field: str) -> bool:
+        return field in self._values
+
+    def remaining(self) -> list[str]:
+        return sorted(self._unread)
+
+    def value(self, field: str) -> Any:
+        if field not in self._values:
+            raise ConfigError(f"config.{self.name(field)} is missing{_suggestion(field, self._unread)}")
+        self._unread.discard(field)
+        return self._values[field]
+
+    def section(self, field: str) -> "Fields":
+        value = self.value(field)
+        if not isinstance(value, Mapping):
+            raise self.error(field, "must be a section of fields, not a single value")
+        return self._sections.setdefault(field, Fields(value, self.name(field)))
+
+    def number(self, field: str, *, at_least: float | None = None, above: float | None = None) -> float:
+        value = self.value(field)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(field, "must be a number")
+        if at_least is not None and not value >= at_least:
+            raise self.error(field, f"must be at least {at_least}")
+        if above is not None and not value > above:
+            raise self.error(field, f"must be above {above}")
+        return value
+
+    def integer(self, field: str, *, at_least: int) -> int:
+        value = self.number(field, at_least=at_least)
+        if value != int(value):
+            raise self.error(field, "must be a whole number")
+        return int(value)
+
+    def boolean(self, field: str) -> bool:
+        value = self.value(field)
+        if not isinstance(value, bool):
+            raise self.error(field, "must be True or False")
+        return value
+
+    def text(self, field: str) -> str:
+        value = self.value(field)
+        if not isinstance(value, str):
+            raise self.error(field, "must be a text")
+        return value
+
+    def numbers(self, field: str) -> tuple[float, ...]:
+        value = self.value(field)
+        if not isinstance(value, Iterable) or not all(isinstance(v, int | float) for v in value) or not list(value):
+            raise self.error(field, "must be one or more numbers, like (80.0, 0.8)")
+        return tuple(float(v) for v in value)
+
+    def one_of(self, field: str, choices: Iterable[str]) -> str:
+        value = self.text(field)
+        if value not in choices:
+            raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(value, choices)}")
+        return value
+
+    def choice(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Callable:
+        """The chosen function with its parameters bound: those written in the call, and those of `given` it takes."""
+        return self._bound(field, self.text(field), choices, given)
+
+    def call(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Any:
+        """The result of calling the chosen function, its ValueErrors named by the field."""
+        return self._called(field, self.choice(field, choices, **given))
+
+    def calls(self, field: str, choices: Mapping[str, Callable], **given: Any) -> list[Any]:
+        """As `call`, for a field that holds one or more texts."""
+        texts = self.value(field)
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts) or not list(texts):
+            raise self.error(field, f"must be one or more of {', '.join(choices)}")
+        return [self._called(field, self._bound(field, text, choices, given)) for text in texts]
+
+    def _called(self, field: str, chosen: Callable) -> Any:
+        try:
+            return chosen()
+        except ValueError as error:
+            raise self.error(field, str(error)) from error
+
+    def _bound(self, field: str, text: str, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Callable:
+        name, written = self._parse_call(field, text)
+        if name not in choices:
+            raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(name, choices)}")
+        parameters = inspect.signature(choices[name]).parameters.values()
+        settable = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY or p.default is not p.empty]
+        free = [p for p in settable if p not in given]
+        if unknown := [p for p in written if p not in free]:
+            takes = ", ".join(free) or "no parameters"
+            raise self.error(field, f"{name} takes {takes}, not {', '.join(unknown)}{_suggestion(unknown[0], free)}")
+        required = [p.name for p in parameters if p.name in free and p.default is p.empty]
+        if missing := [p for p in required if p not in written]:
+            example = ", ".join(f"{p}=…" for p in missing)
+            raise self.error(field, f"{name} needs {', '.join(missing)}: write {name}({example})")
+        return partial(choices[name], **{p: v for p, v in given.items() if p in settable}, **written)
+
+    def _parse_call(self, field: str, text: str) -> tuple[str, dict[str, Any]]:
+        try:
+            node = ast.parse(text.strip(), mode="eval").body
+            if isinstance(node, ast.Name):
+                return node.id, {}
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+                return node.func.id, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        except (SyntaxError, ValueError):
+            pass
+        raise self.error(field, 'must be a name, or a name with parameters like "name(parameter=1.0)"')
+
+    def done(self) -> None:
+        """Raise ConfigError for the fields that nothing read, here and in the sections."""
+        for section in self._sections.values():
+            section.done()
+        if self._unread:
+            names = ", ".join(f"config.{self.name(field)}" for field in self.remaining())
+            known = [field for field in self._values if field not in self._unread]
+            raise ConfigError(f"{names}: nothing reads this here; remove it{_suggestion(self.remaining()[0], known)}")
+
+
+def _suggestion(word: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,134 @@
+"""What a run says: `metrics.jsonl` (the source of truth), its mirrors, and progress on the terminal."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Update = Callable[[int, str], None]
+"""(done, text): how far the work is, and a few words beside the bar."""
+
+
+class MetricsWriter:
+    """Appends {"step": k, name: value, …} lines to `metrics.jsonl`; TensorBoard and W&B mirror them where asked."""
+
+    def __init__(self, workdir: str | Path, *, resume_step: int, tensorboard: bool, wandb: bool, config: Mapping):
+        """Records of steps after `resume_step`, left by a run that was killed, are dropped: each step stands once."""
+        path = Path(workdir) / "metrics.jsonl"
+        if path.exists():
+            _drop_records_after(path, resume_step)
+        self._file = path.open("a", buffering=1)
+        self._mirrors: list[Callable[[int, Mapping[str, float]], None]] = []
+        self._closers: list[Callable[[], None]] = [self._file.close]
+        if tensorboard and importlib.util.find_spec("tensorboardX"):
+            self._add_tensorboard(workdir, resume_step)
+        if wandb:
+            self._add_wandb(workdir, config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for mirror in self._mirrors:
+            mirror(step, values)
+
+    def close(self) -> None:
+        for close in self._closers:
+            close()
+
+    def _add_tensorboard(self, workdir: str | Path, resume_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(workdir), purge_step=resume_step or None)
+        self._mirrors.append(lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()] and None)
+        self._closers.append(writer.close)
+
+    def _add_wandb(self, workdir: str | Path, config: Mapping) -> None:
+        import wandb
+
+        run = wandb.init(
+            project="cmjax", dir=str(workdir), name=Path(workdir).name, config=dict(config), resume="allow"
+        )
+        self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
+        self._closers.append(run.finish)
+
+
+def _drop_records_after(path: Path, step: int) -> None:
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Replace the file in one motion: a kill leaves the old text or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON; what JSON has no word for is written as its text."""
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, *, start: int = 0, every_s: float = 10.0) -> Iterator[Update]:
+    """A bar with the time left on a terminal, a line every `every_s` seconds elsewhere."""
+    if sys.stderr.isatty():
+        with _bar(description, total, start) as update:
+            yield update
+        return
+    began = last = time.monotonic()
+
+    def update(done: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every_s:
+            return
+        last = now
+        left = (now - began) * (total - done) / max(done - start, 1)
+        log.info("%s %d/%d (%.0f%%), %s left  %s", description, done, total, 100 * done / total, _clock(left), text)
+
+    yield update
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, start: int) -> Iterator[Update]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        task = bar.add_task(description, total=total, completed=start, text="")
+        yield lambda done, text: bar.update(task, completed=done, text=text)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

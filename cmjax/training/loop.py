@@ -1,0 +1,143 @@
+"""The loop: batches in, steps dispatched, metrics read a step late, checkpoints and pictures on their steps."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+from cmjax.core.typing import Params
+from cmjax.training.checkpoint import Checkpointer
+from cmjax.training.logging import Update
+from cmjax.training.state import Batch, TrainState
+from cmjax.training.step import Metrics, TrainStep
+
+WriteRecord = Callable[[int, dict[str, float]], None]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient was not finite at `step`; the state before that step is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"the loss or its gradient is not finite at step {step}; the state before it is saved. Lower "
+            "optimizer.learning_rate or set optimizer.clip_norm, and start again with the same command"
+        )
+        self.step = step
+
+
+class Stopped(Exception):
+    """The run was asked to stop by the signal `number` and has saved its state at `step`."""
+
+    def __init__(self, step: int, number: int):
+        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
+        self.step, self.number = step, number
+
+
+def run_loop(
+    state: TrainState,
+    train_step: TrainStep,
+    teacher_params: Params,
+    batches: Iterable[Batch],
+    *,
+    start: int,
+    total_steps: int,
+    batch_size: int,
+    checkpointer: Checkpointer,
+    save_every: int,
+    write_record: WriteRecord,
+    log_every: int,
+    draw_samples: Callable[[TrainState, int], None],
+    sample_every: int,
+    update_progress: Update,
+) -> TrainState:
+    """Train from step `start` to `total_steps` and save at the end. `batches` begins with that of step `start`.
+
+    Raises: NonFiniteLoss, or Stopped on SIGTERM and Ctrl-C; either way with the state saved.
+    """
+    late = _LateMetrics(write_record, update_progress, log_every=log_every, batch_size=batch_size)
+    try:
+        with _stop_requests() as stop_requested:
+            for step, batch in zip(range(start, total_steps), batches, strict=True):
+                state, metrics = train_step(state, teacher_params, batch)
+                late.push(step, metrics)
+                done = step + 1
+                stop = stop_requested(done)
+                if stop or done % save_every == 0 or done == total_steps:
+                    late.flush()  # never save a state under a step that it did not reach
+                    checkpointer.save(state, done)
+                if stop:
+                    raise Stopped(done, stop)
+                if sample_every and done % sample_every == 0 and done < total_steps:
+                    draw_samples(state, done)
+    except NonFiniteLoss as error:
+        checkpointer.save(state, error.step)
+        raise
+    finally:
+        checkpointer.wait()
+    return state
+
+
+class _LateMetrics:
+    """Reads a step's metrics when the next one is already under way, so that the device never waits for the host."""
+
+    def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, batch_size: int):
+        self._write_record, self._update_progress = write_record, update_progress
+        self._log_every, self._batch_size = log_every, batch_size
+        self._pending: tuple[int, Metrics] | None = None
+        self._losses: list[float] = []
+        self._window_start = time.perf_counter()
+
+    def push(self, step: int, metrics: Metrics) -> None:
+        """Read the metrics of the step before, and hold these."""
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(step)
+        self._losses.append(loss)
+        self._update_progress(step + 1, f"loss {loss:.4g}")
+        if (step + 1) % self._log_every == 0:
+            self._record(step + 1, metrics)
+
+    def _record(self, done: int, metrics: Metrics) -> None:
+        now = time.perf_counter()
+        seconds = (now - self._window_start) / len(self._losses)
+        record = {name: float(value) for name, value in metrics.items()}
+        record["loss"] = sum(self._losses) / len(self._losses)
+        record |= {"step_seconds": seconds, "images_per_second": self._batch_size / seconds}
+        self._write_record(done, record | {"nimg": done * self._batch_size})
+        self._losses, self._window_start = [], now
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[Callable[[int], int]]:
+    """A function of the step that returns the signal number once the run was asked to stop, else 0.
+
+    Processes of one run agree on the step through JAX's preemption service, which owns SIGTERM there. A second Ctrl-C
+    interrupts at once.
+    """
+    if jax.process_count() > 1:
+        yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+        return
+    received: list[int] = []
+
+    def note(number, _frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda step: received[0] if received else 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""A run's folder: its `config.json`, and the trained model in it."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cmjax.build import read_model
+from cmjax.core.sampling import FlowMap
+from cmjax.fields import ConfigError
+from cmjax.training.checkpoint import restore_average
+from cmjax.training.logging import to_json, write_atomically
+
+SHAPES_STATE = ("net.", "model.", "objective.name", "objective.target", "optimizer.rule", "optimizer.averages")
+"""The fields that a run's checkpoints depend on; a run cannot go on when they change."""
+
+RECORD = "config.json"
+
+
+def write_record(
+    workdir: Path, config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int | None
+) -> list[str]:
+    """Create the workdir, or check that it belongs to the same run, and write `config.json`.
+
+    Returns: the differing fields that a run may change on the way, as "field: old -> new".
+    Raises:  ConfigError where the folder cannot be written or is another run's, naming the fields that differ.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}; name another") from error
+    record = {"config": config, "shape": list(shape), "num_classes": num_classes, **_provenance()}
+    changed: list[str] = []
+    if (workdir / RECORD).exists():
+        old = read_record(workdir)
+        if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
+            raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")
+        differing = dict(_differences(old["config"], config))
+        fatal = [f"  {field}: {change}" for field, change in differing.items() if field.startswith(SHAPES_STATE)]
+        if fatal:
+            raise ConfigError(
+                f"--workdir={workdir} was made by another configuration, which its checkpoints depend on:\n"
+                + "\n".join(fatal)
+                + "\nName another --workdir, or use the old values."
+            )
+        changed = [f"{field}: {change}" for field, change in differing.items()]
+    write_atomically(workdir / RECORD, to_json(record))
+    return changed
+
+
+def read_record(workdir: str | Path) -> dict[str, Any]:
+    """The content of `config.json`: "config", "shape" (h, w, c), "num_classes", versions and the git commit.
+
+    Raises: ConfigError where there is none, or it cannot be read.
+    """
+    path = Path(workdir) / RECORD
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{workdir} is not a run's folder: it has no {RECORD}") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def load(workdir_or_checkpoint: str | Path, *, average: int = 0) -> FlowMap:
+    """The trained model of a run's folder, bound to an average of its parameters.
+
+    Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.
+             average: which of `config.optimizer.averages`.
+    Returns: flow_map(x, t, **conditions) with x (b, h, w, c) in [-1, 1] units and t a scalar or (b,): the estimate of
+             the clean image, f(x, t) of a consistency model or D(x, t) of a teacher.
+    Raises:  ConfigError where the path is no run's folder; CheckpointError where no checkpoint can be read.
+    """
+    path, step = Path(workdir_or_checkpoint), None
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        path, step = path.parent.parent, int(path.name)
+    record = read_record(path)
+    model = read_model(record["config"], record["num_classes"])
+    texts = record["config"]["optimizer"]["averages"]
+    count = 1 if isinstance(texts, str) else len(texts)
+    if not 0 <= average < count:
+        raise ConfigError(f"average={average}: {path} keeps {count} average(s), numbered from 0: {texts}")
+    shape = tuple(record["shape"])
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), shape))
+    params = restore_average(path / "checkpoints", like, f"ema{average}", step=step)
+    return model.bind(params, shape)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    before, after = dict(_leaves(old)), dict(_leaves(json.loads(to_json(new))))
+    for field in sorted(before.keys() | after.keys()):
+        if before.get(field) != after.get(field):
+            yield field, f"{before.get(field)!r} -> {after.get(field)!r}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {"versions": {name: _version(name) for name in packages}, "git_commit": commit.stdout.strip() or None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
