@@ -142,9 +142,15 @@ def test_a_folder_that_cannot_be_written_is_a_warning(small, tmp_path, caplog):
 def test_at_most_max_images_of_every_class_are_trained_on(digits, monkeypatch):
     order = np.argsort(digits[1], kind="stable")  # stored class by class
     seen = []
-    monkeypatch.setattr(features, "_train", lambda images, labels, *_: seen.append((images, labels)))
-    classifier_features(digits[0][order], digits[1][order], cache_dir=None, max_images=300)
-    images, labels = seen[0]
+    train = features._train
+
+    def record(*args):
+        seen.extend(args[:2])
+        return train(*args)
+
+    monkeypatch.setattr(features, "_train", record)
+    classifier_features(digits[0][order], digits[1][order], cache_dir=None, max_images=300, epochs=1)
+    images, labels = seen
     assert len(images) == len(labels) == 300
     assert np.min(np.bincount(labels, minlength=10)) >= 15
 
