@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cmjax.data.base import ArraySource, DataError, OnDemandSource, Source
+from cmjax.data.decoding import decode_image
 from cmjax.data.sources import arrays, digits, folder, tfds
-from cmjax.data.tfds import decode_image
 
 SHARED = Path(os.environ.get("CMJAX_SHARED", "../shared")) / "data" / "tfds"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no prepared data sets in {SHARED}; set CMJAX_SHARED")
@@ -286,11 +286,17 @@ def _try(path: Path, split: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("png", "RGB"), ("jpeg", "RGB"), ("png", "L"), ("jpeg", "L")])
-def test_decoding_equals_pillows(tmp_path, kind, mode):
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("png", {}), ("jpeg", {}), ("jpeg", {"progressive": True}), ("webp", {})]
+)
+def test_decoding_equals_pillows(tmp_path, kind, options, mode):
+    if kind != "png" and mode != "RGB" and (kind, mode) != ("jpeg", "L"):
+        pytest.skip("the format has no such images")
     path = tmp_path / "image"
-    Image.fromarray(noise(9, 5, 3)).convert(mode).save(path, kind, progressive=True)
-    expected = np.asarray(Image.open(path)).reshape(9, 5, len(mode))
+    Image.fromarray(noise(9, 5, 3)).convert(mode).save(path, kind, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(image).reshape(9, 5, len(mode))
     np.testing.assert_array_equal(decode_image(path.read_bytes(), (9, 5, len(mode))), expected)
     with pytest.raises(ValueError, match="reshape"):
         decode_image(path.read_bytes(), (9, 6, len(mode)))

@@ -1,8 +1,6 @@
 """TFDS data sets as sources, read and prepared without TensorFlow."""
 
 import importlib
-import io
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from cmjax.data.base import (
     load,
     parallel_map,
 )
+from cmjax.data.decoding import decode_image
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 """Data sets that can be prepared here: module of `cmjax.data.builders` -> class."""
@@ -114,33 +113,6 @@ def _open(prepared: Path, split: str) -> OnDemandSource:
         return batch
 
     return OnDemandSource(shape, num_classes, length, read)
-
-
-def decode_image(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """A PNG or JPEG file of the given (h, w, c) as uint8. JPEG files go straight to the decoder, twice as fast as
-    `Image.open`, which interprets every header in Python."""
-    from PIL import Image
-
-    height, width, channels = shape
-    if _jpeg_shape(data) == shape and channels in (1, 3):
-        mode = "L" if channels == 1 else "RGB"
-        return np.asarray(Image.frombytes(mode, (width, height), data, "jpeg", mode, "")).reshape(shape)
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image, np.uint8).reshape(shape)
-
-
-def _jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
-    """(h, w, c) from a JPEG file's frame header; None where it is not a plain JPEG file.   [ITU-T T.81, B.2.2]"""
-    if data[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 10 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker in (0xC0, 0xC1, 0xC2):
-            height, width, channels = struct.unpack_from(">HHB", data, position + 5)
-            return height, width, channels
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
 
 
 def _feature_names(prepared: Path, features: Any) -> tuple[str, str | None]:

@@ -1,6 +1,8 @@
 """Downloading and preparing a data set with TFDS, with errors that say what to do."""
 
+import contextlib
 import http.client
+import io
 import threading
 import urllib.error
 import urllib.request
@@ -31,9 +33,9 @@ def prepare(builder_class: Any, data_dir: Path, progress: Progress | None = None
     builder = None
     try:
         builder = builder_class(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
-        )
+        config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # nor its own announcements
+            builder.download_and_prepare(download_config=config)
     except DataError:
         raise
     except Exception as error:
