@@ -178,7 +178,7 @@ def test_a_silent_server_does_not_keep_us_waiting(monkeypatch):
 
 
 def test_a_refusing_server_is_unreachable():
-    assert "refused" in str(preparing.why_unreachable("http://127.0.0.1:9/", deadline_seconds=5)).lower()
+    assert "refused" in str(preparing.why_unreachable("http://127.0.0.1:9/", deadline_seconds=5.0)).lower()
 
 
 def test_pickles_of_python_3_are_read_too():

@@ -327,6 +327,15 @@ def test_tfds_on_demand_equals_in_memory():
 
 
 @needs_shared
+def test_tfds_on_threads_equals_one_thread(monkeypatch):
+    one = everything(tfds("mnist", "test[:300]", data_dir=SHARED))
+    monkeypatch.setattr("cmjax.data.tfds.SMALL_PIXELS", 0)
+    many = everything(tfds("mnist", "test[:300]", data_dir=SHARED))
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(one[name], many[name])
+
+
+@needs_shared
 def test_tfds_equals_its_own_decoding():
     import tensorflow_datasets
 

@@ -21,6 +21,9 @@ from cmjax.data.decoding import decode_image
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 """Data sets that can be prepared here: module of `cmjax.data.builders` -> class."""
 
+SMALL_PIXELS = 64 * 64
+"""Images up to here are decoded on one thread: several spend longer waiting for Python's lock than decoding."""
+
 
 def tfds(
     name: str,
@@ -78,7 +81,7 @@ def _prepare(root: Path, name: str, progress: Progress | None) -> None:
 
 
 def _open(prepared: Path, split: str) -> OnDemandSource:
-    """TFDS finds the records; they are parsed and decoded on threads here, four times as fast."""
+    """TFDS finds the records; they are parsed and decoded here, four times as fast."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -98,6 +101,7 @@ def _open(prepared: Path, split: str) -> OnDemandSource:
     num_classes = None if label_key is None else builder.info.features[label_key].num_classes
 
     parse: Any = tf_example_pb2
+    on_threads = shape[0] * shape[1] > SMALL_PIXELS
 
     def decode(record: bytes) -> tuple[np.ndarray, int]:
         features = parse.Example.FromString(record).features.feature
@@ -105,7 +109,8 @@ def _open(prepared: Path, split: str) -> OnDemandSource:
         return pixels, 0 if label_key is None else features[label_key].int64_list.value[0]
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        decoded = parallel_map(decode, records.__getitems__([int(i) for i in indices]))
+        found = records.__getitems__([int(i) for i in indices])
+        decoded = parallel_map(decode, found) if on_threads else [decode(record) for record in found]
         images = [image for image, _ in decoded]
         batch = {"image": np.stack(images) if images else np.empty((0, *shape), np.uint8)}
         if label_key is not None:

@@ -5,7 +5,7 @@ import io
 import pickle
 import tarfile
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -65,7 +65,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise DataError(f"{archive}: holds no file {prefix}*; it is not CIFAR-10's python archive")
 
 
-def read_batch(file: IO[bytes], name: str) -> tuple[np.ndarray, list[int]]:
+def read_batch(file: Any, name: str) -> tuple[np.ndarray, list[int]]:
     """One of the archive's files: a pickled dict of "data" (n, 3072) uint8, planes of 32x32, and "labels" (n).
 
     Returns: images (n, 32, 32, 3) uint8 and labels.
