@@ -96,7 +96,7 @@ class Model:
 class Method:
     """An objective that waits for its networks. `frozen` loads what it uses and training leaves alone."""
 
-    objective: Callable[[Model, Model | None], Objective]
+    objective: Callable[[Model, FlowMap | None], Objective]
     target_rate: Schedule | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     teacher: str = ""
@@ -230,18 +230,18 @@ def _read_consistency(fields: Fields, constants: Mapping[str, float], steps: int
     distance, frozen = _read_distance(fields)
     target_rate = fields.call("target", TARGETS, curriculum=curriculum)
 
-    def objective(model, teacher_model):
+    def objective(model, teacher):
         def loss(params, target_params, frozen, key, x0, step, conditions):
             pair_key, loss_key = jax.random.split(key)
             pair = draw(pair_key, len(x0), step)
             shared = {"path": paths.ve, "distance": distance(frozen), "weight": weight, "conditions": conditions}
-            if teacher_model is None:
+            if teacher is None:
                 return losses.consistency_training_loss(
                     model.denoiser, params, target_params, loss_key, x0, pair, **shared
                 )
             return losses.consistency_distillation_loss(
                 model.denoiser, params, target_params, loss_key, x0, pair,
-                teacher=teacher_model.denoiser, teacher_params=frozen["teacher"], ode_step=ode_step, **shared,
+                teacher=teacher.denoiser, teacher_params=frozen["teacher"], ode_step=ode_step, **shared,
             )  # fmt: skip
 
         return loss
@@ -337,8 +337,12 @@ def _read_log(fields: Fields) -> dict[str, Any]:
 def _read_samples(fields: Fields, kind: str, constants: Mapping[str, float]) -> dict[str, Any]:
     settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
     if kind == "denoiser":
-        ode_step = fields.choice("solver", ODE_STEPS)
-        return settings | {"ode_step": ode_step, "solver_steps": fields.integer("solver_steps", at_least=2)}
+        solver = fields.one_of("solver", ODE_STEPS)
+        return settings | {
+            "solver": solver,
+            "ode_step": ODE_STEPS[solver],
+            "solver_steps": fields.integer("solver_steps", at_least=2),
+        }
     times = fields.numbers("times")
     try:
         check_times(times, constants["t_min"], constants["t_max"])

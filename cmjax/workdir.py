@@ -12,8 +12,8 @@ import jax
 from cmjax.build import read_model
 from cmjax.core.sampling import FlowMap
 from cmjax.fields import ConfigError
+from cmjax.files import to_json, write_atomically
 from cmjax.training.checkpoint import restore_average
-from cmjax.training.logging import to_json, write_atomically
 
 SHAPES_STATE = ("net.", "model.", "objective.name", "objective.target", "optimizer.rule", "optimizer.averages")
 """The fields that a run's checkpoints depend on; a run cannot go on when they change."""

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from cmjax.evaluation import plots
-from cmjax.evaluation.plots import GREY, image_grid, save_png, write_atomically
+from cmjax.evaluation.plots import GREY, image_grid, save_png
+from cmjax.files import write_atomically
 
 
 def _images(n, h, w, c, seed=0):

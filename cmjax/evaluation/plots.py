@@ -2,12 +2,12 @@
 
 import math
 import os
-import uuid
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num, UInt8
+
+from cmjax.files import write_atomically
 
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
 
@@ -65,19 +65,3 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) ->
     encoded = BytesIO()
     Image.fromarray(image).save(encoded, format="PNG")
     write_atomically(path, encoded.getvalue())
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make `path` hold `content`, or leave it as it was: a kill or a full disk cannot leave part of it there.
-
-    Raises: OSError where the folder cannot be made or written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own for every writer: several hosts may share the folder
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

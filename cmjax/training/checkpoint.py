@@ -20,6 +20,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
+from cmjax.files import to_json, write_atomically
 from cmjax.training.optimizer import AveragesState
 from cmjax.training.state import TrainState
 
@@ -155,7 +156,7 @@ def _newest_readable(folder: Path, steps: Any, read: Callable[[int], Any], *, on
 
 
 def _files(step_folder: Path) -> list[Path]:
-    return sorted(p for p in step_folder.rglob("*") if p.is_file() and not p.name.startswith(CHECKSUMS))
+    return sorted(p for p in step_folder.rglob("*") if p.is_file() and CHECKSUMS not in p.name)
 
 
 def _crc32(path: Path) -> int:
@@ -174,9 +175,7 @@ def _write_checksums_once_committed(step_folder: Path, timeout_s: float = 3600) 
             return
         time.sleep(0.02)
     checksums = {str(path.relative_to(step_folder)): _crc32(path) for path in _files(step_folder)}
-    temporary = step_folder / f"{CHECKSUMS}.tmp"
-    temporary.write_text(json.dumps(checksums, indent=1))
-    os.replace(temporary, step_folder / CHECKSUMS)
+    write_atomically(step_folder / CHECKSUMS, to_json(checksums))
 
 
 def _verify_checksums(step_folder: Path) -> None:

@@ -4,12 +4,10 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +64,6 @@ def _drop_records_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
     write_atomically(path, "".join(kept))
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Replace the file in one motion: a kill leaves the old text or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def to_json(value: Any) -> str:
-    """Indented JSON; what JSON has no word for is written as its text."""
-    return json.dumps(value, indent=2, default=str) + "\n"
 
 
 @contextlib.contextmanager

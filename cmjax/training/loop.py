@@ -30,11 +30,11 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop by the signal `number` and has saved its state at `step`."""
+    """The run was asked to stop by the signal `number` and has saved its state. SIGTERM, a scheduler's, is no error."""
 
     def __init__(self, step: int, number: int):
         super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
-        self.step, self.number = step, number
+        self.exit_code = 128 + number if number == signal.SIGINT else 0
 
 
 def run_loop(

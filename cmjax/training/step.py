@@ -100,7 +100,10 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 
     def init(params):
         return TrainState(
-            step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params)
+            step=jnp.zeros((), jnp.int32),
+            params=jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.init(params),
+            finite=jnp.ones((), bool),
         )
 
     shardings = parameter_shardings(jax.eval_shape(init, params), mesh)

@@ -1,0 +1,82 @@
+"""The command line: `python -m cmjax.main --config=configs/digits_ct.py`."""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from cmjax.fields import ConfigError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
+_NUM = flags.DEFINE_integer("num", 64, "sample: how many images.", lower_bound=1)
+_TIMES = flags.DEFINE_list("times", None, "sample: noise levels of a consistency model, as 80,0.8. Default: t_max.")
+_SOLVER = flags.DEFINE_string("solver", None, "sample: PF-ODE solver of a teacher, euler or heun. Default: heun.")
+_STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver's grid. Default: 18.")
+_LABEL = flags.DEFINE_integer("label", None, "sample: the class, of a class-conditional model. Default: all in turn.")
+_SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", None, "sample: x.png for a grid, x.npz for images (n, h, w, c) uint8.")
+
+
+def dispatch() -> None:
+    """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
+    from cmjax.modes import sample, train
+
+    workdir = Path(_WORKDIR.value or f"runs/{_config_name()}")
+    if _MODE.value == "train":
+        if _CONFIG.value is None:
+            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
+        train.run(_CONFIG.value.to_dict(), workdir)
+    else:
+        sample.run(
+            workdir,
+            out=_OUT.value,
+            num=_NUM.value,
+            seed=_SEED.value,
+            times=_TIMES.value,
+            solver=_SOLVER.value,
+            steps=_STEPS.value,
+            label=_LABEL.value,
+        )
+
+
+def _config_name() -> str:
+    """The recipe's file name without suffix, with its variant: `cifar_ct:tiny` gives cifar_ct-tiny."""
+    if _CONFIG.value is None:
+        raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path(path).stem + (f"-{variant}" if variant else "")
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parser, with one line for what it and config_flags raise."""
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}\nSee python -m cmjax.main --help")
+
+
+def main(arguments: list[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for chatty in ("absl", "jax", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if len(arguments) > 1:
+        sys.exit(f"error: {' '.join(arguments[1:])}: options are written --name=value")
+    from cmjax.data.sources import DataError
+    from cmjax.training.checkpoint import CheckpointError
+    from cmjax.training.loop import NonFiniteLoss, Stopped
+
+    try:
+        dispatch()
+    except (ConfigError, DataError, CheckpointError, NonFiniteLoss) as error:
+        sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,80 @@
+"""Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.core import paths
+from cmjax.core.grids import karras_grid
+from cmjax.core.sampling import FlowMap, sample_fn, sample_ode
+from cmjax.core.typing import OdeStep
+from cmjax.data.batches import to_uint8
+from cmjax.training.logging import Update
+from cmjax.training.mesh import batch_sharding, make_mesh, replicated
+
+Sampler = Callable[[FlowMap, Any, dict], Any]
+"""(flow_map, keys (b,), conditions) -> images (b, h, w, c), jitted over all devices."""
+
+PIXELS_AT_ONCE = 2**18
+
+
+def consistency_sampler(times: tuple[float, ...]) -> Sampler:
+    """Multistep consistency sampling along `times`."""
+    return _over_devices(
+        lambda flow_map, keys, conditions: sample_fn(
+            flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions
+        )
+    )
+
+
+def ode_sampler(ode_step: OdeStep, steps: int, rho: float) -> Sampler:
+    """The PF-ODE of a teacher on a Karras grid of `steps` noise levels."""
+
+    def sample(flow_map, keys, conditions):
+        grid = karras_grid(steps, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)[::-1].copy()
+        shape = (len(keys), *flow_map.shape)
+        return sample_ode(flow_map, keys, shape, times=grid, path=paths.ve, ode_step=ode_step, **conditions)
+
+    return _over_devices(sample)
+
+
+def draw_images(
+    sampler: Sampler,
+    flow_map: FlowMap,
+    num: int,
+    *,
+    seed: int,
+    conditions: dict[str, np.ndarray],
+    update_progress: Update = lambda done, text: None,
+) -> np.ndarray:
+    """(num, h, w, c) uint8 for images, float32 for latents of other than 1 or 3 channels. `conditions`: (num, ...)."""
+    devices = jax.device_count()
+    chunk = max(PIXELS_AT_ONCE // int(np.prod(flow_map.shape)), 16) * devices
+    chunk = min(chunk, -(-num // devices) * devices)
+    root, drawn = jax.random.key(seed), []
+    for start in range(0, num, chunk):
+        indices = np.arange(start, start + chunk)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(indices))
+        within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
+        drawn.append(np.asarray(sampler(flow_map, keys, within)))
+        update_progress(min(start + chunk, num), "")
+    images = np.concatenate(drawn)[:num]
+    return to_uint8(images) if images.shape[-1] in (1, 3) else images
+
+
+def class_labels(num: int, num_classes: int | None, label: int | None = None) -> dict[str, np.ndarray]:
+    """The `label` condition of `num` samples: one class, or all in turn; empty for a model without classes."""
+    if not num_classes:
+        return {}
+    labels = np.arange(num) % num_classes if label is None else np.full(num, label)
+    return {"label": labels.astype(np.int32)}
+
+
+def _over_devices(sample: Callable) -> Sampler:
+    mesh = make_mesh()
+    return jax.jit(
+        sample, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh)
+    )

@@ -1,0 +1,73 @@
+"""`--mode=sample`: images of a trained run, as a grid or an array."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from cmjax.build import ODE_STEPS, check_times
+from cmjax.core.sampling import FlowMap
+from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.fields import ConfigError
+from cmjax.files import write_atomically
+from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, draw_images, ode_sampler
+from cmjax.training.logging import progress
+from cmjax.workdir import load, read_record
+
+
+def run(
+    workdir: Path,
+    *,
+    out: str | None,
+    num: int,
+    seed: int,
+    times: list[str] | None,
+    solver: str | None,
+    steps: int | None,
+    label: int | None,
+) -> None:
+    """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
+    path = Path(out or workdir / "samples" / f"seed-{seed}.png")
+    if path.suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
+    flow_map = load(workdir)
+    config = read_record(workdir)
+    sampler = _sampler(flow_map, config["config"]["model"]["rho"], times, solver, steps)
+    num_classes = config["num_classes"] if config["config"]["net"]["class_conditional"] else None
+    if label is not None and not 0 <= label < (num_classes or 0):
+        raise ConfigError(f"--label={label}: the model has {num_classes or 'no'} classes, numbered from 0")
+    conditions = class_labels(num, num_classes, label)
+    with progress("sampling", num) as update:
+        images = draw_images(sampler, flow_map, num, seed=seed, conditions=conditions, update_progress=update)
+    try:
+        if path.suffix == ".png":
+            save_png(path, image_grid(images))
+        else:
+            content = io.BytesIO()
+            np.savez(content, images=images)
+            write_atomically(path, content.getvalue())
+    except OSError as error:
+        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
+    print(f"{num} images of {workdir}: {path}")
+
+
+def _sampler(flow_map: FlowMap, rho: float, times: list[str] | None, solver: str | None, steps: int | None) -> Sampler:
+    if flow_map.kind == "denoiser":
+        if times is not None:
+            raise ConfigError("--times is for consistency models; this is a teacher: use --solver and --steps")
+        if (solver or "heun") not in ODE_STEPS:
+            raise ConfigError(f"--solver={solver}: must be one of {', '.join(ODE_STEPS)}")
+        if steps is not None and steps < 2:
+            raise ConfigError(f"--steps={steps}: must be at least 2")
+        return ode_sampler(ODE_STEPS[solver or "heun"], steps or 18, rho)
+    if solver is not None or steps is not None:
+        raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
+    try:
+        levels = tuple(float(text) for text in times) if times else (flow_map.t_max,)
+    except ValueError:
+        raise ConfigError(f"--times={','.join(times or [])}: must be numbers, as 80,0.8") from None
+    try:
+        check_times(levels, flow_map.t_min, flow_map.t_max)
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from error
+    return consistency_sampler(levels)

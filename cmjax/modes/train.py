@@ -1,0 +1,243 @@
+"""`--mode=train`: train, or go on with, a run, and end it with pictures, figures and a summary."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cmjax.build import Model, Run, read_run
+from cmjax.core.sampling import FlowMap
+from cmjax.core.typing import Params
+from cmjax.data.batches import Batches, preprocess
+from cmjax.data.sources import Source
+from cmjax.evaluation.features import format_figures
+from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.fields import ConfigError
+from cmjax.files import to_json, write_atomically
+from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, draw_images, ode_sampler
+from cmjax.modes.figures import can_compare, compare
+from cmjax.training.checkpoint import Checkpointer
+from cmjax.training.logging import MetricsWriter, progress
+from cmjax.training.loop import run_loop
+from cmjax.training.mesh import batch_sharding, initialize_processes, make_mesh, parameter_shardings
+from cmjax.training.optimizer import averages
+from cmjax.training.state import TrainState
+from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.workdir import load, write_record
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Mapping[str, Any], workdir: Path) -> None:
+    """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one."""
+    began = time.perf_counter()
+    plan = read_run(config)
+    initialize_processes()
+    _cache_compilations(workdir)
+    mesh = make_mesh(fsdp=plan.fsdp)
+    _check_batch(plan)
+    teacher = _load_other(plan.method.teacher, "objective.teacher") if plan.method.teacher else None
+    start_from = _load_other(plan.init_from, "init_from") if plan.init_from else None
+    source = _open(plan, "train")
+    model = plan.make_model(source.num_classes)
+    if teacher is not None and (teacher.kind != "denoiser" or teacher.shape != tuple(source.shape)):
+        raise ConfigError(
+            f"config.objective.teacher={plan.method.teacher!r}: it is a {teacher.kind} of images {teacher.shape}; "
+            f"a denoiser of images {tuple(source.shape)} is needed"
+        )
+    for change in write_record(workdir, config, source.shape, source.num_classes):
+        log.warning("going on with another config.%s", change)
+
+    fresh = model.init(jax.random.key(plan.seed), source.shape)
+    state = init_state(_started(fresh, start_from, plan.init_from), plan.optimizer, mesh)
+    frozen = {name: load_weights() for name, load_weights in plan.method.frozen.items()}
+    if teacher is not None:
+        frozen["teacher"] = teacher.params
+    pictures = _Pictures(plan, model, source, workdir)
+    trained, speed = _train(plan, state, frozen, model, teacher, source, mesh, workdir, config, pictures)
+    _finish(plan, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Draws a run's samples: one grid for each sampler, always from the same noise."""
+
+    plan: Run
+    model: Model
+    source: Source
+    workdir: Path
+    samplers: dict[str, Sampler] = field(init=False)
+
+    def __post_init__(self):
+        settings, samplers = self.plan.samples, {}
+        if self.model.kind == "denoiser":
+            steps = settings["solver_steps"]
+            samplers[f"{settings['solver']}-{steps}"] = ode_sampler(
+                settings["ode_step"], steps, self.model.constants["rho"]
+            )
+        else:
+            for times in dict.fromkeys((settings["times"][:1], settings["times"])):
+                samplers[f"{len(times)}-step"] = consistency_sampler(times)
+        object.__setattr__(self, "samplers", samplers)
+
+    def flow_map(self, state: TrainState) -> FlowMap:
+        return self.model.bind(averages(state.opt_state)["ema0"], self.source.shape)
+
+    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
+        num_classes = self.source.num_classes if self.model.class_conditional else None
+        flow_map, conditions = self.flow_map(state), class_labels(num, num_classes)
+        return {
+            name: draw_images(sampler, flow_map, num, seed=self.plan.seed, conditions=conditions)
+            for name, sampler in self.samplers.items()
+        }
+
+    def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
+        """PNGs in the run's folder: name -> path."""
+        paths = {}
+        for name, batch in images.items():
+            path = self.workdir / "samples" / f"{step:07d}-{name}.png"
+            paths[name] = str(path)
+            if jax.process_index() == 0:
+                save_png(path, image_grid(batch[: self.plan.samples["num"]]))
+        return paths
+
+    def refresh(self, state: TrainState, step: int) -> None:
+        self.save_grids(self.draw(state, self.plan.samples["num"]), step)
+
+
+def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, config, pictures):
+    """The trained state, and what the run measured of itself."""
+    step_fn = make_train_step(
+        plan.method.objective(model, teacher),
+        plan.optimizer,
+        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
+        seed=plan.seed,
+        grad_accumulation=plan.grad_accumulation,
+        schedules=plan.schedules,
+    )
+    batches = Batches(source, batch_size=plan.batch_size, seed=plan.seed, sharding=batch_sharding(mesh))
+    frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
+    keep = {name: plan.checkpoint[name] for name in ("keep", "keep_every")}
+    with Checkpointer(workdir / "checkpoints", **keep) as checkpointer:
+        state = checkpointer.restore(state) or state
+        start = int(state.step)
+        if start:
+            log.info("going on from step %d of %s", start, workdir)
+        if start >= plan.steps:
+            return state, {}
+        log.info("compiling the train step of %s parameters", f"{_count(state.params):,}")
+        began = time.perf_counter()
+        compiled = compile_train_step(step_fn, state, frozen, batches.at(start), mesh)
+        compile_seconds = time.perf_counter() - began
+        log.info("compiled in %.1f s; training steps %d to %d", compile_seconds, start, plan.steps)
+        mirrors = {name: plan.log[name] for name in ("tensorboard", "wandb")}
+        writer = (
+            MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if jax.process_index() == 0 else None
+        )
+        began = time.perf_counter()
+        with progress("training", plan.steps, start=start) as update:
+            state = run_loop(
+                state,
+                compiled,
+                frozen,
+                batches.stream(start, plan.steps),
+                start=start,
+                total_steps=plan.steps,
+                batch_size=plan.batch_size,
+                checkpointer=checkpointer,
+                save_every=plan.checkpoint["save_every"],
+                write_record=writer.write if writer else lambda step, record: None,
+                log_every=plan.log["every"],
+                draw_samples=pictures.refresh,
+                sample_every=plan.samples["every"],
+                update_progress=update,
+            )
+        seconds = time.perf_counter() - began
+        if writer:
+            writer.close()
+    rate = (plan.steps - start) * plan.batch_size / seconds
+    return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, "images_per_second": rate}
+
+
+def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: _Pictures, speed: dict) -> None:
+    """The last pictures and the figures, in `summary.json` and on the terminal."""
+    num = max(plan.num_figures, plan.samples["num"])
+    log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
+    images = pictures.draw(state, num)
+    grids = pictures.save_grids(images, plan.steps)
+    table = {}
+    if plan.num_figures and (held_out := can_compare(images, partial(_open, plan, "test"))) is not None:
+        table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
+    summary = {
+        "workdir": str(workdir),
+        "checkpoint": str(workdir / "checkpoints" / str(plan.steps)),
+        "samples": grids,
+        "steps": plan.steps,
+        "images_seen": plan.steps * plan.batch_size,
+        "parameters": _count(state.params),
+        **{name: round(value, 2) for name, value in speed.items()},
+        "figures": table,
+    }
+    if jax.process_index() == 0:
+        write_atomically(workdir / "summary.json", to_json(summary))
+        print(_report(summary))
+
+
+def _report(summary: dict[str, Any]) -> str:
+    lines = [f"{name:18s} {value}" for name, value in summary.items() if name not in ("samples", "figures")]
+    lines += [f"{'samples ' + name:18s} {path}" for name, path in summary["samples"].items()]
+    if summary["figures"]:
+        lines += ["", format_figures(summary["figures"])]
+    return "\n".join(lines)
+
+
+def _count(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _open(plan: Run, split: str) -> Source:
+    return plan.open_source(split, lambda description, done, total: log.info("%s %d/%d", description, done, total))
+
+
+def _check_batch(plan: Run) -> None:
+    part = plan.batch_size // plan.grad_accumulation
+    if part % jax.device_count():
+        raise ConfigError(
+            f"config.batch_size={plan.batch_size}: a part of it, {part} with config.grad_accumulation="
+            f"{plan.grad_accumulation}, must be divisible by the number of devices, {jax.device_count()}"
+        )
+
+
+def _load_other(workdir: str, field_name: str) -> FlowMap:
+    """Another run's model, which this one starts from or distils."""
+    try:
+        return load(workdir)
+    except (ConfigError, RuntimeError) as error:
+        raise ConfigError(
+            f"config.{field_name}={workdir!r}: {error}. Train it first, as with\n"
+            f"  python -m cmjax.main --config=configs/{Path(workdir).name}.py --workdir={workdir}"
+        ) from error
+
+
+def _started(fresh: Params, other: FlowMap | None, name: str) -> Params:
+    """The other run's parameters where there is one, checked against this network's."""
+    if other is None:
+        return fresh
+    ours, theirs = (jax.tree.map(lambda leaf: leaf.shape, params) for params in (fresh, other.params))
+    if ours != theirs:
+        raise ConfigError(f"config.init_from={name!r}: its network is another one than config.net describes")
+    return other.params
+
+
+def _cache_compilations(workdir: Path) -> None:
+    """Keep compiled programs beside the runs, unless JAX was told where: the next start of a run compiles nothing."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((workdir.parent / ".cache" / "jax").absolute()))
