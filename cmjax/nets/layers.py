@@ -177,7 +177,8 @@ class GroupNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Residual single-head attention over the positions of a feature map: x + proj(attend(qkv(norm(x)))).
 
-    The XLA implementation: the fused GPU kernels have no forward-mode rule, which tangent losses need.
+    Plain products: fused GPU kernels have no forward-mode rule, which tangent losses need, and on a CPU this takes
+    three quarters of the time of `jax.nn.dot_product_attention`. The softmax is float32.
     """
 
     dtype: Any = jnp.float32
@@ -188,8 +189,10 @@ class SelfAttention(nn.Module):
         qkv = nn.Dense(3 * c, kernel_init=Xavier(0.2**0.5), dtype=self.dtype, name="qkv")(
             GroupNorm(dtype=self.dtype, name="norm")(x)
         )
-        q, k, v = jnp.split(qkv.reshape(b, h * w, 1, 3 * c), 3, axis=3)
-        attended = jax.nn.dot_product_attention(q, k, v, implementation="xla").reshape(b, h, w, c)
+        q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=2)
+        logits = jnp.einsum("bqc,bkc->bqk", q * c**-0.5, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=2).astype(self.dtype)
+        attended = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(b, h, w, c)
         return x + nn.Dense(c, kernel_init=Xavier(1e-5), dtype=self.dtype, name="proj")(attended)
 
 

@@ -1,0 +1,113 @@
+"""LPIPS, a perceptual distance between images: differences of VGG16's features, weighted by trained heads."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""VGG16's convolutions, by stage; a stage ends in the tap that is compared, and pooling stands between stages."""
+
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+"""Of ImageNet's channels, for images in [0, 1]."""
+
+EPS = 1e-10
+
+
+def lpips(
+    params: Any, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"], *, resize: int | None = 224, pool: str = "max"
+) -> Float[Array, " b"]:
+    """Σ_taps mean_hw Σ_c w_c·(x̂ − ŷ)², x̂ the features of unit length over channels.   [Zhang et al. 2018, eq. 1]
+
+    Args:    params: of `load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
+             resize: bilinear enlargement to this size where either side is smaller, as consistency distillation does;
+             None for none. pool: "max" as published, or "avg", which the released consistency models use.
+    Returns: (b,), 0 where x = y; its gradient is finite everywhere.
+    Raises:  ValueError for another `pool`, or images without three channels.
+    """
+    if pool not in ("max", "avg"):
+        raise ValueError(f"pool must be 'max' or 'avg', got {pool!r}")
+    if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3:
+        raise ValueError(f"x and y must be RGB images (b, h, w, 3) of one shape, got {x.shape} and {y.shape}")
+    both = jnp.concatenate([x, y])
+    if resize and min(both.shape[1:3]) < resize:
+        both = jax.image.resize(both, (both.shape[0], resize, resize, 3), "bilinear")
+    h = ((both + 1) / 2 - MEAN[None, None, None]) / STD[None, None, None]
+    total = jnp.zeros(len(x))
+    for stage, (convolutions, head) in enumerate(zip(params["convolutions"], params["heads"], strict=True)):
+        if stage:
+            h = _pool(h, pool)
+        for layer in convolutions:
+            h = jax.lax.conv_general_dilated(
+                h, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            h = jax.nn.relu(h + layer["bias"][None, None, None])
+        a, b = jnp.split(_unit(h), 2)
+        total += jnp.mean((a - b) ** 2 @ head, axis=(1, 2))
+    return total
+
+
+def _unit(h: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """h/(|h| + EPS); where h = 0, the square root's infinite slope is kept out of the gradient."""
+    squared = jnp.sum(h**2, axis=-1, keepdims=True)
+    positive = squared > 0
+    return h / (jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) + EPS)
+
+
+def _pool(h: Float[Array, "b h w c"], kind: str) -> Float[Array, "b h_half w_half c"]:
+    """Over 2×2 windows; an odd last row or column is left out, as VGG16's own pooling does."""
+    height, width = h.shape[1] // 2, h.shape[2] // 2
+    h = h[:, : 2 * height, : 2 * width].reshape(h.shape[0], height, 2, width, 2, h.shape[3])
+    return h.max((2, 4)) if kind == "max" else h.mean((2, 4))
+
+
+def load_lpips(vgg_path: str | Path, heads_path: str | Path) -> Any:
+    """Parameters for `lpips` from the published weight files.
+
+    Args:   vgg_path: torchvision's `vgg16-397923af.pth`; its classifier is not read. heads_path: `vgg.pth` of the
+            lpips package (v0.1). Either may be a .npz of the same keys. Files of PyTorch are read as data, never code.
+    Raises: ValueError naming a key that is missing, of another shape, or left over; ImportError where a .pth is given
+            and torch is missing.
+    """
+    vgg, heads = _read(Path(vgg_path)), _read(Path(heads_path))
+    index, channels, convolutions = 0, 3, []
+    for widths in WIDTHS:
+        stage = []
+        for width in widths:
+            kernel = _take(vgg, f"features.{index}.weight", (width, channels, 3, 3), vgg_path).transpose(2, 3, 1, 0)
+            bias = _take(vgg, f"features.{index}.bias", (width,), vgg_path)
+            stage.append({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)})
+            channels, index = width, index + 2  # a ReLU stands between
+        convolutions.append(stage)
+        index += 1  # and a pooling layer here
+    taps = [
+        jnp.asarray(_take(heads, f"lin{i}.model.1.weight", (1, widths[-1], 1, 1), heads_path).ravel())
+        for i, widths in enumerate(WIDTHS)
+    ]
+    left_over = [key for key in (*vgg, *heads) if not key.startswith("classifier.")]
+    if left_over:
+        raise ValueError(f"unexpected keys in {vgg_path} or {heads_path}: {', '.join(left_over)}")
+    return {"convolutions": convolutions, "heads": taps}
+
+
+def _take(arrays: dict[str, np.ndarray], key: str, shape: tuple[int, ...], path: str | Path) -> np.ndarray:
+    if key not in arrays:
+        raise ValueError(f"{path} has no {key}")
+    array = arrays.pop(key)
+    if array.shape != shape:
+        raise ValueError(f"{key} in {path} must have shape {shape}, got {array.shape}")
+    return np.asarray(array, np.float32)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs torch (pip install torch), or a .npz of the same keys") from error
+    return {key: value.numpy() for key, value in torch.load(path, map_location="cpu", weights_only=True).items()}

@@ -1,0 +1,246 @@
+"""The U-Nets: recorded outputs of EDM's networks, published sizes, and what training asks of them."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from cmjax.interop.edm import params_from_edm, unet_from_edm
+from cmjax.nets.adapter import as_net, init_params
+from cmjax.nets.layers import (
+    Dropout,
+    GroupNorm,
+    SelfAttention,
+    Xavier,
+    convolve,
+    downsample,
+    split_convolution,
+    upsample,
+)
+from cmjax.nets.mlp import MLP
+from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
+
+CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
+TINY = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RANDOM.standard_normal(shape), jnp.float32)
+
+
+@pytest.fixture(scope="module", params=[DDPMPP, NCSNPP], ids=["ddpmpp", "ncsnpp"])
+def tiny(request):
+    module = UNet(**TINY, **request.param, num_classes=3, augment_dim=2, dropout=0.5)
+    params = init_params(module, jax.random.key(0), (8, 8, 2))
+    # The zero-like output layers would hide everything behind them.
+    loud = {path: leaf if np.abs(leaf).max() > 1e-3 else leaf + 1e-2 for path, leaf in flatten_dict(params).items()}
+    return jax.jit(as_net(module)), jax.tree.unflatten(jax.tree.structure(params), list(jax.tree.leaves(loud)))
+
+
+def edm(name):
+    """The network, its parameters by EDM's keys, and the recorded inputs and outputs."""
+    if not CHECKPOINTS.exists():
+        pytest.skip(f"needs the recorded networks, {CHECKPOINTS}; CMJAX_SHARED names the folder that holds parity/")
+    torch = pytest.importorskip("torch")
+    arguments = json.loads((CHECKPOINTS / f"{name}.json").read_text())["kwargs"]
+    states = torch.load(CHECKPOINTS / f"{name}.pt", weights_only=True)
+    with np.load(CHECKPOINTS / f"{name}_io.npz") as file:
+        io = {key: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for key, value in file.items()}
+    return unet_from_edm(arguments), {key: value.numpy() for key, value in states.items()}, io
+
+
+def shapes_of(module, shape):
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+
+
+@pytest.mark.parametrize("name", ["edm_ddpmpp", "edm_ddpmpp_cond", "edm_ncsnpp_cond"])
+def test_recorded_outputs_of_edm(name):
+    module, states, io = edm(name)
+    params = params_from_edm(states, shapes_of(module, (16, 16, 3)))
+    x, sigma = np.float32(io["x"]), np.float32(io["sigma"])[:, None, None, None]
+    c_noise, scale = np.log(sigma.ravel()) / 4, np.sqrt(sigma**2 + 0.25)
+    label = jnp.asarray(io["class_labels"].argmax(1)) if "class_labels" in io else None
+    net = jax.jit(as_net(module))
+
+    def denoiser(**conditions):
+        return 0.25 / scale**2 * x + 0.5 * sigma / scale * net(params, x / scale, c_noise, **conditions)
+
+    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    close(net(params, x / scale, c_noise, label=label), io["F_x_noaug"])
+    close(denoiser(label=label), io["out_noaug"])
+    close(denoiser(label=label, augment=np.float32(io["augment_labels"])), io["out"])
+    if label is not None:
+        close(denoiser(), io["out_nolabel"])
+        close(denoiser(label=jnp.full(len(x), -1)), io["out_nolabel"])
+
+
+def test_state_dicts_must_match_key_by_key():
+    module, states, _ = edm("edm_ddpmpp")
+    like = shapes_of(module, (16, 16, 3))
+    changed = dict(states)
+    del changed["model.map_layer0.bias"]
+    changed["model.enc.16x16_spare.weight"] = np.zeros(3)
+    changed["model.map_layer1.bias"] = np.zeros(3)
+    with pytest.raises(ValueError, match="of this network") as caught:
+        params_from_edm(changed, like)
+    for said in ("missing map_layer0.bias", "left over enc.16x16_spare.weight", "map_layer1.bias is (3,)"):
+        assert said in str(caught.value)
+    with pytest.raises(ValueError, match="num_channels"):
+        unet_from_edm({"num_channels": 3})
+    with pytest.raises(ValueError, match="DhariwalUNet"):
+        unet_from_edm({"model_type": "DhariwalUNet"})
+
+
+@pytest.mark.parametrize(("setting", "count"), [(DDPMPP, 55_732_739), (NCSNPP, 56_395_651)])
+def test_published_sizes_for_cifar10(setting, count):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(UNet(**setting), (32, 32, 3)))) == count
+
+
+def test_every_input_matters_and_dropout_follows_its_key(tiny):
+    net, params = tiny
+    x, c_noise, label = normal(2, 8, 8, 2), jnp.array([-1.0, 0.5]), jnp.array([0, 2])
+    out = net(params, x, c_noise, label=label)
+    assert out.shape == x.shape
+    for other in (
+        net(params, x, c_noise + 0.1, label=label),
+        net(params, x, c_noise, label=label - 1),
+        net(params, x, c_noise, label=label, augment=jnp.ones((2, 2))),
+        net(params, x, c_noise, label=label, key=jax.random.key(1)),
+    ):
+        assert (jnp.abs(other - out).max((1, 2, 3)) > 1e-6).all()
+    again, different = (net(params, x, c_noise, key=jax.random.key(seed)) for seed in (1, 2))
+    np.testing.assert_array_equal(again, net(params, x, c_noise, key=jax.random.key(1)))
+    assert jnp.abs(again - different).max() > 1e-6
+    np.testing.assert_allclose(net(params, x[1:], c_noise[1:], label=label[1:]), out[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_forward_mode_agrees_with_reverse_mode(tiny):
+    net, params = tiny
+    x, c_noise, out_dot = normal(1, 8, 8, 2), jnp.array([0.3]), normal(1, 8, 8, 2)
+    tangents = normal(1, 8, 8, 2), jnp.array([0.7])
+    _, forward = jax.jvp(partial(net, params), (x, c_noise), tangents)
+    gradients = jax.vjp(partial(net, params), x, c_noise)[1](out_dot)
+    reverse = sum(jnp.vdot(a, b) for a, b in zip(gradients, tangents, strict=True))
+    np.testing.assert_allclose(jnp.vdot(forward, out_dot), reverse, rtol=1e-3)
+
+
+def test_remat_and_half_precision_change_nothing_but_cost():
+    fields = {**TINY, **NCSNPP}
+    params = init_params(UNet(**fields), jax.random.key(0), (8, 8, 1))
+    x, c_noise = normal(2, 8, 8, 1), jnp.zeros(2)
+
+    def gradient(module):
+        return jax.jit(jax.grad(lambda p: jnp.sum(as_net(module)(p, x, c_noise, key=jax.random.key(0)) ** 2)))(params)
+
+    plain, remat = gradient(UNet(**fields)), gradient(UNet(**fields, remat=True))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-9), plain, remat)
+    assert not np.any(plain["embedding"]["frequencies"])
+    out = as_net(UNet(**fields))(params, x, c_noise)
+    half = as_net(UNet(**fields, dtype=jnp.bfloat16))(params, x, c_noise)
+    assert half.dtype == jnp.float32
+    assert 0 < jnp.abs(half - out).max() < 0.05 * jnp.abs(out).max()
+
+
+@pytest.mark.parametrize("encoder", ["standard", "skip", "residual"])
+@pytest.mark.parametrize("decoder", ["standard", "skip"])
+def test_encoders_and_decoders_at_odd_depths(encoder, decoder):
+    module = UNet(
+        channels=8, channel_mult=(1, 1, 2), blocks=1, encoder=encoder, decoder=decoder, resample_filter=(1, 3, 3, 1)
+    )
+    shape = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((2, 28, 28, 1)), jnp.zeros(2))[0]
+    assert shape.shape == (2, 28, 28, 1)
+
+
+def test_wrong_settings_and_inputs_are_named():
+    x, c_noise = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1)
+    for fields, inputs, message in (
+        ({"encoder": "pyramid"}, {}, "encoder must be one of"),
+        ({"channel_mult": (1,) * 5}, {}, "multiples of 16"),
+        ({}, {"label": jnp.zeros(1, int)}, "num_classes=0"),
+        ({}, {"augment": jnp.zeros((1, 2))}, "augment_dim=0"),
+        ({"channels": 9, "channel_mult": (1, 1)}, {}, "channels=9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(partial(UNet(**{**TINY, **fields}).init, **inputs), jax.random.key(0), x, c_noise)
+
+
+def test_first_parameters_follow_from_the_key_and_have_their_initialisers_scale():
+    module = UNet(**TINY, **NCSNPP)
+    params, again, other = (init_params(module, jax.random.key(seed), (8, 8, 3)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes_of(module, (8, 8, 3)))
+    block = params["encoder_1_block_0"]
+    assert not np.array_equal(block["conv_0"]["kernel"], other["encoder_1_block_0"]["conv_0"]["kernel"])
+    for layer, gain in (("conv_0", 1.0), ("conv_1", 1e-5)):
+        kernel = block[layer]["kernel"]
+        np.testing.assert_allclose(kernel.std(), Xavier(gain).bound(kernel.shape) / 3**0.5, rtol=0.1)
+    assert (block["norm_0"]["scale"] == 1).all()
+    remat = init_params(module.clone(remat=True), jax.random.key(0), (8, 8, 3))
+    jax.tree.map(np.testing.assert_array_equal, params, remat)
+    mlp = init_params(MLP(width=8, depth=1), jax.random.key(0), (2,))
+    assert as_net(MLP(width=8, depth=1))(mlp, jnp.zeros((1, 2)), jnp.zeros(1)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 5, 5, 2, 1)])
+def test_resampling_is_the_convolution_with_the_taps(taps):
+    x = normal(2, 6, 8, 3)
+    kernel = np.outer(taps, taps)[:, :, None, None] / sum(taps) ** 2 * np.ones((1, 1, 1, 3))
+    reach = len(taps) // 2 - 1
+    depthwise = partial(
+        jax.lax.conv_general_dilated, x, feature_group_count=3, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    down = depthwise(jnp.float32(kernel), (2, 2), [(reach, reach)] * 2)
+    np.testing.assert_allclose(downsample(x, taps), down, atol=1e-6)
+    pads = [(len(taps) - 1 - reach,) * 2] * 2
+    up = depthwise(jnp.float32(4 * kernel), (1, 1), pads, lhs_dilation=(2, 2))
+    np.testing.assert_allclose(upsample(x, taps), up, atol=1e-6)
+
+
+def test_split_convolution_has_the_derivatives_of_the_convolution():
+    x, kernel, out_dot = normal(5, 32, 32, 3), normal(3, 3, 3, 4), normal(5, 32, 32, 4)
+    for padding in (1, 2):
+        plain, split = partial(convolve, padding=padding), lambda x, k, p=padding: split_convolution(x, k, p)
+        cotangent = jnp.pad(out_dot, [(0, 0), *[(padding - 1,) * 2] * 2, (0, 0)])
+        for ours, usual in zip(
+            jax.vjp(split, x, kernel)[1](cotangent), jax.vjp(plain, x, kernel)[1](cotangent), strict=True
+        ):
+            np.testing.assert_allclose(ours, usual, rtol=1e-4, atol=1e-3)
+        for point, tangent in (((x, kernel), (x + 1, kernel - 1)), ((x, kernel), (x, 0 * kernel))):
+            ours, usual = (jax.jvp(f, point, tangent)[1] for f in (split, plain))
+            np.testing.assert_allclose(ours, usual, atol=1e-4)
+
+
+def test_group_norm_and_attention_by_definition():
+    x = 3 * normal(2, 4, 4, 8) + 5
+    norm = GroupNorm()
+    grouped = np.asarray(x).reshape(2, 16, 2, 4)
+    mean, var = grouped.mean((1, 3), keepdims=True), grouped.var((1, 3), keepdims=True)
+    params = norm.init(jax.random.key(0), x)
+    np.testing.assert_allclose(
+        norm.apply(params, x), ((grouped - mean) / np.sqrt(var + 1e-6)).reshape(x.shape), atol=1e-5
+    )
+    attention = SelfAttention()
+    params = {"params": jax.tree.map(lambda p: normal(*p.shape), attention.init(jax.random.key(0), x)["params"])}
+    p = params["params"]
+    h = norm.apply({"params": p["norm"]}, x) @ p["qkv"]["kernel"] + p["qkv"]["bias"][None, None, None]
+    q, k, v = (part[:, :, None] for part in jnp.split(h.reshape(2, 16, 24), 3, axis=2))
+    usual = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    expected = x + usual @ p["proj"]["kernel"] + p["proj"]["bias"][None, None, None]
+    np.testing.assert_allclose(attention.apply(params, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    x = jnp.ones((64, 64, 5))
+    y = np.asarray(Dropout(0.3).apply({}, x, False, rngs={"dropout": jax.random.key(0)}))
+    assert abs((y == 0).mean() - 0.3) < 0.01
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-4)
+    # Neighbouring halves of the channels share draws of 32 bits, and must not share fates.
+    assert abs(np.mean((y[..., 0] == 0) & (y[..., 3] == 0)) - 0.09) < 0.02
+    np.testing.assert_array_equal(Dropout(0.3).apply({}, x, True), x)
