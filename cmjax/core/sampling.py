@@ -74,10 +74,11 @@ def sample_fn(
         t_min = getattr(flow_map, "t_min", None)
     if t_min is None:
         raise ValueError("t_min must be given for a flow_map that has no attribute t_min")
-    times = jnp.asarray(times)
+    times = jnp.asarray(times, float)
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
-    noise_scales = jnp.concatenate([times[:1], jnp.sqrt(times[1:] ** 2 - t_min**2)])
+    # as a product, exactly 0 at τ = t_min; the difference of squares may round below 0
+    noise_scales = jnp.concatenate([times[:1], jnp.sqrt((times[1:] - t_min) * (times[1:] + t_min))])
 
     def renoise_and_denoise(x0, step):
         index, t, noise_scale = step
@@ -104,7 +105,7 @@ def sample_ode(
     Args: denoiser: (x, t, **conditions) -> D(x, t). times: descending, for example `karras_grid(18, ...)[::-1]`.
     Returns: samples of `shape`; with `heun_step` and N times, after 2N − 1 evaluations.
     """
-    times = jnp.asarray(times)
+    times = jnp.asarray(times, float)
 
     def velocity(x, t):
         return path.velocity(x, denoiser(x, t, **conditions), t)
