@@ -70,7 +70,9 @@ def mixture_flow_map_1d(
         return tuple(logsumexp(norm.logcdf(sign * z) + jnp.log(weights)[None], axis=1) for sign in (1, -1))
 
     lower_tail, upper_tail = log_tails(x, t)
-    reach = jnp.max(jnp.abs(x)) + jnp.max(jnp.abs(means))
+    # |x| + max|μ| grows no faster than by the spread of the narrowest component, and towards s < t not at all
+    growth = jnp.sqrt((jnp.min(variances) + jnp.asarray(s) ** 2) / (jnp.min(variances) + jnp.asarray(t) ** 2))
+    reach = (jnp.max(jnp.abs(x)) + jnp.max(jnp.abs(means))) * jnp.maximum(1, jnp.max(growth))
 
     def halve(_, bracket):
         low, high = bracket
