@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cmjax.core.paths import per_sample
 from cmjax.core.typing import OdeStep, Samples, Time, Velocity
@@ -19,11 +20,10 @@ def heun_step(velocity: Velocity, x: Samples, t: Time, r: Time) -> Samples:
     return x + gap * (slope + velocity(x + gap * slope, r)) / 2
 
 
-def solve(velocity: Velocity, x: Samples, times: Samples, *, ode_step: OdeStep) -> Samples:
+def solve(velocity: Velocity, x: Samples, times: Float[Array, " n"], *, ode_step: OdeStep) -> Samples:
     """The state at times[-1] of the solution through x at times[0], one `ode_step` for each interval of times (n,)."""
 
     def advance(x, interval):
         return ode_step(velocity, x, *interval), None
 
-    times = jnp.asarray(times)
     return jax.lax.scan(advance, x, (times[:-1], times[1:]))[0]

@@ -1,7 +1,7 @@
 """Names for what the library passes around. Everything in `core` takes callables like these, never a Module."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
@@ -27,6 +27,7 @@ Conditions = Mapping[str, Array]
 """Keyword inputs of the network beside x and the time, such as `label` (b,) int32."""
 
 
+@runtime_checkable
 class Net(Protocol):
     """The raw network F(x, c_noise): what preconditioning turns into a denoiser or a consistency function.
 
@@ -36,6 +37,7 @@ class Net(Protocol):
     def __call__(self, params: Params, x: Array, c_noise: Array, *, key: Any = None, **conditions: Any) -> Array: ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """The estimate of the clean data, D(x, t) or f(x, t), as a function of parameters. Shape of `x` in and out."""
 
