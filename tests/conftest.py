@@ -1,0 +1,28 @@
+"""What every test runs under: four CPU devices, no silent broadcasting, shapes in signatures checked."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["cmjax.core", "cmjax.data", "cmjax.evaluation", "cmjax.nets"], "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    """A rerun finds its compiled programs in pytest's cache."""
+    jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def shared(request):
+    """The folder with recorded numbers and data sets, shared/ beside the checkout unless CMJAX_SHARED names it."""
+    folder = Path(os.environ.get("CMJAX_SHARED", request.config.rootpath.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared folder at {folder}; CMJAX_SHARED names it")
+    return folder
