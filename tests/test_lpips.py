@@ -15,7 +15,7 @@ RECORDED = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shar
 
 def recipe() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Weights under the published files' keys, as the parity folder's README describes them."""
-    random, vgg, channels, index = np.random.RandomState(1234), {}, 3, 0  # noqa: NPY002
+    random, vgg, channels, index = np.random.RandomState(1234), {}, 3, 0
     for widths in WIDTHS:
         for width in widths:
             weight = random.standard_normal((width, channels, 3, 3)) * np.sqrt(2 / (channels * 9))
@@ -23,7 +23,7 @@ def recipe() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             vgg[f"features.{index}.bias"] = (random.standard_normal(width) * 0.05).astype(np.float32)
             channels, index = width, index + 2
         index += 1
-    random = np.random.RandomState(99)  # noqa: NPY002
+    random = np.random.RandomState(99)
     lins = [np.abs(random.standard_normal((1, widths[-1], 1, 1))) for widths in WIDTHS]
     return vgg, {f"lin{i}.model.1.weight": lin for i, lin in enumerate(lins)}
 
@@ -66,7 +66,7 @@ def test_gradient_is_finite_at_zero_distance_and_at_zero_features(params):
 
     for weights in (params, dead):
         value, gradient = jax.jit(jax.value_and_grad(distance, argnums=1))(weights, x, x)
-        assert value == 0
+        assert value < 1e-12
         assert np.isfinite(gradient).all()
     assert (lpips(dead, x, -x, resize=None) == 0).all()
 

@@ -28,7 +28,7 @@ FIELDS = {
 NOT_FIELDS = {"img_resolution", "img_channels", "in_channels", "out_channels", "model_type", "label_dropout"}
 """Arguments that the data decide, or that act in training alone."""
 
-DEFAULTS = {"channel_mult": (1, 2, 2, 2), "dropout": 0.1}
+DEFAULTS: dict[str, Any] = {"channel_mult": (1, 2, 2, 2), "dropout": 0.1}
 """Where the defaults of SongUNet differ from ours."""
 
 
@@ -43,8 +43,8 @@ def unet_from_edm(arguments: Mapping[str, Any], **fields: Any) -> UNet:
     given = {name: value for name, value in arguments.items() if name not in NOT_FIELDS}
     if unknown := sorted(given.keys() - FIELDS.keys()):
         raise ValueError(f"arguments that SongUNet does not take: {', '.join(unknown)}")
-    ours = {FIELDS[name]: tuple(v) if isinstance(v, list | tuple) else v for name, v in given.items()}
-    return UNet(**(DEFAULTS | ours | fields))
+    ours: dict[str, Any] = {FIELDS[name]: tuple(v) if isinstance(v, list | tuple) else v for name, v in given.items()}
+    return UNet(**{**DEFAULTS, **ours, **fields})
 
 
 def params_from_edm(state_dict: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -56,7 +56,7 @@ def params_from_edm(state_dict: Mapping[str, np.ndarray], like: Any) -> Any:
     """
     arrays = {key.removeprefix("model."): np.asarray(value) for key, value in state_dict.items()}
     sizes = sorted({int(match[1]) for key in arrays if (match := re.match(r"(?:enc|dec)\.(\d+)x", key))}, reverse=True)
-    shapes = flatten_dict(like)
+    shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(like))
     sources = {path: _edm_key(path, sizes) for path in shapes}
     # Resampling filters are buffers that follow from the network's fields.
     spare = {key for key in arrays if not key.endswith("resample_filter")} - set(sources.values())

@@ -48,7 +48,7 @@ def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) ->
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        shapes = flatten_dict(jax.eval_shape(module.init, key, *inputs)["params"])
+        shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(jax.eval_shape(module.init, key, *inputs)["params"]))
     if not shapes.keys() <= initialisers.keys():
         return jax.tree.map(np.asarray, jax.jit(module.init)(key, *inputs)["params"])
     return unflatten_dict({path: _draw(initialisers[path], key, path, leaf) for path, leaf in shapes.items()})

@@ -116,7 +116,7 @@ def _down(x: Array, axis: int, taps: Filter, padding: int | None) -> Array:
     size = (x.shape[axis] - len(taps)) // 2 + 1
     weights = np.array(taps) / sum(taps)
     slices = (jax.lax.slice_in_dim(x, k, k + 2 * size - 1, 2, axis) for k in range(len(taps)))
-    return sum(float(w) * part for w, part in zip(weights, slices, strict=True))
+    return jnp.asarray(sum(float(w) * part for w, part in zip(weights, slices, strict=True)))
 
 
 def _up(x: Array, axis: int, taps: Filter) -> Array:

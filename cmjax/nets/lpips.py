@@ -11,21 +11,22 @@ from jaxtyping import Array, Float
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """VGG16's convolutions, by stage; a stage ends in the tap that is compared, and pooling stands between stages."""
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 """Of ImageNet's channels, for images in [0, 1]."""
 
 EPS = 1e-10
 
 
 def lpips(
-    params: Any, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"], *, resize: int | None = 224, pool: str = "max"
+    params: Any, x: Float[Array, "b h w c"], y: Float[Array, "b h w c"], *, resize: int | None = 224, pool: str = "max"
 ) -> Float[Array, " b"]:
     """Σ_taps mean_hw Σ_c w_c·(x̂ − ŷ)², x̂ the features of unit length over channels.   [Zhang et al. 2018, eq. 1]
 
     Args:    params: of `load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
              resize: bilinear enlargement to this size where either side is smaller, as consistency distillation does;
              None for none. pool: "max" as published, or "avg", which the released consistency models use.
-    Returns: (b,), 0 where x = y; its gradient is finite everywhere.
+    Returns: (b,), 0 up to rounding where x = y; its gradient is finite everywhere.
     Raises:  ValueError for another `pool`, or images without three channels.
     """
     if pool not in ("max", "avg"):
