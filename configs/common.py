@@ -7,8 +7,8 @@ def base() -> ConfigDict:
     """A recipe without a network, an objective and a length: those are what a recipe is about."""
     config = ConfigDict()
     config.seed = 0
-    config.steps = 0
-    config.batch_size = 0
+    config.steps = 0  # optimizer updates
+    config.batch_size = 0  # of all devices together
     config.grad_accumulation = 1  # the batch is processed in this many parts
     config.init_from = ""  # a run's folder whose averaged parameters the network starts from
     config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0, "horizontal_flip": False})
@@ -60,6 +60,10 @@ def ncsnpp(**changes) -> ConfigDict:
     )
 
 
+LPIPS = 'lpips(vgg="vgg16-397923af.pth", heads="vgg.pth")'
+"""The published metric; the paths are of its weights (see README)."""
+
+
 def _net_options() -> dict:
     return {"class_conditional": False, "dtype": "float32"}
 
@@ -74,12 +78,38 @@ def teacher_samples(*, every: int) -> ConfigDict:
     return ConfigDict({"every": every, "num": 64, "solver": "heun", "solver_steps": 18})
 
 
-def tiny(config: ConfigDict) -> ConfigDict:
-    """The same recipe, small enough to try for a few steps on a laptop: what `:tiny` behind a config's name gives."""
+def optimizer(
+    rule: str,
+    *,
+    learning_rate: float,
+    averages: tuple[str, ...],
+    schedule: str = "constant",
+    clip_norm: float = 0.0,
+    weight_decay: float = 0.0,
+) -> ConfigDict:
+    """`averages`: of the parameters, for sampling; the first is the one that grids and figures are drawn with."""
+    return ConfigDict(
+        {
+            "rule": rule,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "clip_norm": clip_norm,
+            "weight_decay": weight_decay,
+            "averages": averages,
+        }
+    )
+
+
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+    """`:tiny` behind a recipe's name gives the same recipe, small enough to try for a few steps on a laptop."""
+    if not name:
+        return config
+    if name != "tiny":
+        raise ValueError(f"the recipe has the variant :tiny alone, not :{name}")
     config.steps, config.batch_size = 4, 8
     config.net.channels, config.net.channel_mult, config.net.blocks = 16, (1, 2), 1
-    if "distance" in config.objective and config.objective.distance.startswith("lpips"):
-        config.objective.distance = "l2"  # LPIPS needs downloaded weights
-    config.checkpoint.save_every, config.log.every, config.samples.every, config.samples.num = 4, 1, 0, 16
-    config.figures.num = 0
+    if config.objective.get("distance", "").startswith("lpips"):
+        config.objective.distance = "l2"
+    config.checkpoint.save_every, config.log.every = 4, 1
+    config.samples.every, config.samples.num, config.figures.num = 0, 16, 0
     return config

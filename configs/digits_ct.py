@@ -28,15 +28,8 @@ def get_config():
             "target": "stop_gradient",
         }
     )
-    config.optimizer = common.ConfigDict(
-        {
-            "rule": "adam(b1=0.9, b2=0.99)",
-            "learning_rate": 1e-3,
-            "schedule": "cosine",
-            "clip_norm": 0.0,
-            "weight_decay": 0.0,
-            "averages": ("ema(rate=0.995)",),
-        }
+    config.optimizer = common.optimizer(
+        "adam(b1=0.9, b2=0.99)", learning_rate=1e-3, schedule="cosine", averages=("ema(rate=0.995)",)
     )
     config.samples = common.consistency_samples(every=500, times=(80.0, 0.8))
     return config

@@ -30,7 +30,7 @@ class Curriculum:
         return jnp.asarray(self.num_scales)[self.stage(step)]
 
 
-def constant(num_scales: int) -> Curriculum:
+def constant(*, num_scales: int) -> Curriculum:
     """The same N throughout.   [Song et al. 2023, consistency distillation]"""
     return Curriculum(np.zeros(1, np.int32), np.full(1, num_scales, np.int32))
 

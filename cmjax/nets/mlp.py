@@ -15,6 +15,7 @@ class MLP(nn.Module):
     width: int = 512
     depth: int = 4
     frequencies: int = 32
+    embedding_width: int = 64
     dropout: float = 0.0
     num_classes: int = 0
     dtype: jnp.dtype = jnp.float32
@@ -28,9 +29,9 @@ class MLP(nn.Module):
         label: Int[Array, " b"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "b *dims"]:
-        embedding = nn.Dense(self.width, dtype=self.dtype)(_waves(c_noise, self.frequencies))
+        embedding = nn.Dense(self.embedding_width, dtype=self.dtype)(_waves(c_noise, self.frequencies))
         if self.num_classes and label is not None:
-            embedding += nn.Embed(self.num_classes, self.width, dtype=self.dtype)(label)
+            embedding += nn.Embed(self.num_classes, self.embedding_width, dtype=self.dtype)(label)
         embedding = nn.silu(embedding)
         h = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1).astype(self.dtype))
         for _ in range(self.depth):
