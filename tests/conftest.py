@@ -6,10 +6,14 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["cmjax.core", "cmjax.data", "cmjax.evaluation", "cmjax.nets"], "beartype.beartype")
+install_import_hook(
+    ["cmjax.core", "cmjax.data", "cmjax.evaluation", "cmjax.nets"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float, as in signatures
+)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -26,3 +30,22 @@ def shared(request):
     if not folder.is_dir():
         pytest.skip(f"no shared folder at {folder}; CMJAX_SHARED names it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def openai(shared):
+    """The numbers recorded from OpenAI's consistency_models; parity/README.md says what each is."""
+    return np.load(shared / "parity" / "openai.npz")
+
+
+@pytest.fixture(scope="session")
+def edm(shared):
+    """The numbers recorded from NVIDIA's EDM."""
+    return np.load(shared / "parity" / "edm.npz")
+
+
+@pytest.fixture
+def x64():
+    """float64, for what is held to rounding."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,37 @@
+"""Distances by their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.core.distances import l1, l2, pseudo_huber
+
+X, Y = np.random.default_rng(0).standard_normal((2, 5, 4, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dims", [(4, 4, 3), (48,)])
+def test_distances_are_their_definitions(dims):
+    x, y = jnp.asarray(X).reshape(5, *dims), jnp.asarray(Y).reshape(5, *dims)
+    gap = (X - Y).reshape(5, -1).astype(np.float64)
+    np.testing.assert_allclose(l1(x, y), np.abs(gap).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(l2(x, y), (gap**2).mean(1), rtol=1e-6)
+    for c in (0.0, 0.03, 5.0):
+        expected = np.sqrt((gap**2).sum(1) + c**2) - c
+        np.testing.assert_allclose(pseudo_huber(x, y, c=c), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "distance", [l1, l2, lambda x, y: pseudo_huber(x, y, c=0.1), lambda x, y: pseudo_huber(x, y, c=0.0)]
+)
+def test_zero_for_equals_with_a_finite_gradient(distance):
+    x = jnp.asarray(X)
+    np.testing.assert_allclose(distance(x, x), 0, atol=1e-8)
+    assert np.all(np.isfinite(jax.grad(lambda x, y: distance(x, y).sum())(x, x)))
+
+
+def test_pseudo_huber_gradient_has_the_norm_of_a_saturating_residual():
+    x, y, c = jnp.asarray(X), jnp.asarray(Y), 2.0
+    gradient = jax.grad(lambda x: pseudo_huber(x, y, c=c).sum())(x).reshape(5, -1)
+    squared = ((X - Y).reshape(5, -1) ** 2).sum(1)
+    np.testing.assert_allclose(np.linalg.norm(gradient, axis=1), np.sqrt(squared / (squared + c**2)), rtol=1e-5)
