@@ -5,6 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,6 @@ from cmjax.nets.layers import (
     split_convolution,
     upsample,
 )
-from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
 
 CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
@@ -183,8 +183,18 @@ def test_first_parameters_follow_from_the_key_and_have_their_initialisers_scale(
     assert (block["norm_0"]["scale"] == 1).all()
     remat = init_params(module.clone(remat=True), jax.random.key(0), (8, 8, 3))
     jax.tree.map(np.testing.assert_array_equal, params, remat)
-    mlp = init_params(MLP(width=8, depth=1), jax.random.key(0), (2,))
-    assert as_net(MLP(width=8, depth=1))(mlp, jnp.zeros((1, 2)), jnp.zeros(1)).shape == (1, 2)
+
+
+class Offset(nn.Module):
+    """A parameter of which no attribute tells."""
+
+    @nn.compact
+    def __call__(self, x, c_noise):
+        return x + self.param("offset", nn.initializers.constant(3.0), (1,))
+
+
+def test_first_parameters_of_any_module():
+    assert init_params(Offset(), jax.random.key(0), (2,))["offset"] == 3
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 5, 5, 2, 1)])
