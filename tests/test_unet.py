@@ -190,7 +190,7 @@ class Offset(nn.Module):
 
     @nn.compact
     def __call__(self, x, c_noise):
-        return x + self.param("offset", nn.initializers.constant(3.0), (1,))
+        return x + self.param("offset", nn.initializers.constant(3.0), ())
 
 
 def test_first_parameters_of_any_module():
