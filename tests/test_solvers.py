@@ -1,6 +1,7 @@
 """Solvers against the closed-form flow of Gaussian data."""
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def test_one_step_is_right_to_one_order_more(ode_step, order):
 def test_solve_is_the_loop(ode_step):
     x, times = jax.random.normal(jax.random.key(0), (3, 2, 2)), jnp.array([3.0, 1.0, 0.4, 0.1])
     looped = x
-    for t, r in zip(times[:-1], times[1:], strict=True):
+    for t, r in pairwise(times):
         looped = ode_step(velocity, looped, t, r)
     np.testing.assert_allclose(solve(velocity, x, times, ode_step=ode_step), looped, rtol=1e-13)
     compiled = jax.jit(partial(solve, velocity, ode_step=ode_step))(x, times)
