@@ -7,11 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cmjax.core.paths import Path
 from cmjax.core.solvers import solve
 from cmjax.core.typing import Denoiser, Keys, OdeStep, Params, Samples, Time
+
+Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
+"""Noise stds from the largest down: numbers, or a grid reversed."""
 
 
 @partial(
@@ -55,7 +59,7 @@ def sample_fn(
     key: Keys,
     shape: Sequence[int],
     *,
-    times: Sequence[float] | Float[Array, " n"],
+    times: Times,
     t_min: float | None = None,
     clip: bool = False,
     **conditions: Any,
@@ -94,7 +98,7 @@ def sample_ode(
     key: Keys,
     shape: Sequence[int],
     *,
-    times: Sequence[float] | Float[Array, " n"],
+    times: Times,
     path: Path,
     ode_step: OdeStep,
     **conditions: Any,
