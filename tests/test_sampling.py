@@ -1,0 +1,220 @@
+"""Samplers: the statistics of an exact flow map, the peers' recorded samples, and what composes with jax."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.core import sampling
+from cmjax.core.grids import karras_grid
+from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
+from cmjax.core.paths import ve
+from cmjax.core.preconditioning import consistency, precondition
+from cmjax.core.sampling import FlowMap, gaussian, sample_fn, sample_ode
+from cmjax.core.solvers import euler_step, heun_step
+
+KEY = jax.random.key(0)
+MEAN, VARIANCE, T_MIN, T_MAX = 0.3, 0.25, 0.3, 80.0
+
+
+def exact(params, x, t, *, key=None, shift=0.0):
+    return gaussian_flow_map(x, t, T_MIN, mean=params["mean"], variance=params["variance"]) + shift
+
+
+PARAMS = {"mean": jnp.float32(MEAN), "variance": jnp.float32(VARIANCE)}
+FLOW = FlowMap(PARAMS, exact, (2,), T_MIN, T_MAX, "consistency")
+
+
+@pytest.mark.parametrize("times", [(80,), (80, 2.0, 0.4), (80, 0.31)])
+def test_the_exact_flow_map_gives_the_data_at_t_min(times):
+    samples = np.asarray(sample_fn(FLOW, KEY, (20_000, 2), times=times)).ravel()
+    # one step from T·z in place of mean + √(variance + T²)·z is off by 0.5·mean/T and less than 1e-4 of the variance
+    variance = VARIANCE + T_MIN**2
+    assert samples.mean() == pytest.approx(MEAN, abs=4 * np.sqrt(variance / samples.size) + 0.7 * MEAN / 80)
+    assert samples.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / samples.size))
+
+
+def test_sampling_is_the_papers_loop():
+    times = (80.0, 2.0, 0.4)
+    x = sample_fn(FLOW, KEY, (5, 2), times=times)
+    expected = FLOW(times[0] * gaussian(KEY, (5, 2), 0), times[0])
+    for i, t in enumerate(times[1:], 1):
+        expected = FLOW(expected + np.sqrt(t**2 - T_MIN**2) * gaussian(KEY, (5, 2), i), t)
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_noises_are_distinct_unit_gaussians():
+    noises = np.stack([gaussian(KEY, (3000, 2), i) for i in range(3)]).reshape(3, -1)
+    assert np.max(np.abs(np.cov(noises) - np.eye(3))) < 4 * np.sqrt(2 / noises.shape[1])
+
+
+def test_a_sample_with_its_own_key_does_not_depend_on_its_batch():
+    keys = jax.random.split(KEY, 7)
+    draw = partial(sample_fn, FLOW, times=(80.0, 1.0))
+    whole, part = draw(keys, (7, 2)), draw(keys[3:5], (2, 2))
+    np.testing.assert_array_equal(whole[3:5], part)
+    assert len(np.unique(whole)) == 14
+    ode = partial(sample_ode, FLOW, times=(80.0, 1.0), path=ve, ode_step=heun_step)
+    np.testing.assert_array_equal(ode(keys, (7, 2))[3:5], ode(keys[3:5], (2, 2)))
+
+
+def test_jit_vmap_and_grad():
+    def draw(flow, key):
+        return sample_fn(flow, key, (3, 2), times=(80.0, 1.0))
+
+    plain = draw(FLOW, KEY)
+    np.testing.assert_allclose(jax.jit(draw)(FLOW, KEY), plain, rtol=1e-5, atol=1e-6)
+    keys = jax.random.split(KEY, 4)
+    mapped = jax.vmap(partial(draw, FLOW))(keys)
+    np.testing.assert_allclose(mapped, jnp.stack([draw(FLOW, key) for key in keys]), rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda flow: draw(flow, KEY).sum())(FLOW).params["mean"]
+    h = 1e-2  # the flow map is affine in its mean
+    up, down = (FlowMap({**PARAMS, "mean": jnp.float32(MEAN + s * h)}, exact, (2,), T_MIN, T_MAX, "c") for s in (1, -1))
+    assert gradient == pytest.approx(float((draw(up, KEY).sum() - draw(down, KEY).sum()) / (2 * h)), rel=1e-3)
+
+
+def test_flow_map_is_a_pytree_of_its_parameters():
+    leaves, structure = jax.tree.flatten(FLOW)
+    assert leaves == jax.tree.leaves(PARAMS)
+    doubled = jax.tree.map(lambda p: 2 * p, FLOW)
+    assert isinstance(doubled, FlowMap)
+    assert (doubled.params["mean"], doubled.t_min, doubled.kind) == (2 * PARAMS["mean"], T_MIN, "consistency")
+    assert jax.tree.structure(doubled) == structure
+    traces = []
+
+    @jax.jit
+    def call(flow, x):
+        traces.append(flow)
+        return flow(x, 1.0)
+
+    x = jnp.ones((1, 2))
+    np.testing.assert_allclose(call(doubled, x), doubled(x, 1.0), rtol=1e-6)
+    call(FLOW, x)
+    assert len(traces) == 1
+
+
+def test_conditions_reach_the_network_and_clip_is_asked_for():
+    plain = sample_fn(FLOW, KEY, (50, 2), times=(80.0,))
+    np.testing.assert_allclose(sample_fn(FLOW, KEY, (50, 2), times=(80.0,), shift=2.0), plain + 2, rtol=1e-5)
+    clipped = sample_fn(FLOW, KEY, (50, 2), times=(80.0,), clip=True)
+    np.testing.assert_array_equal(clipped, np.clip(plain, -1, 1))
+    assert np.any(clipped != plain)
+
+
+def test_a_time_of_t_min_returns_the_estimate_before():
+    """√(τ² − t_min²) as a difference of rounded squares is nan at one t_min in five."""
+    for t_min in np.linspace(0.001, 0.5, 30):
+        flow = FlowMap(PARAMS, lambda params, x, t: x / 2, (2,), float(t_min), T_MAX, "consistency")
+        twice = sample_fn(flow, KEY, (2, 2), times=(1.0, float(t_min)))
+        np.testing.assert_array_equal(twice, sample_fn(flow, KEY, (2, 2), times=(1.0,)) / 2)
+
+
+def test_whole_numbers_grids_and_arrays_are_times():
+    draw = partial(sample_fn, FLOW, KEY, (2, 2))
+    for times in ([80, 2], np.array([80.0, 2.0]), jnp.array([80.0, 2.0])):
+        np.testing.assert_array_equal(draw(times=times), draw(times=(80.0, 2.0)))
+    assert sample_ode(FLOW, KEY, (2, 2), times=[80, 2], path=ve, ode_step=heun_step).dtype == jnp.float32
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ValueError, match="t_min"):
+        sample_fn(lambda x, t: x, KEY, (2, 2), times=(80.0,))
+    with pytest.raises(ValueError, match="times"):
+        sample_fn(FLOW, KEY, (2, 2), times=())
+    bare = sample_fn(lambda x, t: FLOW(x, t), KEY, (2, 2), times=(80.0, 1.0), t_min=T_MIN)
+    np.testing.assert_allclose(bare, sample_fn(FLOW, KEY, (2, 2), times=(80.0, 1.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("ode_step", "n", "nfe"), [(euler_step, 6, 6), (heun_step, 6, 11)])
+def test_number_of_evaluations(ode_step, n, nfe):
+    times = []
+
+    def denoiser(x, t):
+        times.append(float(t))
+        return gaussian_denoiser(x, t, mean=MEAN, variance=VARIANCE)
+
+    with jax.disable_jit():
+        sample_ode(denoiser, KEY, (1, 2), times=np.geomspace(80, 0.01, n), path=ve, ode_step=ode_step)
+    assert len(times) == nfe
+    assert min(times) == pytest.approx(0.01)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_ode_sampler_follows_the_exact_flow():
+    denoiser = partial(gaussian_denoiser, mean=MEAN, variance=VARIANCE)
+    times = karras_grid(200, t_min=0.002, t_max=80.0, rho=7.0)[::-1]
+    samples = sample_ode(denoiser, KEY, (20, 2), times=times, path=ve, ode_step=heun_step)
+    start = 80.0 * gaussian(KEY, (20, 2))
+    expected = gaussian_flow_map(start, 80.0, 0.0, mean=MEAN, variance=VARIANCE)
+    np.testing.assert_allclose(samples, expected, atol=1e-3)
+
+
+def toy_denoiser(x, t, *, key=None):
+    """The peers' toy denoiser, as in parity/README.md."""
+    return x * 0.25 / (0.25 + t**2) + 0.1 * jnp.tanh(x) * t / (1 + t)
+
+
+@pytest.fixture
+def recorded_noise(openai, monkeypatch):
+    """Samplers draw the noises that the peers drew, in order."""
+    noises = openai["sampler_noises"]
+    monkeypatch.setattr(sampling, "gaussian", lambda key, shape, index=0: jnp.asarray(noises)[index])
+    return noises[0].shape
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("name", "steps", "places"),
+    [
+        ("multistep_0-39", 40, [0]),
+        ("multistep_0-22-39", 40, [0, 22]),
+        ("multistep_0-10-20-30-39", 40, [0, 10, 20, 30]),
+        ("multistep201_0-106-200", 201, [0, 106]),
+    ],
+)
+def test_multistep_sampling_is_the_peers(openai, recorded_noise, name, steps, places):
+    """The peers' last place only names the time t_min that the samples are at; by rounding it lies above t_min, so
+    that they add √(t² − t_min²) = 3e-10 of a last noise. Ours adds none."""
+    times = karras_grid(steps, t_min=0.002, t_max=80.0, rho=7.0)[::-1][places]
+    ours = sample_fn(toy_denoiser, KEY, recorded_noise, times=times, t_min=0.002)
+    low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    residue = np.sqrt(max((high + (low - high)) ** 7, 0.002) ** 2 - 0.002**2)
+    assert residue < 1e-9
+    theirs = openai[f"sample_{name}"] - residue * openai["sampler_noises"][len(places)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("name", "ode_step"), [("heun", heun_step), ("euler", euler_step)])
+def test_ode_sampling_is_openais(openai, recorded_noise, name, ode_step):
+    times = karras_grid(18, t_min=0.002, t_max=80.0, rho=7.0)[::-1]
+    ours = sample_ode(toy_denoiser, KEY, recorded_noise, times=times, path=ve, ode_step=ode_step)
+    np.testing.assert_allclose(ours, openai[f"sample_{name}"], rtol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_one_clipped_step_of_a_preconditioned_network_is_the_peers(openai, recorded_noise):
+    w = openai["w_online"]
+
+    def net(params, x, c_noise, *, key=None):
+        tau = (1000 * c_noise)[:, None, None, None]
+        mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+        return w[0] * jnp.tanh(w[1] * x) + w[2] * jnp.cos(w[3] + 1e-3 * tau) * x + w[4] * mean + w[5]
+
+    f = partial(precondition(net, partial(consistency, sigma_data=0.5, t_min=0.002)), {})
+    ours = sample_fn(f, KEY, recorded_noise, times=(80.0,), t_min=0.002, clip=True)
+    np.testing.assert_allclose(ours, openai["karras_sample_onestep_clip"], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("name", "n", "t_max", "rho"), [("heun18", 18, 80.0, 7.0), ("heun40", 40, 80.0, 7.0), ("rho5", 10, 60.0, 5.0)]
+)
+def test_ode_sampling_is_edms(edm, monkeypatch, name, n, t_max, rho):
+    noise = edm["noises"][0]
+    monkeypatch.setattr(sampling, "gaussian", lambda key, shape, index=0: jnp.asarray(noise))
+    times = karras_grid(n, t_min=0.002, t_max=t_max, rho=rho)[::-1]
+    ours = sample_ode(toy_denoiser, KEY, noise.shape, times=times, path=ve, ode_step=heun_step)
+    np.testing.assert_allclose(ours, edm[f"edm_sampler_{name}"], rtol=1e-9)
