@@ -1,5 +1,7 @@
 """A network of matrix products only: fast on a CPU, for small images and for points."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -18,7 +20,7 @@ class MLP(nn.Module):
     embedding_width: int = 64
     dropout: float = 0.0
     num_classes: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

@@ -64,7 +64,7 @@ def make_train_step(
         loss, grads = _accumulate(
             jax.value_and_grad(mean_loss), state.params, objective_key, x0, conditions, parts=grad_accumulation
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updated = state.replace(
             step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state

@@ -1,0 +1,103 @@
+"""Checkpoints: what is saved comes back, on any layout; what is damaged is noticed, and the one before is used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmjax.training.checkpoint import CHECKSUMS, Checkpointer, CheckpointError, restore_average
+from cmjax.training.mesh import make_mesh
+from cmjax.training.optimizer import make_optimizer
+from cmjax.training.step import init_state
+
+OPTIMIZER = make_optimizer(
+    optax.scale_by_radam(),
+    learning_rate=lambda step: 1e-3,
+    clip_norm=0.0,
+    weight_decay=0.0,
+    average_rates={"target": lambda step: 0.5, "ema0": lambda step: 0.9},
+)
+
+
+def state_at(step, fsdp=1):
+    params = {"a": {"kernel": jnp.arange(64.0).reshape(8, 8) + step}, "b": jnp.full(3, float(step))}
+    return init_state(params, OPTIMIZER, make_mesh(fsdp=fsdp)).replace(step=jnp.int32(step))
+
+
+def save(folder, steps, **options):
+    with Checkpointer(folder, **options) as checkpointer:
+        for step in steps:
+            checkpointer.save(state_at(step), step)
+
+
+def flip_a_bit(step_folder):
+    largest = max((p for p in (step_folder / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_state_comes_back_on_another_layout(tmp_path):
+    save(tmp_path, [7])
+    with Checkpointer(tmp_path) as checkpointer:
+        restored = checkpointer.restore(state_at(0, fsdp=4))
+    assert_same(restored, state_at(7))
+    assert "fsdp" in str(restored.params["a"]["kernel"].sharding.spec)
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.restore(state_at(0)) is None
+
+
+def test_the_newest_are_kept_and_every_multiple(tmp_path):
+    save(tmp_path, [2, 5, 6, 10, 12, 14], keep=2, keep_every=5)
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [5, 10, 12, 14]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda step: (step / "optimizer" / "_METADATA").write_text("{")])
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path, damage, caplog):
+    save(tmp_path, [1, 2])
+    damage(tmp_path / "2")
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_same(checkpointer.restore(state_at(0)), state_at(1))
+        checkpointer.save(state_at(2), 2)
+    assert "cannot be read" in caplog.text
+    assert (tmp_path / "damaged-2").is_dir()
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_same(checkpointer.restore(state_at(0)), state_at(2))
+
+
+def test_truncation_is_noticed_without_checksums(tmp_path):
+    save(tmp_path, [1, 2])
+    (tmp_path / "2" / CHECKSUMS).unlink()
+    for file in (tmp_path / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:5])
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_same(checkpointer.restore(state_at(0)), state_at(1))
+
+
+def test_when_none_can_be_read_nothing_is_touched(tmp_path):
+    save(tmp_path, [1, 2])
+    for step in (1, 2):
+        flip_a_bit(tmp_path / str(step))
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(CheckpointError, match=r"\[2, 1\]"):
+        checkpointer.restore(state_at(0))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == ["1", "2"]
+
+
+def test_one_average_is_read_alone(tmp_path):
+    save(tmp_path, [3, 4])
+    like = jax.eval_shape(lambda: state_at(0).params)
+    assert_same(restore_average(tmp_path, like, "ema0"), state_at(4).params)
+    assert_same(restore_average(tmp_path, like, "ema0", step=3), state_at(3).params)
+    with pytest.raises(CheckpointError, match="of step 9"):
+        restore_average(tmp_path, like, "ema0", step=9)

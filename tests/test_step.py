@@ -1,0 +1,152 @@
+"""The train step and its optimizer: averages, accumulation, meshes, and what happens at a loss that is not finite."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmjax.core import curricula, distances, losses, pairs, paths, weightings
+from cmjax.core.preconditioning import consistency, precondition
+from cmjax.training.mesh import make_mesh
+from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_life, make_optimizer, track_averages
+from cmjax.training.step import compile_train_step, init_state, make_train_step
+
+CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)
+MU = curricula.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 4, 4, 1)).astype(np.float32)
+BATCH = {"image": IMAGES}
+
+
+def linear_net(params, x, c_noise, *, key=None):
+    flat = x.reshape(len(x), -1)
+    return (flat @ params["w"] + params["b"][None] + c_noise[:, None] * params["t"][None]).reshape(x.shape)
+
+
+def linear_params():
+    w = np.random.default_rng(1).normal(size=(16, 16)).astype(np.float32) / 4
+    return {"w": jnp.asarray(w), "b": jnp.zeros(16), "t": jnp.zeros(16)}
+
+
+def ct_objective(params, target_params, frozen, key, x0, step, conditions):
+    f = precondition(linear_net, partial(consistency, sigma_data=0.5, t_min=0.002))
+    draw = pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0)
+    pair_key, loss_key = jax.random.split(key)
+    return losses.consistency_training_loss(
+        f, params, target_params, loss_key, x0, draw(pair_key, len(x0), step),
+        path=paths.ve, distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.uniform,
+    )  # fmt: skip
+
+
+def adam(**rates):
+    return make_optimizer(
+        optax.scale_by_adam(), learning_rate=lambda step: 1e-2, clip_norm=1.0, weight_decay=0.0, average_rates=rates
+    )
+
+
+def run(steps, *, objective=ct_objective, optimizer=None, fsdp=1, parts=1, batches=None):
+    optimizer = optimizer or adam(target=MU, ema0=lambda step: 0.9)
+    mesh = make_mesh(fsdp=fsdp)
+    state = init_state(linear_params(), optimizer, mesh)
+    step_fn = make_train_step(
+        objective, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
+        schedules={"num_scales": CURRICULUM},
+    )  # fmt: skip
+    compiled = compile_train_step(step_fn, state, {}, BATCH, mesh)
+    records = []
+    for k in range(steps):
+        state, metrics = compiled(state, {}, BATCH if batches is None else batches[k])
+        records.append(jax.device_get(metrics))
+    return state, records
+
+
+def test_averages_follow_their_rates_over_updated_parameters():
+    tx = optax.chain(optax.sgd(0.5), track_averages({"target": MU}))
+    params = {"a": jnp.array([1.0, -2.0])}
+    state = tx.init(params)
+    expected = np.array([1.0, -2.0])
+    for k in range(8):
+        updates, state = tx.update({"a": jnp.array([0.3, 0.1])}, state, params)
+        params = optax.apply_updates(params, updates)
+        mu = float(MU(k))
+        expected = mu * expected + (1 - mu) * np.asarray(params["a"])
+    np.testing.assert_allclose(averages(state)["target"]["a"], expected, rtol=1e-6)
+
+
+def test_the_averages_do_not_share_memory_with_the_parameters():
+    state, _ = run(1)
+    leaves = jax.tree.leaves((state.params, averages(state.opt_state)))
+    pointers = [shard.data.unsafe_buffer_pointer() for leaf in leaves for shard in leaf.addressable_shards]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_optimizer_state_without_averages_is_refused():
+    with pytest.raises(ValueError, match="averages"):
+        averages(optax.chain(optax.sgd(0.1)).init({"a": jnp.ones(2)}))
+
+
+@pytest.mark.parametrize("fsdp", [2, 4])
+def test_sharded_parameters_train_as_replicated_ones(fsdp):
+    whole, _ = run(5)
+    sharded, _ = run(5, fsdp=fsdp)
+    assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(sharded.params))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(sharded), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_fsdp_must_divide_the_devices():
+    with pytest.raises(ValueError, match=r"mesh\.fsdp=3"):
+        make_mesh(fsdp=3)
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch():
+    def objective(params, target_params, frozen, key, x0, step, conditions):
+        return jnp.mean((linear_net(params, x0, jnp.ones(len(x0))) - x0) ** 2, axis=(1, 2, 3))
+
+    whole, _ = run(4, objective=objective)
+    in_parts, _ = run(4, objective=objective, parts=4)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(in_parts.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_one_compilation_serves_a_growing_number_of_scales():
+    _, records = run(9)
+    assert [int(r["num_scales"]) for r in records] == [int(CURRICULUM(k)) for k in range(9)]
+    assert len({int(r["num_scales"]) for r in records}) > 3
+
+
+def test_a_loss_that_is_not_finite_freezes_the_state_there():
+    bad = {"image": np.full_like(IMAGES, np.nan)}
+    good, _ = run(3)
+    frozen, records = run(6, batches=[BATCH, BATCH, BATCH, bad, BATCH, BATCH])
+    assert [bool(np.isfinite(r["loss"])) for r in records] == [True, True, True, False, False, False]
+    assert int(frozen.step) == 3
+    assert not bool(frozen.finite)
+    for a, b in zip(jax.tree.leaves(good.params), jax.tree.leaves(frozen.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_clipping_bounds_the_first_update():
+    tx = make_optimizer(
+        optax.identity(), learning_rate=lambda step: 1.0, clip_norm=0.5, weight_decay=0.0, average_rates={}
+    )
+    params = {"a": jnp.zeros(3)}
+    updates, _ = tx.update({"a": jnp.array([3.0, 4.0, 0.0])}, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"], [-0.3, -0.4, 0.0], rtol=1e-6)
+
+
+def test_learning_rates_warm_up_and_decay():
+    warm = constant_rate(peak=2.0, total_steps=100, warmup_steps=10)
+    np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(99)], [0.0, 1.0, 2.0, 2.0])
+    cosine = cosine_rate(peak=2.0, total_steps=110, warmup_steps=10)
+    np.testing.assert_allclose([cosine(10), cosine(60), cosine(110)], [2.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_half_life_halves_after_its_images():
+    rate = half_life(mimg=0.5, batch_size=500, ramp_up=0.0)
+    np.testing.assert_allclose(float(rate(10**6)) ** 1000, 0.5, rtol=1e-3)
+    ramped = half_life(mimg=0.5, batch_size=500, ramp_up=0.05)
+    assert float(ramped(0)) == 0.0
+    np.testing.assert_allclose(float(ramped(2000)) ** (0.05 * 2000), 0.5, rtol=1e-4)
