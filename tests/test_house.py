@@ -1,0 +1,85 @@
+"""The house's own rules: floors, what an import costs, sizes, and nothing of one machine in the files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "cmjax").rglob("*.py"))
+GROUND = {"core", "nets", "data"}
+MIDDLE = GROUND | {"files"}
+MAY_IMPORT = {
+    "core": {"core"},
+    "nets": {"nets"},
+    "data": {"data", "files"},
+    "files": set(),
+    "fields": set(),
+    "training": MIDDLE | {"training"},
+    "evaluation": MIDDLE | {"evaluation"},
+    "interop": MIDDLE | {"interop"},
+    "build": MIDDLE | {"training", "evaluation", "interop", "fields"},
+    "workdir": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
+    "modes": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
+    "main": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
+    "__init__": {"core", "workdir"},
+}
+ARRAYS = {"jax", "numpy", "jaxtyping"}
+LIBRARIES = {"core": ARRAYS, "nets": ARRAYS | {"flax", "torch"}}  # torch: LPIPS weights are published as .pth
+
+
+def floor(path):
+    return path.relative_to(ROOT / "cmjax").parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Dotted names that a file imports anywhere in it, `from a import b` as a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path.name}: relative import in line {node.lineno}")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_from_its_floor_and_below(path):
+    names = [name.split(".") for name in imported(path)]
+    assert {name[1] for name in names if name[0] == "cmjax"} <= MAY_IMPORT[floor(path)]
+    libraries = {name[0] for name in names} - set(sys.stdlib_module_names) - {"cmjax"}
+    assert libraries <= LIBRARIES.get(floor(path), libraries)
+
+
+def test_importing_cmjax_is_light_and_its_names_exist():
+    heavy = ["flax", "optax", "orbax", "tensorflow_datasets", "sklearn", "PIL", "ml_collections", "absl.flags", "rich"]
+    program = (
+        f"import sys, cmjax; print([m for m in {heavy} if m in sys.modules])\nfor n in cmjax.__all__: getattr(cmjax, n)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short_and_do_not_assert(path):
+    text = path.read_text()
+    assert text.count("\n") < 350
+    assert not [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
+
+
+def test_no_path_of_one_machine_in_tracked_files():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    own_path = re.compile(rb"(?<![\w.])/(?:home|work|root|Users)/\w")
+    found = [
+        f"{name}: {line.decode(errors='replace').strip()}"
+        for name in filter(None, listed.stdout.decode().split("\0"))
+        if (ROOT / name).is_file()
+        for line in (ROOT / name).read_bytes().splitlines()
+        if own_path.search(line)
+    ]
+    assert not found
