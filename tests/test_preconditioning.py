@@ -61,6 +61,13 @@ def test_edm_network_sees_and_predicts_unit_variance(t, sigma_data):
     assert c_noise == pytest.approx(np.log(t) / 4, rel=1e-12)
 
 
+def test_consistency_is_the_papers_formula():
+    t = np.array([0.1, 0.5, 2.0])
+    c = consistency(jnp.asarray(t), sigma_data=0.5, t_min=0.1)
+    np.testing.assert_allclose(c.c_skip, 0.25 / ((t - 0.1) ** 2 + 0.25), rtol=1e-6)
+    np.testing.assert_allclose(c.c_out, 0.5 * (t - 0.1) / np.sqrt(0.25 + t**2), rtol=1e-6)
+
+
 def test_consistency_and_edm_meet_far_from_the_boundary():
     t = jnp.array([20.0, 80.0])
     for shifted, plain in zip(consistency(t, sigma_data=0.5, t_min=1e-6), edm(t, sigma_data=0.5), strict=True):
