@@ -103,12 +103,12 @@ def test_conditions_reach_the_network_and_clip_is_asked_for():
     assert np.any(clipped != plain)
 
 
-def test_a_time_of_t_min_returns_the_estimate_before():
-    """√(τ² − t_min²) as a difference of rounded squares is nan at one t_min in five."""
-    for t_min in np.linspace(0.001, 0.5, 30):
-        flow = FlowMap(PARAMS, lambda params, x, t: x / 2, (2,), float(t_min), T_MAX, "consistency")
-        twice = sample_fn(flow, KEY, (2, 2), times=(1.0, float(t_min)))
-        np.testing.assert_array_equal(twice, sample_fn(flow, KEY, (2, 2), times=(1.0,)) / 2)
+@pytest.mark.parametrize("t_min", [0.002, 0.009, 0.018])
+def test_a_time_of_t_min_returns_the_estimate_before(t_min):
+    """√(τ² − t_min²) as a difference of rounded squares is nan at the last two of these."""
+    flow = FlowMap(PARAMS, lambda params, x, t: x / 2, (2,), t_min, T_MAX, "consistency")
+    twice = sample_fn(flow, KEY, (2, 2), times=(1.0, t_min))
+    np.testing.assert_array_equal(twice, sample_fn(flow, KEY, (2, 2), times=(1.0,)) / 2)
 
 
 def test_whole_numbers_grids_and_arrays_are_times():
