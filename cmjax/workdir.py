@@ -7,12 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from cmjax.build import read_model
 from cmjax.core.sampling import FlowMap
 from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
+from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import restore_average
 
 SHAPES_STATE = ("net.", "model.", "objective.name", "objective.target", "optimizer.rule", "optimizer.averages")
@@ -88,7 +87,7 @@ def load(workdir_or_checkpoint: str | Path, *, average: int = 0) -> FlowMap:
     if not 0 <= average < count:
         raise ConfigError(f"average={average}: {path} keeps {count} average(s), numbered from 0: {texts}")
     shape = tuple(record["shape"])
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), shape))
+    like = parameter_shapes(model.module, shape)
     params = restore_average(path / "checkpoints", like, f"ema{average}", step=step)
     return model.bind(params, shape)
 

@@ -25,7 +25,15 @@ def base() -> ConfigDict:
 def mlp(*, width: int, depth: int) -> ConfigDict:
     """A network of matrix products, for the smallest images."""
     return ConfigDict(
-        {"name": "mlp", "width": width, "depth": depth, "frequencies": 32, "dropout": 0.0, **_net_options()}
+        {
+            "name": "mlp",
+            "width": width,
+            "depth": depth,
+            "frequencies": 32,
+            "embedding_width": 64,
+            "dropout": 0.0,
+            **_net_options(),
+        }
     )
 
 

@@ -9,6 +9,7 @@ from configs import common, digits_ct
 
 def get_config():
     config = digits_ct.get_config()
+    config.steps = 4000
     config.init_from = "runs/digits_edm"
     config.objective = common.ConfigDict(
         {
@@ -17,7 +18,7 @@ def get_config():
             "ode_step": "heun",
             "curriculum": "constant(num_scales=18)",
             "intervals": "uniform",
-            "distance": "pseudo_huber(c=0.03)",
+            "distance": "pseudo_huber(c=0.1)",
             "weight": "inverse_gap",
             "target": "stop_gradient",
         }

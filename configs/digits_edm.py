@@ -10,9 +10,10 @@ from configs import common, digits_ct
 
 def get_config():
     config = digits_ct.get_config()
+    config.steps = 6000
     config.model.preconditioning = "edm"
     config.objective = common.ConfigDict(
         {"name": "denoising", "times": "lognormal(mean=-0.4, std=1.4)", "weight": "karras"}
     )
-    config.samples = common.teacher_samples(every=500)
+    config.samples = common.teacher_samples(every=1000)
     return config

@@ -29,6 +29,11 @@ def _apply(module: nn.Module, params: Any, x: Array, c_noise: Array, *, key: Any
     return module.apply({"params": params}, x, c_noise, deterministic=key is None, rngs=rngs, **conditions)
 
 
+def parameter_shapes(module: nn.Module, shape: Sequence[int]) -> Any:
+    """The shapes and dtypes of the parameters for samples of `shape` (h, w, c). Nothing is computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+
+
 def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) -> Any:
     """First parameters for samples of `shape` (h, w, c), as host arrays: put them where they belong with device_put.
 
@@ -48,7 +53,7 @@ def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) ->
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(jax.eval_shape(module.init, key, *inputs)["params"]))
+        shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(parameter_shapes(module, shape)))
     if not shapes.keys() <= initialisers.keys():
         return jax.tree.map(np.asarray, jax.jit(module.init)(key, *inputs)["params"])
     return unflatten_dict({path: _draw(initialisers[path], key, path, leaf) for path, leaf in shapes.items()})

@@ -1,0 +1,190 @@
+"""The command line as a user runs it: real processes, real digits, killed and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import cmjax
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--config.net.width=32",
+    "--config.net.depth=1",
+    "--config.batch_size=64",
+    "--config.figures.num=60",
+    "--config.samples.num=16",
+    "--config.samples.every=0",
+    "--config.log.tensorboard=False",
+)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "cmjax.main", *arguments]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax-processes"))
+    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+
+
+@pytest.fixture(scope="module")
+def run(environment):
+    def run(*arguments, fails=False):
+        done = subprocess.run(
+            command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode != 0) == fails, done.stderr[-3000:]
+        return done.stderr if fails else done.stdout
+
+    return run
+
+
+def train(recipe, workdir, steps, *more):
+    return (f"--config=configs/{recipe}.py", f"--workdir={workdir}", f"--config.steps={steps}", *SMALL, *more)
+
+
+@pytest.fixture(scope="module")
+def runs(run, tmp_path_factory):
+    """A trained CT model, a teacher and the CD model distilled from it, all small."""
+    folder = tmp_path_factory.mktemp("runs")
+    teacher = folder / "digits_edm"
+    run(*train("digits_ct", folder / "digits_ct", 60))
+    run(*train("digits_edm", teacher, 60))
+    distil = (f"--config.objective.teacher={teacher}", f"--config.init_from={teacher}")
+    run(*train("digits_cd", folder / "digits_cd", 30, *distil))
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["digits_ct", "digits_cd", "digits_edm"])
+def test_a_run_ends_with_pictures_a_checkpoint_and_a_summary(runs, recipe):
+    summary = json.loads((runs / recipe / "summary.json").read_text())
+    assert Path(summary["checkpoint"]).is_dir()
+    assert summary["images_per_second"] > 0
+    for path in summary["samples"].values():
+        assert Image.open(path).size == (4 * 64 + 5 * 2, 4 * 64 + 5 * 2)
+    assert {"training images", "fitted Gaussian"} < summary["figures"].keys()
+    assert summary["figures"]["training images"]["coverage"] > 0.5
+    records = [json.loads(line) for line in (runs / recipe / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(record["loss"]) for record in records)
+
+
+def final_params(workdir):
+    return jax.tree.leaves(cmjax.load(workdir).params)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run, environment, number):
+    arguments = ("--config.checkpoint.save_every=20", "--config.log.every=5", "--config.figures.num=0")
+    run(*train("digits_ct", tmp_path / "whole", 400, *arguments))
+    killed = train("digits_ct", tmp_path / "killed", 400, *arguments)
+    process = subprocess.Popen(command(*killed), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "killed" / "checkpoints" / "60").is_dir(), process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 0, signal.SIGINT: 130}[number], said
+    saved = [int(p.name) for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert 60 <= max(saved) < 400
+    run(*killed)
+    for a, b in zip(final_params(tmp_path / "whole"), final_params(tmp_path / "killed"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    records = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 400
+
+
+def wait_for(happened, process, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_sampling_is_repeatable_and_independent_of_the_number(runs, run, tmp_path):
+    for name, num, seed in (("a", 12, 3), ("b", 12, 3), ("more", 20, 3), ("other", 12, 4)):
+        run(
+            "--mode=sample", f"--workdir={runs / 'digits_ct'}", "--times=80,0.8", f"--num={num}", f"--seed={seed}",
+            f"--out={tmp_path / name}.npz",
+        )  # fmt: skip
+    a, b, more, other = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("a", "b", "more", "other"))
+    assert a.shape == (12, 8, 8, 1)
+    assert a.dtype == np.uint8
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a.astype(int) - more[:12].astype(int)).max() <= 1  # another batch size may round otherwise
+    assert (a != other).any()
+
+
+def test_a_teacher_samples_by_its_solver(runs, run, tmp_path):
+    out = tmp_path / "folder" / "x.png"
+    run("--mode=sample", f"--workdir={runs / 'digits_edm'}", "--solver=euler", "--steps=5", "--num=9", f"--out={out}")
+    assert Image.open(out).size == (3 * 64 + 4 * 2, 3 * 64 + 4 * 2)
+
+
+def test_load_gives_a_flow_map_that_jits(runs):
+    flow_map = cmjax.load(runs / "digits_cd")
+    x = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
+    np.testing.assert_array_equal(flow_map(x, 0.002), x)
+    sample = jax.jit(lambda flow_map, key: cmjax.sample_fn(flow_map, key, (5, 8, 8, 1), times=(80.0, 0.8)))
+    assert np.isfinite(sample(flow_map, jax.random.key(0))).all()
+    assert cmjax.load(runs / "digits_cd" / "checkpoints" / "30").kind == "consistency"
+    assert cmjax.load(runs / "digits_edm").kind == "denoiser"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=configs/digits_ct.py", "--config.stpes=3"), "stpes"),
+        (("--config=configs/digits_ct.py", "--config.steps=soon"), "steps"),
+        (("--config=configs/nothing.py",), "nothing.py"),
+        (("--config=configs/digits_ct.py", "steps=3"), "steps=3"),
+        (("--config=configs/digits_ct.py", "--config.objective.weight=snrr"), "did you mean snr"),
+        (("--config=configs/digits_ct.py", "--config.optimizer={'rule': 'adam'}"), "optimizer"),
+        (("--config=configs/digits_ct.py", "--config.batch_size=6", "--config.grad_accumulation=4"), "must divide"),
+        (("--config=configs/digits_ct.py", "--config.samples.times=(0.8,80.0)"), "must descend"),
+        (("--config=configs/digits_cd.py", "--config.objective.teacher=no/digits_edm"), "--config=configs/digits_edm.py"),
+        (("--config=configs/digits_ct.py", "--config.data.name=folder", "--config.data.data_dir=empty"), "image_size"),
+        (("--config=configs/cifar_ct.py",), "data_dir"),
+        (("--mode=sample",), "--workdir"),
+        (("--mode=sample", "--workdir=nowhere"), "nowhere is not a run's folder"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_message(run, tmp_path, arguments, message):
+    said = run(*arguments, *(() if "--mode=sample" in arguments else (f"--workdir={tmp_path / 'run'}",)), fails=True)
+    assert said.startswith("error: ") or "error: " in said.splitlines()[-3:][0] or "error: " in said
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [("0.8,80", "must descend"), ("800", "must lie in"), ("80,0.001", "must lie in"), ("80,x", "must be numbers")],
+)
+def test_bad_times_are_one_clear_message(runs, run, times, message):
+    said = run("--mode=sample", f"--workdir={runs / 'digits_ct'}", f"--times={times}", fails=True)
+    assert said.startswith("error: --times")
+    assert message in said
+
+
+def test_another_runs_folder_is_refused_with_the_fields(runs, run):
+    before = sorted(p.name for p in (runs / "digits_ct" / "checkpoints").iterdir())
+    said = run(*train("digits_ct", runs / "digits_ct", 80, "--config.net.width=16"), fails=True)
+    assert "net.width: 32 -> 16" in said
+    assert sorted(p.name for p in (runs / "digits_ct" / "checkpoints").iterdir()) == before
+
+
+def test_an_unwritable_folder_is_one_clear_message(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = run(*train("digits_ct", tmp_path / "file" / "run", 5), fails=True)
+    assert "cannot be written" in said
