@@ -3,6 +3,7 @@
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -25,14 +26,14 @@ def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
     from cmjax.modes import sample, train
 
-    workdir = Path(_WORKDIR.value or f"runs/{_config_name()}")
     if _MODE.value == "train":
         if _CONFIG.value is None:
             raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
-        train.run(_CONFIG.value.to_dict(), workdir)
+        config = _recipe()
+        train.run(config, Path(_WORKDIR.value or f"runs/{_config_name()}"))
     else:
         sample.run(
-            workdir,
+            Path(_WORKDIR.value or f"runs/{_config_name()}"),
             out=_OUT.value,
             num=_NUM.value,
             seed=_SEED.value,
@@ -41,6 +42,14 @@ def dispatch() -> None:
             steps=_STEPS.value,
             label=_LABEL.value,
         )
+
+
+def _recipe() -> dict[str, Any]:
+    """The configuration with the command line's changes; config_flags reports a file that fails only when asked."""
+    try:
+        return _CONFIG.value.to_dict()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
 
 
 def _config_name() -> str:

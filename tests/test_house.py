@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "training": MIDDLE | {"training"},
     "evaluation": MIDDLE | {"evaluation"},
     "interop": MIDDLE | {"interop"},
-    "build": MIDDLE | {"training", "evaluation", "interop", "fields"},
+    "build": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
     "workdir": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
     "modes": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
     "main": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},

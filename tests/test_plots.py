@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.evaluation import plots
 from cmjax.evaluation.plots import GREY, image_grid, save_png
-from cmjax.files import write_atomically
 
 
 def _images(n, h, w, c, seed=0):
@@ -86,19 +84,3 @@ def test_a_saved_picture_reads_back(tmp_path):
         assert file.format == "PNG"
         np.testing.assert_array_equal(np.asarray(file), picture)
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def full_disk(self, content):
-        with self.open("wb") as file:
-            file.write(content[:1])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(plots.Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

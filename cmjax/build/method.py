@@ -1,0 +1,133 @@
+"""The training objective of a configuration: a method is a row of choices."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+
+from cmjax.build.model import Model
+from cmjax.core import curricula, distances, losses, pairs, paths, solvers, weightings
+from cmjax.core.sampling import FlowMap
+from cmjax.core.typing import Params, Schedule
+from cmjax.fields import Fields
+from cmjax.nets.lpips import load_lpips, lpips
+from cmjax.training.step import Objective
+
+TIMES = {"lognormal": pairs.lognormal_times}
+INTERVALS = {"uniform": pairs.uniform_intervals, "lognormal": pairs.lognormal_intervals}
+CURRICULA = {
+    "constant": curricula.constant,
+    "square_root_growth": curricula.square_root_growth,
+    "doubling": curricula.doubling,
+}
+TARGETS = {
+    "stop_gradient": curricula.student_as_target,
+    "ema": curricula.constant_rate,
+    "scheduled_ema": curricula.scheduled_rate,
+}
+WEIGHTINGS = {
+    "uniform": weightings.uniform,
+    "inverse_gap": weightings.inverse_gap,
+    "snr": weightings.snr,
+    "snr_plus_one": weightings.snr_plus_one,
+    "truncated_snr": weightings.truncated_snr,
+    "karras": weightings.karras,
+}
+ODE_STEPS = {"euler": solvers.euler_step, "heun": solvers.heun_step}
+
+
+def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Callable]:
+    """LPIPS, and the loader of its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`."""
+    return partial(lpips, resize=resize), partial(load_lpips, vgg, heads)
+
+
+DISTANCES = {
+    "l1": distances.l1,
+    "l2": distances.l2,
+    "pseudo_huber": distances.pseudo_huber,
+    "lpips": _lpips,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective that waits for its networks. `frozen` loads what it uses and training leaves alone."""
+
+    objective: Callable[[Model, FlowMap | None], Objective]
+    target_rate: Schedule | None = None
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    teacher: str = ""
+    frozen: Mapping[str, Callable[[], Params]] = field(default_factory=dict)
+
+
+def _read_denoising(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:
+    times = fields.call("times", TIMES)
+    weight = fields.choice("weight", WEIGHTINGS, **constants)
+
+    def objective(model, teacher):
+        def loss(params, target_params, frozen, key, x0, step, conditions):
+            pair_key, loss_key = jax.random.split(key)
+            pair = times(pair_key, len(x0), step)
+            return losses.denoising_loss(
+                model.denoiser, params, loss_key, x0, pair, path=paths.ve, weight=weight, conditions=conditions
+            )
+
+        return loss
+
+    return Method(objective)
+
+
+def _read_consistency(fields: Fields, constants: Mapping[str, float], steps: int, ode_step=None, teacher="") -> Method:
+    """CT, or CD where there is an `ode_step` for the teacher."""
+    curriculum = fields.call("curriculum", CURRICULA, total_steps=steps)
+    grid = {name: constants[name] for name in ("t_min", "t_max", "rho")}
+    draw = pairs.grid_pairs(curriculum, probabilities=fields.choice("intervals", INTERVALS), **grid)
+    weight = fields.choice("weight", WEIGHTINGS, **constants)
+    distance, frozen = _read_distance(fields)
+    target_rate = fields.call("target", TARGETS, curriculum=curriculum)
+
+    def objective(model, teacher):
+        def loss(params, target_params, frozen, key, x0, step, conditions):
+            pair_key, loss_key = jax.random.split(key)
+            pair = draw(pair_key, len(x0), step)
+            shared = {"path": paths.ve, "distance": distance(frozen), "weight": weight, "conditions": conditions}
+            if teacher is None:
+                return losses.consistency_training_loss(
+                    model.denoiser, params, target_params, loss_key, x0, pair, **shared
+                )
+            return losses.consistency_distillation_loss(
+                model.denoiser, params, target_params, loss_key, x0, pair,
+                teacher=teacher.denoiser, teacher_params=frozen["teacher"], ode_step=ode_step, **shared,
+            )  # fmt: skip
+
+        return loss
+
+    schedules: dict[str, Schedule] = {"num_scales": curriculum}
+    if target_rate is not None:
+        schedules["target_rate"] = target_rate
+    return Method(objective, target_rate, schedules, teacher, frozen)
+
+
+def _read_distillation(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:
+    ode_step = fields.choice("ode_step", ODE_STEPS)
+    teacher = fields.text("teacher")
+    if not teacher:
+        raise fields.error("teacher", "must name the workdir of a trained diffusion teacher")
+    return _read_consistency(fields, constants, steps, ode_step, teacher)
+
+
+METHODS = {"denoising": _read_denoising, "ct": _read_consistency, "cd": _read_distillation}
+
+
+def read_method(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:
+    """The method that the section `objective` names."""
+    return METHODS[fields.one_of("name", METHODS)](fields, constants, steps)
+
+
+def _read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Callable], dict[str, Callable]]:
+    chosen = fields.choice("distance", DISTANCES)
+    if chosen.func is not _lpips:
+        return lambda frozen: chosen, {}
+    distance, load_weights = chosen()
+    return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": load_weights}

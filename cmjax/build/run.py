@@ -1,0 +1,164 @@
+"""A whole configuration, checked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import optax
+
+from cmjax.build.method import ODE_STEPS, Method, read_method
+from cmjax.build.model import Model, model_reader
+from cmjax.core.typing import Schedule
+from cmjax.data import sources
+from cmjax.fields import ConfigError, Fields
+from cmjax.training import optimizer as optimizers
+
+RULES = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}
+LEARNING_RATES = {
+    "constant": optimizers.constant_rate,
+    "cosine": optimizers.cosine_rate,
+    "linear": optimizers.linear_rate,
+}
+AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run needs, read from a configuration and checked; nothing has touched a device or data yet."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    grad_accumulation: int
+    fsdp: int
+    init_from: str
+    horizontal_flip: bool
+    open_source: Callable[..., sources.Source]
+    make_model: Callable[[int | None], Model]
+    method: Method
+    optimizer: optax.GradientTransformation
+    schedules: Mapping[str, Schedule]
+    checkpoint: Mapping[str, Any]
+    log: Mapping[str, Any]
+    samples: Mapping[str, Any]
+    num_figures: int
+
+
+def read_run(config: Mapping[str, Any]) -> Run:
+    """Check a whole configuration and make its plain objects.
+
+    Raises: ConfigError naming the field, the value and the choices.
+    """
+    fields = Fields(config)
+    steps, batch_size = fields.integer("steps", at_least=1), fields.integer("batch_size", at_least=1)
+    parts = fields.integer("grad_accumulation", at_least=1)
+    if batch_size % parts:
+        raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
+    kind, constants, make_model = model_reader(fields)
+    method = read_method(fields.section("objective"), constants, steps)
+    optimizer, learning_rate = _read_optimizer(fields.section("optimizer"), steps, batch_size, method.target_rate)
+    run = Run(
+        seed=fields.integer("seed", at_least=0),
+        steps=steps,
+        batch_size=batch_size,
+        grad_accumulation=parts,
+        fsdp=fields.section("mesh").integer("fsdp", at_least=1),
+        init_from=fields.text("init_from"),
+        horizontal_flip=fields.section("data").boolean("horizontal_flip"),
+        open_source=_read_data(fields.section("data")),
+        make_model=make_model,
+        method=method,
+        optimizer=optimizer,
+        schedules={**method.schedules, "learning_rate": learning_rate},
+        checkpoint=_read_checkpoint(fields.section("checkpoint")),
+        log=_read_log(fields.section("log")),
+        samples=_read_samples(fields.section("samples"), kind, constants),
+        num_figures=fields.section("figures").integer("num", at_least=0),
+    )
+    fields.done()
+    return run
+
+
+def _read_optimizer(
+    fields: Fields, steps: int, batch_size: int, target_rate: Schedule | None
+) -> tuple[optax.GradientTransformation, Schedule]:
+    rule = fields.choice("rule", RULES)
+    peak = fields.number("learning_rate", above=0)
+    learning_rate = fields.call("schedule", LEARNING_RATES, peak=peak, total_steps=steps)
+    rates: dict[str, Schedule] = {} if target_rate is None else {optimizers.TARGET: target_rate}
+    for i, rate in enumerate(fields.calls("averages", AVERAGES, batch_size=batch_size)):
+        rates[f"ema{i}"] = rate
+    optimizer = optimizers.make_optimizer(
+        rule(),
+        learning_rate=learning_rate,
+        clip_norm=fields.number("clip_norm", at_least=0),
+        weight_decay=fields.number("weight_decay", at_least=0),
+        average_rates=rates,
+    )
+    return optimizer, learning_rate
+
+
+def _read_data(fields: Fields) -> Callable[..., sources.Source]:
+    name, data_dir = fields.text("name"), fields.text("data_dir")
+    size, channels = fields.integer("image_size", at_least=0), fields.integer("channels", at_least=0)
+
+    def open_source(split: str, progress=None) -> sources.Source:
+        if name == "digits":
+            return sources.digits(split)
+        if not data_dir:
+            raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
+        if name == "arrays":
+            return sources.arrays(data_dir, split)
+        if name == "folder":
+            if not size:
+                raise fields.error("image_size", "must be given for a folder of images, in pixels")
+            return sources.folder(data_dir, split, image_size=size, channels=channels or 3, progress=progress)
+        return sources.tfds(name, split, data_dir=data_dir, progress=progress)
+
+    def open_checked(split: str, progress=None) -> sources.Source:
+        source = open_source(split, progress)
+        if size and size not in source.shape[:2]:
+            raise fields.error("image_size", f"the images of {name} are {source.shape}; set it to 0 or to their size")
+        return source
+
+    return open_checked
+
+
+def _read_checkpoint(fields: Fields) -> dict[str, Any]:
+    every = fields.integer("save_every", at_least=1)
+    return {"save_every": every, "keep": fields.integer("keep", at_least=1),
+            "keep_every": fields.integer("keep_every", at_least=0) or None}  # fmt: skip
+
+
+def _read_log(fields: Fields) -> dict[str, Any]:
+    return {
+        "every": fields.integer("every", at_least=1),
+        "tensorboard": fields.boolean("tensorboard"),
+        "wandb": fields.boolean("wandb"),
+    }
+
+
+def _read_samples(fields: Fields, kind: str, constants: Mapping[str, float]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
+    if kind == "denoiser":
+        solver = fields.one_of("solver", ODE_STEPS)
+        return settings | {
+            "solver": solver,
+            "ode_step": ODE_STEPS[solver],
+            "solver_steps": fields.integer("solver_steps", at_least=2),
+        }
+    times = fields.numbers("times")
+    try:
+        check_times(times, constants["t_min"], constants["t_max"])
+    except ConfigError as error:
+        raise fields.error("times", str(error)) from error
+    return settings | {"times": times}
+
+
+def check_times(times: tuple[float, ...], t_min: float, t_max: float) -> None:
+    """Raise ConfigError where sampling times do not descend within [t_min, t_max]."""
+    if any(t <= r for t, r in pairwise(times)):
+        raise ConfigError(f"times must descend, got {', '.join(map(str, times))}")
+    if not all(t_min <= t <= t_max for t in times):
+        raise ConfigError(f"times must lie in [{t_min}, {t_max}], got {', '.join(map(str, times))}")

@@ -1,0 +1,31 @@
+"""Atomic writes."""
+
+from pathlib import Path
+
+import pytest
+
+from cmjax.files import write_atomically
+
+
+def test_a_write_makes_its_folder_and_replaces_what_was_there(tmp_path):
+    path = tmp_path / "folder" / "file"
+    write_atomically(path, b"old")
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full_disk(self, content):
+        with self.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
