@@ -152,7 +152,7 @@ def test_load_gives_a_flow_map_that_jits(runs):
         (("--config=configs/digits_ct.py", "--config.optimizer={'rule': 'adam'}"), "optimizer"),
         (("--config=configs/digits_ct.py", "--config.batch_size=6", "--config.grad_accumulation=4"), "must divide"),
         (("--config=configs/digits_ct.py", "--config.samples.times=(0.8,80.0)"), "must descend"),
-        (("--config=configs/digits_cd.py", "--config.objective.teacher=no/digits_edm"), "--config=configs/digits_edm.py"),
+        (("--config=configs/digits_cd.py", "--config.objective.teacher=no/digits_edm"), "configs/digits_edm.py"),
         (("--config=configs/digits_ct.py", "--config.data.name=folder", "--config.data.data_dir=empty"), "image_size"),
         (("--config=configs/cifar_ct.py",), "data_dir"),
         (("--mode=sample",), "--workdir"),
