@@ -50,9 +50,9 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        # On several devices the batch is sharded, and pieces of it would have to travel.
-        split = jax.default_backend() == "cpu" and jax.device_count() == 1
-        convolution = split_convolution if split else convolve
+        # On several devices the batch is sharded, and XLA knows best how a convolution's gradient is to be summed.
+        products = jax.default_backend() == "cpu" and jax.device_count() == 1
+        convolution = cpu_convolution if products else convolve
         y = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.padding)
         return y + bias.astype(self.dtype)[None, None, None]
 
@@ -64,34 +64,49 @@ def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], paddin
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def split_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], padding: int) -> Array:
-    """`convolve`, whose kernel gradient is a sum over pieces of the batch, up to nine times faster on a CPU.
+def cpu_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:
+    """`convolve`, whose kernel gradient is three matrix products: many times faster on a CPU.
 
-    XLA's CPU convolution computes the kernel gradient as a product that contracts all positions of the batch, and its
-    speed collapses when they are more than about a thousand. Forward-mode and higher derivatives are the usual ones.
+    XLA's CPU convolution computes the kernel gradient as a convolution with a kernel as large as the image, and its
+    speed collapses when the positions of the batch are more than about a thousand. The products run at 0.6 to 0.8 of
+    the matrix product's rate at all sizes. Forward-mode and higher derivatives are the usual ones.
     """
     return convolve(x, kernel, padding)
 
 
-def _split_convolution_jvp(padding: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _cpu_convolution_jvp(padding: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    y, y_dot = split_convolution(x, kernel, padding), None
+    y, y_dot = cpu_convolution(x, kernel, padding), None
     if type(x_dot) is not SymbolicZero:
-        y_dot = split_convolution(x_dot, kernel, padding)
+        y_dot = cpu_convolution(x_dot, kernel, padding)
     if type(kernel_dot) is not SymbolicZero:
-        # This tangent is linear in kernel_dot; its transpose is the gradient, a sum over the pieces.
-        by_kernel = jnp.concatenate([convolve(piece, kernel_dot, padding) for piece in _pieces(x)])
+        # This tangent is linear in kernel_dot; its transpose is the gradient.
+        by_kernel = _convolve_by_products(x, kernel_dot, padding)
         y_dot = by_kernel if y_dot is None else y_dot + by_kernel
     return y, jnp.zeros_like(y) if y_dot is None else y_dot
 
 
-split_convolution.defjvp(_split_convolution_jvp, symbolic_zeros=True)
+cpu_convolution.defjvp(_cpu_convolution_jvp, symbolic_zeros=True)
 
 
-def _pieces(x: Float[Array, "b h w c"], positions: int = 1024, most: int = 64) -> list[Array]:
-    """x cut along the batch into at most `most` pieces of about `positions` pixels."""
-    size = max(positions // (x.shape[1] * x.shape[2]), -(-x.shape[0] // most), 1)
-    return [x[i : i + size] for i in range(0, x.shape[0], size)]
+def _convolve_by_products(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:
+    """`convolve` as one product for each row of the kernel, and a sum of its columns' parts shifted along w.
+
+    Made for its transpose in `kernel`: the output's gradient, shifted along w three times side by side, is multiplied
+    by the rows of x. The barriers keep XLA from computing what produced x, and the shifts, anew for each product.
+    """
+    (b, h, w, c), d = x.shape, kernel.shape[3]
+    h_out, w_out = h + 2 * padding - 2, w + 2 * padding - 2
+    x = jax.lax.optimization_barrier(jnp.pad(x, [(0, 0), (padding, padding), (0, 0), (0, 0)]))
+    by_column = sum(
+        # Flat: with four axes the transposed product is half as fast.
+        x[:, i : i + h_out].reshape(-1, c) @ kernel[i].transpose(1, 0, 2).reshape(c, 3 * d)
+        for i in range(3)
+    )
+    parts = jnp.split(jax.lax.optimization_barrier(by_column).reshape(b, h_out, w, 3 * d), 3, axis=3)
+    # Output position m takes part j's position m + j − padding; `wide` is the output for padding 2.
+    wide = sum(jnp.pad(part, [(0, 0), (0, 0), (2 - j, j), (0, 0)]) for j, part in enumerate(parts))
+    return jnp.asarray(jax.lax.slice_in_dim(wide, 2 - padding, 2 - padding + w_out, axis=2))
 
 
 def downsample(
