@@ -120,6 +120,7 @@ def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, con
         plan.optimizer,
         preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
         seed=plan.seed,
+        conditions=("label",) if model.class_conditional else (),
         grad_accumulation=plan.grad_accumulation,
         schedules=plan.schedules,
     )
@@ -204,7 +205,15 @@ def _count(params: Params) -> int:
 
 
 def _open(plan: Run, split: str) -> Source:
-    return plan.open_source(split, lambda description, done, total: log.info("%s %d/%d", description, done, total))
+    said = time.monotonic()
+
+    def say_now_and_then(description: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            log.info("%s %d/%d", description, done, total)
+
+    return plan.open_source(split, say_now_and_then)
 
 
 def _check_batch(plan: Run) -> None:
@@ -221,9 +230,10 @@ def _load_other(workdir: str, field_name: str) -> FlowMap:
     try:
         return load(workdir)
     except (ConfigError, RuntimeError) as error:
+        recipe, _, variant = Path(workdir).name.partition("-")
         raise ConfigError(
             f"config.{field_name}={workdir!r}: {error}. Train it first, as with\n"
-            f"  python -m cmjax.main --config=configs/{Path(workdir).name}.py --workdir={workdir}"
+            f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
         ) from error
 
 

@@ -31,8 +31,10 @@ class MLP(nn.Module):
         label: Int[Array, " b"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "b *dims"]:
+        if label is not None and not self.num_classes:
+            raise ValueError("label was given to a network with num_classes=0")
         embedding = nn.Dense(self.embedding_width, dtype=self.dtype)(_waves(c_noise, self.frequencies))
-        if self.num_classes and label is not None:
+        if label is not None:
             embedding += nn.Embed(self.num_classes, self.embedding_width, dtype=self.dtype)(label)
         embedding = nn.silu(embedding)
         h = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1).astype(self.dtype))

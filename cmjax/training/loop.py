@@ -40,7 +40,7 @@ class Stopped(Exception):
 def run_loop(
     state: TrainState,
     train_step: TrainStep,
-    teacher_params: Params,
+    frozen: Params,
     batches: Iterable[Batch],
     *,
     start: int,
@@ -62,7 +62,7 @@ def run_loop(
     try:
         with _stop_requests() as stop_requested:
             for step, batch in zip(range(start, total_steps), batches, strict=True):
-                state, metrics = train_step(state, teacher_params, batch)
+                state, metrics = train_step(state, frozen, batch)
                 late.push(step, metrics)
                 done = step + 1
                 stop = stop_requested(done)

@@ -1,6 +1,6 @@
-"""The train step: a pure function (state, teacher_params, batch) -> (state, metrics), and its jitted form on a mesh."""
+"""The train step: a pure function (state, frozen, batch) -> (state, metrics), and its jitted form on a mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -25,7 +25,7 @@ class Objective(Protocol):
         self,
         params: Params,
         target_params: Params,
-        teacher_params: Params,
+        frozen: Params,
         key: PRNGKey,
         x0: Samples,
         step: Step,
@@ -39,30 +39,32 @@ def make_train_step(
     *,
     preprocess: Callable[[Array, PRNGKey], Samples],
     seed: int,
+    conditions: Sequence[str] = (),
     grad_accumulation: int = 1,
     schedules: Mapping[str, Schedule] | None = None,
 ) -> TrainStep:
     """One optimizer update. Randomness is a function of (seed, step), so a resumed run repeats the original's.
 
     At a loss or gradient that is not finite the state stays as it was, from then on, and `loss` in the metrics is nan.
-    `teacher_params` is None where the objective has no teacher.
+    `frozen` holds what the objective uses and training leaves alone, such as the teacher's parameters.
 
-    Args: preprocess: (images as stored, key) -> x0. grad_accumulation: the batch is processed in this many parts.
+    Args: preprocess: (images as stored, key) -> x0. conditions: what of the batch the network is given beside x0, such
+          as "label". grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
     """
 
-    def train_step(state, teacher_params, batch):
+    def train_step(state, frozen, batch):
         augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         x0 = preprocess(batch["image"], augment_key)
-        conditions = {name: value for name, value in batch.items() if name != "image"}
+        inputs = {name: batch[name] for name in conditions}
         target_params = averages(state.opt_state).get(TARGET)
 
         def mean_loss(params, key, x0, conditions):
             target = params if target_params is None else target_params
-            return jnp.mean(objective(params, target, teacher_params, key, x0, state.step, conditions))
+            return jnp.mean(objective(params, target, frozen, key, x0, state.step, conditions))
 
         loss, grads = _accumulate(
-            jax.value_and_grad(mean_loss), state.params, objective_key, x0, conditions, parts=grad_accumulation
+            jax.value_and_grad(mean_loss), state.params, objective_key, x0, inputs, parts=grad_accumulation
         )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -110,18 +112,16 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
     return jax.jit(init, out_shardings=shardings)(params)
 
 
-def compile_train_step(
-    train_step: TrainStep, state: TrainState, teacher_params: Params, batch: Batch, mesh: Mesh
-) -> Any:
+def compile_train_step(train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh) -> Any:
     """The executable for exactly these shapes: called with any other, it fails rather than compile again.
 
-    The state is donated; teacher parameters are an argument, never constants.
+    The state is donated; frozen parameters are an argument, never constants.
     """
     state_shardings = parameter_shardings(state, mesh)
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(state_shardings, parameter_shardings(teacher_params, mesh), batch_sharding(mesh)),
+        in_shardings=(state_shardings, parameter_shardings(frozen, mesh), batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
     )
-    return jitted.lower(state, teacher_params, batch).compile()
+    return jitted.lower(state, frozen, batch).compile()
