@@ -109,10 +109,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _provenance() -> dict[str, Any]:
     packages = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {"versions": {name: _version(name) for name in packages}, "git_commit": commit.stdout.strip() or None}
+    return {"versions": {name: _version(name) for name in packages}, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that runs; None for an installed package, or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(package: str) -> str | None:

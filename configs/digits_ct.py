@@ -14,7 +14,7 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 7000
+    config.steps = 6000
     config.batch_size = 128
     config.data.name = "digits"
     config.net = common.mlp(width=384, depth=3)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 
 from cmjax.build.model import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, solvers, weightings
 from cmjax.core.sampling import FlowMap
-from cmjax.core.typing import Params, Schedule
+from cmjax.core.typing import Conditions, Distance, PairSampler, Params, Schedule, Weight
 from cmjax.fields import Fields
 from cmjax.nets.lpips import load_lpips, lpips
 from cmjax.training.step import Objective
@@ -78,46 +79,78 @@ def _read_denoising(fields: Fields, constants: Mapping[str, float], steps: int) 
     return Method(objective)
 
 
-def _read_consistency(fields: Fields, constants: Mapping[str, float], steps: int, ode_step=None, teacher="") -> Method:
-    """CT, or CD where there is an `ode_step` for the teacher."""
+@dataclass(frozen=True)
+class _Consistency:
+    """What CT and CD choose alike."""
+
+    pairs: PairSampler
+    distance: Callable[[Mapping[str, Params]], Distance]
+    weight: Weight
+    schedules: Mapping[str, Schedule]
+    target_rate: Schedule | None
+    frozen: Mapping[str, Callable[[], Params]]
+
+    def options(self, frozen: Mapping[str, Params], conditions: Conditions) -> dict[str, Any]:
+        """The keyword arguments that the two losses share."""
+        return {
+            "path": paths.ve,
+            "distance": self.distance(frozen),
+            "weight": self.weight,
+            "conditions": conditions,
+        }
+
+
+def _read_consistency(fields: Fields, constants: Mapping[str, float], steps: int) -> _Consistency:
     curriculum = fields.call("curriculum", CURRICULA, total_steps=steps)
     grid = {name: constants[name] for name in ("t_min", "t_max", "rho")}
     draw = pairs.grid_pairs(curriculum, probabilities=fields.choice("intervals", INTERVALS), **grid)
     weight = fields.choice("weight", WEIGHTINGS, **constants)
     distance, frozen = _read_distance(fields)
     target_rate = fields.call("target", TARGETS, curriculum=curriculum)
+    schedules = {"num_scales": curriculum} | ({} if target_rate is None else {"target_rate": target_rate})
+    return _Consistency(draw, distance, weight, schedules, target_rate, frozen)
+
+
+def _read_training(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:
+    chosen = _read_consistency(fields, constants, steps)
 
     def objective(model, teacher):
         def loss(params, target_params, frozen, key, x0, step, conditions):
             pair_key, loss_key = jax.random.split(key)
-            pair = draw(pair_key, len(x0), step)
-            shared = {"path": paths.ve, "distance": distance(frozen), "weight": weight, "conditions": conditions}
-            if teacher is None:
-                return losses.consistency_training_loss(
-                    model.denoiser, params, target_params, loss_key, x0, pair, **shared
-                )
+            pair = chosen.pairs(pair_key, len(x0), step)
+            options = chosen.options(frozen, conditions)
+            return losses.consistency_training_loss(
+                model.denoiser, params, target_params, loss_key, x0, pair, **options
+            )
+
+        return loss
+
+    return Method(objective, chosen.target_rate, chosen.schedules, frozen=chosen.frozen)
+
+
+def _read_distillation(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:
+    chosen = _read_consistency(fields, constants, steps)
+    ode_step = fields.choice("ode_step", ODE_STEPS)
+    teacher_path = fields.text("teacher")
+    if not teacher_path:
+        raise fields.error("teacher", "must name the workdir of a trained diffusion teacher")
+
+    def objective(model, teacher):
+        def loss(params, target_params, frozen, key, x0, step, conditions):
+            pair_key, loss_key = jax.random.split(key)
+            pair = chosen.pairs(pair_key, len(x0), step)
+            options = chosen.options(frozen, conditions)
             return losses.consistency_distillation_loss(
                 model.denoiser, params, target_params, loss_key, x0, pair,
-                teacher=teacher.denoiser, teacher_params=frozen["teacher"], ode_step=ode_step, **shared,
+                teacher=teacher.denoiser, teacher_params=frozen["teacher"], ode_step=ode_step, **options,
             )  # fmt: skip
 
         return loss
 
-    schedules: dict[str, Schedule] = {"num_scales": curriculum}
-    if target_rate is not None:
-        schedules["target_rate"] = target_rate
-    return Method(objective, target_rate, schedules, teacher, frozen)
+    return Method(objective, chosen.target_rate, chosen.schedules, teacher_path, chosen.frozen)
 
 
-def _read_distillation(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:
-    ode_step = fields.choice("ode_step", ODE_STEPS)
-    teacher = fields.text("teacher")
-    if not teacher:
-        raise fields.error("teacher", "must name the workdir of a trained diffusion teacher")
-    return _read_consistency(fields, constants, steps, ode_step, teacher)
-
-
-METHODS = {"denoising": _read_denoising, "ct": _read_consistency, "cd": _read_distillation}
+METHODS = {"denoising": _read_denoising, "ct": _read_training, "cd": _read_distillation}
 
 
 def read_method(fields: Fields, constants: Mapping[str, float], steps: int) -> Method:

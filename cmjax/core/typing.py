@@ -20,7 +20,7 @@ Keys = Key[Array, ""] | Key[Array, " b"]
 """One key for the whole batch, or one for each sample."""
 
 Step = Int[Array, ""] | int
-Schedule = Callable[[Step], Any]
+Schedule = Callable[[Any], Any]
 """A function of the (traced) optimizer step."""
 
 Conditions = Mapping[str, Array]

@@ -8,6 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from cmjax.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ class MetricsWriter:
         if path.exists():
             _drop_records_after(path, resume_step)
         self._file = path.open("a", buffering=1)
-        self._mirrors: list[Callable[[int, Mapping[str, float]], None]] = []
+        self._mirrors: list[Callable[[int, Mapping[str, float]], Any]] = []
         self._closers: list[Callable[[], None]] = [self._file.close]
         if tensorboard and importlib.util.find_spec("tensorboardX"):
             self._add_tensorboard(workdir, resume_step)
@@ -44,7 +47,7 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         writer = SummaryWriter(str(workdir), purge_step=resume_step or None)
-        self._mirrors.append(lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()] and None)
+        self._mirrors.append(lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()])
         self._closers.append(writer.close)
 
     def _add_wandb(self, workdir: str | Path, config: Mapping) -> None:
@@ -75,7 +78,7 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
         return
     began = last = time.monotonic()
 
-    def update(done: int, text: str) -> None:
+    def say_now_and_then(done: int, text: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < every_s:
@@ -84,7 +87,7 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
         left = (now - began) * (total - done) / max(done - start, 1)
         log.info("%s %d/%d (%.0f%%), %s left  %s", description, done, total, 100 * done / total, _clock(left), text)
 
-    yield update
+    yield say_now_and_then
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The optimizer: a chain of Optax transformations whose last member holds every average of the parameters."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
-def averages(opt_state: optax.OptState) -> dict[str, Params]:
+def averages(opt_state: Any) -> dict[str, Params]:
     """The averages held by the last member of the chain, by name."""
     last = opt_state[-1]
     if not isinstance(last, AveragesState):

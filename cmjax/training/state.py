@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.struct
-import optax
 from jaxtyping import Array, Bool, Int
 
 from cmjax.core.typing import Params
@@ -18,7 +17,7 @@ class TrainState:
 
     step: Int[Array, ""]
     params: Params
-    opt_state: optax.OptState
+    opt_state: Any
     finite: Bool[Array, ""]
 
 
