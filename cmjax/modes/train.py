@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,14 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     began = time.perf_counter()
     plan = read_run(config)
     initialize_processes()
+    if jax.process_index() > 0:
+        logging.getLogger("cmjax").setLevel(logging.WARNING)  # one process speaks for all
     _cache_compilations(workdir)
     mesh = make_mesh(fsdp=plan.fsdp)
     _check_batch(plan)
     teacher = _load_other(plan.method.teacher, "objective.teacher") if plan.method.teacher else None
     start_from = _load_other(plan.init_from, "init_from") if plan.init_from else None
+    frozen = {name: _load_frozen(name, load_weights) for name, load_weights in plan.method.frozen.items()}
     source = _open(plan, "train")
     model = plan.make_model(source.num_classes)
     if teacher is not None and (teacher.kind != "denoiser" or teacher.shape != tuple(source.shape)):
@@ -58,7 +61,6 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
 
     fresh = model.init(jax.random.key(plan.seed), source.shape)
     state = init_state(_started(fresh, start_from, plan.init_from), plan.optimizer, mesh)
-    frozen = {name: load_weights() for name, load_weights in plan.method.frozen.items()}
     if teacher is not None:
         frozen["teacher"] = teacher.params
     pictures = _Pictures(plan, model, source, workdir)
@@ -235,6 +237,13 @@ def _load_other(workdir: str, field_name: str) -> FlowMap:
             f"config.{field_name}={workdir!r}: {error}. Train it first, as with\n"
             f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
         ) from error
+
+
+def _load_frozen(name: str, load_weights: Callable[[], Params]) -> Params:
+    try:
+        return load_weights()
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"config.objective.distance: the weights of {name} cannot be loaded: {error}") from error
 
 
 def _started(fresh: Params, other: FlowMap | None, name: str) -> Params:

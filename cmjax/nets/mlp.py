@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -11,7 +12,7 @@ class MLP(nn.Module):
     """Residual MLP on the flattened sample; each block is modulated by the time (and class) embedding.
 
     F(x, c_noise) for x (b, ...) and c_noise (b,), of the shape of x. `num_classes` > 0 adds an embedding of `label`
-    (b,). The output layer starts at zero.
+    (b,), -1 or None for no class. The output layer starts at zero.
     """
 
     width: int = 512
@@ -34,8 +35,10 @@ class MLP(nn.Module):
         if label is not None and not self.num_classes:
             raise ValueError("label was given to a network with num_classes=0")
         embedding = nn.Dense(self.embedding_width, dtype=self.dtype)(_waves(c_noise, self.frequencies))
-        if label is not None:
-            embedding += nn.Embed(self.num_classes, self.embedding_width, dtype=self.dtype)(label)
+        if self.num_classes:
+            classes = jnp.full(x.shape[0], -1) if label is None else label
+            one_hot = jax.nn.one_hot(classes, self.num_classes)  # all zeros for -1
+            embedding += nn.Dense(self.embedding_width, use_bias=False, dtype=self.dtype, name="classes")(one_hot)
         embedding = nn.silu(embedding)
         h = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1).astype(self.dtype))
         for _ in range(self.depth):
