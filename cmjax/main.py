@@ -1,6 +1,7 @@
 """The command line: `python -m cmjax.main --config=configs/digits_ct.py`."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def main(arguments: list[str]) -> None:
         dispatch()
     except (ConfigError, DataError, CheckpointError, NonFiniteLoss) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

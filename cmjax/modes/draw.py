@@ -1,19 +1,26 @@
 """Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.build import Model, Run
 from cmjax.core import paths
 from cmjax.core.grids import karras_grid
 from cmjax.core.sampling import FlowMap, sample_fn, sample_ode
 from cmjax.core.typing import OdeStep
 from cmjax.data.batches import to_uint8
+from cmjax.data.sources import Source
+from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.training.logging import Update
 from cmjax.training.mesh import batch_sharding, make_mesh, replicated
+from cmjax.training.optimizer import averages
+from cmjax.training.state import TrainState
 
 Sampler = Callable[[FlowMap, Any, dict], Any]
 """(flow_map, keys (b,), conditions) -> images (b, h, w, c), jitted over all devices."""
@@ -78,3 +85,50 @@ def _over_devices(sample: Callable) -> Sampler:
     return jax.jit(
         sample, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh)
     )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
+
+    plan: Run
+    model: Model
+    source: Source
+    workdir: Path
+    samplers: dict[str, Sampler] = field(init=False)
+
+    def __post_init__(self):
+        settings, samplers = self.plan.samples, {}
+        if self.model.kind == "denoiser":
+            steps = settings["solver_steps"]
+            samplers[f"{settings['solver']}-{steps}"] = ode_sampler(
+                settings["ode_step"], steps, self.model.constants["rho"]
+            )
+        else:
+            for times in dict.fromkeys((settings["times"][:1], settings["times"])):
+                samplers[f"{len(times)}-step"] = consistency_sampler(times)
+        object.__setattr__(self, "samplers", samplers)
+
+    def flow_map(self, state: TrainState) -> FlowMap:
+        return self.model.bind(averages(state.opt_state)["ema0"], self.source.shape)
+
+    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
+        num_classes = self.source.num_classes if self.model.class_conditional else None
+        flow_map, conditions = self.flow_map(state), class_labels(num, num_classes)
+        return {
+            name: draw_images(sampler, flow_map, num, seed=self.plan.seed, conditions=conditions)
+            for name, sampler in self.samplers.items()
+        }
+
+    def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
+        """PNGs in the run's folder: name -> path."""
+        paths = {}
+        for name, batch in images.items():
+            path = self.workdir / "samples" / f"{step:07d}-{name}.png"
+            paths[name] = str(path)
+            if jax.process_index() == 0:
+                save_png(path, image_grid(batch[: self.plan.samples["num"]]))
+        return paths
+
+    def refresh(self, state: TrainState, step: int) -> None:
+        self.save_grids(self.draw(state, self.plan.samples["num"]), step)

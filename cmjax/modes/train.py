@@ -4,31 +4,27 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.build import Model, Run, read_run
+from cmjax.build import Run, read_run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.data.batches import Batches, preprocess
 from cmjax.data.sources import Source
 from cmjax.evaluation.features import format_figures
-from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
-from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, draw_images, ode_sampler
+from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, progress
 from cmjax.training.loop import run_loop
 from cmjax.training.mesh import batch_sharding, initialize_processes, make_mesh, parameter_shardings
-from cmjax.training.optimizer import averages
 from cmjax.training.state import TrainState
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.workdir import load, write_record
@@ -63,56 +59,9 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     state = init_state(_started(fresh, start_from, plan.init_from), plan.optimizer, mesh)
     if teacher is not None:
         frozen["teacher"] = teacher.params
-    pictures = _Pictures(plan, model, source, workdir)
+    pictures = Pictures(plan, model, source, workdir)
     trained, speed = _train(plan, state, frozen, model, teacher, source, mesh, workdir, config, pictures)
     _finish(plan, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """Draws a run's samples: one grid for each sampler, always from the same noise."""
-
-    plan: Run
-    model: Model
-    source: Source
-    workdir: Path
-    samplers: dict[str, Sampler] = field(init=False)
-
-    def __post_init__(self):
-        settings, samplers = self.plan.samples, {}
-        if self.model.kind == "denoiser":
-            steps = settings["solver_steps"]
-            samplers[f"{settings['solver']}-{steps}"] = ode_sampler(
-                settings["ode_step"], steps, self.model.constants["rho"]
-            )
-        else:
-            for times in dict.fromkeys((settings["times"][:1], settings["times"])):
-                samplers[f"{len(times)}-step"] = consistency_sampler(times)
-        object.__setattr__(self, "samplers", samplers)
-
-    def flow_map(self, state: TrainState) -> FlowMap:
-        return self.model.bind(averages(state.opt_state)["ema0"], self.source.shape)
-
-    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
-        num_classes = self.source.num_classes if self.model.class_conditional else None
-        flow_map, conditions = self.flow_map(state), class_labels(num, num_classes)
-        return {
-            name: draw_images(sampler, flow_map, num, seed=self.plan.seed, conditions=conditions)
-            for name, sampler in self.samplers.items()
-        }
-
-    def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
-        """PNGs in the run's folder: name -> path."""
-        paths = {}
-        for name, batch in images.items():
-            path = self.workdir / "samples" / f"{step:07d}-{name}.png"
-            paths[name] = str(path)
-            if jax.process_index() == 0:
-                save_png(path, image_grid(batch[: self.plan.samples["num"]]))
-        return paths
-
-    def refresh(self, state: TrainState, step: int) -> None:
-        self.save_grids(self.draw(state, self.plan.samples["num"]), step)
 
 
 def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, config, pictures):
@@ -170,21 +119,21 @@ def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, con
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, "images_per_second": rate}
 
 
-def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: _Pictures, speed: dict) -> None:
+def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:
     """The last pictures and the figures, in `summary.json` and on the terminal."""
-    num = max(plan.num_figures, plan.samples["num"])
+    steps, num = int(state.step), max(plan.num_figures, plan.samples["num"])
     log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
     images = pictures.draw(state, num)
-    grids = pictures.save_grids(images, plan.steps)
+    grids = pictures.save_grids(images, steps)
     table = {}
     if plan.num_figures and (held_out := can_compare(images, partial(_open, plan, "test"))) is not None:
         table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
     summary = {
         "workdir": str(workdir),
-        "checkpoint": str(workdir / "checkpoints" / str(plan.steps)),
+        "checkpoint": str(workdir / "checkpoints" / str(steps)),
         "samples": grids,
-        "steps": plan.steps,
-        "images_seen": plan.steps * plan.batch_size,
+        "steps": steps,
+        "images_seen": steps * plan.batch_size,
         "parameters": _count(state.params),
         **{name: round(value, 2) for name, value in speed.items()},
         "figures": table,

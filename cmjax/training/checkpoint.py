@@ -4,12 +4,13 @@ A step's folder holds three items: `params`, `averages` (by name) and `optimizer
 sampler reads the averages alone.
 """
 
+import contextlib
 import json
 import logging
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint could be read; the message names the folder and what to do."""
+    """A checkpoint could not be read, or not be saved; the message names the folder and what to do."""
 
 
 class Checkpointer:
@@ -61,15 +62,17 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._clear_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items))
         if jax.process_index() == 0:
             self._pending = self._checksum_worker.submit(_write_checksums_once_committed, self.folder / str(step))
 
     def wait(self) -> None:
         """Return when every save is on disk, its checksums included."""
-        self._manager.wait_until_finished()
-        if self._pending is not None:
-            self._pending.result()
+        with self._clear_errors():
+            self._manager.wait_until_finished()
+            if self._pending is not None:
+                self._pending.result()
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole, in the layout of `state` (arrays or shapes with shardings); None in an
@@ -84,6 +87,18 @@ class Checkpointer:
             return _join(state, {name: restored[name] for name in items})
 
         return _newest_readable(self.folder, self._manager.all_steps(), read, on_damaged=self._put_aside)
+
+    @contextlib.contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Orbax reports a failed write, of a full disk for one, from whichever call comes next."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:300]
+            raise CheckpointError(
+                f"a checkpoint could not be saved in {self.folder}: {reason}. Those saved before are whole; make room "
+                "and start again with the same command"
+            ) from error
 
     def _put_aside(self, step: int) -> None:
         if jax.process_index() == 0:
