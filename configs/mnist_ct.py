@@ -10,10 +10,10 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 4000
-    config.batch_size = 64
+    config.steps = 6000
+    config.batch_size = 128
     config.data.name = "mnist"
-    config.net = common.ddpmpp(channels=32, channel_mult=(1, 2, 2), blocks=1, attention_resolutions=(7,))
+    config.net = common.mlp(width=1024, depth=4)
     config.objective = common.ConfigDict(
         {
             "name": "ct",
@@ -25,7 +25,7 @@ def get_config():
         }
     )
     config.optimizer = common.optimizer(
-        "adam(b1=0.9, b2=0.99)", learning_rate=1e-3, schedule="cosine", averages=("ema(rate=0.995)",)
+        "adam(b1=0.9, b2=0.99)", learning_rate=5e-4, schedule="cosine", averages=("ema(rate=0.995)",)
     )
     config.checkpoint.save_every = 500
     config.log.every = 50

@@ -101,3 +101,18 @@ def test_one_average_is_read_alone(tmp_path):
     assert_same(restore_average(tmp_path, like, "ema0", step=3), state_at(3).params)
     with pytest.raises(CheckpointError, match="of step 9"):
         restore_average(tmp_path, like, "ema0", step=9)
+
+
+def test_a_save_that_fails_is_one_message_and_does_not_hang(tmp_path, monkeypatch):
+    save(tmp_path, [1])
+    checkpointer = Checkpointer(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="no space left"), checkpointer:
+        patched.setattr(checkpointer._manager, "wait_until_finished", full_disk)
+        checkpointer.save(state_at(2), 2)
+    checkpointer._manager.close()
+    with Checkpointer(tmp_path) as again:
+        assert int(again.restore(state_at(0)).step) >= 1
+
+
+def full_disk():
+    raise OSError("no space left on device")

@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import os
-import time
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,14 +48,18 @@ class Checkpointer:
         )
         self._checksum_worker = ThreadPoolExecutor(1, thread_name_prefix="checksums")
         self._pending: Future | None = None
+        self._gave_up = threading.Event()
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.wait()
-        self._manager.close()
-        self._checksum_worker.shutdown()
+        try:
+            self.wait()
+            self._manager.close()
+        finally:
+            self._gave_up.set()
+            self._checksum_worker.shutdown()
 
     def save(self, state: TrainState, step: int) -> None:
         """Copy the state from the devices and write it in the background. A step already saved is left as it is."""
@@ -65,7 +69,9 @@ class Checkpointer:
         with self._clear_errors():
             self._manager.save(step, args=ocp.args.Composite(**items))
         if jax.process_index() == 0:
-            self._pending = self._checksum_worker.submit(_write_checksums_once_committed, self.folder / str(step))
+            self._pending = self._checksum_worker.submit(
+                _write_checksums_once_committed, self.folder / str(step), self._gave_up
+            )
 
     def wait(self) -> None:
         """Return when every save is on disk, its checksums included."""
@@ -94,6 +100,7 @@ class Checkpointer:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            self._gave_up.set()
             reason = str(error).splitlines()[0][:300]
             raise CheckpointError(
                 f"a checkpoint could not be saved in {self.folder}: {reason}. Those saved before are whole; make room "
@@ -182,13 +189,11 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def _write_checksums_once_committed(step_folder: Path, timeout_s: float = 3600) -> None:
+def _write_checksums_once_committed(step_folder: Path, gave_up: threading.Event) -> None:
     """Orbax commits by renaming a finished folder to `step_folder`: once that exists, its files are complete."""
-    deadline = time.monotonic() + timeout_s
     while not step_folder.is_dir():
-        if time.monotonic() > deadline:
+        if gave_up.wait(0.02):
             return
-        time.sleep(0.02)
     checksums = {str(path.relative_to(step_folder)): _crc32(path) for path in _files(step_folder)}
     write_atomically(step_folder / CHECKSUMS, to_json(checksums))
 
