@@ -1,6 +1,7 @@
 """LPIPS against the peers' recorded distances, and what a training loss needs of it."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +12,10 @@ import pytest
 from cmjax.nets.lpips import WIDTHS, load_lpips, lpips
 
 RECORDED = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "lpips.npz"
+# Programs that run once: compiling them is what these tests cost.
+quick_jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
 def recipe() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -51,7 +56,7 @@ def test_recorded_distances(params, key, resize):
     with np.load(RECORDED, allow_pickle=False) as recorded:
         x, y = (np.float32(recorded[name]).transpose(0, 2, 3, 1) for name in ("x", "y"))
         expected = recorded[key].ravel()
-    distances = jax.jit(lambda params, x, y: lpips(params, x, y, resize=resize, pool="avg"))(params, x, y)
+    distances = quick_jit(lambda params, x, y: lpips(params, x, y, resize=resize, pool="avg"))(params, x, y)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
 
 
@@ -65,7 +70,7 @@ def test_gradient_is_finite_at_zero_distance_and_at_zero_features(params):
         return lpips(weights, x, y, resize=None)[0]
 
     for weights in (params, dead):
-        value, gradient = jax.jit(jax.value_and_grad(distance, argnums=1))(weights, x, x)
+        value, gradient = quick_jit(jax.value_and_grad(distance, argnums=1))(weights, x, x)
         assert value < 1e-12
         assert np.isfinite(gradient).all()
     assert (lpips(dead, x, -x, resize=None) == 0).all()
