@@ -173,7 +173,7 @@ def _ct_step(net: Any, params: Any, shape: tuple[int, ...], rounds: int) -> dict
 
 def loop(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of 50 ms and more through the loop, with its batches, metrics and records, and without."""
-    shape, steps = (256, 16, 16, 3), 10
+    shape, steps = (256, 16, 16, 3), 30
     step, batches = _training(*_mlp(shape[1:], width=512, depth=4), shape)
     batch = batches.at(0)
 
@@ -184,7 +184,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
 
     records: list[dict[str, float]] = []
     programs = {"bare": bare, "loop": lambda: _looped(step, batches, steps, records)}
-    measured = in_turns(programs, 3 * options.rounds)
+    measured = in_turns(programs, options.rounds)
     per_step = {f"{name}_step": times / steps for name, times in measured.items()}
     return milliseconds(per_step) | ratio("throughput_over_bare", measured["bare"], measured["loop"])
 
