@@ -102,17 +102,17 @@ def _read_optimizer(
 def _read_data(fields: Fields) -> Callable[..., sources.Source]:
     name, data_dir = fields.text("name"), fields.text("data_dir")
     size, channels = fields.integer("image_size", at_least=0), fields.integer("channels", at_least=0)
+    if name != "digits" and not data_dir:
+        raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
+    if name == "folder" and not size:
+        raise fields.error("image_size", "must be given for a folder of images, in pixels")
 
     def open_source(split: str, progress=None) -> sources.Source:
         if name == "digits":
             return sources.digits(split)
-        if not data_dir:
-            raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
         if name == "arrays":
             return sources.arrays(data_dir, split)
         if name == "folder":
-            if not size:
-                raise fields.error("image_size", "must be given for a folder of images, in pixels")
             return sources.folder(data_dir, split, image_size=size, channels=channels or 3, progress=progress)
         return sources.tfds(name, split, data_dir=data_dir, progress=progress)
 
