@@ -1,9 +1,9 @@
-"""Consistency training on MNIST, 28×28: recognisable digits in a quarter of an hour on two CPU cores.
+"""Consistency training on MNIST, 28×28: recognisable digits in some twenty minutes on two CPU cores.
 
     python -m cmjax.main --config=configs/mnist_ct.py --config.data.data_dir=~/tensorflow_datasets
 
-The choices are those of digits_ct, for the same reasons; c = 0.3 keeps its proportion to the norm of an image. A U-Net
-of 32 channels takes about as long for a step of half the batch on a CPU; on an accelerator use one:
+The choices are those of digits_ct, for the same reasons; c = 0.3 keeps its proportion to the norm of an image. On a CPU
+a step of even a U-Net of 32 channels takes some ten times as long; on an accelerator use one:
 `config.net = common.ddpmpp(channels=64, channel_mult=(1, 2, 2), blocks=2, attention_resolutions=(7,))`.
 """
 
