@@ -32,7 +32,7 @@ def write_record(
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the run may have been here
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}; name another") from error
     record = {"config": config, "shape": list(shape), "num_classes": num_classes, **_provenance()}

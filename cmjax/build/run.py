@@ -104,6 +104,8 @@ def _read_data(fields: Fields) -> Callable[..., sources.Source]:
     size, channels = fields.integer("image_size", at_least=0), fields.integer("channels", at_least=0)
     if name != "digits" and not data_dir:
         raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
+    if name == "digits" and data_dir:
+        raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
     if name == "folder" and not size:
         raise fields.error("image_size", "must be given for a folder of images, in pixels")
 
@@ -120,6 +122,8 @@ def _read_data(fields: Fields) -> Callable[..., sources.Source]:
         source = open_source(split, progress)
         if size and size not in source.shape[:2]:
             raise fields.error("image_size", f"the images of {name} are {source.shape}; set it to 0 or to their size")
+        if channels and channels != source.shape[2]:
+            raise fields.error("channels", f"the images of {name} are {source.shape}; set it to 0 or to theirs")
         return source
 
     return open_checked
