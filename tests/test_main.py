@@ -160,6 +160,7 @@ def test_load_gives_a_flow_map_that_jits(runs):
         (("--config=configs/digits_cd.py", "--config.objective.teacher=no/digits_edm"), "configs/digits_edm.py"),
         (("--config=configs/digits_ct.py", "--config.data.name=folder", "--config.data.data_dir=empty"), "image_size"),
         (("--config=configs/cifar_ct.py",), "data_dir"),
+        (("--config=configs/digits_ct.py", "--config.mesh.fsdp=3"), "config.mesh.fsdp=3"),
         (("--mode=sample",), "--workdir"),
         (("--mode=sample", "--workdir=nowhere"), "nowhere is not a run's folder"),
     ],
@@ -193,3 +194,11 @@ def test_an_unwritable_folder_is_one_clear_message(run, tmp_path):
     (tmp_path / "file").write_text("")
     said = run(*train("digits_ct", tmp_path / "file" / "run", 5), fails=True)
     assert "cannot be written" in said
+
+
+def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(run, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    np.savez(tmp_path / "few.npz", images=images)
+    arguments = ("--config.data.name=arrays", f"--config.data.data_dir={tmp_path / 'few.npz'}")
+    run(*train("digits_ct", tmp_path / "run", 3, *arguments))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["figures"] == {}

@@ -40,7 +40,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     if jax.process_index() > 0:
         logging.getLogger("cmjax").setLevel(logging.WARNING)  # one process speaks for all
     _cache_compilations(workdir)
-    mesh = make_mesh(fsdp=plan.fsdp)
+    mesh = _mesh(plan)
     _check_batch(plan)
     teacher = _load_other(plan.method.teacher, "objective.teacher") if plan.method.teacher else None
     start_from = _load_other(plan.init_from, "init_from") if plan.init_from else None
@@ -127,7 +127,10 @@ def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, picture
     grids = pictures.save_grids(images, steps)
     table = {}
     if plan.num_figures and (held_out := can_compare(images, partial(_open, plan, "test"))) is not None:
-        table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
+        try:
+            table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
+        except ValueError as error:  # too few images, or of one class: no reason to lose the summary
+            log.warning("no figures: %s", error)
     summary = {
         "workdir": str(workdir),
         "checkpoint": str(workdir / "checkpoints" / str(steps)),
@@ -165,6 +168,13 @@ def _open(plan: Run, split: str) -> Source:
             log.info("%s %d/%d", description, done, total)
 
     return plan.open_source(split, say_now_and_then)
+
+
+def _mesh(plan: Run) -> Mesh:
+    try:
+        return make_mesh(fsdp=plan.fsdp)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def _check_batch(plan: Run) -> None:
