@@ -1,9 +1,6 @@
-"""The U-Nets: recorded outputs of EDM's networks, published sizes, and what training asks of them."""
+"""The U-Nets: published sizes, and what training asks of them. Their parity with the peers is in test_interop.py."""
 
-import json
-import os
 from functools import partial
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,12 +9,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cmjax.interop.edm import params_from_edm, unet_from_edm
 from cmjax.nets.adapter import as_net, init_params
+from cmjax.nets.adm import ADM, OPENAI
+from cmjax.nets.blocks import MODULATIONS, ResidualBlock, SelfAttention, attend
 from cmjax.nets.layers import (
     Dropout,
     GroupNorm,
-    SelfAttention,
     Xavier,
     convolve,
     cpu_convolution,
@@ -26,7 +23,6 @@ from cmjax.nets.layers import (
 )
 from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
 
-CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
 TINY = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
 RANDOM = np.random.default_rng(0)
 # Programs that run once: compiling them is what these tests cost.
@@ -49,65 +45,22 @@ def tiny():
     return as_net(module), jax.tree.map(jnp.asarray, unflatten_dict(loud))
 
 
-def edm(name):
-    """The network, its parameters by EDM's keys, and the recorded inputs and outputs."""
-    if not CHECKPOINTS.exists():
-        pytest.skip(f"needs the recorded networks, {CHECKPOINTS}; CMJAX_SHARED names the folder that holds parity/")
-    torch = pytest.importorskip("torch")
-    arguments = json.loads((CHECKPOINTS / f"{name}.json").read_text())["kwargs"]
-    states = torch.load(CHECKPOINTS / f"{name}.pt", weights_only=True)
-    with np.load(CHECKPOINTS / f"{name}_io.npz") as file:
-        io = {key: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for key, value in file.items()}
-    return unet_from_edm(arguments), {key: value.numpy() for key, value in states.items()}, io
-
-
 def shapes_of(module, shape):
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
 
 
 @pytest.mark.parametrize(
-    "name", ["edm_ddpmpp", pytest.param("edm_ddpmpp_cond", marks=pytest.mark.slow), "edm_ncsnpp_cond"]
+    ("module", "size", "count"),
+    [
+        (UNet(**DDPMPP), 32, 55_732_739),
+        (UNet(**NCSNPP), 32, 56_395_651),
+        (ADM(num_classes=1000), 64, 295_899_267),
+        (ADM(**OPENAI, channels=256, channel_mult=(1, 1, 2, 2, 4, 4), blocks=2, modulation="shift"), 256, 526_304_771),
+    ],
+    ids=["DDPM++", "NCSN++", "ADM ImageNet-64", "ADM LSUN-256"],
 )
-def test_recorded_outputs_of_edm(name):
-    module, states, io = edm(name)
-    params = params_from_edm(states, shapes_of(module, (16, 16, 3)))
-    x, sigma = np.float32(io["x"]), np.float32(io["sigma"])[:, None, None, None]
-    c_noise, scale = np.log(sigma.ravel()) / 4, np.sqrt(sigma**2 + 0.25)
-    label = jnp.asarray(io["class_labels"].argmax(1)) if "class_labels" in io else None
-    net = quick_jit(as_net(module))
-
-    def denoiser(**conditions):
-        return 0.25 / scale**2 * x + 0.5 * sigma / scale * net(params, x / scale, c_noise, **conditions)
-
-    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
-    close(net(params, x / scale, c_noise, label=label), io["F_x_noaug"])
-    close(denoiser(label=label), io["out_noaug"])
-    close(denoiser(label=label, augment=np.float32(io["augment_labels"])), io["out"])
-    if label is not None:
-        close(denoiser(), io["out_nolabel"])
-        close(denoiser(label=jnp.full(len(x), -1)), io["out_nolabel"])
-
-
-def test_state_dicts_must_match_key_by_key():
-    module, states, _ = edm("edm_ddpmpp")
-    like = shapes_of(module, (16, 16, 3))
-    changed = dict(states)
-    del changed["model.map_layer0.bias"]
-    changed["model.enc.16x16_spare.weight"] = np.zeros(3)
-    changed["model.map_layer1.bias"] = np.zeros(3)
-    with pytest.raises(ValueError, match="of this network") as caught:
-        params_from_edm(changed, like)
-    for said in ("missing map_layer0.bias", "left over enc.16x16_spare.weight", "map_layer1.bias is (3,)"):
-        assert said in str(caught.value)
-    with pytest.raises(ValueError, match="num_channels"):
-        unet_from_edm({"num_channels": 3})
-    with pytest.raises(ValueError, match="DhariwalUNet"):
-        unet_from_edm({"model_type": "DhariwalUNet"})
-
-
-@pytest.mark.parametrize(("setting", "count"), [(DDPMPP, 55_732_739), (NCSNPP, 56_395_651)])
-def test_published_sizes_for_cifar10(setting, count):
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(UNet(**setting), (32, 32, 3)))) == count
+def test_published_sizes(module, size, count):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(module, (size, size, 3)))) == count
 
 
 def test_every_input_matters_and_dropout_follows_its_key(tiny):
@@ -178,9 +131,65 @@ def test_wrong_settings_and_inputs_are_named():
         ({}, {"label": jnp.zeros(1, int)}, "num_classes=0"),
         ({}, {"augment": jnp.zeros((1, 2))}, "augment_dim=0"),
         ({"channels": 9, "channel_mult": (1, 1)}, {}, "channels=9"),
+        ({"modulation": "scale"}, {}, "modulation must be one of shift, scale_shift, double_norm"),
+        ({"attention": "flash"}, {}, "attention must be one of xla, cudnn"),
+        ({}, {"return_weight": True}, "weight_head=0"),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(UNet(**{**TINY, **fields}).init, **inputs), jax.random.key(0), x, c_noise)
+    for fields, message in (({"head_channels": 12}, "head_channels=12"), ({"heads": 3}, "heads=3")):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(ADM(**{**TINY, **fields}).init, jax.random.key(0), x, c_noise)
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_modulations_by_definition(modulation):
+    block = ResidualBlock(8, modulation=modulation, skip_scale=1.0)
+    x, embedding = normal(2, 4, 4, 8), normal(2, 5)
+    shapes = block.init(jax.random.key(0), x, embedding, True)["params"]
+    p = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)
+    out = block.apply({"params": p}, x, embedding, True)
+
+    def norm(name, h):
+        return GroupNorm().apply({"params": p[name]}, h)
+
+    def conv(name, h):
+        return convolve(h, p[name]["kernel"], 1) + p[name]["bias"][None, None, None]
+
+    e = (embedding @ p["affine"]["kernel"] + p["affine"]["bias"][None])[:, None, None]
+    h = conv("conv_0", jax.nn.silu(norm("norm_0", x)))
+    if modulation == "shift":
+        h = norm("norm_1", h + e)
+    else:
+        s, b = e[..., :8], e[..., 8:]
+        if modulation == "double_norm":
+            s, b = (a / jnp.sqrt((a**2).mean(-1, keepdims=True) + 1e-8) for a in (s, b))
+        h = norm("norm_1", h) * (s if modulation == "double_norm" else 1 + s) + b
+    np.testing.assert_allclose(out, x + conv("conv_1", jax.nn.silu(h)), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_by_heads_is_that_of_jax():
+    q, k, v = (normal(2, 6, 3, 4) for _ in range(3))
+    np.testing.assert_allclose(attend(q, k, v), jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+def test_adm_starts_at_zero_and_uses_all_its_inputs():
+    fields = TINY | {"head_channels": 4, "num_classes": 3, "augment_dim": 2, "dropout": 0.5}
+    params = init_params(ADM(**fields), jax.random.key(0), (8, 8, 2))
+    net = quick_jit(as_net(ADM(**fields)))
+    inputs = {"x": normal(2, 8, 8, 2), "c_noise": jnp.array([-1.0, 0.5]), "label": jnp.array([0, 2])}
+    inputs |= {"augment": jnp.zeros((2, 2))}
+    np.testing.assert_array_equal(net(params, **inputs), 0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * normal(*leaf.shape), params)
+    out = net(params, **inputs)
+    for change in (
+        {"x": inputs["x"] + 1},
+        {"c_noise": inputs["c_noise"] + 0.1},
+        {"label": inputs["label"] - 1},
+        {"augment": jnp.ones((2, 2))},
+        {"key": jax.random.key(0)},
+    ):
+        assert (jnp.abs(net(params, **inputs | change) - out).max((1, 2, 3)) > 1e-6).all(), list(change)
 
 
 def test_first_parameters_follow_from_the_key_and_have_their_initialisers_scale():
@@ -248,11 +257,11 @@ def test_group_norm_and_attention_by_definition():
     np.testing.assert_allclose(
         norm.apply(params, x), ((grouped - mean) / np.sqrt(var + 1e-6)).reshape(x.shape), atol=1e-5
     )
-    attention = SelfAttention()
+    attention = SelfAttention(heads=2)
     params = {"params": jax.tree.map(lambda p: normal(*p.shape), attention.init(jax.random.key(0), x)["params"])}
     p = params["params"]
     h = norm.apply({"params": p["norm"]}, x) @ p["qkv"]["kernel"] + p["qkv"]["bias"][None, None, None]
-    q, k, v = (part[:, :, None] for part in jnp.split(h.reshape(2, 16, 24), 3, axis=2))
+    q, k, v = (part.reshape(2, 16, 2, 4) for part in jnp.split(h.reshape(2, 16, 24), 3, axis=2))
     usual = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     expected = x + usual @ p["proj"]["kernel"] + p["proj"]["bias"][None, None, None]
     np.testing.assert_allclose(attention.apply(params, x), expected, rtol=1e-4, atol=1e-4)

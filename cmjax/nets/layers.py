@@ -18,8 +18,8 @@ Filter = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Xavier:
-    """The initialiser gain·U(−a, a), a = √(6/(fan_in + fan_out)), of kernels (..., in, out). [Glorot & Bengio 2010]"""
+class Uniform:
+    """An initialiser of kernels (..., in, out), U(−bound, bound)."""
 
     gain: float = 1.0
 
@@ -28,23 +28,32 @@ class Xavier:
         return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
 
     def bound(self, shape: Sequence[int]) -> float:
-        """gain·a for a kernel of `shape`."""
+        raise NotImplementedError
+
+
+class Xavier(Uniform):
+    """gain·U(−a, a), a = √(6/(fan_in + fan_out)).   [Glorot & Bengio 2010]"""
+
+    def bound(self, shape: Sequence[int]) -> float:
         return self.gain * (6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1]))) ** 0.5
+
+
+class FanIn(Uniform):
+    """gain·U(−a, a), a = 1/√fan_in: how PyTorch starts its layers, and so the networks of Dhariwal & Nichol 2021."""
+
+    def bound(self, shape: Sequence[int]) -> float:
+        return self.gain * math.prod(shape[:-1]) ** -0.5
 
 
 class Conv(nn.Module):
     """3×3 convolution with a bias and `padding` zeros on each side."""
 
     features: int
-    gain: float = 1.0
+    kernel_init: Uniform = Xavier()
     padding: int = 1
     dtype: Any = jnp.float32
 
     bias_init = staticmethod(nn.initializers.zeros)
-
-    @property
-    def kernel_init(self) -> Xavier:
-        return Xavier(self.gain)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
@@ -158,13 +167,14 @@ def _pad(x: Array, axis: int, amount: int) -> Array:
 
 
 class GroupNorm(nn.Module):
-    """Normalise over positions and groups of min(32, c/4) neighbouring channels.   [Wu & He 2018]
+    """Normalise over positions and `groups` of neighbouring channels, by default min(32, c/4).   [Wu & He 2018]
 
     Statistics are float32. They are sums over positions for each channel first, so that the large array is read once
     for both moments and once more for y = x·scale + shift, whatever the number of groups.
     """
 
     eps: float = 1e-6
+    groups: int = 0
     dtype: Any = jnp.float32
 
     scale_init = staticmethod(nn.initializers.ones)
@@ -173,7 +183,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
-        groups = max(1, min(32, channels // 4))
+        groups = self.groups or max(1, min(32, channels // 4))
         if channels % groups:
             raise ValueError(f"channels={channels} cannot be split into {groups} groups; choose a multiple of {groups}")
         weight = self.param("scale", self.scale_init, (channels,))
@@ -186,28 +196,6 @@ class GroupNorm(nn.Module):
         scale = weight[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.eps)
         shift = bias[None] - mean * scale
         return (x32 * scale[:, None, None] + shift[:, None, None]).astype(self.dtype)
-
-
-class SelfAttention(nn.Module):
-    """Residual single-head attention over the positions of a feature map: x + proj(attend(qkv(norm(x)))).
-
-    Plain products: fused GPU kernels have no forward-mode rule, which tangent losses need, and on a CPU this takes
-    three quarters of the time of `jax.nn.dot_product_attention`. The softmax is float32.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, h, w, c = x.shape
-        qkv = nn.Dense(3 * c, kernel_init=Xavier(0.2**0.5), dtype=self.dtype, name="qkv")(
-            GroupNorm(dtype=self.dtype, name="norm")(x)
-        )
-        q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=2)
-        logits = jnp.einsum("bqc,bkc->bqk", q * c**-0.5, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=2).astype(self.dtype)
-        attended = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(b, h, w, c)
-        return x + nn.Dense(c, kernel_init=Xavier(1e-5), dtype=self.dtype, name="proj")(attended)
 
 
 class Dropout(nn.Module):

@@ -8,47 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, SelfAttention, Xavier, downsample, upsample
-
-
-class ResidualBlock(nn.Module):
-    """skip_scale·(shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + affine(embedding)))))), then attention.
-
-    `resample` "down" or "up" halves or doubles the size before the first convolution and in the shortcut.
-    """
-
-    features: int
-    resample: str = ""
-    attention: bool = False
-    dropout: float = 0.0
-    skip_scale: float = 0.5**0.5
-    taps: Filter = (1, 1)
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
-    ) -> Float[Array, "b h_out w_out d"]:
-        h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_0")(x))
-        h = self._conv("conv_0")(self._resampled(h))
-        h += nn.Dense(self.features, kernel_init=Xavier(), dtype=self.dtype, name="affine")(embedding)[:, None, None]
-        h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_1")(h))
-        h = self._conv("conv_1", gain=1e-5)(Dropout(self.dropout)(h, deterministic))
-        if self.resample or x.shape[-1] != self.features:
-            shortcut = nn.Dense(self.features, kernel_init=Xavier(), dtype=self.dtype, name="shortcut")
-            x = shortcut(self._resampled(x))
-        x = (x + h) * self.skip_scale
-        if self.attention:
-            x = SelfAttention(dtype=self.dtype, name="attention")(x) * self.skip_scale
-        return x
-
-    def _conv(self, name: str, gain: float = 1.0) -> Conv:
-        return Conv(self.features, gain=gain, dtype=self.dtype, name=name)
-
-    def _resampled(self, x: Array) -> Array:
-        if not self.resample:
-            return x
-        return downsample(x, self.taps) if self.resample == "down" else upsample(x, self.taps)
+from cmjax.nets.blocks import ATTENTIONS, MODULATIONS, ResidualBlock, check_choices, check_inputs, with_weight
+from cmjax.nets.layers import Conv, Filter, GroupNorm, Xavier, downsample, upsample
 
 
 class UNet(nn.Module):
@@ -65,6 +26,9 @@ class UNet(nn.Module):
     resample_filter: taps for halving and doubling. dropout: probability, inside each block.
     num_classes: > 0 accepts `label`. augment_dim: > 0 accepts `augment`, a vector that says how x was augmented.
     skip_scale: factor after each residual sum. out_channels: by default those of x.
+    modulation: how the embedding enters a block, "shift", "scale_shift" or "double_norm" (see `ResidualBlock`).
+    weight_head: > 0 adds a `WeightHead` of that many features, the learned loss weight of tangent losses.
+    attention: "xla" or "cudnn" (see `attend`).
     dtype: of computation; parameters and the output are float32. remat: recompute each block in the backward pass.
     """
 
@@ -83,6 +47,9 @@ class UNet(nn.Module):
     augment_dim: int = 0
     skip_scale: float = 0.5**0.5
     out_channels: int | None = None
+    modulation: str = "shift"
+    weight_head: int = 0
+    attention: str = "xla"
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -95,9 +62,11 @@ class UNet(nn.Module):
         label: Int[Array, " b"] | None = None,
         augment: Float[Array, "b a"] | None = None,
         deterministic: bool = True,
-    ) -> Float[Array, "b h w d"]:
-        """x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
+        return_weight: bool = False,
+    ) -> Any:
+        """F (b, h, w, d), float32; with `return_weight` the pair of it and the weight head's w (b,).
 
+        x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
         augment: None for images as they are. deterministic: False draws dropout masks from the rng "dropout".
         """
         self._check(x, label, augment)
@@ -106,7 +75,8 @@ class UNet(nn.Module):
             self.augment_dim, self.dtype, name="embedding",
         )(c_noise, label, augment)  # fmt: skip
         h, skips = self._encode(x.astype(self.dtype), embedding, deterministic)
-        return self._decode(h, skips, embedding, deterministic, self.out_channels or x.shape[-1])
+        out = self._decode(h, skips, embedding, deterministic, self.out_channels or x.shape[-1])
+        return with_weight(out, c_noise, features=self.weight_head, return_weight=return_weight)
 
     def _encode(self, image: Array, embedding: Array, deterministic: bool) -> tuple[Array, list[Array]]:
         """The deepest features, and what each block (and the first convolution) leaves for the decoder."""
@@ -157,31 +127,24 @@ class UNet(nn.Module):
             attention = not resample and h.shape[1] in self.attention_resolutions
         kind = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         return kind(
-            features, resample=resample, attention=attention, dropout=self.dropout, skip_scale=self.skip_scale,
-            taps=self.resample_filter, dtype=self.dtype, name=name,
+            features, resample=resample, heads=int(attention), dropout=self.dropout, skip_scale=self.skip_scale,
+            taps=self.resample_filter, modulation=self.modulation, attention=self.attention, dtype=self.dtype,
+            name=name,
         )  # fmt: skip
 
     def _conv(self, x: Array, features: int, name: str, *, padding: int = 1, gain: float = 1.0) -> Array:
-        return Conv(features, gain=gain, padding=padding, dtype=self.dtype, name=name)(x)
+        return Conv(features, Xavier(gain), padding, dtype=self.dtype, name=name)(x)
 
     def _check(self, x: Array, label: Array | None, augment: Array | None) -> None:
-        for name, choices in (
-            ("embedding", ("positional", "fourier")),
-            ("encoder", ("standard", "skip", "residual")),
-            ("decoder", ("standard", "skip")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        multiple = 2 ** (len(self.channel_mult) - 1)
-        if x.shape[1] % multiple or x.shape[2] % multiple:
-            raise ValueError(
-                f"height and width must be multiples of {multiple} for the {len(self.channel_mult)} levels of "
-                f"channel_mult, got {x.shape[1]}x{x.shape[2]}"
-            )
-        if label is not None and not self.num_classes:
-            raise ValueError("label was given to a network with num_classes=0")
-        if augment is not None and not self.augment_dim:
-            raise ValueError("augment was given to a network with augment_dim=0")
+        choices = {
+            "embedding": ("positional", "fourier"),
+            "encoder": ("standard", "skip", "residual"),
+            "decoder": ("standard", "skip"),
+            "modulation": MODULATIONS,
+            "attention": ATTENTIONS,
+        }
+        check_choices(self, choices)
+        check_inputs(self, x, label, augment)
 
 
 class Embedding(nn.Module):
