@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "__init__": {"core", "workdir"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}
-LIBRARIES = {"core": ARRAYS, "nets": ARRAYS | {"flax", "torch"}}  # torch: LPIPS weights are published as .pth
+LIBRARIES = {"core": ARRAYS, "nets": ARRAYS | {"flax"}}
 
 
 def floor(path):

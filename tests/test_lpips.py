@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.nets.lpips import WIDTHS, load_lpips, lpips
+from cmjax.interop.lpips import load_lpips
+from cmjax.nets.lpips import WIDTHS, lpips
 
 RECORDED = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "lpips.npz"
 # Programs that run once: compiling them is what these tests cost.

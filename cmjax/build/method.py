@@ -12,7 +12,8 @@ from cmjax.core import curricula, distances, losses, pairs, paths, solvers, weig
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Conditions, Distance, PairSampler, Params, Schedule, Weight
 from cmjax.fields import Fields
-from cmjax.nets.lpips import load_lpips, lpips
+from cmjax.interop.lpips import load_lpips
+from cmjax.nets.lpips import lpips
 from cmjax.training.step import Objective
 
 TIMES = {"lognormal": pairs.lognormal_times}

@@ -1,6 +1,5 @@
 """LPIPS, a perceptual distance between images: differences of VGG16's features, weighted by trained heads."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ def lpips(
 ) -> Float[Array, " b"]:
     """Σ_taps mean_hw Σ_c w_c·(x̂ − ŷ)², x̂ the features of unit length over channels.   [Zhang et al. 2018, eq. 1]
 
-    Args:    params: of `load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
+    Args:    params: of `cmjax.interop.lpips.load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
              resize: bilinear enlargement to this size where either side is smaller, as consistency distillation does;
              None for none. pool: "max" as published, or "avg", which the released consistency models use.
     Returns: (b,), 0 up to rounding where x = y; its gradient is finite everywhere.
@@ -63,52 +62,3 @@ def _pool(h: Float[Array, "b h w c"], kind: str) -> Float[Array, "b h_half w_hal
     height, width = h.shape[1] // 2, h.shape[2] // 2
     h = h[:, : 2 * height, : 2 * width].reshape(h.shape[0], height, 2, width, 2, h.shape[3])
     return h.max((2, 4)) if kind == "max" else h.mean((2, 4))
-
-
-def load_lpips(vgg_path: str | Path, heads_path: str | Path) -> Any:
-    """Parameters for `lpips` from the published weight files.
-
-    Args:   vgg_path: torchvision's `vgg16-397923af.pth`; its classifier is not read. heads_path: `vgg.pth` of the
-            lpips package (v0.1). Either may be a .npz of the same keys. Files of PyTorch are read as data, never code.
-    Raises: ValueError naming a key that is missing, of another shape, or left over; ImportError where a .pth is given
-            and torch is missing.
-    """
-    vgg, heads = _read(Path(vgg_path)), _read(Path(heads_path))
-    index, channels, convolutions = 0, 3, []
-    for widths in WIDTHS:
-        stage = []
-        for width in widths:
-            kernel = _take(vgg, f"features.{index}.weight", (width, channels, 3, 3), vgg_path).transpose(2, 3, 1, 0)
-            bias = _take(vgg, f"features.{index}.bias", (width,), vgg_path)
-            stage.append({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)})
-            channels, index = width, index + 2  # a ReLU stands between
-        convolutions.append(stage)
-        index += 1  # and a pooling layer here
-    taps = [
-        jnp.asarray(_take(heads, f"lin{i}.model.1.weight", (1, widths[-1], 1, 1), heads_path).ravel())
-        for i, widths in enumerate(WIDTHS)
-    ]
-    left_over = [key for key in (*vgg, *heads) if not key.startswith("classifier.")]
-    if left_over:
-        raise ValueError(f"unexpected keys in {vgg_path} or {heads_path}: {', '.join(left_over)}")
-    return {"convolutions": convolutions, "heads": taps}
-
-
-def _take(arrays: dict[str, np.ndarray], key: str, shape: tuple[int, ...], path: str | Path) -> np.ndarray:
-    if key not in arrays:
-        raise ValueError(f"{path} has no {key}")
-    array = arrays.pop(key)
-    if array.shape != shape:
-        raise ValueError(f"{key} in {path} must have shape {shape}, got {array.shape}")
-    return np.asarray(array, np.float32)
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(f"reading {path} needs torch (pip install torch), or a .npz of the same keys") from error
-    return {key: value.numpy() for key, value in torch.load(path, map_location="cpu", weights_only=True).items()}
