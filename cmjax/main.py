@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from cmjax.fields import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "import", "export"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
 _NUM = flags.DEFINE_integer("num", 64, "sample: how many images.", lower_bound=1)
 _TIMES = flags.DEFINE_list("times", None, "sample: noise levels of a consistency model, as 80,0.8. Default: t_max.")
@@ -20,21 +20,36 @@ _SOLVER = flags.DEFINE_string("solver", None, "sample: PF-ODE solver of a teache
 _STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver's grid. Default: 18.")
 _LABEL = flags.DEFINE_integer("label", None, "sample: the class, of a class-conditional model. Default: all in turn.")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "sample: x.png for a grid, x.npz for images (n, h, w, c) uint8.")
+_OUT = flags.DEFINE_string("out", None, "sample: x.png for a grid, x.npz for images; export: the file or folder.")
+_SOURCE = flags.DEFINE_string("source", None, "import: the checkpoint's file or folder.")
+_FORMAT = flags.DEFINE_string(
+    "format",
+    None,
+    "import: auto (the default), openai, openai_cifar, edm, edm2, diffusers or cmjax; "
+    "export: safetensors (the default), npz or diffusers.",
+)
+_ARCH = {
+    "kind": flags.DEFINE_enum("arch-kind", None, ["denoiser", "consistency"], "import: what the network is."),
+    "image_size": flags.DEFINE_integer("arch-image_size", None, "import: height and width of the images."),
+    "head_channels": flags.DEFINE_integer("arch-head_channels", None, "import: width of an attention head."),
+    "attention_resolutions": flags.DEFINE_list("arch-attention_resolutions", None, "import: as 32,16,8."),
+    "resample_filter": flags.DEFINE_list("arch-resample_filter", None, "import: taps, as 1,3,3,1."),
+}
+"""What a checkpoint to be imported may not tell of its network."""
 
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
-    from cmjax.modes import sample, train
+    from cmjax.modes import exporting, importing, sample, train
 
+    if _MODE.value == "train" and _CONFIG.value is None:
+        raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
     if _MODE.value == "train":
-        if _CONFIG.value is None:
-            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
         config = _recipe()
-        train.run(config, Path(_WORKDIR.value or f"runs/{_config_name()}"))
-    else:
+        train.run(config, _workdir())
+    elif _MODE.value == "sample":
         sample.run(
-            Path(_WORKDIR.value or f"runs/{_config_name()}"),
+            _workdir(),
             out=_OUT.value,
             num=_NUM.value,
             seed=_SEED.value,
@@ -43,6 +58,24 @@ def dispatch() -> None:
             steps=_STEPS.value,
             label=_LABEL.value,
         )
+    elif _MODE.value == "import":
+        importing.run(_SOURCE.value, _FORMAT.value or "auto", _workdir(), _architecture())
+    else:
+        exporting.run(_workdir(), _FORMAT.value or "safetensors", _OUT.value)
+
+
+def _architecture() -> dict[str, Any]:
+    """The --arch- options that were given."""
+    given = {}
+    for name, flag in _ARCH.items():
+        if flag.value is not None:
+            try:
+                given[name] = tuple(map(int, flag.value)) if isinstance(flag.value, list) else flag.value
+            except ValueError:
+                raise ConfigError(f"--arch-{name}={','.join(flag.value)}: must be whole numbers") from None
+            if isinstance(given[name], int) and given[name] < 1:
+                raise ConfigError(f"--arch-{name}={given[name]}: must be at least 1")
+    return given
 
 
 def _recipe() -> dict[str, Any]:
@@ -53,12 +86,14 @@ def _recipe() -> dict[str, Any]:
         raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
 
 
-def _config_name() -> str:
-    """The recipe's file name without suffix, with its variant: `cifar_ct:tiny` gives cifar_ct-tiny."""
+def _workdir() -> Path:
+    """The run's folder; by default it has the recipe's file name, with its variant: `cifar_ct:tiny`, cifar_ct-tiny."""
+    if _WORKDIR.value is not None:
+        return Path(_WORKDIR.value)
     if _CONFIG.value is None:
         raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return Path(path).stem + (f"-{variant}" if variant else "")
+    return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -21,10 +21,16 @@ RECORD = "config.json"
 
 
 def write_record(
-    workdir: Path, config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int | None
+    workdir: Path,
+    config: Mapping[str, Any],
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    *,
+    imported: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Create the workdir, or check that it belongs to the same run, and write `config.json`.
 
+    Args:    imported: where the parameters came from and under which licence, where no run here made them.
     Returns: the differing fields that a run may change on the way, as "field: old -> new".
     Raises:  ConfigError where the folder cannot be written or is another run's, naming the fields that differ.
     """
@@ -36,6 +42,7 @@ def write_record(
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}; name another") from error
     record = {"config": config, "shape": list(shape), "num_classes": num_classes, **_provenance()}
+    record |= {"imported": imported} if imported else {}
     changed: list[str] = []
     if (workdir / RECORD).exists():
         old = read_record(workdir)

@@ -11,7 +11,9 @@ def base() -> ConfigDict:
     config.batch_size = 0  # of all devices together
     config.grad_accumulation = 1  # the batch is processed in this many parts
     config.init_from = ""  # a run's folder whose averaged parameters the network starts from
-    config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0, "horizontal_flip": False})
+    config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0})
+    config.data.horizontal_flip = False
+    config.data.augment = ""  # for teachers: changes of the images that the network is told of, net.augment_dim numbers
     config.model = ConfigDict(
         {"preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
     )
@@ -53,6 +55,7 @@ def ddpmpp(**changes) -> ConfigDict:
             "decoder": "standard",
             "resample_filter": (1, 1),
             "dropout": 0.0,
+            "augment_dim": 0,
             "remat": False,
             **_net_options(),
         }
@@ -66,6 +69,81 @@ def ncsnpp(**changes) -> ConfigDict:
     return ddpmpp(
         embedding="fourier", noise_channel_mult=2, encoder="residual", resample_filter=(1, 3, 3, 1), **changes
     )
+
+
+def adm(**changes) -> ConfigDict:
+    """ADM as OpenAI trains it on ImageNet-64: 295.9 million parameters.   [Dhariwal & Nichol 2021]"""
+    net = ConfigDict(
+        {
+            "name": "adm",
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            "blocks": 3,
+            "attention_resolutions": (32, 16, 8),
+            "head_channels": 64,
+            "modulation": "scale_shift",
+            "norm_groups": 32,
+            "time_scale": 1000.0,
+            "dropout": 0.0,
+            "attention": "xla",
+            "remat": False,
+            **_net_options(),
+        }
+    )
+    net.update(changes)
+    return net
+
+
+def edm2(**changes) -> ConfigDict:
+    """EDM2-S as trained on ImageNet: 280 million parameters with its classes.   [Karras et al. 2024, table 6]"""
+    net = ConfigDict(
+        {
+            "name": "edm2",
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            "blocks": 3,
+            "attention_resolutions": (16, 8),
+            "head_channels": 64,
+            "resample_filter": (1, 1),
+            "noise_channel_mult": 0,
+            "embedding_channel_mult": 0,
+            "residual_balance": 0.3,
+            "attention_balance": 0.3,
+            "label_balance": 0.5,
+            "concat_balance": 0.5,
+            "clip_act": 256.0,
+            "dropout": 0.0,
+            "weight_head": 0,
+            "attention": "xla",
+            "remat": False,
+            **_net_options(),
+        }
+    )
+    net.update(changes)
+    return net
+
+
+def dit(**changes) -> ConfigDict:
+    """DiT-B/2: 130 million parameters on 4 channels with 1000 classes.   [Peebles & Xie 2023, table 1]"""
+    net = ConfigDict(
+        {
+            "name": "dit",
+            "patch": 2,
+            "width": 768,
+            "depth": 12,
+            "heads": 12,
+            "mlp_ratio": 4.0,
+            "time_scale": 1000.0,
+            "two_times": False,
+            "dropout": 0.0,
+            "weight_head": 0,
+            "attention": "xla",
+            "remat": False,
+            **_net_options(),
+        }
+    )
+    net.update(changes)
+    return net
 
 
 LPIPS = 'lpips(vgg="vgg16-397923af.pth", heads="vgg.pth")'
@@ -116,6 +194,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         raise ValueError(f"the recipe has the variant :tiny alone, not :{name}")
     config.steps, config.batch_size = 4, 8
     config.net.channels, config.net.channel_mult, config.net.blocks = 16, (1, 2), 1
+    if config.net.name == "adm":
+        config.net.head_channels = config.net.norm_groups = 16
     if config.objective.get("distance", "").startswith("lpips"):
         config.objective.distance = "l2"
     config.checkpoint.save_every, config.log.every = 4, 1

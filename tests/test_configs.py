@@ -12,7 +12,9 @@ from cmjax.nets.adapter import parameter_shapes
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, *(f"{name}:tiny" for name in RECIPES if name.startswith("cifar"))])
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES, *(f"{name}:tiny" for name in RECIPES if name.startswith(("cifar", "imagenet")))]
+)
 def test_a_recipe_is_read_whole(recipe):
     name, _, variant = recipe.partition(":")
     module = importlib.import_module(f"configs.{name}")

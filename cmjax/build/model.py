@@ -13,10 +13,13 @@ from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Denoiser, Params, PRNGKey
 from cmjax.fields import ConfigError, Fields
 from cmjax.nets.adapter import as_net, init_params
+from cmjax.nets.adm import ADM
+from cmjax.nets.dit import DiT
+from cmjax.nets.edm2 import EDM2
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet}
+NETS: dict[str, Any] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PRECONDITIONINGS = {
     "denoiser": {"edm": preconditioning.edm},

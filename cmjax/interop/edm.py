@@ -1,91 +1,101 @@
-"""EDM's released networks (NVIDIA, 2022): their constructor's arguments and state dicts, read into a `UNet`."""
+"""EDM's released networks (NVIDIA, 2022): DDPM++, NCSN++ and ADM, read from their state dicts."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples, width
+from cmjax.nets.adm import ADM
 from cmjax.nets.unet import UNet
 
-FIELDS = {
-    "model_channels": "channels",
-    "channel_mult": "channel_mult",
-    "num_blocks": "blocks",
-    "attn_resolutions": "attention_resolutions",
-    "embedding_type": "embedding",
-    "channel_mult_noise": "noise_channel_mult",
-    "encoder_type": "encoder",
-    "decoder_type": "decoder",
-    "resample_filter": "resample_filter",
-    "dropout": "dropout",
-    "label_dim": "num_classes",
-    "augment_dim": "augment_dim",
-}
-"""EDM's argument of SongUNet -> our field."""
-
-NOT_FIELDS = {"img_resolution", "img_channels", "in_channels", "out_channels", "model_type", "label_dropout"}
-"""Arguments that the data decide, or that act in training alone."""
-
-DEFAULTS: dict[str, Any] = {"channel_mult": (1, 2, 2, 2), "dropout": 0.1}
-"""Where the defaults of SongUNet differ from ours."""
+LICENCE = "Creative Commons BY-NC-SA 4.0 (NVIDIA): non-commercial use alone"
 
 
-def unet_from_edm(arguments: Mapping[str, Any], **fields: Any) -> UNet:
-    """The network that EDM builds from `arguments` of SongUNet (or of a preconditioner around it).
+def read_edm(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
+    """The network of an EDM state dict, its fields read from the keys and shapes.
 
-    Args:   fields: ours to override, such as `dtype`.
-    Raises: ValueError listing arguments that are not understood, or where the network is another one.
+    Args:   state_dict: key -> array, with or without the prefix `model.`.
+            overrides: `head_channels` of ADM, 64 unless told; `resample_filter` where the file has no filter.
+    Raises: ForeignError.
     """
-    if arguments.get("model_type", "SongUNet") != "SongUNet":
-        raise ValueError(f"model_type must be 'SongUNet', got {arguments['model_type']!r}")
-    given = {name: value for name, value in arguments.items() if name not in NOT_FIELDS}
-    if unknown := sorted(given.keys() - FIELDS.keys()):
-        raise ValueError(f"arguments that SongUNet does not take: {', '.join(unknown)}")
-    ours: dict[str, Any] = {FIELDS[name]: tuple(v) if isinstance(v, list | tuple) else v for name, v in given.items()}
-    return UNet(**{**DEFAULTS, **ours, **fields})
-
-
-def params_from_edm(state_dict: Mapping[str, np.ndarray], like: Any) -> Any:
-    """EDM's SongUNet weights as the parameters of a `UNet`, float32.
-
-    Args:   state_dict: key -> array, with or without the prefix `model.`; buffers may be there or not.
-            like: parameters or shapes of the `UNet`, for example of `jax.eval_shape(unet.init, ...)["params"]`.
-    Raises: ValueError listing keys that are missing, left over, or of another shape than the network's.
-    """
-    arrays = {key.removeprefix("model."): np.asarray(value) for key, value in state_dict.items()}
-    sizes = sorted({int(match[1]) for key in arrays if (match := re.match(r"(?:enc|dec)\.(\d+)x", key))}, reverse=True)
-    shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(like))
-    sources = {path: _edm_key(path, sizes) for path in shapes}
+    arrays = {key.removeprefix("model."): value for key, value in state_dict.items()}
     # Resampling filters are buffers that follow from the network's fields.
-    spare = {key for key in arrays if not key.endswith("resample_filter")} - set(sources.values())
-    problems = [f"missing {key}" for key in sources.values() if key not in arrays]
-    problems += [f"left over {key}" for key in sorted(spare)]
-    params = {}
-    for path, key in sources.items():
-        if key in arrays:
-            params[path] = _ours(key, arrays[key])
-            if params[path].shape != shapes[path].shape:
-                problems.append(f"{key} is {params[path].shape} in our order of axes, not {shapes[path].shape}")
-    if problems:
-        raise ValueError("the state dict is not of this network: " + "; ".join(problems))
-    return unflatten_dict(params)
+    filters = [value for key, value in arrays.items() if key.endswith("resample_filter")]
+    arrays = {key: value for key, value in arrays.items() if not key.endswith("resample_filter")}
+    sizes = sorted({int(m[1]) for key in arrays if (m := re.match(r"enc\.(\d+)x\1_", key))}, reverse=True)
+    if not sizes:
+        raise ForeignError("the file has no keys like enc.32x32_conv.weight: it is no network of EDM")
+    fields = _levels(arrays, sizes)
+    for name, key in (("num_classes", "map_label.weight"), ("augment_dim", "map_augment.weight")):
+        fields[name] = width(arrays, key, 1) if key in arrays else 0
+    if "out_conv.weight" in arrays:
+        out_key, module = "out_conv.weight", ADM
+        fields["head_channels"] = overrides.get("head_channels", 64)
+    else:
+        out_key, module = f"dec.{sizes[0]}x{sizes[0]}_aux_conv.weight", UNet
+        fields |= _song_fields(arrays, fields["channels"], filters, overrides)
+    image_channels = width(arrays, f"enc.{sizes[0]}x{sizes[0]}_conv.weight", 1)
+    if width(arrays, out_key) != image_channels:
+        fields["out_channels"] = width(arrays, out_key)
+    network, shape = module(**fields), (sizes[0], sizes[0], image_channels)
+    heads = fields.get("head_channels", 0)
+    params = assemble(arrays, network, shape, lambda path: _source(path, sizes, heads))
+    return Foreign(network, params, shape, "denoiser", LICENCE)
 
 
-def _ours(key: str, array: np.ndarray) -> np.ndarray:
-    """One tensor in our order of axes: convolutions OIHW -> HWIO, 1×1 ones and matrices (out, in) -> (in, out)."""
-    array = np.asarray(array, np.float32)
-    if ".qkv." in key:
-        # The output channels are (channel, which of q, k, v) there and (which, channel) here.
-        array = array.reshape(-1, 3, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
-    if array.ndim == 4:
-        array = array.transpose(2, 3, 1, 0)
-        return array[0, 0] if array.shape[:2] == (1, 1) else array
-    return array.T
+def _levels(arrays: Arrays, sizes: list[int]) -> dict[str, Any]:
+    """What both families tell in the same way."""
+    channels = width(arrays, "map_layer1.weight") // 4
+    blocks = len({m[0] for key in arrays if (m := re.match(rf"enc\.{sizes[0]}x{sizes[0]}_block\d+\.", key))})
+    widths = [width(arrays, f"enc.{size}x{size}_block0.conv1.weight") for size in sizes]
+    attended = tuple(size for size in sizes if f"enc.{size}x{size}_block0.qkv.weight" in arrays)
+    return {
+        "channels": channels,
+        "channel_mult": multiples(widths, channels),
+        "blocks": blocks,
+        "attention_resolutions": attended,
+    }
 
 
-def _edm_key(path: tuple[str, ...], sizes: list[int]) -> str:
+def _song_fields(arrays: Arrays, channels: int, filters: list, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    def has(part: str) -> bool:
+        return any(part in key for key in arrays)
+
+    encoder = "residual" if has("aux_residual") else "skip" if has("aux_skip") else "standard"
+    levels_with_images = sum(bool(re.match(r"dec\.\d+x\d+_aux_conv\.weight", key)) for key in arrays)
+    taps = overrides.get("resample_filter")
+    if taps is None and filters:
+        first_row = np.asarray(filters[0], np.float64).reshape(np.shape(filters[0])[-2:])[0]
+        taps = tuple(int(tap) for tap in np.rint(first_row / first_row[0]))
+    if taps is None:
+        raise ForeignError(
+            "the file has no resample_filter: tell it by --arch-resample_filter, 1,1 for DDPM++ or 1,3,3,1 for NCSN++"
+        )
+    return {
+        "embedding": "fourier" if "map_noise.freqs" in arrays else "positional",
+        "noise_channel_mult": width(arrays, "map_layer0.weight", 1) // channels,
+        "encoder": encoder,
+        "decoder": "skip" if levels_with_images > 1 else "standard",
+        "resample_filter": taps,
+    }
+
+
+def _source(path: Path, sizes: list[int], head_channels: int) -> Source:
+    key = _edm_key(path, sizes)
+    return Source((key,), (lambda array: _qkv(array, head_channels)) if ".qkv." in key else from_torch)
+
+
+def _qkv(array: np.ndarray, head_channels: int) -> np.ndarray:
+    """The output channels are (head, channel, which of q, k, v) there and (which, head, channel) here."""
+    channels = len(array) // 3
+    heads = channels // head_channels if head_channels else 1
+    ordered = array.reshape(heads, channels // heads, 3, *array.shape[1:])
+    return from_torch(np.moveaxis(ordered, 2, 0).reshape(array.shape))
+
+
+def _edm_key(path: Path, sizes: list[int]) -> str:
     """Our path -> EDM's key. `sizes` are the resolutions of the levels, largest first."""
     *modules, leaf = path
     if leaf == "frequencies":
@@ -93,8 +103,10 @@ def _edm_key(path: tuple[str, ...], sizes: list[int]) -> str:
     leaf = "bias" if leaf == "bias" else "weight"
     if modules[0] == "embedding":
         return f"map_{modules[1].replace('dense_', 'layer')}.{leaf}"
+    if modules[0] in ("out_norm", "out_conv"):
+        return f"{modules[0]}.{leaf}"
     half, level, name = modules[0].split("_", 2)
-    size = sizes[int(level)] if int(level) < len(sizes) else 0
+    size = sizes[int(level)]
     first = half == "encoder" and name == "conv"
     if not first and name in ("skip", "residual", "norm", "conv"):
         name = f"aux_{name}"

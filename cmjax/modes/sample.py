@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from cmjax.build import ODE_STEPS, check_times
@@ -12,6 +13,7 @@ from cmjax.fields import ConfigError
 from cmjax.files import write_atomically
 from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, draw_images, ode_sampler
 from cmjax.training.logging import progress
+from cmjax.training.mesh import make_mesh, replicated
 from cmjax.workdir import load, read_record
 
 
@@ -30,7 +32,7 @@ def run(
     path = Path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
-    flow_map = load(workdir)
+    flow_map = jax.device_put(load(workdir), replicated(make_mesh()))
     config = read_record(workdir)
     sampler = _sampler(flow_map, config["config"]["model"]["rho"], times, solver, steps)
     num_classes = config["num_classes"] if config["config"]["net"]["class_conditional"] else None

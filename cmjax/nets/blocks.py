@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cmjax.nets.heads import WeightHead
 from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Uniform, Xavier, downsample, upsample
 
 ATTENTIONS = ("xla", "cudnn")
@@ -164,7 +165,5 @@ def with_weight(out: Array, c_noise: Float[Array, " b"], *, features: int, retur
         raise ValueError("return_weight=True was asked of a network with weight_head=0")
     if not features:
         return out
-    from cmjax.nets.heads import WeightHead
-
     weight = WeightHead(features, name="weight_head")(c_noise)
     return (out, weight) if return_weight else out

@@ -113,6 +113,14 @@ class Checkpointer:
         self._manager.reload()
 
 
+def save_average(folder: str | Path, params: Params, name: str) -> None:
+    """Write a checkpoint of step 0 that holds one average alone, for `restore_average`. `folder` must be empty."""
+    step_folder = Path(folder).absolute() / "0"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(step_folder / "averages", {name: params})
+    _write_checksums(step_folder)
+
+
 def restore_average(folder: str | Path, like: Params, name: str, *, step: int | None = None) -> Params:
     """One average of the parameters, from the newest whole checkpoint in `folder` or from that of `step`; nothing else
     is read.
@@ -194,6 +202,10 @@ def _write_checksums_once_committed(step_folder: Path, gave_up: threading.Event)
     while not step_folder.is_dir():
         if gave_up.wait(0.02):
             return
+    _write_checksums(step_folder)
+
+
+def _write_checksums(step_folder: Path) -> None:
     checksums = {str(path.relative_to(step_folder)): _crc32(path) for path in _files(step_folder)}
     write_atomically(step_folder / CHECKSUMS, to_json(checksums))
 

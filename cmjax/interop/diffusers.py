@@ -1,0 +1,219 @@
+"""ADM as the `unet` folder of a diffusers pipeline, in and out: UNet2DModel, for ConsistencyModelPipeline."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from cmjax.files import to_json, write_atomically
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples
+from cmjax.nets.adm import ADM, OPENAI
+
+LICENCE = "not told by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+BLOCK_LAYERS = {
+    "norm_0": "norm1",
+    "conv_0": "conv1",
+    "affine": "time_emb_proj",
+    "norm_1": "norm2",
+    "conv_1": "conv2",
+    "shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "proj": "to_out.0",
+}
+TOP_LAYERS = {
+    "encoder_0_conv": "conv_in",
+    "dense_0": "time_embedding.linear_1",
+    "dense_1": "time_embedding.linear_2",
+    "label": "class_embedding",
+    "out_norm": "conv_norm_out",
+    "out_conv": "conv_out",
+}
+FIXED = {
+    "_class_name": "UNet2DModel",
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+    "time_embedding_type": "positional",
+    "upsample_type": "resnet",
+    "downsample_type": "resnet",
+    "add_attention": True,
+}
+"""What ADM is among the networks that UNet2DModel can be."""
+
+MODULATIONS = {"scale_shift": "scale_shift", "default": "shift"}
+
+
+def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
+    """The network of a `unet` folder: its config.json and its weights by key.
+
+    Raises: ForeignError, naming a field of the config that asks for another network than ADM.
+    """
+    types = [*config.get("down_block_types", ()), *config.get("up_block_types", ())]
+    if not types or any(not kind.startswith(("Resnet", "Attn")) for kind in types):
+        raise ForeignError(f"config.json: blocks of the types {', '.join(types) or 'none'} are no ADM's")
+    explicit = all("sampleBlock" in kind for kind in types)
+    for name, value in FIXED.items():
+        if config.get(name, value) != value and not (explicit and name in ("upsample_type", "downsample_type")):
+            raise ForeignError(f"config.json: {name}={config[name]!r}; ADM has {value!r}")
+    shift = config.get("resnet_time_scale_shift", "default")
+    if shift not in MODULATIONS:
+        raise ForeignError(f"config.json: resnet_time_scale_shift={shift!r}; ADM has {' or '.join(MODULATIONS)}")
+    try:
+        widths, size = config["block_out_channels"], int(overrides.get("image_size", config["sample_size"]))
+        attended = [level for level, kind in enumerate(config["down_block_types"]) if kind.startswith("Attn")]
+        image_channels, out_channels = config["in_channels"], config["out_channels"]
+        network = ADM(
+            channels=widths[0],
+            channel_mult=multiples(widths, widths[0]),
+            blocks=config["layers_per_block"],
+            attention_resolutions=tuple(size >> level for level in attended),
+            head_channels=overrides.get("head_channels", config["attention_head_dim"]),
+            modulation=MODULATIONS[shift],
+            num_classes=config.get("num_class_embeds") or 0,
+            out_channels=out_channels if out_channels != image_channels else None,
+            **OPENAI | {"norm_groups": config.get("norm_num_groups", 32)},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ForeignError(f"config.json of UNet2DModel cannot be read: {error!r}") from error
+    shape = (size, size, image_channels)
+    params = assemble(arrays, network, shape, lambda path: _source(path, len(widths)))
+    return Foreign(network, params, shape, None, LICENCE)
+
+
+def write_diffusers(
+    folder: FilePath, network: Any, params: Any, shape: tuple[int, ...], constants: Mapping[str, float]
+) -> None:
+    """A folder that diffusers' ConsistencyModelPipeline loads: the network, and the scheduler of a consistency model.
+
+    Args:   constants: sigma_data, t_min, t_max, rho. Raises: ForeignError where UNet2DModel has no such network.
+    """
+    from safetensors.numpy import save
+
+    unet_config, scheduler = _unet_config(network, shape), _scheduler_config(constants)
+    arrays: dict[str, np.ndarray] = {}
+    for path, value in flatten_dict(params).items():
+        keys, _ = _source(path, len(network.channel_mult))
+        arrays.update(zip(keys, _theirs(path, np.asarray(value)), strict=True))
+    index = {
+        "_class_name": "ConsistencyModelPipeline",
+        "scheduler": ["diffusers", "CMStochasticIterativeScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    write_atomically(folder / "unet" / WEIGHTS, save(arrays, {"format": "pt"}))
+    write_atomically(folder / "unet" / "config.json", to_json(unet_config))
+    write_atomically(folder / "scheduler" / "scheduler_config.json", to_json(scheduler))
+    write_atomically(folder / "model_index.json", to_json(index))
+
+
+def read_config(path: FilePath) -> dict[str, Any]:
+    """A config.json of diffusers. Raises: ForeignError."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ForeignError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ForeignError(f"{path} holds no fields")
+    return config
+
+
+def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    if not isinstance(network, ADM):
+        raise ForeignError(f"net.name: diffusers has no {type(network).__name__} network; only adm can be exported")
+    widths = [network.channels * mult for mult in network.channel_mult]
+    groups = {network.norm_groups or min(32, width // 4) for width in widths}
+    modulation = {ours: theirs for theirs, ours in MODULATIONS.items()}
+    for name, fits, need in (
+        ("channel_mult", network.channel_mult[0] == 1, "a first level of 1"),
+        ("norm_groups", len(groups) == 1, "one number of groups in all levels"),
+        ("heads", not network.heads, "0, the number following from head_channels"),
+        ("time_scale", network.time_scale == 1000, "1000, as its scheduler has"),
+        ("modulation", network.modulation in modulation, f"one of {', '.join(modulation)}"),
+        ("augment_dim", not network.augment_dim, "0"),
+        ("weight_head", not network.weight_head, "0"),
+    ):
+        if not fits:
+            raise ForeignError(f"net.{name}={getattr(network, name)!r}: diffusers' UNet2DModel needs {need}")
+    attended = [shape[0] >> level in network.attention_resolutions for level in range(len(widths))]
+    return FIXED | {
+        "sample_size": shape[0],
+        "in_channels": shape[2],
+        "out_channels": network.out_channels or shape[2],
+        "block_out_channels": widths,
+        "layers_per_block": network.blocks,
+        "attention_head_dim": network.head_channels,
+        "down_block_types": ["AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in attended],
+        "up_block_types": ["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in attended[::-1]],
+        "resnet_time_scale_shift": modulation[network.modulation],
+        "norm_num_groups": min(groups),
+        "attn_norm_num_groups": min(groups),
+        "num_class_embeds": network.num_classes or None,
+        "dropout": 0.0,
+    }
+
+
+def _scheduler_config(constants: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "_class_name": "CMStochasticIterativeScheduler",
+        "num_train_timesteps": 40,
+        "sigma_data": constants["sigma_data"],
+        "sigma_min": constants["t_min"],
+        "sigma_max": constants["t_max"],
+        "rho": constants["rho"],
+        "clip_denoised": False,  # cmjax clips images when they are saved, and not on the way
+        "s_noise": 1.0,
+    }
+
+
+def _source(path: Path, levels: int) -> Source:
+    *modules, leaf = path
+    end = "bias" if leaf == "bias" else "weight"
+    if modules[0] == "embedding":
+        modules = modules[1:]
+    if modules[0] in TOP_LAYERS:
+        read = np.asarray if modules[0] == "label" else from_torch
+        return Source((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
+    block, attention = _block(modules[0], levels)
+    if modules[-1] == "qkv":
+        return Source(tuple(f"{attention}.to_{which}.{end}" for which in "qkv"), _side_by_side)
+    prefix = attention if modules[1] == "attention" else block
+    return Source((f"{prefix}.{BLOCK_LAYERS[modules[-1]]}.{end}",), from_torch)
+
+
+def _side_by_side(*arrays: np.ndarray) -> np.ndarray:
+    return np.concatenate([from_torch(array) for array in arrays], axis=-1)
+
+
+def _theirs(path: Path, array: np.ndarray) -> list[np.ndarray]:
+    """The inverse of a `Source`'s reading."""
+    if path[-2] == "label" or (array.ndim == 1 and path[-2] != "qkv"):
+        return [array]
+    if path[-2] == "qkv":
+        return [np.ascontiguousarray(part.T) for part in np.split(array, 3, axis=-1)]
+    if array.ndim == 4:
+        return [np.ascontiguousarray(array.transpose(3, 2, 0, 1))]
+    matrix = np.ascontiguousarray(array.T)
+    return [matrix[:, :, None, None] if path[-2] == "shortcut" else matrix]
+
+
+def _block(name: str, levels: int) -> tuple[str, str]:
+    """Our block -> the prefixes of its residual part and of its attention."""
+    half, level_text, rest = name.split("_", 2)
+    level, index = int(level_text), int(rest.rpartition("_")[2]) if rest[-1].isdigit() else 0
+    if half == "encoder":
+        if rest == "down":
+            return f"down_blocks.{level - 1}.downsamplers.0", ""
+        return f"down_blocks.{level}.resnets.{index}", f"down_blocks.{level}.attentions.{index}"
+    if rest.startswith("in_"):
+        return f"mid_block.resnets.{index}", "mid_block.attentions.0"
+    if rest == "up":
+        return f"up_blocks.{levels - 2 - level}.upsamplers.0", ""
+    return f"up_blocks.{levels - 1 - level}.resnets.{index}", f"up_blocks.{levels - 1 - level}.attentions.{index}"

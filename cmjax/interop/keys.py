@@ -1,0 +1,99 @@
+"""From a peer's arrays by key to our parameters, every key accounted for."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cmjax.nets.adapter import parameter_shapes
+
+Arrays = Mapping[str, np.ndarray]
+Path = tuple[str, ...]
+
+
+class ForeignError(ValueError):
+    """A peer's file cannot be used; the message says what is wrong with it, or what must be told beside it."""
+
+
+class Source(NamedTuple):
+    """Where one of our parameters comes from: the peer's keys, and the function of their arrays that gives it."""
+
+    keys: tuple[str, ...]
+    read: Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A network of a peer with its parameters.
+
+    shape: (h, w, c) of a sample. kind: "denoiser" or "consistency", None where the file does not tell.
+    licence: the terms that the peer publishes its weights under.
+    """
+
+    module: nn.Module
+    params: Any
+    shape: tuple[int, int, int]
+    kind: str | None
+    licence: str
+
+
+def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Callable[[Path], Source]) -> Any:
+    """The parameters of `module` for samples of `shape` (h, w, c), float32, each read from its `source`.
+
+    Raises: ForeignError listing the keys that are missing, left over, of another shape than the network's, or hold
+            numbers that are not finite.
+    """
+    try:
+        shapes: dict[Path, Any] = dict(flatten_dict(parameter_shapes(module, tuple(shape))))
+    except ValueError as error:
+        raise ForeignError(f"the network that its keys describe cannot be: {error}") from error
+    sources = {path: source(path) for path in shapes}
+    wanted = [key for path in sources for key in sources[path].keys]
+    problems = [f"missing {key}" for key in wanted if key not in arrays]
+    problems += [f"left over {key}" for key in sorted(arrays.keys() - set(wanted))]
+    params = {}
+    for path, (keys, read) in sources.items():
+        if any(key not in arrays for key in keys):
+            continue
+        given = [np.asarray(arrays[key], np.float32) for key in keys]
+        problems += [
+            f"not finite {key}" for key, array in zip(keys, given, strict=True) if not np.isfinite(array).all()
+        ]
+        try:
+            params[path] = np.ascontiguousarray(read(*given))
+        except (ValueError, IndexError):
+            problems.append(f"{', '.join(keys)} of shape {', '.join(str(array.shape) for array in given)}")
+            continue
+        if params[path].shape != shapes[path].shape:
+            problems.append(f"{', '.join(keys)} is {params[path].shape} in our order of axes, not {shapes[path].shape}")
+    if problems:
+        shown = "; ".join(problems[:40]) + (f"; and {len(problems) - 40} more" if len(problems) > 40 else "")
+        raise ForeignError(f"the file is not of this network: {shown}")
+    return unflatten_dict(params)
+
+
+def from_torch(array: np.ndarray) -> np.ndarray:
+    """A weight in our order of axes: convolutions OIHW -> HWIO, 1×1 ones and matrices (out, in) -> (in, out)."""
+    if array.ndim == 4 and array.shape[2:] != (1, 1):
+        return array.transpose(2, 3, 1, 0)
+    return array.reshape(array.shape[:2]).T if array.ndim > 1 else array
+
+
+def width(arrays: Arrays, key: str, axis: int = 0) -> int:
+    """The size of an array that the architecture is read from."""
+    if key not in arrays:
+        raise ForeignError(f"the file has no {key}, which tells the architecture")
+    if np.ndim(arrays[key]) <= axis:
+        raise ForeignError(f"{key} is of shape {np.shape(arrays[key])}, which tells no architecture")
+    return np.shape(arrays[key])[axis]
+
+
+def multiples(widths: Iterable[int], channels: int) -> tuple[int, ...]:
+    """The widths of the levels over that of the first."""
+    widths = list(widths)
+    if not channels or any(w % channels for w in widths):
+        raise ForeignError(f"levels of {widths} channels are no multiples of {channels}")
+    return tuple(w // channels for w in widths)

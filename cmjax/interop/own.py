@@ -1,0 +1,53 @@
+"""cmjax's own weights as one file: the averaged parameters by path, with the run's record as metadata."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cmjax.files import to_json, write_atomically
+from cmjax.interop.keys import ForeignError
+from cmjax.interop.read import read_safetensors
+
+RECORD = "cmjax"
+"""The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""
+
+
+def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
+    """Write .safetensors or .npz: float32 arrays by their paths, "encoder_0_conv/kernel", and the record as JSON."""
+    arrays = {"/".join(keys): np.ascontiguousarray(value, np.float32) for keys, value in flatten_dict(params).items()}
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays, **{RECORD: np.array(to_json(record))})
+        write_atomically(path, buffer.getvalue())
+        return
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise ForeignError(f"writing {path} needs safetensors: pip install 'cmjax[interop]'") from error
+    write_atomically(path, save(arrays, {RECORD: to_json(record), "format": "np"}))
+
+
+def read_own(path: Path) -> tuple[dict[str, Any], Any]:
+    """The record and the parameters that `write_own` wrote. Raises: ForeignError."""
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            text = str(arrays.pop(RECORD, ""))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ForeignError(f"{path} is no whole .npz of arrays: {error}") from error
+    else:
+        arrays, metadata = read_safetensors(path)
+        text = metadata.get(RECORD, "")
+    try:
+        record = json.loads(text)
+    except ValueError:
+        raise ForeignError(f"{path} has no record of a cmjax run; was it written by --mode=export?") from None
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ForeignError(f"{path} holds numbers that are not finite")
+    return record, unflatten_dict({tuple(key.split("/")): array for key, array in arrays.items()})

@@ -1,0 +1,125 @@
+"""`--mode=import`: a run's folder from a peer's checkpoint, for sampling, editing, distilling and starting from."""
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.build import NETS
+from cmjax.fields import ConfigError
+from cmjax.interop.keys import Foreign, ForeignError
+from cmjax.interop.own import read_own
+from cmjax.interop.read import READERS, read_foreign
+from cmjax.nets.adapter import parameter_shapes
+from cmjax.training.checkpoint import save_average
+from cmjax.workdir import write_record
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("auto", *READERS, "diffusers", "cmjax")
+KINDS = ("denoiser", "consistency")
+CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
+"""Of all the peers' released networks."""
+
+
+def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, Any]) -> None:
+    """Read the checkpoint at `source` into a new `workdir`. Nothing is written unless all of it was read."""
+    if source is None:
+        raise ConfigError("--source is missing: name the file or folder to import")
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"--workdir={workdir} exists and is not empty; name another")
+    path = Path(source)
+    if format == "cmjax" or (format == "auto" and path.suffix in (".npz", ".safetensors")):
+        record, params = _read_own(path)
+        _write(workdir, record["config"], record["shape"], record["num_classes"], params, record.get("imported"))
+        print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
+        return
+    try:
+        foreign, found = read_foreign(path, format, overrides)
+    except ForeignError as error:
+        raise ConfigError(f"--source={source}: {error}") from error
+    kind = overrides.get("kind") or foreign.kind
+    if kind is None:
+        raise ConfigError(
+            f"--source={source}: the file does not tell what its network was trained as; say --arch-kind=denoiser for "
+            "a diffusion teacher, or --arch-kind=consistency"
+        )
+    imported = {"from": str(path), "format": found, "licence": foreign.licence}
+    classes = getattr(foreign.module, "num_classes", 0) or None
+    _write(workdir, _config(foreign, kind), foreign.shape, classes, foreign.params, imported)
+    print(_report(path, workdir, foreign, kind, found))
+
+
+def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
+    """The sections of a configuration that a model is made from."""
+    module = foreign.module
+    name = next(name for name, kind in NETS.items() if type(module) is kind)
+    hidden = {"parent", "name", "num_classes", "dtype"}
+    net = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in hidden}
+    conditional = getattr(module, "num_classes", 0) > 0
+    return {
+        "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
+        "model": {"preconditioning": "edm" if kind == "denoiser" else "consistency", **CONSTANTS},
+        "objective": {"name": "denoising" if kind == "denoiser" else "consistency"},
+        "optimizer": {"averages": ["imported"]},
+    }
+
+
+def _write(workdir: Path, config: Any, shape: Any, num_classes: int | None, params: Any, imported: Any) -> None:
+    """The folder appears whole, under its name, or not at all."""
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write_record(partial, config, tuple(shape), num_classes, imported=imported)
+        save_average(partial / "checkpoints", params, "ema0")
+        if workdir.exists():
+            workdir.rmdir()
+        os.replace(partial, workdir)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
+    from cmjax.build import read_model
+
+    try:
+        record, params = read_own(path)
+        module = read_model(record["config"], record["num_classes"]).module
+        expected = parameter_shapes(module, tuple(record["shape"]))
+    except (ForeignError, KeyError, TypeError) as error:
+        raise ConfigError(f"--source={path}: {error}") from error
+    if jax.tree.map(lambda leaf: leaf.shape, expected) != jax.tree.map(np.shape, params):
+        raise ConfigError(f"--source={path}: its arrays are not those of the network that its record describes")
+    return record, params
+
+
+def _report(path: Path, workdir: Path, foreign: Foreign, kind: str, found: str) -> str:
+    network = foreign.module
+    fields = ", ".join(f"{f.name}={getattr(network, f.name)!r}" for f in dataclasses.fields(network)
+                       if f.name not in ("parent", "name") and getattr(network, f.name) != f.default)  # fmt: skip
+    height, width, channels = foreign.shape
+    use = "objective.teacher" if kind == "denoiser" else "init_from"
+    return "\n".join(
+        (
+            f"{path} -> {workdir}",
+            f"format      {found}",
+            f"network     {type(network).__name__}({fields}), {_count(foreign.params):,} parameters",
+            f"kind        {kind} of images {height}x{width}x{channels}",
+            f"licence     {foreign.licence}",
+            f"sample      python -m cmjax.main --mode=sample --workdir={workdir}",
+            f"train       --config.{use}={workdir} in a recipe with this network",
+        )
+    )
+
+
+def _count(params: Any) -> int:
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,244 @@
+"""Peers' checkpoints in and out: their recorded outputs, and what is said of files that are something else."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.fields import ConfigError
+from cmjax.interop.diffusers import read_config, read_diffusers
+from cmjax.interop.keys import ForeignError
+from cmjax.interop.pickles import read_torch
+from cmjax.interop.read import READERS, read_foreign, read_safetensors
+from cmjax.modes import exporting, importing, sample
+from cmjax.nets.adapter import as_net, init_params
+from cmjax.nets.adm import ADM, OPENAI
+from cmjax.workdir import read_record, write_record
+
+CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
+OPENAI_STYLES = {
+    "openai_unet_imagenet_style": {"image_size": 16, "head_channels": 16},
+    "openai_unet_lsun_style": {"image_size": 16, "head_channels": 32},
+}
+quick_jit = partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+)
+close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+
+
+def recorded(name):
+    """The path of a recorded network, and its inputs and outputs, images NHWC."""
+    if not CHECKPOINTS.exists():
+        pytest.skip(f"needs the recorded networks, {CHECKPOINTS}; CMJAX_SHARED names the folder that holds parity/")
+    with np.load(CHECKPOINTS / f"{name}_io.npz") as file:
+        io = {key: value.transpose(0, 2, 3, 1) if value.ndim == 4 else value for key, value in file.items()}
+    return CHECKPOINTS / f"{name}.pt", io
+
+
+@pytest.mark.parametrize(
+    "name", ["edm_ddpmpp", pytest.param("edm_ddpmpp_cond", marks=pytest.mark.slow), "edm_ncsnpp_cond", "edm_adm_cond"]
+)
+def test_recorded_outputs_of_edm(name, tmp_path):
+    path, io = recorded(name)
+    importing.run(str(path), "auto", tmp_path / "run", {})
+    flow_map = cmjax.load(tmp_path / "run")
+    assert flow_map.kind == "denoiser"
+    assert "non-commercial" in read_record(tmp_path / "run")["imported"]["licence"]
+    x, sigma = np.float32(io["x"]), np.float32(io["sigma"])
+    label = {"label": jnp.asarray(io["class_labels"].argmax(1))} if "class_labels" in io else {}
+    denoise = quick_jit(lambda flow_map, x, t, **conditions: flow_map(x, t, **conditions))
+    close(denoise(flow_map, x, sigma, **label), io["out_noaug"])
+    if "augment_labels" in io:
+        close(denoise(flow_map, x, sigma, **label, augment=np.float32(io["augment_labels"])), io["out"])
+    if label:
+        close(denoise(flow_map, x, sigma, label=jnp.full(len(x), -1)), io["out_nolabel"])
+    foreign = read_foreign(path, "edm", {})[0]
+    scale = np.sqrt(sigma**2 + 0.25)[:, None, None, None]
+    raw = quick_jit(as_net(foreign.module))
+    close(raw(foreign.params, x / scale, np.log(sigma) / 4, **label), io["F_x_noaug"])
+
+
+@pytest.mark.parametrize("name", list(OPENAI_STYLES))
+def test_recorded_outputs_of_openai(name, tmp_path):
+    path, io = recorded(name)
+    importing.run(str(path), "auto", tmp_path / "run", OPENAI_STYLES[name] | {"kind": "consistency"})
+    flow_map = cmjax.load(tmp_path / "run")
+    label = {"label": jnp.asarray(io["y"])} if "y" in io else {}
+    x = np.float32(io["denoise_in"])
+    out = quick_jit(lambda x, t: flow_map(x, t, **label))(x, np.float32(io["sigma"]))
+    close(out, io["denoise_out"])
+    # The raw network takes the time in thousandths.
+    net = as_net(ADM(**{f: getattr(flow_map_module(tmp_path / "run"), f) for f in ADM_FIELDS} | {"time_scale": 1.0}))
+    weights = np.linspace(-1, 1, io["out"].size).reshape(np.moveaxis(io["out"], -1, 1).shape).transpose(0, 2, 3, 1)
+
+    def weighted(x):
+        out = net(flow_map.params, x, jnp.float32(io["timesteps"]), **label)
+        return jnp.sum(out * np.float32(weights)), out
+
+    gradient, out = quick_jit(jax.grad(weighted, has_aux=True))(np.float32(io["x"]))
+    close(out, io["out"])
+    np.testing.assert_allclose(gradient, io["grad_x"], rtol=0, atol=2e-5 * max(1, np.abs(io["grad_x"]).max()))
+
+
+ADM_FIELDS = [name for name in ADM.__dataclass_fields__ if name not in ("parent", "name")]
+
+
+def flow_map_module(workdir):
+    from cmjax.build import read_model
+
+    record = read_record(workdir)
+    return read_model(record["config"], record["num_classes"]).module
+
+
+def test_recorded_outputs_of_edm2(tmp_path):
+    path, io = recorded("edm2")
+    importing.run(str(path), "auto", tmp_path / "run", {"head_channels": 16})
+    flow_map = cmjax.load(tmp_path / "run")
+    label = jnp.asarray(io["class_labels"].argmax(1))
+    out = quick_jit(lambda x, t: flow_map(x, t, label=label))(np.float32(io["x"]), np.float32(io["sigma"]))
+    close(out, io["out"])
+
+
+def test_every_key_is_accounted_for():
+    path, _ = recorded("edm_ddpmpp")
+    arrays = dict(read_torch(path))
+    del arrays["model.map_layer0.bias"]
+    arrays["model.enc.16x16_spare.weight"] = np.zeros(3)
+    arrays["model.map_layer1.bias"] = np.zeros(3)
+    arrays["model.enc.16x16_conv.bias"] = np.full(16, np.nan)
+    with pytest.raises(ForeignError, match="of this network") as caught:
+        READERS["edm"](arrays, {})
+    for said in (
+        "missing map_layer0.bias",
+        "left over enc.16x16_spare.weight",
+        "map_layer1.bias is (3,)",
+        "not finite enc.16x16_conv.bias",
+    ):
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("edm_ddpmpp", "edm"), ("openai_unet_lsun_style", "openai")])
+def test_any_missing_key_is_an_error(name, reader):
+    path, _ = recorded(name)
+    arrays = dict(read_torch(path))
+    optional = ("resample_filter", "map_augment.weight")  # without its augmentation input it is a network as well
+    for key in [key for key in arrays if not key.endswith(optional)][::7]:
+        with pytest.raises(ForeignError):
+            READERS[reader]({k: v for k, v in arrays.items() if k != key}, OPENAI_STYLES.get(name, {}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        (b"", "is"),
+        (b"<!DOCTYPE html><html>404</html>", "neither a PyTorch file"),
+        (b"PK\x03\x04 broken", "model.bin"),
+        (b"\x80\x04K\x01.", "not a pickle of EDM's networks"),
+        (b"\x80\x04cposix\nsystem\n.", "posix"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path, content, said):
+    path, workdir = tmp_path / "model.bin", tmp_path / "run"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        importing.run(str(path), "auto", workdir, {})
+    assert "model.bin" in str(caught.value)
+    assert not workdir.exists()
+    assert [p.name for p in tmp_path.iterdir()] == (["model.bin"] if content is not None else [])
+
+
+def test_what_the_file_does_not_tell_is_asked_for(tmp_path):
+    path, _ = recorded("openai_unet_lsun_style")
+    with pytest.raises(ConfigError, match="--arch-kind=denoiser"):
+        importing.run(str(path), "auto", tmp_path / "run", OPENAI_STYLES["openai_unet_lsun_style"])
+    with pytest.raises(ConfigError, match="its keys are those of openai"):
+        importing.run(str(path), "edm", tmp_path / "run", {})
+    with pytest.raises(ConfigError, match="head_channels=48"):
+        importing.run(str(path), "auto", tmp_path / "run", {"image_size": 16, "head_channels": 48})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        importing.run(str(path), "auto", tmp_path / "run", {"kind": "denoiser"})
+
+
+@pytest.fixture
+def conditional_run(tmp_path):
+    """The folder of a small class-conditional consistency model that diffusers can hold."""
+    module = ADM(**OPENAI, channels=32, channel_mult=(1, 2), blocks=1, attention_resolutions=(8,),
+                 head_channels=32, num_classes=3)  # fmt: skip
+    params = init_params(module, jax.random.key(0), (16, 16, 3))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.float32(leaf + 0.03 * rng.standard_normal(leaf.shape)), params)
+    foreign = importing.Foreign(module, params, (16, 16, 3), "consistency", "none")
+    workdir = tmp_path / "original"
+    importing._write(workdir, importing._config(foreign, "consistency"), foreign.shape, 3, params, None)
+    return workdir
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors", "diffusers"])
+def test_what_is_exported_comes_back_unchanged(conditional_run, tmp_path, format):
+    exporting.run(conditional_run, format, None)
+    (out,) = (conditional_run / "export").iterdir()
+    importing.run(str(out), "auto", tmp_path / "back", {})
+    original, back = (cmjax.load(path) for path in (conditional_run, tmp_path / "back"))
+    jax.tree.map(np.testing.assert_array_equal, original.params, back.params)
+    assert (back.kind, back.shape, back.t_max) == (original.kind, original.shape, original.t_max)
+    assert flow_map_module(tmp_path / "back") == flow_map_module(conditional_run)
+
+
+def test_an_imported_model_is_sampled_like_any_other(conditional_run, tmp_path):
+    sample.run(
+        conditional_run, out=str(tmp_path / "x.npz"), num=3, seed=0, times=None, solver=None, steps=None, label=2
+    )
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["images"].shape == (3, 16, 16, 3)
+
+
+@pytest.mark.slow
+def test_diffusers_runs_what_is_exported(conditional_run, tmp_path):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    exporting.run(conditional_run, "diffusers", str(tmp_path / "pipeline"))
+    pipeline = diffusers.ConsistencyModelPipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = np.random.default_rng(0).standard_normal((1, 16, 16, 3)).astype(np.float32)
+    latents = torch.tensor(noise.transpose(0, 3, 1, 2))
+    theirs = pipeline(num_inference_steps=1, class_labels=1, latents=latents, output_type="np").images
+    ours = cmjax.load(conditional_run)(80 * noise, 80.0, label=jnp.array([1]))
+    np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), theirs, atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_named(conditional_run, tmp_path):
+    config = read_record(conditional_run)["config"]
+    for change, said in (({"time_scale": 1.0}, "time_scale"), ({"heads": 2}, "heads=2")):
+        changed = config | {"net": config["net"] | change}
+        write_record(tmp_path / said, changed, (16, 16, 3), 3)
+        os.symlink(conditional_run / "checkpoints", tmp_path / said / "checkpoints")
+        with pytest.raises(ConfigError, match=said):
+            exporting.run(tmp_path / said, "diffusers", None)
+        assert not (tmp_path / said / "export").exists()
+    with pytest.raises(ConfigError, match="must be one of safetensors, npz, diffusers"):
+        exporting.run(conditional_run, "onnx", None)
+    with pytest.raises(ConfigError, match=r"must end in \.npz"):
+        exporting.run(conditional_run, "npz", str(tmp_path / "x.bin"))
+
+
+def test_diffusers_configs_of_other_networks_are_refused(conditional_run):
+    exporting.run(conditional_run, "diffusers", None)
+    unet = conditional_run / "export" / "diffusers" / "unet"
+    config, arrays = read_config(unet / "config.json"), read_safetensors(next(unet.glob("*.safetensors")))[0]
+    for change in ({"norm_eps": 1e-6}, {"upsample_type": "conv"}, {"resnet_time_scale_shift": "ada"}):
+        (name,) = change
+        with pytest.raises(ForeignError, match=name):
+            read_diffusers(config | change, arrays, {})
+    with pytest.raises(ForeignError, match="CrossAttn"):
+        read_diffusers(config | {"down_block_types": ["CrossAttnDownBlock2D"] * 2}, arrays, {})
+    json.loads((unet.parent / "model_index.json").read_text())
