@@ -45,7 +45,7 @@ def state_dict(module: Module) -> dict[str, np.ndarray]:
         if visited > ENTRIES or depth > DEPTH:
             raise ValueError(f"the network has more than {ENTRIES} entries or {DEPTH} levels")
         for name in (*own, *children):
-            if type(name) is not str or "." in name or len(name) > NAME:
+            if type(name) is not str or "." in name or not name.isprintable() or len(name) > NAME:
                 raise ValueError(f"{prefix or 'the network'} has a part whose name is not one of PyTorch's")
         for name, value in own.items():
             if type(value) is not np.ndarray:
@@ -64,7 +64,7 @@ def _content(part: Any, prefix: str) -> tuple[dict[Any, Any], dict[Any, Any], in
     entries: list[Any] = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
     passing = state.get("_non_persistent_buffers_set", set())
     if not all(isinstance(each, dict) for each in entries) or not isinstance(passing, set):
-        kind = part.class_name[:NAME] if isinstance(part, Module) else type(part).__name__
+        kind = part.class_name if isinstance(part, Module) else type(part).__name__
         raise ValueError(f"{prefix or 'the object'} is a {kind}, not a network of PyTorch's")
     parameters, buffers, children = ({k: v for k, v in each.items() if v is not None} for each in entries)
     own = {**parameters, **{name: value for name, value in buffers.items() if name not in passing}}
@@ -78,7 +78,7 @@ def init_arguments(module: Module) -> dict[str, Any]:
     """
     named, positional = module.state.get("_init_kwargs"), module.state.get("_init_args") or ()
     if not isinstance(named, dict) or not isinstance(positional, tuple | list):
-        raise ValueError(f"{module.class_name[:NAME]} does not say which arguments made it")
+        raise ValueError(f"{module.class_name} does not say which arguments made it")
     return {**named, "_init_args": list(positional)} if positional else dict(named)
 
 
@@ -89,13 +89,13 @@ def non_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def _network(meta: Any) -> Module:
     """An object of a class whose source code the file carries; the code is left alone."""
-    if type(meta) is not dict or meta.get("type") != "class" or type(meta.get("class_name")) is not str:
+    if type(meta) is not dict or meta.get("type") != "class":
         raise ValueError("it has an object that is not understood")
-    state = meta.get("state")
-    if type(state) is not dict:
-        raise ValueError("it has an object without a state")
+    name, state = meta.get("class_name"), meta.get("state")
+    if type(name) is not str or not name.isidentifier() or len(name) > NAME or type(state) is not dict:
+        raise ValueError("it has an object without a class's name or a state")
     check_state(state)
-    return Module(meta["class_name"], state)
+    return Module(name, state)
 
 
 def _layer(name: str) -> Global:

@@ -24,7 +24,7 @@ DTYPES = {
 }
 """PyTorch's names of storages and old tensor classes -> what they hold."""
 
-EXPANDED = 2**24
+EXPANDED = 2**20
 """An expanded tensor repeats its storage by strides of 0; it may have this many elements without holding them."""
 
 
@@ -73,16 +73,17 @@ def tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.
     if any(rest[2:]):
         raise ValueError("it has a conjugate or negated view of a tensor, which this reader does not know")
     elements = math.prod(size)
-    if elements == 0:
-        return np.zeros(size, storage.dtype)
-    if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= storage.count:
+    if elements and offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= storage.count:
         raise ValueError("it has a tensor that reaches outside of its storage")
     if elements > max(storage.count, EXPANDED):
         raise ValueError("it has a tensor of far more elements than its storage")
     width = storage.dtype.itemsize
     # The stride of an axis of length 1 is never taken, and may be anything.
     steps = [step * width if n > 1 else 0 for n, step in zip(size, stride, strict=True)]
-    array = np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)
+    if elements:
+        array = np.ndarray(size, storage.dtype, storage.raw, offset * width, steps)
+    else:
+        array = np.zeros(size, storage.dtype)
     array.flags.writeable = False
     return array
 

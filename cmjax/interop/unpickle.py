@@ -90,13 +90,13 @@ class Machine:
     """Reads pickles that follow one another in `source`.
 
     table: (module, name) -> the value that a global stands for. persistent: a persistent id -> its value.
-    What calls and states may copy is bounded by the size of `source`: each part of a file is used once.
+    What calls and states may copy is bounded by twice the size of `source`: a file uses each part of it once.
     """
 
     def __init__(
         self, source: Source, table: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any] | None = None
     ):
-        self.source, self.table, self.persistent, self.budget = source, table, persistent, source.size
+        self.source, self.table, self.persistent, self.budget = source, table, persistent, 2 * source.size
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -181,7 +181,8 @@ class Machine:
         if type(module) is not str or type(name) is not str:
             raise UnsafeFile("names a global by something else than text")
         if (module, name) not in self.table:
-            raise UnsafeFile(f"names {f'{module}.{name}'[:100]}")
+            full = f"{module}.{name}"[:100]
+            raise UnsafeFile(f"names {full if full.isprintable() else ascii(full)}")
         self.push(self.table[module, name])
 
     def call(self) -> None:
