@@ -3,7 +3,8 @@
     python benchmarks/step_time.py                                      # all sections
     python benchmarks/step_time.py --section unet --section ct_step     # some of them
 
-unet           value_and_grad and update of a U-Net, as a rate over the float32 matrix product's: at least 0.6 on a CPU
+unet           value_and_grad and update of DDPM++, as a rate over the float32 matrix product's: at least 0.6 on a CPU
+adm            the same of ADM
 ct_step        a CT train step over (a denoising gradient + a forward pass) of the same net and batch: at most 1.10
 ct_step_mlp    the same of the digits' MLP, where the optimizer and the noise weigh more; for orientation
 loop           the throughput of the whole loop over that of the bare jitted step: at least 0.97
@@ -33,6 +34,7 @@ from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.base import ArraySource
 from cmjax.data.batches import Batches, preprocess
 from cmjax.nets.adapter import as_net, init_params
+from cmjax.nets.adm import ADM
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 from cmjax.training.loop import run_loop
@@ -107,10 +109,19 @@ def milliseconds(measured: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def unet(options: argparse.Namespace) -> dict[str, Any]:
-    """A denoising train step of a U-Net, and one 3×3 convolution beside it, over the matrix product."""
+    """A denoising train step of DDPM++, and one 3×3 convolution beside it, over the matrix product."""
+    return _train_step(_unet, options)
+
+
+def adm(options: argparse.Namespace) -> dict[str, Any]:
+    """The same of ADM."""
+    return _train_step(_adm, options)
+
+
+def _train_step(make: Callable[[argparse.Namespace], tuple[Any, Any]], options: argparse.Namespace) -> dict[str, Any]:
     shape = (options.batch, options.size, options.size, 3)
     start = time.perf_counter()
-    net, params = _unet(options)
+    net, params = make(options)
     init_seconds, optimizer = time.perf_counter() - start, optax.adam(1e-4)
 
     def step(params, opt_state, key, x0):
@@ -155,7 +166,7 @@ def ct_step_mlp(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ct_step(net: Any, params: Any, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    step, batches = _training(net, params, shape)
+    step, batches = training(net, params, shape)
     batch, key = batches.at(0), jax.random.key(1)
     x0, c_noise = jnp.zeros(shape), jnp.zeros(shape[0])
     gradient, forward = jax.jit(jax.value_and_grad(_denoising(net))), jax.jit(net)
@@ -174,7 +185,7 @@ def _ct_step(net: Any, params: Any, shape: tuple[int, ...], rounds: int) -> dict
 def loop(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of 50 ms and more through the loop, with its batches, metrics and records, and without."""
     shape, steps = (256, 16, 16, 3), 30
-    step, batches = _training(*_mlp(shape[1:], width=512, depth=4), shape)
+    step, batches = training(*_mlp(shape[1:], width=512, depth=4), shape)
     batch = batches.at(0)
 
     def bare():
@@ -199,7 +210,7 @@ def compilations(options: argparse.Namespace) -> dict[str, Any]:
 
     shape, records = (32, 8, 8, 1), []
     jax.monitoring.register_event_duration_secs_listener(note)
-    step, batches = _training(*_mlp(shape[1:], width=64, depth=1), shape)
+    step, batches = training(*_mlp(shape[1:], width=64, depth=1), shape)
     before_the_run = len(names)
     _looped(step, batches, 40, records, log_every=1)
     jax.monitoring.unregister_event_duration_listener(note)
@@ -232,6 +243,14 @@ def _unet(options: argparse.Namespace) -> tuple[Any, Any]:
     module = UNet(
         channels=options.channels, channel_mult=(2, 2, 2), blocks=2, dropout=options.dropout, dtype=options.dtype
     )
+    return _with_params(module, (options.size, options.size, 3))
+
+
+def _adm(options: argparse.Namespace) -> tuple[Any, Any]:
+    module = ADM(
+        channels=options.channels, channel_mult=(2, 2, 2), blocks=2, attention_resolutions=(16,),
+        dropout=options.dropout, dtype=options.dtype,
+    )  # fmt: skip
     return _with_params(module, (options.size, options.size, 3))
 
 
@@ -277,7 +296,7 @@ class _Training:
         return metrics
 
 
-def _training(net: Any, params: Any, shape: tuple[int, ...]) -> tuple[_Training, Batches]:
+def training(net: Any, params: Any, shape: tuple[int, ...]) -> tuple[_Training, Batches]:
     images = np.random.default_rng(0).integers(0, 256, (4 * shape[0], *shape[1:]), np.uint8)
     batches = Batches(ArraySource(images), shape[0], seed=0, sharding=batch_sharding(make_mesh()))
     return _Training(net, params, batches.at(0)), batches
@@ -313,6 +332,7 @@ def _looped(training: _Training, batches: Batches, steps: int, records: list, lo
 
 SECTIONS = {
     "unet": unet,
+    "adm": adm,
     "ct_step": ct_step,
     "ct_step_mlp": ct_step_mlp,
     "loop": loop,

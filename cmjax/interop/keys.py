@@ -63,7 +63,7 @@ def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Ca
             f"not finite {key}" for key, array in zip(keys, given, strict=True) if not np.isfinite(array).all()
         ]
         try:
-            params[path] = np.ascontiguousarray(read(*given))
+            params[path] = np.asarray(read(*given), np.float32, order="C")
         except (ValueError, IndexError):
             problems.append(f"{', '.join(keys)} of shape {', '.join(str(array.shape) for array in given)}")
             continue

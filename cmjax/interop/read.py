@@ -11,8 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers
 from cmjax.interop.edm import read_edm
-
-# EDM2IMPORT
+from cmjax.interop.edm2 import read_edm2
 from cmjax.interop.keys import Arrays, Foreign, ForeignError
 from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
@@ -22,7 +21,7 @@ READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "openai": read_openai,
     "openai_cifar": read_openai_cifar,
     "edm": read_edm,
-    # EDM2
+    "edm2": read_edm2,
 }
 TELLTALES = {
     "input_blocks.0.0.weight": "openai",
@@ -145,7 +144,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def _kind_by_name(path: Path) -> str | None:
-    """OpenAI's files tell it in their names alone: edm_imagenet64_ema.pt, cd_imagenet64_l2.pt, cd-lpips/…/checkpoint_80."""
+    """OpenAI's files tell it in their names alone, as edm_imagenet64_ema.pt and cd-lpips/checkpoint_80 do."""
     words = re.split(r"[^a-z0-9]+", "/".join(path.parts[-3:]).lower())
     kinds = {"denoiser" if word == "edm" else "consistency" for word in words if word in ("edm", "cd", "ct")}
     return kinds.pop() if len(kinds) == 1 else None
