@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from cmjax.nets.layers import Uniform
+from cmjax.nets.magnitude import Normal
 
 
 def as_net(module: nn.Module) -> Callable[..., Array]:
@@ -64,8 +65,10 @@ def _draw(initialiser: Any, key: Any, path: tuple[str, ...], leaf: jax.ShapeDtyp
     if initialiser in (nn.initializers.zeros, nn.initializers.ones):
         return np.full(leaf.shape, float(initialiser is nn.initializers.ones), leaf.dtype)
     salt = zlib.crc32("/".join(path).encode())
+    rng = np.random.default_rng([salt, *np.asarray(jax.random.key_data(key)).ravel().tolist()])
+    if isinstance(initialiser, Normal):
+        return (np.float32(initialiser.std) * rng.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
     if isinstance(initialiser, Uniform):
-        rng = np.random.default_rng([salt, *np.asarray(jax.random.key_data(key)).ravel().tolist()])
         values = rng.random(math.prod(leaf.shape), np.float32).reshape(leaf.shape)
         return ((2 * values - 1) * np.float32(initialiser.bound(leaf.shape))).astype(leaf.dtype)
     return np.asarray(initialiser(jax.random.fold_in(key, salt), leaf.shape, leaf.dtype))

@@ -1,6 +1,6 @@
 """The optimizer: a chain of Optax transformations whose last member holds every average of the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,15 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
+def project(projection: Callable[[Params], Params]) -> optax.GradientTransformation:
+    """Change the updates so that the updated parameters are the `projection` of what they would have been."""
+
+    def update(updates, params):
+        return jax.tree.map(jnp.subtract, projection(optax.apply_updates(params, updates)), params)
+
+    return optax.stateless(update)
+
+
 def averages(opt_state: Any) -> dict[str, Params]:
     """The averages held by the last member of the chain, by name."""
     last = opt_state[-1]
@@ -59,16 +68,19 @@ def make_optimizer(
     clip_norm: float,
     weight_decay: float,
     average_rates: Mapping[str, Schedule],
+    projection: Callable[[Params], Params] | None = None,
 ) -> optax.GradientTransformation:
-    """clip → rule (Adam, RAdam, …) → decoupled weight decay → learning rate → averages.
+    """clip → rule (Adam, RAdam, …) → decoupled weight decay → learning rate → projection → averages.
 
     Args: rule: such as `optax.scale_by_radam()`. clip_norm: largest global gradient norm; 0 does not clip.
+          projection: of the updated parameters, onto those that the network is to have; None for no such step.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         rule,
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
+        *([project(projection)] if projection else []),
         track_averages(average_rates),
     )
 
