@@ -9,9 +9,10 @@ import optax
 
 from cmjax.build.method import ODE_STEPS, Method, read_method
 from cmjax.build.model import Model, model_reader
-from cmjax.core.typing import Schedule
+from cmjax.core.typing import Params, Schedule
 from cmjax.data import sources
 from cmjax.fields import ConfigError, Fields
+from cmjax.nets.magnitude import normalize_weights
 from cmjax.training import optimizer as optimizers
 
 RULES = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}
@@ -21,6 +22,8 @@ LEARNING_RATES = {
     "linear": optimizers.linear_rate,
 }
 AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life}
+PROJECTIONS = {"edm2": normalize_weights}
+"""What training does to the updated parameters of a network, by its name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ def read_run(config: Mapping[str, Any]) -> Run:
         raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
     kind, constants, make_model = model_reader(fields)
     method = read_method(fields.section("objective"), constants, steps)
-    optimizer, learning_rate = _read_optimizer(fields.section("optimizer"), steps, batch_size, method.target_rate)
+    projection = PROJECTIONS.get(fields.section("net").text("name"))
+    optimizer, learning_rate = _read_optimizer(
+        fields.section("optimizer"), steps, batch_size, method.target_rate, projection
+    )
     run = Run(
         seed=fields.integer("seed", at_least=0),
         steps=steps,
@@ -81,7 +87,11 @@ def read_run(config: Mapping[str, Any]) -> Run:
 
 
 def _read_optimizer(
-    fields: Fields, steps: int, batch_size: int, target_rate: Schedule | None
+    fields: Fields,
+    steps: int,
+    batch_size: int,
+    target_rate: Schedule | None,
+    projection: Callable[[Params], Params] | None,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     rule = fields.choice("rule", RULES)
     peak = fields.number("learning_rate", above=0)
@@ -95,6 +105,7 @@ def _read_optimizer(
         clip_norm=fields.number("clip_norm", at_least=0),
         weight_decay=fields.number("weight_decay", at_least=0),
         average_rates=rates,
+        projection=projection,
     )
     return optimizer, learning_rate
 
