@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
     config.init_from = "runs/cifar_edm"
     config.data.name = "cifar10"
     config.data.horizontal_flip = True
-    config.net = common.ncsnpp()
+    config.net = common.ncsnpp(augment_dim=9)  # the teacher's, to start from; a student's images are as they are
     config.objective = common.ConfigDict(
         {
             "name": "cd",

@@ -2,8 +2,9 @@
 
     python -m cmjax.main --config=configs/cifar_edm.py --config.data.data_dir=~/tensorflow_datasets
 
-Cost: 390,625 updates of 512 images (200 million images). Published: FID 1.97 at 35 evaluations, with augmentation;
-this recipe has the horizontal flip alone. For a few steps on a laptop: --config=configs/cifar_edm.py:tiny.
+Cost: 390,625 updates of 512 images (200 million images). Published: FID 1.97 at 35 evaluations, of the best
+unconditional network. The network is told how its images were augmented, and samples images as they are. For a few
+steps on a laptop: --config=configs/cifar_edm.py:tiny.
 """
 
 from configs import common
@@ -14,8 +15,8 @@ def get_config(variant: str = ""):
     config.steps = 390_625
     config.batch_size = 512
     config.data.name = "cifar10"
-    config.data.horizontal_flip = True
-    config.net = common.ncsnpp(dropout=0.13)
+    config.data.augment = "edm(probability=0.12)"
+    config.net = common.ncsnpp(dropout=0.13, augment_dim=9)
     config.model.preconditioning = "edm"
     config.objective = common.ConfigDict(
         {"name": "denoising", "times": "lognormal(mean=-1.2, std=1.2)", "weight": "karras"}

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import optax
+from jaxtyping import Array
 
 from cmjax.build.method import ODE_STEPS, Method, read_method
 from cmjax.build.model import Model, model_reader
 from cmjax.core.typing import Params, Schedule
-from cmjax.data import sources
+from cmjax.data import augment, sources
 from cmjax.fields import ConfigError, Fields
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.training import optimizer as optimizers
@@ -24,6 +26,7 @@ LEARNING_RATES = {
 AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life}
 PROJECTIONS = {"edm2": normalize_weights}
 """What training does to the updated parameters of a network, by its name."""
+AUGMENTATIONS = {"edm": augment.edm}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Run:
     fsdp: int
     init_from: str
     horizontal_flip: bool
+    augment: Callable[..., tuple[Array, Array]] | None
     open_source: Callable[..., sources.Source]
     make_model: Callable[[int | None], Model]
     method: Method
@@ -72,6 +76,7 @@ def read_run(config: Mapping[str, Any]) -> Run:
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=fields.text("init_from"),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),
+        augment=_read_augment(fields.section("data"), fields.section("net"), kind),
         open_source=_read_data(fields.section("data")),
         make_model=make_model,
         method=method,
@@ -108,6 +113,28 @@ def _read_optimizer(
         projection=projection,
     )
     return optimizer, learning_rate
+
+
+def _read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Array, Array]] | None:
+    """(images, key) -> (images, labels); the network must take the labels, for it models images without."""
+    if not data.text("augment"):
+        return None
+    probabilities = data.call("augment", AUGMENTATIONS)
+    if kind != "denoiser":
+        problem = (
+            "only config.objective.name='denoising' trains with augmentation; a student is given images as they are"
+        )
+        raise data.error("augment", f"{problem}: leave it empty")
+    if data.boolean("horizontal_flip"):
+        problem = "config.data.augment mirrors images too, and tells the network of it"
+        raise data.error("horizontal_flip", f"{problem}: set it to False")
+    if not net.has("augment_dim"):
+        raise data.error("augment", f"config.net.name={net.text('name')!r} has no input for its labels; leave it empty")
+    size, takes = augment.label_size(probabilities), net.integer("augment_dim", at_least=0)
+    if takes != size:
+        problem = f"it gives each image {size} labels, and the network takes config.net.augment_dim={takes}"
+        raise data.error("augment", f"{problem}: set that to {size}")
+    return partial(augment.augment, probabilities=probabilities)
 
 
 def _read_data(fields: Fields) -> Callable[..., sources.Source]:

@@ -70,6 +70,7 @@ def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, con
         plan.method.objective(model, teacher),
         plan.optimizer,
         preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
+        augment=plan.augment,
         seed=plan.seed,
         conditions=("label",) if model.class_conditional else (),
         grad_accumulation=plan.grad_accumulation,

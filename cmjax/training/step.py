@@ -39,6 +39,7 @@ def make_train_step(
     *,
     preprocess: Callable[[Array, PRNGKey], Samples],
     seed: int,
+    augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None = None,
     conditions: Sequence[str] = (),
     grad_accumulation: int = 1,
     schedules: Mapping[str, Schedule] | None = None,
@@ -48,15 +49,19 @@ def make_train_step(
     At a loss or gradient that is not finite the state stays as it was, from then on, and `loss` in the metrics is nan.
     `frozen` holds what the objective uses and training leaves alone, such as the teacher's parameters.
 
-    Args: preprocess: (images as stored, key) -> x0. conditions: what of the batch the network is given beside x0, such
-          as "label". grad_accumulation: the batch is processed in this many parts.
+    Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
+          given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
+          grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
     """
 
     def train_step(state, frozen, batch):
-        augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        x0 = preprocess(batch["image"], augment_key)
+        data_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        preprocess_key, augment_key = jax.random.split(data_key)
+        x0 = preprocess(batch["image"], preprocess_key)
         inputs = {name: batch[name] for name in conditions}
+        if augment is not None:
+            x0, inputs["augment"] = augment(x0, augment_key)
         target_params = averages(state.opt_state).get(TARGET)
 
         def mean_loss(params, key, x0, conditions):

@@ -1,0 +1,261 @@
+"""The augmentations of EDM and ADA: random draws, what they do to images, and the labels that tell a network of them.
+
+A network that is told how its images were changed learns from changed images without drawing any: at label zero it
+models images as they are.   [Karras et al. 2022, app. F.2; Karras et al. 2020, app. B]
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cmjax.data.warp import warp
+
+Probabilities = Mapping[str, float]
+"""Of each augmentation that may happen, by its name in `Draws`, that it does; others are not in the labels either."""
+
+SHIFT_MAX = 0.125
+TRANSLATION_STD = 0.125
+SCALE_STD = 0.2
+STRETCH_STD = 0.2
+BRIGHTNESS_STD = 0.2
+CONTRAST_STD = 0.5
+SATURATION_STD = 1.0
+"""Sizes of the augmentations: of the image's width or height, and of log2 of a factor; brightness in data units."""
+
+
+class Draws(NamedTuple):
+    """How much of each augmentation each sample has, (b,) or (b, 2), in the order in which they apply.
+
+    Zero leaves a sample alone. None stands for an augmentation that the pipe does not have.
+    """
+
+    x_flip: Array | None = None  # 1: mirrored left to right
+    y_flip: Array | None = None  # 1: mirrored upside down
+    quarter_turns: Array | None = None  # 0, 1, 2 or 3, counterclockwise
+    shift: Array | None = None  # (right, up) in units of SHIFT_MAX, whole pixels
+    scale: Array | None = None  # Gaussian
+    rotation: Array | None = None  # an angle, counterclockwise
+    stretch: Array | None = None  # (Gaussian, angle of the axis)
+    translation: Array | None = None  # (right, down), Gaussian
+    brightness: Array | None = None  # Gaussian
+    contrast: Array | None = None  # Gaussian
+    luma_flip: Array | None = None  # 1: the grey part negated
+    hue: Array | None = None  # an angle
+    saturation: Array | None = None  # Gaussian
+
+
+PAIRS = ("quarter_turns", "shift", "rotation", "stretch", "translation", "hue")
+"""The augmentations with two labels."""
+
+GEOMETRY = ("scale", "rotation", "stretch", "translation")
+COLOR = ("brightness", "contrast", "luma_flip", "hue", "saturation")
+
+
+def edm(*, probability: float) -> Probabilities:
+    """EDM's pipe, 9 labels: each image mirrored or not, and five more augmentations, each at `probability`.
+
+    Published: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQ-v2.   [Karras et al. 2022, app. F.2]
+    Raises: ValueError where it is not in [0, 1]. At 0 nothing is mirrored either.
+    """
+    # The mirror image is a coin's toss, of EDM's probability 1e8·p: always, whatever p.
+    names = ("y_flip", *GEOMETRY)
+    probabilities = {"x_flip": float(probability > 0), **dict.fromkeys(names, float(probability))}
+    _check(probabilities)
+    return probabilities
+
+
+def label_size(probabilities: Probabilities) -> int:
+    """The number of labels of a sample."""
+    return sum(1 + (name in PAIRS) for name in probabilities)
+
+
+def augment(
+    images: Float[Array, "b h w c"], key: Key[Array, ""], *, probabilities: Probabilities
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b n"]]:
+    """Random augmentations of a batch, each sample its own, and the labels that a network takes as `augment`.
+
+    Args:    images: in [-1, 1]; results may leave it. probabilities: as from `edm`.
+    Returns: the images and n = label_size(probabilities) numbers for each; zeros and every bit of the image where
+             nothing was drawn.
+    Raises:  ValueError naming the augmentation that is unknown or does not fit the images.
+    """
+    _check(probabilities)
+    draws = jax.tree.map(lambda x: x.astype(images.dtype), draw(key, images.shape, probabilities=probabilities))
+    return apply(images, draws), labels(draws)
+
+
+def draw(key: Key[Array, ""], shape: tuple[int, ...], *, probabilities: Probabilities) -> Draws:
+    """The draws for images of `shape` (b, h, w, c). One augmentation's do not depend on which others there are."""
+    keys = dict(zip(Draws._fields, jax.random.split(key, len(Draws._fields)), strict=True))
+
+    def amounts(name: str, probability: float) -> Array:
+        happens_key, amount_key = jax.random.split(keys[name])
+        amount = _amount(name, amount_key, shape)
+        happens = jax.random.bernoulli(happens_key, probability, shape[:1])
+        return jnp.where(_over(happens, amount), amount, 0)
+
+    return Draws(**{name: amounts(name, probability) for name, probability in probabilities.items()})
+
+
+def _amount(name: str, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """What a sample has of an augmentation that happens to it."""
+    b, h, w = shape[:3]
+    match name:
+        case "x_flip" | "y_flip" | "luma_flip":
+            return jax.random.bernoulli(key, shape=(b,)).astype(float)
+        case "quarter_turns":
+            return jax.random.randint(key, (b,), 0, 4).astype(float)
+        case "shift":
+            reach = SHIFT_MAX * jnp.array([[w, h]])
+            return jnp.round(jax.random.uniform(key, (b, 2), minval=-1, maxval=1) * reach) / reach
+        case "rotation" | "hue":
+            return _angle(key, b)
+        case "stretch":
+            size_key, angle_key, tilted_key = jax.random.split(key, 3)
+            tilted = jax.random.bernoulli(tilted_key, shape=(b,))  # half of them along the image's own axes
+            return jnp.stack([jax.random.normal(size_key, (b,)), tilted * _angle(angle_key, b)], axis=1)
+        case "translation":
+            return jax.random.normal(key, (b, 2))
+        case _:
+            return jax.random.normal(key, (b,))
+
+
+def _angle(key: Key[Array, ""], num: int) -> Array:
+    return jax.random.uniform(key, (num,), minval=-math.pi, maxval=math.pi)
+
+
+def labels(draws: Draws) -> Float[Array, "b n"]:
+    """The numbers that tell a network of the draws, in EDM's order: zeros where there are none."""
+    columns = []
+    for name, x in draws._asdict().items():
+        if x is None:
+            continue
+        match name:
+            case "quarter_turns":
+                columns += [(x == 1) | (x == 2), (x == 2) | (x == 3)]
+            case "rotation" | "hue":
+                columns += [jnp.cos(x) - 1, jnp.sin(x)]
+            case "stretch":
+                columns += [x[:, 0] * jnp.cos(x[:, 1]), x[:, 0] * jnp.sin(x[:, 1])]
+            case _:
+                columns += [*x.reshape(len(x), -1).T]
+    return jnp.stack(columns, axis=1)
+
+
+def apply(images: Float[Array, "b h w c"], draws: Draws) -> Float[Array, "b h w c"]:
+    """The images that the draws make; an image whose draws are zero keeps its every bit."""
+    images = _move_pixels(images, draws)
+    if moved := _drawn(draws, GEOMETRY):
+        inverse = _inverse(draws, *images.shape[1:3])
+        images = _where(functools.reduce(jnp.logical_or, moved), warp(images, inverse), images)
+    if recolored := _drawn(draws, COLOR):
+        images = _where(functools.reduce(jnp.logical_or, recolored), _recolor(images, draws), images)
+    return images
+
+
+def _move_pixels(images: Array, draws: Draws) -> Array:
+    """What takes every pixel whole to another place."""
+    if draws.x_flip is not None:
+        images = _where(draws.x_flip == 1, images[:, :, ::-1], images)
+    if draws.y_flip is not None:
+        images = _where(draws.y_flip == 1, images[:, ::-1], images)
+    if (turns := draws.quarter_turns) is not None:
+        if images.shape[1] != images.shape[2]:
+            raise ValueError(f"quarter_turns: images must be square, got {images.shape[1:3]}")
+        images = _where((turns == 1) | (turns == 2), images[:, :, ::-1], images)
+        images = _where((turns == 2) | (turns == 3), images[:, ::-1], images)
+        images = _where((turns == 1) | (turns == 3), images.swapaxes(1, 2), images)
+    if draws.shift is not None:
+        height, width = images.shape[1:3]
+        right, up = (jnp.round(draws.shift.T[i] * SHIFT_MAX * (width, height)[i]).astype(int) for i in (0, 1))
+        images = jnp.take_along_axis(images, _reflected(-right, width)[:, None, :, None], axis=2)
+        images = jnp.take_along_axis(images, _reflected(up, height)[:, :, None, None], axis=1)
+    return images
+
+
+def _reflected(start: Int[Array, " b"], size: int) -> Int[Array, "b n"]:
+    """The indices start … start + size − 1 of a signal that is continued by reflection."""
+    period = max(2 * size - 2, 1)
+    return size - 1 - jnp.abs(size - 1 - (jnp.arange(size)[None] + start[:, None]) % period)
+
+
+def _inverse(draws: Draws, height: int, width: int) -> Float[Array, "b 3 3"]:
+    """G⁻¹ of G = translation · R(−a) · stretch · R(a) · R(−rotation) · scale, as `warp` takes it."""
+    factors = []
+    if draws.scale is not None:
+        factor = jnp.exp2(-SCALE_STD * draws.scale)
+        factors += [_scaling(factor, factor)]
+    if draws.rotation is not None:
+        factors += [_rotation(draws.rotation)]
+    if draws.stretch is not None:
+        size, angle = draws.stretch.T
+        factor = jnp.exp2(-STRETCH_STD * size)
+        factors += [_rotation(-angle), _scaling(factor, 1 / factor), _rotation(angle)]
+    if draws.translation is not None:
+        right, down = TRANSLATION_STD * draws.translation.T
+        factors += [_translation(-width * right, -height * down)]
+    return functools.reduce(functools.partial(jnp.matmul, precision="highest"), factors)
+
+
+def _scaling(x: Array, y: Array) -> Array:
+    return _matrix([x, 0, 0], [0, y, 0], [0, 0, 1])
+
+
+def _rotation(angle: Array) -> Array:
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return _matrix([cos, -sin, 0], [sin, cos, 0], [0, 0, 1])
+
+
+def _translation(x: Array, y: Array) -> Array:
+    return _matrix([1, 0, x], [0, 1, y], [0, 0, 1])
+
+
+def _matrix(*rows: list) -> Array:
+    """(b, 3, 3) from rows of arrays (b,) and numbers."""
+    entries = jnp.broadcast_arrays(*(jnp.asarray(entry) for row in rows for entry in row))
+    return jnp.stack(entries, axis=-1).reshape(-1, 3, 3)
+
+
+def _recolor(images: Array, draws: Draws) -> Array:
+    """A color's grey part (its mean) and the rest, which is turned about the grey axis v = (1, 1, 1)/√3 and scaled."""
+    if images.shape[3] not in (1, 3):
+        raise ValueError(f"colors: images must have 1 or 3 channels, got {images.shape[3]}")
+    zeros = jnp.zeros(len(images), images.dtype)
+    amounts = {name: zeros if (x := getattr(draws, name)) is None else x for name in COLOR}
+    brightness, contrast, luma_flip, hue, saturation = (_over(amounts[name], images) for name in COLOR)
+    grey = jnp.mean(images, axis=3, keepdims=True)
+    rest = images - grey
+    across = (jnp.roll(rest, 1, axis=3) - jnp.roll(rest, -1, axis=3)) / math.sqrt(3)  # v × rest
+    grey = (1 - 2 * luma_flip) * (grey + BRIGHTNESS_STD * brightness)
+    rest = jnp.exp2(SATURATION_STD * saturation) * (jnp.cos(hue) * rest + jnp.sin(hue) * across)
+    return jnp.exp2(CONTRAST_STD * contrast) * (grey + rest)
+
+
+def _drawn(draws: Draws, names: tuple[str, ...]) -> list[Array]:
+    """For each of the augmentations that the pipe has, which samples it changes, (b,)."""
+    amounts = (x for name in names if (x := getattr(draws, name)) is not None)
+    return [jnp.any(x.reshape(len(x), -1) != 0, axis=1) for x in amounts]
+
+
+def _where(chosen: Array, yes: Array, no: Array) -> Array:
+    return jnp.where(_over(chosen, no), yes, no)
+
+
+def _over(per_sample: Array, x: Array) -> Array:
+    """(b,) with further axes, to go with x (b, ...)."""
+    return per_sample.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _check(probabilities: Probabilities) -> None:
+    for name, probability in probabilities.items():
+        if name not in Draws._fields:
+            raise ValueError(f"{name} must be one of {', '.join(Draws._fields)}")
+        if not 0 <= probability <= 1:
+            raise ValueError(f"the probability of {name} must lie in [0, 1], got {probability}")
+    if not probabilities:
+        raise ValueError(f"give the probability of at least one of {', '.join(Draws._fields)}")
