@@ -2,6 +2,9 @@
 
 import json
 import os
+import pickle
+import sys
+import types
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 import cmjax
 from cmjax.fields import ConfigError
@@ -104,6 +108,66 @@ def test_recorded_outputs_of_edm2(tmp_path):
     label = jnp.asarray(io["class_labels"].argmax(1))
     out = quick_jit(lambda x, t: flow_map(x, t, label=label))(np.float32(io["x"]), np.float32(io["sigma"]))
     close(out, io["out"])
+
+
+class Persistent:
+    """Pickled as NVIDIA's persistent classes are: a call of their reconstruction with the object's state."""
+
+    def __init__(self, class_name, **state):
+        self.class_name, self.state = class_name, state
+
+    def __reduce__(self):
+        meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": self.class_name}
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta | {"state": self.state},)
+
+
+def snapshot(arrays, class_name, monkeypatch, **arguments):
+    """The bytes of a pickle like EDM's `network-snapshot.pkl` that holds these arrays."""
+
+    def _reconstruct_persistent_obj(meta):
+        raise NotImplementedError
+
+    module = types.ModuleType("torch_utils.persistence")
+    _reconstruct_persistent_obj.__module__ = module.__name__
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    module._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def network(tree, name, **rest):
+        parts = {key: value for key, value in tree.items() if isinstance(value, dict)}
+        own = {key: value for key, value in tree.items() if key not in parts}
+        modules = {key: network(value, "Layer") for key, value in parts.items()}
+        return Persistent(name, _parameters=own, _buffers={}, _modules=modules, training=False, **rest)
+
+    tree = unflatten_dict({tuple(key.split(".")): value for key, value in arrays.items()})
+    top = network(tree, class_name, _init_args=(), _init_kwargs=arguments)
+    return pickle.dumps({"ema": top, "loss_fn": Persistent("EDMLoss", P_mean=-1.2), "dataset_kwargs": {"path": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name", "arguments"),
+    [("edm_ncsnpp_cond", "EDMPrecond", {}), ("edm2", "Precond", {"channels_per_head": 16})],
+)
+def test_pickles_of_nvidia_are_imported(tmp_path, monkeypatch, name, class_name, arguments):
+    arrays = read_torch(recorded(name)[0])
+    (tmp_path / "network.pkl").write_bytes(snapshot(arrays, class_name, monkeypatch, **arguments))
+    importing.run(str(tmp_path / "network.pkl"), "auto", tmp_path / "pkl", {})
+    told = {"head_channels": 16} if name == "edm2" else {}
+    importing.run(str(CHECKPOINTS / f"{name}.pt"), "auto", tmp_path / "pt", told)
+    jax.tree.map(np.testing.assert_array_equal, *(cmjax.load(tmp_path / kind).params for kind in ("pkl", "pt")))
+
+
+def test_pickles_of_other_networks_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "network.pkl"
+    for class_name, arguments, said in (
+        ("VPPrecond", {}, "holds a VPPrecond"),
+        ("Precond", {"res_balance": 0.4}, "res_balance=0.4"),
+        ("EDMPrecond", {}, "of no network that is known"),
+    ):
+        path.write_bytes(snapshot({"layer.weight": np.zeros(3)}, class_name, monkeypatch, **arguments))
+        with pytest.raises(ConfigError, match=said):
+            importing.run(str(path), "auto", tmp_path / "run", {})
 
 
 def test_every_key_is_accounted_for():
@@ -212,7 +276,7 @@ def test_diffusers_runs_what_is_exported(conditional_run, tmp_path):
     noise = np.random.default_rng(0).standard_normal((1, 16, 16, 3)).astype(np.float32)
     latents = torch.tensor(noise.transpose(0, 3, 1, 2))
     theirs = pipeline(num_inference_steps=1, class_labels=1, latents=latents, output_type="np").images
-    ours = cmjax.load(conditional_run)(80 * noise, 80.0, label=jnp.array([1]))
+    ours = cmjax.load(conditional_run)(80 * jnp.asarray(noise), 80.0, label=jnp.array([1]))
     np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), theirs, atol=1e-4)
 
 

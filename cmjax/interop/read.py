@@ -34,6 +34,19 @@ TELLTALES = {
 DENOISERS = {"EDMPrecond": "edm", "Precond": "edm2"}
 """NVIDIA's preconditioned networks that are the `edm` denoiser, by class."""
 
+TOLD = {"channels_per_head": "head_channels", "resample_filter": "resample_filter"}
+"""What a pickle of NVIDIA's tells of its network beside the arrays, and our fields for it."""
+
+UNUSUAL = {
+    "sigma_data": 0.5,
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "clip_act": 256,
+}
+"""Arguments that arrays do not show, and their values in every released network."""
+
 
 def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple[Foreign, str]:
     """The network in a peer's file or folder, and the format it was read in.
@@ -86,7 +99,10 @@ def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dic
     if network.class_name not in DENOISERS:
         raise ForeignError(f"{path} holds a {network.class_name}; only {' and '.join(DENOISERS)} can be read")
     arguments = init_arguments(network)
-    told = {"head_channels": arguments["channels_per_head"]} if "channels_per_head" in arguments else {}
+    for name, usual in UNUSUAL.items():
+        if arguments.get(name, usual) != usual:
+            raise ForeignError(f"{path} was made with {name}={arguments[name]!r}; only {usual!r} can be read")
+    told = {ours: arguments[theirs] for theirs, ours in TOLD.items() if theirs in arguments}
     return state_dict(network), told
 
 
