@@ -183,21 +183,17 @@ def modulated_norm(
     return normed.astype(h.dtype) * (1 + scale) + shift
 
 
-def to_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n patch*patch*c"]:
-    """The n = h·w/patch² patches, row by row."""
+def to_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n p"]:
+    """The n = h·w/patch² patches of p = patch²·c numbers, row by row."""
     b, h, w, c = x.shape
     grid = x.reshape(b, h // patch, patch, w // patch, patch, c)
     return grid.swapaxes(2, 3).reshape(b, -1, patch * patch * c)
 
 
-def from_patches(
-    tokens: Float[Array, "b n patch*patch*c"], rows: int, columns: int, patch: int
-) -> Float[Array, "b rows*patch columns*patch c"]:
+def from_patches(tokens: Float[Array, "b n p"], rows: int, columns: int, patch: int) -> Float[Array, "b h w c"]:
     """The image that `to_patches` cuts into `rows`·`columns` patches."""
-    b, _, size = tokens.shape
-    c = size // patch**2
-    grid = tokens.reshape(b, rows, columns, patch, patch, c)
-    return grid.swapaxes(2, 3).reshape(b, rows * patch, columns * patch, c)
+    grid = tokens.reshape(len(tokens), rows, columns, patch, patch, -1)
+    return grid.swapaxes(2, 3).reshape(len(tokens), rows * patch, columns * patch, -1)
 
 
 def positions(rows: int, columns: int, width: int) -> np.ndarray:
