@@ -202,3 +202,14 @@ def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(run, tmp_pat
     arguments = ("--config.data.name=arrays", f"--config.data.data_dir={tmp_path / 'few.npz'}")
     run(*train("digits_ct", tmp_path / "run", 3, *arguments))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["figures"] == {}
+
+
+def test_import_says_what_is_wrong_before_it_writes(run, tmp_path):
+    asked = ("--mode=import", f"--workdir={tmp_path / 'run'}")
+    assert "--source is missing" in run(*asked, fails=True)
+    assert "does not exist" in run(*asked, f"--source={tmp_path / 'no.pt'}", fails=True)
+    (tmp_path / "page.pt").write_text("<html>not found</html>")
+    assert "page.pt" in run(*asked, f"--source={tmp_path / 'page.pt'}", "--arch-image_size=64", fails=True)
+    assert "must be whole numbers" in run(*asked, "--source=x", "--arch-resample_filter=1,a", fails=True)
+    assert "--format=onnx" in run(*asked, "--source=x", "--format=onnx", fails=True)
+    assert not (tmp_path / "run").exists()

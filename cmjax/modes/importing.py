@@ -33,6 +33,8 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     """Read the checkpoint at `source` into a new `workdir`. Nothing is written unless all of it was read."""
     if source is None:
         raise ConfigError("--source is missing: name the file or folder to import")
+    if format not in FORMATS:
+        raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     if workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"--workdir={workdir} exists and is not empty; name another")
     path = Path(source)
