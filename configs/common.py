@@ -95,7 +95,7 @@ def adm(**changes) -> ConfigDict:
 
 
 def edm2(**changes) -> ConfigDict:
-    """EDM2-S as trained on ImageNet: 280 million parameters with its classes.   [Karras et al. 2024, table 6]"""
+    """EDM2-S as trained on ImageNet: 280 million parameters with its classes.   [Karras et al. 2024]"""
     net = ConfigDict(
         {
             "name": "edm2",

@@ -172,6 +172,16 @@ def test_wrong_settings_and_inputs_are_named():
             jax.eval_shape(partial(EDM2(**{**TINY, **fields}).init, **inputs), jax.random.key(0), x, c_noise)
 
 
+@pytest.mark.parametrize("module", [EDM2(**TINY, num_classes=3, weight_head=4), EDM2(**TINY, remat=True)])
+def test_first_parameters_need_no_compilation_and_follow_from_the_key(module, monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)
+    params, other = (init_params(module, jax.random.key(seed), (8, 8, 2)) for seed in (0, 1))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, parameter_shapes(module, (8, 8, 2)))
+    assert not np.array_equal(params["encoder_0_conv"]["kernel"], other["encoder_0_conv"]["kernel"])
+    np.testing.assert_allclose(params["encoder_1_block_0"]["conv_0"]["kernel"].std(), 1, rtol=0.05)
+    assert params["out_gain"] == 0
+
+
 def test_weight_heads():
     c_noise = jnp.linspace(-1.5, 1.0, 50)
     weight, _ = WeightHead(8).init_with_output(jax.random.key(0), c_noise)

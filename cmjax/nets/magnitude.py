@@ -25,7 +25,7 @@ class Normal:
 
 
 def normalize(x: Float[Array, "*dims c"], axes: int | tuple[int, ...] = -1) -> Float[Array, "*dims c"]:
-    """x/(rms(x) + 1e-4), the root mean square over `axes`: pixel norm over the channels, in float32.   [app. B.7]"""
+    """x/(rms(x) + 1e-4), the root mean square over `axes`: pixel norm over the channels, in float32."""
     x32 = x.astype(jnp.float32)
     # Without a floor the root's derivative at zeros is infinite, and the gradient nan.
     rms = jnp.sqrt(jnp.mean(x32**2, axes, keepdims=True) + 1e-12)
@@ -37,7 +37,7 @@ def normalize_weights(params: Any) -> Any:
 
     Forced weight normalisation. Kernels are normalised whenever they are used, so that this changes no output; it keeps
     updates, whose size does not depend on the kernel's, from being worth ever less as the kernels grow.
-    [Karras et al. 2024, eq. 66 and alg. 1]
+    [Karras et al. 2024, eq. 66]
     """
 
     def project(path: Any, leaf: Array) -> Array:
