@@ -1,0 +1,158 @@
+"""Zero-shot editing: a consistency model completes what an invertible linear map of the image leaves unknown.
+
+A map A takes an image to coordinates of which some are known: pixels, the luma of each pixel, the mean of each patch.
+Every edit is one loop (`edit`) with another map.   [Song et al. 2023, alg. 4 and app. D]
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cmjax.core.sampling import Times, gaussian
+from cmjax.core.typing import Keys, Samples, Time
+
+LUMA = (0.2989, 0.5870, 0.1140)
+"""Weights of red, green and blue in a pixel's grey value."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An invertible linear map of images and which of its coordinates are known.
+
+    forward: images (b, h, w, c) -> coordinates (b, ...). inverse: back, exactly.
+    known: 1 where a coordinate is known and 0 where it is to be completed; of a shape that broadcasts with them.
+    """
+
+    forward: Callable[[Samples], Array]
+    inverse: Callable[[Array], Samples]
+    known: Array
+
+    def degrade(self, images: Samples) -> Samples:
+        """The images with their unknown coordinates zero."""
+        return self.inverse(self.known * self.forward(images))
+
+    def combine(self, known: Samples, unknown: Samples) -> Samples:
+        """The image with the known coordinates of the one and the unknown coordinates of the other."""
+        return self.inverse(self.known * self.forward(known) + (1 - self.known) * self.forward(unknown))
+
+
+def edit(
+    flow_map: Any,
+    key: Keys,
+    images: Samples,
+    operator: Operator,
+    *,
+    times: Times,
+    start: Samples | None = None,
+    t_min: float | None = None,
+    clip: bool = False,
+    **conditions: Any,
+) -> Samples:
+    """Complete the unknown coordinates of images:   [Song et al. 2023, alg. 4]
+
+        x ← A⁻¹[known·A images];  for each t: x ← f(x + √(t² − t_min²)·z, t), x ← combine(images, x)
+
+    where the first t adds t·z.
+
+    Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. key: one, or (b,), one for each image.
+             images: (b, h, w, c), of which the known coordinates alone are used. times: descending noise stds.
+             start: what to start from in place of the degraded images: a guess of the result for times that begin
+             low (strokes, blending); zeros start from noise alone, as OpenAI's released code does.
+             t_min: by default `flow_map.t_min`. clip: clip every estimate to [-1, 1], as the released code does.
+    Returns: (b, h, w, c) with the known coordinates of `images`: pixels to the last bit, others to rounding.
+    Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
+    """
+    t_min = getattr(flow_map, "t_min", None) if t_min is None else t_min
+    if t_min is None:
+        raise ValueError("t_min must be given for a flow_map that has no attribute t_min")
+    times = jnp.asarray(times, images.dtype)
+    if times.ndim != 1 or not len(times):
+        raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
+    noise_scales = jnp.sqrt(jnp.maximum(times**2 - t_min**2, 0)).at[0].set(times[0])
+
+    def renoise_and_complete(x, step):
+        index, t, scale = step
+        x = flow_map(x + scale * gaussian(key, x.shape, index), t, **conditions)
+        return operator.combine(images, jnp.clip(x, -1, 1) if clip else x), None
+
+    x = operator.degrade(images) if start is None else start
+    return jax.lax.scan(renoise_and_complete, x, (jnp.arange(len(times)), times, noise_scales))[0]
+
+
+def inpainting(known: Float[Array, "*b h w c"]) -> Operator:
+    """Pixels where `known` is 1 are kept, the others made. A is the identity."""
+    return Operator(lambda x: x, lambda y: y, known)
+
+
+def colorization() -> Operator:
+    """The luma of each pixel is kept, its color made. A turns the channels: pixel·Q, the first column of Q ∝ LUMA."""
+    q = orthogonal(np.array(LUMA))
+    return _channels(q, np.array([1.0, 0, 0]))
+
+
+def super_resolution(patch: int) -> Operator:
+    """The mean of each patch×patch square, for each channel, is kept, the detail made.
+
+    A turns the patch² pixels of a square by an orthogonal Q whose first column is 1/patch.
+    Raises: ValueError where patch < 1; and when used, where it does not divide the image.
+    """
+    if patch < 1:
+        raise ValueError(f"patch={patch} must be at least 1")
+    q = orthogonal(np.ones(patch**2))
+    turn = _channels(q, np.eye(patch**2)[0])
+
+    def forward(x):
+        b, h, w, c = x.shape
+        if h % patch or w % patch:
+            raise ValueError(f"patch={patch} does not divide the image's {h}x{w} pixels")
+        squares = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 5, 2, 4)
+        return turn.forward(squares.reshape(b, h // patch, w // patch, c, patch**2))
+
+    def inverse(y):
+        b, rows, columns, c, _ = y.shape
+        squares = turn.inverse(y).reshape(b, rows, columns, c, patch, patch).transpose(0, 1, 4, 2, 5, 3)
+        return squares.reshape(b, rows * patch, columns * patch, c)
+
+    return Operator(forward, inverse, turn.known[None])
+
+
+def nothing_known() -> Operator:
+    """Every pixel is made anew from the start that `edit` is given: stroke-guided editing.   [Meng et al. 2022]"""
+    return Operator(lambda x: x, lambda y: y, jnp.zeros((1, 1, 1, 1)))
+
+
+def orthogonal(first: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
+    """An orthogonal matrix, float64, whose first column is `first` over its norm: a Householder reflection."""
+    v = first / np.linalg.norm(first)
+    v = v + np.eye(len(v))[0]  # reflects −e₁ to v; no cancellation where v has no negative first entry
+    return 2 * np.outer(v, v) / (v @ v) - np.eye(len(v))
+
+
+def slerp(a: Samples, b: Samples, share: Time) -> Samples:
+    """Spherical interpolation of Gaussian latents, sample by sample: a at share 0, b at 1, of unit variance between.
+
+    sin((1 − s)ψ)/sin ψ·a + sin(sψ)/sin ψ·b with the angle ψ between a and b.   [Song et al. 2023, app. D]
+    """
+    axes = tuple(range(1, a.ndim))
+    cosine = jnp.sum(a * b, axes, keepdims=True) / jnp.sqrt(
+        jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True)
+    )
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    share = jnp.reshape(share, (-1, *(1,) * (a.ndim - 1)))
+    # At no angle both weights have their limits.
+    apart = jnp.sin(angle) > 1e-6
+    safe = jnp.where(apart, angle, 1.0)
+    of_a = jnp.where(apart, jnp.sin((1 - share) * safe) / jnp.sin(safe), 1 - share)
+    of_b = jnp.where(apart, jnp.sin(share * safe) / jnp.sin(safe), share)
+    return of_a * a + of_b * b
+
+
+def _channels(q: np.ndarray, known: np.ndarray) -> Operator:
+    """The last axis times Q."""
+    forward, inverse = (lambda x, m=m: jnp.einsum("...i,ij->...j", x, jnp.asarray(m, x.dtype)) for m in (q, q.T))
+    return Operator(forward, inverse, jnp.asarray(known)[None, None, None])
