@@ -93,7 +93,7 @@ class Fields:
         return self._bound(field, self.text(field), choices, given)
 
     def call(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Any:
-        """The result of calling the chosen function, its ValueErrors named by the field."""
+        """The result of calling the chosen function, with what it raises named by the field."""
         return self._called(field, self.choice(field, choices, **given))
 
     def calls(self, field: str, choices: Mapping[str, Callable], **given: Any) -> list[Any]:
@@ -107,7 +107,7 @@ class Fields:
     def _called(self, field: str, chosen: Callable) -> Any:
         try:
             return chosen()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
             raise self.error(field, str(error)) from error
 
     def _bound(self, field: str, text: str, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Callable:
