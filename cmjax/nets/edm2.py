@@ -5,7 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, attend, check_choices, check_inputs
@@ -94,7 +93,7 @@ class EDM2(nn.Module):
         if self.num_classes:
             # -1 encodes to zeros.
             one_hot = jax.nn.one_hot(jnp.full(c_noise.shape, -1) if label is None else label, self.num_classes)
-            classes = MPLinear(width, name="label")(one_hot * np.sqrt(self.num_classes))
+            classes = MPLinear(width, name="label")(one_hot * self.num_classes**0.5)
             embedding = mp_sum(embedding, classes, self.label_balance)
         return mp_silu(embedding)
 
