@@ -56,6 +56,9 @@ def ddpmpp(**changes) -> ConfigDict:
             "resample_filter": (1, 1),
             "dropout": 0.0,
             "augment_dim": 0,
+            "modulation": "shift",
+            "weight_head": 0,
+            "attention": "xla",
             "remat": False,
             **_net_options(),
         }
