@@ -88,6 +88,8 @@ def adm(**changes) -> ConfigDict:
             "norm_groups": 32,
             "time_scale": 1000.0,
             "dropout": 0.0,
+            "augment_dim": 0,
+            "weight_head": 0,
             "attention": "xla",
             "remat": False,
             **_net_options(),
