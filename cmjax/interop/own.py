@@ -22,7 +22,8 @@ def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
     arrays = {"/".join(keys): np.ascontiguousarray(value, np.float32) for keys, value in flatten_dict(params).items()}
     if path.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, **{RECORD: np.array(to_json(record))})
+        arrays[RECORD] = np.array(to_json(record))
+        np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
         return
     try:

@@ -59,11 +59,15 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        # On several devices the batch is sharded, and XLA knows best how a convolution's gradient is to be summed.
-        products = jax.default_backend() == "cpu" and jax.device_count() == 1
-        convolution = cpu_convolution if products else convolve
-        y = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.padding)
+        y = convolution_here(x.astype(self.dtype), kernel.astype(self.dtype), self.padding)
         return y + bias.astype(self.dtype)[None, None, None]
+
+
+def convolution_here(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:
+    """`convolve`, with the gradient that is fast on the devices at hand."""
+    # On several devices the batch is sharded, and XLA knows best how a convolution's gradient is to be summed.
+    products = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return (cpu_convolution if products else convolve)(x, kernel, padding)
 
 
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], padding: int) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Float, Key
 
-from cmjax.nets.layers import convolve, cpu_convolution
+from cmjax.nets.layers import convolution_here
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ class MPConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], gain: Float[Array, ""] | float = 1.0) -> Float[Array, "b h w d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
-        products = jax.default_backend() == "cpu" and jax.device_count() == 1  # as in `layers.Conv`
-        convolution = cpu_convolution if products else convolve
-        return convolution(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype), 1)
+        return convolution_here(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype), 1)
 
 
 def _unit(kernel: Array, gain: Array | float) -> Array:
