@@ -12,6 +12,7 @@ from cmjax.core import (
     pairs,
     paths,
     preconditioning,
+    samplers,
     sampling,
     solvers,
     typing,
@@ -20,7 +21,7 @@ from cmjax.core import (
 from cmjax.core.grids import karras_grid
 from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss, denoising_loss
 from cmjax.core.preconditioning import precondition
-from cmjax.core.sampling import FlowMap, sample_fn, sample_ode
+from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn, sample_ode
 from cmjax.core.typing import Pair
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ __all__ = [
     "paths",
     "precondition",
     "preconditioning",
+    "sample_chain",
+    "sample_denoiser",
     "sample_fn",
     "sample_ode",
+    "samplers",
     "sampling",
     "solvers",
     "typing",

@@ -1,20 +1,18 @@
 """Losses: where they vanish, what they differentiate, and the peers' recorded values and gradients."""
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peers import DENOISER, student, with_noise
 
 from cmjax.core import distances, weightings
 from cmjax.core.grids import karras_grid
 from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss, denoising_loss
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
-from cmjax.core.paths import Path, ve
-from cmjax.core.preconditioning import consistency, edm, precondition
+from cmjax.core.paths import ve
 from cmjax.core.solvers import euler_step, heun_step
 from cmjax.core.typing import Pair
 
@@ -26,38 +24,10 @@ LABEL = jnp.arange(6)
 PLAIN = {"path": ve, "distance": distances.l2, "weight": weightings.uniform}
 
 
-def toy(w, x, tau, *, key=None):
-    """The peers' toy network, as in parity/README.md."""
-    tau = tau.reshape(-1, *(1,) * (x.ndim - 1))
-    mean = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
-    return w[0] * jnp.tanh(w[1] * x) + w[2] * jnp.cos(w[3] + 1e-3 * tau) * x + w[4] * mean + w[5]
-
-
-def thousandfold(t, *, scalings, **constants):
-    """The peers' PyTorch code feeds its networks 1000·ln(t)/4."""
-    c = scalings(t, **constants)
-    return c._replace(c_noise=1000 * c.c_noise)
-
-
-STUDENT = precondition(toy, partial(thousandfold, scalings=consistency, sigma_data=0.5, t_min=T_MIN))
-DENOISER = precondition(toy, partial(thousandfold, scalings=edm, sigma_data=0.5))
+STUDENT = student(T_MIN)
 W = jnp.array([0.7, 0.9, 0.3, 0.2, 0.15, 0.05])
 W_TARGET = 1.1 * W
 TEACHER = {"teacher": DENOISER, "teacher_params": 0.9 * W, "ode_step": heun_step}
-
-
-@dataclass(frozen=True)
-class RecordedNoise(Path):
-    """The `ve` path with noise that was drawn elsewhere."""
-
-    recorded: Any = None
-
-    def add_noise(self, x0, noise, t):
-        return super().add_noise(x0, self.recorded, t)
-
-
-def with_noise(noise):
-    return RecordedNoise(ve.a, ve.b, ve.da, ve.db, jnp.asarray(noise))
 
 
 @pytest.mark.parametrize("method", ["ct", "cd"])

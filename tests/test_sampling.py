@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peers import student, toy_denoiser
 
 from cmjax.core import sampling
 from cmjax.core.grids import karras_grid
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import ve
-from cmjax.core.preconditioning import consistency, precondition
 from cmjax.core.sampling import FlowMap, gaussian, sample_fn, sample_ode
 from cmjax.core.solvers import euler_step, heun_step
 
@@ -151,11 +151,6 @@ def test_the_ode_sampler_follows_the_exact_flow():
     np.testing.assert_allclose(samples, expected, atol=1e-3)
 
 
-def toy_denoiser(x, t, *, key=None):
-    """The peers' toy denoiser, as in parity/README.md."""
-    return x * 0.25 / (0.25 + t**2) + 0.1 * jnp.tanh(x) * t / (1 + t)
-
-
 @pytest.fixture
 def recorded_noise(openai, monkeypatch):
     """Samplers draw the noises that the peers drew, in order."""
@@ -196,14 +191,7 @@ def test_ode_sampling_is_openais(openai, recorded_noise, name, ode_step):
 
 @pytest.mark.usefixtures("x64")
 def test_one_clipped_step_of_a_preconditioned_network_is_the_peers(openai, recorded_noise):
-    w = openai["w_online"]
-
-    def net(params, x, c_noise, *, key=None):
-        tau = (1000 * c_noise)[:, None, None, None]
-        mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
-        return w[0] * jnp.tanh(w[1] * x) + w[2] * jnp.cos(w[3] + 1e-3 * tau) * x + w[4] * mean + w[5]
-
-    f = partial(precondition(net, partial(consistency, sigma_data=0.5, t_min=0.002)), {})
+    f = partial(student(), openai["w_online"])
     ours = sample_fn(f, KEY, recorded_noise, times=(80.0,), t_min=0.002, clip=True)
     np.testing.assert_allclose(ours, openai["karras_sample_onestep_clip"], rtol=1e-9, atol=1e-15)
 

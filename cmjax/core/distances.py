@@ -1,5 +1,6 @@
 """Distances between batches, one number for each sample."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,9 +12,16 @@ def l1(x: Samples, y: Samples) -> PerSample:
     return jnp.mean(_flat(jnp.abs(x - y)), axis=1)
 
 
-def l2(x: Samples, y: Samples) -> PerSample:
-    """Mean squared difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]"""
-    return jnp.mean(_flat((x - y) ** 2), axis=1)
+def l2(x: Samples, y: Samples, *, resize: int | None = None) -> PerSample:
+    """Mean squared difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]
+
+    `resize`: compare images (b, h, w, c) at this height and width, by bilinear interpolation without smoothing; 32 is
+    OpenAI's released code's "l2-32".
+    """
+    gap = x - y
+    if resize is not None:  # linear, so that one resizing of the difference does
+        gap = jax.image.resize(gap, (gap.shape[0], resize, resize, gap.shape[3]), "bilinear", antialias=False)
+    return jnp.mean(_flat(gap**2), axis=1)
 
 
 def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:

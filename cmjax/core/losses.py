@@ -8,7 +8,8 @@ import jax
 
 from cmjax.core.distances import l2
 from cmjax.core.objectives import consistency_loss
-from cmjax.core.paths import Path
+from cmjax.core.paths import Path, per_sample
+from cmjax.core.solvers import halfway
 from cmjax.core.typing import (
     Conditions,
     Denoiser,
@@ -95,3 +96,36 @@ def consistency_distillation_loss(
         f, params, target_params, x_t, x_r, pair,
         distance=distance, weight=weight, dropout_key=dropout_key, conditions=conditions,
     )  # fmt: skip
+
+
+def progressive_distillation_loss(
+    denoiser: Denoiser,
+    params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    teacher: Denoiser,
+    teacher_params: Params,
+    rho: float,
+    distance: Distance,
+    weight: Weight,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """λ(t, r)·d(D_θ(x_t, t), D*), (b,): one step of the student does what two of the teacher's do.
+
+    The teacher goes by DDIM from t to m, halfway to r in t^(1/rho), and on to x_r; D* is the estimate of which one
+    step from x_t makes that x_r: (x_r − β·x_t)/(a_r − β·a_t) with β = b_r/b_t.   [Salimans & Ho 2022, alg. 2, app. G]
+    """
+    noise_key, dropout_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    t, r = pair
+    x_t = x = path.add_noise(x0, noise, t)
+    middle = halfway(t, r, rho)
+    for start, end in ((t, middle), (middle, r)):
+        x = path.ddim(x, teacher(teacher_params, x, start, **conditions), start, end)
+    ratio = path.b(r) / path.b(t)
+    target = (x - per_sample(ratio, x) * x_t) / per_sample(path.a(r) - ratio * path.a(t), x)
+    estimate = denoiser(params, x_t, t, key=dropout_key, **conditions)
+    return weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core.paths import Path
+from cmjax.core import samplers
+from cmjax.core.paths import Path, ve
 from cmjax.core.solvers import solve
-from cmjax.core.typing import Denoiser, Keys, OdeStep, Params, Samples, Time
+from cmjax.core.typing import Denoiser, Keys, OdeStep, Params, Samples, Solver, Time
 
 Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 """Noise stds from the largest down: numbers, or a grid reversed."""
@@ -61,16 +62,22 @@ def sample_fn(
     *,
     times: Times,
     t_min: float | None = None,
+    path: Path = ve,
     clip: bool = False,
+    full_noise: bool = False,
     **conditions: Any,
 ) -> Samples:
     """Multistep consistency sampling, x0 ← f(x0 + √(τ² − t_min²)·z, τ) for each τ.   [Song et al. 2023, alg. 1]
+
+    On another path, the state at τ of the forward process through x0 at t_min: a_τ/a_ε·x0 + √(b_τ² − (b_ε·a_τ/a_ε)²)·z.
 
     Args:    flow_map: (x, t, **conditions) -> estimate of the clean data, for example `cmjax.load(workdir)`.
              key: one key, or (b,) keys, one for each sample. shape: (b, ...) of the samples.
              times: noise stds, descending, one evaluation each; the first is T and starts from T·z.
              t_min: ε, the time at which f is the identity; by default `flow_map.t_min`.
-             clip: clip every estimate to [-1, 1], as the released code does.
+             clip: clip every estimate to [-1, 1], as OpenAI's released code does.
+             full_noise: take the estimate for clean data and add τ·z, as ECT's released code does: the noise of t_min
+             that it bears comes on top.
     Returns: samples of `shape`, in [-1, 1] units but not clipped unless asked.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
@@ -81,16 +88,86 @@ def sample_fn(
     times = jnp.asarray(times, float)
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
+    start = jnp.zeros_like(times[:1]) if full_noise else jnp.full_like(times[:1], t_min)
+    kept, noise = path.a(times) / path.a(start), path.b(times)
     # as a product, exactly 0 at τ = t_min; the difference of squares may round below 0
-    noise_scales = jnp.concatenate([times[:1], jnp.sqrt((times[1:] - t_min) * (times[1:] + t_min))])
+    added = jnp.sqrt((noise - kept * path.b(start)) * (noise + kept * path.b(start)))
+    noise_scales = jnp.concatenate([noise[:1], added[1:]])
 
     def renoise_and_denoise(x0, step):
-        index, t, noise_scale = step
-        x0 = flow_map(x0 + noise_scale * gaussian(key, shape, index), t, **conditions)
+        index, t, signal_scale, noise_scale = step
+        x0 = flow_map(signal_scale * x0 + noise_scale * gaussian(key, shape, index), t, **conditions)
         return (jnp.clip(x0, -1, 1) if clip else x0), None
 
-    start = jnp.zeros(tuple(shape), times.dtype)
-    return jax.lax.scan(renoise_and_denoise, start, (jnp.arange(len(times)), times, noise_scales))[0]
+    steps = (jnp.arange(len(times)), times, kept, noise_scales)
+    return jax.lax.scan(renoise_and_denoise, jnp.zeros(tuple(shape), times.dtype), steps)[0]
+
+
+def sample_chain(
+    flow_map: Any,
+    key: Keys,
+    shape: Sequence[int],
+    *,
+    times: Times,
+    gamma: float = 0.0,
+    path: Path = ve,
+    **conditions: Any,
+) -> Samples:
+    """γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
+
+    γ = 0 chains the flow map from time to time; γ = 1 is multistep consistency sampling with s = 0. On another path
+    than `ve`, noise levels b/a take the place of times.
+
+    Args:   flow_map: Φ(x, t, s, **conditions) -> the state at s of the PF-ODE through x at t.
+            key, shape: as in `sample_fn`. times: descending; the first starts from b(T)·z, the last (0 or t_min) is
+            that of the samples; one evaluation for each interval.
+    Raises: ValueError where `times` are fewer than two, or gamma lies outside [0, 1].
+    """
+    times = jnp.asarray(times, float)
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times must be a sequence of at least two noise stds, got shape {times.shape}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    ends = times[1:]
+    reached = path.time_at((1 - gamma**2) ** 0.5 * path.b(ends) / path.a(ends)) if gamma else ends
+
+    def jump(x, step):
+        index, t, r, s = step
+        x = path.a(r) / path.a(s) * flow_map(x, t, s, **conditions)
+        return (x + gamma * path.b(r) * gaussian(key, shape, index) if gamma else x), None
+
+    x = path.b(times[0]) * gaussian(key, shape)
+    return jax.lax.scan(jump, x, (jnp.arange(1, len(times)), times[:-1], ends, reached))[0]
+
+
+def sample_denoiser(
+    denoiser: Any,
+    key: Keys,
+    shape: Sequence[int],
+    *,
+    times: Times,
+    path: Path,
+    solver: Solver,
+    clip: bool = False,
+    **conditions: Any,
+) -> Samples:
+    """Samples of a diffusion model: from noise at times[0] along `times`, then to time 0, by a solver of `samplers`.
+
+    Args: denoiser: (x, t, **conditions) -> D(x, t). key, shape: as `sample_fn`.
+          times: descending and positive, for example `karras_grid(18, ...)[::-1]`.
+          solver: for example `samplers.heun`, or `partial(samplers.churn, s_churn=10.0)`.
+          clip: clip every estimate of the clean data to [-1, 1], as OpenAI's released code does.
+    """
+    times = jnp.asarray(times, float)
+
+    def denoise(x, t):
+        estimate = denoiser(x, t, **conditions)
+        return jnp.clip(estimate, -1, 1) if clip else estimate
+
+    def noises(index):
+        return gaussian(key, shape, index + 1)
+
+    return solver(denoise, path.b(times[0]) * gaussian(key, shape), times, noises, path=path)
 
 
 def sample_ode(
@@ -109,10 +186,5 @@ def sample_ode(
     Args: denoiser: (x, t, **conditions) -> D(x, t). times: descending, for example `karras_grid(18, ...)[::-1]`.
     Returns: samples of `shape`; with `heun_step` and N times, after 2N − 1 evaluations.
     """
-    times = jnp.asarray(times, float)
-
-    def velocity(x, t):
-        return path.velocity(x, denoiser(x, t, **conditions), t)
-
-    x = path.add_noise(jnp.zeros(tuple(shape), times.dtype), gaussian(key, shape), times[0])
-    return denoiser(solve(velocity, x, times, ode_step=ode_step), times[-1], **conditions)
+    solver = partial(samplers.by_ode, integrate=partial(solve, ode_step=ode_step))
+    return sample_denoiser(denoiser, key, shape, times=times, path=path, solver=solver, **conditions)

@@ -50,6 +50,23 @@ Velocity = Callable[[Array, Any], Array]
 OdeStep = Callable[[Velocity, Array, Any, Any], Array]
 """(velocity, x, t, r) -> the state at time r of the solution through x at time t."""
 
+Integrator = Callable[[Velocity, Array, Array], Array]
+"""(velocity, x, times) -> the state at times[-1] of the solution through x at times[0]; times (n,) in either order."""
+
+BoundDenoiser = Callable[[Array, Any], Array]
+"""D(x, t) with parameters and conditions bound: (x, t) -> the estimate of the clean data."""
+
+Noises = Callable[[Any], Array]
+"""index -> a unit Gaussian of the samples' shape, independent for each index."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """From the state x at times[0] to samples: along the descending positive `times` (n,), and from the last to 0."""
+
+    def __call__(self, denoise: BoundDenoiser, x: Array, times: Array, noises: Noises, *, path: Any) -> Array: ...
+
+
 Distance = Callable[[Array, Array], Array]
 """(x, y), both (b, ...) -> (b,), one distance for each sample."""
 
