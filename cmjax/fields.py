@@ -16,10 +16,13 @@ class ConfigError(ValueError):
 
 
 class Fields:
-    """One section of a configuration. Read every field, then call `done`."""
+    """One section of a configuration. Read every field, then call `done`.
 
-    def __init__(self, values: Mapping[str, Any], path: str = ""):
-        self._values, self._path = values, path
+    `prefix` stands before a field's name in messages: "--" for what comes from options of the command line.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: str = "", *, prefix: str = "config."):
+        self._values, self._path, self._prefix = values, path, prefix
         self._unread = set(values)
         self._sections: dict[str, Fields] = {}
 
@@ -28,7 +31,7 @@ class Fields:
         return f"{self._path}.{field}" if self._path else field
 
     def error(self, field: str, problem: str) -> ConfigError:
-        return ConfigError(f"config.{self.name(field)}={self._values.get(field)!r}: {problem}")
+        return ConfigError(f"{self._prefix}{self.name(field)}={self._values.get(field)!r}: {problem}")
 
     def has(self, field: str) -> bool:
         return field in self._values

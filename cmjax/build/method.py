@@ -36,7 +36,7 @@ WEIGHTINGS = {
     "truncated_snr": weightings.truncated_snr,
     "karras": weightings.karras,
 }
-ODE_STEPS = {"euler": solvers.euler_step, "heun": solvers.heun_step}
+ODE_STEPS = {"euler": solvers.euler_step, "heun": solvers.heun_step, "midpoint": solvers.midpoint_step}
 
 
 def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Callable]:

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import optax
 from jaxtyping import Array
 
-from cmjax.build.method import ODE_STEPS, Method, read_method
+from cmjax.build.method import Method, read_method
 from cmjax.build.model import Model, model_reader
+from cmjax.build.samples import read_samples
 from cmjax.core.typing import Params, Schedule
 from cmjax.data import augment, sources
-from cmjax.fields import ConfigError, Fields
+from cmjax.fields import Fields
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.training import optimizer as optimizers
 
@@ -84,7 +84,7 @@ def read_run(config: Mapping[str, Any]) -> Run:
         schedules={**method.schedules, "learning_rate": learning_rate},
         checkpoint=_read_checkpoint(fields.section("checkpoint")),
         log=_read_log(fields.section("log")),
-        samples=_read_samples(fields.section("samples"), kind, constants),
+        samples=read_samples(fields.section("samples"), kind, constants),
         num_figures=fields.section("figures").integer("num", at_least=0),
     )
     fields.done()
@@ -179,28 +179,3 @@ def _read_log(fields: Fields) -> dict[str, Any]:
         "tensorboard": fields.boolean("tensorboard"),
         "wandb": fields.boolean("wandb"),
     }
-
-
-def _read_samples(fields: Fields, kind: str, constants: Mapping[str, float]) -> dict[str, Any]:
-    settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
-    if kind == "denoiser":
-        solver = fields.one_of("solver", ODE_STEPS)
-        return settings | {
-            "solver": solver,
-            "ode_step": ODE_STEPS[solver],
-            "solver_steps": fields.integer("solver_steps", at_least=2),
-        }
-    times = fields.numbers("times")
-    try:
-        check_times(times, constants["t_min"], constants["t_max"])
-    except ConfigError as error:
-        raise fields.error("times", str(error)) from error
-    return settings | {"times": times}
-
-
-def check_times(times: tuple[float, ...], t_min: float, t_max: float) -> None:
-    """Raise ConfigError where sampling times do not descend within [t_min, t_max]."""
-    if any(t <= r for t, r in pairwise(times)):
-        raise ConfigError(f"times must descend, got {', '.join(map(str, times))}")
-    if not all(t_min <= t <= t_max for t in times):
-        raise ConfigError(f"times must lie in [{t_min}, {t_max}], got {', '.join(map(str, times))}")

@@ -22,8 +22,11 @@ def solve_adaptive(
 
     Args:   velocity: (x, t) -> dx/dt. times: the first and the last are used, in either order. rtol, atol: each
             sample's error of a step, as a root mean square, stays below atol + rtol·|x|.
-    Raises: ImportError where diffrax is not installed; RuntimeError (from diffrax) where max_steps do not do.
+    Raises: ValueError where a tolerance is negative or both are zero, ImportError where diffrax is not installed,
+            RuntimeError (from diffrax) where max_steps do not do.
     """
+    if min(rtol, atol) < 0 or max(rtol, atol) == 0:
+        raise ValueError(f"rtol and atol must be at least 0, and one of them above, got {rtol} and {atol}")
     try:
         import diffrax
     except ImportError as error:

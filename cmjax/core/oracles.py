@@ -10,13 +10,20 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import Samples, Time
+from cmjax.core.typing import PerSample, Samples, Time
 
 
 def gaussian_denoiser(x: Samples, t: Time, *, mean: float | Array, variance: float | Array) -> Samples:
     """D(x, t) = μ + λ/(λ + t²)·(x − μ) for data N(μ, λ), elementwise."""
     t = per_sample(t, x)
     return mean + variance / (variance + t**2) * (x - mean)
+
+
+def gaussian_log_density(x: Samples, t: Time, *, mean: float | Array, variance: float | Array) -> PerSample:
+    """log p_t(x), (b,), for data whose elements are independent N(μ, λ): p_t is N(μ, λ + t²)."""
+    total = variance + per_sample(t, x) ** 2
+    each = -((x - mean) ** 2) / (2 * total) - jnp.log(2 * jnp.pi * total) / 2
+    return jnp.sum(each.reshape(len(x), -1), axis=1)
 
 
 def gaussian_flow_map(x: Samples, t: Time, s: Time, *, mean: float | Array, variance: float | Array) -> Samples:
@@ -34,13 +41,31 @@ def mixture_denoiser(
     variances: Float[Array, " k"],
 ) -> Float[Array, "b d"]:
     """D(x, t) for data Σ_k w_k N(μ_k, λ_k I): the components' denoisers, averaged by their posterior probabilities."""
-    t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])[:, None]
-    total = variances[None] + t**2  # (b, k)
-    offsets = x[:, None] - means[None]  # (b, k, d)
-    log_joint = jnp.log(weights)[None] - jnp.sum(offsets**2, axis=2) / (2 * total) - x.shape[1] / 2 * jnp.log(total)
+    log_joint, total, offsets = _components(x, t, weights, means, variances)
     posterior = jax.nn.softmax(log_joint, axis=1)
     shrunk = means[None] + (variances[None] / total)[..., None] * offsets
     return jnp.einsum("bk,bkd->bd", posterior, shrunk)
+
+
+def mixture_log_density(
+    x: Float[Array, "b d"],
+    t: Time,
+    *,
+    weights: Float[Array, " k"],
+    means: Float[Array, "k d"],
+    variances: Float[Array, " k"],
+) -> Float[Array, " b"]:
+    """log p_t(x) for data Σ_k w_k N(μ_k, λ_k I): p_t is Σ_k w_k N(μ_k, (λ_k + t²) I)."""
+    return logsumexp(_components(x, t, weights, means, variances)[0], axis=1)
+
+
+def _components(x: Array, t: Time, weights: Array, means: Array, variances: Array) -> tuple[Array, Array, Array]:
+    """log w_k N(x; μ_k, λ_k + t²) (b, k), the variances λ_k + t² (b, k), and x − μ_k (b, k, d)."""
+    t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])[:, None]
+    total = variances[None] + t**2
+    offsets = x[:, None] - means[None]
+    normalizer = x.shape[1] / 2 * jnp.log(2 * jnp.pi * total)
+    return jnp.log(weights)[None] - jnp.sum(offsets**2, axis=2) / (2 * total) - normalizer, total, offsets
 
 
 def mixture_score(x: Float[Array, "b d"], t: Time, **mixture: Array) -> Float[Array, "b d"]:

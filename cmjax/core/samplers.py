@@ -38,7 +38,9 @@ def heun(denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, pa
 def midpoint(
     denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, rho: float = 1.0
 ) -> Samples:
-    """Second order, 2N − 1 evaluations; `rho` places the middle, see `midpoint_step`."""
+    """Second order, 2N − 1 evaluations; `rho`, at least 1, places the middle, see `midpoint_step`."""
+    if rho < 1:
+        raise ValueError(f"rho must be at least 1, got {rho}")
 
     def step(velocity, x, t, r):
         return midpoint_step(velocity, x, t, r, rho=rho)

@@ -12,8 +12,8 @@ import numpy as np
 from cmjax.build import Model, Run
 from cmjax.core import paths
 from cmjax.core.grids import karras_grid
-from cmjax.core.sampling import FlowMap, sample_fn, sample_ode
-from cmjax.core.typing import OdeStep
+from cmjax.core.sampling import FlowMap, sample_denoiser, sample_fn
+from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
 from cmjax.data.sources import Source
 from cmjax.evaluation.plots import image_grid, save_png
@@ -37,13 +37,13 @@ def consistency_sampler(times: tuple[float, ...]) -> Sampler:
     )
 
 
-def ode_sampler(ode_step: OdeStep, steps: int, rho: float) -> Sampler:
-    """The PF-ODE of a teacher on a Karras grid of `steps` noise levels."""
+def diffusion_sampler(solver: Solver, steps: int, rho: float) -> Sampler:
+    """A teacher's samples by `solver` on a Karras grid of `steps` noise levels."""
 
     def sample(flow_map, keys, conditions):
         grid = karras_grid(steps, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)[::-1].copy()
         shape = (len(keys), *flow_map.shape)
-        return sample_ode(flow_map, keys, shape, times=grid, path=paths.ve, ode_step=ode_step, **conditions)
+        return sample_denoiser(flow_map, keys, shape, times=grid, path=paths.ve, solver=solver, **conditions)
 
     return _over_devices(sample)
 
@@ -101,8 +101,8 @@ class Pictures:
         settings, samplers = self.plan.samples, {}
         if self.model.kind == "denoiser":
             steps = settings["solver_steps"]
-            samplers[f"{settings['solver']}-{steps}"] = ode_sampler(
-                settings["ode_step"], steps, self.model.constants["rho"]
+            samplers[f"{settings['solver_name']}-{steps}"] = diffusion_sampler(
+                settings["solver"], steps, self.model.constants["rho"]
             )
         else:
             for times in dict.fromkeys((settings["times"][:1], settings["times"])):

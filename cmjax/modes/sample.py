@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cmjax.build import ODE_STEPS, check_times
+from cmjax.build import read_solver, read_times
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
-from cmjax.fields import ConfigError
+from cmjax.fields import ConfigError, Fields
 from cmjax.files import write_atomically
-from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, draw_images, ode_sampler
+from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images
 from cmjax.training.logging import progress
 from cmjax.training.mesh import make_mesh, replicated
 from cmjax.workdir import load, read_record
@@ -57,19 +57,18 @@ def _sampler(flow_map: FlowMap, rho: float, times: list[str] | None, solver: str
     if flow_map.kind == "denoiser":
         if times is not None:
             raise ConfigError("--times is for consistency models; this is a teacher: use --solver and --steps")
-        if (solver or "heun") not in ODE_STEPS:
-            raise ConfigError(f"--solver={solver}: must be one of {', '.join(ODE_STEPS)}")
         if steps is not None and steps < 2:
             raise ConfigError(f"--steps={steps}: must be at least 2")
-        return ode_sampler(ODE_STEPS[solver or "heun"], steps or 18, rho)
+        chosen = read_solver(Fields({"solver": solver or "heun"}, prefix="--"))[1]
+        return diffusion_sampler(chosen, steps or 18, rho)
     if solver is not None or steps is not None:
         raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
+    return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,))
+
+
+def parse_times(texts: list[str], flow_map: FlowMap, rho: float) -> tuple[float, ...]:
+    """The noise levels that --times names for this model, as `read_times`."""
     try:
-        levels = tuple(float(text) for text in times) if times else (flow_map.t_max,)
-    except ValueError:
-        raise ConfigError(f"--times={','.join(times or [])}: must be numbers, as 80,0.8") from None
-    try:
-        check_times(levels, flow_map.t_min, flow_map.t_max)
+        return read_times(",".join(texts), t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)
     except ConfigError as error:
         raise ConfigError(f"--{error}") from error
-    return consistency_sampler(levels)

@@ -1,0 +1,106 @@
+"""What samples are drawn with: solvers and noise levels, from a configuration or from the command line's options."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cmjax.core import paths, samplers
+from cmjax.core.grids import karras_grid
+from cmjax.core.typing import Solver
+from cmjax.fields import ConfigError, Fields
+
+SOLVERS: dict[str, Callable] = {
+    "euler": samplers.euler,
+    "heun": samplers.heun,
+    "midpoint": samplers.midpoint,
+    "dpmpp_2m": samplers.dpmpp_2m,
+    "churn": samplers.churn,
+    "ancestral": samplers.ancestral,
+    "adaptive": samplers.adaptive,
+}
+_INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
+
+
+def read_samples(fields: Fields, kind: str, constants: Mapping[str, float]) -> dict[str, Any]:
+    """The section `samples` of a configuration."""
+    settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
+    if kind == "denoiser":
+        name, solver = read_solver(fields)
+        return settings | {
+            "solver": solver,
+            "solver_name": name,
+            "solver_steps": fields.integer("solver_steps", at_least=2),
+        }
+    times = fields.numbers("times")
+    try:
+        check_times(times, constants["t_min"], constants["t_max"])
+    except ConfigError as error:
+        raise fields.error("times", str(error)) from error
+    return settings | {"times": times}
+
+
+def read_solver(fields: Fields) -> tuple[str, Solver]:
+    """The field `solver`: its name and the solver with its parameters bound."""
+    solver = fields.choice("solver", SOLVERS, path=paths.ve)
+    name = next(name for name, function in SOLVERS.items() if function is solver.func)
+    if name == "adaptive" and find_spec("diffrax") is None:
+        raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
+    try:
+        jax.eval_shape(lambda: _try_out(solver))
+    except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
+        raise fields.error("solver", str(error)) from error
+    return name, solver
+
+
+def _try_out(solver: Solver) -> Array:
+    x, times = jnp.zeros((1, 1)), jnp.array([2.0, 1.0])
+    return solver(lambda x, t: x, x, times, lambda index: x, path=paths.ve)
+
+
+def read_times(text: str, *, t_min: float, t_max: float, rho: float) -> tuple[float, ...]:
+    """Noise levels as written: numbers, "80,0.8", or places on a descending Karras grid, "idx:0,22,39/40".
+
+    The places are those of the released codes' `ts`, 0 for t_max and n − 1 for t_min, of n. A last place at t_min,
+    where a consistency model is the identity, says where their samples end and costs no evaluation here.
+
+    Raises: ConfigError with a message that starts with "times".
+    """
+    if text.startswith("idx:"):
+        return _from_indices(text, t_min=t_min, t_max=t_max, rho=rho)
+    try:
+        times = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"times={text}: must be numbers, as 80,0.8, or places, as idx:0,22,39/40") from None
+    check_times(times, t_min, t_max)
+    return times
+
+
+def _from_indices(text: str, *, t_min: float, t_max: float, rho: float) -> tuple[float, ...]:
+    match = _INDICES.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise ConfigError(f"times={text}: must be places on a grid and its size, as idx:0,22,39/40")
+    places, n = [int(part) for part in match[1].split(",")], int(match[2])
+    if n < 2:
+        raise ConfigError(f"times={text}: a grid has at least 2 points, not {n}")
+    if max(places) >= n:
+        raise ConfigError(f"times={text}: a grid of {n} points has the places 0 to {n - 1}, not {max(places)}")
+    if any(a >= b for a, b in pairwise(places)):
+        raise ConfigError(f"times={text}: places must ascend, from the largest noise level on")
+    if len(places) > 1 and places[-1] == n - 1:
+        places.pop()
+    grid = karras_grid(n, t_min=t_min, t_max=t_max, rho=rho)[::-1]
+    return tuple(float(grid[place]) for place in places)
+
+
+def check_times(times: Sequence[float], t_min: float, t_max: float) -> None:
+    """Raise ConfigError where sampling times do not descend within [t_min, t_max]."""
+    if any(t <= r for t, r in pairwise(times)):
+        raise ConfigError(f"times must descend, got {', '.join(map(str, times))}")
+    if not all(t_min <= t <= t_max for t in times):
+        raise ConfigError(f"times must lie in [{t_min}, {t_max}], got {', '.join(map(str, times))}")

@@ -1,0 +1,106 @@
+"""The probability-flow ODE as an invertible map between images and noise, and the likelihood that it gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cmjax.core.paths import Path
+from cmjax.core.solvers import ode_velocity
+from cmjax.core.typing import Integrator, Keys, PerSample, Samples, Velocity
+
+Times = Float[Array, " n"]
+Probe = Callable[[Any, tuple[int, ...], Any], Array]
+"""(key, shape, dtype) -> independent numbers of mean 0 and variance 1."""
+
+
+def encode(
+    denoiser: Any, x: Samples, *, times: Times, path: Path, integrate: Integrator, **conditions: Array
+) -> Samples:
+    """The noise z whose sample is x: the PF-ODE from x at times[-1] up to times[0], divided by b(times[0]).
+
+    Args: denoiser: (x, t, **conditions) -> D(x, t). x: (b, ...), taken for a state at the smallest time.
+          times: descending, as for the samplers. integrate: `partial(solve, ode_step=heun_step)`, or
+          `partial(solve_adaptive, rtol=…, atol=…)`, which comes back to the image to within the tolerances.
+    """
+    velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
+    return integrate(velocity, x, times[::-1]) / path.b(times[0])
+
+
+def decode(
+    denoiser: Any, noise: Samples, *, times: Times, path: Path, integrate: Integrator, **conditions: Array
+) -> Samples:
+    """The way back from `encode`: the state at times[-1] of the PF-ODE from b(times[0])·noise. Arguments as there."""
+    velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
+    return integrate(velocity, path.b(times[0]) * noise, times)
+
+
+def log_likelihood(
+    denoiser: Any,
+    key: Keys,
+    x: Samples,
+    *,
+    times: Times,
+    path: Path,
+    integrate: Integrator,
+    probe: Probe = jax.random.rademacher,
+    num_probes: int = 1,
+    log_prior: Callable[[Samples], PerSample] | None = None,
+    **conditions: Array,
+) -> PerSample:
+    """log p(x) = log p_T(x_T) + ∫∇·v(x_t, t) dt from times[-1] to times[0], in nats, (b,).   [Song et al. 2021, eq. 39]
+
+    The divergence is estimated by Hutchinson's trace E[eᵀ(∂v/∂x)e] with probes e that are drawn once for the whole
+    way: unbiased, so that averages over samples or keys converge.
+
+    Args: denoiser, x, times, integrate: as for `encode`. key: one, or (b,) keys, one for each sample.
+          probe: `jax.random.rademacher` (the smaller variance) or `jax.random.normal`. num_probes: to average over.
+          log_prior: log p_T; by default that of N(0, b(T)²), which on the `ve` path leaves out the data's own variance.
+    """
+    velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
+    probes = _draw(key, x, probe, num_probes)
+
+    def joint(state, t):
+        """d(x, ∫∇·v)/dt, the two side by side in one array (b, d + 1), as any integrator takes it."""
+        slope, divergence = _with_divergence(velocity, state[:, :-1].reshape(x.shape), t, probes)
+        return jnp.concatenate([slope.reshape(len(x), -1), divergence[:, None]], axis=1)
+
+    start = jnp.concatenate([x.reshape(len(x), -1), jnp.zeros((len(x), 1), x.dtype)], axis=1)
+    end = integrate(joint, start, times[::-1])
+    x_T = end[:, :-1].reshape(x.shape)
+    return (log_prior or _gaussian_prior(path.b(times[0])))(x_T) + end[:, -1]
+
+
+def bits_per_dim(log_likelihood: PerSample, size: int, *, bin_width: float = 1 / 127.5) -> PerSample:
+    """−(log2 p(x) + size·log2 bin_width)/size, the negative log-likelihood of uniformly dequantised data in bits.
+
+    Args: size: numbers in a sample, h·w·c. bin_width: of one level in the units of x, 1/127.5 for 8 bits in [-1, 1].
+    """
+    return -log_likelihood / (size * jnp.log(2.0)) - jnp.log2(bin_width)
+
+
+def _with_divergence(velocity: Velocity, x: Samples, t: Any, probes: Array) -> tuple[Samples, PerSample]:
+    """v(x, t) and the mean of eᵀ(∂v/∂x)e over probes e (p, b, ...)."""
+
+    def push(e):
+        slope, derivative = jax.jvp(lambda x: velocity(x, t), (x,), (e,))
+        return slope, jnp.sum((e * derivative).reshape(len(x), -1), axis=1)
+
+    slope, estimates = jax.vmap(push, out_axes=(None, 0))(probes)
+    return slope, estimates.mean(0)
+
+
+def _draw(key: Keys, x: Samples, probe: Probe, num: int) -> Float[Array, "p b *dims"]:
+    if key.ndim == 0:
+        return probe(key, (num, *x.shape), x.dtype)
+    return jax.vmap(lambda k: probe(k, (num, *x.shape[1:]), x.dtype), out_axes=1)(key)
+
+
+def _gaussian_prior(std: Any) -> Callable[[Samples], PerSample]:
+    def log_density(x):
+        flat = x.reshape(len(x), -1)
+        return -jnp.sum(flat**2, axis=1) / (2 * std**2) - flat.shape[1] / 2 * jnp.log(2 * jnp.pi * std**2)
+
+    return log_density

@@ -1,0 +1,99 @@
+"""Solvers and noise levels as they are written: what they become, and what is said of a wrong one."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.build import read_solver, read_times
+from cmjax.build.samples import SOLVERS
+from cmjax.core.grids import karras_grid
+from cmjax.core.paths import ve
+from cmjax.fields import ConfigError, Fields
+
+MODEL = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
+GRID = karras_grid(40, **MODEL)[::-1]
+
+
+def solver(text):
+    return read_solver(Fields({"solver": text}, prefix="--"))
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "churn"])
+def test_every_solver_has_a_plain_name(name):
+    assert solver(name)[0] == name
+
+
+def test_a_solver_has_its_parameters_bound():
+    name, churn = solver("churn(s_churn=10, s_max=50.0)")
+    assert (name, churn.keywords["s_churn"], churn.keywords["s_max"]) == ("churn", 10, 50.0)
+    assert solver("adaptive(rtol=1e-3)")[1].keywords["rtol"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("huen", r"--solver='huen': must be one of euler, heun, .*did you mean heun"),
+        ("churn", r"churn needs s_churn: write churn\(s_churn=…\)"),
+        ("churn(s_churn=-1)", "s_churn and s_noise must be at least 0, got -1"),
+        ("churn(s_churn=1, s_min=2, s_max=1)", "s_max must be at least s_min=2, got 1"),
+        ("churn(s_churn='much')", "--solver="),
+        ("churn(s_churn=1, path=3)", "takes s_churn, s_min, s_max, s_noise, not path"),
+        ("heun(rho=3)", "heun takes no parameters, not rho"),
+        ("midpoint(rho=0)", "rho must be at least 1, got 0"),
+        ("adaptive(rtol=-1.0)", "rtol and atol must be at least 0"),
+    ],
+)
+def test_a_wrong_solver_is_named(text, message):
+    with pytest.raises(ConfigError, match=message):
+        solver(text)
+
+
+def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
+    monkeypatch.setattr("cmjax.build.samples.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs diffrax: pip install 'cmjax\[ode\]'"):
+        solver("adaptive")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("80,0.8", (80.0, 0.8)),
+        ("80", (80.0,)),
+        ("idx:0,22,39/40", (80.0, GRID[22])),
+        ("idx:0,22/40", (80.0, GRID[22])),
+        ("idx:0/40", (80.0,)),
+        ("idx:0,10,20,30,39/40", (80.0, *GRID[[10, 20, 30]])),
+    ],
+)
+def test_times_are_levels_or_places(text, expected):
+    np.testing.assert_array_equal(read_times(text, **MODEL), expected)
+
+
+def test_places_are_the_levels_that_the_releases_name():
+    """1.382 and 0.585 for the second step of CD on ImageNet-64 and CIFAR-10."""
+    assert read_times("idx:0,22,39/40", **MODEL)[1] == pytest.approx(1.382, abs=1e-3)
+    assert read_times("idx:0,11,17/18", **MODEL)[1] == pytest.approx(0.585, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("idx:0,22,40/40", "times=idx:0,22,40/40: a grid of 40 points has the places 0 to 39, not 40"),
+        ("idx:22,0/40", "places must ascend"),
+        ("idx:0,22", "must be places on a grid and its size, as idx:0,22,39/40"),
+        ("idx:0/1", "a grid has at least 2 points, not 1"),
+        ("80,x", "must be numbers, as 80,0.8, or places"),
+        ("0.8,80", "times must descend"),
+        ("800", "times must lie in"),
+    ],
+)
+def test_wrong_times_are_named(text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_times(text, **MODEL)
+
+
+def test_solvers_of_the_command_line_draw():
+    x = jnp.ones((2, 3))
+    for text in [*(name for name in SOLVERS if name != "churn"), "churn(s_churn=10)"]:
+        samples = solver(text)[1](lambda x, t: x / (1 + t**2), x, jnp.array([2.0, 1.0, 0.5]), lambda i: x, path=ve)
+        assert np.all(np.isfinite(samples))
