@@ -132,7 +132,14 @@ def test_sampling_is_repeatable_and_independent_of_the_number(runs, run, tmp_pat
 
 def test_a_teacher_samples_by_its_solver(runs, run, tmp_path):
     out = tmp_path / "folder" / "x.png"
-    run("--mode=sample", f"--workdir={runs / 'digits_edm'}", "--solver=euler", "--steps=5", "--num=9", f"--out={out}")
+    run(
+        "--mode=sample",
+        f"--workdir={runs / 'digits_edm'}",
+        "--solver=churn(s_churn=10)",
+        "--steps=5",
+        "--num=9",
+        f"--out={out}",
+    )
     assert size(out) == (3 * 64 + 4 * 2, 3 * 64 + 4 * 2)
 
 
@@ -175,7 +182,13 @@ def test_bad_input_is_one_clear_message(run, tmp_path, arguments, message):
 
 @pytest.mark.parametrize(
     ("times", "message"),
-    [("0.8,80", "must descend"), ("800", "must lie in"), ("80,0.001", "must lie in"), ("80,x", "must be numbers")],
+    [
+        ("0.8,80", "must descend"),
+        ("800", "must lie in"),
+        ("80,0.001", "must lie in"),
+        ("80,x", "must be numbers"),
+        ("idx:0,40/40", "0 to 39"),
+    ],
 )
 def test_bad_times_are_one_clear_message(runs, run, times, message):
     said = run("--mode=sample", f"--workdir={runs / 'digits_ct'}", f"--times={times}", fails=True)
