@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.nets.heads import WeightHead
-from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Uniform, Xavier, downsample, upsample
+from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Pointwise, Uniform, Xavier, downsample, upsample
 
 ATTENTIONS = ("xla", "cudnn")
 MODULATIONS = ("shift", "scale_shift", "double_norm")
@@ -50,9 +50,7 @@ class ResidualBlock(nn.Module):
         h = nn.silu(self._modulated(h, embedding))
         h = self._conv("conv_1", self.last_kernel_init)(Dropout(self.dropout)(h, deterministic))
         if (self.resample and self.project_resampled) or x.shape[-1] != self.features:
-            x = nn.Dense(self.features, kernel_init=self.kernel_init, dtype=self.dtype, name="shortcut")(
-                self._resampled(x)
-            )
+            x = Pointwise(self.features, self.kernel_init, dtype=self.dtype, name="shortcut")(self._resampled(x))
         else:
             x = self._resampled(x)
         x = (x + h) * self.skip_scale
@@ -112,10 +110,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         normed = GroupNorm(self.norm_eps, self.norm_groups, dtype=self.dtype, name="norm")(x)
-        qkv = nn.Dense(3 * c, kernel_init=self.kernel_init, dtype=self.dtype, name="qkv")(normed)
+        qkv = Pointwise(3 * c, self.kernel_init, dtype=self.dtype, name="qkv")(normed)
         q, k, v = (part.reshape(b, h * w, self.heads, c // self.heads) for part in jnp.split(qkv, 3, axis=-1))
         attended = attend(q, k, v, implementation=self.implementation).reshape(b, h, w, c)
-        return x + nn.Dense(c, kernel_init=self.last_kernel_init, dtype=self.dtype, name="proj")(attended)
+        return x + Pointwise(c, self.last_kernel_init, dtype=self.dtype, name="proj")(attended)
 
 
 def attend(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, attend, check_choices, with_weight
-from cmjax.nets.layers import Dropout, Xavier
+from cmjax.nets.layers import Dropout, Pointwise, Xavier
 from cmjax.nets.magnitude import Normal
 
 ZEROS, SMALL = nn.initializers.zeros, Normal(0.02)
@@ -75,7 +75,7 @@ class DiT(nn.Module):
         self._check(x, label, c_noise_s)
         embedding = self._embed(c_noise, c_noise_s, label)
         h = to_patches(x.astype(self.dtype), self.patch)
-        h = nn.Dense(self.width, kernel_init=Xavier(), dtype=self.dtype, name="patches")(h)
+        h = Pointwise(self.width, dtype=self.dtype, name="patches")(h)
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
         h += jnp.asarray(positions(rows, columns, self.width), self.dtype)[None]
         kind = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
@@ -85,7 +85,7 @@ class DiT(nn.Module):
         modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(embedding)
         h = modulated_norm(h, *jnp.split(modulation[:, None], 2, axis=-1))
         features = self.patch**2 * (self.out_channels or x.shape[-1])
-        h = nn.Dense(features, kernel_init=ZEROS, dtype=self.dtype, name="out")(h)
+        h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
         out = jnp.asarray(from_patches(h, rows, columns, self.patch), jnp.float32)
         return with_weight(out, c_noise, features=self.weight_head, return_weight=return_weight)
 
@@ -169,8 +169,8 @@ class Block(nn.Module):
         attended = attend(q, k, v, implementation=self.attention)
         return self._dense(width, "proj")(attended.reshape(b, n, width))
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, kernel_init=Xavier(), dtype=self.dtype, name=name)
+    def _dense(self, features: int, name: str) -> Pointwise:
+        return Pointwise(features, dtype=self.dtype, name=name)
 
 
 def modulated_norm(

@@ -59,8 +59,34 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        y = convolution_here(x.astype(self.dtype), kernel.astype(self.dtype), self.padding)
+        y = convolution_here(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.padding)
         return y + bias.astype(self.dtype)[None, None, None]
+
+
+class Pointwise(nn.Module):
+    """1×1 convolution with a bias: the same matrix at every position."""
+
+    features: int
+    kernel_init: Uniform = Xavier()
+    dtype: Any = jnp.float32
+
+    bias_init = staticmethod(nn.initializers.zeros)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*dims c"]) -> Float[Array, "*dims d"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        bias = bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return at_every_position(x.astype(self.dtype), jnp.asarray(kernel, self.dtype)) + bias
+
+
+def at_every_position(x: Float[Array, "*dims c"], kernel: Float[Array, "c d"]) -> Float[Array, "*dims d"]:
+    """x @ kernel, with the positions as one axis.
+
+    With more, XLA for CPUs transposes the output's gradient for the kernel's, and computes all that it is made of in
+    that order, which can take ten times as long as the product.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def convolution_here(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:

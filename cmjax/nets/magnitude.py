@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Float, Key
 
-from cmjax.nets.layers import convolution_here
+from cmjax.nets.layers import at_every_position, convolution_here
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MPLinear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*dims c"], gain: Float[Array, ""] | float = 1.0) -> Float[Array, "*dims d"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return x.astype(self.dtype) @ _unit(kernel, gain).astype(self.dtype)
+        return at_every_position(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype))
 
 
 class MPConv(nn.Module):

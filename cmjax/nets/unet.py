@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, MODULATIONS, ResidualBlock, check_choices, check_inputs, with_weight
-from cmjax.nets.layers import Conv, Filter, GroupNorm, Xavier, downsample, upsample
+from cmjax.nets.layers import Conv, Filter, GroupNorm, Pointwise, Xavier, downsample, upsample
 
 
 class UNet(nn.Module):
@@ -88,7 +88,7 @@ class UNet(nn.Module):
                 h = self._block(f"{name}_down", h.shape[-1], h, resample="down")(h, embedding, deterministic)
                 if self.encoder == "skip":
                     image = downsample(image, self.resample_filter)
-                    h += nn.Dense(h.shape[-1], kernel_init=Xavier(), dtype=self.dtype, name=f"{name}_skip")(image)
+                    h += Pointwise(h.shape[-1], dtype=self.dtype, name=f"{name}_skip")(image)
                 elif self.encoder == "residual":
                     # The filter follows the convolution of the larger, zero-padded image, and pads no more.
                     taps, reach = self.resample_filter, len(self.resample_filter) // 2
