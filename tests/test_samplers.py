@@ -48,7 +48,7 @@ def test_order_of_convergence(solver, order):
     x, means = jnp.linspace(-3.0, 3.0, 6), jnp.array([-1.0, 0.5])
     denoise = partial(mixture_denoiser, means=means[:, None], **mixture)
     exact = mixture_flow_map_1d(x, 2.0, 0.1, means=means, **mixture)
-    sizes = np.array([64, 128, 256, 512])
+    sizes = np.array([64, 128, 256])
     errors = []
     for n in sizes:
         ours = run(solver, denoise, x[:, None], np.linspace(2.0, 0.1, n + 1))
@@ -57,7 +57,7 @@ def test_order_of_convergence(solver, order):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
 def test_adaptive_solving_is_as_exact_as_asked(tolerance):
     x = 80 * jax.random.normal(KEY, (50, 2))
     ours = run(partial(samplers.adaptive, rtol=tolerance, atol=tolerance), denoiser, x, (80.0, 0.002))
