@@ -24,6 +24,7 @@ from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
+from cmjax.xla import prefer_fast_convolutions
 
 SMALL = {"channels": 32, "channel_mult": (2, 2, 2), "blocks": 2}
 NETS: dict[str, tuple[Any, int, dict[str, float]]] = {
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--net", choices=list(NETS), action="append", help="may be repeated; default all")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each program")
     options = parser.parse_args()
+    prefer_fast_convolutions()
     report: dict[str, Any] = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     report["load_before"] = os.getloadavg()[0]
     for name in options.net or NETS:

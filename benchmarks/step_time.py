@@ -41,6 +41,7 @@ from cmjax.training.loop import run_loop
 from cmjax.training.mesh import batch_sharding, make_mesh
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.xla import prefer_fast_convolutions
 
 Program = Callable[[], Any]
 CURRICULUM = curricula.square_root_growth(s0=2, s1=20, total_steps=40)
@@ -351,6 +352,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the U-Net")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each program")
     options = parser.parse_args()
+    prefer_fast_convolutions()
     report: dict[str, Any] = {
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,

@@ -10,17 +10,40 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmjax.fields import ConfigError
+from cmjax.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "import", "export"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "edit", "gallery", "import", "export"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
-_NUM = flags.DEFINE_integer("num", 64, "sample: how many images.", lower_bound=1)
-_TIMES = flags.DEFINE_list("times", None, "sample: noise levels of a consistency model, as 80,0.8. Default: t_max.")
-_SOLVER = flags.DEFINE_string("solver", None, "sample: PF-ODE solver of a teacher, euler or heun. Default: heun.")
+_NUM = flags.DEFINE_integer("num", None, "sample: how many images (64); edit: how many results (1).", lower_bound=1)
+_TIMES = flags.DEFINE_list(
+    "times", None, "sample, edit: noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40."
+)
+_SOLVER = flags.DEFINE_string(
+    "solver",
+    None,
+    "sample: a teacher's solver: euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or adaptive.",
+)
 _STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver's grid. Default: 18.")
-_LABEL = flags.DEFINE_integer("label", None, "sample: the class, of a class-conditional model. Default: all in turn.")
+_LABEL = flags.DEFINE_integer(
+    "label", None, "sample, edit: the class, of a class-conditional model. Default: all in turn."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "sample: x.png for a grid, x.npz for images; export: the file or folder.")
+_OUT = flags.DEFINE_string(
+    "out", None, "sample: x.png for a grid, x.npz for images; edit, gallery: x.png; export: the file or folder."
+)
+_TASK = flags.DEFINE_string(
+    "task",
+    None,
+    "edit: inpainting, outpainting, colorization, super_resolution, strokes, blending, denoising or interpolation.",
+)
+_IMAGE = flags.DEFINE_list("image", None, "edit: a PNG or JPEG file of any size, two for blending; gallery: some.")
+_MASK = flags.DEFINE_string("mask", None, "edit: a picture whose white pixels are kept, for inpainting and blending.")
+_PATCH = flags.DEFINE_integer("patch", 4, "edit: pixels that super_resolution makes one of, along each side.")
+_SIGMA = flags.DEFINE_float("sigma", None, "edit: std of the noise that denoising removes; black to white is 2.")
+_ADD_NOISE = flags.DEFINE_boolean("add_noise", False, "edit: denoising adds the noise of --sigma first.")
+_MARGIN = flags.DEFINE_float("margin", 0.25, "edit: share of each side that outpainting adds.", 0.0, 0.49)
+_SEEDS = flags.DEFINE_list("seeds", None, "edit: the two seeds of interpolation, as 3,8.")
 _SOURCE = flags.DEFINE_string("source", None, "import: the checkpoint's file or folder.")
 _FORMAT = flags.DEFINE_string(
     "format",
@@ -40,7 +63,7 @@ _ARCH = {
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
-    from cmjax.modes import exporting, importing, sample, train
+    from cmjax.modes import edit, exporting, gallery, importing, sample, train
 
     if _MODE.value == "train" and _CONFIG.value is None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
@@ -51,13 +74,32 @@ def dispatch() -> None:
         sample.run(
             _workdir(),
             out=_OUT.value,
-            num=_NUM.value,
+            num=_NUM.value or 64,
             seed=_SEED.value,
             times=_TIMES.value,
             solver=_SOLVER.value,
             steps=_STEPS.value,
             label=_LABEL.value,
         )
+    elif _MODE.value == "edit":
+        edit.run(
+            _workdir(),
+            task=_TASK.value,
+            images=_IMAGE.value,
+            mask=_MASK.value,
+            out=_OUT.value,
+            times=_TIMES.value,
+            num=_NUM.value or (8 if _TASK.value == "interpolation" else 1),
+            seeds=_SEEDS.value,
+            label=_LABEL.value,
+            seed=_SEED.value,
+            patch=_PATCH.value,
+            sigma=_SIGMA.value,
+            add_noise=_ADD_NOISE.value,
+            margin=_MARGIN.value,
+        )
+    elif _MODE.value == "gallery":
+        gallery.run(_workdir(), images=_IMAGE.value, out=_OUT.value, seed=_SEED.value)
     elif _MODE.value == "import":
         importing.run(_SOURCE.value, _FORMAT.value or "auto", _workdir(), _architecture())
     else:
@@ -110,6 +152,7 @@ def main(arguments: list[str]) -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if len(arguments) > 1:
         sys.exit(f"error: {' '.join(arguments[1:])}: options are written --name=value")
+    prefer_fast_convolutions()
     from cmjax.data.sources import DataError
     from cmjax.training.checkpoint import CheckpointError
     from cmjax.training.loop import NonFiniteLoss, Stopped

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "nets": {"nets"},
     "data": {"data", "files"},
     "files": set(),
+    "xla": set(),
     "fields": set(),
     "training": MIDDLE | {"training"},
     "evaluation": MIDDLE | {"evaluation"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "build": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
     "workdir": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
     "modes": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
-    "main": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
+    "main": MIDDLE | {"xla", "training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
     "__init__": {"core", "workdir"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}

@@ -105,6 +105,23 @@ def _held_out(name: Path) -> bool:
     return int.from_bytes(hashlib.sha256(name.as_posix().encode()).digest()[:8], "big") % 10 == 0
 
 
+def read_image(file: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture fitted to `shape` (h, w, c), c of 1 or 3: turned upright, resized (Lanczos) and centre cropped, uint8.
+
+    Returns: it and the (height, width) that it had. Raises: DataError saying why the file cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    height, width, channels = shape
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            fitted = ImageOps.fit(_in_mode(upright, channels), (width, height), Image.Resampling.LANCZOS)
+        return np.asarray(fitted, np.uint8).reshape(shape), (upright.height, upright.width)
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise DataError(f"{type(error).__name__}: {error}") from error
+
+
 @dataclass
 class _Decoder:
     """Reads one file at a time, and says which ones it could not."""
@@ -119,17 +136,11 @@ class _Decoder:
         return self.image_size, self.image_size, self.channels
 
     def read(self, file: Path) -> np.ndarray | str:
-        """The image, or why it cannot be read: damaged files raise errors of many kinds."""
-        from PIL import Image, ImageOps
-
+        """The image, or why it cannot be read."""
         try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image)
-                size = (self.image_size, self.image_size)
-                fitted = ImageOps.fit(_in_mode(upright, self.channels), size, Image.Resampling.LANCZOS)
-            return np.asarray(fitted, np.uint8).reshape(self.shape)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return read_image(file, self.shape)[0]
+        except DataError as error:
+            return str(error)
 
     def check_header(self, file: Path) -> str | None:
         """Why the file's header cannot be read, without decoding the pixels."""

@@ -58,6 +58,19 @@ def _rgb(images: np.ndarray) -> np.ndarray:
     return np.rint(255 * padded).astype(np.uint8)
 
 
+def with_captions(grid: UInt8[np.ndarray, "h w 3"], captions: list[str]) -> UInt8[np.ndarray, "h w2 3"]:
+    """The grid with a caption left of each of its rows, which are equally high."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=15)
+    width = 16 + math.ceil(max(font.getlength(caption) for caption in captions))
+    margin = Image.new("RGB", (width, grid.shape[0]), "white")
+    draw = ImageDraw.Draw(margin)
+    for i, caption in enumerate(captions):
+        draw.text((8, (i + 0.5) * grid.shape[0] / len(captions)), caption, fill="black", font=font, anchor="lm")
+    return np.concatenate([np.asarray(margin), grid], axis=1)
+
+
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) -> None:
     """Write an RGB picture; its folder is made where missing, and no reader ever sees half a file."""
     from PIL import Image

@@ -1,0 +1,97 @@
+"""`--mode=gallery`: one figure of everything that a consistency model does to pictures it has not seen."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.build import read_run
+from cmjax.core.sampling import FlowMap
+from cmjax.data.base import DataError
+from cmjax.data.batches import to_uint8
+from cmjax.evaluation.plots import image_grid, save_png, with_captions
+from cmjax.fields import ConfigError
+from cmjax.modes.draw import class_labels
+from cmjax.modes.edit import ALL_TASKS, Options, edit_pictures, interpolate, read_pictures, read_times
+from cmjax.training.logging import progress
+from cmjax.workdir import load, read_record
+
+log = logging.getLogger(__name__)
+
+COLUMNS = 4
+"""Pictures in a row, each as original, degraded and result."""
+
+
+def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int) -> None:
+    """Draw the gallery of the newest checkpoint of `workdir` into `out`, from held-out or given pictures."""
+    path = Path(out or workdir / "gallery.png")
+    if path.suffix != ".png":
+        raise ConfigError(f"--out={out}: must end in .png")
+    flow_map, record = load(workdir), read_record(workdir)
+    if flow_map.kind != "consistency" or flow_map.shape[-1] not in (1, 3):
+        raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")
+    pictures, labels = _pictures(record, images, flow_map, seed)
+    rows, names = [], []
+    with progress("gallery", len(ALL_TASKS)) as update:
+        for i, (name, row) in enumerate(_rows(flow_map, record, pictures, labels, seed)):
+            rows.append(row)
+            names.append(name)
+            update(i + 1, name)
+    grid = image_grid(to_uint8(np.concatenate(rows)), columns=3 * COLUMNS)
+    try:
+        save_png(path, with_captions(grid, names))
+    except OSError as error:
+        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
+    print(f"{path}: a row for each of {', '.join(names)}; original | degraded | result")
+
+
+def _rows(
+    flow_map: FlowMap, record: dict[str, Any], pictures: np.ndarray, labels: np.ndarray | None, seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """A task's name and its row, (3·COLUMNS, h, w, c) in [-1, 1]; tasks that the pictures do not allow are left out."""
+    h, w, c = flow_map.shape
+    grid = read_times(None, flow_map, record["config"]["model"]["rho"])
+    hole, half = np.ones((1, h, w, 1), np.float32), np.ones((1, h, w, 1), np.float32)
+    hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
+    half[:, :, w // 2 :] = 0
+    patch = next((p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2), 0)
+    base = Options(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole)
+    for task in ALL_TASKS:
+        if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
+            log.info("%s: left out, the pictures are %dx%dx%d", task, h, w, c)
+            continue
+        if task == "interpolation":
+            shown = class_labels(3 * COLUMNS, record["num_classes"], 0) if labels is not None else {}
+            yield task, interpolate(flow_map, (seed, seed + 1), 3 * COLUMNS, time=grid[0], conditions=shown)
+            continue
+        row = []
+        for i in range(COLUMNS):
+            label = {} if labels is None else {"label": labels[i : i + 1]}
+            options = replace(base, label=label, seed=seed + i, mask=half if task == "blending" else hole)
+            taken = [i, (i + 1) % COLUMNS] if task == "blending" else [i]
+            before, result = edit_pictures(flow_map, pictures[taken], task, options, 1, grid)
+            # Three cells for each: what a task has no degraded picture for shows its input twice.
+            cells = [before[0][:1], before[-1][-1:], result]
+            row += cells
+        yield task, np.concatenate(row)
+
+
+def _pictures(
+    record: dict[str, Any], files: list[str] | None, flow_map: FlowMap, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """COLUMNS pictures, uint8, given or held out from the run's data, and their labels where the model has classes."""
+    conditional = record["config"]["net"]["class_conditional"]
+    if files:
+        given = read_pictures(files, flow_map.shape, len(files))
+        chosen = given[np.arange(COLUMNS) % len(given)]
+        return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
+    if "imported" in record:
+        raise ConfigError("--image is missing: an imported model has no held-out pictures; name some, as --image=a.png")
+    source = read_run(record["config"]).open_source("test")
+    if len(source) < COLUMNS:
+        raise DataError(f"the run's data hold out {len(source)} pictures; {COLUMNS} are needed: give them by --image")
+    batch = source.gather(np.random.default_rng(seed).choice(len(source), COLUMNS, replace=False))
+    return batch["image"], batch["label"] if conditional else None

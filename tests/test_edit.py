@@ -1,0 +1,137 @@
+"""Editing and the gallery from the command line's side: pictures in, strips out, and what is said of wrong input."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmjax.fields import ConfigError
+from cmjax.interop.keys import Foreign
+from cmjax.modes import edit, gallery, importing
+from cmjax.nets.adapter import init_params
+from cmjax.nets.mlp import MLP
+
+SHAPE = (8, 8, 3)
+FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25}
+
+
+def make_run(workdir, *, kind="consistency", num_classes=0):
+    module = MLP(width=16, depth=1, num_classes=num_classes)
+    params = init_params(module, jax.random.key(0), SHAPE)
+    foreign = Foreign(module, params, SHAPE, kind, "none")
+    importing._write(workdir, importing._config(foreign, kind), SHAPE, num_classes or None, params, {"from": "a test"})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "model")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a.png")
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "b.png")
+    Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(folder / "large.jpg")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :4] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.new("L", (8, 8), 255).save(folder / "white.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG broken")
+    return folder
+
+
+def run(workdir, task, images, out, **changes):
+    given = {"mask": None, "times": ["10", "1"], "num": 1, "seeds": None, "label": None} | FLAGS | changes
+    edit.run(workdir, task=task, images=images, out=str(out), **given)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "cells"),
+    [
+        ("inpainting", ["a.png"], 3),
+        ("outpainting", ["a.png"], 3),
+        ("colorization", ["large.jpg"], 3),
+        ("super_resolution", ["a.png"], 3),
+        ("strokes", ["a.png"], 2),
+        ("blending", ["a.png", "b.png"], 4),
+        ("denoising", ["a.png"], 3),
+        ("interpolation", None, 1),
+    ],
+)
+def test_every_task_writes_its_strip_and_its_result(workdir, pictures, tmp_path, task, names, cells, caplog):
+    caplog.set_level("INFO")
+    images = [str(pictures / name) for name in names] if names else None
+    mask = str(pictures / "mask.png") if task in ("inpainting", "blending") else None
+    run(workdir, task, images, tmp_path / "x.png", mask=mask, sigma=0.5, add_noise=True)
+    assert pixels(tmp_path / "x.png").shape == (64 + 4, cells * 66 + 2, 3)
+    assert pixels(tmp_path / "x-result.png").shape == SHAPE
+    assert ("30x20 pixels, fitted to the model's 8x8" in caplog.text) == (task == "colorization")
+
+
+def test_known_pixels_come_back_as_they_were(workdir, pictures, tmp_path):
+    mask, a, b = str(pictures / "mask.png"), str(pictures / "a.png"), str(pictures / "b.png")
+    run(workdir, "inpainting", [a], tmp_path / "x.png", mask=mask, num=2)
+    one, two = pixels(tmp_path / "x-result-0.png"), pixels(tmp_path / "x-result-1.png")
+    for result in (one, two):
+        np.testing.assert_array_equal(result[:, :4], pixels(a)[:, :4])
+    assert np.abs(one - two)[:, 4:].max() > 0
+    run(workdir, "blending", [a, b], tmp_path / "y.png", mask=mask)
+    np.testing.assert_array_equal(pixels(tmp_path / "y-result.png")[:, :4], pixels(a)[:, :4])
+    run(workdir, "super_resolution", [a], tmp_path / "z.png")
+    means = [pixels(path).reshape(2, 4, 2, 4, 3).mean((1, 3)) for path in (a, tmp_path / "z-result.png")]
+    assert np.abs(means[0] - means[1]).max() < 20  # up to what clipping to black and white takes away
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "changes", "said"),
+    [
+        ("painting", ["a.png"], {}, "--task=painting: must be one of inpainting"),
+        ("inpainting", ["a.png"], {}, "--mask is missing"),
+        ("inpainting", ["a.png"], {"mask": "white.png"}, "all white"),
+        ("inpainting", ["a.png"], {"mask": "none.png"}, "--mask=.*cannot be read"),
+        ("colorization", ["broken.png"], {}, "broken.png cannot be read"),
+        ("colorization", None, {}, "1 picture must be given"),
+        ("blending", ["a.png"], {"mask": "mask.png"}, "2 pictures must be given"),
+        ("super_resolution", ["a.png"], {"patch": 3}, "patch=3 does not divide"),
+        ("denoising", ["a.png"], {}, "--sigma is missing"),
+        ("denoising", ["a.png"], {"sigma": 100.0}, r"--sigma=100.0: must lie in \[0.002, 80.0\]"),
+        ("colorization", ["a.png"], {"label": 1}, "the model has no classes"),
+        ("colorization", ["a.png"], {"times": ["1", "2"]}, "times must descend"),
+        ("interpolation", None, {"seeds": ["1"]}, "--seeds=1"),
+    ],
+)
+def test_wrong_input_is_named(workdir, pictures, tmp_path, task, names, changes, said):
+    changes = {key: str(pictures / value) if key == "mask" else value for key, value in changes.items()}
+    images = [str(pictures / name) for name in names] if names else None
+    with pytest.raises(ConfigError, match=said):
+        run(workdir, task, images, tmp_path / "x.png", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
+    teacher = make_run(tmp_path / "teacher", kind="denoiser")
+    with pytest.raises(ConfigError, match="diffusion teacher"):
+        run(teacher, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="consistency model"):
+        gallery.run(teacher, images=None, out=None, seed=0)
+    conditional = make_run(tmp_path / "conditional", num_classes=3)
+    with pytest.raises(ConfigError, match="--label is missing: the model has 3 classes"):
+        run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
+    run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png", label=2)
+
+
+def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path):
+    with pytest.raises(ConfigError, match="--image is missing"):
+        gallery.run(workdir, images=None, out=None, seed=0)
+    gallery.run(
+        workdir, images=[str(pictures / name) for name in ("a.png", "b.png")], out=str(tmp_path / "g.png"), seed=0
+    )
+    height, width, _ = pixels(tmp_path / "g.png").shape
+    assert height == 8 * 66 + 2
+    assert width > 12 * 66
