@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from cmjax.core import (
     curricula,
     distances,
+    editing,
     grids,
     likelihood,
     losses,
@@ -38,6 +39,7 @@ __all__ = [
     "curricula",
     "denoising_loss",
     "distances",
+    "editing",
     "grids",
     "karras_grid",
     "likelihood",

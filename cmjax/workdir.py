@@ -75,6 +75,11 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
+def newest_checkpoint(workdir: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; -1 where there is none."""
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1)
+
+
 def load(workdir_or_checkpoint: str | Path, *, average: int = 0) -> FlowMap:
     """The trained model of a run's folder, bound to an average of its parameters.
 

@@ -92,15 +92,18 @@ def sample_fn(
     kept, noise = path.a(times) / path.a(start), path.b(times)
     # as a product, exactly 0 at τ = t_min; the difference of squares may round below 0
     added = jnp.sqrt((noise - kept * path.b(start)) * (noise + kept * path.b(start)))
-    noise_scales = jnp.concatenate([noise[:1], added[1:]])
+    # The state before each evaluation is carried; after the last one nothing is added to the estimate.
+    gains = jnp.concatenate([kept[1:], jnp.ones_like(kept[:1])])
+    noise_scales = jnp.concatenate([added[1:], jnp.zeros_like(added[:1])])
 
-    def renoise_and_denoise(x0, step):
-        index, t, signal_scale, noise_scale = step
-        x0 = flow_map(signal_scale * x0 + noise_scale * gaussian(key, shape, index), t, **conditions)
-        return (jnp.clip(x0, -1, 1) if clip else x0), None
+    def denoise_and_renoise(x, step):
+        index, t, gain, noise_scale = step
+        x0 = flow_map(x, t, **conditions)
+        x0 = jnp.clip(x0, -1, 1) if clip else x0
+        return gain * x0 + noise_scale * gaussian(key, shape, index), None
 
-    steps = (jnp.arange(len(times)), times, kept, noise_scales)
-    return jax.lax.scan(renoise_and_denoise, jnp.zeros(tuple(shape), times.dtype), steps)[0]
+    steps = (jnp.arange(1, len(times) + 1), times, gains, noise_scales)
+    return jax.lax.scan(denoise_and_renoise, noise[0] * gaussian(key, shape), steps)[0]
 
 
 def sample_chain(

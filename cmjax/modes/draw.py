@@ -55,16 +55,21 @@ def draw_images(
     *,
     seed: int,
     conditions: dict[str, np.ndarray],
+    first: int = 0,
     update_progress: Update = lambda done, text: None,
 ) -> np.ndarray:
-    """(num, h, w, c) uint8 for images, float32 for latents of other than 1 or 3 channels. `conditions`: (num, ...)."""
+    """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images of 1 or 3 channels, float32 for others.
+
+    conditions: (num, ...).
+    """
     devices = jax.device_count()
-    chunk = max(PIXELS_AT_ONCE // int(np.prod(flow_map.shape)), 16) * devices
-    chunk = min(chunk, -(-num // devices) * devices)
+    most = max(PIXELS_AT_ONCE // int(np.prod(flow_map.shape)), 16) * devices
+    chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
+    chunk = -(-num // (chunks * devices)) * devices
     root, drawn = jax.random.key(seed), []
     for start in range(0, num, chunk):
         indices = np.arange(start, start + chunk)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(indices))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(first + indices))
         within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
         drawn.append(np.asarray(sampler(flow_map, keys, within)))
         update_progress(min(start + chunk, num), "")

@@ -1,6 +1,5 @@
 """`--mode=sample`: images of a trained run, as a grid or an array."""
 
-import io
 from pathlib import Path
 
 import jax
@@ -10,11 +9,11 @@ from cmjax.build import read_solver, read_times
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
-from cmjax.files import write_atomically
 from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images
+from cmjax.modes.stream import write_array
 from cmjax.training.logging import progress
 from cmjax.training.mesh import make_mesh, replicated
-from cmjax.workdir import load, read_record
+from cmjax.workdir import load, newest_checkpoint, read_record
 
 
 def run(
@@ -39,17 +38,28 @@ def run(
     if label is not None and not 0 <= label < (num_classes or 0):
         raise ConfigError(f"--label={label}: the model has {num_classes or 'no'} classes, numbered from 0")
     conditions = class_labels(num, num_classes, label)
+    settings = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir), "seed": seed, "times": times}
+    settings |= {"solver": solver, "steps": steps, "label": label}
     with progress("sampling", num) as update:
-        images = draw_images(sampler, flow_map, num, seed=seed, conditions=conditions, update_progress=update)
-    try:
-        if path.suffix == ".png":
-            save_png(path, image_grid(images))
-        else:
-            content = io.BytesIO()
-            np.savez(content, images=images)
-            write_atomically(path, content.getvalue())
-    except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
+
+        def draw(start: int, stop: int) -> np.ndarray:
+            return draw_images(
+                sampler,
+                flow_map,
+                stop - start,
+                seed=seed,
+                conditions={name: values[start:stop] for name, values in conditions.items()},
+                first=start,
+                update_progress=lambda done, text: update(start + done, text),
+            )
+
+        try:
+            if path.suffix == ".png":
+                save_png(path, image_grid(draw(0, num)))
+            else:
+                write_array(path, num, draw, settings=settings)
+        except OSError as error:
+            raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     print(f"{num} images of {workdir}: {path}")
 
 

@@ -1,0 +1,67 @@
+"""Large draws: written part by part as they come, and gone on with after a kill."""
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.fields import ConfigError
+from cmjax.files import to_json, write_atomically
+
+log = logging.getLogger(__name__)
+
+PART = 1024
+"""Samples of a part: a number that no device count changes, so that another machine can go on."""
+
+
+def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *, settings: Mapping[str, Any]) -> None:
+    """Write samples 0 … num − 1 to the .npz `path`, as `images`; draw(start, stop) makes some of them.
+
+    Until all are there, the finished parts lie in a folder beside it, `<path>.parts`: a draw that was stopped goes on
+    from them, and no sample is lost or drawn twice.
+
+    Args:   settings: what the samples depend on; parts of other settings are refused.
+    Raises: ConfigError where the folder is of another draw.
+    """
+    if num <= PART:
+        _write_npz(path, draw(0, num))
+        return
+    folder = path.with_name(f"{path.name}.parts")
+    _claim(folder, dict(settings) | {"num": num, "part": PART})
+    files = []
+    for start in range(0, num, PART):
+        files.append(folder / f"{start:08d}.npy")
+        if not files[-1].exists():
+            write_atomically(files[-1], _npy(draw(start, min(start + PART, num))))
+    _write_npz(path, np.concatenate([np.load(file, allow_pickle=False) for file in files]))
+    shutil.rmtree(folder)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of a draw's parts, or check that it is of the same draw."""
+    record = folder / "settings.json"
+    if not record.exists():
+        write_atomically(record, to_json(settings))
+        return
+    old, new = json.loads(record.read_text()), json.loads(to_json(settings))
+    if differing := [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]:
+        changes = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in differing)
+        raise ConfigError(f"{folder} has parts of another draw ({changes}): remove it, or name another --out")
+    log.info("going on from the parts in %s", folder)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def _write_npz(path: Path, images: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.savez(content, images=images)
+    write_atomically(path, content.getvalue())

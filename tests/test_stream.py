@@ -1,0 +1,56 @@
+"""Large draws: the same array however often they are stopped, and no part drawn twice."""
+
+import numpy as np
+import pytest
+
+from cmjax.fields import ConfigError
+from cmjax.modes import stream
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(stream, "PART", 4)
+
+
+def drawer(stops_at=None):
+    drawn = []
+
+    def draw(start, stop):
+        if start == stops_at:
+            raise Killed
+        drawn.append((start, stop))
+        return np.arange(start, stop)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+
+    return draw, drawn
+
+
+@pytest.mark.parametrize("num", [3, 4, 10, 12])
+def test_a_draw_that_was_stopped_goes_on(tmp_path, num):
+    path, settings = tmp_path / "x.npz", {"seed": 0}
+    parts = list(range(0, num, 4)) if num > 4 else [0]
+    drawn_before = []
+    for stops_at in (*parts, None):
+        draw, drawn = drawer(stops_at)
+        if stops_at is None:
+            stream.write_array(path, num, draw, settings=settings)
+        else:
+            with pytest.raises(Killed):
+                stream.write_array(path, num, draw, settings=settings)
+            assert not path.exists()
+        drawn_before += drawn
+    assert [start for start, _ in drawn_before] == parts
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file["images"][:, 0, 0, 0], np.arange(num))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_of_another_draw_are_refused(tmp_path):
+    draw, _ = drawer(stops_at=4)
+    with pytest.raises(Killed):
+        stream.write_array(tmp_path / "x.npz", 10, draw, settings={"seed": 0})
+    with pytest.raises(ConfigError, match="seed 0 -> 1"):
+        stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 1})
