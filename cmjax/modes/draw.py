@@ -58,9 +58,9 @@ def draw_images(
     first: int = 0,
     update_progress: Update = lambda done, text: None,
 ) -> np.ndarray:
-    """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images of 1 or 3 channels, float32 for others.
+    """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents.
 
-    conditions: (num, ...).
+    Latents are what has neither 1 nor 3 channels. conditions: (num, ...).
     """
     devices = jax.device_count()
     most = max(PIXELS_AT_ONCE // int(np.prod(flow_map.shape)), 16) * devices

@@ -1,14 +1,14 @@
 """The figures at the end of a run, for samples and beside them for real images and a fitted Gaussian."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
 from cmjax.evaluation.features import classifier_features, figures
-from cmjax.evaluation.metrics import fitted_gaussian
+from cmjax.evaluation.metrics import fitted_gaussian, frechet_distance, statistics
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,22 @@ def compare(
     if "label" in real:
         features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
     return figures(rows, held_out=reference, features=features)
+
+
+def distance_to(held_out: Source, train: Source, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
+    """The Fréchet distance of images (n, h, w, c) uint8 to the held-out ones: of features of a classifier of the data
+    where it has labels, and of pixels where it has none."""
+    reference, real = _some(held_out, MOST_HELD_OUT)["image"], _some(train, FITTED_TO)
+    if "label" in real:
+        features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
+    elif reference[0].size <= LARGEST_GAUSSIAN:
+
+        def features(images):
+            return images.reshape(len(images), -1) / 255.0
+    else:
+        raise DataError("the data have no labels, and pixels too many to compare by; name the times yourself")
+    target = statistics(features(reference))
+    return lambda images: frechet_distance(statistics(features(images)), target)
 
 
 def _some(source: Source, most: int) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
 from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images
 from cmjax.modes.stream import write_array
+from cmjax.modes.times import find_times
 from cmjax.training.logging import progress
 from cmjax.training.mesh import make_mesh, replicated
 from cmjax.workdir import load, newest_checkpoint, read_record
@@ -33,6 +34,8 @@ def run(
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     flow_map = jax.device_put(load(workdir), replicated(make_mesh()))
     config = read_record(workdir)
+    if flow_map.kind == "consistency" and times and times[0].startswith("auto:"):
+        times = [str(t) for t in find_times(workdir, flow_map, _count(times))]
     sampler = _sampler(flow_map, config["config"]["model"]["rho"], times, solver, steps)
     num_classes = config["num_classes"] if config["config"]["net"]["class_conditional"] else None
     if label is not None and not 0 <= label < (num_classes or 0):
@@ -74,6 +77,14 @@ def _sampler(flow_map: FlowMap, rho: float, times: list[str] | None, solver: str
     if solver is not None or steps is not None:
         raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
     return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,))
+
+
+def _count(times: list[str]) -> int:
+    try:
+        (text,) = times
+        return int(text.removeprefix("auto:"))
+    except ValueError:
+        raise ConfigError(f"--times={','.join(times)}: must be the number of evaluations, as auto:2") from None
 
 
 def parse_times(texts: list[str], flow_map: FlowMap, rho: float) -> tuple[float, ...]:
