@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import step_time
-from cmjax.nets.layers import convolve, cpu_convolution
+from cmjax.nets.layers import convolve
 
 
 def test_operations_are_two_for_each_multiply_add():
@@ -22,15 +22,6 @@ def test_operations_are_two_for_each_multiply_add():
     assert step_time.flops(lambda x, k: convolve(x, k, 1), x, kernel) == forward
     strided = jax.grad(lambda x: jax.lax.conv_general_dilated(x, kernel.transpose(3, 2, 0, 1), (2, 2), "SAME").sum())
     assert step_time.flops(strided, jnp.zeros((2, 3, 8, 8))) == pytest.approx(2 * forward / 4, rel=0.3)
-
-
-def test_a_convolution_counts_the_same_by_either_gradient():
-    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
-    ours, usual = (
-        step_time.flops(jax.grad(lambda x, k, f=f: f(x, k, 1).sum(), argnums=(0, 1)), x, kernel)
-        for f in (cpu_convolution, convolve)
-    )
-    assert 0.8 < ours / usual <= 1
 
 
 def test_ratios_are_medians_of_both_clocks():

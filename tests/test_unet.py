@@ -17,7 +17,6 @@ from cmjax.nets.layers import (
     GroupNorm,
     Xavier,
     convolve,
-    cpu_convolution,
     downsample,
     upsample,
 )
@@ -232,20 +231,6 @@ def test_resampling_is_the_convolution_with_the_taps(taps):
     pads = [(len(taps) - 1 - reach,) * 2] * 2
     up = depthwise(jnp.float32(4 * kernel), (1, 1), pads, lhs_dilation=(2, 2))
     np.testing.assert_allclose(upsample(x, taps), up, atol=1e-6)
-
-
-def test_cpu_convolution_has_the_derivatives_of_the_convolution():
-    x, kernel, out_dot = normal(5, 32, 32, 3), normal(3, 3, 3, 4), normal(5, 32, 32, 4)
-    for padding in (1, 2):
-        plain, ours_of = partial(convolve, padding=padding), lambda x, k, p=padding: cpu_convolution(x, k, p)
-        cotangent = jnp.pad(out_dot, [(0, 0), *[(padding - 1,) * 2] * 2, (0, 0)])
-        for ours, usual in zip(
-            jax.vjp(ours_of, x, kernel)[1](cotangent), jax.vjp(plain, x, kernel)[1](cotangent), strict=True
-        ):
-            np.testing.assert_allclose(ours, usual, rtol=1e-4, atol=1e-3)
-        for point, tangent in (((x, kernel), (x + 1, kernel - 1)), ((x, kernel), (x, 0 * kernel))):
-            ours, usual = (jax.jvp(f, point, tangent)[1] for f in (ours_of, plain))
-            np.testing.assert_allclose(ours, usual, atol=1e-4)
 
 
 def test_group_norm_and_attention_by_definition():

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Key
 
 Filter = tuple[int, ...]
@@ -59,7 +57,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        y = convolution_here(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.padding)
+        y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.padding)
         return y + bias.astype(self.dtype)[None, None, None]
 
 
@@ -89,62 +87,10 @@ def at_every_position(x: Float[Array, "*dims c"], kernel: Float[Array, "c d"]) -
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def convolution_here(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:
-    """`convolve`, with the gradient that is fast on the devices at hand."""
-    # On several devices the batch is sharded, and XLA knows best how a convolution's gradient is to be summed.
-    products = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return (cpu_convolution if products else convolve)(x, kernel, padding)
-
-
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], padding: int) -> Array:
     """The convolution with `padding` zeros on each side, (b, h_out, w_out, d)."""
     pads = [(padding, padding)] * 2
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def cpu_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:
-    """`convolve`, whose kernel gradient is three matrix products: many times faster on a CPU.
-
-    XLA's CPU convolution computes the kernel gradient as a convolution with a kernel as large as the image, and its
-    speed collapses when the positions of the batch are more than about a thousand. The products run at 0.6 to 0.8 of
-    the matrix product's rate at all sizes. Forward-mode and higher derivatives are the usual ones.
-    """
-    return convolve(x, kernel, padding)
-
-
-def _cpu_convolution_jvp(padding: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    y, y_dot = cpu_convolution(x, kernel, padding), None
-    if type(x_dot) is not SymbolicZero:
-        y_dot = cpu_convolution(x_dot, kernel, padding)
-    if type(kernel_dot) is not SymbolicZero:
-        # This tangent is linear in kernel_dot; its transpose is the gradient.
-        by_kernel = _convolve_by_products(x, kernel_dot, padding)
-        y_dot = by_kernel if y_dot is None else y_dot + by_kernel
-    return y, jnp.zeros_like(y) if y_dot is None else y_dot
-
-
-cpu_convolution.defjvp(_cpu_convolution_jvp, symbolic_zeros=True)
-
-
-def _convolve_by_products(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: int) -> Array:
-    """`convolve` as one product for each row of the kernel, and a sum of its columns' parts shifted along w.
-
-    Made for its transpose in `kernel`: the output's gradient, shifted along w three times side by side, is multiplied
-    by the rows of x.
-    """
-    (b, h, w, c), d = x.shape, kernel.shape[3]
-    h_out, w_out = h + 2 * padding - 2, w + 2 * padding - 2
-    x = _pad(x, 1, padding)
-    # Flat: with four axes the transposed product is half as fast.
-    by_row = [x[:, i : i + h_out].reshape(-1, c) @ kernel[i].transpose(1, 0, 2).reshape(c, 3 * d) for i in range(3)]
-    by_column = by_row[0] + by_row[1] + by_row[2]
-    parts = jnp.split(by_column.reshape(b, h_out, w, 3 * d), 3, axis=3)
-    # Output position m takes part j's position m + j − padding; `wide` is the output for padding 2.
-    shifted = [jnp.pad(part, [(0, 0), (0, 0), (2 - j, j), (0, 0)]) for j, part in enumerate(parts)]
-    wide = shifted[0] + shifted[1] + shifted[2]
-    return jax.lax.slice_in_dim(wide, 2 - padding, 2 - padding + w_out, axis=2)
 
 
 def downsample(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Float, Key
 
-from cmjax.nets.layers import at_every_position, convolution_here
+from cmjax.nets.layers import at_every_position, convolve
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MPConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], gain: Float[Array, ""] | float = 1.0) -> Float[Array, "b h w d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
-        return convolution_here(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype), 1)
+        return convolve(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype), 1)
 
 
 def _unit(kernel: Array, gain: Array | float) -> Array:
