@@ -75,6 +75,14 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
+def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:
+    """`runs/x/checkpoints/400` -> (`runs/x`, 400); a run's folder -> (itself, None)."""
+    path = Path(workdir_or_checkpoint)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def newest_checkpoint(workdir: Path) -> int:
     """The step of the newest checkpoint in a run's folder; -1 where there is none."""
     return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1)
@@ -89,9 +97,7 @@ def load(workdir_or_checkpoint: str | Path, *, average: int = 0) -> FlowMap:
              the clean image, f(x, t) of a consistency model or D(x, t) of a teacher.
     Raises:  ConfigError where the path is no run's folder; CheckpointError where no checkpoint can be read.
     """
-    path, step = Path(workdir_or_checkpoint), None
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        path, step = path.parent.parent, int(path.name)
+    path, step = split_checkpoint(workdir_or_checkpoint)
     record = read_record(path)
     model = read_model(record["config"], record["num_classes"])
     texts = record["config"]["optimizer"]["averages"]

@@ -226,3 +226,25 @@ def test_import_says_what_is_wrong_before_it_writes(run, tmp_path):
     assert "must be whole numbers" in run(*asked, "--source=x", "--arch-resample_filter=1,a", fails=True)
     assert "--format=onnx" in run(*asked, "--source=x", "--format=onnx", fails=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_times_are_searched_for_once_and_kept(runs, run, tmp_path):
+    asked = ("--mode=sample", f"--workdir={runs / 'digits_ct'}", "--num=4", "--times=auto:2")
+    run(*asked, f"--out={tmp_path / 'a.npz'}")
+    kept = json.loads((runs / "digits_ct" / "times.json").read_text())
+    first, second = kept["found"]["2"]["times"]
+    tried = kept["found"]["2"]["frechet_distance"]
+    assert first == 80
+    assert tried[f"80,{second:.4g}"] == min(tried.values())
+    run(*asked, f"--out={tmp_path / 'b.npz'}")
+    assert json.loads((runs / "digits_ct" / "times.json").read_text()) == kept
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        np.testing.assert_array_equal(a["images"], b["images"])
+    assert "auto:9" in run("--mode=sample", f"--workdir={runs / 'digits_ct'}", "--times=auto:9", fails=True)
+
+
+def test_a_student_and_its_teacher_agree_about_classes(runs, run, tmp_path):
+    arguments = train("digits_cd", tmp_path / "x", 5, f"--config.objective.teacher={runs / 'digits_edm'}")
+    said = run(*arguments, "--config.init_from=", "--config.net.class_conditional=True", fails=True)
+    assert "class_conditional=True" in said
+    assert "they must agree" in said

@@ -30,11 +30,23 @@ PIXELS_AT_ONCE = 2**18
 
 def consistency_sampler(times: tuple[float, ...]) -> Sampler:
     """Multistep consistency sampling along `times`."""
-    return _over_devices(
-        lambda flow_map, keys, conditions: sample_fn(
-            flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions
-        )
-    )
+    return consistency_samplers()(times)
+
+
+def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
+    """`consistency_sampler`, of one compilation for all times of a number."""
+
+    def sample(flow_map_and_times, keys, conditions):
+        flow_map, times = flow_map_and_times
+        return sample_fn(flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions)
+
+    sharded = _over_devices(sample)
+
+    def along(times):
+        levels = jnp.asarray(times)
+        return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
+
+    return along
 
 
 def diffusion_sampler(solver: Solver, steps: int, rho: float) -> Sampler:

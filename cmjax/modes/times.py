@@ -11,7 +11,7 @@ from cmjax.core.grids import karras_grid
 from cmjax.core.sampling import FlowMap
 from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
-from cmjax.modes.draw import class_labels, consistency_sampler, draw_images
+from cmjax.modes.draw import class_labels, consistency_samplers, draw_images
 from cmjax.modes.figures import distance_to
 from cmjax.training.logging import progress
 from cmjax.workdir import newest_checkpoint, read_record
@@ -60,14 +60,14 @@ def _search(workdir: Path, flow_map: FlowMap, count: int) -> tuple[list[float], 
     conditional = config["net"]["class_conditional"]
     conditions = class_labels(SAMPLES, record["num_classes"] if conditional else None)
     grid = [float(t) for t in karras_grid(GRID, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=config["model"]["rho"])]
-    places, tried = [GRID - 1], {}
+    places, tried, along = [GRID - 1], {}, consistency_samplers()
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):
 
             @cache
             def distance_at(place: int) -> float:
                 times = tuple(grid[p] for p in (*places, place))
-                images = draw_images(consistency_sampler(times), flow_map, SAMPLES, seed=0, conditions=conditions)
+                images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
                 name = ",".join(f"{t:.4g}" for t in times)
                 tried[name] = distance(images)
                 update(len(tried), f"{name}: {tried[name]:.3f}")

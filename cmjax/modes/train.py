@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from cmjax.build import Run, read_run
+from cmjax.build import Model, Run, read_run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.data.batches import Batches, preprocess
@@ -27,7 +27,7 @@ from cmjax.training.loop import run_loop
 from cmjax.training.mesh import batch_sharding, initialize_processes, make_mesh, parameter_shardings
 from cmjax.training.state import TrainState
 from cmjax.training.step import compile_train_step, init_state, make_train_step
-from cmjax.workdir import load, write_record
+from cmjax.workdir import load, read_record, split_checkpoint, write_record
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
             f"config.objective.teacher={plan.method.teacher!r}: it is a {teacher.kind} of images {teacher.shape}; "
             f"a denoiser of images {tuple(source.shape)} is needed"
         )
+    if teacher is not None:
+        _check_classes(plan.method.teacher, model)
     for change in write_record(workdir, config, source.shape, source.num_classes):
         log.warning("going on with another config.%s", change)
 
@@ -197,6 +199,16 @@ def _load_other(workdir: str, field_name: str) -> FlowMap:
             f"config.{field_name}={workdir!r}: {error}. Train it first, as with\n"
             f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
         ) from error
+
+
+def _check_classes(teacher: str, student: Model) -> None:
+    """A teacher is given the student's labels, or none."""
+    conditional = read_record(split_checkpoint(teacher)[0])["config"]["net"]["class_conditional"]
+    if conditional != student.class_conditional:
+        raise ConfigError(
+            f"config.net.class_conditional={student.class_conditional}: config.objective.teacher={teacher!r} has "
+            f"{conditional}; they must agree"
+        )
 
 
 def _load_frozen(name: str, load_weights: Callable[[], Params]) -> Params:
