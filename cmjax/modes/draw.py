@@ -97,7 +97,7 @@ def class_labels(num: int, num_classes: int | None, label: int | None = None) ->
     return {"label": labels.astype(np.int32)}
 
 
-def _over_devices(sample: Callable) -> Sampler:
+def _over_devices(sample: Callable) -> Callable[..., Any]:
     mesh = make_mesh()
     return jax.jit(
         sample, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh)
