@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from cmjax.files import to_json, write_atomically
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples
+from cmjax.interop.keys import Arrays, Block, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples
 from cmjax.nets.adm import ADM, OPENAI
 
 LICENCE = "not told by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
@@ -206,14 +206,12 @@ def _theirs(path: Path, array: np.ndarray) -> list[np.ndarray]:
 
 def _block(name: str, levels: int) -> tuple[str, str]:
     """Our block -> the prefixes of its residual part and of its attention."""
-    half, level_text, rest = name.split("_", 2)
-    level, index = int(level_text), int(rest.rpartition("_")[2]) if rest[-1].isdigit() else 0
-    if half == "encoder":
-        if rest == "down":
-            return f"down_blocks.{level - 1}.downsamplers.0", ""
-        return f"down_blocks.{level}.resnets.{index}", f"down_blocks.{level}.attentions.{index}"
-    if rest.startswith("in_"):
-        return f"mid_block.resnets.{index}", "mid_block.attentions.0"
-    if rest == "up":
+    half, level, kind, index = Block.named(name)
+    if kind == "down":
+        return f"down_blocks.{level - 1}.downsamplers.0", ""
+    if kind == "up":
         return f"up_blocks.{levels - 2 - level}.upsamplers.0", ""
-    return f"up_blocks.{levels - 1 - level}.resnets.{index}", f"up_blocks.{levels - 1 - level}.attentions.{index}"
+    if kind == "in":
+        return f"mid_block.resnets.{index}", "mid_block.attentions.0"
+    blocks = f"down_blocks.{level}" if half == "encoder" else f"up_blocks.{levels - 1 - level}"
+    return f"{blocks}.resnets.{index}", f"{blocks}.attentions.{index}"

@@ -25,6 +25,20 @@ class Source(NamedTuple):
     read: Callable[..., np.ndarray]
 
 
+class Block(NamedTuple):
+    """A residual block of ours by its name: encoder_0_block_1, encoder_1_down, decoder_2_in_0, decoder_0_up."""
+
+    half: str
+    level: int
+    kind: str
+    index: int
+
+    @classmethod
+    def named(cls, name: str) -> "Block":
+        half, level, kind, index = (*name.split("_"), "0")[:4]
+        return cls(half, int(level), kind, int(index))
+
+
 @dataclass(frozen=True)
 class Foreign:
     """A network of a peer with its parameters.

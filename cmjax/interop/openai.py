@@ -4,7 +4,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples, width
+from cmjax.interop.keys import (
+    Arrays,
+    Block,
+    Foreign,
+    ForeignError,
+    Path,
+    Source,
+    assemble,
+    from_torch,
+    multiples,
+    width,
+)
 from cmjax.nets.adm import ADM, OPENAI
 
 LICENCE = "MIT (OpenAI, consistency_models); see its model card for the data that the models were trained on"
@@ -93,14 +104,13 @@ def _source(path: Path, levels: int, blocks: int, attended: list[int]) -> Source
 
 def _block(name: str, levels: int, blocks: int, attended: list[int]) -> tuple[str, str]:
     """Our block -> the prefixes of its residual part and of its attention."""
-    half, level_text, rest = name.split("_", 2)
-    level, index = int(level_text), int(rest.rpartition("_")[2]) if rest[-1].isdigit() else 0
+    half, level, kind, index = Block.named(name)
     if half == "encoder":
-        position = level * (blocks + 1) + (0 if rest == "down" else 1 + index)
+        position = level * (blocks + 1) + (0 if kind == "down" else 1 + index)
         return f"input_blocks.{position}.0", f"input_blocks.{position}.1"
-    if rest.startswith("in_"):
+    if kind == "in":
         return f"middle_block.{2 * index}", "middle_block.1"
     above = (levels - 1 - level) * (blocks + 1)
-    if rest == "up":
+    if kind == "up":
         return f"output_blocks.{above - 1}.{1 + ((level + 1) in attended)}", ""
     return f"output_blocks.{above + index}.0", f"output_blocks.{above + index}.1"
