@@ -46,6 +46,10 @@ def write_record(
     changed: list[str] = []
     if (workdir / RECORD).exists():
         old = read_record(workdir)
+        if "imported" in old:
+            raise ConfigError(
+                f"--workdir={workdir} holds imported weights; train elsewhere, with --config.init_from={workdir}"
+            )
         if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
             raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")
         differing = dict(_differences(old["config"], config))

@@ -242,7 +242,8 @@ def conditional_run(tmp_path):
     params = init_params(module, jax.random.key(0), (16, 16, 3))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: np.float32(leaf + 0.03 * rng.standard_normal(leaf.shape)), params)
-    foreign = importing.Foreign(module, params, (16, 16, 3), "consistency", "none")
+    levels = {"t_max": 40.0, "sigma_data": 0.4}
+    foreign = importing.Foreign(module, params, (16, 16, 3), "consistency", "none", levels)
     workdir = tmp_path / "original"
     importing._write(workdir, importing._config(foreign, "consistency"), foreign.shape, 3, params, None)
     return workdir
@@ -257,6 +258,10 @@ def test_what_is_exported_comes_back_unchanged(conditional_run, tmp_path, format
     jax.tree.map(np.testing.assert_array_equal, original.params, back.params)
     assert (back.kind, back.shape, back.t_max) == (original.kind, original.shape, original.t_max)
     assert flow_map_module(tmp_path / "back") == flow_map_module(conditional_run)
+    models = [read_record(path)["config"]["model"] for path in (conditional_run, tmp_path / "back")]
+    assert models[0] == models[1]
+    with pytest.raises(ConfigError, match="imported weights"):
+        write_record(tmp_path / "back", read_record(tmp_path / "back")["config"], (16, 16, 3), 3)
 
 
 def test_an_imported_model_is_sampled_like_any_other(conditional_run, tmp_path):
@@ -276,7 +281,7 @@ def test_diffusers_runs_what_is_exported(conditional_run, tmp_path):
     noise = np.random.default_rng(0).standard_normal((1, 16, 16, 3)).astype(np.float32)
     latents = torch.tensor(noise.transpose(0, 3, 1, 2))
     theirs = pipeline(num_inference_steps=1, class_labels=1, latents=latents, output_type="np").images
-    ours = cmjax.load(conditional_run)(80 * jnp.asarray(noise), 80.0, label=jnp.array([1]))
+    ours = cmjax.load(conditional_run)(40 * jnp.asarray(noise), 40.0, label=jnp.array([1]))
     np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), theirs, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -49,6 +50,9 @@ FIXED = {
 }
 """What ADM is among the networks that UNet2DModel can be."""
 
+LEVELS = {"sigma_data": "sigma_data", "t_min": "sigma_min", "t_max": "sigma_max", "rho": "rho"}
+"""Our constant -> the scheduler's."""
+
 MODULATIONS = {"scale_shift": "scale_shift", "default": "shift"}
 
 
@@ -87,6 +91,20 @@ def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping
     shape = (size, size, image_channels)
     params = assemble(arrays, network, shape, lambda path: _source(path, len(widths)))
     return Foreign(network, params, shape, None, LICENCE)
+
+
+def with_scheduler(foreign: Foreign, scheduler: Mapping[str, Any]) -> Foreign:
+    """What a pipeline's scheduler tells of its network: a consistency model, and its noise levels.
+
+    Raises: ForeignError where a level is no positive number.
+    """
+    if scheduler.get("_class_name") != "CMStochasticIterativeScheduler":
+        return foreign
+    told = {ours: scheduler[theirs] for ours, theirs in LEVELS.items() if theirs in scheduler}
+    for name, value in told.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ForeignError(f"scheduler_config.json: {LEVELS[name]}={value!r} must be a positive number")
+    return replace(foreign, kind="consistency", constants=told)
 
 
 def write_diffusers(
@@ -164,10 +182,7 @@ def _scheduler_config(constants: Mapping[str, float]) -> dict[str, Any]:
     return {
         "_class_name": "CMStochasticIterativeScheduler",
         "num_train_timesteps": 40,
-        "sigma_data": constants["sigma_data"],
-        "sigma_min": constants["t_min"],
-        "sigma_max": constants["t_max"],
-        "rho": constants["rho"],
+        **{theirs: constants[ours] for ours, theirs in LEVELS.items()},
         "clip_denoised": False,  # cmjax clips images when they are saved, and not on the way
         "s_noise": 1.0,
     }

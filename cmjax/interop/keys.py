@@ -1,13 +1,14 @@
 """From a peer's arrays by key to our parameters, every key accounted for."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cmjax.interop.modules import non_finite
 from cmjax.nets.adapter import parameter_shapes
 
 Arrays = Mapping[str, np.ndarray]
@@ -45,6 +46,7 @@ class Foreign:
 
     shape: (h, w, c) of a sample. kind: "denoiser" or "consistency", None where the file does not tell.
     licence: the terms that the peer publishes its weights under.
+    constants: those of sigma_data, t_min, t_max and rho that the file tells.
     """
 
     module: nn.Module
@@ -52,6 +54,7 @@ class Foreign:
     shape: tuple[int, int, int]
     kind: str | None
     licence: str
+    constants: Mapping[str, float] = field(default_factory=dict)
 
 
 def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Callable[[Path], Source]) -> Any:
@@ -73,9 +76,7 @@ def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Ca
         if any(key not in arrays for key in keys):
             continue
         given = [np.asarray(arrays[key], np.float32) for key in keys]
-        problems += [
-            f"not finite {key}" for key, array in zip(keys, given, strict=True) if not np.isfinite(array).all()
-        ]
+        problems += [f"not finite {key}" for key in non_finite(dict(zip(keys, given, strict=True)))]
         try:
             params[path] = np.asarray(read(*given), np.float32, order="C")
         except (ValueError, IndexError):

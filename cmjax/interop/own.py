@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.files import to_json, write_atomically
 from cmjax.interop.keys import ForeignError
+from cmjax.interop.modules import non_finite
 from cmjax.interop.read import read_safetensors
 
 RECORD = "cmjax"
@@ -49,6 +50,6 @@ def read_own(path: Path) -> tuple[dict[str, Any], Any]:
         record = json.loads(text)
     except ValueError:
         raise ForeignError(f"{path} has no record of a cmjax run; was it written by --mode=export?") from None
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise ForeignError(f"{path} holds numbers that are not finite")
+    if broken := non_finite(arrays):
+        raise ForeignError(f"{path} holds numbers that are not finite in {', '.join(broken)}")
     return record, unflatten_dict({tuple(key.split("/")): array for key, array in arrays.items()})

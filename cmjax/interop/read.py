@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers
+from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
 from cmjax.interop.edm import read_edm
 from cmjax.interop.edm2 import read_edm2
 from cmjax.interop.keys import Arrays, Foreign, ForeignError
@@ -141,9 +141,9 @@ def _read_folder(path: Path, overrides: Mapping[str, Any]) -> Foreign:
         raise ForeignError(f"{path} has no {weights}; other forms of the weights are not read")
     foreign = read_diffusers(config, read_safetensors(weights)[0], overrides)
     scheduler = path / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file() and read_config(scheduler).get("_class_name") == "CMStochasticIterativeScheduler":
-        return replace(foreign, kind="consistency")
-    return foreign
+    if not scheduler.is_file():
+        return foreign
+    return with_scheduler(foreign, read_config(scheduler))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -88,7 +88,7 @@ def _pictures(
         given = read_pictures(files, flow_map.shape, len(files))
         chosen = given[np.arange(COLUMNS) % len(given)]
         return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
-    if "imported" in record:
+    if "data" not in record["config"]:
         raise ConfigError("--image is missing: an imported model has no held-out pictures; name some, as --image=a.png")
     source = read_run(record["config"]).open_source("test")
     if len(source) < COLUMNS:

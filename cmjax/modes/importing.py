@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("auto", *READERS, "diffusers", "cmjax")
 KINDS = ("denoiser", "consistency")
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
-"""Of all the peers' released networks."""
+"""Of all the peers' released networks; a file that tells others is believed."""
 
 
 def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, Any]) -> None:
@@ -40,7 +40,8 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     path = Path(source)
     if format == "cmjax" or (format == "auto" and path.suffix in (".npz", ".safetensors")):
         record, params = _read_own(path)
-        _write(workdir, record["config"], record["shape"], record["num_classes"], params, record.get("imported"))
+        imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
+        _write(workdir, record["config"], record["shape"], record["num_classes"], params, imported)
         print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
         return
     try:
@@ -68,7 +69,7 @@ def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
     conditional = getattr(module, "num_classes", 0) > 0
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"preconditioning": "edm" if kind == "denoiser" else "consistency", **CONSTANTS},
+        "model": {"preconditioning": "edm" if kind == "denoiser" else "consistency", **CONSTANTS, **foreign.constants},
         "objective": {"name": "denoising" if kind == "denoiser" else "consistency"},
         "optimizer": {"averages": ["imported"]},
     }

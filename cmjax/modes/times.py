@@ -52,7 +52,7 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int) -> tuple[float, ...
 def _search(workdir: Path, flow_map: FlowMap, count: int) -> tuple[list[float], dict[str, float]]:
     """The levels, and the distance of every choice that was tried, by its levels."""
     record = read_record(workdir)
-    if "imported" in record:
+    if "data" not in record["config"]:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
     config = record["config"]
     open_source = read_run(config).open_source
