@@ -10,7 +10,9 @@ from scipy import stats
 
 from cmjax.core import curricula
 from cmjax.core.grids import karras_grid
-from cmjax.core.pairs import grid_pairs, lognormal_intervals, lognormal_times, uniform_intervals
+from cmjax.core.pairs import grid_pairs, lognormal_intervals, uniform_intervals, with_clean
+from cmjax.core.paths import ve
+from cmjax.core.times import lognormal
 
 GRID = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 GROWING = curricula.doubling(s0=2, s1=64, total_steps=600)
@@ -70,11 +72,11 @@ def test_interval_probabilities():
 
 
 def test_lognormal_times_and_the_clean_data():
-    pair = lognormal_times(mean=-1.2, std=1.2)(jax.random.key(0), 20_000, 0)
+    pair = with_clean(lognormal(mean=-1.2, std=1.2, path=ve))(jax.random.key(0), 20_000, 0)
     assert stats.kstest(np.log(pair.t), stats.norm(-1.2, 1.2).cdf).pvalue > 1e-3
     assert not np.any(pair.r)
     with pytest.raises(ValueError, match="std"):
-        lognormal_times(mean=0.0, std=-1.0)
+        lognormal(mean=0.0, std=-1.0, path=ve)
 
 
 def test_pairs_are_a_function_of_the_key():

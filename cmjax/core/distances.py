@@ -34,5 +34,14 @@ def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) - c
 
 
+def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
+    """‖x − y‖²/sg(‖x − y‖² + c)^p over a sample's elements, (b,): p = 0 is l2's sum, p = 1 weighs all alike.
+
+    [Geng et al. 2025, MeanFlow, eq. 22]
+    """
+    squared = jnp.sum(_flat((x - y) ** 2), axis=1)
+    return squared / jax.lax.stop_gradient(squared + c) ** p
+
+
 def _flat(x: Array) -> Float[Array, "b size"]:
     return x.reshape(x.shape[0], -1)

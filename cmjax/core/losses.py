@@ -1,13 +1,17 @@
 """The methods, each a few lines over the skeleton of `objectives`. All return one loss for each sample, (b,).
 
 They take the network as a function of parameters (`precondition` makes one from any callable), the clean batch `x0`
-(b, ...) in [-1, 1] units and the times that a sampler of `pairs` drew. Keyword `conditions` go to the network.
+(b, ...) in [-1, 1] units and the times that a sampler of `pairs` drew. Keyword `conditions` go to the network. What
+differentiates by time is in `tangent_losses`, what learns a flow map between any two times in `flow_losses`.
 """
 
-import jax
+from functools import partial
 
-from cmjax.core.distances import l2
-from cmjax.core.objectives import consistency_loss
+import jax
+import jax.numpy as jnp
+
+from cmjax.core.distances import l2, pseudo_huber
+from cmjax.core.objectives import batch_denoiser, consistency_loss, moved_to, with_boundary
 from cmjax.core.paths import Path, per_sample
 from cmjax.core.solvers import halfway
 from cmjax.core.typing import (
@@ -22,6 +26,7 @@ from cmjax.core.typing import (
     Samples,
     Weight,
 )
+from cmjax.core.weightings import inverse_gap
 
 NO_CONDITIONS: Conditions = {}
 
@@ -60,11 +65,144 @@ def consistency_training_loss(
     """CT: both points share x0 and the noise, x_r = a(r)·x0 + b(r)·noise.   [Song et al. 2023, eq. 10, alg. 3]"""
     noise_key, dropout_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
-    x_t, x_r = (path.add_noise(x0, noise, time) for time in pair)
+    x_t, x_r = path.add_noise(x0, noise, pair.t), path.add_noise(x0, noise, pair.r)
     return consistency_loss(
         f, params, target_params, x_t, x_r, pair,
         distance=distance, weight=weight, dropout_key=dropout_key, conditions=conditions,
     )  # fmt: skip
+
+
+def improved_consistency_training_loss(
+    f: Denoiser,
+    params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """iCT: CT with the student as its own target, pseudo-Huber with c = 0.00054·√D, and weight 1/(t − r).
+
+    Its pairs: `grid_pairs` of the curriculum `doubling` with `lognormal_intervals`.   [Song & Dhariwal 2024]
+    """
+    distance = partial(pseudo_huber, c=0.00054 * x0[0].size ** 0.5)
+    return consistency_training_loss(
+        f, params, params, key, x0, pair, path=path, distance=distance, weight=inverse_gap, conditions=conditions
+    )
+
+
+def easy_consistency_tuning_loss(
+    f: Denoiser,
+    params: Params,
+    target_params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    distance: Distance,
+    weight: Weight,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """ECT: CT down to r = 0, where the target is x0 itself.   [Geng et al. 2024, alg. 1]
+
+    f is a diffusion model's denoiser, which training starts from. Its pairs: `ratio_pairs`.
+    """
+    return consistency_training_loss(
+        with_boundary(f), params, target_params, key, x0, pair,
+        path=path, distance=distance, weight=weight, conditions=conditions,
+    )  # fmt: skip
+
+
+def stable_consistency_tuning_loss(
+    f: Denoiser,
+    params: Params,
+    target_params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    distance: Distance,
+    weight: Weight,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """SCT: ECT whose x_r is a DDIM step from x_t with D estimated from the batch, which varies less than x0.
+
+    Of samples with a `label` those of one class count.   [Wang et al. 2024, SCT]
+    """
+    noise_key, dropout_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    x_t = path.add_noise(x0, noise, pair.t)
+    denoised = batch_denoiser(x_t, pair.t, x0, path=path, label=conditions.get("label"))
+    return consistency_loss(
+        with_boundary(f), params, target_params, x_t, path.ddim(x_t, denoised, pair.t, pair.r), pair,
+        distance=distance, weight=weight, dropout_key=dropout_key, conditions=conditions,
+    )  # fmt: skip
+
+
+def multistep_consistency_training_loss(
+    f: Denoiser,
+    params: Params,
+    target_params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    distance: Distance,
+    weight: Weight,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """Multistep CT: both estimates are moved by DDIM to pair.s, their segment's edge.   [Heek et al. 2024, alg. 1]
+
+    Its pairs: `segmented`. Sampled by DDIM along the edges.
+    """
+    return consistency_training_loss(
+        moved_to(f, path, pair.destination), params, target_params, key, x0, pair,
+        path=path, distance=distance, weight=weight, conditions=conditions,
+    )  # fmt: skip
+
+
+def truncated_consistency_training_loss(
+    f: Denoiser,
+    params: Params,
+    target_params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    first_stage: Denoiser,
+    first_params: Params,
+    boundary: float,
+    share: float,
+    boundary_weight: float,
+    distance: Distance,
+    weight: Weight,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """TCM's second stage: ECT for t >= t' alone; where r < t', the frozen model of a first stage is the target.
+
+    A `share` of the batch is held to the first stage at t' itself, and its mean counts `boundary_weight` in the mean of
+    what is returned.   [Lee et al. 2025, TCM, alg. 1]   boundary: t'; pairs: `ratio_pairs` of times above it.
+    """
+    noise_key, dropout_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    x_r = path.add_noise(x0, noise, pair.r)
+    first = with_boundary(first_stage)(first_params, x_r, pair.r, **conditions)
+    own = with_boundary(f)(target_params, x_r, pair.r, key=dropout_key, **conditions)
+    target = jnp.where(per_sample(pair.r < boundary, x0), first, own)
+    estimate = f(params, path.add_noise(x0, noise, pair.t), pair.t, key=dropout_key, **conditions)
+    losses = weight(pair.t, pair.r) * distance(estimate, jax.lax.stop_gradient(target))
+
+    held = max(1, round(share * len(x0)))
+    inputs = jax.tree.map(lambda condition: condition[:held], conditions)
+    x_b = path.add_noise(x0[:held], noise[:held], boundary)
+    anchor = jax.lax.stop_gradient(first_stage(first_params, x_b, boundary, **inputs))
+    at_boundary = distance(f(params, x_b, boundary, key=dropout_key, **inputs), anchor)
+    return losses.at[:held].add(boundary_weight * len(x0) / held * at_boundary)
 
 
 def consistency_distillation_loss(
@@ -83,7 +221,11 @@ def consistency_distillation_loss(
     weight: Weight,
     conditions: Conditions = NO_CONDITIONS,
 ) -> PerSample:
-    """CD: x_r is one `ode_step` of the teacher's PF-ODE from x_t.   [Song et al. 2023, eq. 7, alg. 2]"""
+    """CD: x_r is one `ode_step` of the teacher's PF-ODE from x_t.   [Song et al. 2023, eq. 7, alg. 2]
+
+    With `guidance.guided(teacher)` and a condition `guidance` (b,) that the student's network takes too, it learns the
+    guided teacher for every scale that it is given.   [Luo et al. 2023, LCM, sec. 4.2]
+    """
     noise_key, dropout_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     x_t = path.add_noise(x0, noise, pair.t)
@@ -120,7 +262,7 @@ def progressive_distillation_loss(
     """
     noise_key, dropout_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
-    t, r = pair
+    t, r = pair.t, pair.r
     x_t = x = path.add_noise(x0, noise, t)
     middle = halfway(t, r, rho)
     for start, end in ((t, middle), (middle, r)):

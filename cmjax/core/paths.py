@@ -1,12 +1,16 @@
 """Gaussian probability paths x_t = a(t)·x0 + b(t)·noise and the probability-flow ODE along them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from cmjax.core.typing import Samples, Time
+from cmjax.core.typing import Denoiser, Params, Samples, Time
 
 
 def per_sample(value: Time, x: Array) -> Array:
@@ -39,6 +43,16 @@ class Path:
             raise ValueError("this needs a path that knows the time of a noise level: give Path(..., time_of=...)")
         return self.time_of(jnp.asarray(noise_level))
 
+    def noise_level(self, t: Time) -> Array:
+        """b/a, the noise std of x_t/a(t), which carries any of these paths to `ve`."""
+        t = jnp.asarray(t)
+        return self.b(t) / self.a(t)
+
+    def conditional_velocity(self, x0: Samples, noise: Samples, t: Time) -> Samples:
+        """a'·x0 + b'·noise, whose mean given x_t is the velocity of the probability-flow ODE.   [Lipman et al. 2023]"""
+        t = per_sample(t, x0)
+        return self.da(t) * x0 + self.db(t) * noise
+
     def velocity(self, x: Samples, denoised: Samples, t: Time) -> Samples:
         """dx/dt of the probability-flow ODE, a'·D + b'·(x − a·D)/b, from D = E[x0 | x_t = x].   [Song et al. 2021]
 
@@ -46,6 +60,12 @@ class Path:
         """
         t = per_sample(t, x)
         return self.da(t) * denoised + self.db(t) / self.b(t) * (x - self.a(t) * denoised)
+
+    def denoised(self, x: Samples, velocity: Samples, t: Time) -> Samples:
+        """D of a velocity, the inverse of `velocity`: (b·v − b'·x)/(a'·b − a·b'). At b(t) = 0, x/a."""
+        t = per_sample(t, x)
+        a, b, da, db = self.a(t), self.b(t), self.da(t), self.db(t)
+        return (b * velocity - db * x) / (da * b - a * db)
 
     def ddim(self, x: Samples, denoised: Samples, t: Time, r: Time) -> Samples:
         """The point at time r with the noise of x at t, a_r·D + b_r/b_t·(x − a_t·D).   [Song et al. 2021, DDIM, eq. 12]
@@ -58,3 +78,106 @@ class Path:
 
 ve = Path(a=jnp.ones_like, b=lambda t: t, da=jnp.zeros_like, db=jnp.ones_like, time_of=lambda level: level)
 """x_t = x0 + t·noise: time is the noise std.   [Karras et al. 2022; Song et al. 2023]"""
+
+linear = Path(
+    a=lambda t: 1 - t,
+    b=lambda t: t,
+    da=lambda t: -jnp.ones_like(t),
+    db=jnp.ones_like,
+    time_of=lambda level: level / (1 + level),
+)
+"""x_t = (1 − t)·x0 + t·noise, t in [0, 1]: flow matching.   [Lipman et al. 2023; Liu et al. 2023]"""
+
+
+@lru_cache
+def trig(*, sigma_data: float) -> Path:
+    """TrigFlow: x_t = cos t·x0 + σ_d·sin t·noise, t in [0, π/2].   [Lu & Song 2025, sec. 3]"""
+    return Path(
+        a=jnp.cos,
+        b=lambda t: sigma_data * jnp.sin(t),
+        da=lambda t: -jnp.sin(t),
+        db=lambda t: sigma_data * jnp.cos(t),
+        time_of=lambda level: jnp.arctan(level / sigma_data),
+    )
+
+
+@lru_cache
+def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
+    """ln a² = −β_min·t − (β_max − β_min)·t²/2, b² = 1 − a², t in (0, 1].   [Song et al. 2021, VP-SDE, eq. 33]"""
+    slope = beta_max - beta_min
+
+    def time_of(level):  # the positive root of slope·t²/2 + β_min·t = ln(1 + level²)
+        target = 2 * jnp.log1p(level**2)
+        return target / (beta_min + jnp.sqrt(beta_min**2 + slope * target))
+
+    return _variance_preserving(lambda t: -beta_min * t - slope * t**2 / 2, time_of)
+
+
+@lru_cache
+def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Path:
+    """Discrete diffusion: time t = i/steps is the step i whose signal is a² = Π_{j≤i}(1 − β_j), b² = 1 − a².
+
+    Between steps ln a² is interpolated linearly. `schedule`: β_j evenly spaced ("linear") [Ho et al. 2020], or √β_j
+    ("scaled_linear"), which with 0.00085 and 0.012 is that of Stable Diffusion.
+
+    Raises: ValueError naming the argument that is out of range.
+    """
+    if schedule not in ("linear", "scaled_linear"):
+        raise ValueError(f"schedule must be linear or scaled_linear, got {schedule!r}")
+    if not 0 < beta_start <= beta_end < 1 or steps < 2:
+        raise ValueError(
+            f"0 < beta_start <= beta_end < 1 and steps >= 2 are needed, got {beta_start}, {beta_end}, {steps}"
+        )
+    power = 1 if schedule == "linear" else 2
+    betas = np.linspace(beta_start ** (1 / power), beta_end ** (1 / power), steps) ** power
+    return table(tuple(np.cumsum(np.log1p(-betas)).tolist()))
+
+
+@lru_cache
+def table(log_signal: Sequence[float]) -> Path:
+    """The path of a table of ln a², descending, b² = 1 − a²: t = i/len(table) is its entry i.
+
+    Raises: ValueError where the table is shorter than two, not below 0 or not descending.
+    """
+    values = np.asarray(log_signal, np.float64)
+    if len(values) < 2 or values[0] >= 0 or (np.diff(values) >= 0).any():
+        raise ValueError("the table of ln a² must be descending, below 0, and have two entries or more")
+    places = np.arange(len(values)) / len(values)
+
+    def time_of(level):
+        return jnp.interp(jnp.log1p(jnp.asarray(level) ** 2), jnp.asarray(-values), jnp.asarray(places))
+
+    return _variance_preserving(lambda t: jnp.interp(t, jnp.asarray(places), jnp.asarray(values)), time_of)
+
+
+def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable[[Array], Array]) -> Path:
+    """The path with a² = exp(log_signal(t)) and b² = 1 − a²."""
+
+    def signal(t):
+        return jnp.exp(log_signal(t) / 2)
+
+    def noise(t):
+        return jnp.sqrt(-jnp.expm1(log_signal(t)))
+
+    return Path(signal, noise, _derivative(signal), _derivative(noise), time_of=time_of)
+
+
+def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Of an elementwise function."""
+    return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+
+def _carried(denoiser: Denoiser, source: Path, path: Path, params: Params, x: Samples, t: Time, **inputs: Any):
+    t = jnp.asarray(t, x.dtype)
+    source_t = source.time_at(path.noise_level(t))
+    scale = per_sample(source.a(source_t) / path.a(t), x)
+    return denoiser(params, scale * x, source_t, **inputs)
+
+
+def carry(denoiser: Denoiser, source: Path, path: Path) -> Denoiser:
+    """A denoiser of one path as a denoiser of another: D'(x, t) = D(x·a_s/a_t, s), s of the same noise level b/a.
+
+    Exact: x_t/a(t) at noise level b/a has one distribution on every path. Where a(t) = 0 it is undefined.
+    [Karras et al. 2022, app. B; Lu & Song 2025, eq. 12]
+    """
+    return partial(_carried, denoiser, source, path)

@@ -44,6 +44,13 @@ class Denoiser(Protocol):
     def __call__(self, params: Params, x: Array, t: Time, *, key: Any = None, **conditions: Any) -> Array: ...
 
 
+@runtime_checkable
+class FlowNet(Protocol):
+    """A flow map Φ(x, t, s), the state at time s of the PF-ODE through x at t, as a function of parameters."""
+
+    def __call__(self, params: Params, x: Array, t: Time, s: Time, *, key: Any = None, **conditions: Any) -> Array: ...
+
+
 Velocity = Callable[[Array, Any], Array]
 """dx/dt of an ODE as a function of (x, t), parameters bound."""
 
@@ -74,11 +81,26 @@ Weight = Callable[[Array, Array], Array]
 """(t, r), the student's and the target's times (b,) -> (b,), the loss weight of each sample."""
 
 
+TimeSampler = Callable[[PRNGKey, int], PerSample]
+"""(key, batch_size) -> times (b,)."""
+
+
 class Pair(NamedTuple):
-    """Two times (b,) on one trajectory, r <= t: the student's input is at `t`, the target's at `r`."""
+    """Times (b,) on one trajectory, s <= r <= t: the student's input is at `t`, the target's at `r`.
+
+    `s` is the destination of a flow map; None where it is the model's own end.
+    """
 
     t: Array
     r: Array
+    s: Array | None = None
+
+    @property
+    def destination(self) -> Array:
+        """s. Raises: ValueError where there is none."""
+        if self.s is None:
+            raise ValueError("this objective needs pairs with a destination s, such as those of pairs.sorted_pairs")
+        return self.s
 
 
 PairSampler = Callable[[PRNGKey, int, Step], Pair]

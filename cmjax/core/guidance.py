@@ -1,0 +1,40 @@
+"""Classifier-free guidance, and the labels that training leaves out for it."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from cmjax.core.paths import per_sample
+from cmjax.core.typing import Denoiser, Params, PRNGKey, Samples, Time
+
+NO_LABEL = -1
+"""What networks take for no class."""
+
+
+def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float) -> Int[Array, " b"]:
+    """Each label with probability `rate` replaced by no class.   [Ho & Salimans 2022, alg. 1]"""
+    return jnp.where(jax.random.uniform(key, label.shape) < rate, NO_LABEL, label)
+
+
+def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples:
+    """(1 − w)·unconditional + w·conditional: w = 1 is no guidance.   [Ho & Salimans 2022, eq. 6, with their w + 1]"""
+    w = per_sample(guidance, conditional)
+    return unconditional + w * (conditional - unconditional)
+
+
+def _guided(denoiser: Denoiser, params: Params, x: Samples, t: Time, *args: Any, guidance, label, **inputs):
+    conditional = denoiser(params, x, t, *args, label=label, **inputs)
+    unconditional = denoiser(params, x, t, *args, label=jnp.full_like(label, NO_LABEL), **inputs)
+    return mix(conditional, unconditional, guidance)
+
+
+def guided(denoiser: Denoiser) -> Denoiser:
+    """D(params, x, t, *, guidance, label): the mix of the denoiser with `label` (b,) and without, two evaluations.
+
+    `guidance`: a scalar or (b,), 1 for the conditional denoiser itself. On any Gaussian path the velocity and the
+    score of the mix are the mixes of theirs. Flow maps (params, x, t, s) are taken as well.
+    """
+    return partial(_guided, denoiser)

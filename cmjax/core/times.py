@@ -1,0 +1,63 @@
+"""Distributions of the student's time t: samplers (key, batch_size) -> t (b,).
+
+Those of the noise level go through the path's `time_of`, so that they mean the same on every path.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.core.paths import Path
+from cmjax.core.typing import TimeSampler
+
+
+def lognormal(*, mean: float, std: float, path: Path) -> TimeSampler:
+    """The time of the noise level σ with ln σ ~ N(mean, std²).   [Karras et al. 2022, table 1]"""
+    _check_positive("std", std)
+    return lambda key, batch_size: path.time_at(jnp.exp(mean + std * jax.random.normal(key, (batch_size,))))
+
+
+def student(
+    *, df: float, scale: float, path: Path, lowest: float = 1.0, highest: float = 80.0, points: int = 4096
+) -> TimeSampler:
+    """ln σ ~ Student-t with `df` degrees of freedom and `scale`, truncated to [lowest, highest].   [Lee et al. 2025]
+
+    By its inverse distribution function, tabulated at `points` in float64: with df = 0.01 the tails are too heavy
+    for a draw to be rejected until it falls within.
+    """
+    for name, value in (("df", df), ("scale", scale), ("lowest", lowest)):
+        _check_positive(name, value)
+    if highest <= lowest:
+        raise ValueError(f"highest must be above lowest={lowest}, got {highest}")
+    grid = np.linspace(math.log(lowest), math.log(highest), points)
+    log_density = -(df + 1) / 2 * np.log1p((grid / scale) ** 2 / df)
+    density = np.exp(log_density - log_density.max())
+    cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    cumulative /= cumulative[-1]
+
+    def draw(key, batch_size):
+        level = jnp.interp(jax.random.uniform(key, (batch_size,)), jnp.asarray(cumulative), jnp.asarray(grid))
+        return path.time_at(jnp.exp(level))
+
+    return draw
+
+
+def uniform(*, t_min: float, t_max: float, rho: float = 1.0) -> TimeSampler:
+    """t^(1/rho) uniform between its values at t_min and t_max.   [Song et al. 2023, app. B.2]"""
+    if not 0 <= t_min < t_max:
+        raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {t_min} and {t_max}")
+    low, high = t_min ** (1 / rho), t_max ** (1 / rho)
+    return lambda key, batch_size: (low + (high - low) * jax.random.uniform(key, (batch_size,))) ** rho
+
+
+def logit_normal(*, mean: float, std: float) -> TimeSampler:
+    """t = sigmoid of N(mean, std²), within (0, 1): of the linear path.   [Esser et al. 2024, sec. 3.1]"""
+    _check_positive("std", std)
+    return lambda key, batch_size: jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,)))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
