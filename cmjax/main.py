@@ -13,7 +13,9 @@ from cmjax.fields import ConfigError
 from cmjax.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "edit", "gallery", "import", "export"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "sample", "edit", "gallery", "average", "import", "export"], "What to do."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
 _NUM = flags.DEFINE_integer("num", None, "sample: how many images (64); edit: how many results (1).", lower_bound=1)
 _TIMES = flags.DEFINE_list(
@@ -30,7 +32,10 @@ _LABEL = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
 _OUT = flags.DEFINE_string(
-    "out", None, "sample: x.png for a grid, x.npz for images; edit, gallery: x.png; export: the file or folder."
+    "out",
+    None,
+    "sample: x.png for a grid, x.npz for images; edit, gallery: x.png; average: a new run's folder; "
+    "export: the file or folder.",
 )
 _TASK = flags.DEFINE_string(
     "task",
@@ -44,6 +49,7 @@ _SIGMA = flags.DEFINE_float("sigma", None, "edit: std of the noise that denoisin
 _ADD_NOISE = flags.DEFINE_boolean("add_noise", False, "edit: denoising adds the noise of --sigma first.")
 _MARGIN = flags.DEFINE_float("margin", 0.25, "edit: share of each side that outpainting adds.", 0.0, 0.49)
 _SEEDS = flags.DEFINE_list("seeds", None, "edit: the two seeds of interpolation, as 3,8.")
+_STD = flags.DEFINE_list("std", None, "average: its width as a share of the training, as 0.08, or several.")
 _SOURCE = flags.DEFINE_string("source", None, "import: the checkpoint's file or folder.")
 _FORMAT = flags.DEFINE_string(
     "format",
@@ -63,7 +69,7 @@ _ARCH = {
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
-    from cmjax.modes import edit, exporting, gallery, importing, sample, train
+    from cmjax.modes import averaging, edit, exporting, gallery, importing, sample, train
 
     if _MODE.value == "train" and _CONFIG.value is None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
@@ -100,6 +106,8 @@ def dispatch() -> None:
         )
     elif _MODE.value == "gallery":
         gallery.run(_workdir(), images=_IMAGE.value, out=_OUT.value, seed=_SEED.value)
+    elif _MODE.value == "average":
+        averaging.run(_workdir(), stds=_STD.value, out=_OUT.value)
     elif _MODE.value == "import":
         importing.run(_SOURCE.value, _FORMAT.value or "auto", _workdir(), _architecture())
     else:

@@ -1,18 +1,21 @@
 """A run's folder: its `config.json`, and the trained model in it."""
 
 import json
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cmjax.build import read_model
 from cmjax.core.sampling import FlowMap
+from cmjax.core.typing import Params
 from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.training.checkpoint import restore_average
+from cmjax.training.checkpoint import restore_average, save_average
 
 SHAPES_STATE = ("net.", "model.", "objective.name", "objective.target", "optimizer.rule", "optimizer.averages")
 """The fields that a run's checkpoints depend on; a run cannot go on when they change."""
@@ -63,6 +66,42 @@ def write_record(
         changed = [f"{field}: {change}" for field, change in differing.items()]
     write_atomically(workdir / RECORD, to_json(record))
     return changed
+
+
+def check_new(folder: Path, option: str) -> None:
+    """Raise ConfigError, naming the option, where `folder` is anything but a name to be made or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{option}={folder} exists and is not empty; name another")
+
+
+def write_model(
+    folder: Path,
+    config: Mapping[str, Any],
+    shape: Sequence[int],
+    num_classes: int | None,
+    params: Params,
+    *,
+    imported: Mapping[str, str] | None,
+    option: str,
+) -> None:
+    """A run's folder of parameters that no training in it made. It appears whole, under its name, or not at all.
+
+    Args:   folder: new, as `check_new` has it. imported: as in `write_record`. option: that named the folder.
+    Raises: ConfigError where it cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write_record(partial, config, tuple(shape), num_classes, imported=imported)
+        save_average(partial / "checkpoints", params, "ema0")
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except OSError as error:
+        raise ConfigError(f"{option}={folder} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_record(workdir: str | Path) -> dict[str, Any]:

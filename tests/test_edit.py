@@ -10,6 +10,7 @@ from cmjax.interop.keys import Foreign
 from cmjax.modes import edit, gallery, importing
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
+from cmjax.workdir import write_model
 
 SHAPE = (8, 8, 3)
 FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25}
@@ -19,7 +20,8 @@ def make_run(workdir, *, kind="consistency", num_classes=0):
     module = MLP(width=16, depth=1, num_classes=num_classes)
     params = init_params(module, jax.random.key(0), SHAPE)
     foreign = Foreign(module, params, SHAPE, kind, "none")
-    importing._write(workdir, importing._config(foreign, kind), SHAPE, num_classes or None, params, {"from": "a test"})
+    config, imported = importing._config(foreign, kind), {"from": "a test"}
+    write_model(workdir, config, SHAPE, num_classes or None, params, imported=imported, option="--workdir")
     return workdir
 
 

@@ -23,7 +23,7 @@ from cmjax.interop.read import READERS, read_foreign, read_safetensors
 from cmjax.modes import exporting, importing, sample
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
-from cmjax.workdir import read_record, write_record
+from cmjax.workdir import read_record, write_model, write_record
 
 CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
 OPENAI_STYLES = {
@@ -245,7 +245,8 @@ def conditional_run(tmp_path):
     levels = {"t_max": 40.0, "sigma_data": 0.4}
     foreign = importing.Foreign(module, params, (16, 16, 3), "consistency", "none", levels)
     workdir = tmp_path / "original"
-    importing._write(workdir, importing._config(foreign, "consistency"), foreign.shape, 3, params, None)
+    config = importing._config(foreign, "consistency")
+    write_model(workdir, config, foreign.shape, 3, params, imported=None, option="--workdir")
     return workdir
 
 

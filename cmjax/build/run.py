@@ -23,7 +23,7 @@ LEARNING_RATES = {
     "cosine": optimizers.cosine_rate,
     "linear": optimizers.linear_rate,
 }
-AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life}
+AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life, "power": optimizers.power}
 PROJECTIONS = {"edm2": normalize_weights}
 """What training does to the updated parameters of a network, by its name."""
 AUGMENTATIONS = {"edm": augment.edm}

@@ -2,9 +2,8 @@
 
 import dataclasses
 import logging
-import os
-import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.own import read_own
 from cmjax.interop.read import READERS, read_foreign
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.training.checkpoint import save_average
-from cmjax.workdir import write_record
+from cmjax.workdir import check_new, write_model
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", *READERS, "diffusers", "cmjax")
-KINDS = ("denoiser", "consistency")
+PRECONDITIONINGS = {"denoiser": "edm", "consistency": "consistency"}
+KINDS = tuple(PRECONDITIONINGS)
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 """Of all the peers' released networks; a file that tells others is believed."""
 
@@ -35,13 +34,13 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
         raise ConfigError("--source is missing: name the file or folder to import")
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(f"--workdir={workdir} exists and is not empty; name another")
+    check_new(workdir, "--workdir")
+    write = partial(write_model, workdir, option="--workdir")
     path = Path(source)
     if format == "cmjax" or (format == "auto" and path.suffix in (".npz", ".safetensors")):
         record, params = _read_own(path)
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
-        _write(workdir, record["config"], record["shape"], record["num_classes"], params, imported)
+        write(record["config"], record["shape"], record["num_classes"], params, imported=imported)
         print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
         return
     try:
@@ -56,7 +55,7 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
         )
     imported = {"from": str(path), "format": found, "licence": foreign.licence}
     classes = getattr(foreign.module, "num_classes", 0) or None
-    _write(workdir, _config(foreign, kind), foreign.shape, classes, foreign.params, imported)
+    write(_config(foreign, kind), foreign.shape, classes, foreign.params, imported=imported)
     print(_report(path, workdir, foreign, kind, found))
 
 
@@ -69,26 +68,10 @@ def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
     conditional = getattr(module, "num_classes", 0) > 0
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"preconditioning": "edm" if kind == "denoiser" else "consistency", **CONSTANTS, **foreign.constants},
+        "model": {"path": "ve", "preconditioning": PRECONDITIONINGS[kind], **CONSTANTS, **foreign.constants},
         "objective": {"name": "denoising" if kind == "denoiser" else "consistency"},
         "optimizer": {"averages": ["imported"]},
     }
-
-
-def _write(workdir: Path, config: Any, shape: Any, num_classes: int | None, params: Any, imported: Any) -> None:
-    """The folder appears whole, under its name, or not at all."""
-    partial = workdir.with_name(f".{workdir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write_record(partial, config, tuple(shape), num_classes, imported=imported)
-        save_average(partial / "checkpoints", params, "ema0")
-        if workdir.exists():
-            workdir.rmdir()
-        os.replace(partial, workdir)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], Any]:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 from cmjax.core.typing import Params, Schedule
+from cmjax.training import posthoc
 
 TARGET = "target"
 """The name of the average that consistency objectives use as θ⁻."""
@@ -127,5 +128,20 @@ def half_life(*, mimg: float, batch_size: int, ramp_up: float = 0.05) -> Schedul
         if ramp_up:
             images = jnp.minimum(images, ramp_up * batch_size * jnp.asarray(step, jnp.float32))
         return 0.5 ** (batch_size / jnp.maximum(images, 1e-8))
+
+    return rate
+
+
+def power(*, std: float, batch_size: int) -> Schedule:
+    """μ = (1 − 1/t)^(γ+1), t the updates done with this one: the average weighs update τ by τ^γ, and the first replaces
+    what was there.   [Karras et al. 2024, eqs. 126 and 127]
+
+    `std` is the width of these weights as a share of t, as 0.05 or 0.1; `posthoc` makes other widths of kept ones.
+    """
+    exponent = posthoc.exponent(std)
+
+    def rate(step):
+        done = jnp.asarray(step, float) + 1
+        return jnp.exp((exponent + 1) * jnp.log1p(-1 / done))  # 1 − 1/t in float32 keeps few digits of 1/t
 
     return rate
