@@ -13,9 +13,10 @@ def base() -> ConfigDict:
     config.init_from = ""  # a run's folder whose averaged parameters the network starts from
     config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0})
     config.data.horizontal_flip = False
+    config.data.label_dropout = 0.0  # share of the labels that training leaves out, for classifier-free guidance
     config.data.augment = ""  # for teachers: changes of the images that the network is told of, net.augment_dim numbers
     config.model = ConfigDict(
-        {"preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
+        {"path": "ve", "preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
     )
     config.mesh = ConfigDict({"fsdp": 1})  # devices that share one copy of the parameters
     config.checkpoint = ConfigDict({"save_every": 1000, "keep": 3, "keep_every": 0})
@@ -24,19 +25,23 @@ def base() -> ConfigDict:
     return config
 
 
-def mlp(*, width: int, depth: int) -> ConfigDict:
+def mlp(*, width: int, depth: int, **changes) -> ConfigDict:
     """A network of matrix products, for the smallest images."""
-    return ConfigDict(
+    net = ConfigDict(
         {
             "name": "mlp",
             "width": width,
             "depth": depth,
             "frequencies": 32,
+            "max_frequency": 16.0,
             "embedding_width": 64,
             "dropout": 0.0,
+            "weight_head": 0,
             **_net_options(),
         }
     )
+    net.update(changes)
+    return net
 
 
 def ddpmpp(**changes) -> ConfigDict:
@@ -139,7 +144,6 @@ def dit(**changes) -> ConfigDict:
             "heads": 12,
             "mlp_ratio": 4.0,
             "time_scale": 1000.0,
-            "two_times": False,
             "dropout": 0.0,
             "weight_head": 0,
             "attention": "xla",
@@ -156,7 +160,7 @@ LPIPS = 'lpips(vgg="vgg16-397923af.pth", heads="vgg.pth")'
 
 
 def _net_options() -> dict:
-    return {"class_conditional": False, "dtype": "float32"}
+    return {"class_conditional": False, "two_times": False, "guided": False, "dtype": "float32"}
 
 
 def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:

@@ -156,6 +156,8 @@ def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         ("time_scale", network.time_scale == 1000, "1000, as its scheduler has"),
         ("modulation", network.modulation in modulation, f"one of {', '.join(modulation)}"),
         ("augment_dim", not network.augment_dim, "0"),
+        ("two_times", not network.two_times, "False"),
+        ("guided", not network.guided, "False"),
         ("weight_head", not network.weight_head, "0"),
     ):
         if not fits:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from cmjax.build import Model, Run, read_run
@@ -21,6 +23,7 @@ from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
 from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
+from cmjax.nets.inputs import ADDED
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, progress
 from cmjax.training.loop import run_loop
@@ -47,10 +50,11 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     frozen = {name: _load_frozen(name, load_weights) for name, load_weights in plan.method.frozen.items()}
     source = _open(plan, "train")
     model = plan.make_model(source.num_classes)
-    if teacher is not None and (teacher.kind != "denoiser" or teacher.shape != tuple(source.shape)):
+    needed = plan.method.teacher_kind
+    if teacher is not None and (teacher.kind != needed or teacher.shape != tuple(source.shape)):
         raise ConfigError(
-            f"config.objective.teacher={plan.method.teacher!r}: it is a {teacher.kind} of images {teacher.shape}; "
-            f"a denoiser of images {tuple(source.shape)} is needed"
+            f"config.objective: {plan.method.teacher!r} is a {teacher.kind} of images {teacher.shape}; a {needed} of "
+            f"images {tuple(source.shape)} is needed"
         )
     if teacher is not None:
         _check_classes(plan.method.teacher, model)
@@ -75,6 +79,7 @@ def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, con
         augment=plan.augment,
         seed=plan.seed,
         conditions=("label",) if model.class_conditional else (),
+        label_dropout=plan.label_dropout,
         grad_accumulation=plan.grad_accumulation,
         schedules=plan.schedules,
     )
@@ -219,13 +224,18 @@ def _load_frozen(name: str, load_weights: Callable[[], Params]) -> Params:
 
 
 def _started(fresh: Params, other: FlowMap | None, name: str) -> Params:
-    """The other run's parameters where there is one, checked against this network's."""
+    """The other run's parameters where there is one, checked against this network's; `ADDED` modules may be fresh."""
     if other is None:
         return fresh
-    ours, theirs = (jax.tree.map(lambda leaf: leaf.shape, params) for params in (fresh, other.params))
-    if ours != theirs:
+    ours, theirs = flatten_dict(fresh), flatten_dict(other.params)
+    added = {path: leaf for path, leaf in ours.items() if path not in theirs and ADDED & set(path)}
+    started = theirs | added
+    if jax.tree.map(np.shape, started) != jax.tree.map(np.shape, ours):
         raise ConfigError(f"config.init_from={name!r}: its network is another one than config.net describes")
-    return other.params
+    if added:
+        modules = sorted({part for path in added for part in ADDED & set(path)})
+        log.info("%s has no %s: %s parameters start afresh", name, ", ".join(modules), f"{_count(added):,}")
+    return unflatten_dict(started)
 
 
 def _cache_compilations(workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """ADM, the U-Net of Dhariwal & Nichol: ImageNet and LSUN diffusion, EDM and consistency models."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, MODULATIONS, ResidualBlock, check_choices, check_inputs, with_weight
+from cmjax.nets.inputs import AddedEmbedding, added_scalars
 from cmjax.nets.layers import Conv, FanIn, GroupNorm
 
 
@@ -23,6 +25,8 @@ class ADM(nn.Module):
     modulation: how the embedding enters a block, "shift", "scale_shift" or "double_norm" (see `ResidualBlock`).
     norm_groups: of every group norm; 0 for min(32, c/4). time_scale: factor of c_noise, 1000 in OpenAI's code.
     dropout: probability, inside each block. num_classes: > 0 accepts `label`. augment_dim: > 0 accepts `augment`.
+    two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
+        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
     out_channels: by default those of x. weight_head: > 0 adds a `WeightHead` of that many features.
     attention: "xla" or "cudnn" (see `attend`).
     dtype: of computation; parameters and the output are float32. remat: recompute each block in the backward pass.
@@ -41,6 +45,8 @@ class ADM(nn.Module):
     num_classes: int = 0
     augment_dim: int = 0
     out_channels: int | None = None
+    two_times: bool = False
+    guided: bool = False
     weight_head: int = 0
     attention: str = "xla"
     dtype: Any = jnp.float32
@@ -54,19 +60,23 @@ class ADM(nn.Module):
         *,
         label: Int[Array, " b"] | None = None,
         augment: Float[Array, "b a"] | None = None,
+        c_noise_s: Float[Array, " b"] | None = None,
+        guidance: Float[Array, " b"] | None = None,
         deterministic: bool = True,
         return_weight: bool = False,
     ) -> Any:
         """F (b, h, w, d), float32; with `return_weight` the pair of it and the weight head's w (b,).
 
         x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
+        c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
         augment: None for images as they are. deterministic: False draws dropout masks from the rng "dropout".
         """
         check_choices(self, {"modulation": MODULATIONS, "attention": ATTENTIONS})
         check_inputs(self, x, label, augment)
+        scalars = added_scalars(self, c_noise, c_noise_s, guidance)
         embedding = Embedding(
             self.channels, self.time_scale, self.num_classes, self.augment_dim, self.dtype, name="embedding"
-        )(c_noise, label, augment)
+        )(c_noise, label, augment, scalars)
         h, skips = self._encode(x.astype(self.dtype), embedding, deterministic)
         h = self._decode(h, skips, embedding, deterministic)
         h = nn.silu(GroupNorm(1e-5, self.norm_groups, dtype=self.dtype, name="out_norm")(h))
@@ -124,7 +134,7 @@ class ADM(nn.Module):
 
 
 class Embedding(nn.Module):
-    """(c_noise, label, augment) -> (b, 4·channels), the vector that conditions every block."""
+    """(c_noise, label, augment, scalars) -> (b, 4·channels), the vector that conditions every block."""
 
     channels: int
     time_scale: float
@@ -134,24 +144,33 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, c_noise: Float[Array, " b"], label: Int[Array, " b"] | None, augment: Float[Array, "b a"] | None
+        self,
+        c_noise: Float[Array, " b"],
+        label: Int[Array, " b"] | None,
+        augment: Float[Array, "b a"] | None,
+        scalars: Mapping[str, Float[Array, " b"]],
     ) -> Float[Array, "b e"]:
-        half = self.channels // 2
-        frequencies = jnp.asarray(10_000 ** -(np.arange(half) / half), jnp.float32)
-        # Cosines of large angles: float32 whatever the dtype of computation.
-        angles = self.time_scale * c_noise.astype(jnp.float32)[:, None] * frequencies[None]
-        h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        h = self._waves(c_noise)
         if self.augment_dim:
             augment = jnp.zeros((len(c_noise), self.augment_dim)) if augment is None else augment
             h += nn.Dense(self.channels, use_bias=False, kernel_init=FanIn(0.0), name="augment")(augment)
         h = nn.silu(nn.Dense(4 * self.channels, kernel_init=FanIn(), name="dense_0")(h))
         h = nn.Dense(4 * self.channels, kernel_init=FanIn(), name="dense_1")(h)
+        for name, value in scalars.items():
+            h += AddedEmbedding(4 * self.channels, FanIn(), name=name)(self._waves(value))
         if self.num_classes:
             # -1 encodes to zeros.
             one_hot = jax.nn.one_hot(jnp.full(c_noise.shape, -1) if label is None else label, self.num_classes)
             unit_normal = nn.initializers.normal(1.0)
             h += nn.Dense(4 * self.channels, use_bias=False, kernel_init=unit_normal, name="label")(one_hot)
         return nn.silu(h).astype(self.dtype)
+
+    def _waves(self, time: Array) -> Array:
+        half = self.channels // 2
+        frequencies = jnp.asarray(10_000 ** -(np.arange(half) / half), jnp.float32)
+        # Cosines of large angles: float32 whatever the dtype of computation.
+        angles = self.time_scale * time.astype(jnp.float32)[:, None] * frequencies[None]
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
 
 OPENAI = {"norm_groups": 32, "time_scale": 1000.0}

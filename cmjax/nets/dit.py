@@ -1,5 +1,6 @@
 """DiT, the diffusion transformer: attention over patches, conditioned through layer norms that start as gates shut."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, attend, check_choices, with_weight
+from cmjax.nets.inputs import added_scalars
 from cmjax.nets.layers import Dropout, Pointwise, Xavier
 from cmjax.nets.magnitude import Normal
 
@@ -32,7 +34,8 @@ class DiT(nn.Module):
     heads: of attention, a divisor of width. mlp_ratio: width of a block's hidden layer over `width`.
     time_scale: factor of c_noise before its sines and cosines at 1e-4 to 1 rad. DiT's own times run to 1000; tangent
         losses differentiate by the time and want it small.
-    two_times: the network takes a second time, `c_noise_s`, as flow maps do.
+    two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
+        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
     num_classes: > 0 accepts `label`; the class embedding has one entry more, for no class.
     dropout: probability, at the end of each residual branch. out_channels: by default those of x.
     weight_head: > 0 adds a `WeightHead` of that many features.
@@ -47,6 +50,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     time_scale: float = 1000.0
     two_times: bool = False
+    guided: bool = False
     num_classes: int = 0
     dropout: float = 0.0
     out_channels: int | None = None
@@ -63,17 +67,18 @@ class DiT(nn.Module):
         *,
         label: Int[Array, " b"] | None = None,
         c_noise_s: Float[Array, " b"] | None = None,
+        guidance: Float[Array, " b"] | None = None,
         deterministic: bool = True,
         return_weight: bool = False,
     ) -> Any:
         """F (b, h, w, d), float32; with `return_weight` the pair of it and the weight head's w (b,).
 
         x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
-        c_noise_s: (b,) the second time, of a network with two_times.
+        c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
         deterministic: False draws dropout masks from the rng "dropout".
         """
-        self._check(x, label, c_noise_s)
-        embedding = self._embed(c_noise, c_noise_s, label)
+        self._check(x, label)
+        embedding = self._embed(c_noise, label, added_scalars(self, c_noise, c_noise_s, guidance))
         h = to_patches(x.astype(self.dtype), self.patch)
         h = Pointwise(self.width, dtype=self.dtype, name="patches")(h)
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
@@ -89,19 +94,18 @@ class DiT(nn.Module):
         out = jnp.asarray(from_patches(h, rows, columns, self.patch), jnp.float32)
         return with_weight(out, c_noise, features=self.weight_head, return_weight=return_weight)
 
-    def _embed(self, c_noise: Array, c_noise_s: Array | None, label: Array | None) -> Array:
+    def _embed(self, c_noise: Array, label: Array | None, scalars: Mapping[str, Array]) -> Array:
         """The vector that conditions every block, (b, width), float32."""
         embedding = TimeEmbedding(self.width, self.time_scale, name="time")(c_noise)
-        if self.two_times:
-            second = c_noise if c_noise_s is None else c_noise_s
-            embedding += TimeEmbedding(self.width, self.time_scale, name="time_s")(second)
+        for name, value in scalars.items():
+            embedding += TimeEmbedding(self.width, self.time_scale, ZEROS, name=name)(value)
         if self.num_classes:
             none = self.num_classes
             index = jnp.full(c_noise.shape, none) if label is None else jnp.where(label < 0, none, label)
             embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)
         return nn.silu(embedding)
 
-    def _check(self, x: Array, label: Array | None, c_noise_s: Array | None) -> None:
+    def _check(self, x: Array, label: Array | None) -> None:
         check_choices(self, {"attention": ATTENTIONS})
         for name in ("patch", "width", "heads"):
             if getattr(self, name) < 1:
@@ -114,10 +118,6 @@ class DiT(nn.Module):
             raise ValueError(f"width={self.width} must be a multiple of 4: sine and cosine of two coordinates")
         if label is not None and not self.num_classes:
             raise ValueError("label was given to a network with num_classes=0")
-        if c_noise_s is not None and not self.two_times:
-            raise ValueError("c_noise_s was given to a network with two_times=False")
-        if c_noise_s is None and self.two_times and not self.is_initializing():
-            raise ValueError("c_noise_s must be given to a network with two_times=True")
 
 
 class TimeEmbedding(nn.Module):
@@ -125,6 +125,7 @@ class TimeEmbedding(nn.Module):
 
     width: int
     scale: float
+    last_init: Any = SMALL
 
     @nn.compact
     def __call__(self, time: Float[Array, " b"]) -> Float[Array, "b width"]:
@@ -133,7 +134,7 @@ class TimeEmbedding(nn.Module):
         angles = self.scale * time.astype(jnp.float32)[:, None] * frequencies[None]
         h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
         h = nn.silu(nn.Dense(self.width, kernel_init=SMALL, name="dense_0")(h))
-        return nn.Dense(self.width, kernel_init=SMALL, name="dense_1")(h)
+        return nn.Dense(self.width, kernel_init=self.last_init, name="dense_1")(h)
 
 
 class Block(nn.Module):

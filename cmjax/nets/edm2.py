@@ -1,5 +1,6 @@
 """EDM2, the magnitude-preserving U-Net: no biases, no norms with parameters, no drift of magnitudes in training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, attend, check_choices, check_inputs
 from cmjax.nets.heads import WeightHead
+from cmjax.nets.inputs import added_scalars
 from cmjax.nets.layers import Dropout, Filter, downsample, upsample
 from cmjax.nets.magnitude import Fourier, MPConv, MPLinear, mp_concat, mp_silu, mp_sum, normalize
 
@@ -28,6 +30,8 @@ class EDM2(nn.Module):
         concat_balance: of the skip connection in the decoder's input.
     clip_act: bound of every block's output; 0 for none. dropout: probability, inside each block.
     num_classes: > 0 accepts `label`. out_channels: by default those of x.
+    two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
+        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
     weight_head: > 0 adds a normalised `WeightHead` of that many features, 128 in the released networks.
     attention: "xla" or "cudnn" (see `attend`).
     dtype: of computation; parameters and the output are float32. remat: recompute each block in the backward pass.
@@ -49,6 +53,8 @@ class EDM2(nn.Module):
     dropout: float = 0.0
     num_classes: int = 0
     out_channels: int | None = None
+    two_times: bool = False
+    guided: bool = False
     weight_head: int = 0
     attention: str = "xla"
     dtype: Any = jnp.float32
@@ -63,16 +69,19 @@ class EDM2(nn.Module):
         c_noise: Float[Array, " b"],
         *,
         label: Int[Array, " b"] | None = None,
+        c_noise_s: Float[Array, " b"] | None = None,
+        guidance: Float[Array, " b"] | None = None,
         deterministic: bool = True,
         return_weight: bool = False,
     ) -> Any:
         """F (b, h, w, d), float32; with `return_weight` the pair of it and the weight head's w (b,).
 
         x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
+        c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
         deterministic: False draws dropout masks from the rng "dropout".
         """
         self._check(x, label, return_weight)
-        embedding = self._embed(c_noise, label)
+        embedding = self._embed(c_noise, label, added_scalars(self, c_noise, c_noise_s, guidance))
         # Without biases, a constant is what the first convolution can make an offset of.
         h = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
         h, skips = self._encode(h, embedding, deterministic)
@@ -85,11 +94,16 @@ class EDM2(nn.Module):
         weight = WeightHead(self.weight_head, normalized=True, name="weight_head")(c_noise)
         return (out, weight) if return_weight else out
 
-    def _embed(self, c_noise: Array, label: Array | None) -> Array:
+    def _embed(self, c_noise: Array, label: Array | None, scalars: Mapping[str, Array]) -> Array:
         """The vector that conditions every block, (b, e), float32."""
         width = self.channels * (self.embedding_channel_mult or max(self.channel_mult))
-        waves = Fourier(self.channels * (self.noise_channel_mult or self.channel_mult[0]), name="fourier")(c_noise)
-        embedding = MPLinear(width, name="noise")(waves)
+        waves = Fourier(self.channels * (self.noise_channel_mult or self.channel_mult[0]), name="fourier")
+        embedding, variance = MPLinear(width, name="noise")(waves(c_noise)), 1.0
+        for name, value in scalars.items():
+            added, gain = AddedLinear(width, name=name)(waves(value))
+            embedding, variance = embedding + added, variance + gain**2
+        if scalars:
+            embedding /= jnp.sqrt(variance)
         if self.num_classes:
             # -1 encodes to zeros.
             one_hot = jax.nn.one_hot(jnp.full(c_noise.shape, -1) if label is None else label, self.num_classes)
@@ -150,6 +164,19 @@ class EDM2(nn.Module):
             raise ValueError(f"head_channels={self.head_channels} must be at least 1")
         if return_weight and not self.weight_head:
             raise ValueError("return_weight=True was asked of a network with weight_head=0")
+
+
+class AddedLinear(nn.Module):
+    """gain·linear(waves), and the gain, which starts at zero: weights of norm 1 cannot."""
+
+    features: int
+
+    gain_init = staticmethod(nn.initializers.zeros)
+
+    @nn.compact
+    def __call__(self, waves: Float[Array, "b f"]) -> tuple[Float[Array, "b e"], Float[Array, ""]]:
+        gain = self.param("gain", self.gain_init, ())
+        return MPLinear(self.features, name="linear")(waves, gain), gain
 
 
 class Block(nn.Module):

@@ -1,5 +1,6 @@
 """The U-Nets of score-based diffusion, DDPM++ and NCSN++, as one family sized by its fields."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, MODULATIONS, ResidualBlock, check_choices, check_inputs, with_weight
+from cmjax.nets.inputs import AddedEmbedding, added_scalars
 from cmjax.nets.layers import Conv, Filter, GroupNorm, Pointwise, Xavier, downsample, upsample
 
 
@@ -27,6 +29,8 @@ class UNet(nn.Module):
     num_classes: > 0 accepts `label`. augment_dim: > 0 accepts `augment`, a vector that says how x was augmented.
     skip_scale: factor after each residual sum. out_channels: by default those of x.
     modulation: how the embedding enters a block, "shift", "scale_shift" or "double_norm" (see `ResidualBlock`).
+    two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
+        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
     weight_head: > 0 adds a `WeightHead` of that many features, the learned loss weight of tangent losses.
     attention: "xla" or "cudnn" (see `attend`).
     dtype: of computation; parameters and the output are float32. remat: recompute each block in the backward pass.
@@ -48,6 +52,8 @@ class UNet(nn.Module):
     skip_scale: float = 0.5**0.5
     out_channels: int | None = None
     modulation: str = "shift"
+    two_times: bool = False
+    guided: bool = False
     weight_head: int = 0
     attention: str = "xla"
     dtype: Any = jnp.float32
@@ -61,19 +67,23 @@ class UNet(nn.Module):
         *,
         label: Int[Array, " b"] | None = None,
         augment: Float[Array, "b a"] | None = None,
+        c_noise_s: Float[Array, " b"] | None = None,
+        guidance: Float[Array, " b"] | None = None,
         deterministic: bool = True,
         return_weight: bool = False,
     ) -> Any:
         """F (b, h, w, d), float32; with `return_weight` the pair of it and the weight head's w (b,).
 
         x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
+        c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
         augment: None for images as they are. deterministic: False draws dropout masks from the rng "dropout".
         """
         self._check(x, label, augment)
+        scalars = added_scalars(self, c_noise, c_noise_s, guidance)
         embedding = Embedding(
             self.channels, self.embedding, self.noise_channel_mult, self.fourier_scale, self.num_classes,
             self.augment_dim, self.dtype, name="embedding",
-        )(c_noise, label, augment)  # fmt: skip
+        )(c_noise, label, augment, scalars)  # fmt: skip
         h, skips = self._encode(x.astype(self.dtype), embedding, deterministic)
         out = self._decode(h, skips, embedding, deterministic, self.out_channels or x.shape[-1])
         return with_weight(out, c_noise, features=self.weight_head, return_weight=return_weight)
@@ -148,7 +158,7 @@ class UNet(nn.Module):
 
 
 class Embedding(nn.Module):
-    """(c_noise, label, augment) -> (b, 4·channels), the vector that conditions every block."""
+    """(c_noise, label, augment, scalars) -> (b, 4·channels), the vector that conditions every block."""
 
     channels: int
     kind: str
@@ -164,11 +174,16 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, c_noise: Float[Array, " b"], label: Int[Array, " b"] | None, augment: Float[Array, "b a"] | None
+        self,
+        c_noise: Float[Array, " b"],
+        label: Int[Array, " b"] | None,
+        augment: Float[Array, "b a"] | None,
+        scalars: Mapping[str, Float[Array, " b"]],
     ) -> Float[Array, "b e"]:
         width = self.channels * self.channel_mult
         # Sines of large angles: float32 whatever the dtype of computation.
-        h = waves(c_noise.astype(jnp.float32), self._frequencies(width // 2))
+        frequencies = self._frequencies(width // 2)
+        h = waves(c_noise.astype(jnp.float32), frequencies)
         if self.num_classes:
             # -1 encodes to zeros, and so leaves the bias alone.
             one_hot = jax.nn.one_hot(jnp.full(c_noise.shape, -1) if label is None else label, self.num_classes)
@@ -176,9 +191,12 @@ class Embedding(nn.Module):
         if self.augment_dim:
             augment = jnp.zeros((len(c_noise), self.augment_dim)) if augment is None else augment
             h += nn.Dense(width, use_bias=False, kernel_init=Xavier(), name="augment")(augment)
-        for name in ("dense_0", "dense_1"):
-            h = nn.silu(nn.Dense(4 * self.channels, kernel_init=Xavier(), name=name)(h))
-        return h.astype(self.dtype)
+        h = nn.silu(nn.Dense(4 * self.channels, kernel_init=Xavier(), name="dense_0")(h))
+        h = nn.Dense(4 * self.channels, kernel_init=Xavier(), name="dense_1")(h)
+        for name, value in scalars.items():
+            value_waves = waves(value.astype(jnp.float32), frequencies)
+            h += AddedEmbedding(4 * self.channels, Xavier(), name=name)(value_waves)
+        return nn.silu(h).astype(self.dtype)
 
     def _frequencies(self, n: int) -> Array:
         """Radians per unit of c_noise, (n,)."""

@@ -1,0 +1,51 @@
+"""The numbers that a network may take beside its own time: a second time, and a scale of guidance."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cmjax.nets.layers import Uniform
+
+ADDED = frozenset({"time_s", "guidance", "weight_head"})
+"""Modules that leave a network's function as it is at the start: `added_scalars`' embeddings, and the loss weight.
+A network may have them where the one that it starts from has none."""
+
+
+def added_scalars(
+    module: nn.Module, c_noise: Float[Array, " b"], c_noise_s: Array | None, guidance: Array | None
+) -> dict[str, Array]:
+    """What `module` takes beside c_noise, (b,) each, under the names of its embeddings, "time_s" and "guidance".
+
+    The second time is as given, in the units of c_noise. Of a guidance scale ω the embedding sees arcsinh(ω)/2: smooth,
+    near linear up to 1 and logarithmic above, it takes [0, 15] to [0, 1.7], which is where times lie.
+
+    Raises: ValueError naming an input that was given to a network without its field, `two_times` or `guided`, or that
+            is missing where the network has it. While parameters are initialized c_noise stands for what is missing.
+    """
+    scalars = {}
+    for name, field, given, value in (
+        ("time_s", "two_times", "c_noise_s", c_noise_s),
+        ("guidance", "guided", "guidance", guidance),
+    ):
+        taken = getattr(module, field)
+        if value is not None and not taken:
+            raise ValueError(f"{given} was given to a network with {field}=False")
+        if value is None and taken and not module.is_initializing():
+            raise ValueError(f"{given} must be given to a network with {field}=True")
+        if taken:
+            scalars[name] = c_noise if value is None else value
+    if "guidance" in scalars:
+        scalars["guidance"] = jnp.arcsinh(scalars["guidance"]) / 2
+    return scalars
+
+
+class AddedEmbedding(nn.Module):
+    """(b, f) waves of a number -> (b, width): two layers, the last of which starts at zero."""
+
+    width: int
+    kernel_init: Uniform
+
+    @nn.compact
+    def __call__(self, waves: Float[Array, "b f"]) -> Float[Array, "b width"]:
+        h = nn.silu(nn.Dense(self.width, kernel_init=self.kernel_init, name="dense_0")(waves))
+        return nn.Dense(self.width, kernel_init=nn.initializers.zeros, name="dense_1")(h)
