@@ -15,7 +15,7 @@ from scipy.integrate import quad
 import cmjax
 from cmjax.build import read_model
 from cmjax.fields import ConfigError
-from cmjax.modes import averaging, sample
+from cmjax.modes import averaging
 from cmjax.training.checkpoint import Checkpointer, CheckpointError
 from cmjax.training.optimizer import averages, power, track_averages
 from cmjax.training.posthoc import LARGEST_STD, coefficients, exponent
@@ -157,16 +157,25 @@ def trained(tmp_path_factory):
     return workdir, make_run(workdir)
 
 
+def command(*arguments):
+    """What the command line says."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "cmjax.main", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_mode_leaves_a_run_like_any_other(trained, tmp_path):
     workdir, tracked = trained
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "cmjax.main", "--mode=average", f"--workdir={workdir}"]
-    done = subprocess.run(
-        [*command, "--std=0.07,0.1", f"--out={tmp_path / 'ema'}"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "4, 8, 12, 16, 20, 24, 28, 32, 36, 40" in done.stdout
+    said = command("--mode=average", f"--workdir={workdir}", "--std=0.07,0.1", f"--out={tmp_path / 'ema'}")
+    assert "4, 8, 12, 16, 20, 24, 28, 32, 36, 40" in said
     made, again = (cmjax.load(tmp_path / name).params for name in ("ema-0.07", "ema-0.1"))
     apart = optax.tree.norm(jax.tree.map(jnp.subtract, tracked["ema1"], tracked["ema2"]))
     assert optax.tree.norm(jax.tree.map(jnp.subtract, made, tracked["wanted"])) < 0.02 * apart
@@ -174,16 +183,8 @@ def test_the_mode_leaves_a_run_like_any_other(trained, tmp_path):
     record = read_record(tmp_path / "ema-0.07")
     assert record["imported"]["from"] == str(workdir)
     assert record["config"]["optimizer"]["averages"] == ["power(std=0.07)"]
-    sample.run(
-        tmp_path / "ema-0.07",
-        out=str(tmp_path / "x.png"),
-        num=4,
-        seed=0,
-        times=None,
-        solver=None,
-        steps=None,
-        label=None,
-    )
+    command("--mode=sample", f"--workdir={tmp_path / 'ema-0.07'}", "--num=4", f"--out={tmp_path / 'x.png'}")
+    assert (tmp_path / "x.png").is_file()
     with pytest.raises(ConfigError, match="was made of"):
         averaging.run(tmp_path / "ema-0.07", stds=["0.08"], out=str(tmp_path / "y"))
 
