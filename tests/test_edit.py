@@ -5,15 +5,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax.core.oracles import gaussian_flow_map
+from cmjax.core.sampling import FlowMap
+from cmjax.data.batches import to_uint8
 from cmjax.fields import ConfigError
 from cmjax.interop.keys import Foreign
-from cmjax.modes import edit, gallery, importing
+from cmjax.modes import edit, gallery, importing, tasks
+from cmjax.modes.interpolation import find_ends, interpolate
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
 from cmjax.workdir import write_model
 
 SHAPE = (8, 8, 3)
-FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25}
+FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25, "clip": True}
 
 
 def make_run(workdir, *, kind="consistency", num_classes=0):
@@ -64,6 +68,7 @@ def pixels(path):
         ("blending", ["a.png", "b.png"], 4),
         ("denoising", ["a.png"], 3),
         ("interpolation", None, 1),
+        ("interpolation", ["a.png", "b.png"], 3),
     ],
 )
 def test_every_task_writes_its_strip_and_its_result(workdir, pictures, tmp_path, task, names, cells, caplog):
@@ -90,6 +95,81 @@ def test_known_pixels_come_back_as_they_were(workdir, pictures, tmp_path):
     assert np.abs(means[0] - means[1]).max() < 20  # up to what clipping to black and white takes away
 
 
+def gaussian_model(flow_map=None):
+    """f(x, t) of data N(0.1, 0.25), or another."""
+
+    def exact(params, x, t):
+        return gaussian_flow_map(x, t, 0.002, mean=0.1, variance=0.25)
+
+    return FlowMap({}, flow_map or exact, SHAPE, 0.002, 80.0, "consistency")
+
+
+def left_half():
+    mask = np.zeros((1, 8, 8, 1), np.float32)
+    mask[:, :, :4] = 1
+    return mask
+
+
+def test_each_picture_has_its_result():
+    pictures = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+    options = tasks.Options(mask=left_half())
+    made = tasks.edit_pictures(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
+    np.testing.assert_array_equal(to_uint8(made.originals), pictures)
+    np.testing.assert_array_equal(made.results[:, :, :4], made.originals[:, :, :4])
+    np.testing.assert_array_equal(made.degraded[:, :, :4], made.originals[:, :, :4])
+    alone = tasks.edit_pictures(gaussian_model(), pictures[:1], "inpainting", options, (10.0, 1.0))
+    np.testing.assert_allclose(alone.results, made.results[:1], atol=1e-6)
+    pairs = tasks.edit_pictures(gaussian_model(), pictures, "blending", options, (10.0, 1.0))
+    assert len(pairs.originals) == 4
+    assert len(pairs.degraded) == len(pairs.results) == 2
+    np.testing.assert_array_equal(pairs.results[:, :, :4], pairs.originals[0::2, :, :4])
+    np.testing.assert_array_equal(pairs.degraded[:, :, 4:], pairs.originals[1::2, :, 4:])
+
+
+def test_labels_go_with_their_pictures():
+    def by_label(params, x, t, label):
+        return 0 * x + 0.1 * label[:, None, None, None]
+
+    pictures, labels = np.zeros((3, *SHAPE), np.uint8), np.array([5, 0, 7])
+    options = tasks.Options(mask=left_half(), sigma=1.0, label={"label": labels})
+    for task in ("inpainting", "denoising"):
+        made = tasks.edit_pictures(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
+        np.testing.assert_allclose(made.results[:, 0, 7, 0], 0.1 * labels, atol=1e-6, err_msg=task)
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(True, 1.0), (False, 3.0)])
+def test_estimates_are_clipped_unless_not_asked(clip, expected):
+    options = tasks.Options(mask=left_half(), clip=clip)
+    beyond = gaussian_model(lambda params, x, t: 0 * x + 3)
+    made = tasks.edit_pictures(beyond, np.zeros((1, *SHAPE), np.uint8), "inpainting", options, (10.0, 1.0))
+    np.testing.assert_array_equal(made.results[:, :, 4:], expected)
+
+
+def test_interpolation_between_pictures_begins_and_ends_with_them():
+    # From data of that mean and variance: latents of typical norm make them.
+    data = 0.1 + 0.5 * np.random.default_rng(0).standard_normal((2, *SHAPE)).clip(-1.7, 1.7)
+    pictures = ((data + 1) * 127.5).round().astype(np.uint8)
+    ends = find_ends(gaussian_model(), pictures, time=80.0, seed=0, conditions={})
+    exact = ((ends.pictures - 0.1) * ((0.25 + 80.0**2) / (0.25 + 0.002**2)) ** 0.5 + 0.1) / 80.0
+    np.testing.assert_allclose(ends.latents, exact, atol=0.01)
+    assert ends.errors.max() < 0.005
+    way = interpolate(gaussian_model(), ends.latents, 5, time=80.0, conditions={})
+    errors = np.sqrt(np.mean((way[[0, -1]] - ends.pictures) ** 2, (1, 2, 3)))
+    np.testing.assert_allclose(errors, ends.errors, rtol=0.01)
+    assert abs(way[2].std() - 0.5) < 0.05
+
+
+def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
+    a, b = str(pictures / "a.png"), str(pictures / "b.png")
+    run(workdir, "interpolation", [a, b], tmp_path / "x.png", times=None, num=3)
+    assert f"{a}: found again with an error of " in capsys.readouterr().out
+    strip = pixels(tmp_path / "x.png")
+    assert strip.shape[1] == 5 * 66 + 2
+    for cell, name in ((0, a), (4, b)):
+        shown = strip[2 + 4 : 66 : 8, 2 + 66 * cell + 4 : 66 * (cell + 1) : 8]
+        np.testing.assert_array_equal(shown, pixels(name))
+
+
 @pytest.mark.parametrize(
     ("task", "names", "changes", "said"),
     [
@@ -106,6 +186,8 @@ def test_known_pixels_come_back_as_they_were(workdir, pictures, tmp_path):
         ("colorization", ["a.png"], {"label": 1}, "the model has no classes"),
         ("colorization", ["a.png"], {"times": ["1", "2"]}, "times must descend"),
         ("interpolation", None, {"seeds": ["1"]}, "--seeds=1"),
+        ("interpolation", ["a.png"], {}, "2 pictures must be given"),
+        ("interpolation", ["a.png", "b.png"], {"seeds": ["1", "2"]}, "--seeds and --image"),
     ],
 )
 def test_wrong_input_is_named(workdir, pictures, tmp_path, task, names, changes, said):
@@ -128,7 +210,9 @@ def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
     run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png", label=2)
 
 
-def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path):
+def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch):
+    traced, loop = [], tasks.edit
+    monkeypatch.setattr(tasks, "edit", lambda *args, **kwargs: traced.append(args) or loop(*args, **kwargs))
     with pytest.raises(ConfigError, match="--image is missing"):
         gallery.run(workdir, images=None, out=None, seed=0)
     gallery.run(
@@ -137,3 +221,4 @@ def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path):
     height, width, _ = pixels(tmp_path / "g.png").shape
     assert height == 8 * 66 + 2
     assert width > 12 * 66
+    assert len(traced) == len(tasks.TASKS)  # compiled once for each

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from cmjax.core import editing
-from cmjax.core.editing import colorization, edit, inpainting, nothing_known, orthogonal, slerp, super_resolution
+from cmjax.core.editing import (
+    colorization,
+    edit,
+    inpainting,
+    invert,
+    nothing_known,
+    orthogonal,
+    slerp,
+    super_resolution,
+    typical,
+)
 from cmjax.core.grids import karras_grid
+from cmjax.core.oracles import gaussian_flow_map
 
 RANDOM = np.random.default_rng(0)
 TIMES = karras_grid(40, t_min=0.002, t_max=80.0, rho=7.0)[::-1].copy()
@@ -122,6 +133,53 @@ def test_slerp_keeps_unit_variance_and_meets_its_ends():
     np.testing.assert_allclose(slerp(a, b, jnp.ones(3)), b, atol=1e-6)
     assert abs(float(slerp(a, b, 0.3).var()) - 1) < 0.02
     np.testing.assert_allclose(slerp(a, a, 0.5), a, atol=1e-6)
+
+
+def gaussian_data(x, t):
+    return gaussian_flow_map(x, t, 0.002, mean=0.3, variance=0.25)
+
+
+def found(images, rates):
+    latents = jnp.asarray(RANDOM.standard_normal(images.shape), jnp.float32)
+    for rate in rates:
+        latents, errors = jax.jit(partial(invert, gaussian_data, time=80.0, steps=60))(
+            images, latents, learning_rate=rate
+        )
+    return latents, errors
+
+
+def test_inversion_finds_the_noise_of_gaussian_data():
+    """Of data N(μ, λ) a latent is ((x − μ)·√((λ + T²)/(λ + ε²)) + μ)/T."""
+    exact = jnp.asarray(RANDOM.standard_normal((3, 8, 8, 1)), jnp.float32)
+    latents, errors = found(gaussian_data(80.0 * exact, 80.0), (0.1, 1e-2, 1e-3, 1e-4))
+    np.testing.assert_allclose(latents, exact, atol=1e-3)
+    np.testing.assert_allclose(errors, 0, atol=1e-3 * 0.5)
+
+
+def test_inversion_keeps_to_the_norms_of_noise():
+    """Of an image three times as far as data lie, the nearest that a typical latent can make has its direction."""
+    exact = typical(jnp.asarray(RANDOM.standard_normal((3, 8, 8, 1)), jnp.float32))
+    towards = exact - 0.3 / 80.0  # what the map stretches is z − μ/T
+    images = 0.3 + 3 * (gaussian_data(80.0 * exact, 80.0) - 0.3)
+    latents, errors = found(images, (0.1, 1e-2, 1e-3, 1e-4))
+    d = 64
+    np.testing.assert_allclose(jnp.sum(latents**2, (1, 2, 3)), d + 3 * (2 * d) ** 0.5, rtol=1e-5)
+    cosine = jnp.sum(latents * towards, (1, 2, 3)) / jnp.sqrt(
+        jnp.sum(latents**2, (1, 2, 3)) * jnp.sum(towards**2, (1, 2, 3))
+    )
+    np.testing.assert_allclose(cosine, 1, atol=1e-4)
+    np.testing.assert_allclose(
+        errors, jnp.sqrt(jnp.mean((gaussian_data(80 * latents, 80.0) - images) ** 2, (1, 2, 3))), rtol=1e-6
+    )
+    assert errors.min() > 0.1
+
+
+def test_typical_latents_are_left_alone():
+    z = jnp.asarray(RANDOM.standard_normal((4, 16, 16, 3)), jnp.float32)
+    np.testing.assert_array_equal(typical(z), z)
+    d = 16 * 16 * 3
+    for factor, norm in ((3.0, d + 3 * (2 * d) ** 0.5), (0.1, d - 3 * (2 * d) ** 0.5)):
+        np.testing.assert_allclose(jnp.sum(typical(factor * z) ** 2, (1, 2, 3)), norm, rtol=1e-5)
 
 
 def test_wrong_arguments_are_named(images):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cmjax.core.sampling import Times, gaussian
-from cmjax.core.typing import Keys, Samples, Time
+from cmjax.core.typing import Keys, PerSample, Samples, Time
 
 LUMA = (0.2989, 0.5870, 0.1140)
 """Weights of red, green and blue in a pixel's grey value."""
@@ -131,6 +131,53 @@ def orthogonal(first: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
     v = first / np.linalg.norm(first)
     v = v + np.eye(len(v))[0]  # reflects −e₁ to v; no cancellation where v has no negative first entry
     return 2 * np.outer(v, v) / (v @ v) - np.eye(len(v))
+
+
+def invert(
+    flow_map: Any,
+    images: Samples,
+    latents: Samples,
+    *,
+    time: Time,
+    steps: int,
+    learning_rate: float | Array,
+    **conditions: Any,
+) -> tuple[Samples, PerSample]:
+    """Latents z nearer to f(T·z, T) = images, by steps of Adam on the squared error.   [Kingma & Ba 2015]
+
+    A flow map sends unlikely images to latents of any norm, where it was never trained and `slerp` has no meaning:
+    after every step z is scaled into the shell of `typical`. Adam's second moment is that of a whole sample, because
+    steps scaled element by element and then back to a sphere do not rest at its nearest point.
+
+    Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. images: (b, ...). latents: (b, ...), where
+             to start, for example Gaussian. time: T. learning_rate: in units of a latent's std.
+    Returns: the latents (b, ...), and the root of the mean squared error of each image (b,).
+    """
+    axes = tuple(range(1, images.ndim))
+
+    def squares(z):
+        return jnp.square(flow_map(time * z, time, **conditions) - images)
+
+    def descend(state, count):
+        z, mean, square = state
+        slope = jax.grad(lambda z: jnp.sum(squares(z)))(z)
+        mean = 0.9 * mean + 0.1 * slope
+        square = 0.99 * square + 0.01 * jnp.mean(slope**2, axes, keepdims=True)
+        change = mean / (1 - 0.9**count) / (jnp.sqrt(square / (1 - 0.99**count)) + 1e-8)
+        return (typical(z - learning_rate * change), mean, square), None
+
+    zeros = jnp.zeros_like(latents)
+    start = (latents, zeros, jnp.mean(zeros, axes, keepdims=True))
+    latents = jax.lax.scan(descend, start, jnp.arange(1.0, steps + 1))[0][0]
+    return latents, jnp.sqrt(jnp.mean(squares(latents), axes))
+
+
+def typical(latents: Samples) -> Samples:
+    """Latents (b, ...) of d elements, scaled as little as brings ‖z‖² into d ± 3√(2d), where a Gaussian's lies."""
+    d = latents[0].size
+    square = jnp.sum(latents**2, tuple(range(1, latents.ndim)), keepdims=True)
+    spread = 3 * (2 * d) ** 0.5
+    return latents * jnp.sqrt(jnp.clip(square, max(d - spread, 0.0), d + spread) / square)
 
 
 def slerp(a: Samples, b: Samples, share: Time) -> Samples:

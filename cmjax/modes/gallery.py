@@ -15,7 +15,9 @@ from cmjax.data.batches import to_uint8
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.fields import ConfigError
 from cmjax.modes.draw import class_labels
-from cmjax.modes.edit import ALL_TASKS, Options, edit_pictures, interpolate, read_pictures, read_times
+from cmjax.modes.edit import read_pictures, read_times
+from cmjax.modes.interpolation import interpolate, seeded_ends
+from cmjax.modes.tasks import ALL_TASKS, Options, edit_pictures
 from cmjax.training.logging import progress
 from cmjax.workdir import load, read_record
 
@@ -58,25 +60,26 @@ def _rows(
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
     half[:, :, w // 2 :] = 0
     patch = next((p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2), 0)
-    base = Options(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole)
+    known = {} if labels is None else {"label": labels}
+    base = Options(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
             log.info("%s: left out, the pictures are %dx%dx%d", task, h, w, c)
             continue
         if task == "interpolation":
             shown = class_labels(3 * COLUMNS, record["num_classes"], 0) if labels is not None else {}
-            yield task, interpolate(flow_map, (seed, seed + 1), 3 * COLUMNS, time=grid[0], conditions=shown)
+            ends = seeded_ends(flow_map, (seed, seed + 1))
+            yield task, interpolate(flow_map, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
             continue
-        row = []
-        for i in range(COLUMNS):
-            label = {} if labels is None else {"label": labels[i : i + 1]}
-            options = replace(base, label=label, seed=seed + i, mask=half if task == "blending" else hole)
-            taken = [i, (i + 1) % COLUMNS] if task == "blending" else [i]
-            before, result = edit_pictures(flow_map, pictures[taken], task, options, 1, grid)
-            # Three cells for each: what a task has no degraded picture for shows its input twice.
-            cells = [before[0][:1], before[-1][-1:], result]
-            row += cells
-        yield task, np.concatenate(row)
+        taken, options = pictures, base
+        if task == "blending":
+            taken = np.stack([pictures, np.roll(pictures, -1, axis=0)], axis=1).reshape(-1, h, w, c)
+            options = replace(base, mask=half)
+        made = edit_pictures(flow_map, taken, task, options, grid)
+        originals = made.originals[:: len(taken) // COLUMNS]
+        # Three cells for each: what a task takes nothing away from is shown twice.
+        cells = (originals, made.degraded if len(made.degraded) else originals, made.results)
+        yield task, np.stack(cells, axis=1).reshape(3 * COLUMNS, h, w, c)
 
 
 def _pictures(

@@ -1,0 +1,68 @@
+"""From one picture to another through the noise that a consistency model makes them of."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.core.editing import invert, slerp
+from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.data.batches import preprocess
+from cmjax.training.logging import progress
+
+STARTS = 4
+"""Latents that the descent starts from for each picture; the one that ends nearest is kept."""
+
+RATES = np.geomspace(0.2, 0.005, 12)
+STEPS = 25
+"""The descent: so many steps with each learning rate."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is interpolated between: latents (2, h, w, c); the pictures they were found for, in [-1, 1], if any, and
+    how far f(T·z, T) is from them (RMS)."""
+
+    latents: jax.Array
+    pictures: np.ndarray
+    errors: np.ndarray
+
+
+def seeded_ends(flow_map: FlowMap, seeds: tuple[int, int]) -> Ends:
+    """The latents that two seeds draw."""
+    latents = [gaussian(jax.random.key(seed), (1, *flow_map.shape)) for seed in seeds]
+    return Ends(jnp.concatenate(latents), np.zeros((0, *flow_map.shape), np.float32), np.zeros(0))
+
+
+def find_ends(
+    flow_map: FlowMap, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
+) -> Ends:
+    """The latents whose one-evaluation samples come nearest to two pictures, (2, h, w, c) uint8."""
+    images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
+    targets = jnp.repeat(images, STARTS, axis=0)
+    labels = {name: jnp.full(len(targets), values[0]) for name, values in conditions.items()}
+
+    @jax.jit
+    def descend(flow_map, latents, rate):
+        return invert(flow_map, targets, latents, time=time, steps=STEPS, learning_rate=rate, **labels)
+
+    latents, errors = gaussian(jax.random.key(seed), targets.shape), jnp.zeros(len(targets))
+    with progress("finding the pictures' noise", len(RATES)) as update:
+        for i, rate in enumerate(RATES):
+            latents, errors = descend(flow_map, latents, rate)
+            update(i + 1, f"error {float(jnp.min(errors)):.3f}")
+    by_picture = np.asarray(errors).reshape(len(images), STARTS)
+    best = by_picture.argmin(axis=1)
+    chosen = latents[np.arange(len(images)) * STARTS + best]
+    return Ends(chosen, np.asarray(images), by_picture.min(axis=1))
+
+
+def interpolate(
+    flow_map: FlowMap, ends: jax.Array, num: int, *, time: float, conditions: dict[str, np.ndarray]
+) -> np.ndarray:
+    """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1]."""
+    shape, labels = (num, *flow_map.shape), jax.tree.map(jnp.asarray, conditions)
+    first, last = (jnp.broadcast_to(end, shape) for end in ends)
+    latents = slerp(first, last, jnp.linspace(0, 1, num))
+    return np.asarray(jax.jit(lambda f, x: f(x, time, **labels))(flow_map, time * latents))

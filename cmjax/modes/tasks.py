@@ -1,0 +1,160 @@
+"""The editing tasks: what each makes of a batch of pictures, and the results."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.core.editing import (
+    Operator,
+    colorization,
+    edit,
+    inpainting,
+    nothing_known,
+    super_resolution,
+)
+from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.data.batches import preprocess
+from cmjax.fields import ConfigError
+
+STROKE_TIMES = (5.38, 2.24)
+"""Of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the tasks take from the command line, beside the picture."""
+
+    times: tuple[float, ...] | None = None
+    mask: np.ndarray | None = None  # (1, h, w, 1), 1 where a pixel is kept
+    patch: int = 4
+    sigma: float | None = None
+    add_noise: bool = False
+    margin: float = 0.25
+    seed: int = 0
+    clip: bool = True
+    label: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What is shown of an edit, each (n, h, w, c) in [-1, 1]."""
+
+    originals: np.ndarray  # as given: two for each result of blending
+    degraded: np.ndarray  # what was left of them, one for each result; none where a task takes nothing away
+    results: np.ndarray
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a task makes of a batch of pictures in [-1, 1]: the loop's arguments, and what is shown as degraded."""
+
+    images: jax.Array
+    operator: Operator
+    times: tuple[float, ...]
+    start: jax.Array | None = None
+    degraded: jax.Array | None = None
+
+
+def _inpainting(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+    operator = inpainting(jnp.asarray(_mask(options, "inpainting")))
+    return Edit(images, operator, grid, degraded=operator.combine(images, jnp.zeros_like(images)))
+
+
+def _outpainting(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+    b, h, w, c = images.shape
+    rows, columns = (max(1, round(n * (1 - 2 * options.margin))) for n in (h, w))
+    top, left = (h - rows) // 2, (w - columns) // 2
+    smaller = jnp.clip(jax.image.resize(images, (b, rows, columns, c), "lanczos3"), -1, 1)
+    within = ((0, 0), (top, h - rows - top), (left, w - columns - left), (0, 0))
+    known = jnp.pad(jnp.ones((1, rows, columns, 1)), within)
+    framed = jnp.pad(smaller, within)
+    return Edit(framed, inpainting(known), grid, degraded=framed)
+
+
+def _colorization(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+    if images.shape[-1] != 3:
+        raise ConfigError("--task=colorization: the model's images have no color")
+    operator = colorization()
+    grey = jnp.broadcast_to(operator.forward(images)[..., :1] / 3**0.5, images.shape)  # for the eye
+    return Edit(images, operator, grid, degraded=grey)
+
+
+def _super_resolution(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+    try:
+        operator = super_resolution(options.patch)
+        return Edit(images, operator, grid, degraded=operator.degrade(images))
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+
+
+def _strokes(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+    return Edit(images, nothing_known(), STROKE_TIMES, start=images)
+
+
+def _blending(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+    operator = inpainting(jnp.asarray(_mask(options, "blending")))
+    pasted = operator.combine(images[0::2], images[1::2])
+    below = tuple(t for t in grid if t <= STROKE_TIMES[0])
+    return Edit(images[0::2], operator, below, start=pasted, degraded=pasted)
+
+
+TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], Options], Edit]] = {
+    "inpainting": _inpainting,
+    "outpainting": _outpainting,
+    "colorization": _colorization,
+    "super_resolution": _super_resolution,
+    "strokes": _strokes,
+    "blending": _blending,
+}
+"""The tasks that are loops of `edit`; denoising and interpolation are one evaluation."""
+
+ALL_TASKS = (*TASKS, "denoising", "interpolation")
+PICTURES = {"blending": 2}
+"""How many pictures an edit takes; one unless said here."""
+
+
+def edit_pictures(
+    flow_map: FlowMap, pictures: np.ndarray, task: str, options: Options, grid: tuple[float, ...]
+) -> Edited:
+    """A result for each of the pictures, or for blending for each pair of them, compiled once.
+
+    pictures: (n, h, w, c) uint8. options.label: as long as the results. grid: the model's descending noise levels.
+    """
+    images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
+    number = len(images) // PICTURES.get(task, 1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), jnp.arange(number))
+    labels = jax.tree.map(jnp.asarray, options.label)
+    if task == "denoising":
+        sigma = _sigma(flow_map, options)
+        noisy = images + sigma * gaussian(keys, images.shape) if options.add_noise else images
+        results = jax.jit(lambda flow_map, x, labels: flow_map(x, sigma, **labels))(flow_map, noisy, labels)
+        return Edited(*map(np.asarray, (images, noisy if options.add_noise else images[:0], results)))
+    plan = TASKS[task](images, grid, options)
+    times = options.times or plan.times
+
+    def complete(flow_map, keys, images, start, labels):
+        return edit(flow_map, keys, images, plan.operator, times=times, start=start, clip=options.clip, **labels)
+
+    results = jax.jit(complete)(flow_map, keys, plan.images, plan.start, labels)
+    degraded = images[:0] if plan.degraded is None else plan.degraded
+    return Edited(*map(np.asarray, (images, degraded, results)))
+
+
+def _sigma(flow_map: FlowMap, options: Options) -> float:
+    """The noise that denoising removes."""
+    sigma = options.sigma
+    if sigma is None:
+        raise ConfigError("--sigma is missing: the std of the picture's noise, where black to white is 2")
+    if not flow_map.t_min <= sigma <= flow_map.t_max:
+        raise ConfigError(f"--sigma={sigma}: must lie in [{flow_map.t_min}, {flow_map.t_max}]")
+    return sigma
+
+
+def _mask(options: Options, task: str) -> np.ndarray:
+    if options.mask is None:
+        raise ConfigError(f"--mask is missing: --task={task} keeps its white pixels")
+    return options.mask
