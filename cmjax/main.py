@@ -19,7 +19,7 @@ _MODE = flags.DEFINE_enum(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
 _NUM = flags.DEFINE_integer("num", None, "sample: how many images (64); edit: how many results (1).", lower_bound=1)
 _TIMES = flags.DEFINE_list(
-    "times", None, "sample, edit: noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40."
+    "times", None, "sample, edit, gallery: noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40."
 )
 _SOLVER = flags.DEFINE_string(
     "solver",
@@ -42,13 +42,18 @@ _TASK = flags.DEFINE_string(
     None,
     "edit: inpainting, outpainting, colorization, super_resolution, strokes, blending, denoising or interpolation.",
 )
-_IMAGE = flags.DEFINE_list("image", None, "edit: a PNG or JPEG file of any size, two for blending; gallery: some.")
+_IMAGE = flags.DEFINE_list(
+    "image", None, "edit: a PNG or JPEG file of any size, two for blending and interpolation; gallery: some."
+)
 _MASK = flags.DEFINE_string("mask", None, "edit: a picture whose white pixels are kept, for inpainting and blending.")
 _PATCH = flags.DEFINE_integer("patch", 4, "edit: pixels that super_resolution makes one of, along each side.")
 _SIGMA = flags.DEFINE_float("sigma", None, "edit: std of the noise that denoising removes; black to white is 2.")
 _ADD_NOISE = flags.DEFINE_boolean("add_noise", False, "edit: denoising adds the noise of --sigma first.")
 _MARGIN = flags.DEFINE_float("margin", 0.25, "edit: share of each side that outpainting adds.", 0.0, 0.49)
-_SEEDS = flags.DEFINE_list("seeds", None, "edit: the two seeds of interpolation, as 3,8.")
+_SEEDS = flags.DEFINE_list("seeds", None, "edit: two seeds to interpolate between, as 3,8, in place of pictures.")
+_CLIP = flags.DEFINE_boolean(
+    "clip", True, "edit: clip every estimate to black and white; --noclip for models that do better without."
+)
 _STD = flags.DEFINE_list("std", None, "average: its width as a share of the training, as 0.08, or several.")
 _SOURCE = flags.DEFINE_string("source", None, "import: the checkpoint's file or folder.")
 _FORMAT = flags.DEFINE_string(
@@ -103,9 +108,10 @@ def dispatch() -> None:
             sigma=_SIGMA.value,
             add_noise=_ADD_NOISE.value,
             margin=_MARGIN.value,
+            clip=_CLIP.value,
         )
     elif _MODE.value == "gallery":
-        gallery.run(_workdir(), images=_IMAGE.value, out=_OUT.value, seed=_SEED.value)
+        gallery.run(_workdir(), images=_IMAGE.value, out=_OUT.value, seed=_SEED.value, times=_TIMES.value)
     elif _MODE.value == "average":
         averaging.run(_workdir(), stds=_STD.value, out=_OUT.value)
     elif _MODE.value == "import":

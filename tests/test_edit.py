@@ -203,7 +203,7 @@ def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
     with pytest.raises(ConfigError, match="diffusion teacher"):
         run(teacher, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
     with pytest.raises(ConfigError, match="consistency model"):
-        gallery.run(teacher, images=None, out=None, seed=0)
+        gallery.run(teacher, images=None, out=None, seed=0, times=None)
     conditional = make_run(tmp_path / "conditional", num_classes=3)
     with pytest.raises(ConfigError, match="--label is missing: the model has 3 classes"):
         run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
@@ -214,10 +214,9 @@ def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypa
     traced, loop = [], tasks.edit
     monkeypatch.setattr(tasks, "edit", lambda *args, **kwargs: traced.append(args) or loop(*args, **kwargs))
     with pytest.raises(ConfigError, match="--image is missing"):
-        gallery.run(workdir, images=None, out=None, seed=0)
-    gallery.run(
-        workdir, images=[str(pictures / name) for name in ("a.png", "b.png")], out=str(tmp_path / "g.png"), seed=0
-    )
+        gallery.run(workdir, images=None, out=None, seed=0, times=None)
+    given = [str(pictures / name) for name in ("a.png", "b.png")]
+    gallery.run(workdir, images=given, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
     height, width, _ = pixels(tmp_path / "g.png").shape
     assert height == 8 * 66 + 2
     assert width > 12 * 66

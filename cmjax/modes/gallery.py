@@ -27,7 +27,7 @@ COLUMNS = 4
 """Pictures in a row, each as original, degraded and result."""
 
 
-def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int) -> None:
+def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, times: list[str] | None) -> None:
     """Draw the gallery of the newest checkpoint of `workdir` into `out`, from held-out or given pictures."""
     path = Path(out or workdir / "gallery.png")
     if path.suffix != ".png":
@@ -36,26 +36,31 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int) 
     if flow_map.kind != "consistency" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")
     pictures, labels = _pictures(record, images, flow_map, seed)
+    grid = read_times(times, flow_map, record["config"]["model"]["rho"])
     rows, names = [], []
     with progress("gallery", len(ALL_TASKS)) as update:
-        for i, (name, row) in enumerate(_rows(flow_map, record, pictures, labels, seed)):
+        for i, (name, row) in enumerate(_rows(flow_map, record, pictures, labels, seed, grid)):
             rows.append(row)
             names.append(name)
             update(i + 1, name)
-    grid = image_grid(to_uint8(np.concatenate(rows)), columns=3 * COLUMNS)
+    picture = image_grid(to_uint8(np.concatenate(rows)), columns=3 * COLUMNS)
     try:
-        save_png(path, with_captions(grid, names))
+        save_png(path, with_captions(picture, names))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     print(f"{path}: a row for each of {', '.join(names)}; original | degraded | result")
 
 
 def _rows(
-    flow_map: FlowMap, record: dict[str, Any], pictures: np.ndarray, labels: np.ndarray | None, seed: int
+    flow_map: FlowMap,
+    record: dict[str, Any],
+    pictures: np.ndarray,
+    labels: np.ndarray | None,
+    seed: int,
+    grid: tuple[float, ...],
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A task's name and its row, (3·COLUMNS, h, w, c) in [-1, 1]; tasks that the pictures do not allow are left out."""
     h, w, c = flow_map.shape
-    grid = read_times(None, flow_map, record["config"]["model"]["rho"])
     hole, half = np.ones((1, h, w, 1), np.float32), np.ones((1, h, w, 1), np.float32)
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
     half[:, :, w // 2 :] = 0
