@@ -83,9 +83,10 @@ def shortcut_loss(
     conditions: Conditions = NO_CONDITIONS,
 ) -> PerSample:
     """F_θ(x_t, t, s) learns the mean of two half steps of F_θ⁻, t → r → s, on the first `share` of the batch, and the
-    velocity at s = t, which is flow matching, on the rest.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
+    velocity on the rest, which is flow matching.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
 
-    Its pairs: `dyadic_pairs`, of which r is halfway.
+    Its pairs: `dyadic_pairs` of the same `share`. The rest's steps t → s are theirs, the finest, where one of Euler's
+    is good enough.
     """
     x_t, velocity, dropout_key = _on_line(key, x0, pair, path)
     count = round(share * len(x0))  # of samples that learn from their own half steps
@@ -94,8 +95,7 @@ def shortcut_loss(
     one = _mean_velocity(net, target_params, x, first, middle, dropout_key, inputs)
     two = _mean_velocity(net, target_params, x - per_sample(first - middle, x) * one, middle, last, dropout_key, inputs)
     target = jnp.concatenate([(one + two) / 2, velocity[count:]])
-    destination = jnp.concatenate([last, pair.t[count:]])
-    out = _mean_velocity(net, params, x_t, pair.t, destination, dropout_key, conditions)
+    out = _mean_velocity(net, params, x_t, pair.t, pair.destination, dropout_key, conditions)
     return distance(out, jax.lax.stop_gradient(target))
 
 

@@ -55,10 +55,15 @@ def with_boundary(f: Denoiser) -> Denoiser:
 
 
 def moved_to(f: Denoiser, path: Path, s: Time) -> Denoiser:
-    """f's estimate of the clean data moved by DDIM to time s: x_t itself at t = s.   [Heek et al. 2024, eq. 7]"""
+    """f's estimate of the clean data moved by DDIM to time s <= t: x_t itself at t = s, also at s = 0 where neither f
+    nor DDIM is defined.   [Heek et al. 2024, eq. 7]
+    """
 
     def moved(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
-        return path.ddim(x, f(params, x, t, key=key, **conditions), t, s)
+        t, end = (jnp.broadcast_to(jnp.asarray(time, x.dtype), x.shape[:1]) for time in (t, s))
+        start = jnp.where(t > end, t, 1)
+        away = path.ddim(x, f(params, x, start, key=key, **conditions), start, end)
+        return jnp.where(per_sample(t > end, x), away, x)
 
     return moved
 
@@ -76,4 +81,4 @@ def batch_denoiser(
     logits = (a * products - a**2 * jnp.sum(own**2, axis=1)[None] / 2) / b**2
     if label is not None:
         logits = jnp.where(label[:, None] == label[None], logits, -jnp.inf)
-    return (jax.nn.softmax(logits, axis=1) @ own).reshape(x_t.shape)
+    return jnp.matmul(jax.nn.softmax(logits, axis=1), own, precision="highest").reshape(x_t.shape)

@@ -134,22 +134,26 @@ def between(pairs: PairSampler, share: Schedule) -> PairSampler:
     return draw
 
 
-def dyadic_pairs(*, steps: int, t_max: float = 1.0) -> PairSampler:
-    """t, s and r halfway: t − s = t_max·2^−j with 1 <= 2^j < steps and t a multiple of it; j uniform.
+def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> PairSampler:
+    """Of the first `share` of the batch t, s and r halfway: t − s = t_max·2^−j with 1 <= 2^j < steps and t a multiple
+    of it; j uniform. Of the rest, whose half steps nothing else teaches, one of `steps` steps: r = s = t − t_max/steps.
 
-    `steps`, a power of two, is the finest number of steps, whose halves are the shortest.   [Frans et al. 2025, alg. 1]
-    Raises: ValueError where steps is no power of two from 2 on.
+    `steps`, a power of two, is the finest number of steps.   [Frans et al. 2025, alg. 1 and its released code]
+    Raises: ValueError where steps is no power of two from 2 on, or share lies outside [0, 1].
     """
     levels = round(math.log2(max(steps, 1)))
     if steps < 2 or 2**levels != steps:
         raise ValueError(f"steps must be a power of two from 2 on, got {steps}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], got {share}")
 
     def draw(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
-        count = 2 ** jax.random.randint(level_key, (batch_size,), 0, levels)
+        halved = jnp.arange(batch_size) < round(share * batch_size)
+        count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps)
         place = jnp.floor(jax.random.uniform(place_key, (batch_size,)) * count)
         t, s = (t_max * (place + 1) / count, t_max * place / count)
-        return Pair(t=t, r=(t + s) / 2, s=s)
+        return Pair(t=t, r=jnp.where(halved, (t + s) / 2, s), s=s)
 
     return draw
 

@@ -1,6 +1,6 @@
 """Gaussian probability paths x_t = a(t)·x0 + b(t)·noise and the probability-flow ODE along them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from cmjax.core.typing import Denoiser, Params, Samples, Time
 
 
-def per_sample(value: Time, x: Array) -> Array:
+def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:
     """Give a scalar or (b,) array trailing axes of length one, so that it multiplies `x` (b, ...) sample by sample."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
@@ -24,6 +24,7 @@ class Path:
     """The signal scale a(t), the noise scale b(t) and their derivatives, elementwise functions of time.
 
     `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for what moves between noise levels off a grid of times.
+    `spaced_by_level`: samplers' steps are spaced by noise level, as Karras's are, and not by time.
     """
 
     a: Callable[[Array], Array]
@@ -31,6 +32,7 @@ class Path:
     da: Callable[[Array], Array]
     db: Callable[[Array], Array]
     time_of: Callable[[Array], Array] | None = field(default=None, kw_only=True)
+    spaced_by_level: bool = field(default=False, kw_only=True)
 
     def add_noise(self, x0: Samples, noise: Samples, t: Time) -> Samples:
         """x_t = a(t)·x0 + b(t)·noise."""
@@ -76,7 +78,14 @@ class Path:
         return self.a(r) * denoised + self.b(r) / self.b(t) * (x - self.a(t) * denoised)
 
 
-ve = Path(a=jnp.ones_like, b=lambda t: t, da=jnp.zeros_like, db=jnp.ones_like, time_of=lambda level: level)
+ve = Path(
+    a=jnp.ones_like,
+    b=lambda t: t,
+    da=jnp.zeros_like,
+    db=jnp.ones_like,
+    time_of=lambda level: level,
+    spaced_by_level=True,
+)
 """x_t = x0 + t·noise: time is the noise std.   [Karras et al. 2022; Song et al. 2023]"""
 
 linear = Path(
@@ -98,6 +107,7 @@ def trig(*, sigma_data: float) -> Path:
         da=lambda t: -jnp.sin(t),
         db=lambda t: sigma_data * jnp.cos(t),
         time_of=lambda level: jnp.arctan(level / sigma_data),
+        spaced_by_level=True,
     )
 
 
@@ -134,7 +144,7 @@ def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float 
 
 
 @lru_cache
-def table(log_signal: Sequence[float]) -> Path:
+def table(log_signal: tuple[float, ...]) -> Path:
     """The path of a table of ln a², descending, b² = 1 − a²: t = i/len(table) is its entry i.
 
     Raises: ValueError where the table is shorter than two, not below 0 or not descending.

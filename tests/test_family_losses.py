@@ -1,0 +1,356 @@
+"""The discrete losses: where their gradients vanish, what they differentiate, and ECT's recorded values."""
+
+from functools import partial
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from peers import DENOISER, with_noise
+
+from cmjax.core import distances, weightings
+from cmjax.core.losses import (
+    consistency_distillation_loss,
+    consistency_training_loss,
+    easy_consistency_tuning_loss,
+    improved_consistency_training_loss,
+    multistep_consistency_training_loss,
+    progressive_distillation_loss,
+    stable_consistency_tuning_loss,
+    truncated_consistency_training_loss,
+)
+from cmjax.core.objectives import batch_denoiser, moved_to, with_boundary
+from cmjax.core.oracles import dataset_denoiser
+from cmjax.core.pairs import shrinking_gap
+from cmjax.core.paths import linear, trig, ve
+from cmjax.core.solvers import heun_step
+from cmjax.core.typing import Pair
+
+pytestmark = pytest.mark.usefixtures("x64")
+KEY = jax.random.key(0)
+MANY = 80_000
+PATHS = {"ve": ve, "trig": trig(sigma_data=0.5), "linear": linear}
+HUBER = partial(distances.pseudo_huber, c=0.01)
+
+
+def times(count, low=0.2, high=0.9):
+    return jax.random.uniform(jax.random.key(5), (count,), jnp.float64, low, high)
+
+
+def close(t, gap=1e-3):
+    return Pair(t, (1 - gap) * t)
+
+
+def ct(path, params, variance):
+    x0 = exact.data(jax.random.key(1), MANY)
+    return consistency_training_loss(
+        exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0, close(times(MANY)),
+        path=path, distance=distances.l2, weight=weightings.inverse_gap,
+    )  # fmt: skip
+
+
+def ict(path, params, variance):
+    """Its target is the student: the gradient of forward mode, too, must not see it."""
+    x0 = exact.data(jax.random.key(1), MANY)
+    f = exact.consistency_model(path, variance=variance)
+    return improved_consistency_training_loss(f, params, KEY, x0, close(times(MANY)), path=path)
+
+
+def ect(path, params, variance):
+    x0 = exact.data(jax.random.key(1), MANY)
+    return easy_consistency_tuning_loss(
+        exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0, close(times(MANY)),
+        path=path, distance=HUBER, weight=weightings.inverse_gap,
+    )  # fmt: skip
+
+
+def denoising_ect(path, params, variance):
+    """r = 0, whose best model is the denoiser."""
+    x0, t = exact.data(jax.random.key(1), MANY), times(MANY)
+    return easy_consistency_tuning_loss(
+        exact.denoiser(path, variance), params, exact.AT_ZERO, KEY, x0, Pair(t, 0 * t),
+        path=path, distance=distances.l2, weight=weightings.inverse_gap,
+    )  # fmt: skip
+
+
+def multistep(path, params, variance):
+    """Of a model that is exact about its segment's edge: D̂ from which DDIM goes to Φ(x, t, s)."""
+    x0, t, s = exact.data(jax.random.key(1), MANY), times(MANY, 0.3), jnp.full(MANY, 0.2)
+
+    def f(params, x, t, *, key=None):
+        ratio = exact.per_sample(path.b(s) / path.b(t), x)
+        gain = exact.per_sample(path.a(s), x) - ratio * exact.per_sample(path.a(t), x)
+        return (exact.flow(path, x, t, s, variance) - ratio * x) / gain + exact.moves(params, x, t)
+
+    return multistep_consistency_training_loss(
+        f, params, exact.AT_ZERO, KEY, x0, close(t)._replace(s=s),
+        path=path, distance=HUBER, weight=weightings.inverse_gap,
+    )  # fmt: skip
+
+
+def tcm(path, params, variance):
+    """The first stage is exact: what is tested is the student's, on both sides of t'."""
+    x0, boundary = exact.data(jax.random.key(1), MANY), 0.4
+    return truncated_consistency_training_loss(
+        exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0,
+        close(times(MANY, boundary), 3e-3), path=path, first_stage=exact.consistency_model(path, variance=variance),
+        first_params=exact.AT_ZERO, boundary=boundary, share=0.25, boundary_weight=0.1, distance=HUBER,
+        weight=weightings.inverse_gap,
+    )  # fmt: skip
+
+
+def sct(path, params, variance):
+    """A batch's samples share its data: the gradient of each of many small batches."""
+
+    def batch(key):
+        x0_key, key = jax.random.split(key)
+        x0 = exact.data(x0_key, 8)
+        return stable_consistency_tuning_loss(
+            exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, key, x0, close(times(8)),
+            path=path, distance=distances.l2, weight=weightings.inverse_gap,
+        ).mean()  # fmt: skip
+
+    return jax.vmap(batch)(jax.random.split(KEY, MANY // 8))
+
+
+ON = [(ct, "ve trig linear"), (ict, "ve"), (ect, "linear"), (denoising_ect, "ve trig"), (multistep, "ve trig linear")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(method, path) for method, paths in [*ON, (tcm, "ve"), (sct, "ve trig")] for path in paths.split()],
+)
+def test_no_gradient_at_the_exact_answer(method, path):
+    """In expectation over data and noise; and there is one at the answer for data of 1.2 times the variance."""
+    right, wrong = exact.standard_errors(partial(method, PATHS[path]))
+    assert right < 4
+    assert wrong > 20
+
+
+def test_the_batch_estimate_varies_less_than_the_data():
+    of_sct, of_ct = (exact.gradients(partial(method, ve), exact.VARIANCE) for method in (sct, ct))
+    assert np.all(of_sct.std(0) < 0.9 * of_ct.reshape(-1, 8, 4).mean(1).std(0))
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_distillation_from_the_exact_teacher_has_no_gradient_but_the_solvers_error(path):
+    """Heun's local error is of third order in t − r, and the weight 1/(t − r)."""
+    x0, t = exact.data(jax.random.key(1), 64), times(64)
+
+    def largest(gap, variance=exact.VARIANCE):
+        def losses(params):
+            return consistency_distillation_loss(
+                exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0, close(t, gap),
+                path=path, teacher=exact.denoiser(path), teacher_params=exact.AT_ZERO, ode_step=heun_step,
+                distance=distances.l2, weight=weightings.inverse_gap,
+            )  # fmt: skip
+
+        return np.abs(exact.gradients(losses)).max()
+
+    assert largest(0.02) < 1e-3 < 0.02 < largest(0.02, exact.OFF)
+    assert largest(0.04) / largest(0.02) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_progressive_distillation_of_the_exact_teacher_ends_at_itself(path):
+    x0, t = exact.data(jax.random.key(1), 64), times(64)
+
+    def largest(gap, variance=exact.VARIANCE):
+        def losses(params):
+            return progressive_distillation_loss(
+                exact.denoiser(path, variance), params, KEY, x0, close(t, gap), path=path,
+                teacher=exact.denoiser(path), teacher_params=exact.AT_ZERO, rho=7.0, distance=distances.l2,
+                weight=weightings.uniform,
+            )  # fmt: skip
+
+        return np.abs(exact.gradients(losses)).max()
+
+    assert largest(0.01) < 0.01 < 0.1 < largest(0.01, exact.OFF)
+    assert largest(0.02) / largest(0.01) == pytest.approx(2, rel=0.1)
+
+
+def arguments(method):
+    """(loss of (student's parameters, target's parameters, the third party's), whether there is a third party)."""
+    x0, t = exact.data(jax.random.key(1), 8), times(8, 0.4)
+    pair = Pair(t, jnp.where(jnp.arange(8) < 4, 0.5, 0.95) * t, jnp.full(8, 0.1))
+    f, knobs = exact.consistency_model(ve), {"path": ve, "distance": HUBER, "weight": weightings.inverse_gap}
+    return {
+        "ect": lambda w, target, other: easy_consistency_tuning_loss(f, w, target, KEY, x0, pair, **knobs),
+        "sct": lambda w, target, other: stable_consistency_tuning_loss(f, w, target, KEY, x0, pair, **knobs),
+        "multistep": lambda w, target, other: multistep_consistency_training_loss(f, w, target, KEY, x0, pair, **knobs),
+        "tcm": lambda w, target, other: truncated_consistency_training_loss(
+            f, w, target, KEY, x0, pair, first_stage=f, first_params=other, boundary=0.4, share=0.25,
+            boundary_weight=0.1, **knobs,
+        ),
+        "pd": lambda w, target, other: progressive_distillation_loss(
+            f, w, KEY, x0, pair, teacher=f, teacher_params=other, rho=7.0, **knobs
+        ),
+        "ict": lambda w, target, other: improved_consistency_training_loss(f, w, KEY, x0, pair, path=ve),
+    }[method]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["ect", "sct", "multistep", "tcm", "pd"])
+def test_no_gradient_enters_targets_teachers_and_first_stages(method):
+    loss = arguments(method)
+    w, target, other = (jnp.array([0.1, 0.2, -0.1, 0.05]) * scale for scale in (1, 0.9, 0.8))
+    of_student, of_target, of_other = jax.grad(lambda *all: loss(*all).mean(), argnums=(0, 1, 2))(w, target, other)
+    assert np.all(of_student != 0)
+    assert not np.any(of_target)
+    assert not np.any(of_other)
+    if method != "pd":  # the target matters, and as the student itself it is as a copy of it
+        assert np.any(loss(w, target, other) != loss(w, 2 * target, other))
+        shared = jax.grad(lambda w: loss(w, w, other).mean())(w)
+        np.testing.assert_array_equal(shared, jax.grad(lambda w, copy: loss(w, copy, other).mean())(w, jnp.array(w)))
+
+
+def test_ict_is_ct_with_a_copy_of_the_student():
+    w, x0, t = jnp.array([0.1, 0.2, -0.1, 0.05]), exact.data(jax.random.key(1), 8), times(8)
+    f, distance = exact.consistency_model(ve), partial(distances.pseudo_huber, c=0.00054 * np.sqrt(2))
+
+    def copied(w):
+        return consistency_training_loss(
+            f, w, 1.0 * np.asarray([0.1, 0.2, -0.1, 0.05]), KEY, x0, close(t, 0.1),
+            path=ve, distance=distance, weight=weightings.inverse_gap,
+        ).mean()  # fmt: skip
+
+    def ours(w):
+        return improved_consistency_training_loss(f, w, KEY, x0, close(t, 0.1), path=ve).mean()
+
+    np.testing.assert_allclose(ours(w), copied(w), rtol=1e-13)
+    np.testing.assert_allclose(jax.grad(ours)(w), jax.grad(copied)(w), rtol=1e-12)
+
+
+def test_tcm_is_the_mean_consistency_and_the_weighted_mean_boundary_term():
+    x0, t = exact.data(jax.random.key(1), 12), times(12, 0.5)
+    r = jnp.where(jnp.arange(12) < 6, 0.3, 0.95 * t)  # below and above t' = 0.4
+    noise = jax.random.normal(jax.random.split(KEY)[0], x0.shape, jnp.float64)
+    f, first = exact.consistency_model(ve), exact.consistency_model(ve, variance=exact.OFF)
+    w, target, other = (jnp.array([0.1, 0.2, -0.1, 0.05]) * scale for scale in (1, 0.9, 0.8))
+    labels = []
+
+    def student(params, x, t, *, key=None, label):
+        labels.append(label)
+        return f(params, x, t)
+
+    ours = truncated_consistency_training_loss(
+        student, w, target, KEY, x0, Pair(t, r), path=ve,
+        first_stage=lambda params, x, t, *, key=None, label: first(params, x, t), first_params=other, boundary=0.4,
+        share=0.25, boundary_weight=0.1, distance=distances.l2, weight=weightings.inverse_gap,
+        conditions={"label": jnp.arange(12)},
+    )  # fmt: skip
+    x_t, x_r, x_b = (x0 + exact.per_sample(time, x0) * noise for time in (t, r, 0.4))
+    aim = jnp.where(jnp.arange(12)[:, None] < 6, first(other, x_r, r), f(target, x_r, r))
+    consistency = (((f(w, x_t, t) - aim) ** 2).mean(1) / (t - r)).mean()
+    held = ((f(w, x_b[:3], 0.4) - first(other, x_b[:3], 0.4)) ** 2).mean()
+    assert ours.shape == (12,)
+    np.testing.assert_allclose(ours.mean(), consistency + 0.1 * held, rtol=1e-12)
+    assert {len(label) for label in labels} == {12, 3}
+
+
+def test_batch_denoiser_is_the_exact_denoiser_of_the_batch():
+    """On `ve` the oracle's; on another path carried there. With labels, of each class apart."""
+    batch, t = jax.random.normal(jax.random.key(1), (6, 2, 3), jnp.float64), times(6)
+    noise = jax.random.normal(jax.random.key(2), batch.shape, jnp.float64)
+    for path in PATHS.values():
+        x_t = path.add_noise(batch, noise, t)
+        scaled, level = x_t / exact.per_sample(path.a(t), x_t), path.noise_level(t)
+        expected = dataset_denoiser(scaled, level, data=batch)
+        np.testing.assert_allclose(batch_denoiser(x_t, t, batch, path=path), expected, rtol=1e-10)
+        ours = batch_denoiser(x_t, t, batch, path=path, label=jnp.array([0, 1, 0, 1, 1, 0]))
+        for own in (np.array([0, 2, 5]), np.array([1, 3, 4])):
+            np.testing.assert_allclose(
+                ours[own], dataset_denoiser(scaled[own], level[own], data=batch[own]), rtol=1e-10
+            )
+
+
+def test_stable_tuning_goes_to_r_with_the_batch_estimate():
+    """At r = 0 the target is the estimate itself, and of one sample it is ECT."""
+    x0, t = exact.data(jax.random.key(1), 6), times(6)
+    noise = jax.random.normal(jax.random.key(2), x0.shape, jnp.float64)
+    f, w = exact.consistency_model(ve), jnp.array([0.1, 0.2, -0.1, 0.05])
+    knobs = {"path": with_noise(noise), "distance": distances.l2, "weight": weightings.uniform}
+    ours = stable_consistency_tuning_loss(f, w, w, KEY, x0, Pair(t, 0 * t), **knobs)
+    x_t = x0 + t[:, None] * noise
+    expected = ((f(w, x_t, t) - dataset_denoiser(x_t, t, data=x0)) ** 2).mean(1)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    one = {**knobs, "path": with_noise(noise[:1])}
+    alone, plain = (
+        loss(f, w, w, KEY, x0[:1], close(t[:1], 0.3), **one)
+        for loss in (stable_consistency_tuning_loss, easy_consistency_tuning_loss)
+    )
+    np.testing.assert_allclose(alone, plain, rtol=1e-12)
+
+
+def test_moving_ends_at_the_input_on_the_edge_and_at_the_estimate_at_time_zero():
+    x = jax.random.normal(jax.random.key(0), (3, 2), jnp.float64)
+
+    def f(params, x, t, *, key=None):
+        return params * x + exact.per_sample(jnp.log(t), x)
+
+    for path in PATHS.values():
+        t, s = jnp.array([0.5, 0.3, 0.0]), jnp.array([0.5, 0.0, 0.0])
+        moved = moved_to(f, path, s)
+        ours = moved(0.7, x, t)
+        np.testing.assert_array_equal(ours[jnp.array([0, 2])], x[jnp.array([0, 2])])
+        np.testing.assert_allclose(ours[1], 0.7 * x[1] + np.log(0.3), rtol=1e-12)
+        assert np.isfinite(jax.grad(lambda w, moved=moved, t=t: moved(w, x, t).sum())(0.7))
+
+
+@pytest.mark.parametrize("size", [jnp.float32, jnp.float64])
+def test_the_boundary_is_the_input_with_finite_gradients(size):
+    x, t = jnp.ones((3, 2), size), jnp.array([0.5, 0.0, 2.0], size)
+
+    def f(params, x, t, *, key=None):
+        return params * x * exact.per_sample(jnp.log(t) / t, x)
+
+    bounded = with_boundary(f)
+    np.testing.assert_array_equal(bounded(jnp.asarray(0.7, size), x, t)[1], x[1])
+    np.testing.assert_array_equal(bounded(jnp.asarray(0.7, size), x, t)[2], f(0.7, x, t)[2].astype(size))
+    assert np.isfinite(jax.grad(lambda w: bounded(w, x, t).sum())(jnp.asarray(0.7, size)))
+    assert np.all(np.isfinite(jax.grad(lambda x: bounded(0.7, x, t).sum())(x)))
+
+
+@pytest.fixture
+def recorded(shared):
+    return np.load(shared / "parity" / "ect.npz")
+
+
+GAPS = [("const", 2, s) for s in (0, 1, 4)] + [("sigmoid", q, s) for q in (2, 4, 256) for s in (0, 1, 4)]
+ADJUST = {"const": "constant", "sigmoid": "sigmoid"}
+
+
+@pytest.mark.parametrize(("adjust", "q", "stage"), [*GAPS, *(("const", q, s) for q in (4, 256) for s in (0, 1, 4))])
+def test_the_shrinking_gap_is_ects(recorded, adjust, q, stage):
+    ratio = shrinking_gap(q=float(q), stage=lambda step: step // 10, adjust=ADJUST[adjust])
+    ours = ratio(jnp.asarray(recorded["t_grid"]), 10 * stage + 3)
+    np.testing.assert_allclose(ours, recorded[f"r_{adjust}_q{q}_s{stage}"], rtol=1e-12, atol=1e-14)
+
+
+STAGES = [(2, s) for s in (0, 1, 3, 7)] + [(q, s) for q in (4, 256) for s in (0, 1)]
+CASES = [(adjust, q, stage, c) for adjust in ADJUST for q, stage in STAGES for c in (0.0, 0.06)]
+IMAGENET = partial(weightings.karras, sigma_data=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "adjust", "q", "stage", "c", "weight"),
+    [
+        *((f"ecm_{a}_q{q}_c{c:g}_s{s}", a, q, s, c, weightings.inverse_gap) for a, q, s, c in CASES),
+        *((f"ecm_imgnet_snrpk_q4_s{s}", "sigmoid", 4, s, 0.0, IMAGENET) for s in (0, 2)),
+    ],
+)
+def test_easy_tuning_is_ects(recorded, name, adjust, q, stage, c, weight):
+    """Losses and gradients, the parameters of the target those of the student."""
+    x0, noise = (jnp.asarray(recorded[key]) for key in ("images", "eps"))
+    t = jnp.exp(2 * jnp.asarray(recorded["rnd_normal"]).reshape(8) - 1.1)
+    ratio = shrinking_gap(q=float(q), stage=lambda step: step, adjust=ADJUST[adjust])
+
+    def each(w):
+        return easy_consistency_tuning_loss(
+            DENOISER, w, w, KEY, x0, Pair(t, ratio(t, stage)), path=with_noise(noise),
+            distance=partial(distances.pseudo_huber, c=c), weight=weight,
+        )  # fmt: skip
+
+    w = jnp.asarray(recorded["w_online"])
+    np.testing.assert_allclose(each(w), recorded[name], rtol=1e-9)
+    np.testing.assert_allclose(jax.grad(lambda w: each(w).mean())(w), recorded[f"grad_{name}"], rtol=1e-9)
