@@ -51,13 +51,15 @@ def run(
     if task == "interpolation":
         ends = _latents(images, seeds, flow_map, grid[0], conditions, options["seed"])
         results = interpolate(flow_map, ends.latents, num, time=grid[0], conditions=conditions)
-        _write(path, [ends.pictures[:1], results, ends.pictures[1:]], results, flow_map)
+        columns = {"picture": ends.pictures[:1], "on the way": results, "other picture": ends.pictures[1:]}
+        _write(path, columns, results, flow_map)
         return
     pictures = read_pictures(images, flow_map.shape, PICTURES.get(task, 1))
     known = None if mask is None else _read_mask(mask, flow_map.shape)
     settings = Options(times=grid if times else None, mask=known, label=conditions, **options)
     made = edit_pictures(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid)
-    _write(path, [made.originals[: len(pictures)], made.degraded[:1], made.results], made.results, flow_map)
+    columns = {"original": made.originals[: len(pictures)], "degraded": made.degraded[:1], "result": made.results}
+    _write(path, columns, made.results, flow_map)
 
 
 def _latents(
@@ -130,8 +132,10 @@ def _two_seeds(seeds: list[str] | None) -> tuple[int, int]:
     return first, last
 
 
-def _write(path: Path, shown: list[np.ndarray], results: np.ndarray, flow_map: FlowMap) -> None:
-    strip = np.concatenate(shown)
+def _write(path: Path, columns: dict[str, np.ndarray], results: np.ndarray, flow_map: FlowMap) -> None:
+    """The strip of the columns that have pictures, and each result alone."""
+    columns = {name: pictures for name, pictures in columns.items() if len(pictures)}
+    strip = np.concatenate(list(columns.values()))
     try:
         save_png(path, image_grid(to_uint8(strip), columns=len(strip)))
         for i, result in enumerate(to_uint8(results)):
@@ -140,4 +144,4 @@ def _write(path: Path, shown: list[np.ndarray], results: np.ndarray, flow_map: F
             save_png(path.with_name(f"{path.stem}-result{number}.png"), pixels)
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    print(f"{path}: original | degraded | result; results alone: {path.stem}-result*.png beside it")
+    print(f"{path}: {' | '.join(columns)}; results alone: {path.stem}-result*.png beside it")
