@@ -92,6 +92,6 @@ def unchanged(g: Samples) -> Samples:
     return g
 
 
-def _norm(g: Samples) -> Samples:
+def _norm(g: Samples) -> Array:
     """(b, 1, ...)."""
     return jnp.sqrt(jnp.sum(g**2, axis=tuple(range(1, g.ndim)), keepdims=True))

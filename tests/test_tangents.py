@@ -1,0 +1,315 @@
+"""The limit of the discrete losses: reached with slope one, sCM's own formula, and no gradient at the exact answer."""
+
+from functools import partial
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.core import preconditioning, weightings
+from cmjax.core.distances import l2, pseudo_huber
+from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss
+from cmjax.core.paths import linear, per_sample, trig, ve
+from cmjax.core.preconditioning import precondition
+from cmjax.core.solvers import heun_step
+from cmjax.core.tangent_losses import continuous_consistency_loss, scm_loss, velocity_of, velocity_of_data
+from cmjax.core.tangents import clipped, tangent, unchanged, unit_norm, unit_rms
+from cmjax.core.typing import Pair
+
+pytestmark = pytest.mark.usefixtures("x64")
+KEY = jax.random.key(0)
+SIGMA = 0.5
+TRIG = trig(sigma_data=SIGMA)
+W = np.array([0.7, 0.9, 0.3, 0.2, -0.4])
+ON = {
+    "ve": (ve, partial(preconditioning.edm, sigma_data=SIGMA), jnp.ones_like),
+    "trig": (TRIG, partial(preconditioning.trig, sigma_data=SIGMA), jnp.cos),
+    "trig_edm": (TRIG, partial(preconditioning.trig_edm, sigma_data=SIGMA), jnp.cos),
+    "linear": (linear, preconditioning.linear, jnp.ones_like),
+}
+
+
+def net(w, x, c_noise, *, key=None, return_weight=False):
+    """Nonlinear in x and the time, mixing a sample's elements."""
+    c = per_sample(c_noise, x)
+    out = w[0] * jnp.tanh(w[1] * x + w[2] * jnp.cos(2 * c)) + w[3] * jnp.mean(x, axis=1, keepdims=True) ** 2
+    out += w[4] * x * jnp.sin(c)
+    return (out, w[3] * jnp.cos(c_noise) + w[1]) if return_weight else out
+
+
+def setting(count=8):
+    x0 = exact.data(jax.random.key(1), count)
+    return x0, jax.random.uniform(jax.random.key(2), (count,), jnp.float64, 0.2, 0.9)
+
+
+def trajectory(path, x0, t, by_teacher, key=KEY):
+    """x_t and the velocity, as the losses draw them."""
+    noise = jax.random.normal(jax.random.split(key)[0], x0.shape, x0.dtype)
+    x_t = path.add_noise(x0, noise, t)
+    v = path.conditional_velocity(x0, noise, t)
+    return x_t, path.velocity(x_t, exact.denoise(path, x_t, t), t) if by_teacher else v
+
+
+def discrete_gradients(on, by_teacher, distance, weight):
+    """gap -> the gradient of CD (Heun) or CT over that gap, its loss times weight(t, r)."""
+    path, scalings, _ = ON[on]
+    x0, t = setting()
+    loss = consistency_training_loss
+    if by_teacher:
+        teacher = {"teacher": exact.denoiser(path), "teacher_params": exact.AT_ZERO, "ode_step": heun_step}
+        loss = partial(consistency_distillation_loss, **teacher)
+
+    @jax.jit
+    def gradient(gap):
+        return jax.grad(
+            lambda w: loss(
+                precondition(net, scalings),
+                w,
+                W,
+                KEY,
+                x0,
+                Pair(t, t - gap),
+                path=path,
+                distance=distance,
+                weight=weight,
+            ).mean()
+        )(jnp.asarray(W))
+
+    return gradient
+
+
+def check_slope_one(gradient, limit):
+    """The gradient over a gap nears `limit` in proportion to the gap."""
+    far, near = (np.linalg.norm(gradient(gap) - limit) for gap in (2e-4, 1e-4))
+    assert near < 0.01 * np.linalg.norm(limit)
+    assert 1.8 < far / near < 2.2
+
+
+@pytest.mark.parametrize("by_teacher", [True, False], ids=["teacher", "data"])
+@pytest.mark.parametrize("on", ON)
+def test_discrete_gradients_tend_to_twice_the_continuous_one(on, by_teacher):
+    path, scalings, _ = ON[on]
+    x0, t = setting()
+    give_velocity = velocity_of(exact.denoiser(path), exact.AT_ZERO) if by_teacher else velocity_of_data
+
+    def loss(w):
+        return continuous_consistency_loss(
+            net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=give_velocity, weight=weightings.snr
+        ).mean()
+
+    gradient = discrete_gradients(on, by_teacher, l2, lambda t, r: t**-2 / (t - r))
+    check_slope_one(gradient, 2 * jax.grad(loss)(jnp.asarray(W)))
+
+
+@pytest.mark.parametrize("huber", [False, True], ids=["l2", "pseudo-Huber"])
+@pytest.mark.parametrize("on", ON)
+def test_scm_is_the_limit_weighted_by_the_gain(on, huber):
+    """c_out·∇F is the gradient of f; pseudo-Huber with c = 0 has the tangent of unit norm for its limit."""
+    path, scalings, gain = ON[on]
+    x0, t = setting()
+
+    def loss(w):
+        return scm_loss(
+            net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=velocity_of_data, gain=gain,
+            normalize=partial(unit_norm, c=0.0) if huber else unchanged, weighted=False,
+        ).mean()  # fmt: skip
+
+    def weight(t, r):
+        size = jnp.abs(scalings(t).c_out)
+        return 1 / size if huber else gain(t) / size / (t - r)
+
+    distance = partial(pseudo_huber, c=0.0) if huber else l2
+    # of two elements the gradient of l2's mean square, 2/D·g, is g, as it is of pseudo-Huber's norm
+    check_slope_one(discrete_gradients(on, False, distance, weight), jax.grad(loss)(jnp.asarray(W)))
+
+
+def own_tangent(w, x, t, v, warmup):
+    """sCM's g as it is written, with dF/dt along the straight line of velocity v."""
+
+    def on_line(shift):
+        return net(w, (x + shift * v) / SIGMA, t + shift)
+
+    out, slope = jax.jvp(on_line, (0.0,), (1.0,))
+    cos, sin = jnp.cos(t)[:, None], jnp.sin(t)[:, None]
+    return out, -(cos**2) * (SIGMA * out - v) - warmup * cos * sin * (x + SIGMA * slope)
+
+
+@pytest.mark.parametrize("by_teacher", [True, False], ids=["sCD", "sCT"])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+def test_the_tangent_is_scms_own(by_teacher, warmup):
+    x0, t = setting()
+    x, v = trajectory(TRIG, x0, t, by_teacher)
+    ours = tangent(net, W, ON["trig"][1], x, t, v, gain=jnp.cos, warmup=warmup, weighted=True, conditions={})
+    out, g = own_tangent(W, x, t, v, warmup)
+    np.testing.assert_allclose(ours.out, out, rtol=1e-12)
+    np.testing.assert_allclose(ours.g, g, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(ours.log_weight, net(W, x / SIGMA, t, return_weight=True)[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("on", ON)
+def test_the_tangent_is_the_gain_times_the_models_derivative(on):
+    """Of f itself along a straight line, by differences of fourth order."""
+    path, scalings, gain = ON[on]
+    x0, t = setting()
+    x, v = trajectory(path, x0, t, False)
+    f, h = precondition(net, scalings), 1e-3
+    ahead = {n: f(W, x + n * h * v, t + n * h) for n in (-2, -1, 1, 2)}
+    slope = (8 * (ahead[1] - ahead[-1]) - (ahead[2] - ahead[-2])) / (12 * h)
+    g = tangent(net, W, scalings, x, t, v, gain=gain, conditions={}).g
+    np.testing.assert_allclose(g, per_sample(gain(t), x) * slope, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("normalize", [unit_norm, unit_rms, clipped, unchanged])
+def test_scm_and_its_gradient_are_the_papers(normalize):
+    """e^w/D·‖F_θ − F_θ⁻ − g‖² − w, the frozen network apart from the trained one."""
+    x0, t = setting()
+    x, v = trajectory(TRIG, x0, t, False)
+    knobs = {"path": TRIG, "scalings": ON["trig"][1], "give_velocity": velocity_of_data, "warmup": 0.7}
+
+    def own(w):
+        out, log_weight = net(w, x / SIGMA, t, return_weight=True)
+        frozen, g = own_tangent(W, x, t, v, 0.7)
+        norm = jnp.sqrt(jnp.sum(g**2, axis=1, keepdims=True))
+        g = {
+            unit_norm: g / (norm + 0.1),
+            unit_rms: g / (norm / np.sqrt(2) + 0.1),
+            clipped: jnp.minimum(jnp.maximum(g, -1), 1),
+            unchanged: g,
+        }[normalize]
+        return jnp.exp(log_weight) / 2 * jnp.sum((out - frozen - g) ** 2, axis=1) - log_weight
+
+    def ours(w):
+        return scm_loss(net, w, KEY, x0, t, normalize=normalize, **knobs)
+
+    assert ours(W).shape == (8,)
+    np.testing.assert_allclose(ours(W), own(W), rtol=1e-10)
+    gradients = [jax.grad(lambda w, loss=loss: loss(w).mean())(jnp.asarray(W)) for loss in (ours, own)]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-9)
+    assert np.all(gradients[0] != 0)
+
+
+def test_continuous_loss_and_its_gradient_are_the_product_of_model_and_slope():
+    x0, t = setting()
+    path, scalings, _ = ON["ve"]
+    x, v = trajectory(path, x0, t, True)
+    f = precondition(net, scalings)
+    slope = jax.jvp(lambda shift: f(W, x + shift * v, t + shift), (0.0,), (1.0,))[1]
+
+    def ours(w):
+        return continuous_consistency_loss(
+            net, w, KEY, x0, t, path=path, scalings=scalings, weight=weightings.snr,
+            give_velocity=velocity_of(exact.denoiser(path), exact.AT_ZERO),
+        )  # fmt: skip
+
+    def own(w):
+        return t**-2 * jnp.mean(f(w, x, t) * slope, axis=1)
+
+    np.testing.assert_allclose(ours(W), own(W), rtol=1e-10)
+    gradients = [jax.grad(lambda w, loss=loss: loss(w).mean())(jnp.asarray(W)) for loss in (ours, own)]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-10)
+
+
+EXACT = {
+    "ve": (*ON["ve"], lambda c: jnp.exp(4 * c)),
+    "trig": (*ON["trig"], lambda c: c),
+    "linear": (*ON["linear"], lambda c: c),
+}
+
+
+def losses(on, loss, give_velocity, count, normalize, params, variance):
+    path, scalings, gain, time_of = EXACT[on]
+    exactly, (x0, t) = exact.network(path, scalings, time_of, variance), setting(count)
+    knobs = {"path": path, "scalings": scalings, "give_velocity": give_velocity}
+    if loss is scm_loss:
+        return scm_loss(exactly, params, KEY, x0, t, **knobs, gain=gain, normalize=normalize, weighted=False)
+    return continuous_consistency_loss(exactly, params, KEY, x0, t, **knobs, weight=weightings.uniform)
+
+
+@pytest.mark.parametrize("loss", [scm_loss, continuous_consistency_loss])
+@pytest.mark.parametrize("on", EXACT)
+def test_the_exact_teacher_leaves_the_exact_student_alone(on, loss):
+    """To rounding, in every sample."""
+    teacher = velocity_of(exact.denoiser(EXACT[on][0]), exact.AT_ZERO)
+    each = partial(losses, on, loss, teacher, 64, unit_norm)
+    assert np.abs(exact.gradients(each, exact.VARIANCE)).max() < 1e-10
+    assert np.abs(exact.gradients(each, exact.OFF)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("on", "loss", "normalize"),
+    [
+        *((on, continuous_consistency_loss, None) for on in EXACT),
+        *(("trig", scm_loss, normalize) for normalize in (unchanged, unit_norm)),
+        ("linear", scm_loss, unchanged),
+    ],
+)
+def test_data_leaves_the_exact_student_alone_in_the_mean(on, loss, normalize):
+    right, wrong = exact.standard_errors(partial(losses, on, loss, velocity_of_data, 80_000, normalize))
+    assert right < 4
+    assert wrong > 20
+
+
+@pytest.mark.parametrize("loss", [scm_loss, continuous_consistency_loss])
+def test_no_gradient_enters_the_teacher(loss):
+    x0, t = setting()
+    path, scalings, _ = ON["trig"]
+    knobs = {"weight": weightings.uniform} if loss is continuous_consistency_loss else {}
+
+    def mean(w, teacher):
+        give_velocity = velocity_of(exact.denoiser(path), teacher)
+        return loss(net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=give_velocity, **knobs).mean()
+
+    w, teacher = jnp.asarray(W), jnp.asarray([0.1, 0.2, -0.1, 0.05])
+    student, other = jax.grad(mean, argnums=(0, 1))(w, teacher)
+    assert np.all(student != 0)
+    assert not np.any(other)
+    assert mean(w, teacher) != mean(w, 2 * teacher)
+
+
+@pytest.mark.parametrize("normalize", [unit_norm, unit_rms, clipped])
+def test_a_tangent_of_zero_is_no_nan(normalize):
+    np.testing.assert_array_equal(normalize(jnp.zeros((3, 2), jnp.float32)), jnp.zeros((3, 2)))
+    x0, t = jnp.zeros((3, 2), jnp.float32), jnp.array([0.1, 0.5, 1.5], jnp.float32)
+
+    def still(w, x, c_noise, *, key=None):
+        return w * x
+
+    def loss(w):
+        return scm_loss(
+            still, w, KEY, x0, t, path=TRIG, scalings=ON["trig"][1], weighted=False, normalize=normalize,
+            give_velocity=lambda path, x_t, t, x0, noise, conditions: 0 * x_t,
+        ).mean()  # fmt: skip
+
+    value, slope = jax.value_and_grad(loss)(jnp.float32(0.0))
+    assert np.isfinite(value)
+    assert np.isfinite(slope)
+
+
+def test_normalized_tangents_are_their_definitions():
+    g = jnp.array([[3.0, 4.0], [0.3, -0.4]])
+    np.testing.assert_allclose(unit_norm(g, c=0.5), [[3 / 5.5, 4 / 5.5], [0.3, -0.4]], rtol=1e-12)
+    np.testing.assert_allclose(
+        unit_rms(g, c=0.0), np.array([[3.0, 4.0]] * 2) * np.sqrt(2) / 5 * [[1, 1], [1, -1]], rtol=1e-12
+    )
+    np.testing.assert_array_equal(clipped(g, bound=3.5), [[3, 3.5], [0.3, -0.4]])
+
+
+def test_dropout_is_shared_and_conditions_reach_the_network():
+    """The primal network, its derivative and the target are of one call: one mask."""
+    seen = []
+
+    def recorder(w, x, c_noise, *, key=None, label):
+        seen.append((key, label))
+        return w * x * jax.random.bernoulli(key, 0.5, x.shape)
+
+    x0, t = setting(3)
+    label = jnp.arange(3)
+    scm_loss(
+        recorder, 0.3, KEY, x0, t, path=TRIG, scalings=ON["trig"][1], give_velocity=velocity_of_data, weighted=False,
+        conditions={"label": label},
+    )  # fmt: skip
+    assert len(seen) == 1
+    assert seen[0][0] is not None
+    assert seen[0][1] is label
