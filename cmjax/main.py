@@ -30,6 +30,9 @@ _STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver
 _LABEL = flags.DEFINE_integer(
     "label", None, "sample, edit: the class, of a class-conditional model. Default: all in turn."
 )
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "sample: scale of classifier-free guidance, of a class-conditional model; 1 is none."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
 _OUT = flags.DEFINE_string(
     "out",
@@ -91,6 +94,7 @@ def dispatch() -> None:
             solver=_SOLVER.value,
             steps=_STEPS.value,
             label=_LABEL.value,
+            guidance=_GUIDANCE.value,
         )
     elif _MODE.value == "edit":
         edit.run(

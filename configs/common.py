@@ -25,6 +25,38 @@ def base() -> ConfigDict:
     return config
 
 
+def trig_model(preconditioning: str = "trig", **changes) -> ConfigDict:
+    """TrigFlow: times up to arctan(80/σ_d), where the noise level is 80."""
+    model = ConfigDict(
+        {
+            "path": "trig",
+            "preconditioning": preconditioning,
+            "sigma_data": 0.5,
+            "t_min": 0.0,
+            "t_max": 1.56454,
+            "rho": 7.0,
+        }
+    )
+    model.update(changes)
+    return model
+
+
+def linear_model(preconditioning: str, **changes) -> ConfigDict:
+    """Flow matching: times from 0, data, to 1, noise."""
+    model = ConfigDict(
+        {
+            "path": "linear",
+            "preconditioning": preconditioning,
+            "sigma_data": 0.5,
+            "t_min": 0.0,
+            "t_max": 1.0,
+            "rho": 7.0,
+        }
+    )
+    model.update(changes)
+    return model
+
+
 def mlp(*, width: int, depth: int, **changes) -> ConfigDict:
     """A network of matrix products, for the smallest images."""
     net = ConfigDict(
@@ -171,6 +203,11 @@ def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
 def teacher_samples(*, every: int) -> ConfigDict:
     """Grids drawn by the PF-ODE."""
     return ConfigDict({"every": every, "num": 64, "solver": "heun", "solver_steps": 18})
+
+
+def few_steps(*, every: int, times: tuple[float, ...]) -> ConfigDict:
+    """Grids drawn by DDIM along `times`, of students that are denoisers."""
+    return ConfigDict({"every": every, "num": 64, "solver": "ddim", "times": times})
 
 
 def optimizer(

@@ -74,7 +74,7 @@ def test_training_loss_vanishes_where_the_data_is_a_point():
     def f(scale, x, t, *, key=None):
         return scale * gaussian_flow_map(x, t, T_MIN, mean=0.7, variance=0.0)
 
-    pair = Pair(*(time.astype(jnp.float64) for time in PAIR))
+    pair = Pair(*(time.astype(jnp.float64) for time in PAIR[:2]))
     np.testing.assert_allclose(consistency_training_loss(f, 1.0, 1.0, KEY, x0, pair, **PLAIN), 0, atol=1e-25)
     assert np.all(consistency_training_loss(f, 1.1, 1.0, KEY, x0, pair, **PLAIN) > 1e-3)
 

@@ -1,16 +1,21 @@
-"""The network of a configuration: its module, preconditioning and constants."""
+"""The network of a configuration: its module, its path, preconditioning and constants."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from cmjax.core import preconditioning
+from cmjax.core import paths
+from cmjax.core import preconditioning as scalings
+from cmjax.core.grids import path_grid
+from cmjax.core.paths import Path
 from cmjax.core.sampling import FlowMap
-from cmjax.core.typing import Denoiser, Params, PRNGKey
+from cmjax.core.typing import Denoiser, FlowNet, Net, Params, PRNGKey
 from cmjax.fields import ConfigError, Fields
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
@@ -21,21 +26,75 @@ from cmjax.nets.unet import UNet
 
 NETS: dict[str, Any] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-PRECONDITIONINGS = {
-    "denoiser": {"edm": preconditioning.edm},
-    "consistency": {"consistency": preconditioning.consistency, "piecewise": preconditioning.piecewise},
+PATHS: dict[str, Callable[..., Path]] = {
+    "ve": lambda: paths.ve,
+    "trig": paths.trig,
+    "linear": lambda: paths.linear,
+    "vp": paths.vp,
+    "ddpm": paths.ddpm,
 }
+_TRIG = {"trig": scalings.trig, "trig_edm": scalings.trig_edm}
+_DISCRETE = {
+    "denoiser": {"epsilon": scalings.epsilon, "v": scalings.v_prediction},
+    "consistency": {"lcm": scalings.lcm},
+}
+PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
+    "ve": {
+        "denoiser": {"edm": scalings.edm, "consistency": scalings.consistency},
+        "consistency": {"consistency": scalings.consistency, "piecewise": scalings.piecewise, "edm": scalings.edm},
+    },
+    "trig": {"denoiser": _TRIG, "consistency": _TRIG},
+    "linear": {
+        "denoiser": {"linear": scalings.linear},
+        "consistency": {"linear": scalings.linear},
+        "flow_map": {"linear_flow": scalings.linear_flow},
+    },
+    "vp": _DISCRETE,
+    "ddpm": _DISCRETE,
+}
+"""By the path and by what the objective makes of the network."""
+KINDS = {
+    **dict.fromkeys(("denoising", "progressive", "multistep_ct"), "denoiser"),
+    **dict.fromkeys(("mean_flow", "improved_mean_flow", "shortcut", "alpha_flow"), "flow_map"),
+}
+"""What an objective makes of the network: a consistency function unless it stands here."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What is known of a model before its data set: `make(num_classes)` makes it."""
+
+    kind: str
+    constants: Mapping[str, float]
+    path: Path
+    path_name: str
+    scalings: Callable[..., scalings.Scalings]
+    grid: Callable[[int], np.ndarray]
+    make: Callable[[int | None], "Model"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A preconditioned network without parameters. `kind` is "denoiser" or "consistency", as in `FlowMap`."""
+    """A preconditioned network without parameters. `kind` is that of `FlowMap`.
+
+    net: F itself. denoiser: D(x, t), f(x, t), or Φ(x, t, s) of the kind "flow_map".
+    grid: n -> the path's times for n sampling steps, ascending.
+    """
 
     module: nn.Module
-    denoiser: Denoiser
+    net: Net
+    denoiser: Denoiser | FlowNet
     kind: str
     constants: Mapping[str, float]
+    path: Path
+    scalings: Callable[..., scalings.Scalings]
+    grid: Callable[[int], np.ndarray]
     class_conditional: bool
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network takes the scale of classifier-free guidance."""
+        return getattr(self.module, "guided", False)
 
     def init(self, key: PRNGKey, shape: tuple[int, ...]) -> Params:
         """Fresh parameters for samples of `shape` (h, w, c)."""
@@ -43,22 +102,37 @@ class Model:
 
     def bind(self, params: Params, shape: tuple[int, ...]) -> FlowMap:
         c = self.constants
-        return FlowMap(params, self.denoiser, tuple(shape), c["t_min"], c["t_max"], self.kind)
+        return FlowMap(params, self.denoiser, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
 
 
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
     """The model of a configuration that was checked when its run began."""
-    return model_reader(Fields(config))[2](num_classes)
+    return read_model_plan(Fields(config)).make(num_classes)
 
 
-def model_reader(fields: Fields) -> tuple[str, dict[str, float], Callable[[int | None], Model]]:
-    """The model's kind and constants, and a function that makes it once the number of classes is known."""
-    kind = "denoiser" if fields.section("objective").text("name") == "denoising" else "consistency"
+def read_model_plan(fields: Fields) -> ModelPlan:
+    """The model as far as it is known without its data set, checked."""
+    kind = KINDS.get(fields.section("objective").text("name"), "consistency")
     section = fields.section("model")
-    constants = {name: section.number(name, above=0) for name in ("sigma_data", "t_min", "t_max", "rho")}
+    constants = {name: section.number(name, above=0) for name in ("sigma_data", "t_max", "rho")}
+    path = section.call("path", PATHS, **constants)
+    path_name = section.text("path").partition("(")[0]
+    constants["t_min"] = section.number("t_min", at_least=0)
+    if path_name == "ve" and not constants["t_min"]:
+        raise section.error("t_min", "must be above 0 on the path ve")
     if constants["t_min"] >= constants["t_max"]:
         raise section.error("t_min", f"must be below t_max={constants['t_max']}")
-    scalings = section.choice("preconditioning", PRECONDITIONINGS[kind], **constants)
+    if kind not in PRECONDITIONINGS[path_name]:
+        able = [name for name, kinds in PRECONDITIONINGS.items() if kind in kinds]
+        raise section.error(
+            "path", f"config.objective.name={fields.section('objective').text('name')!r} needs {able[0]}"
+        )
+    scale = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
+    try:
+        grid = partial(path_grid, path=path, **{name: constants[name] for name in ("t_min", "t_max", "rho")})
+        grid(2)
+    except ValueError as error:
+        raise section.error("t_max", str(error)) from error
 
     net = fields.section("net")
     module_class = NETS[net.one_of("name", NETS)]
@@ -72,10 +146,13 @@ def model_reader(fields: Fields) -> tuple[str, dict[str, float], Callable[[int |
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
         module = module_class(**knobs, num_classes=num_classes if conditional else 0)
-        denoiser = preconditioning.precondition(as_net(module), scalings)
-        return Model(module, denoiser, kind, constants, conditional)
+        network = as_net(module)
+        precondition = scalings.precondition_flow if kind == "flow_map" else scalings.precondition
+        return Model(
+            module, network, precondition(network, scale), kind, constants, path, scale, grid, conditional
+        )  # fmt: skip
 
-    return kind, constants, make_model
+    return ModelPlan(kind, constants, path, path_name, scale, grid, make_model)
 
 
 def _like(fields: Fields, name: str, default: Any) -> Any:

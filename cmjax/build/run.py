@@ -8,8 +8,9 @@ from typing import Any
 import optax
 from jaxtyping import Array
 
-from cmjax.build.method import Method, read_method
-from cmjax.build.model import Model, model_reader
+from cmjax.build.choices import Method
+from cmjax.build.method import read_method
+from cmjax.build.model import Model, read_model_plan
 from cmjax.build.samples import read_samples
 from cmjax.core.typing import Params, Schedule
 from cmjax.data import augment, sources
@@ -40,6 +41,7 @@ class Run:
     fsdp: int
     init_from: str
     horizontal_flip: bool
+    label_dropout: float
     augment: Callable[..., tuple[Array, Array]] | None
     open_source: Callable[..., sources.Source]
     make_model: Callable[[int | None], Model]
@@ -62,8 +64,8 @@ def read_run(config: Mapping[str, Any]) -> Run:
     parts = fields.integer("grad_accumulation", at_least=1)
     if batch_size % parts:
         raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
-    kind, constants, make_model = model_reader(fields)
-    method = read_method(fields.section("objective"), constants, steps)
+    model = read_model_plan(fields)
+    method = read_method(fields.section("objective"), model, steps)
     projection = PROJECTIONS.get(fields.section("net").text("name"))
     optimizer, learning_rate = _read_optimizer(
         fields.section("optimizer"), steps, batch_size, method.target_rate, projection
@@ -76,15 +78,16 @@ def read_run(config: Mapping[str, Any]) -> Run:
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=fields.text("init_from"),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),
-        augment=_read_augment(fields.section("data"), fields.section("net"), kind),
+        label_dropout=_read_label_dropout(fields.section("data"), fields.section("net")),
+        augment=_read_augment(fields.section("data"), fields.section("net"), model.kind),
         open_source=_read_data(fields.section("data")),
-        make_model=make_model,
+        make_model=model.make,
         method=method,
         optimizer=optimizer,
         schedules={**method.schedules, "learning_rate": learning_rate},
         checkpoint=_read_checkpoint(fields.section("checkpoint")),
         log=_read_log(fields.section("log")),
-        samples=read_samples(fields.section("samples"), kind, constants),
+        samples=read_samples(fields.section("samples"), model),
         num_figures=fields.section("figures").integer("num", at_least=0),
     )
     fields.done()
@@ -113,6 +116,16 @@ def _read_optimizer(
         projection=projection,
     )
     return optimizer, learning_rate
+
+
+def _read_label_dropout(data: Fields, net: Fields) -> float:
+    """The share of labels that training leaves out, for classifier-free guidance."""
+    rate = data.number("label_dropout", at_least=0)
+    if rate >= 1:
+        raise data.error("label_dropout", "must be below 1: the share of labels that are left out")
+    if rate and not net.boolean("class_conditional"):
+        raise data.error("label_dropout", "config.net.class_conditional=False: there are no labels to leave out")
+    return rate
 
 
 def _read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Array, Array]] | None:

@@ -1,21 +1,26 @@
 """What samples are drawn with: solvers and noise levels, from a configuration or from the command line's options."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from cmjax.build.model import ModelPlan
 from cmjax.core import paths, samplers
-from cmjax.core.grids import karras_grid
+from cmjax.core.grids import path_grid
+from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
 from cmjax.fields import ConfigError, Fields
 
 SOLVERS: dict[str, Callable] = {
+    "ddim": samplers.ddim,
     "euler": samplers.euler,
     "heun": samplers.heun,
     "midpoint": samplers.midpoint,
@@ -27,27 +32,27 @@ SOLVERS: dict[str, Callable] = {
 _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
-def read_samples(fields: Fields, kind: str, constants: Mapping[str, float]) -> dict[str, Any]:
-    """The section `samples` of a configuration."""
+def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
+    """The section `samples` of a configuration. `times` descend; those of a denoiser are a grid unless named."""
     settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
-    if kind == "denoiser":
-        name, solver = read_solver(fields)
-        return settings | {
-            "solver": solver,
-            "solver_name": name,
-            "solver_steps": fields.integer("solver_steps", at_least=2),
-        }
+    settings["guidance"] = fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0
+    if plan.kind == "denoiser":
+        name, solver = read_solver(fields, plan.path)
+        settings |= {"solver": solver, "solver_name": name}
+        if not fields.has("times"):
+            steps = fields.integer("solver_steps", at_least=2)
+            return settings | {"times": tuple(plan.grid(steps)[::-1].tolist())}
     times = fields.numbers("times")
     try:
-        check_times(times, constants["t_min"], constants["t_max"])
+        check_times(times, plan.constants["t_min"], plan.constants["t_max"])
     except ConfigError as error:
         raise fields.error("times", str(error)) from error
     return settings | {"times": times}
 
 
-def read_solver(fields: Fields) -> tuple[str, Solver]:
+def read_solver(fields: Fields, path: Path) -> tuple[str, Solver]:
     """The field `solver`: its name and the solver with its parameters bound."""
-    solver = fields.choice("solver", SOLVERS, path=paths.ve)
+    solver = fields.choice("solver", SOLVERS, path=path)
     name = next(name for name, function in SOLVERS.items() if function is solver.func)
     if name == "adaptive" and find_spec("diffrax") is None:
         raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
@@ -63,8 +68,8 @@ def _try_out(solver: Solver) -> Array:
     return solver(lambda x, t: x, x, times, lambda index: x, path=paths.ve)
 
 
-def read_times(text: str, *, t_min: float, t_max: float, rho: float) -> tuple[float, ...]:
-    """Noise levels as written: numbers, "80,0.8", or places on a descending Karras grid, "idx:0,22,39/40".
+def read_times(text: str, *, t_min: float, t_max: float, rho: float, path: Path = paths.ve) -> tuple[float, ...]:
+    """Times as written: numbers, "80,0.8", or places on a descending grid of the model's, "idx:0,22,39/40".
 
     The places are those of the released codes' `ts`, 0 for t_max and n − 1 for t_min, of n. A last place at t_min,
     where a consistency model is the identity, says where their samples end and costs no evaluation here.
@@ -72,7 +77,7 @@ def read_times(text: str, *, t_min: float, t_max: float, rho: float) -> tuple[fl
     Raises: ConfigError with a message that starts with "times".
     """
     if text.startswith("idx:"):
-        return _from_indices(text, t_min=t_min, t_max=t_max, rho=rho)
+        return _from_indices(text, partial(path_grid, path=path, t_min=t_min, t_max=t_max, rho=rho))
     try:
         times = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -81,7 +86,7 @@ def read_times(text: str, *, t_min: float, t_max: float, rho: float) -> tuple[fl
     return times
 
 
-def _from_indices(text: str, *, t_min: float, t_max: float, rho: float) -> tuple[float, ...]:
+def _from_indices(text: str, grid: Callable[[int], np.ndarray]) -> tuple[float, ...]:
     match = _INDICES.fullmatch(text.replace(" ", ""))
     if match is None:
         raise ConfigError(f"times={text}: must be places on a grid and its size, as idx:0,22,39/40")
@@ -94,8 +99,8 @@ def _from_indices(text: str, *, t_min: float, t_max: float, rho: float) -> tuple
         raise ConfigError(f"times={text}: places must ascend, from the largest noise level on")
     if len(places) > 1 and places[-1] == n - 1:
         places.pop()
-    grid = karras_grid(n, t_min=t_min, t_max=t_max, rho=rho)[::-1]
-    return tuple(float(grid[place]) for place in places)
+    descending = grid(n)[::-1]
+    return tuple(float(descending[place]) for place in places)
 
 
 def check_times(times: Sequence[float], t_min: float, t_max: float) -> None:

@@ -69,6 +69,53 @@ def doubling(*, s0: int, s1: int, total_steps: int) -> Curriculum:
     return _stages([i * length for i in range(stages)], [min(s0 * 2**i, s1) + 1 for i in range(stages)])
 
 
+def halving(*, start: int, end: int, total_steps: int) -> Curriculum:
+    """Equal stages of `start`, start/2, …, `end` intervals, N = intervals + 1.   [Salimans & Ho 2022, alg. 2]
+
+    Raises: ValueError where start is not end times a power of two, or total_steps is below the number of stages.
+    """
+    count = math.log2(start / end) + 1 if start >= end >= 1 else 0.5
+    if count != int(count):
+        raise ValueError(f"start must be end times a power of two, got {start} and {end}")
+    if total_steps < count:
+        raise ValueError(f"total_steps must be at least the number of stages, {int(count)}, got {total_steps}")
+    stages = range(int(count))
+    return _stages([i * total_steps // int(count) for i in stages], [start // 2**i + 1 for i in stages])
+
+
+def equal_stages(*, count: int, total_steps: int) -> Schedule:
+    """step -> its stage, 0 … count − 1, all equally long.   [Geng et al. 2024, ECT]"""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    return lambda step: jnp.minimum(jnp.asarray(step) * count // max(total_steps, 1), count - 1)
+
+
+def ramp(*, length: int) -> Schedule:
+    """From 0 to 1 over the first `length` steps; 1 throughout where that is 0.   [Lu & Song 2025, tangent warm-up]"""
+    if length < 0:
+        raise ValueError(f"length must be at least 0, got {length}")
+    return lambda step: jnp.minimum(jnp.asarray(step, jnp.float32) / length, 1.0) if length else jnp.ones(())
+
+
+def sigmoid_fall(
+    *, total_steps: int, start: float = 0.0, end: float = 1.0, floor: float = 0.05, steepness: float = 25.0
+) -> Schedule:
+    """From 1 to `floor` by a sigmoid about the middle of the shares `start` and `end` of the run.   [Zhang et al. 2025]
+
+    Raises: ValueError naming the argument that is out of range.
+    """
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"start and end must satisfy 0 <= start < end <= 1, got {start} and {end}")
+    if not 0 < floor <= 1:
+        raise ValueError(f"floor must lie in (0, 1], got {floor}")
+
+    def alpha(step):
+        place = (jnp.asarray(step, jnp.float32) / total_steps - start) / (end - start)
+        return jnp.clip(1 / (1 + jnp.exp(steepness * (place - 0.5))), floor, 1.0)
+
+    return alpha
+
+
 def _check_growth(s0: int, s1: int, total_steps: int) -> None:
     if s0 < 2:
         raise ValueError(f"s0 must be at least 2, got {s0}")
@@ -102,6 +149,14 @@ def scheduled_rate(*, mu0: float, curriculum: Curriculum, ema_uses_intervals: bo
     _check_rate("mu0", mu0)
     rates = np.exp(curriculum.num_scales[0] * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))
     return lambda step: jnp.asarray(rates)[curriculum.stage(step)]
+
+
+def kept_in_a_stage(*, curriculum: Curriculum) -> Schedule:
+    """1 within a stage and 0 at its last step: the average is the student as it was when the stage began.
+
+    That is progressive distillation's teacher.   [Salimans & Ho 2022, alg. 2]
+    """
+    return lambda step: jnp.where(curriculum.stage(jnp.asarray(step) + 1) > curriculum.stage(step), 0.0, 1.0)
 
 
 def _check_rate(name: str, rate: float) -> None:

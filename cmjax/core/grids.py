@@ -1,7 +1,13 @@
 """Grids of noise levels, built on the host in float64 with exact ends."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
+
+from cmjax.core.paths import Path, ve
+
+LOWEST = 0.002
+"""The noise level from which a grid is spaced that begins at none."""
 
 
 def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:
@@ -23,5 +29,23 @@ def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np
         raise ValueError(f"rho must be at least 1, got {rho}")
     root = np.linspace(t_min ** (1 / rho), t_max ** (1 / rho), n)
     grid = root**rho
+    grid[0], grid[-1] = t_min, t_max
+    return grid
+
+
+def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:
+    """The times that samplers step along, from t_min to t_max: the Karras grid of noise levels, where the path is
+    `spaced_by_level`, and otherwise evenly spaced in t.
+
+    Returns: (n,) float64, ascending, both ends exact. Raises: ValueError as `karras_grid`.
+    """
+    if path is ve:
+        return karras_grid(n, t_min=t_min, t_max=t_max, rho=rho)
+    if not path.spaced_by_level:
+        return np.linspace(t_min, t_max, n)
+    low, high = (float(path.noise_level(t)) for t in (t_min, t_max))
+    grid = np.asarray(
+        path.time_at(jnp.asarray(karras_grid(n, t_min=max(low, LOWEST), t_max=high, rho=rho))), np.float64
+    )
     grid[0], grid[-1] = t_min, t_max
     return grid

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import Denoiser, Params, PRNGKey, Samples, Time
+from cmjax.core.typing import Denoiser, Params, PerSample, PRNGKey, Samples, Time
 
 NO_LABEL = -1
 """What networks take for no class."""
@@ -17,6 +17,11 @@ NO_LABEL = -1
 def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float) -> Int[Array, " b"]:
     """Each label with probability `rate` replaced by no class.   [Ho & Salimans 2022, alg. 1]"""
     return jnp.where(jax.random.uniform(key, label.shape) < rate, NO_LABEL, label)
+
+
+def draw_guidance(key: PRNGKey, batch_size: int, *, low: float, high: float) -> PerSample:
+    """Scales (b,) uniform on [low, high], for a student that learns them all.   [Luo et al. 2023, LCM, alg. 1]"""
+    return jax.random.uniform(key, (batch_size,), minval=low, maxval=high)
 
 
 def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples:

@@ -5,6 +5,8 @@ All are functions (denoise, x, times, noises, *, path) -> samples, from the stat
 remembers from step to step and where it draws noise is nobody else's affair; those that draw none ignore `noises`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from jaxtyping import Array, Float
 
 from cmjax.core import adaptive as adaptively
 from cmjax.core.paths import Path
-from cmjax.core.solvers import euler_step, heun_step, midpoint_step, ode_velocity, solve
+from cmjax.core.solvers import ddim_step, euler_step, heun_step, midpoint_step, ode_velocity, solve
 from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Samples
 
 Times = Float[Array, " n"]
@@ -28,6 +30,11 @@ def by_ode(
 def euler(denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path) -> Samples:
     """First order, N evaluations for N times; on the `ve` path this is DDIM.   [Karras et al. 2022, alg. 1]"""
     return by_ode(denoise, x, times, noises, path=path, integrate=_along(euler_step))
+
+
+def ddim(denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path) -> Samples:
+    """First order, N evaluations; exact where D is constant along a trajectory.   [Song et al. 2021, DDIM, eq. 12]"""
+    return by_ode(denoise, x, times, noises, path=path, integrate=_along(partial(ddim_step, path=path)))
 
 
 def heun(denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path) -> Samples:

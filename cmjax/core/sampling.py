@@ -1,6 +1,6 @@
 """From noise to samples: consistency sampling in one or several evaluations, and the probability-flow ODE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from cmjax.core import samplers
 from cmjax.core.paths import Path, ve
 from cmjax.core.solvers import solve
-from cmjax.core.typing import Denoiser, Keys, OdeStep, Params, Samples, Solver, Time
+from cmjax.core.typing import Keys, OdeStep, Params, Samples, Solver, Time
 
 Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 """Noise stds from the largest down: numbers, or a grid reversed."""
@@ -22,27 +22,41 @@ Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["denoiser", "shape", "t_min", "t_max", "kind"],
+    meta_fields=["denoiser", "shape", "t_min", "t_max", "kind", "path"],
 )
 @dataclass(frozen=True)
 class FlowMap:
     """A trained network bound to its parameters: `flow_map(x, t)` estimates the clean data.
 
-    f(x, t) of a consistency model (`kind == "consistency"`), D(x, t) of a diffusion teacher (`kind == "denoiser"`).
-    A pytree whose leaves are the parameters, so it may be closed over or passed through `jax.jit` as an argument.
-    `shape` is that of one sample, (h, w, c); times lie in [t_min, t_max].
+    f(x, t) of a consistency model (`kind == "consistency"`), D(x, t) of a diffusion teacher (`kind == "denoiser"`), and
+    Φ(x, t, s), with s = t_min unless given, of a flow map between any two times (`kind == "flow_map"`). A pytree whose
+    leaves are the parameters, so it may be closed over or passed through `jax.jit` as an argument. `shape` is that of
+    one sample, (h, w, c); times lie in [t_min, t_max] and are those of `path`.
     """
 
     params: Params
-    denoiser: Denoiser = field(repr=False)
+    denoiser: Callable[..., Array] = field(repr=False)
     shape: tuple[int, ...]
     t_min: float
     t_max: float
     kind: str
+    path: Path = ve
 
-    def __call__(self, x: Array, t: Time, **conditions: Any) -> Array:
-        """x (b, h, w, c), t a scalar or (b,), `label` (b,) where the network has classes -> (b, h, w, c)."""
+    def __call__(self, x: Array, t: Time, s: Time | None = None, **conditions: Any) -> Array:
+        """x (b, h, w, c), t and s scalars or (b,), `label` (b,) where the network has classes -> (b, h, w, c).
+
+        Raises: ValueError where s is given to a model that has but one end.
+        """
+        if self.kind == "flow_map":
+            return self.denoiser(self.params, x, t, self.t_min if s is None else s, **conditions)
+        if s is not None:
+            raise ValueError(f"s was given to a {self.kind}, whose end is t_min; flow maps alone take it")
         return self.denoiser(self.params, x, t, **conditions)
+
+
+def _path_of(flow_map: Any) -> Path:
+    """The model's own path; `ve` for a function that tells none."""
+    return getattr(flow_map, "path", ve)
 
 
 def gaussian(key: Keys, shape: Sequence[int], index: int | Array = 0) -> Array:
@@ -62,7 +76,7 @@ def sample_fn(
     *,
     times: Times,
     t_min: float | None = None,
-    path: Path = ve,
+    path: Path | None = None,
     clip: bool = False,
     full_noise: bool = False,
     **conditions: Any,
@@ -74,13 +88,15 @@ def sample_fn(
     Args:    flow_map: (x, t, **conditions) -> estimate of the clean data, for example `cmjax.load(workdir)`.
              key: one key, or (b,) keys, one for each sample. shape: (b, ...) of the samples.
              times: noise stds, descending, one evaluation each; the first is T and starts from T·z.
-             t_min: ε, the time at which f is the identity; by default `flow_map.t_min`.
+             t_min: ε, the time at which f is the identity; by default `flow_map.t_min`. path: by default that of
+             `flow_map`, `ve` where it has none.
              clip: clip every estimate to [-1, 1], as OpenAI's released code does.
              full_noise: take the estimate for clean data and add τ·z, as ECT's released code does: the noise of t_min
              that it bears comes on top.
     Returns: samples of `shape`, in [-1, 1] units but not clipped unless asked.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
+    path = _path_of(flow_map) if path is None else path
     if t_min is None:
         t_min = getattr(flow_map, "t_min", None)
     if t_min is None:
@@ -113,7 +129,7 @@ def sample_chain(
     *,
     times: Times,
     gamma: float = 0.0,
-    path: Path = ve,
+    path: Path | None = None,
     **conditions: Any,
 ) -> Samples:
     """γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
@@ -126,6 +142,7 @@ def sample_chain(
             that of the samples; one evaluation for each interval.
     Raises: ValueError where `times` are fewer than two, or gamma lies outside [0, 1].
     """
+    path = _path_of(flow_map) if path is None else path
     times = jnp.asarray(times, float)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times must be a sequence of at least two noise stds, got shape {times.shape}")

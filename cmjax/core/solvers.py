@@ -18,6 +18,11 @@ def euler_step(velocity: Velocity, x: Samples, t: Time, r: Time) -> Samples:
     return x + per_sample(jnp.asarray(r) - t, x) * velocity(x, t)
 
 
+def ddim_step(velocity: Velocity, x: Samples, t: Time, r: Time, *, path: Path) -> Samples:
+    """`Path.ddim` with the denoised data that the velocity tells: Euler's step on the `ve` and linear paths."""
+    return path.ddim(x, path.denoised(x, velocity(x, t), t), t, r)
+
+
 def heun_step(velocity: Velocity, x: Samples, t: Time, r: Time) -> Samples:
     """x + (r − t)·(v(x, t) + v(x_euler, r))/2: second order, two evaluations.   [Karras et al. 2022, alg. 1]"""
     gap = per_sample(jnp.asarray(r) - t, x)

@@ -1,7 +1,7 @@
 """Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.build import Model, Run
-from cmjax.core import paths
-from cmjax.core.grids import karras_grid
+from cmjax.core.guidance import guided
 from cmjax.core.sampling import FlowMap, sample_denoiser, sample_fn
 from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
@@ -49,13 +48,12 @@ def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
     return along
 
 
-def diffusion_sampler(solver: Solver, steps: int, rho: float) -> Sampler:
-    """A teacher's samples by `solver` on a Karras grid of `steps` noise levels."""
+def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:
+    """A denoiser's samples by `solver` along the descending `times`."""
 
     def sample(flow_map, keys, conditions):
-        grid = karras_grid(steps, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)[::-1].copy()
         shape = (len(keys), *flow_map.shape)
-        return sample_denoiser(flow_map, keys, shape, times=grid, path=paths.ve, solver=solver, **conditions)
+        return sample_denoiser(flow_map, keys, shape, times=times, path=flow_map.path, solver=solver, **conditions)
 
     return _over_devices(sample)
 
@@ -97,6 +95,21 @@ def class_labels(num: int, num_classes: int | None, label: int | None = None) ->
     return {"label": labels.astype(np.int32)}
 
 
+def with_guidance(
+    flow_map: FlowMap, conditions: dict[str, np.ndarray], guidance: float, *, takes: bool
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """The model and its conditions for samples of that guidance scale.
+
+    A network that `takes` the scale is told it; any other with classes is evaluated twice, unless the scale is 1.
+    """
+    if not takes and guidance == 1:
+        return flow_map, conditions
+    scales = np.full(len(conditions["label"]), guidance, np.float32)
+    if not takes:
+        flow_map = replace(flow_map, denoiser=guided(flow_map.denoiser))
+    return flow_map, {**conditions, "guidance": scales}
+
+
 def _over_devices(sample: Callable) -> Callable[..., Any]:
     mesh = make_mesh()
     return jax.jit(
@@ -117,10 +130,8 @@ class Pictures:
     def __post_init__(self):
         settings, samplers = self.plan.samples, {}
         if self.model.kind == "denoiser":
-            steps = settings["solver_steps"]
-            samplers[f"{settings['solver_name']}-{steps}"] = diffusion_sampler(
-                settings["solver"], steps, self.model.constants["rho"]
-            )
+            name = f"{settings['solver_name']}-{len(settings['times'])}"
+            samplers[name] = diffusion_sampler(settings["solver"], settings["times"])
         else:
             for times in dict.fromkeys((settings["times"][:1], settings["times"])):
                 samplers[f"{len(times)}-step"] = consistency_sampler(times)
@@ -131,7 +142,9 @@ class Pictures:
 
     def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         num_classes = self.source.num_classes if self.model.class_conditional else None
-        flow_map, conditions = self.flow_map(state), class_labels(num, num_classes)
+        flow_map, conditions = with_guidance(
+            self.flow_map(state), class_labels(num, num_classes), self.plan.samples["guidance"], takes=self.model.guided
+        )
         return {
             name: draw_images(sampler, flow_map, num, seed=self.plan.seed, conditions=conditions)
             for name, sampler in self.samplers.items()

@@ -1,15 +1,17 @@
 """`--mode=sample`: images of a trained run, as a grid or an array."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from cmjax.build import read_solver, read_times
+from cmjax.build import ModelPlan, read_model_plan, read_samples, read_solver, read_times
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
-from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images
+from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
 from cmjax.modes.stream import write_array
 from cmjax.modes.times import find_times
 from cmjax.training.logging import progress
@@ -27,6 +29,7 @@ def run(
     solver: str | None,
     steps: int | None,
     label: int | None,
+    guidance: float | None,
 ) -> None:
     """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
     path = Path(out or workdir / "samples" / f"seed-{seed}.png")
@@ -34,15 +37,21 @@ def run(
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     flow_map = jax.device_put(load(workdir), replicated(make_mesh()))
     config = read_record(workdir)
-    if flow_map.kind == "consistency" and times and times[0].startswith("auto:"):
+    if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
         times = [str(t) for t in find_times(workdir, flow_map, _count(times))]
-    sampler = _sampler(flow_map, config["config"]["model"]["rho"], times, solver, steps)
+    plan = read_model_plan(Fields(config["config"]))
+    sampler = _sampler(flow_map, plan, config["config"].get("samples"), times, solver, steps)
     num_classes = config["num_classes"] if config["config"]["net"]["class_conditional"] else None
     if label is not None and not 0 <= label < (num_classes or 0):
         raise ConfigError(f"--label={label}: the model has {num_classes or 'no'} classes, numbered from 0")
-    conditions = class_labels(num, num_classes, label)
+    if guidance is not None and (guidance < 0 or not num_classes):
+        raise ConfigError(f"--guidance={guidance}: must be at least 0, of a model with classes, which this has not")
+    takes = config["config"]["net"].get("guided", False)
+    flow_map, conditions = with_guidance(
+        flow_map, class_labels(num, num_classes, label), 1.0 if guidance is None else guidance, takes=takes
+    )
     settings = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir), "seed": seed, "times": times}
-    settings |= {"solver": solver, "steps": steps, "label": label}
+    settings |= {"solver": solver, "steps": steps, "label": label, "guidance": guidance}
     with progress("sampling", num) as update:
 
         def draw(start: int, stop: int) -> np.ndarray:
@@ -66,14 +75,30 @@ def run(
     print(f"{num} images of {workdir}: {path}")
 
 
-def _sampler(flow_map: FlowMap, rho: float, times: list[str] | None, solver: str | None, steps: int | None) -> Sampler:
+def _sampler(
+    flow_map: FlowMap,
+    plan: ModelPlan,
+    trained: Mapping[str, Any] | None,
+    times: list[str] | None,
+    solver: str | None,
+    steps: int | None,
+) -> Sampler:
+    """What the command line asks for; what it leaves open as the run drew its own samples, `trained`."""
+    rho = plan.constants["rho"]
     if flow_map.kind == "denoiser":
-        if times is not None:
-            raise ConfigError("--times is for consistency models; this is a teacher: use --solver and --steps")
+        if times is not None and steps is not None:
+            raise ConfigError("--times and --steps both tell where a solver steps: give one of them")
         if steps is not None and steps < 2:
             raise ConfigError(f"--steps={steps}: must be at least 2")
-        chosen = read_solver(Fields({"solver": solver or "heun"}, prefix="--"))[1]
-        return diffusion_sampler(chosen, steps or 18, rho)
+        own = read_samples(Fields(trained), plan) if trained else {"solver": None, "times": None}
+        chosen = own["solver"]
+        if solver or chosen is None:
+            chosen = read_solver(Fields({"solver": solver or "heun"}, prefix="--"), flow_map.path)[1]
+        if times:
+            return diffusion_sampler(chosen, parse_times(times, flow_map, rho))
+        if steps or own["times"] is None:
+            return diffusion_sampler(chosen, tuple(plan.grid(steps or 18)[::-1].tolist()))
+        return diffusion_sampler(chosen, own["times"])
     if solver is not None or steps is not None:
         raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
     return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,))
@@ -90,6 +115,8 @@ def _count(times: list[str]) -> int:
 def parse_times(texts: list[str], flow_map: FlowMap, rho: float) -> tuple[float, ...]:
     """The noise levels that --times names for this model, as `read_times`."""
     try:
-        return read_times(",".join(texts), t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)
+        return read_times(
+            ",".join(texts), t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho, path=flow_map.path
+        )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"--{error}") from error

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from cmjax.build import read_run
-from cmjax.core.grids import karras_grid
+from cmjax.build import read_model_plan, read_run
 from cmjax.core.sampling import FlowMap
-from cmjax.fields import ConfigError
+from cmjax.fields import ConfigError, Fields
 from cmjax.files import to_json, write_atomically
-from cmjax.modes.draw import class_labels, consistency_samplers, draw_images
+from cmjax.modes.draw import class_labels, consistency_samplers, draw_images, with_guidance
 from cmjax.modes.figures import distance_to
 from cmjax.training.logging import progress
 from cmjax.workdir import newest_checkpoint, read_record
@@ -58,8 +57,13 @@ def _search(workdir: Path, flow_map: FlowMap, count: int) -> tuple[list[float], 
     open_source = read_run(config).open_source
     distance = distance_to(open_source("test"), open_source("train"), cache_dir=workdir.parent / ".cache")
     conditional = config["net"]["class_conditional"]
-    conditions = class_labels(SAMPLES, record["num_classes"] if conditional else None)
-    grid = [float(t) for t in karras_grid(GRID, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=config["model"]["rho"])]
+    flow_map, conditions = with_guidance(
+        flow_map,
+        class_labels(SAMPLES, record["num_classes"] if conditional else None),
+        config["samples"].get("guidance", 1.0),
+        takes=config["net"].get("guided", False),
+    )
+    grid = read_model_plan(Fields(config)).grid(GRID).tolist()
     places, tried, along = [GRID - 1], {}, consistency_samplers()
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
 from cmjax.training.mesh import batch_sharding, parameter_shardings, replicated
 from cmjax.training.optimizer import TARGET, averages
@@ -41,6 +42,7 @@ def make_train_step(
     seed: int,
     augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None = None,
     conditions: Sequence[str] = (),
+    label_dropout: float = 0.0,
     grad_accumulation: int = 1,
     schedules: Mapping[str, Schedule] | None = None,
 ) -> TrainStep:
@@ -51,6 +53,7 @@ def make_train_step(
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
           given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
+          label_dropout: the share of the labels that are left out.
           grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
     """
@@ -60,6 +63,8 @@ def make_train_step(
         preprocess_key, augment_key = jax.random.split(data_key)
         x0 = preprocess(batch["image"], preprocess_key)
         inputs = {name: batch[name] for name in conditions}
+        if label_dropout:
+            inputs["label"] = drop_labels(jax.random.fold_in(augment_key, 1), inputs["label"], rate=label_dropout)
         if augment is not None:
             x0, inputs["augment"] = augment(x0, augment_key)
         target_params = averages(state.opt_state).get(TARGET)

@@ -1,0 +1,21 @@
+"""α-Flow: from flow matching to MeanFlow as α falls.   [Zhang et al. 2025]
+
+python -m cmjax.main --config=configs/digits_alphaflow.py
+"""
+
+from configs import common, digits_meanflow
+
+
+def get_config():
+    config = digits_meanflow.get_config()
+    config.objective = common.ConfigDict(
+        {
+            "name": "alpha_flow",
+            "times": "logit_normal(mean=-0.4, std=1.0)",
+            "times_s": "logit_normal(mean=-0.4, std=1.0)",
+            "apart": 0.5,
+            "alpha": "sigmoid(floor=0.05)",
+            "distance": "adaptive(p=0.75, c=0.001)",
+        }
+    )
+    return config

@@ -1,0 +1,21 @@
+"""Flow matching: a teacher on the linear path.   [Lipman et al. 2023]
+
+python -m cmjax.main --config=configs/digits_flow.py
+"""
+
+from configs import common, digits_ct
+
+
+def get_config():
+    config = digits_ct.get_config()
+    config.model = common.linear_model("linear")
+    config.net.max_frequency = 8.0
+    config.objective = common.ConfigDict(
+        {
+            "name": "denoising",
+            "times": "logit_normal(mean=-0.4, std=1.0)",
+            "weight": "inverse_c_out",
+        }
+    )
+    config.samples = common.teacher_samples(every=1000)
+    return config

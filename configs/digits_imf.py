@@ -1,0 +1,13 @@
+"""iMF: MeanFlow with the derivative along the network's own velocity.   [Geng et al. 2025]
+
+python -m cmjax.main --config=configs/digits_imf.py
+"""
+
+from configs import digits_meanflow
+
+
+def get_config():
+    config = digits_meanflow.get_config()
+    config.objective.name = "improved_mean_flow"
+    del config.objective.blend
+    return config

@@ -1,0 +1,25 @@
+"""MeanFlow: the mean velocity between any two times, from data alone.   [Geng et al. 2025]
+
+python -m cmjax.main --config=configs/digits_meanflow.py
+"""
+
+from configs import common, digits_ct
+
+
+def get_config():
+    config = digits_ct.get_config()
+    config.model = common.linear_model("linear_flow")
+    config.net.max_frequency, config.net.two_times = 8.0, True
+    config.objective = common.ConfigDict(
+        {
+            "name": "mean_flow",
+            "times": "logit_normal(mean=-0.4, std=1.0)",
+            "times_s": "logit_normal(mean=-0.4, std=1.0)",
+            "apart": 0.5,
+            "distance": "adaptive(p=0.75, c=0.001)",
+            "guidance": 1.0,
+            "blend": 0.0,
+        }
+    )
+    config.samples.times = (1.0, 0.5)
+    return config

@@ -1,0 +1,22 @@
+"""Progressive distillation: the teacher's 32 steps halved five times, to one.   [Salimans & Ho 2022]
+
+python -m cmjax.main --config=configs/digits_edm.py
+python -m cmjax.main --config=configs/digits_pd.py
+"""
+
+from configs import common, digits_edm
+
+
+def get_config():
+    config = digits_edm.get_config()
+    config.init_from = "runs/digits_edm"
+    config.objective = common.ConfigDict(
+        {
+            "name": "progressive",
+            "curriculum": "halving(start=16, end=1)",
+            "distance": "l2",
+            "weight": "truncated_snr",
+        }
+    )
+    config.samples = common.few_steps(every=1000, times=(80.0,))
+    return config
