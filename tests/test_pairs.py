@@ -1,4 +1,4 @@
-"""Pairs: neighbours on the exact grid of N(k), at the stated frequencies."""
+"""Pairs: neighbours on the exact grid of N(k), at the stated frequencies, and the pairs off any grid."""
 
 from functools import partial
 
@@ -10,9 +10,22 @@ from scipy import stats
 
 from cmjax.core import curricula
 from cmjax.core.grids import karras_grid
-from cmjax.core.pairs import grid_pairs, lognormal_intervals, uniform_intervals, with_clean
+from cmjax.core.pairs import (
+    between,
+    dyadic_pairs,
+    grid_pairs,
+    lognormal_intervals,
+    ratio_pairs,
+    segmented,
+    shrinking_gap,
+    skipping_pairs,
+    sorted_pairs,
+    uniform_intervals,
+    with_clean,
+)
 from cmjax.core.paths import ve
-from cmjax.core.times import lognormal
+from cmjax.core.times import logit_normal, lognormal, uniform
+from cmjax.core.typing import Pair
 
 GRID = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 GROWING = curricula.doubling(s0=2, s1=64, total_steps=600)
@@ -84,3 +97,125 @@ def test_pairs_are_a_function_of_the_key():
     one, again, other = (draw(jax.random.key(seed), 16, 0).t for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.any(one != other)
+
+
+def test_a_pair_without_a_destination_says_so():
+    with pytest.raises(ValueError, match="destination"):
+        _ = Pair(jnp.ones(1), jnp.ones(1)).destination
+
+
+def test_the_gap_shrinks_with_the_step_in_one_program():
+    """Stage by stage: from the clean data to the nearest r, q^−(stage + 1)·(1 + 8·sigmoid(−t)) of t below it."""
+    draw = ratio_pairs(lognormal(mean=-1.1, std=2.0, path=ve), shrinking_gap(q=2.0, stage=lambda step: step // 100))
+    draw = jax.jit(draw, static_argnums=1)
+    for stage in range(8):
+        t, r, s = draw(jax.random.key(stage), 1000, jnp.int32(100 * stage + 57))
+        assert s is None
+        t = np.asarray(t, np.float64)
+        share = 2.0 ** -(stage + 1) * (1 + 8 / (1 + np.exp(t)))
+        np.testing.assert_allclose(r, t * np.maximum(1 - share, 0), rtol=1e-4, atol=1e-6)
+        assert np.all(r < t)
+    assert draw._cache_size() == 1
+    assert np.any(draw(jax.random.key(0), 1000, jnp.int32(0)).r == 0)
+
+
+@pytest.mark.parametrize(("knobs", "name"), [({"q": 1.0}, "q must"), ({"q": 2.0, "adjust": "linear"}, "adjust")])
+def test_a_gap_that_does_not_shrink_is_refused(knobs, name):
+    with pytest.raises(ValueError, match=name):
+        shrinking_gap(stage=lambda step: step, **knobs)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.25, 1.0])
+def test_sorted_pairs_are_exactly_equal_but_for_a_share(apart):
+    """t is the larger of the two draws on the diagonal too, and s the smaller where they are apart."""
+    t_of, s_of = logit_normal(mean=-0.4, std=1.0), logit_normal(mean=-1.0, std=1.6)
+    t, r, s = sorted_pairs(t_of, s_of, apart=apart)(jax.random.key(0), 20_000, 0)
+    np.testing.assert_array_equal(r, s)
+    different = np.asarray(s != t)
+    assert np.all(s <= t)
+    assert stats.binomtest(int(different.sum()), 20_000, apart).pvalue > 1e-3
+
+    def larger(x):
+        logit = np.log(x / (1 - x))
+        return stats.norm(-0.4, 1.0).cdf(logit) * stats.norm(-1.0, 1.6).cdf(logit)
+
+    def smaller(x):
+        logit = np.log(x / (1 - x))
+        return 1 - stats.norm(-0.4, 1.0).sf(logit) * stats.norm(-1.0, 1.6).sf(logit)
+
+    assert stats.kstest(np.asarray(t, np.float64), larger).pvalue > 1e-3
+    if apart:
+        assert stats.kstest(np.asarray(s, np.float64)[different], smaller).pvalue > 1e-3
+    with pytest.raises(ValueError, match="apart"):
+        sorted_pairs(t_of, s_of, apart=1.5)
+
+
+def test_between_divides_the_way_from_t_to_s():
+    draw = sorted_pairs(logit_normal(mean=-0.4, std=1.0), logit_normal(mean=-0.4, std=1.0), apart=0.5)
+    t, s, _ = draw(jax.random.key(0), 1000, 0)
+    for step, alpha in ((0, 1.0), (1, 0.5), (3, 0.25)):
+        pair = between(draw, lambda step: 1 / (1 + step))(jax.random.key(0), 1000, step)
+        np.testing.assert_array_equal(pair.t, t)
+        np.testing.assert_array_equal(pair.s, s)
+        np.testing.assert_allclose(pair.r, alpha * s + (1 - alpha) * t, rtol=1e-6)
+        np.testing.assert_array_equal(pair.r[t == s], t[t == s])
+
+
+def test_dyadic_steps_and_their_halves():
+    """All of it in binary fractions, so to the bit; every step of every length is drawn alike."""
+    draw = jax.jit(dyadic_pairs(steps=8, share=0.75), static_argnums=1)
+    t, r, s = (np.asarray(time, np.float64) for time in draw(jax.random.key(0), 20_000, 0))
+    halved = np.arange(20_000) < 15_000
+    length = (t - s)[halved]
+    assert set(length) == {1.0, 0.5, 0.25}  # whose halves are the finest, 1/8
+    np.testing.assert_array_equal(r[halved], (s + (t - s) / 2)[halved])
+    assert stats.chisquare(np.unique(length, return_counts=True)[1]).pvalue > 1e-3
+    places = (t[halved] / length)[length == 0.25]
+    np.testing.assert_array_equal(np.unique(places), [1, 2, 3, 4])
+    assert stats.chisquare(np.unique(places, return_counts=True)[1]).pvalue > 1e-3
+    np.testing.assert_array_equal((t - s)[~halved], 1 / 8)
+    np.testing.assert_array_equal(r[~halved], s[~halved])
+    assert stats.chisquare(np.unique(t[~halved], return_counts=True)[1]).pvalue > 1e-3
+    assert len(np.unique(t[~halved])) == 8
+
+
+def test_every_half_step_is_taught():
+    """What the longest steps are made of, down to the finest, is itself among the steps that are drawn."""
+    t, r, s = (np.asarray(time) for time in dyadic_pairs(steps=16, share=0.5, t_max=4.0)(jax.random.key(0), 20_000, 0))
+    drawn = set(zip(t, s, strict=True))
+    halves = {*zip(t[:10_000], r[:10_000], strict=True), *zip(r[:10_000], s[:10_000], strict=True)}
+    assert halves <= drawn
+    assert (4.0, 0.0) in drawn
+    assert len(drawn) == 1 + 2 + 4 + 8 + 16
+
+
+@pytest.mark.parametrize("knobs", [{"steps": 1}, {"steps": 12}, {"steps": 0}, {"steps": 8, "share": 1.5}])
+def test_what_cannot_be_halved_is_refused(knobs):
+    with pytest.raises(ValueError, match="share" if "share" in knobs else "steps"):
+        dyadic_pairs(**{"share": 0.5, **knobs})
+
+
+def test_segments_end_at_their_lower_edge():
+    edges = np.array([0.0, 0.5, 1.0, 4.0])
+    draw = segmented(ratio_pairs(uniform(t_min=0.001, t_max=5.0), lambda t, step: 0.6 * t), edges)
+    t, r, s = (np.asarray(time) for time in jax.jit(draw, static_argnums=1)(jax.random.key(0), 5000, 0))
+    for low, high in ((0.0, 0.5), (0.5, 1.0), (1.0, 6.0)):
+        inside = (t > low) & (t <= high)
+        assert inside.sum() > 100
+        np.testing.assert_array_equal(s[inside], np.float32(low))
+        np.testing.assert_allclose(r[inside], np.maximum(0.6 * t[inside], low), rtol=1e-6)
+    at_edges = segmented(lambda key, batch_size, step: Pair(jnp.asarray([0.5, 1.0, 4.0]), jnp.zeros(3)), edges)
+    np.testing.assert_array_equal(at_edges(jax.random.key(0), 3, 0).s, [0.0, 0.5, 1.0])
+
+
+def test_skipping_pairs_skip_steps_of_a_discrete_model():
+    t, r, s = skipping_pairs(steps=50, skip=20)(jax.random.key(0), 20_000, 0)
+    assert s is None
+    i = np.rint(np.asarray(r) * 50).astype(int)
+    np.testing.assert_allclose(r, i / 50, rtol=2e-7)
+    np.testing.assert_allclose(t, (i + 20) / 50, rtol=2e-7)
+    assert stats.chisquare(np.bincount(i, minlength=30)).pvalue > 1e-3
+    assert i.max() == 29
+    for skip in (0, 50):
+        with pytest.raises(ValueError, match="skip"):
+            skipping_pairs(steps=50, skip=skip)

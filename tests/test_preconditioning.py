@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmjax.core.preconditioning import consistency, edm, piecewise, precondition
+from cmjax.core import preconditioning
+from cmjax.core.oracles import gaussian_denoiser
+from cmjax.core.paths import carry, ddpm, linear, per_sample, trig, ve, vp
+from cmjax.core.preconditioning import (
+    consistency,
+    edm,
+    epsilon,
+    lcm,
+    linear_flow,
+    piecewise,
+    precondition,
+    precondition_flow,
+    v_prediction,
+)
 
 X = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
 
@@ -99,3 +112,122 @@ def test_coefficients_are_the_peers(openai):
             expected = openai[f"scal_{name}_{field}"]
             np.testing.assert_allclose(getattr(scalings, field), expected, rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(1000 * scalings.c_noise, openai["scal_rescaled_t"], rtol=1e-12)
+
+
+def curved(w, x, c_noise, *, key=None, c_noise_s=None):
+    """A network whose answer depends on all of its inputs."""
+    out = w * jnp.tanh(x + per_sample(c_noise, x)) + jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+    return out if c_noise_s is None else out + per_sample(jnp.sin(3 * c_noise_s), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_every_consistency_function_is_the_identity_at_its_end(dtype):
+    """trig and linear at 0, lcm of either prediction at 0, the flow map at s = t whatever the time: to the bit."""
+    with jax.enable_x64(True):
+        x, zero = X.astype(dtype), jnp.zeros(4, dtype)
+        loudly = jnp.asarray(3, dtype)
+        for scalings in (
+            partial(preconditioning.trig, sigma_data=0.5),
+            preconditioning.linear,
+            *(partial(lcm, path=ddpm(), prediction=prediction) for prediction in ("epsilon", "v")),
+        ):
+            np.testing.assert_array_equal(precondition(loud, scalings)(loudly, x, zero), x)
+            assert np.all(precondition(loud, scalings)(loudly, x, zero + 0.5) != x)
+        flow = precondition_flow(lambda *inputs, c_noise_s, key=None: loud(*inputs, key=key), linear_flow)
+        t = jnp.array([0.0, 0.3, 0.7, 1.0], dtype)
+        np.testing.assert_array_equal(flow(loudly, x, t, t), x)
+        np.testing.assert_array_equal(flow(loudly, x, 0.3, 0.3), x)
+        assert np.all(flow(loudly, x, t, t - 0.1) != x)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_flow_map_goes_by_the_mean_velocity():
+    """x − (t − s)·F(x, t, t − s)."""
+    x, t, s = X.astype(jnp.float64), jnp.array([0.9, 0.5, 0.4, 1.0]), jnp.array([0.1, 0.5, 0.0, 0.2])
+    expected = x - per_sample(t - s, x) * curved(0.7, x, t, c_noise_s=t - s)
+    np.testing.assert_allclose(precondition_flow(curved, linear_flow)(0.7, x, t, s), expected, rtol=1e-13)
+    to_zero = precondition_flow(lambda *inputs, c_noise_s, key=None: curved(*inputs), linear_flow)(0.7, x, t, 0.0)
+    np.testing.assert_allclose(to_zero, precondition(curved, preconditioning.linear)(0.7, x, t), rtol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+def test_trig_edm_is_edm_carried():
+    """The same function of the same parameters, at every time and of every σ_d."""
+    x = X.astype(jnp.float64)
+    for sigma_data in (0.5, 0.3, 2.0):
+        path, knobs = trig(sigma_data=sigma_data), {"sigma_data": sigma_data}
+        carried = carry(precondition(curved, partial(edm, **knobs)), ve, path)
+        ours = precondition(curved, partial(preconditioning.trig_edm, **knobs))
+        for t in (1e-3, 0.3, 1.0, 1.56454):
+            np.testing.assert_allclose(ours(0.7, x, t), carried(0.7, x, t), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("x64")
+def test_trig_predicts_the_velocity_in_units_of_sigma_data():
+    """σ_d·F is the velocity, cos t·σ_d·noise − sin t·x0; the network sees x/σ_d."""
+    x0, noise = jax.random.normal(jax.random.key(1), (2, 4, 3, 3, 2), jnp.float64)
+    path, t = trig(sigma_data=0.3), jnp.array([0.1, 0.5, 1.0, 1.5])
+    x = path.add_noise(0.3 * x0, noise, t)
+    velocity = path.conditional_velocity(0.3 * x0, noise, t)
+    f = precondition(lambda params, x, c_noise, key: velocity / 0.3, partial(preconditioning.trig, sigma_data=0.3))
+    np.testing.assert_allclose(f({}, x, t), 0.3 * x0, rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(preconditioning.trig(t, sigma_data=0.3).c_noise, t)
+    np.testing.assert_allclose(preconditioning.trig(t, sigma_data=0.3).c_in, 1 / 0.3, rtol=1e-15)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("path", [vp(), ddpm(), linear], ids=["vp", "ddpm", "linear"])
+def test_exact_noise_exact_v_and_exact_velocity_give_the_data(path):
+    x0, noise = jax.random.normal(jax.random.key(1), (2, 4, 3, 3, 2), jnp.float64)
+    t = jnp.array([0.02, 0.3, 0.6, 0.9])
+    x = path.add_noise(x0, noise, t)
+
+    def answer(of, scalings):
+        return precondition(lambda params, x, c_noise, key: of, scalings)({}, x, t)
+
+    np.testing.assert_allclose(answer(noise, partial(epsilon, path=path)), x0, rtol=1e-9, atol=1e-10)
+    if path is linear:
+        np.testing.assert_allclose(answer(noise - x0, preconditioning.linear), x0, rtol=1e-11, atol=1e-12)
+    else:
+        v = per_sample(path.a(t), x) * noise - per_sample(path.b(t), x) * x0
+        np.testing.assert_allclose(answer(v, partial(v_prediction, path=path)), x0, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+def test_v_prediction_is_trig_of_unit_sigma():
+    """Where a² + b² = 1, but for the time that the network is told."""
+    path, t = vp(), jnp.array([0.02, 0.3, 0.6, 0.9])
+    ours = v_prediction(t, path=path)
+    angle = jnp.arctan2(path.b(t), path.a(t))
+    theirs = preconditioning.trig(angle, sigma_data=1.0)
+    for name in ("c_skip", "c_out", "c_in"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-12)
+    np.testing.assert_array_equal(ours.c_noise, t)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_lcm_is_the_teachers_denoiser_far_from_the_end(prediction):
+    """c_skip·x + c_out·D with τ = 10 for each step: at step 999 the two differ by σ_d²/τ² of x, 2.5e-9."""
+    x, path, t = X.astype(jnp.float64), ddpm(), jnp.array([0.0, 0.001, 0.01, 0.999])
+    denoised = precondition(curved, partial(preconditioning.PREDICTIONS[prediction], path=path))(0.7, x, t)
+    ours = precondition(curved, partial(lcm, path=path, prediction=prediction))(0.7, x, t)
+    step = per_sample(1000 * t, x)
+    skip, out = 0.25 / ((step / 0.1) ** 2 + 0.25), (step / 0.1) / np.sqrt((step / 0.1) ** 2 + 0.25)
+    np.testing.assert_allclose(ours, skip * x + out * denoised, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(ours[3], denoised[3], rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(ours[0], x[0])
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_teacher_of_noise_is_carried_to_ve():
+    """From the exact noise of Gaussian data on ddpm's path to the exact denoiser of `ve`."""
+    path, data = ddpm(), {"mean": 0.3, "variance": 0.25}
+
+    def exact_noise(params, x, t, *, key=None):
+        a, b = per_sample(path.a(t), x), per_sample(path.b(t), x)
+        return b / (a**2 * 0.25 + b**2) * (x - a * 0.3)
+
+    teacher = carry(precondition(exact_noise, partial(epsilon, path=path)), path, ve)
+    x, t = X.astype(jnp.float64), jnp.array([0.02, 0.5, 3.0, 60.0])
+    np.testing.assert_allclose(teacher({}, x, t), gaussian_denoiser(x, t, **data), rtol=1e-9)
