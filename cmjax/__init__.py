@@ -6,7 +6,9 @@ from cmjax.core import (
     curricula,
     distances,
     editing,
+    flow_losses,
     grids,
+    guidance,
     likelihood,
     losses,
     objectives,
@@ -17,12 +19,15 @@ from cmjax.core import (
     samplers,
     sampling,
     solvers,
+    tangent_losses,
+    tangents,
+    times,
     typing,
     weightings,
 )
 from cmjax.core.grids import karras_grid
 from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss, denoising_loss
-from cmjax.core.preconditioning import precondition
+from cmjax.core.preconditioning import precondition, precondition_flow
 from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn, sample_ode
 from cmjax.core.typing import Pair
 
@@ -40,7 +45,9 @@ __all__ = [
     "denoising_loss",
     "distances",
     "editing",
+    "flow_losses",
     "grids",
+    "guidance",
     "karras_grid",
     "likelihood",
     "load",
@@ -50,6 +57,7 @@ __all__ = [
     "pairs",
     "paths",
     "precondition",
+    "precondition_flow",
     "preconditioning",
     "sample_chain",
     "sample_denoiser",
@@ -58,6 +66,9 @@ __all__ = [
     "samplers",
     "sampling",
     "solvers",
+    "tangent_losses",
+    "tangents",
+    "times",
     "typing",
     "weightings",
 ]

@@ -170,5 +170,11 @@ def needs_path(fields: Fields, plan: ModelPlan, names: str) -> None:
         raise fields.error("name", f"needs config.model.path={' or '.join(names.split())}, not {plan.path_name}")
 
 
+def needs_input(fields: Fields, plan: ModelPlan, name: str, why: str) -> None:
+    """Raise ConfigError unless the network has what its field `name` adds."""
+    if not plan.net.get(name):
+        raise fields.error("name", f"{why}: set config.net.{name}")
+
+
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}

@@ -10,6 +10,7 @@ from cmjax.build.choices import (
     NORMALIZATIONS,
     Call,
     Method,
+    needs_input,
     needs_path,
     read_distance,
     read_rate,
@@ -35,6 +36,8 @@ def _scm(fields: Fields, plan: ModelPlan, steps: int, give: Callable, *, teacher
     warmup = fields.call("warmup", {"ramp": curricula.ramp})
     normalize = fields.choice("normalize", NORMALIZATIONS)
     weighted = fields.boolean("learned_weight")
+    if weighted:
+        needs_input(fields, plan, "weight_head", "learned_weight=True needs a network with a weight head")
 
     def loss(call: Call):
         give_velocity, conditions, key = give(call)
@@ -77,6 +80,7 @@ def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
     if not fields.value("guidance"):
         return _scm(fields, plan, steps, _from_teacher, teacher=read_teacher(fields))
+    needs_input(fields, plan, "guided", "the student is given the scale of guidance")
     draw = read_guidance(fields)
 
     def give(call: Call):

@@ -14,6 +14,7 @@ from cmjax.build.choices import (
     RATES_BY_GRID,
     Call,
     Method,
+    needs_input,
     needs_path,
     read_distance,
     read_rate,
@@ -110,6 +111,19 @@ def denoising(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     return Method(loss, pairs.with_clean(read_times(fields, "times", plan)))
 
 
+def edm2(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    needs_input(fields, plan, "weight_head", "the log variance of the error is learned")
+    weight = read_weight(fields, plan)
+
+    def loss(call: Call):
+        return losses.uncertain_denoising_loss(
+            call.model.net, call.params, call.key, call.x0, call.pair,
+            path=plan.path, scalings=plan.scalings, weight=weight, conditions=call.conditions,
+        )  # fmt: skip
+
+    return Method(loss, pairs.with_clean(read_times(fields, "times", plan)))
+
+
 def _data_method(loss: Callable[..., Any], choose: Callable[..., _Discrete]) -> Callable[..., Method]:
     """The reader of a method that needs nothing but data, given its loss and its pairs."""
 
@@ -193,6 +207,7 @@ def _guided_method(choose: Callable[..., _Discrete]) -> Callable[..., Method]:
 
     def read(fields: Fields, plan: ModelPlan, steps: int) -> Method:
         ode_step = fields.choice("ode_step", ODE_STEPS, path=plan.path)
+        needs_input(fields, plan, "guided", "the student is given the scale of guidance")
         draw = read_guidance(fields)
 
         def evaluate(call: Call, conditions, **options: Any):

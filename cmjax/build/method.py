@@ -9,6 +9,7 @@ from cmjax.fields import Fields
 
 METHODS: dict[str, Callable[[Fields, ModelPlan, int], Method]] = {
     "denoising": discrete.denoising,
+    "edm2": discrete.edm2,
     "ct": discrete.ct,
     "cd": discrete.cd,
     "ict": discrete.ict,

@@ -54,7 +54,7 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
 }
 """By the path and by what the objective makes of the network."""
 KINDS = {
-    **dict.fromkeys(("denoising", "progressive", "multistep_ct"), "denoiser"),
+    **dict.fromkeys(("denoising", "edm2", "progressive", "multistep_ct"), "denoiser"),
     **dict.fromkeys(("mean_flow", "improved_mean_flow", "shortcut", "alpha_flow"), "flow_map"),
 }
 """What an objective makes of the network: a consistency function unless it stands here."""
@@ -62,7 +62,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What is known of a model before its data set: `make(num_classes)` makes it."""
+    """What is known of a model before its data set: `make(num_classes)` makes it. `net`: the network's fields."""
 
     kind: str
     constants: Mapping[str, float]
@@ -70,6 +70,7 @@ class ModelPlan:
     path_name: str
     scalings: Callable[..., scalings.Scalings]
     grid: Callable[[int], np.ndarray]
+    net: Mapping[str, Any]
     make: Callable[[int | None], "Model"]
 
 
@@ -142,6 +143,10 @@ def read_model_plan(fields: Fields) -> ModelPlan:
     for name in set(net.remaining()) & set(free) - {"parent", "name", "num_classes"}:
         knobs[name] = _like(net, name, free[name])
 
+    if bool(knobs.get("two_times")) != (kind == "flow_map"):
+        problem = f"config.objective.name={fields.section('objective').text('name')!r} gives it"
+        raise net.error("two_times", f"{problem} {'two times' if kind == 'flow_map' else 'one time'}")
+
     def make_model(num_classes: int | None) -> Model:
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
@@ -152,7 +157,7 @@ def read_model_plan(fields: Fields) -> ModelPlan:
             module, network, precondition(network, scale), kind, constants, path, scale, grid, conditional
         )  # fmt: skip
 
-    return ModelPlan(kind, constants, path, path_name, scale, grid, make_model)
+    return ModelPlan(kind, constants, path, path_name, scale, grid, knobs, make_model)
 
 
 def _like(fields: Fields, name: str, default: Any) -> Any:

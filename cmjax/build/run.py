@@ -23,6 +23,7 @@ LEARNING_RATES = {
     "constant": optimizers.constant_rate,
     "cosine": optimizers.cosine_rate,
     "linear": optimizers.linear_rate,
+    "inverse_sqrt": optimizers.inverse_sqrt_rate,
 }
 AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life, "power": optimizers.power}
 PROJECTIONS = {"edm2": normalize_weights}
@@ -103,7 +104,7 @@ def _read_optimizer(
 ) -> tuple[optax.GradientTransformation, Schedule]:
     rule = fields.choice("rule", RULES)
     peak = fields.number("learning_rate", above=0)
-    learning_rate = fields.call("schedule", LEARNING_RATES, peak=peak, total_steps=steps)
+    learning_rate = fields.call("schedule", LEARNING_RATES, peak=peak, total_steps=steps, batch_size=batch_size)
     rates: dict[str, Schedule] = {} if target_rate is None else {optimizers.TARGET: target_rate}
     for i, rate in enumerate(fields.calls("averages", AVERAGES, batch_size=batch_size)):
         rates[f"ema{i}"] = rate

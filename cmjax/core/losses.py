@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from cmjax.core.distances import l2, pseudo_huber
 from cmjax.core.objectives import batch_denoiser, consistency_loss, moved_to, with_boundary
 from cmjax.core.paths import Path, per_sample
+from cmjax.core.preconditioning import Preconditioning, apply_net, combine
 from cmjax.core.solvers import halfway
 from cmjax.core.typing import (
     Conditions,
     Denoiser,
     Distance,
+    Net,
     OdeStep,
     Pair,
     Params,
@@ -47,6 +49,26 @@ def denoising_loss(
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     estimate = denoiser(params, path.add_noise(x0, noise, pair.t), pair.t, key=dropout_key, **conditions)
     return weight(pair.t, pair.r) * l2(estimate, x0)
+
+
+def uncertain_denoising_loss(
+    net: Net,
+    params: Params,
+    key: PRNGKey,
+    x0: Samples,
+    pair: Pair,
+    *,
+    path: Path,
+    scalings: Preconditioning,
+    weight: Weight,
+    conditions: Conditions = NO_CONDITIONS,
+) -> PerSample:
+    """λ(t)/e^u(t)·‖D_θ(x_t, t) − x0‖²/D + u(t), with the network's weight head u.   [Karras et al. 2024, eq. 16]"""
+    noise_key, dropout_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    x_t, c = path.add_noise(x0, noise, pair.t), scalings(pair.t)
+    out, log_variance = apply_net(net, params, x_t, c, key=dropout_key, return_weight=True, **conditions)
+    return weight(pair.t, pair.r) / jnp.exp(log_variance) * l2(combine(c, x_t, out), x0) + log_variance
 
 
 def consistency_training_loss(

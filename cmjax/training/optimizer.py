@@ -102,6 +102,22 @@ def linear_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Sche
     return _warmed_up(decay, peak, warmup_steps)
 
 
+def inverse_sqrt_rate(
+    *, peak: float, total_steps: int, batch_size: int, flat_steps: int, warmup_mimg: float
+) -> Schedule:
+    """peak/√(max(step/flat_steps, 1)), after a linear warm-up of `warmup_mimg` million images.   [Karras et al. 2024,
+    eq. 67]"""
+    if flat_steps <= 0 or warmup_mimg < 0:
+        raise ValueError(f"flat_steps must be positive and warmup_mimg at least 0, got {flat_steps}, {warmup_mimg}")
+
+    def rate(step):
+        step = jnp.asarray(step, float)
+        warm = jnp.minimum(step * batch_size / (warmup_mimg * 1e6), 1) if warmup_mimg else 1.0
+        return peak * warm / jnp.sqrt(jnp.maximum(step / flat_steps, 1))
+
+    return rate
+
+
 def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
