@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.core.distances import l1, l2, pseudo_huber
+from cmjax.core.distances import adaptive, l1, l2, pseudo_huber
 
 X, Y = np.random.default_rng(0).standard_normal((2, 5, 4, 4, 3)).astype(np.float32)
 
@@ -22,7 +22,14 @@ def test_distances_are_their_definitions(dims):
 
 
 @pytest.mark.parametrize(
-    "distance", [l1, l2, lambda x, y: pseudo_huber(x, y, c=0.1), lambda x, y: pseudo_huber(x, y, c=0.0)]
+    "distance",
+    [
+        l1,
+        l2,
+        lambda x, y: pseudo_huber(x, y, c=0.1),
+        lambda x, y: pseudo_huber(x, y, c=0.0),
+        lambda x, y: adaptive(x, y, p=1.0, c=1e-3),
+    ],
 )
 def test_zero_for_equals_with_a_finite_gradient(distance):
     x = jnp.asarray(X)
@@ -35,3 +42,13 @@ def test_pseudo_huber_gradient_has_the_norm_of_a_saturating_residual():
     gradient = jax.grad(lambda x: pseudo_huber(x, y, c=c).sum())(x).reshape(5, -1)
     squared = ((X - Y).reshape(5, -1) ** 2).sum(1)
     np.testing.assert_allclose(np.linalg.norm(gradient, axis=1), np.sqrt(squared / (squared + c**2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_adaptive_weighs_the_square_by_a_power_of_itself_held_fixed(p):
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    gap = (X - Y).reshape(5, -1).astype(np.float64)
+    weight = 1 / ((gap**2).sum(1) + 0.1) ** p
+    np.testing.assert_allclose(adaptive(x, y, p=p, c=0.1), weight * (gap**2).sum(1), rtol=1e-5)
+    gradient = jax.grad(lambda x: adaptive(x, y, p=p, c=0.1).sum())(x).reshape(5, -1)
+    np.testing.assert_allclose(gradient, 2 * weight[:, None] * gap, rtol=1e-4, atol=1e-6)
