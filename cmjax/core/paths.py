@@ -147,6 +147,9 @@ def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float 
 def table(log_signal: tuple[float, ...]) -> Path:
     """The path of a table of ln a², descending, b² = 1 − a²: t = i/len(table) is its entry i.
 
+    Beyond its ends ln a² goes on as in the interval next to them: compiled, the last time may round above its entry,
+    and a flat table would tell it no velocity.
+
     Raises: ValueError where the table is shorter than two, not below 0 or not descending.
     """
     values = np.asarray(log_signal, np.float64)
@@ -157,7 +160,10 @@ def table(log_signal: tuple[float, ...]) -> Path:
     def time_of(level):
         return jnp.interp(jnp.log1p(jnp.asarray(level) ** 2), jnp.asarray(-values), jnp.asarray(places))
 
-    return _variance_preserving(lambda t: jnp.interp(t, jnp.asarray(places), jnp.asarray(values)), time_of)
+    def log_signal_at(t):
+        return jnp.interp(t, jnp.asarray(places), jnp.asarray(values), left="extrapolate", right="extrapolate")
+
+    return _variance_preserving(log_signal_at, time_of)
 
 
 def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable[[Array], Array]) -> Path:
