@@ -8,7 +8,7 @@ from configs import common, digits_ct
 
 def get_config():
     config = digits_ct.get_config()
-    config.model = common.linear_model("linear")
+    config.model = common.linear_model("linear", t_min=0.001, t_max=0.999)
     config.net.max_frequency = 8.0
     config.objective = common.ConfigDict(
         {

@@ -15,7 +15,7 @@ GRID = karras_grid(40, **MODEL)[::-1]
 
 
 def solver(text):
-    return read_solver(Fields({"solver": text}, prefix="--"))
+    return read_solver(Fields({"solver": text}, prefix="--"), ve, 80.0)
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "churn"])
@@ -32,7 +32,7 @@ def test_a_solver_has_its_parameters_bound():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("huen", r"--solver='huen': must be one of euler, heun, .*did you mean heun"),
+        ("huen", r"--solver='huen': must be one of ddim, euler, heun, .*did you mean heun"),
         ("churn", r"churn needs s_churn: write churn\(s_churn=…\)"),
         ("churn(s_churn=-1)", "s_churn and s_noise must be at least 0, got -1"),
         ("churn(s_churn=1, s_min=2, s_max=1)", "s_max must be at least s_min=2, got 1"),

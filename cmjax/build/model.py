@@ -119,8 +119,8 @@ def read_model_plan(fields: Fields) -> ModelPlan:
     path = section.call("path", PATHS, **constants)
     path_name = section.text("path").partition("(")[0]
     constants["t_min"] = section.number("t_min", at_least=0)
-    if path_name == "ve" and not constants["t_min"]:
-        raise section.error("t_min", "must be above 0 on the path ve")
+    if not constants["t_min"] and (path_name == "ve" or kind == "denoiser"):
+        raise section.error("t_min", f"must be above 0 {'on the path ve' if path_name == 've' else 'for a denoiser'}")
     if constants["t_min"] >= constants["t_max"]:
         raise section.error("t_min", f"must be below t_max={constants['t_max']}")
     if kind not in PRECONDITIONINGS[path_name]:

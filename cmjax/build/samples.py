@@ -29,6 +29,8 @@ SOLVERS: dict[str, Callable] = {
     "ancestral": samplers.ancestral,
     "adaptive": samplers.adaptive,
 }
+BY_LEVEL = ("dpmpp_2m", "churn", "ancestral")
+"""The solvers that move between noise levels b/a."""
 _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
@@ -37,7 +39,7 @@ def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
     settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
     settings["guidance"] = fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0
     if plan.kind == "denoiser":
-        name, solver = read_solver(fields, plan.path)
+        name, solver = read_solver(fields, plan.path, plan.constants["t_max"])
         settings |= {"solver": solver, "solver_name": name}
         if not fields.has("times"):
             steps = fields.integer("solver_steps", at_least=2)
@@ -50,10 +52,12 @@ def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
     return settings | {"times": times}
 
 
-def read_solver(fields: Fields, path: Path) -> tuple[str, Solver]:
-    """The field `solver`: its name and the solver with its parameters bound."""
+def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
+    """The field `solver`: its name and the solver with its parameters bound, for sampling from t_max."""
     solver = fields.choice("solver", SOLVERS, path=path)
     name = next(name for name, function in SOLVERS.items() if function is solver.func)
+    if name in BY_LEVEL and not path.a(jnp.asarray(t_max)) > 0:
+        raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
     if name == "adaptive" and find_spec("diffrax") is None:
         raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
     try:

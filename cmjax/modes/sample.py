@@ -93,7 +93,7 @@ def _sampler(
         own = read_samples(Fields(trained), plan) if trained else {"solver": None, "times": None}
         chosen = own["solver"]
         if solver or chosen is None:
-            chosen = read_solver(Fields({"solver": solver or "heun"}, prefix="--"), flow_map.path)[1]
+            chosen = read_solver(Fields({"solver": solver or "heun"}, prefix="--"), flow_map.path, flow_map.t_max)[1]
         if times:
             return diffusion_sampler(chosen, parse_times(times, flow_map, rho))
         if steps or own["times"] is None:
