@@ -57,6 +57,22 @@ def linear_model(preconditioning: str, **changes) -> ConfigDict:
     return model
 
 
+def ddpm_model(preconditioning: str, **changes) -> ConfigDict:
+    """Discrete diffusion in Stable Diffusion's thousand steps: times from 0.001, where its samplers end, to 0.999."""
+    model = ConfigDict(
+        {
+            "path": 'ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)',
+            "preconditioning": preconditioning,
+            "sigma_data": 0.5,
+            "t_min": 0.001,
+            "t_max": 0.999,
+            "rho": 7.0,
+        }
+    )
+    model.update(changes)
+    return model
+
+
 def mlp(*, width: int, depth: int, **changes) -> ConfigDict:
     """A network of matrix products, for the smallest images."""
     net = ConfigDict(

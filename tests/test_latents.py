@@ -1,0 +1,270 @@
+"""Latent consistency models: LCM's own formulas, the example's latents, and the README's commands from end to end."""
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmjax.build import read_run
+from cmjax.build.choices import Call
+from cmjax.core.guidance import NO_LABEL
+from cmjax.core.pairs import skipping_pairs
+from cmjax.core.paths import ddpm, vp
+from cmjax.core.preconditioning import epsilon, lcm, precondition, v_prediction
+from cmjax.core.typing import Pair
+from cmjax.data.sources import arrays, digits
+from configs import mnist_latents_ddpm, mnist_latents_lcm
+from examples import mnist_latents
+
+ROOT = Path(__file__).parents[1]
+STABLE = ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+SIGNAL = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+"""ᾱ of Stable Diffusion's thousand steps."""
+
+
+def recipe(module, **model):
+    """A recipe of the latents as a dictionary, with a small network."""
+    config = module.get_config()
+    config.data.data_dir, config.net.width, config.net.depth = "latents.npz", 16, 1
+    config.model.update(model)
+    return config.to_dict()
+
+
+def column(values):
+    return np.asarray(values)[:, None]
+
+
+def loud(params, x, c_noise, *, key=None):
+    """A network that has nothing to do with its input's scale."""
+    return params * jnp.cos(7 * x) + 1e6
+
+
+@pytest.mark.parametrize("path", [STABLE, vp()], ids=["ddpm", "vp"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_boundary_condition_holds_exactly_for_any_network(path, prediction):
+    f = jax.jit(partial(precondition(loud, partial(lcm, path=path, prediction=prediction)), jnp.float32(1e4)))
+    x = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
+    np.testing.assert_array_equal(f(x, jnp.zeros(4)), x)
+    assert np.all(f(x, jnp.full(4, 1e-3)) != x)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("prediction", "scalings"), [("epsilon", epsilon), ("v", v_prediction)])
+def test_the_student_is_the_papers_formula_of_the_teachers_estimate(prediction, scalings):
+    steps = np.array([1, 20, 259, 999])
+    x = jax.random.normal(jax.random.key(0), (4, 3), jnp.float64)
+
+    def net(params, x, c_noise, *, key=None):
+        return jnp.sin(x) + c_noise[:, None]
+
+    f = precondition(net, partial(lcm, path=STABLE, prediction=prediction))({}, x, jnp.asarray(steps / 1000))
+    teacher = precondition(net, partial(scalings, path=STABLE))({}, x, jnp.asarray(steps / 1000))
+    tau = 10.0 * column(steps)
+    expected = 0.25 / (tau**2 + 0.25) * x + tau / np.sqrt(tau**2 + 0.25) * teacher
+    np.testing.assert_allclose(f, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_noise_and_v_tell_the_data():
+    """Of the networks that answer rightly, the denoisers are x0 itself."""
+    x0, noise = jax.random.normal(jax.random.key(0), (2, 4, 3), jnp.float64)
+    steps = np.array([0, 20, 500, 999])
+    t, a, b = jnp.asarray(steps / 1000), column(SIGNAL[steps] ** 0.5), column((1 - SIGNAL[steps]) ** 0.5)
+    x_t = a * x0 + b * noise
+    for scalings, answer in ((epsilon, noise), (v_prediction, a * noise - b * x0)):
+        denoiser = precondition(lambda *_, answer=answer, **__: answer, partial(scalings, path=STABLE))
+        np.testing.assert_allclose(denoiser({}, x_t, t), x0, rtol=1e-8, atol=1e-9)
+
+
+def test_every_pair_of_steps_has_its_trajectory_when_compiled():
+    """`(i + skip)/1000` may round above the table's last time, where its ends must not be flat."""
+    denoised = 0.7 * jnp.ones((980, 2))
+
+    @jax.jit
+    def at(i):
+        t, r = (i + 20) / 1000, i / 1000
+        back = STABLE.denoised(2 * denoised, STABLE.velocity(2 * denoised, denoised, t), t)
+        return back, STABLE.ddim(2 * denoised, back, t, r)
+
+    back, x_r = at(jnp.arange(980))
+    np.testing.assert_allclose(back, denoised, rtol=1e-4)
+    assert np.all(np.isfinite(x_r))
+
+
+def test_pairs_are_whole_steps_apart_and_reach_both_ends():
+    pair = skipping_pairs(steps=1000, skip=20)(jax.random.key(0), 40_000, 0)
+    steps = np.rint(1000 * np.asarray(pair.t, np.float64))
+    np.testing.assert_allclose(pair.t, steps / 1000, rtol=1e-6)
+    np.testing.assert_allclose(pair.r, (steps - 20) / 1000, rtol=1e-6, atol=1e-9)
+    assert (steps.min(), steps.max()) == (20, 999)
+    with pytest.raises(ValueError, match="skip"):
+        skipping_pairs(steps=1000, skip=1000)
+
+
+def call(student, teacher, x0, pair, *, params=None, label=None, path=STABLE):
+    return Call(
+        model=SimpleNamespace(denoiser=student, path=path), teacher=teacher, params=params, target_params=params,
+        frozen={"teacher": None}, key=jax.random.key(5), x0=x0, pair=pair, step=0,
+        conditions={"label": jnp.zeros(len(x0), int) if label is None else label},
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_guided_step_is_the_papers_in_terms_of_the_noise():
+    """ε̂ = ε_∅ + w(ε_c − ε_∅), x̂_r = √ᾱ_r·(x_t − √(1−ᾱ_t)·ε̂)/√ᾱ_t + √(1−ᾱ_r)·ε̂; the student is told w."""
+    steps = np.array([20, 21, 333, 740, 998, 999])
+    x0, label = jax.random.normal(jax.random.key(1), (6, 3), jnp.float64), jnp.array([0, 1, 2, 0, 1, 2])
+
+    def noise_of(x, t, label):
+        return jnp.sin(x * (2.0 + label[:, None])) + t[:, None]
+
+    def net(params, x, c_noise, *, key=None, label):
+        return noise_of(x, c_noise, label)
+
+    seen = []
+
+    def student(params, x, t, *, key=None, label, guidance):
+        seen.append((x, t, label, guidance))
+        return x
+
+    method = read_run(recipe(mnist_latents_lcm)).method
+    pair = Pair(jnp.asarray(steps / 1000), jnp.asarray((steps - 20) / 1000))
+    method.loss(call(student, precondition(net, partial(epsilon, path=STABLE)), x0, pair, label=label))
+    (x_t, _, _, scale), (x_r, r, told, scale_too) = seen
+    of_class, of_none = (noise_of(x_t, pair.t, y) for y in (label, jnp.full(6, NO_LABEL)))
+    noise = of_none + column(scale) * (of_class - of_none)
+    clean = (x_t - column((1 - SIGNAL[steps]) ** 0.5) * noise) / column(SIGNAL[steps] ** 0.5)
+    ends = SIGNAL[steps - 20]
+    np.testing.assert_allclose(x_r, column(ends**0.5) * clean + column((1 - ends) ** 0.5) * noise, rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(r, pair.r)
+    np.testing.assert_array_equal(told, label)
+    np.testing.assert_array_equal(scale, scale_too)
+    assert 1 <= scale.min() < scale.max() <= 4
+    assert len(np.unique(scale)) == 6
+
+
+@pytest.mark.usefixtures("x64")
+def test_no_gradient_at_the_exact_map_as_the_skip_goes_to_zero():
+    """On Gaussian data DDIM's step errs as its square, and with it the gradient of the exact student."""
+    config = recipe(mnist_latents_lcm)
+    config["objective"]["distance"] = "l2"
+    method, t = read_run(config).method, jnp.linspace(0.15, 0.95, 16)
+    x0, f = exact.data(jax.random.key(2), 16), exact.consistency_model(STABLE)
+
+    def student(params, x, t, *, key=None, label, guidance):
+        return f(params, x, t)
+
+    def teacher(params, x, t, *, key=None, label):
+        return exact.denoise(STABLE, x, t)
+
+    def gradients(skip, student=student):
+        pair = Pair(t, t - skip / 1000)
+        return exact.gradients(lambda params: method.loss(call(student, teacher, x0, pair, params=params)))
+
+    coarse, fine = np.abs(gradients(8)).max(axis=0), np.abs(gradients(2)).max(axis=0)
+    np.testing.assert_allclose(coarse / fine, 16, rtol=0.1)
+    wrong = exact.consistency_model(STABLE, variance=exact.OFF)
+    off = gradients(2, lambda params, x, t, *, key=None, label, guidance: wrong(params, x, t))
+    assert np.all(np.abs(off).max(axis=0) > 20 * fine)
+
+
+@pytest.mark.parametrize("path", ["vp", "ddpm"])
+def test_a_teacher_that_predicts_v_learns_and_teaches(path):
+    """Its loss falls, on classes that are points; its student's has a gradient, finite at 4096 pairs."""
+    teacher_run = read_run(recipe(mnist_latents_ddpm, path=path, preconditioning="v"))
+    student_run = read_run(recipe(mnist_latents_lcm, path=path, preconditioning='lcm(prediction="v")'))
+    label = jnp.arange(256) % 3
+    x0 = jnp.broadcast_to(label[:, None, None, None] - 1.0, (256, 2, 2, 4))
+    teacher, student = teacher_run.make_model(3), student_run.make_model(3)
+
+    def differentiated(objective, frozen):
+        def mean(params, key):
+            return objective(params, params, frozen, key, x0, 0, {"label": label}).mean()
+
+        return jax.jit(jax.value_and_grad(mean))
+
+    step, losses = differentiated(teacher_run.method.objective(teacher, None), {}), []
+    params = teacher.init(jax.random.key(0), (2, 2, 4))
+    for _ in range(40):
+        loss, gradient = step(params, jax.random.key(1))
+        losses.append(float(loss))
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient)
+    assert losses[-1] < 0.7 * losses[0]
+
+    step = differentiated(student_run.method.objective(student, teacher.bind(params, (2, 2, 4))), {"teacher": params})
+    fresh = student.init(jax.random.key(0), (2, 2, 4))
+    for seed in range(16):
+        loss, gradient = step(fresh, jax.random.key(seed))
+        norms = jax.tree.map(jnp.linalg.norm, gradient)
+        assert np.isfinite(float(loss))
+        assert 0 < sum(jax.tree.leaves(norms)) < np.inf
+
+
+def test_what_pca_leaves_out_is_all_that_a_round_trip_loses():
+    pictures = digits("train").images
+    flat = pictures.reshape(len(pictures), -1) / 127.5 - 1
+    variances = np.linalg.eigvalsh(np.cov(flat, rowvar=False, ddof=0))[::-1]
+    for shape, kept in (((2, 2, 4), 16), ((4, 4, 4), 64)):
+        pca = mnist_latents.fit(pictures, shape)
+        latents = mnist_latents.encode(pca, pictures)
+        assert (latents.shape, latents.dtype) == ((len(pictures), *shape), np.float32)
+        assert latents.std() == pytest.approx(1, rel=1e-3)
+        np.testing.assert_allclose(latents.mean(axis=0), 0, atol=1e-5)
+        lost = np.sum((mnist_latents.decode(pca, latents).reshape(flat.shape) - flat) ** 2, axis=1).mean()
+        assert lost == pytest.approx(variances[kept:].sum(), rel=1e-5, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the README's commands on latents have been run: scikit-learn's digits for MNIST, five steps each."""
+    folder = tmp_path_factory.mktemp("latents")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    train, test = digits("train"), digits("test")
+    np.savez(
+        folder / "digits.npz",
+        images=train.images, labels=train.labels, test_images=test.images, test_labels=test.labels,
+    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
+    section = (ROOT / "README.md").read_text().partition("\n## Latents\n")[2].partition("\n## ")[0]
+    lines = re.search(r"```sh\n(.*?)```", section, flags=re.DOTALL)[1].replace("\\\n", "").splitlines()
+    small = ["--config.steps=5", "--config.net.width=32", "--config.net.depth=1", "--config.batch_size=32"]
+    for line in lines:
+        _python, *arguments = shlex.split(line.replace("~/tensorflow_datasets", "digits.npz"))
+        if arguments[0] == "examples/mnist_latents.py":
+            with contextlib.chdir(folder):
+                mnist_latents.main(arguments[1:])
+            continue
+        if "--config=" in line:
+            arguments += [*small, "--config.samples.num=4", "--config.log.tensorboard=False"]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_the_readmes_commands_make_latents_models_and_pictures(folder):
+    latents = arrays(folder / "latents" / "latents.npz", "train")
+    assert (len(latents), latents.shape, latents.num_classes) == (1500, (4, 4, 4), 10)
+    samples = np.load(folder / "samples.npz")["images"]
+    assert (samples.shape[1:], samples.dtype) == ((4, 4, 4), np.float32)
+    with Image.open(folder / "digits.png") as picture:
+        pixels = np.asarray(picture)
+    side = -(-28 // 8) * 8 + 2  # an 8×8 digit, enlarged to 28 pixels or more, and the gap
+    assert pixels.shape == (len(samples) // 10 * side + 2, 10 * side + 2, 3)
+    pca = mnist_latents.PCA(**np.load(folder / "latents" / "pca.npz"))
+    first = np.clip((mnist_latents.decode(pca, samples[:1])[0, :, :, 0] + 1) * 127.5, 0, 255)
+    np.testing.assert_allclose(pixels[2:34:4, 2:34:4, 0], first, atol=0.51)
