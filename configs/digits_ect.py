@@ -15,8 +15,8 @@ def get_config():
         {
             "name": "ect",
             "times": "lognormal(mean=-0.4, std=1.8)",
-            "stages": "equal(count=8)",
-            "gap": "shrinking(q=2)",
+            "stages": "equal(count=1)",
+            "gap": "shrinking(q=16)",
             "distance": "pseudo_huber(c=0.1)",
             "weight": "inverse_gap",
             "target": "stop_gradient",

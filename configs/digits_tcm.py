@@ -20,7 +20,7 @@ def get_config():
             "boundary_weight": 0.1,
             "times": "student(df=0.01, scale=0.2, lowest=1.0, highest=80.0)",
             "stages": "equal(count=1)",
-            "gap": "shrinking(q=256, k=0)",
+            "gap": "shrinking(q=16, k=0)",
             "distance": "pseudo_huber(c=0.1)",
             "weight": "inverse_gap",
             "target": "stop_gradient",

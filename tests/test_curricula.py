@@ -137,3 +137,47 @@ def test_rates_lie_between_0_and_1(rate):
         curricula.scheduled_rate(mu0=rate, curriculum=curricula.constant(num_scales=18))
     with pytest.raises(ValueError, match="mu "):
         curricula.constant_rate(mu=rate, curriculum=curricula.constant(num_scales=18))
+
+
+def test_halving_ends_where_it_should():
+    curriculum = curricula.halving(start=16, end=2, total_steps=100)
+    np.testing.assert_array_equal(curriculum.num_scales, [17, 9, 5, 3])
+    np.testing.assert_array_equal(curriculum.starts, [0, 25, 50, 75])
+    for wrong in ({"start": 12, "end": 5}, {"start": 2, "end": 4}, {"total_steps": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            curricula.halving(**{"start": 16, "end": 2, "total_steps": 100} | wrong)
+
+
+def test_a_stages_teacher_is_the_student_at_its_beginning():
+    """An average of the rate 1 keeps, of the rate 0 takes what the update of the stage's last step gave."""
+    curriculum = curricula.halving(start=4, end=1, total_steps=9)
+    rate = curricula.kept_in_a_stage(curriculum=curriculum)
+    kept, seen = -1.0, []
+    for step in range(9):
+        seen.append(kept)
+        kept = float(rate(step)) * kept + (1 - float(rate(step))) * step
+    assert seen == [-1, -1, -1, 2, 2, 2, 5, 5, 5]
+
+
+def test_schedules_of_the_traced_step():
+    stage = curricula.equal_stages(count=4, total_steps=10)
+    assert [int(stage(step)) for step in range(11)] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
+    warmup = curricula.ramp(length=4)
+    np.testing.assert_allclose([warmup(step) for step in range(6)], [0, 0.25, 0.5, 0.75, 1, 1])
+    assert curricula.ramp(length=0)(0) == 1
+    alpha = curricula.sigmoid_fall(total_steps=100, start=0.2, end=0.8, floor=0.01)
+    values = np.array([alpha(step) for step in range(0, 101, 10)])
+    assert np.all(np.diff(values) <= 0)
+    np.testing.assert_allclose(values[[0, 5, 10]], [1, 0.5, 0.01], atol=1e-3)
+    traced = jax.jit(lambda step: (stage(step), warmup(step), alpha(step)))
+    for step in (0, 3, 50):
+        np.testing.assert_allclose(traced(step), (stage(step), warmup(step), alpha(step)), rtol=1e-6)
+    assert traced._cache_size() == 1
+    for make in (
+        lambda: curricula.equal_stages(count=0, total_steps=1),
+        lambda: curricula.ramp(length=-1),
+        lambda: curricula.sigmoid_fall(total_steps=1, start=0.5, end=0.5),
+        lambda: curricula.sigmoid_fall(total_steps=1, floor=0.0),
+    ):
+        with pytest.raises(ValueError, match=r"count|length|start|floor"):
+            make()

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmjax.core.grids import karras_grid
+from cmjax.core.grids import LOWEST, karras_grid, path_grid
+from cmjax.core.paths import linear, trig, ve, vp
 
 
 @given(n=st.integers(2, 400), t_min=st.floats(1e-4, 1), ratio=st.floats(2, 1e5), rho=st.floats(1, 12))
@@ -40,3 +41,16 @@ def test_errors_name_the_argument(wrong):
     arguments = {**GOOD, **wrong}
     with pytest.raises(ValueError, match=next(iter(wrong))):
         karras_grid(arguments.pop("n"), **arguments)
+
+
+def test_a_paths_grid():
+    settings = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
+    np.testing.assert_array_equal(path_grid(18, path=ve, **settings), karras_grid(18, **settings))
+    for path in (linear, vp()):
+        np.testing.assert_array_equal(path_grid(5, path=path, t_min=0.0, t_max=1.0, rho=7.0), [0, 0.25, 0.5, 0.75, 1])
+    path, t_max = trig(sigma_data=0.5), np.arctan(160)
+    for t_min in (0.0, np.arctan(LOWEST / 0.5)):
+        grid = path_grid(18, path=path, t_min=t_min, t_max=t_max, rho=7.0)
+        assert (grid[0], grid[-1]) == (t_min, t_max)
+        levels = 0.5 * np.tan(grid)
+        np.testing.assert_allclose(levels[1:], karras_grid(18, **settings)[1:], rtol=1e-3)

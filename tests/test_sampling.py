@@ -11,8 +11,9 @@ from peers import student, toy_denoiser
 from cmjax.core import sampling
 from cmjax.core.grids import karras_grid
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
-from cmjax.core.paths import ve
-from cmjax.core.sampling import FlowMap, gaussian, sample_fn, sample_ode
+from cmjax.core.paths import linear, trig, ve
+from cmjax.core.samplers import ddim
+from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn, sample_ode
 from cmjax.core.solvers import euler_step, heun_step
 
 KEY = jax.random.key(0)
@@ -206,3 +207,50 @@ def test_ode_sampling_is_edms(edm, monkeypatch, name, n, t_max, rho):
     times = karras_grid(n, t_min=0.002, t_max=t_max, rho=rho)[::-1]
     ours = sample_ode(toy_denoiser, KEY, noise.shape, times=times, path=ve, ode_step=heun_step)
     np.testing.assert_allclose(ours, edm[f"edm_sampler_{name}"], rtol=1e-9)
+
+
+MU, LAMBDA = 0.3, 0.16
+
+
+def exact_map(path):
+    """Φ(x, t, s) = a_s·μ + √(V_s/V_t)·(x − a_t·μ) of data N(μ, λ), V = a²λ + b²."""
+
+    def flow(params, x, t, s, **conditions):
+        a, b, a_s, b_s = path.a(t), path.b(t), path.a(s), path.b(s)
+        return a_s * MU + jnp.sqrt((a_s**2 * LAMBDA + b_s**2) / (a**2 * LAMBDA + b**2)) * (x - a * MU)
+
+    return flow
+
+
+@pytest.mark.parametrize(("path", "t_max"), [(linear, 1.0), (trig(sigma_data=0.5), 1.56454)])
+def test_a_flow_map_is_sampled_on_its_own_path(path, t_max):
+    """In one evaluation, in several, and by its chain, whose times in between change nothing."""
+    both = FlowMap({}, lambda p, x, t, s: exact_map(path)(p, x, jnp.asarray(t), jnp.asarray(s)), (1,), 0.0, t_max,
+                   "flow_map", path)  # fmt: skip
+    key, shape = jax.random.key(0), (20_000, 1)
+    for times in ((t_max,), (t_max, 0.5)):
+        samples = sample_fn(both, key, shape, times=times)
+        np.testing.assert_allclose((samples.mean(), samples.var()), (MU, LAMBDA), atol=0.012)
+    one = sample_fn(both, key, shape, times=(t_max,))
+    np.testing.assert_allclose(sample_chain(both, key, shape, times=(t_max, 0.7, 0.2, 0.0)), one, atol=2e-5)
+    np.testing.assert_allclose(sample_fn(both, key, shape, times=(t_max,), path=path), one, atol=1e-6)
+    with pytest.raises(ValueError, match="s was given"):
+        FlowMap({}, lambda p, x, t: x, (1,), 0.0, t_max, "consistency", path)(one, 1.0, 0.5)
+
+
+def test_ddim_is_exact_for_a_constant_denoiser_on_any_path():
+    """A trajectory to a point: x_t = a(t)·x0 + b(t)·noise, whatever the steps."""
+    for path, times in ((linear, (0.9, 0.5, 0.1)), (trig(sigma_data=0.5), (1.5, 0.8, 0.2)), (ve, (80.0, 3.0, 0.1))):
+        states = []
+
+        def denoiser(x, t, states=states):
+            states.append((x, t))
+            return jnp.full_like(x, 0.3)
+
+        with jax.disable_jit():
+            sample_denoiser(denoiser, jax.random.key(0), (4, 2), times=times, path=path, solver=ddim)
+        first, begin = states[0][0], jnp.asarray(times[0])
+        for x, t in states:
+            t = jnp.asarray(t)
+            straight = path.a(t) * 0.3 + path.b(t) / path.b(begin) * (first - path.a(begin) * 0.3)
+            np.testing.assert_allclose(x, straight, rtol=1e-4, atol=1e-5)
