@@ -1,6 +1,9 @@
 """A shortcut model: steps of any dyadic length, each two of half of it.   [Frans et al. 2025]
 
 python -m cmjax.main --config=configs/digits_shortcut.py
+
+Every halving of the steps is learned from the one before through the target's average, so a short run takes few
+halvings, five in place of the paper's seven, and an average of ten updates in place of a thousand.
 """
 
 from configs import common, digits_meanflow
@@ -11,10 +14,10 @@ def get_config():
     config.objective = common.ConfigDict(
         {
             "name": "shortcut",
-            "pairs": "dyadic(steps=128)",
+            "pairs": "dyadic(steps=32)",
             "share": 0.25,
             "distance": "l2",
-            "target": "ema(mu=0.999)",
+            "target": "ema(mu=0.9)",
         }
     )
     return config
