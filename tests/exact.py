@@ -89,6 +89,11 @@ def velocity_network(variance=VARIANCE):
     return net
 
 
+def loss_and_gradient(losses, w):
+    """Each sample's loss(w) and the gradient of their mean, in one program."""
+    return jax.jit(lambda w: (losses(w), jax.grad(lambda w: losses(w).mean())(w)))(jnp.asarray(w))
+
+
 def gradients(losses, *arguments):
     """(b, 4): of each sample's loss(params, *arguments) by the parameters, at zero."""
     return np.asarray(jax.jit(jax.jacfwd(losses))(jnp.asarray(AT_ZERO), *arguments))

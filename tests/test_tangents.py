@@ -97,10 +97,10 @@ def test_discrete_gradients_tend_to_twice_the_continuous_one(on, by_teacher):
     def loss(w):
         return continuous_consistency_loss(
             net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=give_velocity, weight=weightings.snr
-        ).mean()
+        )
 
     gradient = discrete_gradients(on, by_teacher, l2, lambda t, r: t**-2 / (t - r))
-    check_slope_one(gradient, 2 * jax.grad(loss)(jnp.asarray(W)))
+    check_slope_one(gradient, 2 * exact.loss_and_gradient(loss, W)[1])
 
 
 @pytest.mark.parametrize("huber", [False, True], ids=["l2", "pseudo-Huber"])
@@ -114,7 +114,7 @@ def test_scm_is_the_limit_weighted_by_the_gain(on, huber):
         return scm_loss(
             net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=velocity_of_data, gain=gain,
             normalize=partial(unit_norm, c=0.0) if huber else unchanged, weighted=False,
-        ).mean()  # fmt: skip
+        )  # fmt: skip
 
     def weight(t, r):
         size = jnp.abs(scalings(t).c_out)
@@ -122,7 +122,7 @@ def test_scm_is_the_limit_weighted_by_the_gain(on, huber):
 
     distance = partial(pseudo_huber, c=0.0) if huber else l2
     # of two elements the gradient of l2's mean square, 2/D·g, is g, as it is of pseudo-Huber's norm
-    check_slope_one(discrete_gradients(on, False, distance, weight), jax.grad(loss)(jnp.asarray(W)))
+    check_slope_one(discrete_gradients(on, False, distance, weight), exact.loss_and_gradient(loss, W)[1])
 
 
 def own_tangent(w, x, t, v, warmup):
@@ -161,6 +161,15 @@ def test_the_tangent_is_the_gain_times_the_models_derivative(on):
     np.testing.assert_allclose(g, per_sample(gain(t), x) * slope, rtol=1e-7, atol=1e-8)
 
 
+def check_equal(ours, own):
+    """Each sample's loss, and the gradient."""
+    (value, gradient), (own_value, own_gradient) = (exact.loss_and_gradient(loss, W) for loss in (ours, own))
+    assert value.shape == (8,)
+    np.testing.assert_allclose(value, own_value, rtol=1e-10)
+    np.testing.assert_allclose(gradient, own_gradient, rtol=1e-9)
+    assert np.all(gradient != 0)
+
+
 @pytest.mark.parametrize("normalize", [unit_norm, unit_rms, clipped, unchanged])
 def test_scm_and_its_gradient_are_the_papers(normalize):
     """e^w/D·‖F_θ − F_θ⁻ − g‖² − w, the frozen network apart from the trained one."""
@@ -183,11 +192,7 @@ def test_scm_and_its_gradient_are_the_papers(normalize):
     def ours(w):
         return scm_loss(net, w, KEY, x0, t, normalize=normalize, **knobs)
 
-    assert ours(W).shape == (8,)
-    np.testing.assert_allclose(ours(W), own(W), rtol=1e-10)
-    gradients = [jax.grad(lambda w, loss=loss: loss(w).mean())(jnp.asarray(W)) for loss in (ours, own)]
-    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-9)
-    assert np.all(gradients[0] != 0)
+    check_equal(ours, own)
 
 
 def test_continuous_loss_and_its_gradient_are_the_product_of_model_and_slope():
@@ -206,9 +211,7 @@ def test_continuous_loss_and_its_gradient_are_the_product_of_model_and_slope():
     def own(w):
         return t**-2 * jnp.mean(f(w, x, t) * slope, axis=1)
 
-    np.testing.assert_allclose(ours(W), own(W), rtol=1e-10)
-    gradients = [jax.grad(lambda w, loss=loss: loss(w).mean())(jnp.asarray(W)) for loss in (ours, own)]
-    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-10)
+    check_equal(ours, own)
 
 
 EXACT = {
