@@ -23,5 +23,5 @@ def get_config():
     )
     config.figures.num = 0  # figures are of pictures
     config.samples = common.teacher_samples(every=0)
-    config.samples.guidance = 3.0
+    config.samples.guidance = 2.0
     return config

@@ -1,7 +1,7 @@
 """A latent consistency model: the guided teacher's DDIM steps, 20 of its 1000 at once, distilled.   [Luo et al. 2023]
 
-    python -m cmjax.main --config=configs/mnist_latents_ddpm.py --config.data.data_dir=latents/latents.npz
-    python -m cmjax.main --config=configs/mnist_latents_lcm.py --config.data.data_dir=latents/latents.npz
+python -m cmjax.main --config=configs/mnist_latents_ddpm.py --config.data.data_dir=latents/latents.npz
+python -m cmjax.main --config=configs/mnist_latents_lcm.py --config.data.data_dir=latents/latents.npz
 """
 
 from configs import common, mnist_latents_ddpm
@@ -28,5 +28,5 @@ def get_config():
     )
     config.optimizer.learning_rate = 3e-4
     config.samples = common.consistency_samples(every=0, times=(0.999, 0.759, 0.499, 0.259))
-    config.samples.guidance = 3.0
+    config.samples.guidance = 2.0
     return config
