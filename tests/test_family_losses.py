@@ -344,18 +344,20 @@ IMAGENET = partial(weightings.karras, sigma_data=0.5)
     ids=["c = 0", "c = 0.06", "imagenet"],
 )
 def test_easy_tuning_is_ects(recorded, name, c, weight, cases):
-    """Losses and gradients, the parameters of the target those of the student."""
+    """Losses and gradients, the parameters of the target those of the student.
+
+    Not compiled: op by op student and target round alike, where fused they lose 3e-9 at q = 256, t − r = 1e-5·t.
+    """
     x0, noise, w = (jnp.asarray(recorded[key]) for key in ("images", "eps", "w_online"))
     t = jnp.exp(2 * jnp.asarray(recorded["rnd_normal"]).reshape(8) - 1.1)
 
-    @jax.jit
     def each(w, r):
         return easy_consistency_tuning_loss(
             DENOISER, w, w, KEY, x0, Pair(t, r), path=with_noise(noise),
             distance=partial(distances.pseudo_huber, c=c), weight=weight,
         )  # fmt: skip
 
-    gradient = jax.jit(jax.grad(lambda w, r: each(w, r).mean()))
+    gradient = jax.grad(lambda w, r: each(w, r).mean())
     for adjust, q, stage in cases:
         r = shrinking_gap(q=float(q), stage=lambda step: step, adjust=ADJUST[adjust])(t, stage)
         key = name.format(adjust, q, stage)
