@@ -14,10 +14,16 @@ from cmjax.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "edit", "gallery", "average", "import", "export"], "What to do."
+    "mode", "train", ["train", "sample", "edit", "gallery", "diagnose", "average", "import", "export"], "What to do."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
-_NUM = flags.DEFINE_integer("num", None, "sample: how many images (64); edit: how many results (1).", lower_bound=1)
+_NUM = flags.DEFINE_integer(
+    "num",
+    None,
+    "sample: how many images (64); edit: how many results (1); diagnose: how many trajectories, and samples for each "
+    "bin (256).",
+    lower_bound=1,
+)
 _TIMES = flags.DEFINE_list(
     "times", None, "sample, edit, gallery: noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40."
 )
@@ -38,7 +44,7 @@ _OUT = flags.DEFINE_string(
     "out",
     None,
     "sample: x.png for a grid, x.npz for images; edit, gallery: x.png; average: a new run's folder; "
-    "export: the file or folder.",
+    "diagnose: a folder (<workdir>/diagnostics); export: the file or folder.",
 )
 _TASK = flags.DEFINE_string(
     "task",
@@ -58,6 +64,15 @@ _CLIP = flags.DEFINE_boolean(
     "clip", True, "edit: clip every estimate to black and white; --noclip for models that do better without."
 )
 _STD = flags.DEFINE_list("std", None, "average: its width as a share of the training, as 0.08, or several.")
+_TEACHER = flags.DEFINE_string(
+    "teacher", None, "diagnose: the folder of a denoiser along whose trajectories the model is held. Default: its own."
+)
+_METRIC = flags.DEFINE_enum(
+    "metric",
+    "fd",
+    ["fd", "precision", "recall", "density", "coverage"],
+    "diagnose: what the second step's time is chosen by.",
+)
 _SOURCE = flags.DEFINE_string("source", None, "import: the checkpoint's file or folder.")
 _FORMAT = flags.DEFINE_string(
     "format",
@@ -77,7 +92,7 @@ _ARCH = {
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
-    from cmjax.modes import averaging, edit, exporting, gallery, importing, sample, train
+    from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, sample, train
 
     if _MODE.value == "train" and _CONFIG.value is None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
@@ -116,6 +131,15 @@ def dispatch() -> None:
         )
     elif _MODE.value == "gallery":
         gallery.run(_workdir(), images=_IMAGE.value, out=_OUT.value, seed=_SEED.value, times=_TIMES.value)
+    elif _MODE.value == "diagnose":
+        diagnose.run(
+            _workdir(),
+            teacher=_TEACHER.value,
+            metric=_METRIC.value,
+            num=_NUM.value or 256,
+            seed=_SEED.value,
+            out=_OUT.value,
+        )
     elif _MODE.value == "average":
         averaging.run(_workdir(), stds=_STD.value, out=_OUT.value)
     elif _MODE.value == "import":

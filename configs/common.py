@@ -21,6 +21,7 @@ def base() -> ConfigDict:
     config.mesh = ConfigDict({"fsdp": 1})  # devices that share one copy of the parameters
     config.checkpoint = ConfigDict({"save_every": 1000, "keep": 3, "keep_every": 0})
     config.log = ConfigDict({"every": 100, "tensorboard": True, "wandb": False})
+    config.log.bins = 0  # parts of the noise levels, whose mean losses are recorded beside the whole
     config.figures = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
     return config
 

@@ -35,13 +35,14 @@ def python(folder, *arguments):
 
 
 def test_commands_then_python(folder):
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     assert len(PYTHON) == 2
     for line in COMMANDS:
         _python, *arguments = shlex.split(line)
         python(folder, *arguments, *(SHORT if "--config=configs" in line else ()))
     assert (folder / "digits.png").is_file()
     assert (folder / "gallery.png").is_file()
+    assert (folder / "runs" / "digits_cd" / "diagnostics" / "consistency.png").is_file()
     assert (folder / "runs" / "imported" / "config.json").is_file()
     for code in PYTHON:
         python(folder, "-c", code)

@@ -125,13 +125,16 @@ class Method:
             teaches = carry(teaches, teacher.path, model.path)
 
         def objective(params, target_params, frozen, key, x0, step, conditions):
-            pair_key, loss_key = jax.random.split(key)
-            pair = self.pairs(pair_key, len(x0), step)
+            pair, loss_key = self.pair(key, len(x0), step), jax.random.split(key)[1]
             return self.loss(
                 Call(model, teaches, params, target_params, frozen, loss_key, x0, pair, step, conditions)
             )  # fmt: skip
 
         return objective
+
+    def pair(self, key: PRNGKey, batch_size: int, step: Step) -> Pair:
+        """The pair that `objective` evaluates, given its key."""
+        return self.pairs(jax.random.split(key)[0], batch_size, step)
 
 
 def read_times(fields: Fields, name: str, plan: ModelPlan) -> TimeSampler:

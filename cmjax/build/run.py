@@ -192,4 +192,5 @@ def _read_log(fields: Fields) -> dict[str, Any]:
         "every": fields.integer("every", at_least=1),
         "tensorboard": fields.boolean("tensorboard"),
         "wandb": fields.boolean("wandb"),
+        "bins": fields.integer("bins", at_least=0) if fields.has("bins") else 0,
     }

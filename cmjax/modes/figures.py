@@ -8,7 +8,7 @@ import numpy as np
 
 from cmjax.data.sources import DataError, Source
 from cmjax.evaluation.features import classifier_features, figures
-from cmjax.evaluation.metrics import fitted_gaussian, frechet_distance, statistics
+from cmjax.evaluation.metrics import fitted_gaussian, frechet_distance, prdc, squared_radii, statistics
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,9 @@ LARGEST_GAUSSIAN = 4096
 
 FITTED_TO = 10_000
 """Training images that the Gaussian is fitted to, at most."""
+
+NEIGHBOURS = 5
+"""k of `prdc`, as in `evaluation.features.figures`."""
 
 
 def compare(
@@ -52,6 +55,16 @@ def distance_to(held_out: Source, train: Source, *, cache_dir: Path) -> Callable
         raise DataError("the data have no labels, and pixels too many to compare by; name the times yourself")
     target = statistics(features(reference))
     return lambda images: frechet_distance(statistics(features(images)), target)
+
+
+def neighbours_of(held_out: Source, metric: str) -> Callable[[np.ndarray], float]:
+    """One of `metrics.prdc`, by its name, of images (n, h, w, c) uint8 and the held-out ones, on pixels."""
+    reference = _some(held_out, MOST_HELD_OUT)["image"]
+    real = reference.reshape(len(reference), -1)
+    radii = squared_radii(real, k=NEIGHBOURS)
+    return lambda images: getattr(
+        prdc(real, images.reshape(len(images), -1), k=NEIGHBOURS, real_radii=radii), metric
+    )  # fmt: skip
 
 
 def _some(source: Source, most: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from cmjax.core.sampling import FlowMap
 from cmjax.fields import ConfigError, Fields
 from cmjax.files import to_json, write_atomically
 from cmjax.modes.draw import class_labels, consistency_samplers, draw_images, with_guidance
-from cmjax.modes.figures import distance_to
+from cmjax.modes.figures import distance_to, neighbours_of
 from cmjax.training.logging import progress
 from cmjax.workdir import newest_checkpoint, read_record
 
@@ -24,12 +24,16 @@ GRID = 40
 SAMPLES = 1000
 """Drawn for each try, always of the same noise."""
 
+METRICS = ("fd", "precision", "recall", "density", "coverage")
+"""What times may be searched by. The Fréchet distance is better small, the others large."""
 
-def find_times(workdir: Path, flow_map: FlowMap, count: int) -> tuple[float, ...]:
+
+def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "fd") -> tuple[float, ...]:
     """`count` descending noise levels, the first t_max: kept in the run's folder, or found by search.
 
-    One level after another: each is placed on the grid below the last by ternary search for the least Fréchet distance
-    to the held-out data, as if there were one minimum.   [Song et al. 2023, app. C.4]
+    One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
+    Fréchet distance to the held-out data unless another of `METRICS` is named, as if there were one optimum.
+    [Song et al. 2023, app. C.4]
 
     Raises: ConfigError where `count` is not between 2 and 8, or the run has no data to compare with.
     """
@@ -39,23 +43,30 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int) -> tuple[float, ...
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("checkpoint") != checkpoint:
         kept = {"checkpoint": checkpoint, "found": {}}
-    if str(count) not in kept["found"]:
-        times, tried = _search(workdir, flow_map, count)
-        kept["found"][str(count)] = {"times": times, "frechet_distance": tried}
+    name = str(count) if metric == "fd" else f"{count}, {metric}"
+    if name not in kept["found"]:
+        times, tried = _search(workdir, flow_map, count, metric)
+        kept["found"][name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
         write_atomically(path, to_json(kept))
-    times = tuple(kept["found"][str(count)]["times"])
+    times = tuple(kept["found"][name]["times"])
     log.info("times %s (%s)", ",".join(f"{t:.4g}" for t in times), path)
     return times
 
 
-def _search(workdir: Path, flow_map: FlowMap, count: int) -> tuple[list[float], dict[str, float]]:
-    """The levels, and the distance of every choice that was tried, by its levels."""
+def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tuple[float, ...]], float]:
+    """times -> the metric of `SAMPLES` images drawn along them.
+
+    Raises: ConfigError where the run has no data to compare with.
+    """
     record = read_record(workdir)
     if "data" not in record["config"]:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
     config = record["config"]
     open_source = read_run(config).open_source
-    distance = distance_to(open_source("test"), open_source("train"), cache_dir=workdir.parent / ".cache")
+    if metric == "fd":
+        score = distance_to(open_source("test"), open_source("train"), cache_dir=workdir.parent / ".cache")
+    else:
+        score = neighbours_of(open_source("test"), metric)
     conditional = config["net"]["class_conditional"]
     flow_map, conditions = with_guidance(
         flow_map,
@@ -63,21 +74,31 @@ def _search(workdir: Path, flow_map: FlowMap, count: int) -> tuple[list[float], 
         config["samples"].get("guidance", 1.0),
         takes=config["net"].get("guided", False),
     )
-    grid = read_model_plan(Fields(config)).grid(GRID).tolist()
-    places, tried, along = [GRID - 1], {}, consistency_samplers()
+    along = consistency_samplers()
+    return lambda times: score(draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions))
+
+
+def grid_of(workdir: Path) -> list[float]:
+    """The times, ascending, of which the search chooses."""
+    return read_model_plan(Fields(read_record(workdir)["config"])).grid(GRID).tolist()
+
+
+def _search(workdir: Path, flow_map: FlowMap, count: int, metric: str) -> tuple[list[float], dict[str, float]]:
+    """The levels, and the metric of every choice that was tried, by its levels."""
+    score, grid, sign = score_along(workdir, flow_map, metric), grid_of(workdir), 1 if metric == "fd" else -1
+    places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):
 
             @cache
-            def distance_at(place: int) -> float:
+            def cost_at(place: int) -> float:
                 times = tuple(grid[p] for p in (*places, place))
-                images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
                 name = ",".join(f"{t:.4g}" for t in times)
-                tried[name] = distance(images)
+                tried[name] = score(times)
                 update(len(tried), f"{name}: {tried[name]:.3f}")
-                return tried[name]
+                return sign * tried[name]
 
-            places.append(ternary_search(distance_at, 1, places[-1] - 1))
+            places.append(ternary_search(cost_at, 1, places[-1] - 1))
     return [grid[place] for place in places], tried
 
 

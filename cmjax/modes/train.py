@@ -18,11 +18,13 @@ from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.data.batches import Batches, preprocess
 from cmjax.data.sources import Source
+from cmjax.evaluation.diagnostics import bin_of
 from cmjax.evaluation.features import format_figures
 from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
 from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
+from cmjax.modes.losses import bin_edges
 from cmjax.nets.inputs import ADDED
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, progress
@@ -82,6 +84,7 @@ def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, con
         label_dropout=plan.label_dropout,
         grad_accumulation=plan.grad_accumulation,
         schedules=plan.schedules,
+        **_bins(plan, model),
     )
     batches = Batches(source, batch_size=plan.batch_size, seed=plan.seed, sharding=batch_sharding(mesh))
     frozen = jax.device_put(frozen, parameter_shardings(frozen, mesh))
@@ -125,6 +128,18 @@ def _train(plan, state, frozen, model, teacher, source, mesh: Mesh, workdir, con
             writer.close()
     rate = (plan.steps - start) * plan.batch_size / seconds
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, "images_per_second": rate}
+
+
+def _bins(plan: Run, model: Model) -> dict[str, Any]:
+    """What makes the train step sum the losses by noise level, where the configuration asks for it."""
+    if not plan.log["bins"]:
+        return {}
+    edges = bin_edges(model, plan.log["bins"])
+
+    def bin_of_sample(key, batch_size, step):
+        return bin_of(model.path.noise_level(plan.method.pair(key, batch_size, step).t), edges)
+
+    return {"bins": plan.log["bins"], "bin_of": bin_of_sample}
 
 
 def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:

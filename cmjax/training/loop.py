@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from cmjax.core.typing import Params
@@ -89,6 +90,7 @@ class _LateMetrics:
         self._log_every, self._batch_size = log_every, batch_size
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
+        self._loss_bins: list[jax.Array] = []  # left on the device until they are recorded
         self._window_start = time.perf_counter()
 
     def push(self, step: int, metrics: Metrics) -> None:
@@ -104,6 +106,8 @@ class _LateMetrics:
         if not math.isfinite(loss):
             raise NonFiniteLoss(step)
         self._losses.append(loss)
+        if "loss_bins" in metrics:
+            self._loss_bins.append(metrics.pop("loss_bins"))
         self._update_progress(step + 1, f"loss {loss:.4g}")
         if (step + 1) % self._log_every == 0:
             self._record(step + 1, metrics)
@@ -113,9 +117,18 @@ class _LateMetrics:
         seconds = (now - self._window_start) / len(self._losses)
         record = {name: float(value) for name, value in metrics.items()}
         record["loss"] = sum(self._losses) / len(self._losses)
+        record |= _mean_of_bins(self._loss_bins)
         record |= {"step_seconds": seconds, "images_per_second": self._batch_size / seconds}
         self._write_record(done, record | {"nimg": done * self._batch_size})
-        self._losses, self._window_start = [], now
+        self._losses, self._loss_bins, self._window_start = [], [], now
+
+
+def _mean_of_bins(tallies: list[jax.Array]) -> dict[str, float]:
+    """The mean loss of each bin, of sums and counts (2, bins) of some steps; nothing of a bin without samples."""
+    if not tallies:
+        return {}
+    sums, counts = np.asarray(jax.device_get(tallies), np.float64).sum(axis=0)
+    return {f"loss_bin_{i:02d}": float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """The train step: a pure function (state, frozen, batch) -> (state, metrics), and its jitted form on a mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
@@ -45,6 +46,8 @@ def make_train_step(
     label_dropout: float = 0.0,
     grad_accumulation: int = 1,
     schedules: Mapping[str, Schedule] | None = None,
+    bins: int = 0,
+    bin_of: Callable[[PRNGKey, int, Step], Int[Array, " b"]] | None = None,
 ) -> TrainStep:
     """One optimizer update. Randomness is a function of (seed, step), so a resumed run repeats the original's.
 
@@ -56,25 +59,31 @@ def make_train_step(
           label_dropout: the share of the labels that are left out.
           grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
+          bins: how many parts the losses are summed in, (2, bins) sums and counts as `loss_bins` in the metrics;
+          bin_of: (key, batch_size, step) -> the part of each sample, given the key that the objective is given.
     """
+    prepare = partial(
+        prepare_inputs, preprocess=preprocess, augment=augment, conditions=conditions, label_dropout=label_dropout
+    )
 
     def train_step(state, frozen, batch):
         data_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        preprocess_key, augment_key = jax.random.split(data_key)
-        x0 = preprocess(batch["image"], preprocess_key)
-        inputs = {name: batch[name] for name in conditions}
-        if label_dropout:
-            inputs["label"] = drop_labels(jax.random.fold_in(augment_key, 1), inputs["label"], rate=label_dropout)
-        if augment is not None:
-            x0, inputs["augment"] = augment(x0, augment_key)
+        x0, inputs = prepare(batch, data_key)
         target_params = averages(state.opt_state).get(TARGET)
 
         def mean_loss(params, key, x0, conditions):
             target = params if target_params is None else target_params
-            return jnp.mean(objective(params, target, frozen, key, x0, state.step, conditions))
+            losses = objective(params, target, frozen, key, x0, state.step, conditions)
+            tally = {} if bin_of is None else {"loss_bins": _tally(losses, bin_of(key, len(x0), state.step), bins)}
+            return jnp.mean(losses), tally
 
-        loss, grads = _accumulate(
-            jax.value_and_grad(mean_loss), state.params, objective_key, x0, inputs, parts=grad_accumulation
+        (loss, tally), grads = _accumulate(
+            jax.value_and_grad(mean_loss, has_aux=True),
+            state.params,
+            objective_key,
+            x0,
+            inputs,
+            parts=grad_accumulation,
         )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -84,13 +93,39 @@ def make_train_step(
         reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state).replace(finite=finite)
-        return state, {"loss": jnp.where(finite, loss, jnp.nan), "grad_norm": grad_norm, **reported}
+        return state, {"loss": jnp.where(finite, loss, jnp.nan), "grad_norm": grad_norm, **reported, **tally}
 
     return train_step
 
 
+def prepare_inputs(
+    batch: Batch,
+    key: PRNGKey,
+    *,
+    preprocess: Callable[[Array, PRNGKey], Samples],
+    augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None,
+    conditions: Sequence[str],
+    label_dropout: float,
+) -> tuple[Samples, dict[str, Array]]:
+    """x0 and the network's conditions of a batch as it is stored; the arguments are those of `make_train_step`."""
+    preprocess_key, augment_key = jax.random.split(key)
+    x0 = preprocess(batch["image"], preprocess_key)
+    inputs = {name: batch[name] for name in conditions}
+    if label_dropout:
+        inputs["label"] = drop_labels(jax.random.fold_in(augment_key, 1), inputs["label"], rate=label_dropout)
+    if augment is not None:
+        x0, inputs["augment"] = augment(x0, augment_key)
+    return x0, inputs
+
+
+def _tally(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:
+    """The sum of the losses in each bin, and their number."""
+    within = places[None] == jnp.arange(bins)[:, None]
+    return jnp.stack([jnp.sum(jnp.where(within, losses[None], 0), axis=1), jnp.sum(within, axis=1)])
+
+
 def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
-    """The mean over `parts` equal slices of the batch of (loss, gradient)."""
+    """The mean over `parts` equal slices of the batch of what `value_and_grad` gives for each."""
     if parts == 1:
         return value_and_grad(params, key, x0, conditions)
 
@@ -101,7 +136,8 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
 
     inputs = (jax.random.split(key, parts), slices(x0), jax.tree.map(slices, conditions))
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    one = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda array: array[0], inputs))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
     # A convolution's weight gradient inside a scan is some 50 times slower on a CPU: unrolled there.
     unroll = parts if jax.default_backend() == "cpu" else 1
     return jax.tree.map(lambda total: total / parts, jax.lax.scan(add, zeros, inputs, unroll=unroll)[0])
@@ -119,7 +155,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
         )
 
     shardings = parameter_shardings(jax.eval_shape(init, params), mesh)
-    return jax.jit(init, out_shardings=shardings)(params)
+    # from the host: what another run's checkpoint gives is bound to one device, and the mesh may have others
+    return jax.jit(init, out_shardings=shardings)(jax.device_get(params))
 
 
 def compile_train_step(train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh) -> Any:

@@ -1,0 +1,197 @@
+"""`--mode=diagnose`: how consistent a model is, which noise levels its loss comes from, and its second step's time."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.build import read_model_plan, read_run
+from cmjax.core.paths import carry
+from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.core.solvers import heun_step
+from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
+from cmjax.evaluation.plots import line_plot, save_png
+from cmjax.fields import ConfigError, Fields
+from cmjax.files import to_json, write_atomically
+from cmjax.modes.draw import class_labels, with_guidance
+from cmjax.modes.losses import logged_losses, losses_by_level
+from cmjax.modes.times import GRID, SAMPLES, find_times, grid_of, score_along
+from cmjax.training.logging import progress
+from cmjax.training.mesh import batch_sharding, make_mesh, replicated
+from cmjax.workdir import load, newest_checkpoint, read_record, split_checkpoint
+
+log = logging.getLogger(__name__)
+
+TIMES = 40
+"""Points of a trajectory."""
+
+KEPT_AT_ONCE = 2**22
+"""Pixels of all points of the trajectories that are followed together, on one device."""
+
+Found = tuple[dict[str, Any], list[np.ndarray]]
+"""What the JSON file holds, and the panels of the figure."""
+
+
+def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int, out: str | None) -> None:
+    """Write `consistency`, `loss`, `training` and `times`, each a .png and a .json, as far as the run has them.
+
+    Args:   teacher: a denoiser's folder; by default the run's own teacher. metric: one of `times.METRICS`.
+            num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
+    Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
+    """
+    record, folder = read_record(workdir), Path(out) if out else workdir / "diagnostics"
+    flow_map = jax.device_put(load(workdir), replicated(make_mesh()))
+    one_step = flow_map.kind != "denoiser"
+    if teacher and not one_step:
+        raise ConfigError(f"--teacher={teacher}: {workdir} is a denoiser itself, and not meant to be consistent")
+    held_against = _teacher(record, flow_map, teacher) if one_step else None
+    found: dict[str, Found] = {}
+    if held_against is not None:
+        found["consistency"] = _consistency(workdir, flow_map, record, *held_against, num=num, seed=seed)
+    elif one_step:
+        log.warning("no consistency error: %s has no teacher; name one, as --teacher=runs/digits_edm", workdir)
+    if "data" in record["config"]:
+        plan = read_run(record["config"])
+        model = plan.make_model(record["num_classes"])
+        found["loss"] = losses_by_level(workdir, plan, model, flow_map, num=num, seed=seed)
+        if (logged := logged_losses(workdir, plan, model)) is not None:
+            found["training"] = logged
+        if one_step:
+            found["times"] = _second_time(workdir, flow_map, metric)
+    else:
+        log.warning("no loss and no times: imported weights have neither an objective nor data here")
+    about = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir)}
+    for name, (numbers, panels) in found.items():
+        try:
+            write_atomically(folder / f"{name}.json", to_json({**about, **numbers}))
+            save_png(folder / f"{name}.png", np.concatenate(panels))
+        except OSError as error:
+            raise ConfigError(f"--out={folder} cannot be written: {error.strerror}") from error
+        print(f"{name:12s} {folder / name}.png")
+
+
+def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> tuple[str, FlowMap] | None:
+    """The denoiser whose trajectories the student is held against, and its folder: the one that is named, the one that
+    it was distilled from, or the one that it started from; None where there is none."""
+    config = record["config"]
+    distilled = config["objective"].get("teacher")
+    folder = named or distilled or config.get("init_from")
+    if not folder:
+        return None
+    where = "--teacher" if named else "config.objective.teacher" if distilled else "config.init_from"
+    try:
+        teacher = load(folder)
+    except (ConfigError, RuntimeError) as error:
+        raise ConfigError(f"{where}={folder}: {error}; name a teacher with --teacher") from error
+    if teacher.kind != "denoiser":
+        if named:
+            raise ConfigError(f"--teacher={folder}: is a {teacher.kind}; a denoiser is needed")
+        return None
+    if teacher.shape != student.shape:
+        raise ConfigError(f"{where}={folder}: is of images {teacher.shape}; the student's are {student.shape}")
+    net = read_record(split_checkpoint(folder)[0])["config"]["net"]
+    if net["class_conditional"] != config["net"]["class_conditional"]:
+        raise ConfigError(f"{where}={folder}: of it and the student one alone has classes; they must agree")
+    return folder, teacher
+
+
+def _consistency(
+    workdir: Path, student: FlowMap, record: Mapping[str, Any], folder: str, teacher: FlowMap, *, num: int, seed: int
+) -> Found:
+    """The student along the teacher's PF-ODE: how much f changes from one time to the next, and to the end."""
+    path, config = student.path, record["config"]
+    ranges = [level_range(model.path, model.t_min, model.t_max) for model in (student, teacher)]
+    levels = max(low for low, _ in ranges), min(high for _, high in ranges)
+    times = trajectory_times(TIMES, path, levels, rho=read_model_plan(Fields(config)).constants["rho"])
+    if teacher.path != path:
+        teacher = replace(teacher, denoiser=carry(teacher.denoiser, teacher.path, path), path=path)
+    # a model whose own end lies below the last time is held against clean data, the ODE's end
+    to_clean = float(path.noise_level(jnp.asarray(student.t_min))) < levels[0]
+
+    def measure(models, keys, conditions):
+        (student, teacher), (given, taught) = models, conditions
+        return consistency_errors(
+            lambda x, t: student(x, t, **given),
+            lambda x, t: teacher(x, t, **taught),
+            path.b(jnp.asarray(times[0])) * gaussian(keys, (len(keys), *student.shape)),
+            jnp.asarray(times, jnp.float32),
+            path=path,
+            ode_step=heun_step,
+            to_clean=to_clean,
+        )
+
+    errors, num = _in_parts(measure, student, teacher, record, folder, num=num, seed=seed)
+    rms = {name: np.sqrt(value).tolist() for name, value in errors._asdict().items()}
+    noise = np.asarray(path.noise_level(jnp.asarray(times)), np.float64).tolist()
+    panel = line_plot(
+        {
+            "f to the end": (noise, rms["end"]),
+            "f to f one time later": (noise[:-1], rms["step"]),
+            "teacher's D to the end": (noise, rms["teacher_end"]),
+        },
+        title=f"Consistency error of {workdir.name} along {num} trajectories of {Path(folder).name}",
+        x_label="noise level",
+        y_label="RMS over pixels",
+    )
+    numbers = {"teacher": folder, "trajectories": num, "time": times.tolist(), "noise_level": noise, "rms": rms}
+    return numbers, [panel]
+
+
+def _in_parts(
+    measure, student: FlowMap, teacher: FlowMap, record: Mapping[str, Any], folder: str, *, num: int, seed: int
+) -> tuple[ConsistencyErrors, int]:
+    """The mean of what `measure` finds of parts of the trajectories, `num` or a few more so that all are equally many,
+    and their number. Both models are guided as the run's own samples are."""
+    config, devices = record["config"], jax.device_count()
+    most = max(KEPT_AT_ONCE // (TIMES * int(np.prod(student.shape))), 1) * devices
+    parts = -(-num // most)
+    size = -(-num // (parts * devices)) * devices
+    labels = class_labels(parts * size, record["num_classes"] if config["net"]["class_conditional"] else None)
+    guidance = config.get("samples", {}).get("guidance", 1.0)
+    student, given = with_guidance(student, labels, guidance, takes=config["net"].get("guided", False))
+    takes = read_record(split_checkpoint(folder)[0])["config"]["net"].get("guided", False)
+    teacher, taught = with_guidance(teacher, labels, guidance, takes=takes)
+
+    mesh = make_mesh()
+    models = jax.device_put((student, teacher), replicated(mesh))
+    compiled = jax.jit(measure, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)))
+    keys, found = jax.random.split(jax.random.key(seed), parts * size), []
+    with progress("trajectories", parts * size) as update:
+        for part in range(parts):
+            here = slice(part * size, (part + 1) * size)
+            conditions = jax.tree.map(lambda values, here=here: values[here], (given, taught))
+            found.append(jax.device_get(compiled(models, keys[here], conditions)))
+            update(here.stop, "")
+    return jax.tree.map(lambda *values: np.mean(values, axis=0), *found), parts * size
+
+
+def _second_time(workdir: Path, flow_map: FlowMap, metric: str) -> Found:
+    """The metric of two-step samples over the second step's time, with the one that the search finds."""
+    best = find_times(workdir, flow_map, 2, metric=metric)
+    grid, score = grid_of(workdir), score_along(workdir, flow_map, metric)
+    seconds, values = [grid[place] for place in range(1, GRID - 1, 4)], []
+    with progress("second times", len(seconds) + 2) as update:
+        for second in seconds:
+            values.append(score((best[0], second)))
+            update(len(values), f"{second:.4g}: {values[-1]:.3f}")
+        of_best, of_one = score(best), score(best[:1])
+    noise = np.asarray(flow_map.path.noise_level(jnp.asarray([*seconds, best[1]])), np.float64).tolist()
+    panel = line_plot(
+        {
+            "two steps": (noise[:-1], values),
+            f"found: {noise[-1]:.3g}, {of_best:.3g}": (noise[-1:], [of_best]),
+            f"one step: {of_one:.3g}": ([noise[0], noise[-2]], [of_one, of_one]),
+        },
+        title=f"Where the second step of {workdir.name} stands: {SAMPLES} samples",
+        x_label="noise level of the second step",
+        y_label={"fd": "FD (less is better)"}.get(metric, f"{metric} (more is better)"),
+        log_y=False,
+    )
+    numbers = {"metric": metric, "first_time": best[0], "second_time": seconds, "noise_level": noise[:-1]}
+    numbers |= {"value": values, "one_step": of_one}
+    return {**numbers, "found": {"second_time": best[1], "noise_level": noise[-1], "value": of_best}}, [panel]

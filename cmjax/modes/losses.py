@@ -1,0 +1,168 @@
+"""A run's loss by noise level: of its newest checkpoint, and as its training recorded it."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.build import Method, Model, Run
+from cmjax.core.sampling import FlowMap
+from cmjax.data.batches import Batches, preprocess
+from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, pair_within
+from cmjax.evaluation.plots import line_plot
+from cmjax.fields import ConfigError
+from cmjax.nets.adapter import parameter_shapes
+from cmjax.training.checkpoint import restore_average
+from cmjax.training.logging import progress
+from cmjax.training.mesh import batch_sharding, make_mesh, replicated
+from cmjax.training.optimizer import TARGET
+from cmjax.training.step import prepare_inputs
+from cmjax.workdir import load, newest_checkpoint
+
+BINS = 12
+DRAWS = 1024
+"""Pairs drawn for each place of a batch, to find one of a bin."""
+
+RARE = 0.25
+"""Bins that fewer places of the batch find a sample of are left out: their gradient would be of another batch size."""
+
+Found = tuple[dict[str, Any], list[np.ndarray]]
+
+
+def losses_by_level(workdir: Path, plan: Run, model: Model, flow_map: FlowMap, *, num: int, seed: int) -> Found:
+    """The run's own objective at its newest average, for samples whose t falls in each bin of noise levels: the mean
+    loss, and the norm of the gradient of a batch of them.
+
+    Raises: ConfigError where what the objective needs beside the model cannot be loaded.
+    """
+    mesh, edges = make_mesh(), bin_edges(model, BINS)
+    size = max(min(num, plan.batch_size // plan.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
+    batches = Batches(plan.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
+    teacher, frozen = _needed(plan.method)
+    target = None
+    if plan.method.target_rate is not None:
+        target = restore_average(workdir / "checkpoints", parameter_shapes(model.module, flow_map.shape), TARGET)
+    fixed = jax.device_put((flow_map.params, target, frozen), replicated(mesh))
+    measure = jax.jit(
+        partial(
+            _measure, plan=plan, model=model, teacher=teacher, edges=edges, step=max(newest_checkpoint(workdir), 1) - 1
+        )
+    )
+    rounds, rows = -(-num // size), []
+    keys = jax.random.split(jax.random.key(seed), rounds)  # the same for all bins, which then share out the same draws
+    with progress("losses", BINS) as update:
+        for place in range(BINS):
+            found = [jax.device_get(measure(fixed, batches.at(i), keys[i], place)) for i in range(rounds)]
+            rows.append(_row(edges[place : place + 2].tolist(), *np.array(found, np.float64).T, size=size))
+            update(place + 1, "")
+    return {"batch_size": size, "parameters": "ema0", "bins": rows}, _panels(workdir.name, rows, size)
+
+
+def bin_edges(model: Model, bins: int) -> np.ndarray:
+    """The noise levels (bins + 1,) between which a run's losses are sorted."""
+    return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])
+
+
+def _needed(method: Method) -> tuple[FlowMap | None, dict[str, Any]]:
+    """The objective's teacher, and what it uses and training leaves alone."""
+    try:
+        frozen = {name: load_weights() for name, load_weights in method.frozen.items()}
+        teacher = load(method.teacher) if method.teacher else None
+    except (ConfigError, OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"config.objective: what it needs cannot be loaded: {error}") from error
+    return teacher, frozen | ({} if teacher is None else {"teacher": teacher.params})
+
+
+def _measure(fixed, batch, key, place, *, plan: Run, model: Model, teacher, edges: np.ndarray, step: int):
+    """(loss, norm of the gradient, samples found, share of all samples) of a batch of one bin."""
+    params, target_params, frozen = fixed
+    data_key, pair_key, objective_key = jax.random.split(key, 3)
+    x0, inputs = prepare_inputs(
+        batch,
+        data_key,
+        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
+        augment=plan.augment,
+        conditions=("label",) if model.class_conditional else (),
+        label_dropout=plan.label_dropout,
+    )
+    pair, found, share = pair_within(
+        plan.method.pairs,
+        pair_key,
+        len(x0),
+        step,
+        within=lambda t: bin_of(model.path.noise_level(t), edges) == place,
+        draws=DRAWS,
+    )
+    objective = replace(plan.method, pairs=lambda *_: pair).objective(model, teacher)
+
+    def losses(params):
+        target = params if target_params is None else target_params
+        return objective(params, target, frozen, objective_key, x0, jnp.asarray(step), inputs)
+
+    return *loss_and_gradient_norm(losses, params, found), jnp.sum(found), share
+
+
+def _row(edges, loss, norm, count, share, *, size: int) -> dict[str, Any]:
+    """One bin's numbers, of the batches' (n,): None where its samples are too rare, or a value is not finite."""
+    enough = count.sum() >= RARE * size * len(count)
+    values = {"loss": np.sum(loss * count) / max(count.sum(), 1), "gradient_norm": np.mean(norm)}
+    shown = {name: float(value) if enough and np.isfinite(value) else None for name, value in values.items()}
+    return {"from": edges[0], "to": edges[1], "share": float(share.mean()), "samples": int(count.sum()), **shown}
+
+
+def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray]:
+    middles = [(row["from"] * row["to"]) ** 0.5 for row in rows]
+    titles = {
+        "loss": f"Loss of {name} by noise level",
+        "gradient_norm": f"Its gradient's norm, of batches of {size} samples of one bin",
+        "share": "The share of training's samples in each bin",
+    }
+    panels = []
+    for key, title in titles.items():
+        values = [row[key] for row in rows]
+        if any(value is not None for value in values):
+            panel = line_plot(
+                {key: (middles, values)},
+                title=title,
+                x_label="noise level",
+                y_label=key.replace("_", " "),
+                log_y=key != "share" and _positive(values),
+                height=300,
+            )
+            panels.append(panel)
+    return panels
+
+
+def _positive(values: list[float | None]) -> bool:
+    """Whether an axis may be logarithmic: losses with a learned weight may lie below 0."""
+    return all(value is None or value > 0 for value in values)
+
+
+def logged_losses(workdir: Path, plan: Run, model: Model) -> Found | None:
+    """The losses by noise level that a run with `config.log.bins` recorded; None where it recorded none."""
+    path, bins = workdir / "metrics.jsonl", plan.log["bins"]
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    names = [f"loss_bin_{i:02d}" for i in range(bins)]
+    records = [record for record in records if any(name in record for name in names)]
+    if not records:
+        return None
+    edges, steps = bin_edges(model, bins).tolist(), [record["step"] for record in records]
+    losses = [[record.get(name) for record in records] for name in names]
+    panel = line_plot(
+        {
+            f"{edges[i]:.2g} to {edges[i + 1]:.2g}": (steps, losses[i])
+            for i in range(bins)
+            if any(names[i] in record for record in records)
+        },
+        title=f"Loss of {workdir.name} in training, by noise level",
+        x_label="step",
+        y_label="loss",
+        log_x=False,
+        log_y=all(map(_positive, losses)),
+    )
+    return {"noise_level_edges": edges, "step": steps, "loss": losses}, [panel]
