@@ -63,7 +63,7 @@ class Fields:
 
     def integer(self, field: str, *, at_least: int) -> int:
         value = self.number(field, at_least=at_least)
-        if value != int(value):
+        if value % 1 != 0:
             raise self.error(field, "must be a whole number")
         return int(value)
 
@@ -110,7 +110,7 @@ class Fields:
     def _called(self, field: str, chosen: Callable) -> Any:
         try:
             return chosen()
-        except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
+        except (TypeError, ValueError, ArithmeticError) as error:  # a parameter of another type or out of its range
             raise self.error(field, str(error)) from error
 
     def _bound(self, field: str, text: str, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Callable:

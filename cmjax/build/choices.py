@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
 from cmjax.build.model import Model, ModelPlan
 from cmjax.core import curricula, distances, pairs, solvers, tangents, times, weightings
@@ -139,7 +140,9 @@ class Method:
 
 def read_times(fields: Fields, name: str, plan: ModelPlan) -> TimeSampler:
     """The field's distribution of times."""
-    return fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"))
+    times = fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"))
+    try_out(fields, name, lambda: times(jax.random.key(0), 2))
+    return times
 
 
 def read_weight(fields: Fields, plan: ModelPlan) -> Weight:
@@ -150,6 +153,7 @@ def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Dist
     """A function of what is frozen that gives the distance, and the loaders of what it needs frozen."""
     chosen = fields.choice("distance", DISTANCES)
     if chosen.func is not _lpips:
+        try_out(fields, "distance", lambda: chosen(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
         return lambda frozen: chosen, {}
     distance, load_weights = chosen()
     return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": load_weights}
@@ -177,6 +181,14 @@ def needs_input(fields: Fields, plan: ModelPlan, name: str, why: str) -> None:
     """Raise ConfigError unless the network has what its field `name` adds."""
     if not plan.net.get(name):
         raise fields.error("name", f"{why}: set config.net.{name}")
+
+
+def try_out(fields: Fields, name: str, trial: Callable[[], Any]) -> None:
+    """Raise ConfigError where the field's choice fails in `trial`, of which nothing is computed."""
+    try:
+        jax.eval_shape(trial)
+    except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
+        raise fields.error(name, str(error)) from error
 
 
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cmjax.build.choices import (
     read_teacher,
     read_times,
     read_weight,
+    try_out,
 )
 from cmjax.build.discrete import read_guidance
 from cmjax.build.model import ModelPlan
@@ -35,6 +36,7 @@ def _scm(fields: Fields, plan: ModelPlan, steps: int, give: Callable, *, teacher
     needs_path(fields, plan, "trig linear")
     warmup = fields.call("warmup", {"ramp": curricula.ramp})
     normalize = fields.choice("normalize", NORMALIZATIONS)
+    try_out(fields, "normalize", lambda: normalize(jnp.ones((2, 3))))
     weighted = fields.boolean("learned_weight")
     if weighted:
         needs_input(fields, plan, "weight_head", "learned_weight=True needs a network with a weight head")
@@ -80,8 +82,7 @@ def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
     if not fields.value("guidance"):
         return _scm(fields, plan, steps, _from_teacher, teacher=read_teacher(fields))
-    needs_input(fields, plan, "guided", "the student is given the scale of guidance")
-    draw = read_guidance(fields)
+    draw = read_guidance(fields, plan)
 
     def give(call: Call):
         guidance_key, key = jax.random.split(call.key)
@@ -119,10 +120,11 @@ def improved_mean_flow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
 
 def _flow_method(loss: Callable, fields: Fields, plan: ModelPlan, settings: dict[str, float]) -> Method:
     distance, frozen = read_distance(fields)
+    for name, off in (("guidance", 1.0), ("blend", 0.0)):
+        if settings.get(name, off) != off and not plan.net["class_conditional"]:
+            raise fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
 
     def evaluate(call: Call):
-        if settings["guidance"] != 1 and "label" not in call.conditions:
-            raise fields.error("guidance", "needs labels: set config.net.class_conditional=True, or guidance to 1.0")
         return loss(
             call.model.net, call.params, call.key, call.x0, call.pair,
             path=plan.path, distance=distance(call.frozen), conditions=call.conditions, **settings,
@@ -153,6 +155,7 @@ def shortcut(fields: Fields, plan: ModelPlan, steps: int) -> Method:
 def alpha_flow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     distance, frozen = read_distance(fields)
     alpha = fields.call("alpha", {"sigmoid": curricula.sigmoid_fall}, total_steps=steps)
+    try_out(fields, "alpha", lambda: alpha(jnp.zeros((), int)))
 
     def loss(call: Call):
         return flow_losses.alpha_flow_loss(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from cmjax.build.choices import (
     CURRICULA,
@@ -21,6 +22,7 @@ from cmjax.build.choices import (
     read_teacher,
     read_times,
     read_weight,
+    try_out,
 )
 from cmjax.build.model import ModelPlan
 from cmjax.core import curricula, losses, pairs
@@ -71,8 +73,13 @@ def _grid_pairs(
     fields: Fields, plan: ModelPlan, curriculum: curricula.Curriculum, probabilities: Callable[..., Any]
 ) -> PairSampler:
     needs_path(fields, plan, "ve")
+    if curriculum.num_scales.min() < 2:
+        raise fields.error("curriculum", "a grid has at least 2 points")
     t_min, t_max, rho = (plan.constants[name] for name in ("t_min", "t_max", "rho"))
-    return pairs.grid_pairs(curriculum, t_min=t_min, t_max=t_max, rho=rho, probabilities=probabilities)
+    try:
+        return pairs.grid_pairs(curriculum, t_min=t_min, t_max=t_max, rho=rho, probabilities=probabilities)
+    except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
+        raise fields.error("intervals", str(error)) from error
 
 
 def _by_ratio(fields: Fields, plan: ModelPlan, steps: int) -> _Discrete:
@@ -80,6 +87,7 @@ def _by_ratio(fields: Fields, plan: ModelPlan, steps: int) -> _Discrete:
     needs_path(fields, plan, "ve")
     stage = fields.call("stages", {"equal": curricula.equal_stages}, total_steps=steps)
     gap = fields.call("gap", {"shrinking": pairs.shrinking_gap}, stage=stage)
+    try_out(fields, "gap", lambda: gap(jnp.ones(2), jnp.zeros((), int)))
     draw = pairs.ratio_pairs(read_times(fields, "times", plan), gap)
     return _chosen(fields, plan, draw, read_rate(fields), {"stage": stage})
 
@@ -207,8 +215,7 @@ def _guided_method(choose: Callable[..., _Discrete]) -> Callable[..., Method]:
 
     def read(fields: Fields, plan: ModelPlan, steps: int) -> Method:
         ode_step = fields.choice("ode_step", ODE_STEPS, path=plan.path)
-        needs_input(fields, plan, "guided", "the student is given the scale of guidance")
-        draw = read_guidance(fields)
+        draw = read_guidance(fields, plan)
 
         def evaluate(call: Call, conditions, **options: Any):
             guidance_key, key = jax.random.split(call.key)
@@ -225,8 +232,10 @@ guided_cd = _guided_method(_on_grid)
 lcm = _guided_method(_by_skipping)
 
 
-def read_guidance(fields: Fields) -> Callable[..., Any]:
+def read_guidance(fields: Fields, plan: ModelPlan) -> Callable[..., Any]:
     """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`."""
+    needs_input(fields, plan, "guided", "the student is given the scale of guidance")
+    needs_input(fields, plan, "class_conditional", "the teacher is guided by its classes")
     scales = fields.numbers("guidance")
     if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
         raise fields.error("guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance")

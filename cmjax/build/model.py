@@ -157,7 +157,8 @@ def read_model_plan(fields: Fields) -> ModelPlan:
             module, network, precondition(network, scale), kind, constants, path, scale, grid, conditional
         )  # fmt: skip
 
-    return ModelPlan(kind, constants, path, path_name, scale, grid, knobs, make_model)
+    options = {**knobs, "class_conditional": conditional}
+    return ModelPlan(kind, constants, path, path_name, scale, grid, options, make_model)
 
 
 def _like(fields: Fields, name: str, default: Any) -> Any:

@@ -1,0 +1,177 @@
+"""Methods by their names: a wrong setting of any is one message, and a run of stages is compiled once."""
+
+import copy
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmjax.build import read_run
+from cmjax.build.method import METHODS
+from cmjax.fields import ConfigError
+from configs import common
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32)
+LINEAR = common.linear_model("linear", t_min=0.001).to_dict()
+TRIG = common.trig_model().to_dict()
+DDPM = {"path": "ddpm", "preconditioning": "lcm", "sigma_data": 0.5, "t_min": 0.001, "t_max": 0.999, "rho": 7.0}
+
+
+def changed(config, changes):
+    """The configuration with other values of fields, named with the sections they stand in; None removes one."""
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        *sections, field = name.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        if value is None:
+            del section[field]
+        else:
+            section[field] = value
+    return config
+
+
+def digits_recipes():
+    """A configuration of every method: that of its digits recipe, or of one for the same data by a few changes."""
+    found = {}
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("digits_*.py")):
+        config = importlib.import_module(f"configs.{path.stem}").get_config().to_dict()
+        found.setdefault(config["objective"]["name"], config)
+    found["edm2"] = changed(found["denoising"], {"objective.name": "edm2", "net.weight_head": 4})
+    grid = dict.fromkeys(("objective.curriculum", "objective.intervals"))
+    latent = {"objective.name": "lcm", "objective.pairs": "skipping(steps=100, skip=5)", "model": DDPM}
+    found["lcm"] = changed(found["guided_cd"], grid | latent | {"samples.times": (0.9,), "objective.weight": "uniform"})
+    small = {"net.width": 8, "net.depth": 1, "net.embedding_width": 8, "net.frequencies": 4, "batch_size": 8}
+    return {name: changed(config, small) for name, config in found.items()}
+
+
+RECIPES = digits_recipes()
+ON_VE = ("ct", "cd", "ict", "ect", "sct", "tcm", "multistep_ct", "guided_cd", "progressive")
+FLOWS = ("mean_flow", "improved_mean_flow", "shortcut", "alpha_flow")
+WRONG = [
+    *((name, {"model": LINEAR}, "objective.name=", "needs config.model.path=ve") for name in ON_VE),
+    *((name, {"model": TRIG}, "model.path=", "needs linear") for name in FLOWS),
+    *((name, {"net.two_times": False}, "net.two_times=", "two times") for name in FLOWS),
+    *((name, {"objective.apart": 1.5}, "objective.apart=", "share") for name in FLOWS if name != "shortcut"),
+    *((name, {"objective.times": "uniform(rho=0)"}, "objective.times=", "zero") for name in ("mean_flow", "sct")),
+    *((name, {"samples.times": (80.0, 0.5)}, "samples.times=", r"must lie in \[") for name in FLOWS),
+    *((name, {"objective.guidance": 2.0}, "objective.guidance=", "class_cond") for name in FLOWS[:2]),
+    *(
+        (name, {f"objective.{field}": ""}, f"objective.{field}=", "must name the workdir")
+        for name, field in [("cd", "teacher"), ("guided_cd", "teacher"), ("lcm", "teacher"), ("scm_cd", "teacher"),
+                            ("continuous_cd", "teacher"), ("tcm", "first_stage")]
+    ),
+    *((name, {"net.guided": False}, "objective.name=", "set config.net.guided") for name in ("guided_cd", "lcm")),
+    *(
+        (name, {"net.class_conditional": False}, "objective.name=", "set config.net.class_conditional")
+        for name in ("guided_cd", "lcm")
+    ),
+    ("scm_cd", {"objective.guidance": (1.0, 2.0)}, "objective.name=", "set config.net.guided"),
+    ("scm_cd", {"objective.guidance": (1.0, 2.0), "net.guided": True}, "objective.name=", "net.class_conditional"),
+    ("guided_cd", {"objective.guidance": (3.0, 1.0)}, "objective.guidance=", "smallest and the largest"),
+    ("lcm", {"objective.guidance": (1.0,)}, "objective.guidance=", "smallest and the largest"),
+    ("denoising", {"data.label_dropout": 0.1, "net.class_conditional": False}, "data.label_dropout=", "no labels"),
+    ("denoising", {"data.label_dropout": 1.0, "net.class_conditional": True}, "data.label_dropout=", "below 1"),
+    ("denoising", {"objective.times": "lognormal(mean=0.0, std=0)"}, "objective.times=", "std must be positive"),
+    ("denoising", {"objective.times": "logit_normal(mean='x', std=1.0)"}, "objective.times=", "'x'"),
+    ("denoising", {"objective.times": "student(df=1, scale=1, highest=0.5)"}, "objective.times=", "highest must be"),
+    ("denoising", {"model.t_min": 0.0}, "model.t_min=", "above 0"),
+    ("denoising", {"model": TRIG}, "model.t_min=", "above 0"),
+    ("denoising", {"objective.weight": "inverse_cout"}, "objective.weight=", "did you mean inverse_c_out"),
+    ("edm2", {"net.weight_head": 0}, "objective.name=", "set config.net.weight_head"),
+    ("ct", {"objective.curriculum": "constant(num_scales=1)"}, "objective.curriculum=", "at least 2 points"),
+    ("ct", {"objective.curriculum": "doubling(s0=10, s1=5)"}, "objective.curriculum=", "s1 must be at least"),
+    ("ct", {"objective.intervals": "lognormal(mean=0.0, std=0)"}, "objective.intervals=", "std must be positive"),
+    ("ct", {"objective.target": "ema(mu=1.5)"}, "objective.target=", "between 0 and 1"),
+    ("ct", {"objective.distance": "pseudo_huber(c='x')"}, "objective.distance=", "'x'"),
+    ("ct", {"objective.stages": "equal(count=8)"}, "objective.stages", "nothing reads this"),
+    ("cd", {"objective.ode_step": "huen"}, "objective.ode_step=", "did you mean heun"),
+    ("ict", {"objective.intervals": "lognormal(mean='x', std=1.0)"}, "objective.intervals=", "'x'"),
+    ("ict", {"objective.distance": "l2"}, "objective.distance", "nothing reads this"),
+    ("ect", {"objective.stages": "equal(count=0)"}, "objective.stages=", "count must be at least 1"),
+    ("ect", {"objective.gap": "shrinking(q=1)"}, "objective.gap=", "q must be above 1"),
+    ("ect", {"objective.gap": "shrinking(q=2, k='x')"}, "objective.gap=", "'x'"),
+    ("sct", {"objective.gap": 'shrinking(q=2, adjust="no")'}, "objective.gap=", "sigmoid or constant"),
+    ("tcm", {"objective.share": 1.5}, "objective.share=", "at most 1"),
+    ("tcm", {"objective.share": 0.0}, "objective.share=", "above 0"),
+    ("tcm", {"objective.boundary": 0.0}, "objective.boundary=", "above 0"),
+    ("multistep_ct", {"objective.segments": 0}, "objective.segments=", "at least 1"),
+    ("multistep_ct", {"objective.segments": float("inf")}, "objective.segments=", "whole number"),
+    ("lcm", {"objective.pairs": "skipping(steps=100, skip=100)"}, "objective.pairs=", "skip must lie between"),
+    ("lcm", {"model": RECIPES["guided_cd"]["model"]}, "objective.name=", "config.model.path=ddpm or vp"),
+    ("progressive", {"objective.curriculum": "halving(start=12, end=8)"}, "objective.curriculum=", "power of two"),
+    ("progressive", {"steps": 3}, "objective.curriculum=", "at least the number of stages"),
+    ("continuous_ct", {"objective.times": "uniform(rho='x')"}, "objective.times=", "'x'"),
+    ("continuous_cd", {"objective.weight": "karas"}, "objective.weight=", "did you mean karras"),
+    ("scm_ct", {"model": RECIPES["ct"]["model"]}, "objective.name=", "needs config.model.path=trig or linear"),
+    ("scm_ct", {"net.weight_head": 0}, "objective.name=", "set config.net.weight_head"),
+    ("scm_ct", {"objective.warmup": "ramp(length=-1)"}, "objective.warmup=", "at least 0"),
+    ("scm_ct", {"objective.normalize": "unit_norm(c='x')"}, "objective.normalize=", "'x'"),
+    ("mean_flow", {"objective.guidance": 0.0}, "objective.guidance=", "above 0"),
+    ("mean_flow", {"objective.blend": 0.5}, "objective.blend=", "class_conditional"),
+    ("mean_flow", {"objective.blend": -0.5}, "objective.blend=", "at least 0"),
+    ("improved_mean_flow", {"objective.blend": 0.0}, "objective.blend", "nothing reads this"),
+    ("shortcut", {"objective.pairs": "dyadic(steps=100)"}, "objective.pairs=", "power of two"),
+    ("shortcut", {"objective.share": 1.0}, "objective.share=", "between 0 and 1"),
+    ("alpha_flow", {"objective.alpha": "sigmoid(floor=0)"}, "objective.alpha=", "floor must lie in"),
+    ("alpha_flow", {"objective.alpha": "sigmoid(steepness='x')"}, "objective.alpha=", "'x'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_read_from_a_recipe(name):
+    assert read_run(RECIPES[name]).method.pairs is not None
+    assert name in {case[0] for case in WRONG}
+
+
+@pytest.mark.parametrize(("name", "changes", "field", "problem"), WRONG)
+def test_a_wrong_setting_is_one_message_that_names_its_field(name, changes, field, problem):
+    with pytest.raises(ConfigError, match=problem) as raised:
+        read_run(changed(RECIPES[name], changes))
+    assert str(raised.value).startswith(f"config.{field}")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "schedule", "values"),
+    [
+        (
+            "ect",
+            {"objective.stages": "equal(count=3)", "objective.gap": "shrinking(q=2, k=0)"},
+            "stage",
+            [0, 0, 1, 1, 2, 2],
+        ),
+        ("progressive", {"objective.curriculum": "halving(start=4, end=1)"}, "num_scales", [5, 5, 3, 3, 2, 2]),
+        (
+            "alpha_flow",
+            {"objective.alpha": "sigmoid(steepness=4, floor=0.4)"},
+            "alpha",
+            [0.8808, 0.7914, 0.6608, 0.5, 0.4, 0.4],
+        ),
+        ("scm_ct", {"objective.warmup": "ramp(length=4)"}, "tangent_warmup", [0, 0.25, 0.5, 0.75, 1, 1]),
+    ],
+)
+def test_all_stages_of_a_run_are_one_compilation(name, settings, schedule, values):
+    """With one key and batch the loss is that of the stage: equal where the schedule is, another where it is not."""
+    run = read_run(changed(RECIPES[name], {"steps": 6, "init_from": "", **settings}))
+    model = run.make_model(None)
+    objective = run.method.objective(model, None)
+
+    traced = []
+
+    @jax.jit
+    def evaluate(params, target_params, x0, step):
+        traced.append(step)
+        loss = objective(params, target_params, {}, jax.random.key(1), x0, step, {}).mean()
+        return loss, run.method.schedules[schedule](step)
+
+    fresh = model.init(jax.random.key(0), (8, 8, 1))  # which answers 0, whatever its input
+    params, before = (jax.tree.map(lambda leaf, by=by: leaf + by, fresh) for by in (0.1, 0.2))
+    losses, seen = zip(*(evaluate(params, before, IMAGES, jnp.asarray(step)) for step in range(6)), strict=True)
+    assert len(traced) == 1
+    np.testing.assert_allclose(seen, values, atol=1e-4)
+    for i in range(1, 6):
+        assert (losses[i] == losses[i - 1]) == (seen[i] == seen[i - 1])
