@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core.sampling import Times, gaussian
+from cmjax.core.paths import ve
+from cmjax.core.sampling import Times, forward_scales, gaussian
 from cmjax.core.typing import Keys, PerSample, Samples, Time
 
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -57,7 +58,7 @@ def edit(
 
         x ← A⁻¹[known·A images];  for each t: x ← f(x + √(t² − t_min²)·z, t), x ← combine(images, x)
 
-    where the first t adds t·z.
+    where the first t adds t·z. On another path than `ve`, its forward process to t in place of the noise added.
 
     Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. key: one, or (b,), one for each image.
              images: (b, h, w, c), of which the known coordinates alone are used. times: descending noise stds.
@@ -67,21 +68,24 @@ def edit(
     Returns: (b, h, w, c) with the known coordinates of `images`: pixels to the last bit, others to rounding.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
+    path = getattr(flow_map, "path", ve)
     t_min = getattr(flow_map, "t_min", None) if t_min is None else t_min
     if t_min is None:
         raise ValueError("t_min must be given for a flow_map that has no attribute t_min")
     times = jnp.asarray(times, images.dtype)
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
-    noise_scales = jnp.sqrt(jnp.maximum(times**2 - t_min**2, 0)).at[0].set(times[0])
+    kept, added = forward_scales(path, times, t_min)
+    first = times[0]  # from which the start is taken for clean data
+    kept, added = kept.at[0].set(path.a(first)), added.at[0].set(path.b(first))
 
     def renoise_and_complete(x, step):
-        index, t, scale = step
-        x = flow_map(x + scale * gaussian(key, x.shape, index), t, **conditions)
+        index, t, gain, noise_scale = step
+        x = flow_map(gain * x + noise_scale * gaussian(key, x.shape, index), t, **conditions)
         return operator.combine(images, jnp.clip(x, -1, 1) if clip else x), None
 
     x = operator.degrade(images) if start is None else start
-    return jax.lax.scan(renoise_and_complete, x, (jnp.arange(len(times)), times, noise_scales))[0]
+    return jax.lax.scan(renoise_and_complete, x, (jnp.arange(len(times)), times, kept, added))[0]
 
 
 def inpainting(known: Float[Array, "*b h w c"]) -> Operator:
@@ -153,10 +157,10 @@ def invert(
              to start, for example Gaussian. time: T. learning_rate: in units of a latent's std.
     Returns: the latents (b, ...), and the root of the mean squared error of each image (b,).
     """
-    axes = tuple(range(1, images.ndim))
+    axes, path = tuple(range(1, images.ndim)), getattr(flow_map, "path", ve)
 
     def squares(z):
-        return jnp.square(flow_map(time * z, time, **conditions) - images)
+        return jnp.square(flow_map(path.b(jnp.asarray(time)) * z, time, **conditions) - images)
 
     def descend(state, count):
         z, mean, square = state

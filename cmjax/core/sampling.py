@@ -59,6 +59,15 @@ def _path_of(flow_map: Any) -> Path:
     return getattr(flow_map, "path", ve)
 
 
+def forward_scales(path: Path, times: Float[Array, " n"], start: float) -> tuple[Array, Array]:
+    """Of the forward process from `start`: x_t = kept·x_start + added·z at each of `times`, both (n,)."""
+    begin = jnp.full_like(times, start)
+    kept = path.a(times) / path.a(begin)
+    noise, brought = path.b(times), kept * path.b(begin)
+    # as a product, exactly 0 at `start`; the difference of squares may round below 0
+    return kept, jnp.sqrt((noise - brought) * (noise + brought))
+
+
 def gaussian(key: Keys, shape: Sequence[int], index: int | Array = 0) -> Array:
     """The index-th unit Gaussian of `key`, of the given shape (b, ...).
 
@@ -104,10 +113,7 @@ def sample_fn(
     times = jnp.asarray(times, float)
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
-    start = jnp.zeros_like(times[:1]) if full_noise else jnp.full_like(times[:1], t_min)
-    kept, noise = path.a(times) / path.a(start), path.b(times)
-    # as a product, exactly 0 at τ = t_min; the difference of squares may round below 0
-    added = jnp.sqrt((noise - kept * path.b(start)) * (noise + kept * path.b(start)))
+    kept, added = forward_scales(path, times, 0.0 if full_noise else t_min)
     # The state before each evaluation is carried; after the last one nothing is added to the estimate.
     gains = jnp.concatenate([kept[1:], jnp.ones_like(kept[:1])])
     noise_scales = jnp.concatenate([added[1:], jnp.zeros_like(added[:1])])
@@ -119,7 +125,7 @@ def sample_fn(
         return gain * x0 + noise_scale * gaussian(key, shape, index), None
 
     steps = (jnp.arange(1, len(times) + 1), times, gains, noise_scales)
-    return jax.lax.scan(denoise_and_renoise, noise[0] * gaussian(key, shape), steps)[0]
+    return jax.lax.scan(denoise_and_renoise, path.b(times[0]) * gaussian(key, shape), steps)[0]
 
 
 def sample_chain(

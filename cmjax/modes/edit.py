@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.core.grids import karras_grid
+from cmjax.core.grids import path_grid
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
@@ -42,7 +42,7 @@ def run(
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     flow_map, record = load(workdir), read_record(workdir)
-    if flow_map.kind != "consistency":
+    if flow_map.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no pictures")
@@ -56,7 +56,7 @@ def run(
         return
     pictures = read_pictures(images, flow_map.shape, PICTURES.get(task, 1))
     known = None if mask is None else _read_mask(mask, flow_map.shape)
-    settings = Options(times=grid if times else None, mask=known, label=conditions, **options)
+    settings = Options(times=grid if times else None, mask=known, label=conditions, path=flow_map.path, **options)
     made = edit_pictures(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid)
     columns = {"original": made.originals[: len(pictures)], "degraded": made.degraded[:1], "result": made.results}
     _write(path, columns, made.results, flow_map)
@@ -83,12 +83,13 @@ def _latents(
 
 
 def read_times(texts: list[str] | None, flow_map: FlowMap, rho: float, steps: int = 40) -> tuple[float, ...]:
-    """The noise levels of an edit: those given, or all of the Karras grid of `steps` points, descending."""
+    """The noise levels of an edit: those given, or all of a grid of `steps` points, descending."""
     from cmjax.modes.sample import parse_times
 
     if texts:
         return parse_times(texts, flow_map, rho)
-    return tuple(map(float, karras_grid(steps, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)[::-1]))
+    grid = path_grid(steps, path=flow_map.path, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)
+    return tuple(grid[::-1].tolist())
 
 
 def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) -> np.ndarray:

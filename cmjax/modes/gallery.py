@@ -33,7 +33,7 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     flow_map, record = load(workdir), read_record(workdir)
-    if flow_map.kind != "consistency" or flow_map.shape[-1] not in (1, 3):
+    if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")
     pictures, labels = _pictures(record, images, flow_map, seed)
     grid = read_times(times, flow_map, record["config"]["model"]["rho"])
@@ -64,9 +64,10 @@ def _rows(
     hole, half = np.ones((1, h, w, 1), np.float32), np.ones((1, h, w, 1), np.float32)
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
     half[:, :, w // 2 :] = 0
-    patch = next((p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2), 0)
+    fitting = [p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2]
+    patch = next((p for p in fitting if h // p >= 12), min(fitting, default=0))
     known = {} if labels is None else {"label": labels}
-    base = Options(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known)
+    base = Options(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
             log.info("%s: left out, the pictures are %dx%dx%d", task, h, w, c)

@@ -65,4 +65,4 @@ def interpolate(
     shape, labels = (num, *flow_map.shape), jax.tree.map(jnp.asarray, conditions)
     first, last = (jnp.broadcast_to(end, shape) for end in ends)
     latents = slerp(first, last, jnp.linspace(0, 1, num))
-    return np.asarray(jax.jit(lambda f, x: f(x, time, **labels))(flow_map, time * latents))
+    return np.asarray(jax.jit(lambda f, x: f(f.path.b(jnp.asarray(time)) * x, time, **labels))(flow_map, latents))

@@ -16,12 +16,15 @@ from cmjax.core.editing import (
     nothing_known,
     super_resolution,
 )
+from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
 from cmjax.fields import ConfigError
 
-STROKE_TIMES = (5.38, 2.24)
-"""Of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
+STROKE_LEVELS = (5.38, 2.24)
+"""Noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
+LEAST_HEIGHT = 64
+"""Smaller pictures take less noise in proportion: their structures have fewer pixels to average it over."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
     seed: int = 0
     clip: bool = True
     label: dict[str, Any] = field(default_factory=dict)
+    path: Path = ve
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,19 @@ def _super_resolution(images: jax.Array, grid: tuple[float, ...], options: Optio
 
 
 def _strokes(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
-    return Edit(images, nothing_known(), STROKE_TIMES, start=images)
+    return Edit(images, nothing_known(), _stroke_times(images, options.path), start=images)
+
+
+def _stroke_times(images: jax.Array, path: Path) -> tuple[float, ...]:
+    share = min(images.shape[1] / LEAST_HEIGHT, 1)
+    return tuple(float(path.time_at(share * level)) for level in STROKE_LEVELS)
 
 
 def _blending(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
     operator = inpainting(jnp.asarray(_mask(options, "blending")))
     pasted = operator.combine(images[0::2], images[1::2])
-    below = tuple(t for t in grid if t <= STROKE_TIMES[0])
+    highest = _stroke_times(images, options.path)[0]
+    below = tuple(t for t in grid if t <= highest) or grid[-1:]
     return Edit(images[0::2], operator, below, start=pasted, degraded=pasted)
 
 
@@ -129,9 +139,10 @@ def edit_pictures(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), jnp.arange(number))
     labels = jax.tree.map(jnp.asarray, options.label)
     if task == "denoising":
-        sigma = _sigma(flow_map, options)
+        sigma, t = _sigma_and_time(flow_map, options)
         noisy = images + sigma * gaussian(keys, images.shape) if options.add_noise else images
-        results = jax.jit(lambda flow_map, x, labels: flow_map(x, sigma, **labels))(flow_map, noisy, labels)
+        denoise = jax.jit(lambda flow_map, x, labels: flow_map(flow_map.path.a(t) * x, t, **labels))
+        results = denoise(flow_map, noisy, labels)
         return Edited(*map(np.asarray, (images, noisy if options.add_noise else images[:0], results)))
     plan = TASKS[task](images, grid, options)
     times = options.times or plan.times
@@ -144,14 +155,15 @@ def edit_pictures(
     return Edited(*map(np.asarray, (images, degraded, results)))
 
 
-def _sigma(flow_map: FlowMap, options: Options) -> float:
-    """The noise that denoising removes."""
+def _sigma_and_time(flow_map: FlowMap, options: Options) -> tuple[float, jax.Array]:
+    """The noise that denoising removes, and where on the path it is."""
     sigma = options.sigma
     if sigma is None:
         raise ConfigError("--sigma is missing: the std of the picture's noise, where black to white is 2")
-    if not flow_map.t_min <= sigma <= flow_map.t_max:
-        raise ConfigError(f"--sigma={sigma}: must lie in [{flow_map.t_min}, {flow_map.t_max}]")
-    return sigma
+    low, high = (float(flow_map.path.noise_level(t)) for t in (flow_map.t_min, flow_map.t_max))
+    if not low <= sigma <= high:
+        raise ConfigError(f"--sigma={sigma}: must lie in [{low:.4g}, {high:.4g}]")
+    return sigma, flow_map.path.time_at(sigma)
 
 
 def _mask(options: Options, task: str) -> np.ndarray:
