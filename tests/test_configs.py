@@ -1,35 +1,116 @@
-"""Every recipe can be read, and says in its first lines how it is run."""
+"""Every recipe can be read, says in its first lines how it is run, fits the runs it builds on, and can be trained."""
 
 import importlib
+import inspect
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from cmjax.build import read_run
+from cmjax.build.method import METHODS
+from cmjax.modes.train import _started
 from cmjax.nets.adapter import parameter_shapes
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "folder": (64, 64, 3), "arrays": (4, 4, 4)}
+"""Of one sample, by the name of the data."""
+BATCH = 8
 
 
-@pytest.mark.parametrize(
-    "recipe", [*RECIPES, *(f"{name}:tiny" for name in RECIPES if name.startswith(("cifar", "imagenet")))]
-)
-def test_a_recipe_is_read_whole(recipe):
-    name, _, variant = recipe.partition(":")
+def read(name, variant=""):
+    """The recipe's configuration and its run."""
     module = importlib.import_module(f"configs.{name}")
-    assert f"--config=configs/{name}.py" in module.__doc__
     config = module.get_config(variant) if variant else module.get_config()
     if config.data.name != "digits":
         config.data.data_dir = "somewhere"
-    run = read_run(config.to_dict())
-    model = run.make_model(10)
-    assert model.kind == ("denoiser" if name.endswith("edm") else "consistency")
+    return config, read_run(config.to_dict())
+
+
+@cache
+def shapes_of(name, variant):
+    """The model of a recipe, the shape of its samples and the shapes of its parameters."""
+    config, run = read(name, variant)
+    model, shape = run.make_model(10), SHAPES[config.data.name]
+    return model, shape, parameter_shapes(model.module, shape)
+
+
+def flow_map_of(workdir):
+    """What loading the run of a recipe gives, with the shapes of its parameters alone."""
+    name, _, variant = Path(workdir).name.partition("-")
+    model, shape, params = shapes_of(name, variant)
+    return model.bind(params, shape)
+
+
+def traced_once(network):
+    """The network, of which a second call of the same shapes costs nothing."""
+    return jax.jit(network, static_argnames="return_weight")
+
+
+def smallest(name):
+    """The recipe's variant for a laptop, where it has one."""
+    module = importlib.import_module(f"configs.{name}")
+    return "tiny" if inspect.signature(module.get_config).parameters else ""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_read_whole_and_says_how_it_is_run(name):
+    config, _ = read(name)
+    module = importlib.import_module(f"configs.{name}")
+    needed = {config.init_from, *(config.objective.get(field, "") for field in ("teacher", "first_stage"))} - {""}
+    for recipe in [name, *(Path(workdir).name for workdir in needed)]:
+        assert f"--config=configs/{recipe}.py" in str(module.__doc__)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_starts_from_the_run_it_names(name):
+    run = read(name, smallest(name))[1]
+    if run.init_from:
+        _, shape, params = shapes_of(name, smallest(name))
+        other = flow_map_of(run.init_from)
+        assert other.shape == shape
+        assert jax.tree.structure(_started(params, other, run.init_from)) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_train_step_of_a_recipe_can_be_traced(name):
+    """The gradient of its mean loss, of shapes alone: nothing is compiled."""
+    variant = smallest(name)
+    run = read(name, variant)[1]
+    model, shape, params = shapes_of(name, variant)
+    teacher, frozen = None, {}
+    if run.method.teacher:
+        teacher = flow_map_of(run.method.teacher)
+        assert teacher.kind == run.method.teacher_kind
+        frozen["teacher"] = teacher.params
+        teacher = replace(teacher, denoiser=traced_once(teacher.denoiser))
+    objective = run.method.objective(
+        replace(model, net=traced_once(model.net), denoiser=traced_once(model.denoiser)), teacher
+    )
+
+    def mean_loss(params, frozen, key, x0, step, label):
+        conditions = {"label": label} if model.class_conditional else {}
+        if run.augment is not None:
+            x0, conditions["augment"] = run.augment(x0, key)
+        losses = objective(params, params, frozen, key, x0, step, conditions)
+        assert losses.shape == (BATCH,)
+        return jnp.mean(losses)
+
+    inputs = jax.random.key(0), jnp.zeros((BATCH, *shape)), jnp.zeros((), jnp.int32), jnp.zeros(BATCH, jnp.int32)
+    gradient = jax.eval_shape(jax.grad(mean_loss), params, frozen, *inputs)
+    assert jax.tree.map(lambda leaf: leaf.shape, gradient) == jax.tree.map(lambda leaf: leaf.shape, params)
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar"])
+def test_every_method_has_a_recipe(data):
+    named = {read(name)[0].objective.name for name in RECIPES if name.startswith(data)}
+    elsewhere = {"lcm", "edm2"}  # of discrete diffusion's path; of a network of its own
+    assert METHODS.keys() - elsewhere <= named
 
 
 def test_the_published_network_has_its_size():
-    module = importlib.import_module("configs.cifar_ct")
-    config = module.get_config()
-    config.data.data_dir = "somewhere"
-    shapes = parameter_shapes(read_run(config.to_dict()).make_model(10).module, (32, 32, 3))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 56_395_651
+    params = shapes_of("cifar_ct", "")[2]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 56_395_651
