@@ -21,6 +21,7 @@ SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "fo
 BATCH = 8
 
 
+@cache
 def read(name, variant=""):
     """The recipe's configuration and its run."""
     module = importlib.import_module(f"configs.{name}")
