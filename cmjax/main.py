@@ -37,7 +37,7 @@ _LABEL = flags.DEFINE_integer(
     "label", None, "sample, edit: the class, of a class-conditional model. Default: all in turn."
 )
 _GUIDANCE = flags.DEFINE_float(
-    "guidance", None, "sample: scale of classifier-free guidance, of a class-conditional model; 1 is none."
+    "guidance", None, "sample: scale of classifier-free guidance, of a model with classes; 1: none. Default: the run's."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
 _OUT = flags.DEFINE_string(

@@ -51,7 +51,8 @@ def write_record(
         old = read_record(workdir)
         if "imported" in old:
             raise ConfigError(
-                f"--workdir={workdir} holds imported weights; train elsewhere, with --config.init_from={workdir}"
+                f"--workdir={workdir} holds weights that no run here made; train elsewhere, from them, with "
+                f"--config.init_from={workdir}"
             )
         if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
             raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")

@@ -10,6 +10,11 @@ from cmjax.core.distances import adaptive, l1, l2, pseudo_huber
 X, Y = np.random.default_rng(0).standard_normal((2, 5, 4, 4, 3)).astype(np.float32)
 
 
+def test_adaptive_has_a_finite_gradient_where_nothing_differs():
+    gradient = jax.grad(lambda x: jnp.sum(adaptive(x, jnp.ones((2, 3)), p=1.0, c=0.0)))(jnp.ones((2, 3)))
+    np.testing.assert_array_equal(gradient, 0)
+
+
 @pytest.mark.parametrize("dims", [(4, 4, 3), (48,)])
 def test_distances_are_their_definitions(dims):
     x, y = jnp.asarray(X).reshape(5, *dims), jnp.asarray(Y).reshape(5, *dims)

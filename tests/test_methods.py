@@ -65,6 +65,7 @@ WRONG = [
         for name, field in [("cd", "teacher"), ("guided_cd", "teacher"), ("lcm", "teacher"), ("scm_cd", "teacher"),
                             ("continuous_cd", "teacher"), ("tcm", "first_stage")]
     ),
+    ("lcm", {"model.preconditioning": "lcm(prediction='x0')"}, "model.preconditioning=", "epsilon, v"),
     *((name, {"net.guided": False}, "objective.name=", "set config.net.guided") for name in ("guided_cd", "lcm")),
     *(
         (name, {"net.class_conditional": False}, "objective.name=", "set config.net.class_conditional")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -129,6 +130,10 @@ def read_model_plan(fields: Fields) -> ModelPlan:
             "path", f"config.objective.name={fields.section('objective').text('name')!r} needs {able[0]}"
         )
     scale = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
+    try:
+        jax.eval_shape(scale, *(2 if kind == "flow_map" else 1) * (jnp.ones(1),))
+    except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
+        raise section.error("preconditioning", str(error)) from error
     try:
         grid = partial(path_grid, path=path, **{name: constants[name] for name in ("t_min", "t_max", "rho")})
         grid(2)

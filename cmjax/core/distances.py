@@ -37,10 +37,11 @@ def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
 def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
     """‖x − y‖²/sg(‖x − y‖² + c)^p over a sample's elements, (b,): p = 0 is l2's sum, p = 1 weighs all alike.
 
-    [Geng et al. 2025, MeanFlow, eq. 22]
+    Its gradient is finite everywhere, also at c = 0, x = y.   [Geng et al. 2025, MeanFlow, eq. 22]
     """
     squared = jnp.sum(_flat((x - y) ** 2), axis=1)
-    return squared / jax.lax.stop_gradient(squared + c) ** p
+    scale = jax.lax.stop_gradient(squared + c)
+    return squared / jnp.where(scale > 0, scale, 1) ** p
 
 
 def _flat(x: Array) -> Float[Array, "b size"]:

@@ -93,6 +93,8 @@ def lcm(
 
     [Luo et al. 2023, latent consistency models, sec. 3; `scaling` is 10 for each of 1000 steps]
     """
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     teacher = PREDICTIONS[prediction](t, path=path)
     tau = scaling * t
     of_x, of_denoised = sigma_data**2 / (tau**2 + sigma_data**2), tau / jnp.sqrt(tau**2 + sigma_data**2)

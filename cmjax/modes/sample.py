@@ -47,11 +47,10 @@ def run(
     if guidance is not None and (guidance < 0 or not num_classes):
         raise ConfigError(f"--guidance={guidance}: must be at least 0, of a model with classes, which this has not")
     takes = config["config"]["net"].get("guided", False)
-    flow_map, conditions = with_guidance(
-        flow_map, class_labels(num, num_classes, label), 1.0 if guidance is None else guidance, takes=takes
-    )
+    scale = config["config"].get("samples", {}).get("guidance", 1.0) if guidance is None else guidance
+    flow_map, conditions = with_guidance(flow_map, class_labels(num, num_classes, label), scale, takes=takes)
     settings = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir), "seed": seed, "times": times}
-    settings |= {"solver": solver, "steps": steps, "label": label, "guidance": guidance}
+    settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale}
     with progress("sampling", num) as update:
 
         def draw(start: int, stop: int) -> np.ndarray:
