@@ -10,7 +10,7 @@ from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
 from cmjax.fields import ConfigError
 from cmjax.interop.keys import Foreign
-from cmjax.modes import edit, gallery, importing, tasks
+from cmjax.modes import edit, gallery, importing, interpolation, tasks
 from cmjax.modes.interpolation import find_ends, interpolate
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
@@ -20,8 +20,8 @@ SHAPE = (8, 8, 3)
 FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25, "clip": True}
 
 
-def make_run(workdir, *, kind="consistency", num_classes=0):
-    module = MLP(width=16, depth=1, num_classes=num_classes)
+def make_run(workdir, *, kind="consistency", num_classes=0, guided=False):
+    module = MLP(width=16, depth=1, num_classes=num_classes, guided=guided)
     params = init_params(module, jax.random.key(0), SHAPE)
     foreign = Foreign(module, params, SHAPE, kind, "none")
     config, imported = importing._config(foreign, kind), {"from": "a test"}
@@ -208,6 +208,15 @@ def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
     with pytest.raises(ConfigError, match="--label is missing: the model has 3 classes"):
         run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
     run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png", label=2)
+
+
+def test_a_network_that_takes_the_scale_of_guidance_is_told_it(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(interpolation, "STEPS", 1)
+    guided = make_run(tmp_path / "guided", num_classes=3, guided=True)
+    given = [str(pictures / name) for name in ("a.png", "b.png")]
+    for task, names in [("colorization", given[:1]), ("denoising", given[:1]), ("interpolation", given)]:
+        run(guided, task, names, tmp_path / "x.png", label=2, sigma=0.5, num=2)
+    gallery.run(guided, images=given, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
 
 
 def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch):

@@ -12,9 +12,11 @@ from cmjax.core.guidance import NO_LABEL, drop_labels, guided, mix
 from cmjax.core.losses import consistency_distillation_loss
 from cmjax.core.oracles import gaussian_denoiser, mixture_denoiser
 from cmjax.core.paths import ve
+from cmjax.core.sampling import FlowMap
 from cmjax.core.solvers import euler_step
 from cmjax.core.typing import Pair
 from cmjax.core.weightings import uniform
+from cmjax.modes.draw import with_guidance
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
@@ -84,6 +86,21 @@ def test_both_evaluations_get_the_key_the_conditions_and_further_times():
     guided(flow)("w", x, 0.5, 0.1, key=key, guidance=2.0, label=jnp.array([4, 7]), other="c")
     assert [call[4] for call in seen] == [[4, 7], [NO_LABEL, NO_LABEL]]
     assert all((call[:4], call[5]) == (("w", 0.5, 0.1, key), "c") for call in seen)
+
+
+def test_a_guided_model_is_compiled_once():
+    traced = []
+
+    @jax.jit
+    def evaluate(flow_map, x, conditions):
+        traced.append(x)
+        return flow_map(x, 1.0, **conditions)
+
+    flow_map = FlowMap({}, classes, (2,), 0.002, 80.0, "denoiser")
+    for scale in (2.0, 3.0):
+        model, conditions = with_guidance(flow_map, {"label": np.array([0, 1])}, scale, takes=False)
+        evaluate(model, jnp.ones((2, 2)), conditions)
+    assert len(traced) == 1
 
 
 @pytest.mark.usefixtures("x64")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ Sampler = Callable[[FlowMap, Any, dict], Any]
 """(flow_map, keys (b,), conditions) -> images (b, h, w, c), jitted over all devices."""
 
 PIXELS_AT_ONCE = 2**18
+
+_guided = lru_cache(guided)
+"""One function for one denoiser: jit compiles for each function that it is given anew."""
 
 
 def consistency_sampler(times: tuple[float, ...]) -> Sampler:
@@ -106,8 +110,16 @@ def with_guidance(
         return flow_map, conditions
     scales = np.full(len(conditions["label"]), guidance, np.float32)
     if not takes:
-        flow_map = replace(flow_map, denoiser=guided(flow_map.denoiser))
+        flow_map = replace(flow_map, denoiser=_guided(flow_map.denoiser))
     return flow_map, {**conditions, "guidance": scales}
+
+
+def guided_as_trained(
+    flow_map: FlowMap, conditions: dict[str, np.ndarray], config: Mapping[str, Any]
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """`with_guidance` of the scale that the run of `config` draws its own samples with."""
+    scale = config.get("samples", {}).get("guidance", 1.0)
+    return with_guidance(flow_map, conditions, scale, takes=config["net"].get("guided", False))
 
 
 def _over_devices(sample: Callable) -> Callable[..., Any]:

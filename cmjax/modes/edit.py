@@ -13,7 +13,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.data.folder import read_image
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError
-from cmjax.modes.draw import class_labels
+from cmjax.modes.draw import class_labels, guided_as_trained
 from cmjax.modes.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.modes.tasks import ALL_TASKS, PICTURES, Options, edit_pictures
 from cmjax.workdir import load, read_record
@@ -47,7 +47,7 @@ def run(
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no pictures")
     grid = read_times(times, flow_map, record["config"]["model"]["rho"])
-    conditions = _labels(record, num, label)
+    flow_map, conditions = guided_as_trained(flow_map, _labels(record, num, label), record["config"])
     if task == "interpolation":
         ends = _latents(images, seeds, flow_map, grid[0], conditions, options["seed"])
         results = interpolate(flow_map, ends.latents, num, time=grid[0], conditions=conditions)

@@ -14,7 +14,7 @@ from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.fields import ConfigError
-from cmjax.modes.draw import class_labels
+from cmjax.modes.draw import class_labels, guided_as_trained
 from cmjax.modes.edit import read_pictures, read_times
 from cmjax.modes.interpolation import interpolate, seeded_ends
 from cmjax.modes.tasks import ALL_TASKS, Options, edit_pictures
@@ -66,7 +66,7 @@ def _rows(
     half[:, :, w // 2 :] = 0
     fitting = [p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2]
     patch = next((p for p in fitting if h // p >= 12), min(fitting, default=0))
-    known = {} if labels is None else {"label": labels}
+    model, known = guided_as_trained(flow_map, {} if labels is None else {"label": labels}, record["config"])
     base = Options(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
@@ -74,14 +74,15 @@ def _rows(
             continue
         if task == "interpolation":
             shown = class_labels(3 * COLUMNS, record["num_classes"], 0) if labels is not None else {}
-            ends = seeded_ends(flow_map, (seed, seed + 1))
-            yield task, interpolate(flow_map, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
+            chosen, shown = guided_as_trained(flow_map, shown, record["config"])
+            ends = seeded_ends(chosen, (seed, seed + 1))
+            yield task, interpolate(chosen, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
             continue
         taken, options = pictures, base
         if task == "blending":
             taken = np.stack([pictures, np.roll(pictures, -1, axis=0)], axis=1).reshape(-1, h, w, c)
             options = replace(base, mask=half)
-        made = edit_pictures(flow_map, taken, task, options, grid)
+        made = edit_pictures(model, taken, task, options, grid)
         originals = made.originals[:: len(taken) // COLUMNS]
         # Three cells for each: what a task takes nothing away from is shown twice.
         cells = (originals, made.degraded if len(made.degraded) else originals, made.results)

@@ -10,7 +10,7 @@ from cmjax.build import read_model_plan, read_run
 from cmjax.core.sampling import FlowMap
 from cmjax.fields import ConfigError, Fields
 from cmjax.files import to_json, write_atomically
-from cmjax.modes.draw import class_labels, consistency_samplers, draw_images, with_guidance
+from cmjax.modes.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
 from cmjax.modes.figures import distance_to, neighbours_of
 from cmjax.training.logging import progress
 from cmjax.workdir import newest_checkpoint, read_record
@@ -68,12 +68,8 @@ def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tupl
     else:
         score = neighbours_of(open_source("test"), metric)
     conditional = config["net"]["class_conditional"]
-    flow_map, conditions = with_guidance(
-        flow_map,
-        class_labels(SAMPLES, record["num_classes"] if conditional else None),
-        config["samples"].get("guidance", 1.0),
-        takes=config["net"].get("guided", False),
-    )
+    labels = class_labels(SAMPLES, record["num_classes"] if conditional else None)
+    flow_map, conditions = guided_as_trained(flow_map, labels, config)
     along = consistency_samplers()
     return lambda times: score(draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions))
 
