@@ -82,6 +82,19 @@ WRONG = [
     ("denoising", {"objective.times": "student(df=1, scale=1, highest=0.5)"}, "objective.times=", "highest must be"),
     ("denoising", {"model.t_min": 0.0}, "model.t_min=", "above 0"),
     ("denoising", {"model": TRIG}, "model.t_min=", "above 0"),
+    *(
+        (name, {"net": common.ddpmpp(attention="cudnn", **net).to_dict()}, "objective.name=", "net.attention=xla")
+        for name, net in [("scm_ct", {}), ("continuous_ct", {}), ("mean_flow", {"two_times": True})]
+    ),
+    ("mean_flow", {"model.t_max": 80.0}, "model.t_max=", "at most 1 on the path linear"),
+    ("scm_ct", {"model.t_max": 80.0}, "model.t_max=", "at most 1.5708 on the path trig"),
+    ("scm_ct", {"model.preconditioning": "trig_edm"}, "model.t_min=", "above 0 with preconditioning trig_edm"),
+    ("ct", {"net.guided": True}, "net.guided=", "gives no scale of guidance"),
+    ("scm_cd", {"net.guided": True}, "net.guided=", "gives no scale of guidance"),
+    ("ct", {"samples.guidance": 2.0}, "samples.guidance=", "set config.net.class_conditional"),
+    ("continuous_ct", {"objective.weight": "inverse_gap"}, "objective.weight=", "both points meet"),
+    ("denoising", {"model": LINEAR, "objective.weight": "karras"}, "objective.weight=", "of the path ve, not linear"),
+    ("denoising", {"objective.times": "logit_normal(mean=0.0, std=1.0)"}, "objective.times=", "not of the path ve"),
     ("denoising", {"objective.weight": "inverse_cout"}, "objective.weight=", "did you mean inverse_c_out"),
     ("edm2", {"net.weight_head": 0}, "objective.name=", "set config.net.weight_head"),
     ("ct", {"objective.curriculum": "constant(num_scales=1)"}, "objective.curriculum=", "at least 2 points"),

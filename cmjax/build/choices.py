@@ -74,6 +74,8 @@ def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Callab
     return partial(lpips, resize=resize), partial(load_lpips, vgg, heads)
 
 
+OF_VE = (weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
+"""Weights that take the time for the noise level."""
 DISTANCES = {
     "l1": distances.l1,
     "l2": distances.l2,
@@ -108,7 +110,7 @@ class Method:
 
     target_rate: of the target's average; None for the student itself. schedules: functions of the step, to report.
     teacher: another run's folder, of a model of the kind `teacher_kind`; "" for none. frozen: loads what the loss uses
-    and training leaves alone.
+    and training leaves alone. tells_guidance: the network is given a scale of guidance.
     """
 
     loss: Callable[[Call], PerSample]
@@ -118,6 +120,7 @@ class Method:
     teacher: str = ""
     teacher_kind: str = "denoiser"
     frozen: Mapping[str, Callable[[], Params]] = field(default_factory=dict)
+    tells_guidance: bool = False
 
     def objective(self, model: Model, teacher: FlowMap | None) -> Objective:
         """What `training.step` differentiates. A teacher of another path is carried to the model's."""
@@ -142,11 +145,16 @@ def read_times(fields: Fields, name: str, plan: ModelPlan) -> TimeSampler:
     """The field's distribution of times."""
     times = fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"))
     try_out(fields, name, lambda: times(jax.random.key(0), 2))
+    if fields.text(name).startswith("logit_normal") and plan.path_name in ("ve", "trig"):
+        raise fields.error(name, f"gives times from 0 to 1, which are not of the path {plan.path_name}")
     return times
 
 
 def read_weight(fields: Fields, plan: ModelPlan) -> Weight:
-    return fields.choice("weight", WEIGHTINGS, scalings=plan.scalings, **plan.constants)
+    weight = fields.choice("weight", WEIGHTINGS, scalings=plan.scalings, **plan.constants)
+    if plan.path_name != "ve" and weight.func in OF_VE:
+        raise fields.error("weight", f"is of the path ve, not {plan.path_name}; inverse_c_out is of any")
+    return weight
 
 
 def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Distance], dict[str, Callable]]:
@@ -181,6 +189,12 @@ def needs_input(fields: Fields, plan: ModelPlan, name: str, why: str) -> None:
     """Raise ConfigError unless the network has what its field `name` adds."""
     if not plan.net.get(name):
         raise fields.error("name", f"{why}: set config.net.{name}")
+
+
+def needs_jvp(fields: Fields, plan: ModelPlan) -> None:
+    """Raise ConfigError where the network has no forward-mode derivative, by which tangents are taken."""
+    if plan.net.get("attention") == "cudnn":
+        raise fields.error("name", "cuDNN's attention has no forward-mode derivative: set config.net.attention=xla")
 
 
 def try_out(fields: Fields, name: str, trial: Callable[[], Any]) -> None:

@@ -1,6 +1,7 @@
 """Methods that differentiate by time, and those of flow maps between any two times: from their fields to a `Method`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from cmjax.build.choices import (
     Call,
     Method,
     needs_input,
+    needs_jvp,
     needs_path,
     read_distance,
     read_rate,
@@ -25,15 +27,17 @@ from cmjax.core import curricula, flow_losses, pairs, tangent_losses
 from cmjax.core.guidance import guided
 from cmjax.core.tangent_losses import velocity_of, velocity_of_data
 from cmjax.core.typing import PairSampler
+from cmjax.core.weightings import inverse_gap
 from cmjax.fields import Fields
 
 GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
 """Of a path: the bounded prefactor of its tangent."""
 
 
-def _scm(fields: Fields, plan: ModelPlan, steps: int, give: Callable, *, teacher: str = "") -> Method:
+def _scm(fields: Fields, plan: ModelPlan, give: Callable, *, teacher: str = "") -> Method:
     """give(call) -> (what gives the velocity, the conditions, the key)."""
     needs_path(fields, plan, "trig linear")
+    needs_jvp(fields, plan)
     warmup = fields.call("warmup", {"ramp": curricula.ramp})
     normalize = fields.choice("normalize", NORMALIZATIONS)
     try_out(fields, "normalize", lambda: normalize(jnp.ones((2, 3))))
@@ -53,8 +57,11 @@ def _scm(fields: Fields, plan: ModelPlan, steps: int, give: Callable, *, teacher
     return Method(loss, draw, schedules={"tangent_warmup": warmup}, teacher=teacher)
 
 
-def _continuous(fields: Fields, plan: ModelPlan, steps: int, give: Callable, *, teacher: str = "") -> Method:
+def _continuous(fields: Fields, plan: ModelPlan, give: Callable, *, teacher: str = "") -> Method:
+    needs_jvp(fields, plan)
     weight = read_weight(fields, plan)
+    if weight.func is inverse_gap:
+        raise fields.error("weight", "is 1/(t − r), and both points meet: choose one of t alone")
 
     def loss(call: Call):
         give_velocity, conditions, key = give(call)
@@ -75,13 +82,13 @@ def _from_teacher(call: Call) -> tuple[Any, Any, Any]:
 
 
 def scm_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _scm(fields, plan, steps, _from_data)
+    return _scm(fields, plan, _from_data)
 
 
 def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
     if not fields.value("guidance"):
-        return _scm(fields, plan, steps, _from_teacher, teacher=read_teacher(fields))
+        return _scm(fields, plan, _from_teacher, teacher=read_teacher(fields))
     draw = read_guidance(fields, plan)
 
     def give(call: Call):
@@ -89,15 +96,15 @@ def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
         conditions = {**call.conditions, "guidance": draw(guidance_key, len(call.x0))}
         return velocity_of(guided(call.teacher), call.frozen["teacher"]), conditions, key
 
-    return _scm(fields, plan, steps, give, teacher=read_teacher(fields))
+    return replace(_scm(fields, plan, give, teacher=read_teacher(fields)), tells_guidance=True)
 
 
 def continuous_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _continuous(fields, plan, steps, _from_data)
+    return _continuous(fields, plan, _from_data)
 
 
 def continuous_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _continuous(fields, plan, steps, _from_teacher, teacher=read_teacher(fields))
+    return _continuous(fields, plan, _from_teacher, teacher=read_teacher(fields))
 
 
 def _two_times(fields: Fields, plan: ModelPlan) -> PairSampler:
@@ -119,6 +126,7 @@ def improved_mean_flow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
 
 
 def _flow_method(loss: Callable, fields: Fields, plan: ModelPlan, settings: dict[str, float]) -> Method:
+    needs_jvp(fields, plan)
     distance, frozen = read_distance(fields)
     for name, off in (("guidance", 1.0), ("blend", 0.0)):
         if settings.get(name, off) != off and not plan.net["class_conditional"]:

@@ -1,7 +1,7 @@
 """Methods whose target stands at another time than the student: from their fields to a `Method`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,8 @@ class _Discrete:
     schedules: Mapping[str, Schedule]
     frozen: Mapping[str, Callable[[], Params]]
 
-    def method(self, loss: Callable[..., Any], **teacher: str) -> Method:
-        """loss(call, options), the options being the keyword arguments that the losses share."""
+    def method(self, loss: Callable[..., Any], **more: Any) -> Method:
+        """loss(call, **options), the options those that the losses share; `more` fields of the method."""
 
         def evaluate(call: Call):
             return loss(
@@ -54,7 +54,7 @@ class _Discrete:
                 conditions=call.conditions,
             )
 
-        return Method(evaluate, self.pairs, self.target_rate, self.schedules, frozen=self.frozen, **teacher)
+        return Method(evaluate, self.pairs, self.target_rate, self.schedules, frozen=self.frozen, **more)
 
 
 def _on_grid(fields: Fields, plan: ModelPlan, steps: int) -> _Discrete:
@@ -172,10 +172,7 @@ def multistep_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
             call.model.denoiser, call.params, call.target_params, call.key, call.x0, call.pair, **options
         )  # fmt: skip
 
-    method = chosen.method(evaluate)
-    return Method(
-        method.loss, pairs.segmented(chosen.pairs, edges), method.target_rate, method.schedules, frozen=method.frozen
-    )
+    return replace(chosen.method(evaluate), pairs=pairs.segmented(chosen.pairs, edges))
 
 
 def tcm(fields: Fields, plan: ModelPlan, steps: int) -> Method:
@@ -220,10 +217,11 @@ def _guided_method(choose: Callable[..., _Discrete]) -> Callable[..., Method]:
         def evaluate(call: Call, conditions, **options: Any):
             guidance_key, key = jax.random.split(call.key)
             told = {**conditions, "guidance": draw(guidance_key, len(call.x0))}
-            call = Call(**{**vars(call), "key": key})
-            return _distill(call, ode_step=ode_step, teacher=guided(call.teacher), conditions=told, **options)
+            return _distill(
+                replace(call, key=key), ode_step=ode_step, teacher=guided(call.teacher), conditions=told, **options
+            )
 
-        return choose(fields, plan, steps).method(evaluate, teacher=read_teacher(fields))
+        return choose(fields, plan, steps).method(evaluate, teacher=read_teacher(fields), tells_guidance=True)
 
     return read
 

@@ -1,6 +1,7 @@
 """The network of a configuration: its module, its path, preconditioning and constants."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ PATHS: dict[str, Callable[..., Path]] = {
     "vp": paths.vp,
     "ddpm": paths.ddpm,
 }
+LAST_TIMES = {"trig": math.pi / 2, "linear": 1.0, "vp": 1.0, "ddpm": 1.0}
+"""Where a path is noise alone, or its schedule ends."""
 _TRIG = {"trig": scalings.trig, "trig_edm": scalings.trig_edm}
 _DISCRETE = {
     "denoiser": {"epsilon": scalings.epsilon, "v": scalings.v_prediction},
@@ -116,20 +119,15 @@ def read_model_plan(fields: Fields) -> ModelPlan:
     """The model as far as it is known without its data set, checked."""
     kind = KINDS.get(fields.section("objective").text("name"), "consistency")
     section = fields.section("model")
-    constants = {name: section.number(name, above=0) for name in ("sigma_data", "t_max", "rho")}
-    path = section.call("path", PATHS, **constants)
-    path_name = section.text("path").partition("(")[0]
-    constants["t_min"] = section.number("t_min", at_least=0)
-    if not constants["t_min"] and (path_name == "ve" or kind == "denoiser"):
-        raise section.error("t_min", f"must be above 0 {'on the path ve' if path_name == 've' else 'for a denoiser'}")
-    if constants["t_min"] >= constants["t_max"]:
-        raise section.error("t_min", f"must be below t_max={constants['t_max']}")
+    path_name, path, constants = _read_path(section, kind)
     if kind not in PRECONDITIONINGS[path_name]:
         able = [name for name, kinds in PRECONDITIONINGS.items() if kind in kinds]
         raise section.error(
             "path", f"config.objective.name={fields.section('objective').text('name')!r} needs {able[0]}"
         )
     scale = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
+    if scale.func is scalings.trig_edm and not constants["t_min"]:
+        raise section.error("t_min", "must be above 0 with preconditioning trig_edm: its network is told ln σ")
     try:
         jax.eval_shape(scale, *(2 if kind == "flow_map" else 1) * (jnp.ones(1),))
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
@@ -164,6 +162,21 @@ def read_model_plan(fields: Fields) -> ModelPlan:
 
     options = {**knobs, "class_conditional": conditional}
     return ModelPlan(kind, constants, path, path_name, scale, grid, options, make_model)
+
+
+def _read_path(section: Fields, kind: str) -> tuple[str, Path, dict[str, float]]:
+    """The path's name, the path, and the constants of the section `model`."""
+    constants = {name: section.number(name, above=0) for name in ("sigma_data", "t_max", "rho")}
+    path = section.call("path", PATHS, **constants)
+    name = section.text("path").partition("(")[0].strip()
+    constants["t_min"] = section.number("t_min", at_least=0)
+    if not constants["t_min"] and (name == "ve" or kind == "denoiser"):
+        raise section.error("t_min", f"must be above 0 {'on the path ve' if name == 've' else 'for a denoiser'}")
+    if constants["t_max"] > LAST_TIMES.get(name, math.inf):
+        raise section.error("t_max", f"must be at most {LAST_TIMES[name]:.6g} on the path {name}")
+    if constants["t_min"] >= constants["t_max"]:
+        raise section.error("t_min", f"must be below t_max={constants['t_max']}")
+    return name, path, constants
 
 
 def _like(fields: Fields, name: str, default: Any) -> Any:

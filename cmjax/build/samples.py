@@ -38,6 +38,8 @@ def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
     """The section `samples` of a configuration. `times` descend; those of a denoiser are a grid unless named."""
     settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
     settings["guidance"] = fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0
+    if settings["guidance"] != 1 and not plan.net["class_conditional"]:
+        raise fields.error("guidance", "is by labels: set config.net.class_conditional=True, or leave it at 1")
     if plan.kind == "denoiser":
         name, solver = read_solver(fields, plan.path, plan.constants["t_max"])
         settings |= {"solver": solver, "solver_name": name}
