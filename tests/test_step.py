@@ -10,9 +10,10 @@ import pytest
 
 from cmjax.core import curricula, distances, losses, pairs, paths, weightings
 from cmjax.core.preconditioning import consistency, precondition
+from cmjax.training import step as train_step
 from cmjax.training.mesh import make_mesh
 from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_life, make_optimizer, track_averages
-from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
 CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)
 MU = curricula.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
@@ -115,6 +116,25 @@ def test_one_compilation_serves_a_growing_number_of_scales():
     _, records = run(9)
     assert [int(r["num_scales"]) for r in records] == [int(CURRICULUM(k)) for k in range(9)]
     assert len({int(r["num_scales"]) for r in records}) > 3
+
+
+def test_labels_are_left_out_by_a_key_of_their_own(monkeypatch):
+    """Of one key `fold_in` and `split` make the same ones."""
+    keys = {}
+    monkeypatch.setattr(train_step, "drop_labels", lambda key, label, rate: keys.update(labels=key) or label)
+
+    def augment(x0, key):
+        keys["augment"] = key
+        return x0, x0
+
+    prepare_inputs(
+        BATCH | {"label": np.zeros(16, int)}, jax.random.key(0), preprocess=lambda images, key: images,
+        augment=augment, conditions=("label",), label_dropout=0.1,
+    )  # fmt: skip
+    derived, ours = (
+        np.asarray(jax.random.key_data(k)) for k in (jax.random.split(keys["augment"], 32), keys["labels"])
+    )
+    assert not (derived == ours).all(axis=1).any()
 
 
 def test_a_loss_that_is_not_finite_freezes_the_state_there():

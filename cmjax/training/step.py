@@ -108,11 +108,11 @@ def prepare_inputs(
     label_dropout: float,
 ) -> tuple[Samples, dict[str, Array]]:
     """x0 and the network's conditions of a batch as it is stored; the arguments are those of `make_train_step`."""
-    preprocess_key, augment_key = jax.random.split(key)
+    preprocess_key, augment_key, label_key = jax.random.split(key, 3)
     x0 = preprocess(batch["image"], preprocess_key)
     inputs = {name: batch[name] for name in conditions}
     if label_dropout:
-        inputs["label"] = drop_labels(jax.random.fold_in(augment_key, 1), inputs["label"], rate=label_dropout)
+        inputs["label"] = drop_labels(label_key, inputs["label"], rate=label_dropout)
     if augment is not None:
         x0, inputs["augment"] = augment(x0, augment_key)
     return x0, inputs
