@@ -327,6 +327,22 @@ def test_a_teacher_has_a_loss_alone(runs):
         diagnosed(runs / "teacher", teacher=str(runs / "teacher"))
 
 
+def test_latents_have_no_second_time(runs):
+    latents = dataclasses.replace(load(runs / "cd"), shape=(4, 4, 4))
+    with pytest.raises(ConfigError, match=r"figures of pictures, which \(4, 4, 4\) are none"):
+        times_mode.score_along(runs / "cd", latents, "fd")
+
+
+def test_what_was_found_is_written_before_what_fails(runs, monkeypatch):
+    def fail(*_args):
+        raise ConfigError("no held-out data")
+
+    monkeypatch.setattr(diagnose, "_second_time", fail)
+    with pytest.raises(ConfigError, match="no held-out data"):
+        diagnose.run(runs / "cd", teacher=None, metric="fd", num=16, seed=0, out=str(runs / "half"))
+    assert (runs / "half" / "loss.png").exists()
+
+
 def test_a_wrong_teacher_is_named(runs):
     with pytest.raises(ConfigError, match="is a consistency; a denoiser is needed"):
         diagnosed(runs / "cd", teacher=str(runs / "cd"))

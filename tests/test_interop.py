@@ -266,11 +266,27 @@ def test_what_is_exported_comes_back_unchanged(conditional_run, tmp_path, format
 
 
 def test_an_imported_model_is_sampled_like_any_other(conditional_run, tmp_path):
-    sample.run(
-        conditional_run, out=str(tmp_path / "x.npz"), num=3, seed=0, times=None, solver=None, steps=None, label=2
-    )
+    options = {"num": 3, "seed": 0, "times": None, "solver": None, "steps": None, "label": 2, "guidance": None}
+    sample.run(conditional_run, out=str(tmp_path / "x.npz"), **options)
     with np.load(tmp_path / "x.npz") as file:
         assert file["images"].shape == (3, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("label", 3, "--label=3: the model has 3 classes"),
+        ("guidance", -1.0, "--guidance=-1.0: must be at least 0"),
+        ("steps", 18, "--solver and --steps are for teachers"),
+    ],
+)
+def test_a_wrong_option_is_told_before_times_are_searched_for(
+    conditional_run, tmp_path, monkeypatch, option, value, said
+):
+    monkeypatch.setattr(sample, "find_times", lambda *_args: pytest.fail("searched"))
+    options = {"num": 3, "seed": 0, "times": ["auto:2"], "solver": None, "steps": None, "label": 2, "guidance": None}
+    with pytest.raises(ConfigError, match=said):
+        sample.run(conditional_run, out=str(tmp_path / "x.npz"), **options | {option: value})
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +51,34 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
     if teacher and not one_step:
         raise ConfigError(f"--teacher={teacher}: {workdir} is a denoiser itself, and not meant to be consistent")
     held_against = _teacher(record, flow_map, teacher) if one_step else None
-    found: dict[str, Found] = {}
+    # each is written as it comes: some take long, and a later one may fail
+    write = partial(_write, folder, {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir)})
     if held_against is not None:
-        found["consistency"] = _consistency(workdir, flow_map, record, *held_against, num=num, seed=seed)
+        write("consistency", _consistency(workdir, flow_map, record, *held_against, num=num, seed=seed))
     elif one_step:
         log.warning("no consistency error: %s has no teacher; name one, as --teacher=runs/digits_edm", workdir)
     if "data" in record["config"]:
         plan = read_run(record["config"])
         model = plan.make_model(record["num_classes"])
-        found["loss"] = losses_by_level(workdir, plan, model, flow_map, num=num, seed=seed)
+        write("loss", losses_by_level(workdir, plan, model, flow_map, num=num, seed=seed))
         if (logged := logged_losses(workdir, plan, model)) is not None:
-            found["training"] = logged
-        if one_step:
-            found["times"] = _second_time(workdir, flow_map, metric)
+            write("training", logged)
+        if one_step and flow_map.shape[-1] in (1, 3):
+            write("times", _second_time(workdir, flow_map, metric))
+        elif one_step:
+            log.warning("no times: they are searched for by figures of pictures, which %s are none", flow_map.shape)
     else:
         log.warning("no loss and no times: imported weights have neither an objective nor data here")
-    about = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir)}
-    for name, (numbers, panels) in found.items():
-        try:
-            write_atomically(folder / f"{name}.json", to_json({**about, **numbers}))
-            save_png(folder / f"{name}.png", np.concatenate(panels))
-        except OSError as error:
-            raise ConfigError(f"--out={folder} cannot be written: {error.strerror}") from error
-        print(f"{name:12s} {folder / name}.png")
+
+
+def _write(folder: Path, about: Mapping[str, Any], name: str, found: Found) -> None:
+    numbers, panels = found
+    try:
+        write_atomically(folder / f"{name}.json", to_json({**about, **numbers}))
+        save_png(folder / f"{name}.png", np.concatenate(panels))
+    except OSError as error:
+        raise ConfigError(f"--out={folder} cannot be written: {error.strerror}") from error
+    print(f"{name:12s} {folder / name}.png")
 
 
 def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> tuple[str, FlowMap] | None:

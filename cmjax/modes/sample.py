@@ -35,20 +35,14 @@ def run(
     path = Path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
-    flow_map = jax.device_put(load(workdir), replicated(make_mesh()))
-    config = read_record(workdir)
+    flow_map, record = jax.device_put(load(workdir), replicated(make_mesh())), read_record(workdir)
+    guided_map, conditions, scale = _conditioned(flow_map, record, num, label, guidance)
+    if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
+        raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
     if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
         times = [str(t) for t in find_times(workdir, flow_map, _count(times))]
-    plan = read_model_plan(Fields(config["config"]))
-    sampler = _sampler(flow_map, plan, config["config"].get("samples"), times, solver, steps)
-    num_classes = config["num_classes"] if config["config"]["net"]["class_conditional"] else None
-    if label is not None and not 0 <= label < (num_classes or 0):
-        raise ConfigError(f"--label={label}: the model has {num_classes or 'no'} classes, numbered from 0")
-    if guidance is not None and (guidance < 0 or not num_classes):
-        raise ConfigError(f"--guidance={guidance}: must be at least 0, of a model with classes, which this has not")
-    takes = config["config"]["net"].get("guided", False)
-    scale = config["config"].get("samples", {}).get("guidance", 1.0) if guidance is None else guidance
-    flow_map, conditions = with_guidance(flow_map, class_labels(num, num_classes, label), scale, takes=takes)
+    plan = read_model_plan(Fields(record["config"]))
+    sampler = _sampler(flow_map, plan, record["config"].get("samples"), times, solver, steps)
     settings = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir), "seed": seed, "times": times}
     settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale}
     with progress("sampling", num) as update:
@@ -56,7 +50,7 @@ def run(
         def draw(start: int, stop: int) -> np.ndarray:
             return draw_images(
                 sampler,
-                flow_map,
+                guided_map,
                 stop - start,
                 seed=seed,
                 conditions={name: values[start:stop] for name, values in conditions.items()},
@@ -72,6 +66,23 @@ def run(
         except OSError as error:
             raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     print(f"{num} images of {workdir}: {path}")
+
+
+def _conditioned(
+    flow_map: FlowMap, record: Mapping[str, Any], num: int, label: int | None, guidance: float | None
+) -> tuple[FlowMap, dict[str, np.ndarray], float]:
+    """The model and the conditions of `num` samples, and their scale of guidance: the run's own unless given."""
+    config = record["config"]
+    num_classes = record["num_classes"] if config["net"]["class_conditional"] else None
+    if label is not None and not 0 <= label < (num_classes or 0):
+        raise ConfigError(f"--label={label}: the model has {num_classes or 'no'} classes, numbered from 0")
+    if guidance is not None and not num_classes:
+        raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not")
+    if guidance is not None and not guidance >= 0:
+        raise ConfigError(f"--guidance={guidance}: must be at least 0")
+    scale = config.get("samples", {}).get("guidance", 1.0) if guidance is None else guidance
+    labels = class_labels(num, num_classes, label)
+    return *with_guidance(flow_map, labels, scale, takes=config["net"].get("guided", False)), scale
 
 
 def _sampler(
@@ -98,8 +109,6 @@ def _sampler(
         if steps or own["times"] is None:
             return diffusion_sampler(chosen, tuple(plan.grid(steps or 18)[::-1].tolist()))
         return diffusion_sampler(chosen, own["times"])
-    if solver is not None or steps is not None:
-        raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
     return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,))
 
 

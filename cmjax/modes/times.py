@@ -35,7 +35,8 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "f
     Fréchet distance to the held-out data unless another of `METRICS` is named, as if there were one optimum.
     [Song et al. 2023, app. C.4]
 
-    Raises: ConfigError where `count` is not between 2 and 8, or the run has no data to compare with.
+    Raises: ConfigError where `count` is not between 2 and 8, the samples are no pictures, or the run has no data to
+            compare with.
     """
     if not 2 <= count <= 8:
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
@@ -56,9 +57,11 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "f
 def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tuple[float, ...]], float]:
     """times -> the metric of `SAMPLES` images drawn along them.
 
-    Raises: ConfigError where the run has no data to compare with.
+    Raises: ConfigError where the samples are no pictures, or the run has no data to compare with.
     """
     record = read_record(workdir)
+    if flow_map.shape[-1] not in (1, 3):
+        raise ConfigError(f"--times=auto: the search is by figures of pictures, which {flow_map.shape} are none")
     if "data" not in record["config"]:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
     config = record["config"]
