@@ -30,16 +30,19 @@ _TIMES = flags.DEFINE_list(
 _SOLVER = flags.DEFINE_string(
     "solver",
     None,
-    "sample: a teacher's solver: euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or adaptive.",
+    "sample: a denoiser's solver: ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or adaptive. "
+    "Default: the run's.",
 )
-_STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver's grid. Default: 18.")
+_STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver's grid. Default: the run's.")
 _LABEL = flags.DEFINE_integer(
-    "label", None, "sample, edit: the class, of a class-conditional model. Default: all in turn."
+    "label", None, "sample, edit: the class, of a class-conditional model. Default: all in turn; an edit must be told."
 )
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "sample: scale of classifier-free guidance, of a model with classes; 1: none. Default: the run's."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "sample: the same seed gives the same images.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "sample, edit, gallery, diagnose: the same seed gives the same images.", lower_bound=0
+)
 _OUT = flags.DEFINE_string(
     "out",
     None,
