@@ -15,6 +15,7 @@ from cmjax.core.pairs import (
     dyadic_pairs,
     grid_pairs,
     lognormal_intervals,
+    part_of,
     ratio_pairs,
     segmented,
     shrinking_gap,
@@ -187,6 +188,12 @@ def test_every_half_step_is_taught():
     assert halves <= drawn
     assert (4.0, 0.0) in drawn
     assert len(drawn) == 1 + 2 + 4 + 8 + 16
+
+
+def test_the_smallest_share_is_one_sample():
+    assert [part_of(share, 8) for share in (0.0, 0.01, 0.125, 0.3, 1.0)] == [0, 1, 1, 2, 8]
+    _, r, s = dyadic_pairs(steps=16, share=0.01)(jax.random.key(0), 8, 0)
+    assert np.flatnonzero(np.asarray(r != s)).tolist() == [0]
 
 
 @pytest.mark.parametrize("knobs", [{"steps": 1}, {"steps": 12}, {"steps": 0}, {"steps": 8, "share": 1.5}])

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from cmjax.core.guidance import NO_LABEL
 from cmjax.core.losses import NO_CONDITIONS
+from cmjax.core.pairs import part_of
 from cmjax.core.paths import Path, per_sample
 from cmjax.core.preconditioning import apply_net, linear_flow
 from cmjax.core.tangents import tangent
@@ -89,7 +90,7 @@ def shortcut_loss(
     is good enough.
     """
     x_t, velocity, dropout_key = _on_line(key, x0, pair, path)
-    count = round(share * len(x0))  # of samples that learn from their own half steps
+    count = part_of(share, len(x0))  # of samples that learn from their own half steps
     x, first, middle, last = (value[:count] for value in (x_t, pair.t, pair.r, pair.destination))
     inputs = jax.tree.map(lambda condition: condition[:count], conditions)
     one = _mean_velocity(net, target_params, x, first, middle, dropout_key, inputs)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cmjax.core.distances import l2, pseudo_huber
 from cmjax.core.objectives import batch_denoiser, consistency_loss, moved_to, with_boundary
+from cmjax.core.pairs import part_of
 from cmjax.core.paths import Path, per_sample
 from cmjax.core.preconditioning import Preconditioning, apply_net, combine
 from cmjax.core.solvers import halfway
@@ -219,7 +220,7 @@ def truncated_consistency_training_loss(
     estimate = f(params, path.add_noise(x0, noise, pair.t), pair.t, key=dropout_key, **conditions)
     losses = weight(pair.t, pair.r) * distance(estimate, jax.lax.stop_gradient(target))
 
-    held = max(1, round(share * len(x0)))
+    held = part_of(share, len(x0))
     inputs = jax.tree.map(lambda condition: condition[:held], conditions)
     x_b = path.add_noise(x0[:held], noise[:held], boundary)
     anchor = jax.lax.stop_gradient(first_stage(first_params, x_b, boundary, **inputs))

@@ -134,6 +134,11 @@ def between(pairs: PairSampler, share: Schedule) -> PairSampler:
     return draw
 
 
+def part_of(share: float, batch_size: int) -> int:
+    """How many samples a share of the batch is, at least one unless it is 0."""
+    return max(round(share * batch_size), int(share > 0))
+
+
 def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> PairSampler:
     """Of the first `share` of the batch t, s and r halfway: t − s = t_max·2^−j with 1 <= 2^j < steps and t a multiple
     of it; j uniform. Of the rest, whose half steps nothing else teaches, one of `steps` steps: r = s = t − t_max/steps.
@@ -149,7 +154,7 @@ def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> PairSampler
 
     def draw(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
-        halved = jnp.arange(batch_size) < round(share * batch_size)
+        halved = jnp.arange(batch_size) < part_of(share, batch_size)
         count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps)
         place = jnp.floor(jax.random.uniform(place_key, (batch_size,)) * count)
         t, s = (t_max * (place + 1) / count, t_max * place / count)
