@@ -333,6 +333,15 @@ def test_latents_have_no_second_time(runs):
         times_mode.score_along(runs / "cd", latents, "fd")
 
 
+def test_an_average_of_another_width_has_times_and_no_loss(runs):
+    """Its folder has neither the step of the training nor the target's average."""
+    config = read_record(runs / "flow")["config"]
+    made = {"from": "a run", "format": "average", "licence": ""}
+    params = load(runs / "flow").params
+    write_model(runs / "wider", config, (8, 8, 1), 10, params, imported=made, option="")
+    assert diagnosed(runs / "wider").keys() == {"times"}
+
+
 def test_what_was_found_is_written_before_what_fails(runs, monkeypatch):
     def fail(*_args):
         raise ConfigError("no held-out data")

@@ -57,18 +57,18 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
         write("consistency", _consistency(workdir, flow_map, record, *held_against, num=num, seed=seed))
     elif one_step:
         log.warning("no consistency error: %s has no teacher; name one, as --teacher=runs/digits_edm", workdir)
-    if "data" in record["config"]:
+    if "data" in record["config"] and "imported" not in record:
         plan = read_run(record["config"])
         model = plan.make_model(record["num_classes"])
         write("loss", losses_by_level(workdir, plan, model, flow_map, num=num, seed=seed))
         if (logged := logged_losses(workdir, plan, model)) is not None:
             write("training", logged)
-        if one_step and flow_map.shape[-1] in (1, 3):
-            write("times", _second_time(workdir, flow_map, metric))
-        elif one_step:
-            log.warning("no times: they are searched for by figures of pictures, which %s are none", flow_map.shape)
     else:
-        log.warning("no loss and no times: imported weights have neither an objective nor data here")
+        log.warning("no loss: no run here trained %s, so that its step and its target are not known", workdir)
+    if one_step and "data" in record["config"] and flow_map.shape[-1] in (1, 3):
+        write("times", _second_time(workdir, flow_map, metric))
+    elif one_step:
+        log.warning("no times: they are searched for by figures of a run's held-out pictures")
 
 
 def _write(folder: Path, about: Mapping[str, Any], name: str, found: Found) -> None:
