@@ -112,7 +112,9 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     """
     path = Path(workdir) / RECORD
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        record["config"].get("model", {}).setdefault("path", "ve")  # of runs older than the choice
+        return record
     except FileNotFoundError:
         raise ConfigError(f"{workdir} is not a run's folder: it has no {RECORD}") from None
     except (OSError, json.JSONDecodeError) as error:
