@@ -13,9 +13,9 @@ def get_config():
             "name": "alpha_flow",
             "times": "logit_normal(mean=-0.4, std=1.0)",
             "times_s": "logit_normal(mean=-0.4, std=1.0)",
-            "apart": 0.5,
+            "apart": 0.75,
             "alpha": "sigmoid(floor=0.05)",
-            "distance": "adaptive(p=0.75, c=0.001)",
+            "distance": "l2",
         }
     )
     return config

@@ -8,6 +8,6 @@ from configs import digits_meanflow
 
 def get_config():
     config = digits_meanflow.get_config()
-    config.objective.name = "improved_mean_flow"
+    config.objective.name, config.objective.distance = "improved_mean_flow", "adaptive(p=0.75, c=0.001)"
     del config.objective.blend
     return config
