@@ -40,6 +40,13 @@ _LABEL = flags.DEFINE_integer(
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "sample: scale of classifier-free guidance, of a model with classes; 1: none. Default: the run's."
 )
+_GAMMA = flags.DEFINE_float(
+    "gamma",
+    None,
+    "sample: flow maps jump from time to time, adding this share of new noise: 0 none, 1 all. Default: all, from the end.",
+    0.0,
+    1.0,
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "sample, edit, gallery, diagnose: the same seed gives the same images.", lower_bound=0
 )
@@ -113,6 +120,7 @@ def dispatch() -> None:
             steps=_STEPS.value,
             label=_LABEL.value,
             guidance=_GUIDANCE.value,
+            gamma=_GAMMA.value,
         )
     elif _MODE.value == "edit":
         edit.run(

@@ -18,7 +18,7 @@ def get_config():
             "boundary": 1.0,
             "share": 0.25,
             "boundary_weight": 0.1,
-            "times": "student(df=0.01, scale=0.2, lowest=1.0, highest=80.0)",
+            "times": "student(df=0.01, scale=0.2, highest=80.0)",
             "stages": "equal(count=1)",
             "gap": "shrinking(q=16, k=0)",
             "distance": "pseudo_huber(c=0.1)",

@@ -141,9 +141,9 @@ class Method:
         return self.pairs(jax.random.split(key)[0], batch_size, step)
 
 
-def read_times(fields: Fields, name: str, plan: ModelPlan) -> TimeSampler:
-    """The field's distribution of times."""
-    times = fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"))
+def read_times(fields: Fields, name: str, plan: ModelPlan, **given: float) -> TimeSampler:
+    """The field's distribution of times; `given` are parameters that the method knows already."""
+    times = fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"), **given)
     try_out(fields, name, lambda: times(jax.random.key(0), 2))
     if fields.text(name).startswith("logit_normal") and plan.path_name in ("ve", "trig"):
         raise fields.error(name, f"gives times from 0 to 1, which are not of the path {plan.path_name}")

@@ -82,13 +82,13 @@ def _grid_pairs(
         raise fields.error("intervals", str(error)) from error
 
 
-def _by_ratio(fields: Fields, plan: ModelPlan, steps: int) -> _Discrete:
-    """t of a distribution and r a share of it that grows with the run."""
+def _by_ratio(fields: Fields, plan: ModelPlan, steps: int, **times: float) -> _Discrete:
+    """t of a distribution, some of whose parameters may be given, and r a share of it that grows with the run."""
     needs_path(fields, plan, "ve")
     stage = fields.call("stages", {"equal": curricula.equal_stages}, total_steps=steps)
     gap = fields.call("gap", {"shrinking": pairs.shrinking_gap}, stage=stage)
     try_out(fields, "gap", lambda: gap(jnp.ones(2), jnp.zeros((), int)))
-    draw = pairs.ratio_pairs(read_times(fields, "times", plan), gap)
+    draw = pairs.ratio_pairs(read_times(fields, "times", plan, **times), gap)
     return _chosen(fields, plan, draw, read_rate(fields), {"stage": stage})
 
 
@@ -176,8 +176,8 @@ def multistep_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
 
 
 def tcm(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    chosen = _by_ratio(fields, plan, steps)
     settings = {name: fields.number(name, above=0) for name in ("boundary", "share", "boundary_weight")}
+    chosen = _by_ratio(fields, plan, steps, lowest=settings["boundary"])
     if settings["share"] > 1:
         raise fields.error("share", "must be at most 1")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cmjax.build import Model, Run
 from cmjax.core.guidance import guided
-from cmjax.core.sampling import FlowMap, sample_denoiser, sample_fn
+from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn
 from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
 from cmjax.data.sources import Source
@@ -50,6 +50,16 @@ def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
         return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
 
     return along
+
+
+def chain_sampler(times: tuple[float, ...], gamma: float) -> Sampler:
+    """A flow map's samples by jumps along the descending `times` and to the end, γ-sampling (see `sample_chain`)."""
+
+    def sample(flow_map, keys, conditions):
+        shape, stops = (len(keys), *flow_map.shape), (*times, flow_map.t_min)
+        return sample_chain(flow_map, keys, shape, times=stops, gamma=gamma, **conditions)
+
+    return _over_devices(sample)
 
 
 def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:

@@ -1,5 +1,6 @@
 """`--mode=sample`: images of a trained run, as a grid or an array."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,22 @@ from cmjax.build import ModelPlan, read_model_plan, read_samples, read_solver, r
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
-from cmjax.modes.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
+from cmjax.modes.draw import (
+    Sampler,
+    chain_sampler,
+    class_labels,
+    consistency_sampler,
+    diffusion_sampler,
+    draw_images,
+    with_guidance,
+)
 from cmjax.modes.stream import write_array
 from cmjax.modes.times import find_times
 from cmjax.training.logging import progress
 from cmjax.training.mesh import make_mesh, replicated
 from cmjax.workdir import load, newest_checkpoint, read_record
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -30,6 +41,7 @@ def run(
     steps: int | None,
     label: int | None,
     guidance: float | None,
+    gamma: float | None = None,
 ) -> None:
     """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
     path = Path(out or workdir / "samples" / f"seed-{seed}.png")
@@ -39,12 +51,18 @@ def run(
     guided_map, conditions, scale = _conditioned(flow_map, record, num, label, guidance)
     if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
         raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
+    if gamma is not None and flow_map.kind != "flow_map":
+        raise ConfigError(f"--gamma={gamma}: it is for flow maps between any two times; this is a {flow_map.kind}")
     if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
         times = [str(t) for t in find_times(workdir, flow_map, _count(times))]
     plan = read_model_plan(Fields(record["config"]))
-    sampler = _sampler(flow_map, plan, record["config"].get("samples"), times, solver, steps)
+    if gamma is None:
+        sampler = _sampler(flow_map, plan, record["config"].get("samples"), times, solver, steps)
+    else:
+        levels = parse_times(times, flow_map, plan.constants["rho"]) if times else (flow_map.t_max,)
+        sampler = chain_sampler(levels, gamma)
     settings = {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir), "seed": seed, "times": times}
-    settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale}
+    settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale, "gamma": gamma}
     with progress("sampling", num) as update:
 
         def draw(start: int, stop: int) -> np.ndarray:
@@ -81,6 +99,8 @@ def _conditioned(
     if guidance is not None and not guidance >= 0:
         raise ConfigError(f"--guidance={guidance}: must be at least 0")
     scale = config.get("samples", {}).get("guidance", 1.0) if guidance is None else guidance
+    if scale != 1 and not config["net"].get("guided") and not config.get("data", {}).get("label_dropout"):
+        log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
     labels = class_labels(num, num_classes, label)
     return *with_guidance(flow_map, labels, scale, takes=config["net"].get("guided", False)), scale
 
