@@ -43,7 +43,7 @@ _GUIDANCE = flags.DEFINE_float(
 _GAMMA = flags.DEFINE_float(
     "gamma",
     None,
-    "sample: flow maps jump from time to time, adding this share of new noise: 0 none, 1 all. Default: all, from the end.",
+    "sample: flow maps jump from time to time with this share of new noise, 0 to 1. Default: as consistency models.",
     0.0,
     1.0,
 )
