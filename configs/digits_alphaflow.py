@@ -11,8 +11,8 @@ def get_config():
     config.objective = common.ConfigDict(
         {
             "name": "alpha_flow",
-            "times": "logit_normal(mean=-0.4, std=1.0)",
-            "times_s": "logit_normal(mean=-0.4, std=1.0)",
+            "times": "logit_normal(mean=0.0, std=1.6)",
+            "times_s": "logit_normal(mean=-2.0, std=1.6)",
             "apart": 0.75,
             "alpha": "sigmoid(floor=0.05)",
             "distance": "l2",
