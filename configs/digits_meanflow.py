@@ -2,7 +2,7 @@
 
 python -m cmjax.main --config=configs/digits_meanflow.py
 
-Times reach further towards 0 and 1 than the paper's on ImageNet, since the way from 1 to 0 is the one that samples take.
+Times reach further towards 0 and 1 than the paper's on ImageNet: samples go all the way from 1 to 0.
 The squared distance stands in place of the adaptive one, with which samples were smoother; iMF keeps the latter.
 """
 

@@ -15,7 +15,7 @@ def get_config():
             "teacher": "runs/digits_trig",
             "guidance": (),
             "times": "lognormal(mean=-0.4, std=1.6)",
-            "warmup": "ramp(length=1000)",
+            "warmup": "ramp(length=3000)",
             "normalize": "unit_norm",
             "learned_weight": True,
         }
