@@ -3,8 +3,8 @@
 python -m cmjax.main --config=configs/digits_shortcut.py
 
 Every halving of the steps is learned from the one before through the target's average, so a short run takes few
-halvings, four in place of the paper's seven, an average of ten updates in place of a
-thousand, and half of the batch in place of an eighth.
+halvings, four in place of the paper's seven, an average of ten updates in place of a thousand, and half of the batch in
+place of an eighth.
 """
 
 from configs import common, digits_meanflow
