@@ -16,7 +16,7 @@ def get_config():
         {
             "name": "scm_ct",
             "times": "lognormal(mean=-0.4, std=1.6)",
-            "warmup": "ramp(length=3000)",
+            "warmup": "ramp(length=1000)",
             "normalize": "unit_norm",
             "learned_weight": True,
         }
