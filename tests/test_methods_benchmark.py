@@ -10,7 +10,7 @@ from cmjax.build import read_run
 
 
 @pytest.mark.parametrize("data", ["digits", "oracle"])
-@pytest.mark.parametrize("name", (*methods.TEACHERS, *methods.METHODS))
+@pytest.mark.parametrize("name", [*methods.TEACHERS, *methods.METHODS])
 def test_a_recipe_keeps_everything_but_its_length_and_folders(name, data):
     out = Path("somewhere")
     config = methods.recipe(name, out, steps=50, data=data)
