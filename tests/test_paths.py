@@ -174,3 +174,14 @@ def test_the_ode_of_every_path_ends_at_one_x0():
         np.testing.assert_allclose(
             exact.flow(path, path.a(times[0]) * x, times[0], times[-1]) / path.a(times[-1]), expected, rtol=1e-11
         )
+
+
+def test_precision_of_a_table_is_that_of_its_use():
+    """JAX keeps what it made of a numpy array: a table first read in float32 must not stay so."""
+    path = ddpm(steps=50)
+    times = np.array([0.0, 0.5, 0.98])
+    jax.jit(path.a)(jnp.asarray(times))
+    betas = np.linspace(1e-4, 0.02, 50)
+    with jax.enable_x64(True):
+        expected = np.sqrt(np.cumprod(1 - betas))[[0, 25, 49]]
+        np.testing.assert_allclose(path.a(jnp.asarray(times)), expected, rtol=1e-13)

@@ -158,10 +158,13 @@ def table(log_signal: tuple[float, ...]) -> Path:
     places = np.arange(len(values)) / len(values)
 
     def time_of(level):
-        return jnp.interp(jnp.log1p(jnp.asarray(level) ** 2), jnp.asarray(-values), jnp.asarray(places))
+        drop = jnp.log1p(jnp.asarray(level, float) ** 2)
+        return jnp.interp(drop, jnp.asarray(-values, drop.dtype), jnp.asarray(places, drop.dtype))
 
     def log_signal_at(t):
-        return jnp.interp(t, jnp.asarray(places), jnp.asarray(values), left="extrapolate", right="extrapolate")
+        t = jnp.asarray(t, float)  # the table in the precision of t: JAX keeps what it once made of a numpy array
+        known = jnp.asarray(places, t.dtype), jnp.asarray(values, t.dtype)
+        return jnp.interp(t, *known, left="extrapolate", right="extrapolate")
 
     return _variance_preserving(log_signal_at, time_of)
 
