@@ -28,50 +28,23 @@ def base() -> ConfigDict:
 
 def trig_model(preconditioning: str = "trig", **changes) -> ConfigDict:
     """TrigFlow: times up to arctan(80/σ_d), where the noise level is 80."""
-    model = ConfigDict(
-        {
-            "path": "trig",
-            "preconditioning": preconditioning,
-            "sigma_data": 0.5,
-            "t_min": 0.0,
-            "t_max": 1.56454,
-            "rho": 7.0,
-        }
-    )
-    model.update(changes)
-    return model
+    return _model("trig", preconditioning, 0.0, 1.56454, changes)
 
 
 def linear_model(preconditioning: str, **changes) -> ConfigDict:
     """Flow matching: times from 0, data, to 1, noise."""
-    model = ConfigDict(
-        {
-            "path": "linear",
-            "preconditioning": preconditioning,
-            "sigma_data": 0.5,
-            "t_min": 0.0,
-            "t_max": 1.0,
-            "rho": 7.0,
-        }
-    )
-    model.update(changes)
-    return model
+    return _model("linear", preconditioning, 0.0, 1.0, changes)
 
 
 def ddpm_model(preconditioning: str, **changes) -> ConfigDict:
     """Discrete diffusion in Stable Diffusion's thousand steps: times from 0.001, where its samplers end, to 0.999."""
-    model = ConfigDict(
-        {
-            "path": 'ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)',
-            "preconditioning": preconditioning,
-            "sigma_data": 0.5,
-            "t_min": 0.001,
-            "t_max": 0.999,
-            "rho": 7.0,
-        }
-    )
-    model.update(changes)
-    return model
+    path = 'ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)'
+    return _model(path, preconditioning, 0.001, 0.999, changes)
+
+
+def _model(path: str, preconditioning: str, t_min: float, t_max: float, changes: dict) -> ConfigDict:
+    model = {"path": path, "preconditioning": preconditioning, "t_min": t_min, "t_max": t_max}
+    return ConfigDict({**model, "sigma_data": 0.5, "rho": 7.0, **changes})
 
 
 def mlp(*, width: int, depth: int, **changes) -> ConfigDict:
