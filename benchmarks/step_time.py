@@ -38,7 +38,7 @@ from cmjax.nets.adm import ADM
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 from cmjax.training.loop import run_loop
-from cmjax.training.mesh import batch_sharding, make_mesh
+from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.xla import prefer_fast_convolutions

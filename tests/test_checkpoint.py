@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cmjax.training.checkpoint import CHECKSUMS, Checkpointer, CheckpointError, restore_average
-from cmjax.training.mesh import make_mesh
+from cmjax.machine.mesh import make_mesh
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import init_state
 

@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "cmjax").rglob("*.py"))
 GROUND = {"core", "nets", "data"}
-MIDDLE = GROUND | {"files"}
+MIDDLE = GROUND | {"files", "machine"}
 MAY_IMPORT = {
     "core": {"core"},
     "nets": {"nets"},
-    "data": {"data", "files"},
+    "data": {"data", "files", "machine"},
     "files": set(),
+    "machine": {"machine"},
     "xla": set(),
     "fields": set(),
     "training": MIDDLE | {"training"},

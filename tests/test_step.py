@@ -11,7 +11,7 @@ import pytest
 from cmjax.core import curricula, distances, losses, pairs, paths, weightings
 from cmjax.core.preconditioning import consistency, precondition
 from cmjax.training import step as train_step
-from cmjax.training.mesh import make_mesh
+from cmjax.machine.mesh import make_mesh
 from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_life, make_optimizer, track_averages
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 

@@ -18,7 +18,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.data.sources import Source
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.training.logging import Update
-from cmjax.training.mesh import batch_sharding, make_mesh, replicated
+from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.training.optimizer import averages
 from cmjax.training.state import TrainState
 

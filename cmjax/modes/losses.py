@@ -19,7 +19,7 @@ from cmjax.fields import ConfigError
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.logging import progress
-from cmjax.training.mesh import batch_sharding, make_mesh, replicated
+from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.training.optimizer import TARGET
 from cmjax.training.step import prepare_inputs
 from cmjax.workdir import load, newest_checkpoint

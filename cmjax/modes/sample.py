@@ -24,7 +24,7 @@ from cmjax.modes.draw import (
 from cmjax.modes.stream import write_array
 from cmjax.modes.times import find_times
 from cmjax.training.logging import progress
-from cmjax.training.mesh import make_mesh, replicated
+from cmjax.machine.mesh import make_mesh, replicated
 from cmjax.workdir import load, newest_checkpoint, read_record
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from cmjax.nets.inputs import ADDED
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, progress
 from cmjax.training.loop import run_loop
-from cmjax.training.mesh import batch_sharding, initialize_processes, make_mesh, parameter_shardings
+from cmjax.machine.mesh import batch_sharding, initialize_processes, make_mesh, parameter_shardings
 from cmjax.training.state import TrainState
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.workdir import load, read_record, split_checkpoint, write_record

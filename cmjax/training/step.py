@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
-from cmjax.training.mesh import batch_sharding, parameter_shardings, replicated
+from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
 from cmjax.training.optimizer import TARGET, averages
 from cmjax.training.state import Batch, TrainState
 
