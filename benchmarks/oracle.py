@@ -30,9 +30,9 @@ from cmjax.core.paths import ve
 from cmjax.core.preconditioning import consistency
 from cmjax.core.solvers import heun_step, solve
 from cmjax.evaluation.plots import save_png
+from cmjax.machine.mesh import make_mesh
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.mlp import MLP
-from cmjax.machine.mesh import make_mesh
 from cmjax.training.optimizer import TARGET, averages, cosine_rate, ema, make_optimizer
 from cmjax.training.step import Objective, compile_train_step, init_state, make_train_step
 

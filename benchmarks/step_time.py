@@ -33,12 +33,12 @@ from cmjax.core import curricula, distances, losses, pairs, paths, preconditioni
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.base import ArraySource
 from cmjax.data.batches import Batches, preprocess
+from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 from cmjax.training.loop import run_loop
-from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.xla import prefer_fast_convolutions

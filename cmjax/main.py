@@ -1,15 +1,18 @@
 """The command line: `python -m cmjax.main --config=configs/digits_ct.py`."""
 
 import logging
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from cmjax.fields import ConfigError
+from cmjax.machine.signals import leave_on_signals
 from cmjax.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
@@ -90,6 +93,13 @@ _FORMAT = flags.DEFINE_string(
     "import: auto (the default), openai, openai_cifar, edm, edm2, diffusers or cmjax; "
     "export: safetensors (the default), npz or diffusers.",
 )
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code",
+    0,
+    "train: exit code of a run that SIGTERM stopped, saved; for launchers that take 0 as finished, as Kubernetes does.",
+    0,
+    255,
+)
 _ARCH = {
     "kind": flags.DEFINE_enum("arch-kind", None, ["denoiser", "consistency"], "import: what the network is."),
     "image_size": flags.DEFINE_integer("arch-image_size", None, "import: height and width of the images."),
@@ -98,12 +108,25 @@ _ARCH = {
     "resample_filter": flags.DEFINE_list("arch-resample_filter", None, "import: taps, as 1,3,3,1."),
 }
 """What a checkpoint to be imported may not tell of its network."""
+ALONE = ("average", "import", "export")
+"""Modes that one process does in a moment."""
 
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
+    import jax
+
+    from cmjax.machine.processes import join_processes
     from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, sample, train
 
+    try:
+        join_processes()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if jax.distributed.is_initialized() and jax.process_index() > 0:
+        logging.getLogger("cmjax").setLevel(logging.WARNING)  # one process speaks for all
+    if _MODE.value in ALONE and jax.process_count() > 1:
+        raise ConfigError(f"--mode={_MODE.value}: it runs in one process, and there are {jax.process_count()}")
     if _MODE.value == "train" and _CONFIG.value is None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
     if _MODE.value == "train":
@@ -206,20 +229,50 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         sys.exit(f"error: {' '.join(arguments[1:])}: options are written --name=value")
     prefer_fast_convolutions()
+    leave_on_signals(_leave)
     from cmjax.data.sources import DataError
+    from cmjax.machine.processes import OtherProcessError
     from cmjax.training.checkpoint import CheckpointError
     from cmjax.training.loop import NonFiniteLoss, Stopped
 
     try:
         dispatch()
     except (ConfigError, DataError, CheckpointError, NonFiniteLoss) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end(1, f"error: {error}")
+    except OtherProcessError:
+        _end(1, None)  # the first process says what it was
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        sys.exit(_STOPPED_EXIT_CODE.value if stopped.number == signal.SIGTERM else 128 + stopped.number)
+    except Exception:
+        _end(1, traceback.format_exc())
+
+
+def _end(code: int, message: str | None) -> NoReturn:
+    """Say why, and end; one of several processes does not wait for the others, which may be waiting for it."""
+    import jax
+
+    from cmjax.machine.processes import leave_at_once
+
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    if message:
+        print(f"process {jax.process_index()}: {message}" if several else message, file=sys.stderr)
+    if several:
+        leave_at_once(code)
+    sys.exit(code)
+
+
+def _leave(number: int, second: bool) -> None:
+    """End at once by a signal: nothing has been computed since the last save, or the user asked twice."""
+    trained = _MODE.value == "train"
+    name, code = signal.Signals(number).name, 128 + number
+    if second:
+        message = f"left at once by a second {name}; what was not saved is lost"
+    else:
+        message = f"stopped by {name}; the same command {'starts again' if trained else 'goes on with what is missing'}"
+        code = _STOPPED_EXIT_CODE.value if trained and number == signal.SIGTERM else code
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 if __name__ == "__main__":

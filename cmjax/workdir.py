@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from cmjax.build import read_model
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
@@ -16,6 +18,9 @@ from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import restore_average, save_average
+
+FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype")
+"""Fields of the network that no checkpoint depends on: a run may go on with others, as when its memory ran out."""
 
 SHAPES_STATE = ("net.", "model.", "objective.name", "objective.target", "optimizer.rule", "optimizer.averages")
 """The fields that a run's checkpoints depend on; a run cannot go on when they change."""
@@ -57,7 +62,8 @@ def write_record(
         if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
             raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")
         differing = dict(_differences(old["config"], config))
-        fatal = [f"  {field}: {change}" for field, change in differing.items() if field.startswith(SHAPES_STATE)]
+        shaping = [name for name in differing if name.startswith(SHAPES_STATE) and name not in FREE]
+        fatal = [f"  {field}: {differing[field]}" for field in shaping]
         if fatal:
             raise ConfigError(
                 f"--workdir={workdir} was made by another configuration, which its checkpoints depend on:\n"
@@ -134,11 +140,13 @@ def newest_checkpoint(workdir: Path) -> int:
     return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1)
 
 
-def load(workdir_or_checkpoint: str | Path, *, average: int = 0) -> FlowMap:
+def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
     """The trained model of a run's folder, bound to an average of its parameters.
 
     Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.
              average: which of `config.optimizer.averages`.
+             mesh: of all devices of all processes, over which the parameters are laid as in training; every process
+             must call then. Without, they come to the first device of this process.
     Returns: flow_map(x, t, **conditions) with x (b, h, w, c) in [-1, 1] units and t a scalar or (b,): the estimate of
              the clean image, f(x, t) of a consistency model or D(x, t) of a teacher.
     Raises:  ConfigError where the path is no run's folder; CheckpointError where no checkpoint can be read.
@@ -152,7 +160,7 @@ def load(workdir_or_checkpoint: str | Path, *, average: int = 0) -> FlowMap:
         raise ConfigError(f"average={average}: {path} keeps {count} average(s), numbered from 0: {texts}")
     shape = tuple(record["shape"])
     like = parameter_shapes(model.module, shape)
-    params = restore_average(path / "checkpoints", like, f"ema{average}", step=step)
+    params = restore_average(path / "checkpoints", like, f"ema{average}", step=step, mesh=mesh)
     return model.bind(params, shape)
 
 

@@ -15,8 +15,8 @@ from cmjax.data.augment import COLOR, GEOMETRY, PAIRS, Draws, draw, edm, label_s
 from cmjax.data.batches import preprocess
 from cmjax.data.warp import SYM6, warp
 from cmjax.fields import ConfigError
-from cmjax.nets.adapter import parameter_shapes
 from cmjax.machine.mesh import batch_sharding, make_mesh
+from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from cmjax.training.checkpoint import CHECKSUMS, Checkpointer, CheckpointError, restore_average
+from cmjax.machine import mesh
 from cmjax.machine.mesh import make_mesh
+from cmjax.training.checkpoint import Checkpointer, CheckpointError, restore_average
+from cmjax.training.checksums import CHECKSUMS
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import init_state
 
@@ -20,9 +22,9 @@ OPTIMIZER = make_optimizer(
 )
 
 
-def state_at(step, fsdp=1):
+def state_at(step):
     params = {"a": {"kernel": jnp.arange(64.0).reshape(8, 8) + step}, "b": jnp.full(3, float(step))}
-    return init_state(params, OPTIMIZER, make_mesh(fsdp=fsdp)).replace(step=jnp.int32(step))
+    return init_state(params, OPTIMIZER, make_mesh()).replace(step=jnp.int32(step))
 
 
 def save(folder, steps, **options):
@@ -44,17 +46,18 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_state_comes_back_on_another_layout(tmp_path):
+def test_a_state_comes_back_on_another_layout(tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 0)
     save(tmp_path, [7])
     with Checkpointer(tmp_path) as checkpointer:
-        restored = checkpointer.restore(state_at(0, fsdp=4))
+        restored = checkpointer.restore(state_at(0), make_mesh(fsdp=4))
     assert_same(restored, state_at(7))
     assert "fsdp" in str(restored.params["a"]["kernel"].sharding.spec)
 
 
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
-        assert checkpointer.restore(state_at(0)) is None
+        assert checkpointer.restore(state_at(0), make_mesh()) is None
 
 
 def test_the_newest_are_kept_and_every_multiple(tmp_path):
@@ -67,12 +70,12 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path, damage, 
     save(tmp_path, [1, 2])
     damage(tmp_path / "2")
     with Checkpointer(tmp_path) as checkpointer:
-        assert_same(checkpointer.restore(state_at(0)), state_at(1))
+        assert_same(checkpointer.restore(state_at(0), make_mesh()), state_at(1))
         checkpointer.save(state_at(2), 2)
     assert "cannot be read" in caplog.text
     assert (tmp_path / "damaged-2").is_dir()
     with Checkpointer(tmp_path) as checkpointer:
-        assert_same(checkpointer.restore(state_at(0)), state_at(2))
+        assert_same(checkpointer.restore(state_at(0), make_mesh()), state_at(2))
 
 
 def test_truncation_is_noticed_without_checksums(tmp_path):
@@ -82,7 +85,7 @@ def test_truncation_is_noticed_without_checksums(tmp_path):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:5])
     with Checkpointer(tmp_path) as checkpointer:
-        assert_same(checkpointer.restore(state_at(0)), state_at(1))
+        assert_same(checkpointer.restore(state_at(0), make_mesh()), state_at(1))
 
 
 def test_when_none_can_be_read_nothing_is_touched(tmp_path):
@@ -90,7 +93,7 @@ def test_when_none_can_be_read_nothing_is_touched(tmp_path):
     for step in (1, 2):
         flip_a_bit(tmp_path / str(step))
     with Checkpointer(tmp_path) as checkpointer, pytest.raises(CheckpointError, match=r"\[2, 1\]"):
-        checkpointer.restore(state_at(0))
+        checkpointer.restore(state_at(0), make_mesh())
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == ["1", "2"]
 
 
@@ -113,7 +116,7 @@ def test_a_save_that_fails_is_one_message_and_does_not_hang(tmp_path, monkeypatc
             checkpointer.__exit__()
     checkpointer._manager.close()
     with Checkpointer(tmp_path) as again:
-        assert int(again.restore(state_at(0)).step) in (1, 2)
+        assert int(again.restore(state_at(0), make_mesh()).step) in (1, 2)
 
 
 def full_disk():

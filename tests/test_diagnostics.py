@@ -29,10 +29,10 @@ from cmjax.evaluation.diagnostics import (
 )
 from cmjax.evaluation.plots import _Axis, line_plot
 from cmjax.fields import ConfigError
+from cmjax.machine.mesh import make_mesh
 from cmjax.modes import diagnose, train
 from cmjax.modes import times as times_mode
 from cmjax.training.loop import _LateMetrics
-from cmjax.machine.mesh import make_mesh
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.workdir import load, read_record, write_model

@@ -10,8 +10,9 @@ import pytest
 
 from cmjax.core import curricula, distances, losses, pairs, paths, weightings
 from cmjax.core.preconditioning import consistency, precondition
-from cmjax.training import step as train_step
+from cmjax.machine import mesh
 from cmjax.machine.mesh import make_mesh
+from cmjax.training import step as train_step
 from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_life, make_optimizer, track_averages
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
@@ -89,7 +90,8 @@ def test_optimizer_state_without_averages_is_refused():
 
 
 @pytest.mark.parametrize("fsdp", [2, 4])
-def test_sharded_parameters_train_as_replicated_ones(fsdp):
+def test_sharded_parameters_train_as_replicated_ones(fsdp, monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 0)
     whole, _ = run(5)
     sharded, _ = run(5, fsdp=fsdp)
     assert any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(sharded.params))

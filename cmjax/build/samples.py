@@ -35,7 +35,10 @@ _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
 def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
-    """The section `samples` of a configuration. `times` descend; those of a denoiser are a grid unless named."""
+    """The section `samples` of a configuration. `times()` descend; those of a denoiser are a grid unless named.
+
+    A grid is computed on a device, so that it waits until it is asked for.
+    """
     settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
     settings["guidance"] = fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0
     if settings["guidance"] != 1 and not plan.net["class_conditional"]:
@@ -45,20 +48,20 @@ def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
         settings |= {"solver": solver, "solver_name": name}
         if not fields.has("times"):
             steps = fields.integer("solver_steps", at_least=2)
-            return settings | {"times": tuple(plan.grid(steps)[::-1].tolist())}
+            return settings | {"times": lambda: tuple(plan.grid(steps)[::-1].tolist())}
     times = fields.numbers("times")
     try:
         check_times(times, plan.constants["t_min"], plan.constants["t_max"])
     except ConfigError as error:
         raise fields.error("times", str(error)) from error
-    return settings | {"times": times}
+    return settings | {"times": lambda: times}
 
 
 def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     """The field `solver`: its name and the solver with its parameters bound, for sampling from t_max."""
     solver = fields.choice("solver", SOLVERS, path=path)
     name = next(name for name, function in SOLVERS.items() if function is solver.func)
-    if name in BY_LEVEL and not path.a(jnp.asarray(t_max)) > 0:
+    if name in BY_LEVEL and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
     if name == "adaptive" and find_spec("diffrax") is None:
         raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
@@ -70,7 +73,7 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
 
 
 def _try_out(solver: Solver) -> Array:
-    x, times = jnp.zeros((1, 1)), jnp.array([2.0, 1.0])
+    x, times = jnp.zeros((1, 1)), jnp.linspace(2.0, 1.0, 2)
     return solver(lambda x, t: x, x, times, lambda index: x, path=paths.ve)
 
 

@@ -1,5 +1,6 @@
 """Gaussian probability paths x_t = a(t)·x0 + b(t)·noise and the probability-flow ODE along them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -25,6 +26,7 @@ class Path:
 
     `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for what moves between noise levels off a grid of times.
     `spaced_by_level`: samplers' steps are spaced by noise level, as Karras's are, and not by time.
+    `signal_ends`: the time at which a is 0, and the noise level has no bound.
     """
 
     a: Callable[[Array], Array]
@@ -33,6 +35,7 @@ class Path:
     db: Callable[[Array], Array]
     time_of: Callable[[Array], Array] | None = field(default=None, kw_only=True)
     spaced_by_level: bool = field(default=False, kw_only=True)
+    signal_ends: float = field(default=math.inf, kw_only=True)
 
     def add_noise(self, x0: Samples, noise: Samples, t: Time) -> Samples:
         """x_t = a(t)·x0 + b(t)·noise."""
@@ -94,6 +97,7 @@ linear = Path(
     da=lambda t: -jnp.ones_like(t),
     db=jnp.ones_like,
     time_of=lambda level: level / (1 + level),
+    signal_ends=1.0,
 )
 """x_t = (1 − t)·x0 + t·noise, t in [0, 1]: flow matching.   [Lipman et al. 2023; Liu et al. 2023]"""
 
@@ -108,6 +112,7 @@ def trig(*, sigma_data: float) -> Path:
         db=lambda t: sigma_data * jnp.cos(t),
         time_of=lambda level: jnp.arctan(level / sigma_data),
         spaced_by_level=True,
+        signal_ends=math.pi / 2,
     )
 
 

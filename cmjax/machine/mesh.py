@@ -1,10 +1,13 @@
 """Devices: one mesh with the axes `data` and `fsdp`, and how batches and parameters lie on it."""
 
-import os
+import math
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+SMALL = 2**16
+"""Elements of a leaf below which it is not worth splitting: each use would wait for the others' parts."""
 
 
 def make_mesh(*, fsdp: int = 1) -> Mesh:
@@ -30,28 +33,37 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """For each leaf of a tree of arrays (or shapes) its sharding: the longest axis that `fsdp` divides is split over
-    it, and what cannot be split is replicated."""
-
-    def shard(leaf):
-        divisible = [axis for axis, size in enumerate(leaf.shape) if size % mesh.shape["fsdp"] == 0 and size > 1]
-        if mesh.shape["fsdp"] == 1 or not divisible:
-            return replicated(mesh)
-        spec: list[str | None] = [None] * len(leaf.shape)
-        spec[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(shard, tree)
+    it. Leaves of fewer than `SMALL` elements, and those that cannot be split, are replicated."""
+    return jax.tree.map(lambda leaf: _longest_axis_split(leaf.shape, mesh, ("fsdp",), SMALL), tree)
 
 
-def initialize_processes() -> None:
-    """Join the other processes of a run, where a launcher says that there are some.
+def reading_shardings(tree: Any, mesh: Mesh) -> Any:
+    """As `parameter_shardings`, over all devices: each process reads its own part of a file, and `move` then lays the
+    arrays as they are used."""
+    return jax.tree.map(lambda leaf: _longest_axis_split(leaf.shape, mesh, ("data", "fsdp"), SMALL), tree)
 
-    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS name them one by one; CMJAX_DISTRIBUTED=1 lets JAX
-    ask the cluster (SLURM, Cloud TPU, GKE, Open MPI).
-    """
-    if "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-        )
-    elif os.environ.get("CMJAX_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+
+def _longest_axis_split(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...], small: int) -> NamedSharding:
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < small or not divisible:
+        return replicated(mesh)
+    spec: list[tuple[str, ...] | None] = [None] * len(shape)
+    spec[max(divisible, key=shape.__getitem__)] = axes
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def shapes_on(tree: Any, shardings: Any) -> Any:
+    """The shapes and dtypes of a tree of arrays (or shapes), with where they are to lie."""
+    return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, shardings)
+
+
+def distribute(tree: Any, sharding: NamedSharding) -> Any:
+    """A tree of host arrays that every process holds alike, each array split over the devices as `sharding` says."""
+    return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), tree)
+
+
+def move(tree: Any, shardings: Any) -> Any:
+    """A tree of global arrays, or of host arrays that every process holds alike, laid out anew over the devices. Every
+    process must call it."""
+    return jax.jit(lambda tree: tree, out_shardings=shardings)(tree)

@@ -19,11 +19,11 @@ from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, 
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.fields import ConfigError, Fields
 from cmjax.files import to_json, write_atomically
+from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.modes.draw import class_labels, with_guidance
 from cmjax.modes.losses import logged_losses, losses_by_level
 from cmjax.modes.times import GRID, SAMPLES, find_times, grid_of, score_along
 from cmjax.training.logging import progress
-from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.workdir import load, newest_checkpoint, read_record, split_checkpoint
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,14 @@ from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
 from cmjax.data.sources import Source
 from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
+from cmjax.machine.processes import is_first
 from cmjax.training.logging import Update
-from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.training.optimizer import averages
 from cmjax.training.state import TrainState
 
 Sampler = Callable[[FlowMap, Any, dict], Any]
-"""(flow_map, keys (b,), conditions) -> images (b, h, w, c), jitted over all devices."""
+"""(flow_map, key data (b, ...) on the host, conditions) -> images (b, h, w, c), jitted over all devices."""
 
 PIXELS_AT_ONCE = 2**18
 
@@ -46,7 +47,7 @@ def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
     sharded = _over_devices(sample)
 
     def along(times):
-        levels = jnp.asarray(times)
+        levels = np.asarray(times, np.float32)
         return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
 
     return along
@@ -93,9 +94,9 @@ def draw_images(
     root, drawn = jax.random.key(seed), []
     for start in range(0, num, chunk):
         indices = np.arange(start, start + chunk)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(first + indices))
+        keys = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(first + indices)))
         within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
-        drawn.append(np.asarray(sampler(flow_map, keys, within)))
+        drawn.append(np.asarray(sampler(flow_map, np.asarray(keys), within)))
         update_progress(min(start + chunk, num), "")
     images = np.concatenate(drawn)[:num]
     return to_uint8(images) if images.shape[-1] in (1, 3) else images
@@ -134,9 +135,18 @@ def guided_as_trained(
 
 def _over_devices(sample: Callable) -> Callable[..., Any]:
     mesh = make_mesh()
-    return jax.jit(
-        sample, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh)
+
+    def with_keys(flow_map, key_data, conditions):
+        return sample(flow_map, jax.random.wrap_key_data(key_data), conditions)
+
+    jitted = jax.jit(
+        with_keys, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh)
     )
+
+    def over_devices(flow_map, key_data, conditions):
+        return jitted(flow_map, *distribute((key_data, conditions), batch_sharding(mesh)))
+
+    return over_devices
 
 
 @dataclass(frozen=True)
@@ -151,12 +161,13 @@ class Pictures:
 
     def __post_init__(self):
         settings, samplers = self.plan.samples, {}
+        times = settings["times"]()
         if self.model.kind == "denoiser":
-            name = f"{settings['solver_name']}-{len(settings['times'])}"
-            samplers[name] = diffusion_sampler(settings["solver"], settings["times"])
+            name = f"{settings['solver_name']}-{len(times)}"
+            samplers[name] = diffusion_sampler(settings["solver"], times)
         else:
-            for times in dict.fromkeys((settings["times"][:1], settings["times"])):
-                samplers[f"{len(times)}-step"] = consistency_sampler(times)
+            for levels in dict.fromkeys((times[:1], times)):
+                samplers[f"{len(levels)}-step"] = consistency_sampler(levels)
         object.__setattr__(self, "samplers", samplers)
 
     def flow_map(self, state: TrainState) -> FlowMap:
@@ -178,7 +189,7 @@ class Pictures:
         for name, batch in images.items():
             path = self.workdir / "samples" / f"{step:07d}-{name}.png"
             paths[name] = str(path)
-            if jax.process_index() == 0:
+            if is_first():
                 save_png(path, image_grid(batch[: self.plan.samples["num"]]))
         return paths
 

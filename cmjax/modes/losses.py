@@ -16,10 +16,10 @@ from cmjax.data.batches import Batches, preprocess
 from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, pair_within
 from cmjax.evaluation.plots import line_plot
 from cmjax.fields import ConfigError
+from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.logging import progress
-from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
 from cmjax.training.optimizer import TARGET
 from cmjax.training.step import prepare_inputs
 from cmjax.workdir import load, newest_checkpoint

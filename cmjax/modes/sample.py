@@ -12,6 +12,7 @@ from cmjax.build import ModelPlan, read_model_plan, read_samples, read_solver, r
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
+from cmjax.machine.mesh import make_mesh, replicated
 from cmjax.modes.draw import (
     Sampler,
     chain_sampler,
@@ -24,7 +25,6 @@ from cmjax.modes.draw import (
 from cmjax.modes.stream import write_array
 from cmjax.modes.times import find_times
 from cmjax.training.logging import progress
-from cmjax.machine.mesh import make_mesh, replicated
 from cmjax.workdir import load, newest_checkpoint, read_record
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _sampler(
             return diffusion_sampler(chosen, parse_times(times, flow_map, rho))
         if steps or own["times"] is None:
             return diffusion_sampler(chosen, tuple(plan.grid(steps or 18)[::-1].tolist()))
-        return diffusion_sampler(chosen, own["times"])
+        return diffusion_sampler(chosen, own["times"]())
     return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,))
 
 

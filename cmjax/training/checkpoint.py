@@ -5,27 +5,26 @@ sampler reads the averages alone.
 """
 
 import contextlib
-import json
 import logging
 import os
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
-from cmjax.files import to_json, write_atomically
+from cmjax.machine.mesh import move, parameter_shardings, reading_shardings, shapes_on
+from cmjax.machine.processes import all_agree, first_does, is_first
+from cmjax.training.checksums import verify_checksums, write_checksums, write_checksums_once_committed
 from cmjax.training.optimizer import AveragesState
 from cmjax.training.state import TrainState
 
-CHECKSUMS = "checksums.json"
 log = logging.getLogger(__name__)
 
 
@@ -68,9 +67,9 @@ class Checkpointer:
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         with self._clear_errors():
             self._manager.save(step, args=ocp.args.Composite(**items))
-        if jax.process_index() == 0:
+        if is_first():
             self._pending = self._checksum_worker.submit(
-                _write_checksums_once_committed, self.folder / str(step), self._gave_up
+                write_checksums_once_committed, self.folder / str(step), self._gave_up
             )
 
     def wait(self) -> None:
@@ -80,19 +79,21 @@ class Checkpointer:
             if self._pending is not None:
                 self._pending.result()
 
-    def restore(self, state: TrainState) -> TrainState | None:
-        """The newest checkpoint that is whole, in the layout of `state` (arrays or shapes with shardings); None in an
-        empty folder. Damaged ones are put aside as `damaged-<step>`, with a warning.
+    def restore(self, like: TrainState, mesh: Mesh) -> TrainState | None:
+        """The newest checkpoint that is whole, laid over the mesh; None in an empty folder. Damaged ones are put aside
+        as `damaged-<step>`, with a warning. Every process must call it; the first decides which checkpoint it is.
 
+        Args:   like: the state's shapes.
         Raises: CheckpointError where there are checkpoints but none is whole.
         """
-        items = {name: ocp.args.StandardRestore(item) for name, item in _items(state).items()}
+        target = shapes_on(like, reading_shardings(like, mesh))
+        items = {name: ocp.args.StandardRestore(item) for name, item in _items(target).items()}
 
         def read(step: int) -> TrainState:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            return _join(state, {name: restored[name] for name in items})
+            return move(_join(like, {name: restored[name] for name in items}), parameter_shardings(like, mesh))
 
-        return _newest_readable(self.folder, self._manager.all_steps(), read, on_damaged=self._put_aside)
+        return _newest_readable(self.folder, self._manager.all_steps, read, on_damaged=self._put_aside)
 
     @contextlib.contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -108,8 +109,7 @@ class Checkpointer:
             ) from error
 
     def _put_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            os.replace(self.folder / str(step), self.folder / f"damaged-{step}")
+        first_does(lambda: os.replace(self.folder / str(step), self.folder / f"damaged-{step}"))
         self._manager.reload()
 
 
@@ -118,22 +118,27 @@ def save_average(folder: str | Path, params: Params, name: str) -> None:
     step_folder = Path(folder).absolute() / "0"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(step_folder / "averages", {name: params})
-    _write_checksums(step_folder)
+    write_checksums(step_folder)
 
 
-def restore_average(folder: str | Path, like: Params, name: str, *, step: int | None = None) -> Params:
+def restore_average(
+    folder: str | Path, like: Params, name: str, *, step: int | None = None, mesh: Mesh | None = None
+) -> Params:
     """One average of the parameters, from the newest whole checkpoint in `folder` or from that of `step`; nothing else
     is read.
 
-    Args:   like: its shapes. The arrays come to this process's first device.
+    Args:   like: its shapes. mesh: of all processes, over which the arrays are laid as the train step has them, and
+            every process must call; without, they come to this process's first device.
     Raises: CheckpointError where there is none.
     """
     folder = Path(folder).absolute()
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    if step is not None:
-        steps = [s for s in steps if s == step]
     device = SingleDeviceSharding(jax.local_devices()[0])
-    target = {name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)}
+    shardings = jax.tree.map(lambda _: device, like) if mesh is None else reading_shardings(like, mesh)
+    target = {name: shapes_on(like, shardings)}
+
+    def steps() -> list[int]:
+        found = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        return found if step is None else [s for s in found if s == step]
 
     def read(step: int) -> Params:
         arguments = ocp.args.PyTreeRestore(
@@ -144,10 +149,10 @@ def restore_average(folder: str | Path, like: Params, name: str, *, step: int | 
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder / str(step) / "averages", args=arguments)[name]
 
-    restored = _newest_readable(folder, steps, read, on_damaged=lambda step: None)
+    restored = _newest_readable(folder, steps, read, alone=mesh is None)
     if restored is None:
         raise CheckpointError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}")
-    return restored
+    return restored if mesh is None else move(restored, parameter_shardings(like, mesh))
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -163,20 +168,36 @@ def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     return TrainState(step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=like.finite)
 
 
-def _newest_readable(folder: Path, steps: Any, read: Callable[[int], Any], *, on_damaged: Callable[[int], None]) -> Any:
+def _newest_readable(
+    folder: Path,
+    list_steps: Callable[[], Iterable[int]],
+    read: Callable[[int], Any],
+    *,
+    alone: bool = False,
+    on_damaged: Callable[[int], None] = lambda step: None,
+) -> Any:
+    """What `read` gives of the newest step that is whole, None where there are no steps.
+
+    The first process lists the steps and checks them, so that all read the same one. `alone`: this process reads by
+    itself, whatever the others do.
+    """
+    ask = (lambda action: action()) if alone else first_does
     damaged = []
-    for step in sorted(steps, reverse=True):
-        try:
-            _verify_checksums(folder / str(step))
-            restored = read(step)
-        except Exception as error:  # Orbax raises many kinds for what is unreadable
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            log.warning("checkpoint %s cannot be read (%s); trying the one before", folder / str(step), reason)
-            damaged.append(step)
-        else:
+    for step in ask(lambda: sorted((int(step) for step in list_steps()), reverse=True)):
+        problem = ask(lambda step=step: _damage(folder / str(step)))
+        restored = None
+        if problem is None:
+            try:
+                restored = read(step)
+            except Exception as error:  # Orbax raises many kinds for what is unreadable
+                problem = _in_a_line(error)
+        if problem is None if alone else all_agree(problem is None):
             for step in damaged:
                 on_damaged(step)
             return restored
+        problem = problem or "another process could not"
+        log.warning("checkpoint %s cannot be read (%s); trying the one before", folder / str(step), problem)
+        damaged.append(step)
     if damaged:
         raise CheckpointError(
             f"none of the checkpoints {damaged} in {folder} can be read; restore the folder from a copy, or "
@@ -185,40 +206,14 @@ def _newest_readable(folder: Path, steps: Any, read: Callable[[int], Any], *, on
     return None
 
 
-def _files(step_folder: Path) -> list[Path]:
-    return sorted(p for p in step_folder.rglob("*") if p.is_file() and CHECKSUMS not in p.name)
+def _damage(step_folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None where nothing is."""
+    try:
+        verify_checksums(step_folder)
+    except (OSError, ValueError) as error:
+        return _in_a_line(error)
+    return None
 
 
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _write_checksums_once_committed(step_folder: Path, gave_up: threading.Event) -> None:
-    """Orbax commits by renaming a finished folder to `step_folder`: once that exists, its files are complete."""
-    while not step_folder.is_dir():
-        if gave_up.wait(0.02):
-            return
-    _write_checksums(step_folder)
-
-
-def _write_checksums(step_folder: Path) -> None:
-    checksums = {str(path.relative_to(step_folder)): _crc32(path) for path in _files(step_folder)}
-    write_atomically(step_folder / CHECKSUMS, to_json(checksums))
-
-
-def _verify_checksums(step_folder: Path) -> None:
-    """Orbax restores flipped bits silently. A checkpoint whose checksums were never written (the process was killed
-    just after the commit) is read without this check."""
-    recorded = step_folder / CHECKSUMS
-    if not recorded.exists():
-        return
-    for name, expected in json.loads(recorded.read_text()).items():
-        path = step_folder / name
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if _crc32(path) != expected:
-            raise ValueError(f"{name} has changed since it was written")
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,20 +1,20 @@
 """The loop: batches in, steps dispatched, metrics read a step late, checkpoints and pictures on their steps."""
 
-import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from cmjax.core.typing import Params
+from cmjax.machine.processes import all_agree
+from cmjax.machine.signals import stop_requests
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import Update
 from cmjax.training.state import Batch, TrainState
-from cmjax.training.step import Metrics, TrainStep
+from cmjax.training.step import CompiledStep, Metrics
 
 WriteRecord = Callable[[int, dict[str, float]], None]
 
@@ -31,16 +31,16 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop by the signal `number` and has saved its state. SIGTERM, a scheduler's, is no error."""
+    """The run was asked to stop by the signal `number` and has saved its state."""
 
     def __init__(self, step: int, number: int):
         super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
-        self.exit_code = 128 + number if number == signal.SIGINT else 0
+        self.number = number
 
 
 def run_loop(
     state: TrainState,
-    train_step: TrainStep,
+    train_step: CompiledStep,
     frozen: Params,
     batches: Iterable[Batch],
     *,
@@ -60,13 +60,12 @@ def run_loop(
     Raises: NonFiniteLoss, or Stopped on SIGTERM and Ctrl-C; either way with the state saved.
     """
     late = _LateMetrics(write_record, update_progress, log_every=log_every, batch_size=batch_size)
-    try:
-        with _stop_requests() as stop_requested:
+    with stop_requests() as stop_requested:
+        try:
             for step, batch in zip(range(start, total_steps), batches, strict=True):
-                state, metrics = train_step(state, frozen, batch)
+                state, metrics = train_step(state, frozen, batch, stop_requested())
                 late.push(step, metrics)
-                done = step + 1
-                stop = stop_requested(done)
+                done, stop = step + 1, late.stop
                 if stop or done % save_every == 0 or done == total_steps:
                     late.flush()  # never save a state under a step that it did not reach
                     checkpointer.save(state, done)
@@ -74,20 +73,26 @@ def run_loop(
                     raise Stopped(done, stop)
                 if sample_every and done % sample_every == 0 and done < total_steps:
                     draw_samples(state, done)
-    except NonFiniteLoss as error:
-        checkpointer.save(state, error.step)
-        raise
-    finally:
-        checkpointer.wait()
+        except NonFiniteLoss as error:
+            checkpointer.save(state, error.step)
+            raise
+        finally:
+            checkpointer.wait()
+        if not all_agree(not stop_requested()):
+            raise Stopped(total_steps, stop_requested() or signal.SIGTERM)
     return state
 
 
 class _LateMetrics:
-    """Reads a step's metrics when the next one is already under way, so that the device never waits for the host."""
+    """Reads a step's metrics when the next one is already under way, so that the device never waits for the host.
+
+    `stop`: the signal that the processes' votes in the steps read so far ask to stop by, the same in all of them.
+    """
 
     def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, batch_size: int):
         self._write_record, self._update_progress = write_record, update_progress
         self._log_every, self._batch_size = log_every, batch_size
+        self.stop = 0
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
         self._loss_bins: list[jax.Array] = []  # left on the device until they are recorded
@@ -102,6 +107,7 @@ class _LateMetrics:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
+        self.stop = self.stop or int(metrics.pop("stop"))
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
             raise NonFiniteLoss(step)
@@ -129,28 +135,3 @@ def _mean_of_bins(tallies: list[jax.Array]) -> dict[str, float]:
         return {}
     sums, counts = np.asarray(jax.device_get(tallies), np.float64).sum(axis=0)
     return {f"loss_bin_{i:02d}": float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[int], int]]:
-    """A function of the step that returns the signal number once the run was asked to stop, else 0.
-
-    Processes of one run agree on the step through JAX's preemption service, which owns SIGTERM there. A second Ctrl-C
-    interrupts at once.
-    """
-    if jax.process_count() > 1:
-        yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
-        return
-    received: list[int] = []
-
-    def note(number, _frame):
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda step: received[0] if received else 0
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

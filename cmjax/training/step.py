@@ -1,11 +1,12 @@
 """The train step: a pure function (state, frozen, batch) -> (state, metrics), and its jitted form on a mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -143,32 +144,64 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
     return jax.tree.map(lambda total: total / parts, jax.lax.scan(add, zeros, inputs, unroll=unroll)[0])
 
 
+def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The shapes of the state of a run with parameters, or shapes of parameters, like these. Nothing is computed."""
+    return jax.eval_shape(partial(_first_state, optimizer), params)
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state at step 0, laid out over the mesh. `params` may be given on the host; they are copied."""
-
-    def init(params):
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=jax.tree.map(jnp.copy, params),
-            opt_state=optimizer.init(params),
-            finite=jnp.ones((), bool),
-        )
-
-    shardings = parameter_shardings(jax.eval_shape(init, params), mesh)
-    # from the host: what another run's checkpoint gives is bound to one device, and the mesh may have others
-    return jax.jit(init, out_shardings=shardings)(jax.device_get(params))
+    """The state at step 0, laid out over the mesh. `params` are host arrays that every process holds alike, or lie
+    over the mesh; they are copied."""
+    shardings = parameter_shardings(state_shapes(params, optimizer), mesh)
+    return jax.jit(partial(_first_state, optimizer), out_shardings=shardings)(params)
 
 
-def compile_train_step(train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh) -> Any:
-    """The executable for exactly these shapes: called with any other, it fails rather than compile again.
+def _first_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        finite=jnp.ones((), bool),
+    )
+
+
+class CompiledStep:
+    """The executable of a train step for exactly these shapes: called with any other, it fails rather than compile
+    again. With every step the processes vote on stopping, so that all of them stop at the same one."""
+
+    def __init__(self, executable: Any, mesh: Mesh):
+        self.executable = executable
+        self._votes = lru_cache(partial(_votes, mesh))
+
+    def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
+        """One step. `stop`: what this process votes for, a signal's number or 0; the largest of all is among the
+        metrics as `stop`."""
+        return self.executable(state, frozen, batch, self._votes(stop))
+
+
+def _votes(mesh: Mesh, vote: int) -> Array:
+    """One vote for each device of the mesh, those of this process's own."""
+    return jax.make_array_from_callback((mesh.size,), batch_sharding(mesh), lambda index: np.full(1, vote, np.int32))
+
+
+def compile_train_step(
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
+) -> CompiledStep:
+    """The train step for states, frozen parameters and batches like these arrays, or shapes.
 
     The state is donated; frozen parameters are an argument, never constants.
     """
-    state_shardings = parameter_shardings(state, mesh)
+
+    def with_votes(state, frozen, batch, votes):
+        state, metrics = train_step(state, frozen, batch)
+        return state, {**metrics, "stop": jnp.max(votes)}
+
+    state_shardings, by_device = parameter_shardings(state, mesh), batch_sharding(mesh)
     jitted = jax.jit(
-        train_step,
+        with_votes,
         donate_argnums=0,
-        in_shardings=(state_shardings, parameter_shardings(frozen, mesh), batch_sharding(mesh)),
+        in_shardings=(state_shardings, parameter_shardings(frozen, mesh), by_device, by_device),
         out_shardings=(state_shardings, replicated(mesh)),
     )
-    return jitted.lower(state, frozen, batch).compile()
+    votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
+    return CompiledStep(jitted.lower(state, frozen, batch, votes).compile(), mesh)

@@ -1,0 +1,137 @@
+"""What a run starts from: its mesh, its teacher and other frozen networks, and its first parameters."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from cmjax.build import Model, Run
+from cmjax.core.sampling import FlowMap
+from cmjax.core.typing import Params
+from cmjax.data.sources import Source
+from cmjax.fields import ConfigError
+from cmjax.machine.mesh import make_mesh, move, parameter_shardings
+from cmjax.machine.processes import first_does
+from cmjax.nets.inputs import ADDED
+from cmjax.training.state import TrainState
+from cmjax.training.step import init_state
+from cmjax.workdir import load, read_record, split_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def cache_compilations(workdir: Path) -> None:
+    """Keep compiled programs beside the runs, unless JAX was told where: the next start of a run compiles nothing."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((workdir.parent / ".cache" / "jax").absolute()))
+
+
+def mesh_of(plan: Run) -> Mesh:
+    """The mesh of all devices that there are.
+
+    Raises: ConfigError where `mesh.fsdp` or the batch does not divide over them.
+    """
+    try:
+        mesh = make_mesh(fsdp=plan.fsdp)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+    check_batch(plan, mesh.size)
+    return mesh
+
+
+def check_batch(plan: Run, devices: int) -> None:
+    """Raise ConfigError where a part of the batch does not divide over the devices."""
+    part = plan.batch_size // plan.grad_accumulation
+    if part % devices:
+        raise ConfigError(
+            f"config.batch_size={plan.batch_size}: a part of it, {part} with config.grad_accumulation="
+            f"{plan.grad_accumulation}, must be divisible by the number of devices, {devices}"
+        )
+
+
+def open_together(open_source: Callable[[], Source]) -> Source:
+    """The data, opened by the first process before the others: what it prepares on a disk of all, they find."""
+    opened: list[Source] = []
+    first_does(lambda: opened.append(open_source()))
+    return opened[0] if opened else open_source()
+
+
+def load_teacher(plan: Run, mesh: Mesh) -> FlowMap | None:
+    """The model that the objective distils, laid over the mesh as the student is; None where there is none."""
+    return _load_other(plan.method.teacher, "objective.teacher", mesh) if plan.method.teacher else None
+
+
+def check_teacher(plan: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
+    if teacher is None:
+        return
+    name, needed = plan.method.teacher, plan.method.teacher_kind
+    if teacher.kind != needed or teacher.shape != shape:
+        raise ConfigError(
+            f"config.objective: {name!r} is a {teacher.kind} of images {teacher.shape}; a {needed} of images {shape} "
+            "is needed"
+        )
+    conditional = read_record(split_checkpoint(name)[0])["config"]["net"]["class_conditional"]
+    if conditional != student.class_conditional:
+        raise ConfigError(
+            f"config.net.class_conditional={student.class_conditional}: config.objective.teacher={name!r} has "
+            f"{conditional}; they must agree"
+        )
+
+
+def load_frozen(plan: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
+    """What the objective uses and training leaves alone, laid over the mesh."""
+    frozen = {name: _load_weights(name, load_weights) for name, load_weights in plan.method.frozen.items()}
+    frozen = move(frozen, parameter_shardings(frozen, mesh))
+    return frozen if teacher is None else {**frozen, "teacher": teacher.params}
+
+
+def first_state(plan: Run, model: Model, shape: tuple[int, ...], mesh: Mesh) -> TrainState:
+    """The state of step 0, its parameters fresh or those of the run `config.init_from`."""
+    params = model.init(jax.random.key(plan.seed), shape)
+    if plan.init_from:
+        params = _started(params, _load_other(plan.init_from, "init_from", mesh), plan.init_from)
+    return init_state(params, plan.optimizer, mesh)
+
+
+def count(params: Params) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _load_other(workdir: str, field_name: str, mesh: Mesh) -> FlowMap:
+    """Another run's model, which this one starts from or distils."""
+    try:
+        return load(workdir, mesh=mesh)
+    except (ConfigError, RuntimeError) as error:
+        recipe, _, variant = Path(workdir).name.partition("-")
+        raise ConfigError(
+            f"config.{field_name}={workdir!r}: {error}. Train it first, as with\n"
+            f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
+        ) from error
+
+
+def _load_weights(name: str, load_weights: Callable[[], Params]) -> Params:
+    try:
+        return load_weights()
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"config.objective.distance: the weights of {name} cannot be loaded: {error}") from error
+
+
+def _started(fresh: Params, other: FlowMap, name: str) -> Params:
+    """The other run's parameters, checked against this network's; `ADDED` modules that it lacks are fresh."""
+    ours, theirs = flatten_dict(fresh), flatten_dict(other.params)
+    added = {path: leaf for path, leaf in ours.items() if path not in theirs and ADDED & set(path)}
+    started: dict[Any, Any] = theirs | added
+    if jax.tree.map(np.shape, started) != jax.tree.map(np.shape, ours):
+        raise ConfigError(f"config.init_from={name!r}: its network is another one than config.net describes")
+    if added:
+        modules = sorted({part for path in added for part in ADDED & set(path)})
+        log.info("%s has no %s: %s parameters start afresh", name, ", ".join(modules), f"{count(added):,}")
+    return unflatten_dict(started)
