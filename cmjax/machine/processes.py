@@ -100,6 +100,12 @@ def _from_first(content: bytes) -> bytes:
     return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
 
 
+def say(text: str) -> None:
+    """Print it, in the first process alone."""
+    if is_first():
+        print(text)
+
+
 def all_agree(condition: bool) -> bool:
     """Whether `condition` holds in every process. All must call it."""
     if jax.process_count() == 1:

@@ -30,7 +30,8 @@ class _Listener:
         # a handler of Python's own must exist; what it would do, the thread does
         self._handlers = {number: signal.signal(number, lambda *_: None) for number in NUMBERS}
         self._wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, daemon=True, name="signals").start()
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="signals")
+        self._thread.start()
 
     def _listen(self) -> None:
         while heard := self._ear.recv(1):
@@ -47,6 +48,8 @@ class _Listener:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._mouth.close()
+        self._thread.join()
+        self._ear.close()
 
 
 _listener: _Listener | None = None

@@ -19,7 +19,8 @@ from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, 
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.fields import ConfigError, Fields
 from cmjax.files import to_json, write_atomically
-from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
+from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
+from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import class_labels, with_guidance
 from cmjax.modes.losses import logged_losses, losses_by_level
 from cmjax.modes.times import GRID, SAMPLES, find_times, grid_of, score_along
@@ -46,7 +47,7 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
     record, folder = read_record(workdir), Path(out) if out else workdir / "diagnostics"
-    flow_map = jax.device_put(load(workdir), replicated(make_mesh()))
+    flow_map = load(workdir, mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
     if teacher and not one_step:
         raise ConfigError(f"--teacher={teacher}: {workdir} is a denoiser itself, and not meant to be consistent")
@@ -74,11 +75,11 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
 def _write(folder: Path, about: Mapping[str, Any], name: str, found: Found) -> None:
     numbers, panels = found
     try:
-        write_atomically(folder / f"{name}.json", to_json({**about, **numbers}))
-        save_png(folder / f"{name}.png", np.concatenate(panels))
+        first_does(lambda: write_atomically(folder / f"{name}.json", to_json({**about, **numbers})))
+        first_does(lambda: save_png(folder / f"{name}.png", np.concatenate(panels)))
     except OSError as error:
         raise ConfigError(f"--out={folder} cannot be written: {error.strerror}") from error
-    print(f"{name:12s} {folder / name}.png")
+    say(f"{name:12s} {folder / name}.png")
 
 
 def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> tuple[str, FlowMap] | None:
@@ -91,7 +92,7 @@ def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> 
         return None
     where = "--teacher" if named else "config.objective.teacher" if distilled else "config.init_from"
     try:
-        teacher = load(folder)
+        teacher = load(folder, mesh=make_mesh())
     except (ConfigError, RuntimeError) as error:
         raise ConfigError(f"{where}={folder}: {error}; name a teacher with --teacher") from error
     if teacher.kind != "denoiser":
@@ -119,8 +120,9 @@ def _consistency(
     # a model whose own end lies below the last time is held against clean data, the ODE's end
     to_clean = float(path.noise_level(jnp.asarray(student.t_min))) < levels[0]
 
-    def measure(models, keys, conditions):
-        (student, teacher), (given, taught) = models, conditions
+    def measure(models, rows):
+        (student, teacher), (key_data, (given, taught)) = models, rows
+        keys = jax.random.wrap_key_data(key_data)
         return consistency_errors(
             lambda x, t: student(x, t, **given),
             lambda x, t: teacher(x, t, **taught),
@@ -164,14 +166,13 @@ def _in_parts(
     teacher, taught = with_guidance(teacher, labels, guidance, takes=takes)
 
     mesh = make_mesh()
-    models = jax.device_put((student, teacher), replicated(mesh))
-    compiled = jax.jit(measure, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)))
-    keys, found = jax.random.split(jax.random.key(seed), parts * size), []
+    compiled = jax.jit(measure, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    keys, found = jax.random.key_data(jax.random.split(jax.random.key(seed), parts * size)), []
     with progress("trajectories", parts * size) as update:
         for part in range(parts):
             here = slice(part * size, (part + 1) * size)
-            conditions = jax.tree.map(lambda values, here=here: values[here], (given, taught))
-            found.append(jax.device_get(compiled(models, keys[here], conditions)))
+            rows = jax.tree.map(lambda values, here=here: np.asarray(values[here]), (keys, (given, taught)))
+            found.append(jax.device_get(compiled((student, teacher), distribute(rows, batch_sharding(mesh)))))
             update(here.stop, "")
     return jax.tree.map(lambda *values: np.mean(values, axis=0), *found), parts * size
 

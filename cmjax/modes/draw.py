@@ -23,7 +23,7 @@ from cmjax.training.logging import Update
 from cmjax.training.optimizer import averages
 from cmjax.training.state import TrainState
 
-Sampler = Callable[[FlowMap, Any, dict], Any]
+Sampler = Callable[[Any, Any, dict], Any]
 """(flow_map, key data (b, ...) on the host, conditions) -> images (b, h, w, c), jitted over all devices."""
 
 PIXELS_AT_ONCE = 2**18
@@ -44,7 +44,7 @@ def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
         flow_map, times = flow_map_and_times
         return sample_fn(flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions)
 
-    sharded = _over_devices(sample)
+    sharded = _sampling(sample)
 
     def along(times):
         levels = np.asarray(times, np.float32)
@@ -60,7 +60,7 @@ def chain_sampler(times: tuple[float, ...], gamma: float) -> Sampler:
         shape, stops = (len(keys), *flow_map.shape), (*times, flow_map.t_min)
         return sample_chain(flow_map, keys, shape, times=stops, gamma=gamma, **conditions)
 
-    return _over_devices(sample)
+    return _sampling(sample)
 
 
 def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:
@@ -70,7 +70,7 @@ def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:
         shape = (len(keys), *flow_map.shape)
         return sample_denoiser(flow_map, keys, shape, times=times, path=flow_map.path, solver=solver, **conditions)
 
-    return _over_devices(sample)
+    return _sampling(sample)
 
 
 def draw_images(
@@ -91,15 +91,21 @@ def draw_images(
     most = max(PIXELS_AT_ONCE // int(np.prod(flow_map.shape)), 16) * devices
     chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
     chunk = -(-num // (chunks * devices)) * devices
-    root, drawn = jax.random.key(seed), []
+    drawn = []
     for start in range(0, num, chunk):
         indices = np.arange(start, start + chunk)
-        keys = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(first + indices)))
+        keys = keys_of(seed, first + indices)
         within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
-        drawn.append(np.asarray(sampler(flow_map, np.asarray(keys), within)))
+        drawn.append(sampler(flow_map, keys, within))
         update_progress(min(start + chunk, num), "")
     images = np.concatenate(drawn)[:num]
     return to_uint8(images) if images.shape[-1] in (1, 3) else images
+
+
+def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
+    """The data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
+    return np.asarray(jax.random.key_data(keys))
 
 
 def class_labels(num: int, num_classes: int | None, label: int | None = None) -> dict[str, np.ndarray]:
@@ -133,20 +139,35 @@ def guided_as_trained(
     return with_guidance(flow_map, conditions, scale, takes=config["net"].get("guided", False))
 
 
-def _over_devices(sample: Callable) -> Callable[..., Any]:
+def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`function(model, rows)` compiled, its rows shared out among all devices of all processes.
+
+    Args:    function: (tree of parameters, tree of arrays with a row for each sample) -> tree of such arrays.
+    Returns: the same function of host arrays, with any number of rows, that gives host arrays. Every process must call
+             it with the same rows, and has all of the results.
+    """
     mesh = make_mesh()
+    jitted = jax.jit(function, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
-    def with_keys(flow_map, key_data, conditions):
-        return sample(flow_map, jax.random.wrap_key_data(key_data), conditions)
+    def call(model, rows):
+        rows = jax.tree.map(np.asarray, rows)
+        number = len(jax.tree.leaves(rows)[0])
+        more = np.minimum(np.arange(-(-number // mesh.size) * mesh.size), number - 1)  # the last row again
+        spread = distribute(jax.tree.map(lambda row: row[more], rows), batch_sharding(mesh))
+        return jax.tree.map(lambda row: np.asarray(row)[:number], jitted(model, spread))
 
-    jitted = jax.jit(
-        with_keys, in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh)
-    )
+    return call
 
-    def over_devices(flow_map, key_data, conditions):
-        return jitted(flow_map, *distribute((key_data, conditions), batch_sharding(mesh)))
 
-    return over_devices
+def _sampling(sample: Callable) -> Sampler:
+    """A sampler of what samples with typed keys."""
+
+    def with_keys(model, rows):
+        key_data, conditions = rows
+        return sample(model, jax.random.wrap_key_data(key_data), conditions)
+
+    compiled = over_devices(with_keys)
+    return lambda model, key_data, conditions: compiled(model, (key_data, conditions))
 
 
 @dataclass(frozen=True)

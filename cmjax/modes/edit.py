@@ -13,6 +13,8 @@ from cmjax.data.batches import to_uint8
 from cmjax.data.folder import read_image
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError
+from cmjax.machine.mesh import make_mesh
+from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import class_labels, guided_as_trained
 from cmjax.modes.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.modes.tasks import ALL_TASKS, PICTURES, Options, edit_pictures
@@ -41,7 +43,7 @@ def run(
     path = Path(out or workdir / "edits" / f"{task}.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
-    flow_map, record = load(workdir), read_record(workdir)
+    flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)
     if flow_map.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")
     if flow_map.shape[-1] not in (1, 3):
@@ -78,7 +80,7 @@ def _latents(
     pictures = read_pictures(images, flow_map.shape, 2)
     ends = find_ends(flow_map, pictures, time=time, seed=seed, conditions=conditions)
     for file, error in zip(images, ends.errors, strict=True):
-        print(f"{file}: found again with an error of {error:.3f} (RMS; black to white is 2)")
+        say(f"{file}: found again with an error of {error:.3f} (RMS; black to white is 2)")
     return ends
 
 
@@ -137,12 +139,16 @@ def _write(path: Path, columns: dict[str, np.ndarray], results: np.ndarray, flow
     """The strip of the columns that have pictures, and each result alone."""
     columns = {name: pictures for name, pictures in columns.items() if len(pictures)}
     strip = np.concatenate(list(columns.values()))
-    try:
+
+    def write() -> None:
         save_png(path, image_grid(to_uint8(strip), columns=len(strip)))
         for i, result in enumerate(to_uint8(results)):
             number = f"-{i}" if len(results) > 1 else ""
             pixels = np.broadcast_to(result, (*flow_map.shape[:2], 3))
             save_png(path.with_name(f"{path.stem}-result{number}.png"), pixels)
+
+    try:
+        first_does(write)
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    print(f"{path}: {' | '.join(columns)}; results alone: {path.stem}-result*.png beside it")
+    say(f"{path}: {' | '.join(columns)}; results alone: {path.stem}-result*.png beside it")

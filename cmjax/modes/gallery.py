@@ -14,6 +14,8 @@ from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.fields import ConfigError
+from cmjax.machine.mesh import make_mesh
+from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import class_labels, guided_as_trained
 from cmjax.modes.edit import read_pictures, read_times
 from cmjax.modes.interpolation import interpolate, seeded_ends
@@ -32,7 +34,7 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
     path = Path(out or workdir / "gallery.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
-    flow_map, record = load(workdir), read_record(workdir)
+    flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")
     pictures, labels = _pictures(record, images, flow_map, seed)
@@ -45,10 +47,10 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
             update(i + 1, name)
     picture = image_grid(to_uint8(np.concatenate(rows)), columns=3 * COLUMNS)
     try:
-        save_png(path, with_captions(picture, names))
+        first_does(lambda: save_png(path, with_captions(picture, names)))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    print(f"{path}: a row for each of {', '.join(names)}; original | degraded | result")
+    say(f"{path}: a row for each of {', '.join(names)}; original | degraded | result")
 
 
 def _rows(

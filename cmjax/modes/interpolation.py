@@ -9,6 +9,7 @@ import numpy as np
 from cmjax.core.editing import invert, slerp
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
+from cmjax.modes.draw import over_devices
 from cmjax.training.logging import progress
 
 STARTS = 4
@@ -39,30 +40,31 @@ def find_ends(
     flow_map: FlowMap, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
 ) -> Ends:
     """The latents whose one-evaluation samples come nearest to two pictures, (2, h, w, c) uint8."""
-    images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
-    targets = jnp.repeat(images, STARTS, axis=0)
-    labels = {name: jnp.full(len(targets), values[0]) for name, values in conditions.items()}
+    images = np.asarray(preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False))
+    targets = np.repeat(images, STARTS, axis=0)
+    labels = {name: np.full(len(targets), values[0]) for name, values in conditions.items()}
 
-    @jax.jit
-    def descend(flow_map, latents, rate):
+    def descend(model, rows):
+        (flow_map, rate), (targets, latents, labels) = model, rows
         return invert(flow_map, targets, latents, time=time, steps=STEPS, learning_rate=rate, **labels)
 
-    latents, errors = gaussian(jax.random.key(seed), targets.shape), jnp.zeros(len(targets))
+    compiled = over_devices(descend)
+    latents, errors = gaussian(jax.random.key(seed), targets.shape), np.zeros(len(targets))
     with progress("finding the pictures' noise", len(RATES)) as update:
-        for i, rate in enumerate(RATES):
-            latents, errors = descend(flow_map, latents, rate)
-            update(i + 1, f"error {float(jnp.min(errors)):.3f}")
-    by_picture = np.asarray(errors).reshape(len(images), STARTS)
+        for i, rate in enumerate(RATES.astype(np.float32)):
+            latents, errors = compiled((flow_map, rate), (targets, latents, labels))
+            update(i + 1, f"error {errors.min():.3f}")
+    by_picture = errors.reshape(len(images), STARTS)
     best = by_picture.argmin(axis=1)
-    chosen = latents[np.arange(len(images)) * STARTS + best]
-    return Ends(chosen, np.asarray(images), by_picture.min(axis=1))
+    chosen = jnp.asarray(latents[np.arange(len(images)) * STARTS + best])
+    return Ends(chosen, images, by_picture.min(axis=1))
 
 
 def interpolate(
     flow_map: FlowMap, ends: jax.Array, num: int, *, time: float, conditions: dict[str, np.ndarray]
 ) -> np.ndarray:
     """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1]."""
-    shape, labels = (num, *flow_map.shape), jax.tree.map(jnp.asarray, conditions)
-    first, last = (jnp.broadcast_to(end, shape) for end in ends)
+    first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
     latents = slerp(first, last, jnp.linspace(0, 1, num))
-    return np.asarray(jax.jit(lambda f, x: f(f.path.b(jnp.asarray(time)) * x, time, **labels))(flow_map, latents))
+    draw = over_devices(lambda f, rows: f(f.path.b(jnp.asarray(time)) * rows["z"], time, **rows["labels"]))
+    return draw(flow_map, {"z": latents, "labels": conditions})

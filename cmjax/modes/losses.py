@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from cmjax.build import Method, Model, Run
 from cmjax.core.sampling import FlowMap
@@ -16,7 +17,7 @@ from cmjax.data.batches import Batches, preprocess
 from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, pair_within
 from cmjax.evaluation.plots import line_plot
 from cmjax.fields import ConfigError
-from cmjax.machine.mesh import batch_sharding, make_mesh, replicated
+from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.logging import progress
@@ -43,18 +44,19 @@ def losses_by_level(workdir: Path, plan: Run, model: Model, flow_map: FlowMap, *
     mesh, edges = make_mesh(), bin_edges(model, BINS)
     size = max(min(num, plan.batch_size // plan.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
     batches = Batches(plan.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
-    teacher, frozen = _needed(plan.method)
+    teacher, frozen = _needed(plan.method, mesh)
     target = None
     if plan.method.target_rate is not None:
-        target = restore_average(workdir / "checkpoints", parameter_shapes(model.module, flow_map.shape), TARGET)
-    fixed = jax.device_put((flow_map.params, target, frozen), replicated(mesh))
+        shapes = parameter_shapes(model.module, flow_map.shape)
+        target = restore_average(workdir / "checkpoints", shapes, TARGET, mesh=mesh)
+    fixed, step = (flow_map.params, target, frozen), max(newest_checkpoint(workdir), 1) - 1
     measure = jax.jit(
-        partial(
-            _measure, plan=plan, model=model, teacher=teacher, edges=edges, step=max(newest_checkpoint(workdir), 1) - 1
-        )
+        partial(_measure, plan=plan, model=model, teacher=teacher, edges=edges, step=step),
+        out_shardings=replicated(mesh),
     )
     rounds, rows = -(-num // size), []
-    keys = jax.random.split(jax.random.key(seed), rounds)  # the same for all bins, which then share out the same draws
+    # the same keys for all bins, which then share out the same draws
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), rounds)))
     with progress("losses", BINS) as update:
         for place in range(BINS):
             found = [jax.device_get(measure(fixed, batches.at(i), keys[i], place)) for i in range(rounds)]
@@ -68,20 +70,21 @@ def bin_edges(model: Model, bins: int) -> np.ndarray:
     return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])
 
 
-def _needed(method: Method) -> tuple[FlowMap | None, dict[str, Any]]:
+def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]:
     """The objective's teacher, and what it uses and training leaves alone."""
     try:
         frozen = {name: load_weights() for name, load_weights in method.frozen.items()}
-        teacher = load(method.teacher) if method.teacher else None
+        frozen = move(frozen, parameter_shardings(frozen, mesh))
+        teacher = load(method.teacher, mesh=mesh) if method.teacher else None
     except (ConfigError, OSError, ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"config.objective: what it needs cannot be loaded: {error}") from error
     return teacher, frozen | ({} if teacher is None else {"teacher": teacher.params})
 
 
-def _measure(fixed, batch, key, place, *, plan: Run, model: Model, teacher, edges: np.ndarray, step: int):
+def _measure(fixed, batch, key_data, place, *, plan: Run, model: Model, teacher, edges: np.ndarray, step: int):
     """(loss, norm of the gradient, samples found, share of all samples) of a batch of one bin."""
     params, target_params, frozen = fixed
-    data_key, pair_key, objective_key = jax.random.split(key, 3)
+    data_key, pair_key, objective_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
     x0, inputs = prepare_inputs(
         batch,
         data_key,

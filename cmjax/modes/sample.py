@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from cmjax.build import ModelPlan, read_model_plan, read_samples, read_solver, read_times
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
-from cmjax.machine.mesh import make_mesh, replicated
+from cmjax.machine.mesh import make_mesh
+from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import (
     Sampler,
     chain_sampler,
@@ -47,7 +47,7 @@ def run(
     path = Path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
-    flow_map, record = jax.device_put(load(workdir), replicated(make_mesh())), read_record(workdir)
+    flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)
     guided_map, conditions, scale = _conditioned(flow_map, record, num, label, guidance)
     if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
         raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
@@ -78,12 +78,13 @@ def run(
 
         try:
             if path.suffix == ".png":
-                save_png(path, image_grid(draw(0, num)))
+                images = draw(0, num)
+                first_does(lambda: save_png(path, image_grid(images)))
             else:
                 write_array(path, num, draw, settings=settings)
         except OSError as error:
             raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    print(f"{num} images of {workdir}: {path}")
+    say(f"{num} images of {workdir}: {path}")
 
 
 def _conditioned(

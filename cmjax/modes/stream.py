@@ -12,6 +12,7 @@ import numpy as np
 
 from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
+from cmjax.machine.processes import first_does
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +30,19 @@ def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *,
     Raises: ConfigError where the folder is of another draw.
     """
     if num <= PART:
-        _write_npz(path, draw(0, num))
+        images = draw(0, num)
+        first_does(lambda: _write_npz(path, images))
         return
     folder = path.with_name(f"{path.name}.parts")
-    _claim(folder, dict(settings) | {"num": num, "part": PART})
-    files = []
-    for start in range(0, num, PART):
-        files.append(folder / f"{start:08d}.npy")
-        if not files[-1].exists():
-            write_atomically(files[-1], _npy(draw(start, min(start + PART, num))))
+    first_does(lambda: _claim(folder, dict(settings) | {"num": num, "part": PART}))
+    files = {start: folder / f"{start:08d}.npy" for start in range(0, num, PART)}
+    for start in first_does(lambda: [place for place, file in files.items() if not file.exists()]):
+        images = draw(start, min(start + PART, num))
+        first_does(lambda start=start, images=images: write_atomically(files[start], _npy(images)))
+    first_does(lambda: _join(path, list(files.values()), folder))
+
+
+def _join(path: Path, files: list[Path], folder: Path) -> None:
     _write_npz(path, np.concatenate([np.load(file, allow_pickle=False) for file in files]))
     shutil.rmtree(folder)
 

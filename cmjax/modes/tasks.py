@@ -20,6 +20,7 @@ from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
 from cmjax.fields import ConfigError
+from cmjax.modes.draw import keys_of, over_devices
 
 STROKE_LEVELS = (5.38, 2.24)
 """Noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
@@ -136,21 +137,24 @@ def edit_pictures(
     """
     images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
     number = len(images) // PICTURES.get(task, 1)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), jnp.arange(number))
-    labels = jax.tree.map(jnp.asarray, options.label)
+    keys, labels = keys_of(options.seed, np.arange(number)), options.label
     if task == "denoising":
         sigma, t = _sigma_and_time(flow_map, options)
-        noisy = images + sigma * gaussian(keys, images.shape) if options.add_noise else images
-        denoise = jax.jit(lambda flow_map, x, labels: flow_map(flow_map.path.a(t) * x, t, **labels))
-        results = denoise(flow_map, noisy, labels)
+        noise = gaussian(jax.random.wrap_key_data(jnp.asarray(keys)), images.shape)
+        noisy = images + sigma * noise if options.add_noise else images
+        denoise = over_devices(lambda flow_map, rows: flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"]))
+        results = denoise(flow_map, {"x": noisy, "labels": labels})
         return Edited(*map(np.asarray, (images, noisy if options.add_noise else images[:0], results)))
     plan = TASKS[task](images, grid, options)
     times = options.times or plan.times
 
-    def complete(flow_map, keys, images, start, labels):
-        return edit(flow_map, keys, images, plan.operator, times=times, start=start, clip=options.clip, **labels)
+    def complete(flow_map, rows):
+        key, conditions = jax.random.wrap_key_data(rows["keys"]), rows["labels"]
+        given = {"times": times, "start": rows["start"], "clip": options.clip}
+        return edit(flow_map, key, rows["images"], plan.operator, **given, **conditions)
 
-    results = jax.jit(complete)(flow_map, keys, plan.images, plan.start, labels)
+    rows = {"keys": keys, "images": plan.images, "start": plan.start, "labels": labels}
+    results = over_devices(complete)(flow_map, rows)
     degraded = images[:0] if plan.degraded is None else plan.degraded
     return Edited(*map(np.asarray, (images, degraded, results)))
 

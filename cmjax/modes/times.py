@@ -10,6 +10,7 @@ from cmjax.build import read_model_plan, read_run
 from cmjax.core.sampling import FlowMap
 from cmjax.fields import ConfigError, Fields
 from cmjax.files import to_json, write_atomically
+from cmjax.machine.processes import first_does
 from cmjax.modes.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
 from cmjax.modes.figures import distance_to, neighbours_of
 from cmjax.training.logging import progress
@@ -41,14 +42,14 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "f
     if not 2 <= count <= 8:
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
     path, checkpoint = workdir / RECORD, newest_checkpoint(workdir)
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = first_does(lambda: json.loads(path.read_text()) if path.exists() else {})
     if kept.get("checkpoint") != checkpoint:
         kept = {"checkpoint": checkpoint, "found": {}}
     name = str(count) if metric == "fd" else f"{count}, {metric}"
     if name not in kept["found"]:
         times, tried = _search(workdir, flow_map, count, metric)
         kept["found"][name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
-        write_atomically(path, to_json(kept))
+        first_does(lambda: write_atomically(path, to_json(kept)))
     times = tuple(kept["found"][name]["times"])
     log.info("times %s (%s)", ",".join(f"{t:.4g}" for t in times), path)
     return times
@@ -66,15 +67,24 @@ def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tupl
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
     config = record["config"]
     open_source = read_run(config).open_source
-    if metric == "fd":
-        score = distance_to(open_source("test"), open_source("train"), cache_dir=workdir.parent / ".cache")
-    else:
-        score = neighbours_of(open_source("test"), metric)
+
+    @cache
+    def score():  # made by the first process alone, which scores for all
+        if metric == "fd":
+            return distance_to(open_source("test"), open_source("train"), cache_dir=workdir.parent / ".cache")
+        return neighbours_of(open_source("test"), metric)
+
     conditional = config["net"]["class_conditional"]
     labels = class_labels(SAMPLES, record["num_classes"] if conditional else None)
     flow_map, conditions = guided_as_trained(flow_map, labels, config)
     along = consistency_samplers()
-    return lambda times: score(draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions))
+    first_does(lambda: score() and None)
+
+    def score_of(times: tuple[float, ...]) -> float:
+        images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
+        return first_does(lambda: float(score()(images)))
+
+    return score_of
 
 
 def grid_of(workdir: Path) -> list[float]:

@@ -107,7 +107,7 @@ class _LateMetrics:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        self.stop = self.stop or int(metrics.pop("stop"))
+        self.stop = max(self.stop, int(metrics.pop("stop")))
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
             raise NonFiniteLoss(step)
