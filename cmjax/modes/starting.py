@@ -16,6 +16,7 @@ from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.data.sources import Source
 from cmjax.fields import ConfigError
+from cmjax.files import absolute
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does
 from cmjax.nets.inputs import ADDED
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 def cache_compilations(workdir: Path) -> None:
     """Keep compiled programs beside the runs, unless JAX was told where: the next start of a run compiles nothing."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((workdir.parent / ".cache" / "jax").absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
 
 
 def mesh_of(plan: Run) -> Mesh:
