@@ -3,7 +3,7 @@
 #   launch/tpu_pod.sh my-slice us-central2-b --config=configs/cifar_ct.py --workdir=gs://BUCKET/runs/cifar_ct
 # Before, once:   gcloud compute tpus tpu-vm scp --recurse . my-slice:cmjax --zone=us-central2-b --worker=all
 #                 gcloud compute tpus tpu-vm ssh my-slice --zone=us-central2-b --worker=all \
-#                   --command="cd cmjax && pip install -e '.[tpu]'"
+#                   --command="cd cmjax && pip install -e '.[tpu,gcs]'"
 # A spot or queued slice that was taken away comes back empty: do this again, and the run goes on from the bucket.
 set -euo pipefail
 

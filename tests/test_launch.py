@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,7 @@ OF_SLURM = {"nodes", "job-name", "gpus-per-node", "gpus-per-task", "ntasks-per-n
 OF_OTHERS = OF_SLURM | {
     *("open-mode", "kill-on-bad-exit"),
     *("zone", "worker", "command", "recurse"),  # gcloud
+    "mca",  # Open MPI
     *("build-arg", "tag", "file", "no-cache-dir", "editable", "uid", "create-home"),  # the image
 }
 """Options of other programs that the launch files run."""
@@ -178,8 +180,11 @@ def test_a_launch_file_names_only_options_and_variables_that_there_are(path):
 
 
 @pytest.mark.parametrize("path", [*FILES, ROOT / "tests" / "slurm.sh"], ids=lambda path: path.name)
-def test_recipes_and_fields_in_launch_files_exist(path):
+def test_recipes_fields_and_extras_in_launch_files_exist(path):
     text = path.read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for named in re.findall(r"(?:EXTRA=|'\.\[)([a-z][\w,]+)", text):
+        assert set(named.split(",")) <= set(extras)
     for recipe in re.findall(r"configs/\w+\.py", text):
         assert (ROOT / recipe).is_file()
     for field in re.findall(r"--config\.([\w.]+)=", text):
