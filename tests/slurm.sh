@@ -122,4 +122,4 @@ import json, sys
 steps = [json.loads(line)["step"] for line in open(sys.argv[1])]
 sys.exit(steps != list(range(100, int(sys.argv[2]) + 1, 100)))
 PYTHON
-echo "passed: $tasks tasks, stopped at and gone on from the steps $(stops | xargs), ended at $steps"
+echo "passed, tasks: $tasks; stopped at and gone on from the steps $(stops | xargs), ended at $steps"
