@@ -79,6 +79,7 @@ def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep
         conditions=("label",) if model.class_conditional else (),
         label_dropout=plan.label_dropout,
         grad_accumulation=plan.grad_accumulation,
+        skip_nonfinite=plan.skip_nonfinite,
         schedules=plan.schedules,
         **_bins(plan, model),
     )
