@@ -22,6 +22,7 @@ from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
 from cmjax.modes.losses import bin_edges
 from cmjax.modes.starting import (
+    alone_in,
     cache_compilations,
     check_teacher,
     count,
@@ -46,6 +47,11 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one."""
     began = time.perf_counter()
     plan = read_run(config)
+    with alone_in(workdir):
+        _run_alone(plan, config, workdir, began)
+
+
+def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float) -> None:
     cache_compilations(workdir)
     mesh = mesh_of(plan)
     teacher = load_teacher(plan, mesh)
@@ -73,6 +79,7 @@ def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep
         conditions=("label",) if model.class_conditional else (),
         label_dropout=plan.label_dropout,
         grad_accumulation=plan.grad_accumulation,
+        skip_nonfinite=plan.skip_nonfinite,
         schedules=plan.schedules,
         **_bins(plan, model),
     )
