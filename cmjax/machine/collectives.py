@@ -108,7 +108,7 @@ def _executions(computations: dict[str, list[str]], entry: str) -> dict[str, int
 
 
 def _result_bytes(result: str, kind: str, *, started: bool) -> dict[str, int]:
-    """By element type. A started exchange's result has its operands before, and may have counters after, what arrives."""
+    """By element type. A started exchange's result holds its operands, what arrives, and may hold counters."""
     arrays = [(element, math.prod(map(int, filter(None, size.split(","))))) for element, size in _ARRAY.findall(result)]
     if started and kind != "all-reduce" and len(arrays) > 1:
         arrays = [array for array in arrays if array not in (("u32", 1), ("s32", 1))]
