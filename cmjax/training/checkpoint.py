@@ -166,9 +166,7 @@ def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     optimizer = items["optimizer"]
     rest = jax.tree.unflatten(jax.tree.structure(tuple(like.opt_state[:-1])), jax.tree.leaves(optimizer["rest"]))
     last = AveragesState(optimizer["count"], items["averages"])
-    return TrainState(
-        step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=jnp.ones((), bool)
-    )
+    return TrainState(step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=jnp.ones((), bool))
 
 
 def _newest_readable(
