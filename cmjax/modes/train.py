@@ -10,17 +10,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from cmjax.build import Model, Run, read_run
-from cmjax.core.sampling import FlowMap
-from cmjax.data.batches import Batches, preprocess
+from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
-from cmjax.evaluation.diagnostics import bin_of
 from cmjax.evaluation.features import format_figures
 from cmjax.files import to_json, write_atomically
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
-from cmjax.modes.losses import bin_edges
 from cmjax.modes.starting import (
     alone_in,
     cache_compilations,
@@ -37,7 +34,7 @@ from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, progress
 from cmjax.training.loop import run_loop
 from cmjax.training.state import TrainState
-from cmjax.training.step import TrainStep, compile_train_step, make_train_step, state_shapes
+from cmjax.training.step import compile_train_step, state_shapes
 from cmjax.workdir import newest_checkpoint, write_record
 
 log = logging.getLogger(__name__)
@@ -66,23 +63,6 @@ def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float
     pictures = Pictures(plan, model, source, workdir)
     trained, speed = _train(plan, start, frozen, model, teacher, source, mesh, workdir, config, pictures)
     _finish(plan, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
-
-
-def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
-    """The train step of a configuration, not yet compiled."""
-    return make_train_step(
-        plan.method.objective(model, teacher),
-        plan.optimizer,
-        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
-        augment=plan.augment,
-        seed=plan.seed,
-        conditions=("label",) if model.class_conditional else (),
-        label_dropout=plan.label_dropout,
-        grad_accumulation=plan.grad_accumulation,
-        skip_nonfinite=plan.skip_nonfinite,
-        schedules=plan.schedules,
-        **_bins(plan, model),
-    )
 
 
 def _train(plan: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures):
@@ -129,18 +109,6 @@ def _train(plan: Run, state, frozen, model: Model, teacher, source: Source, mesh
             writer.close()
     rate = (plan.steps - start) * plan.batch_size / seconds
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, "images_per_second": rate}
-
-
-def _bins(plan: Run, model: Model) -> dict[str, Any]:
-    """What makes the train step sum the losses by noise level, where the configuration asks for it."""
-    if not plan.log["bins"]:
-        return {}
-    edges = bin_edges(model, plan.log["bins"])
-
-    def bin_of_sample(key, batch_size, step):
-        return bin_of(model.path.noise_level(plan.method.pair(key, batch_size, step).t), edges)
-
-    return {"bins": plan.log["bins"], "bin_of": bin_of_sample}
 
 
 def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
 from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
+from cmjax.machine.platform import platform, tracing_for
 from cmjax.training.optimizer import TARGET, averages
 from cmjax.training.state import Batch, TrainState
 
@@ -150,7 +151,7 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
     one = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda array: array[0], inputs))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
     # A convolution's weight gradient inside a scan is some 50 times slower on a CPU: unrolled there.
-    unroll = parts if jax.default_backend() == "cpu" else 1
+    unroll = parts if platform() == "cpu" else 1
     return jax.tree.map(lambda total: total / parts, jax.lax.scan(add, zeros, inputs, unroll=unroll)[0])
 
 
@@ -197,7 +198,14 @@ def _votes(mesh: Mesh, vote: int) -> Array:
 def compile_train_step(
     train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
 ) -> CompiledStep:
-    """The train step for states, frozen parameters and batches like these arrays, or shapes.
+    """The train step for states, frozen parameters and batches like these arrays, or shapes."""
+    return CompiledStep(trace_train_step(train_step, state, frozen, batch, mesh).lower().compile(), mesh)
+
+
+def trace_train_step(
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
+) -> jax.stages.Traced:
+    """What `compile_train_step` compiles, for the devices of the mesh, here or not.
 
     The state is donated; frozen parameters are an argument, never constants.
     """
@@ -214,4 +222,5 @@ def compile_train_step(
         out_shardings=(state_shardings, replicated(mesh)),
     )
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
-    return CompiledStep(jitted.lower(state, frozen, batch, votes).compile(), mesh)
+    with tracing_for(mesh.devices.flat[0].platform):
+        return jitted.trace(state, frozen, batch, votes)
