@@ -93,6 +93,9 @@ _FORMAT = flags.DEFINE_string(
     "import: auto (the default), openai, openai_cifar, edm, edm2, diffusers or cmjax; "
     "export: safetensors (the default), npz or diffusers.",
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "train: trace these steps for xprof and Perfetto, as 20:25, in <workdir>/profile."
+)
 _STOPPED_EXIT_CODE = flags.DEFINE_integer(
     "stopped_exit_code",
     0,
@@ -131,7 +134,7 @@ def dispatch() -> None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
     if _MODE.value == "train":
         config = _recipe()
-        train.run(config, _workdir())
+        train.run(config, _workdir(), profile=_PROFILE.value)
     elif _MODE.value == "sample":
         sample.run(
             _workdir(),

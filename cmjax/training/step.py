@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
+from cmjax.machine.flops import jaxpr_flops
 from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
 from cmjax.machine.platform import platform, tracing_for
 from cmjax.training.optimizer import TARGET, averages
@@ -170,8 +171,9 @@ class CompiledStep:
     """The executable of a train step for exactly these shapes: called with any other, it fails rather than compile
     again. With every step the processes vote on stopping, so that all of them stop at the same one."""
 
-    def __init__(self, executable: Any, mesh: Mesh):
-        self.executable = executable
+    def __init__(self, executable: Any, mesh: Mesh, *, flops: float):
+        """Args: flops: operations of a step on all devices, those of matrix products and convolutions."""
+        self.executable, self.flops = executable, flops
         self._votes = lru_cache(partial(_votes, mesh))
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
@@ -189,7 +191,8 @@ def compile_train_step(
     train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
 ) -> CompiledStep:
     """The train step for states, frozen parameters and batches like these arrays, or shapes."""
-    return CompiledStep(trace_train_step(train_step, state, frozen, batch, mesh).lower().compile(), mesh)
+    traced = trace_train_step(train_step, state, frozen, batch, mesh)
+    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr))
 
 
 def trace_train_step(
