@@ -17,7 +17,10 @@ from cmjax.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "edit", "gallery", "diagnose", "average", "import", "export"], "What to do."
+    "mode",
+    "train",
+    ["train", "plan", "sample", "edit", "gallery", "diagnose", "average", "import", "export"],
+    "What to do.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
 _NUM = flags.DEFINE_integer(
@@ -57,7 +60,7 @@ _OUT = flags.DEFINE_string(
     "out",
     None,
     "sample: x.png for a grid, x.npz for images; edit, gallery: x.png; average: a new run's folder; "
-    "diagnose: a folder (<workdir>/diagnostics); export: the file or folder.",
+    "diagnose: a folder (<workdir>/diagnostics); plan: a folder (<workdir>/plan); export: the file or folder.",
 )
 _TASK = flags.DEFINE_string(
     "task",
@@ -103,6 +106,9 @@ _STOPPED_EXIT_CODE = flags.DEFINE_integer(
     0,
     255,
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "plan: a TPU slice that need not be there, as v5e:16x16. Default: the devices that are here."
+)
 _ARCH = {
     "kind": flags.DEFINE_enum("arch-kind", None, ["denoiser", "consistency"], "import: what the network is."),
     "image_size": flags.DEFINE_integer("arch-image_size", None, "import: height and width of the images."),
@@ -111,7 +117,7 @@ _ARCH = {
     "resample_filter": flags.DEFINE_list("arch-resample_filter", None, "import: taps, as 1,3,3,1."),
 }
 """What a checkpoint to be imported may not tell of its network."""
-ALONE = ("average", "import", "export")
+ALONE = ("plan", "average", "import", "export")
 """Modes that one process does in a moment."""
 
 
@@ -120,7 +126,7 @@ def dispatch() -> None:
     import jax
 
     from cmjax.machine.processes import join_processes
-    from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, sample, train
+    from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, plan, sample, train
 
     try:
         join_processes()
@@ -128,13 +134,16 @@ def dispatch() -> None:
         raise ConfigError(str(error)) from error
     if jax.distributed.is_initialized() and jax.process_index() > 0:
         logging.getLogger("cmjax").setLevel(logging.WARNING)  # one process speaks for all
-    if _MODE.value in ALONE and jax.process_count() > 1:
+    if _MODE.value in ALONE and jax.distributed.is_initialized() and jax.process_count() > 1:
         raise ConfigError(f"--mode={_MODE.value}: it runs in one process, and there are {jax.process_count()}")
-    if _MODE.value == "train" and _CONFIG.value is None:
+    if _MODE.value in ("train", "plan") and _CONFIG.value is None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
     if _MODE.value == "train":
         config = _recipe()
         train.run(config, _workdir(), profile=_PROFILE.value)
+    elif _MODE.value == "plan":
+        folder = Path(_OUT.value) if _OUT.value else _workdir() / "plan"
+        plan.run(_recipe(), folder, _TOPOLOGY.value, _recipe_name())
     elif _MODE.value == "sample":
         sample.run(
             _workdir(),
@@ -213,8 +222,12 @@ def _workdir() -> Path:
         return Path(_WORKDIR.value)
     if _CONFIG.value is None:
         raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
+    return Path("runs") / _recipe_name()
+
+
+def _recipe_name() -> str:
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
+    return Path(path).stem + (f"-{variant}" if variant else "")
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ class Program:
     """Bytes on one device. arguments: what the program is given; results: what it returns and does not write over its
     arguments. peak: the compiler's own figure, which leaves out some and counts some twice. moved: between the chip
     and its memory, in one run, a loop's body counted once. operations: the compiler's count, on one device, likewise.
+    text: the optimised HLO.
     """
 
     arguments: int
@@ -30,6 +31,7 @@ class Program:
     moved: float
     operations: float
     collectives: tuple[Collective, ...]
+    text: str = field(repr=False)
     seconds: float
 
     @property
@@ -58,7 +60,7 @@ def compile_program(traced: jax.stages.Traced) -> Program:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise _does_not_fit(str(error)) from error
-    memory, cost = compiled.memory_analysis(), _one(compiled.cost_analysis())
+    memory, cost, text = compiled.memory_analysis(), _one(compiled.cost_analysis()), compiled.as_text() or ""
     return Program(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -67,7 +69,8 @@ def compile_program(traced: jax.stages.Traced) -> Program:
         peak=getattr(memory, "peak_memory_in_bytes", 0),
         moved=cost.get("bytes accessed", 0.0),
         operations=cost.get("flops", 0.0),
-        collectives=tuple(read_collectives(compiled.as_text() or "")),
+        collectives=tuple(read_collectives(text)),
+        text=text,
         seconds=time.perf_counter() - began,
     )
 
