@@ -1,10 +1,40 @@
-"""Writing files so that a kill or a full disk at any moment leaves the old content or the new, never a part."""
+"""Files and folders, on a disk or in a bucket: a kill or a full disk leaves the old content or the new, never a part.
+
+A path is a `pathlib.Path`, or the `etils.epath.Path` of a bucket, which has the same methods.
+"""
 
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+
+def to_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder, a bucket's as gs://bucket/name.
+
+    Raises: ImportError where it is a bucket's and the libraries that reach it are missing.
+    """
+    if not is_bucket(path):
+        return Path(path)
+    from etils import epath
+
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{path}: a bucket needs gcsfs: pip install 'cmjax[gcs]'") from error
+    return cast(Path, epath.Path(path))
+
+
+def is_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to an object store, which has neither renames nor parts of files to be added."""
+    return os.fspath(path).startswith("gs://")
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root of the disk; a bucket's is one already."""
+    return path if is_bucket(path) else path.absolute()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -12,15 +42,27 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
 
     Raises: OSError where the folder cannot be made or written.
     """
-    path = Path(path)
+    path, content = to_path(path), content.encode() if isinstance(content, str) else content
+    if is_bucket(path):  # an object appears whole
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own for every writer: several hosts may share the folder
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, where there is one."""
+    if is_bucket(path):
+        if path.exists():
+            cast(Any, path).rmtree()
+        return
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def to_json(value: Any) -> str:

@@ -12,6 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmjax.fields import ConfigError
+from cmjax.files import is_bucket, to_path
 from cmjax.machine.signals import leave_on_signals
 from cmjax.xla import prefer_fast_convolutions
 
@@ -219,7 +220,7 @@ def _recipe() -> dict[str, Any]:
 def _workdir() -> Path:
     """The run's folder; by default it has the recipe's file name, with its variant: `cifar_ct:tiny`, cifar_ct-tiny."""
     if _WORKDIR.value is not None:
-        return Path(_WORKDIR.value)
+        return _reachable(_WORKDIR.value)
     if _CONFIG.value is None:
         raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
     return Path("runs") / _recipe_name()
@@ -228,6 +229,17 @@ def _workdir() -> Path:
 def _recipe_name() -> str:
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return Path(path).stem + (f"-{variant}" if variant else "")
+
+
+def _reachable(workdir: str) -> Path:
+    """The folder; of a bucket, only when it answers."""
+    try:
+        path = to_path(workdir)
+        if is_bucket(path):
+            path.parent.exists()
+    except Exception as error:  # the libraries of buckets raise errors of many kinds
+        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(str(error).split())[:300]}") from error
+    return path
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -240,7 +252,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for chatty in ("absl", "jax", "orbax"):
+    for chatty in ("absl", "jax", "orbax", "gcsfs", "fsspec"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if len(arguments) > 1:
         sys.exit(f"error: {' '.join(arguments[1:])}: options are written --name=value")

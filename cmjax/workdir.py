@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +14,9 @@ from cmjax.build import read_model
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.fields import ConfigError
-from cmjax.files import to_json, write_atomically
+from cmjax.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.training.checkpoint import restore_average, save_average
+from cmjax.training.checkpoint import restore_average, save_average, saved_steps
 
 FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype")
 """Fields of the network that no checkpoint depends on: a run may go on with others, as when its memory ran out."""
@@ -96,19 +95,22 @@ def write_model(
     Args:   folder: new, as `check_new` has it. imported: as in `write_record`. option: that named the folder.
     Raises: ConfigError where it cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder if is_bucket(folder) else folder.with_name(f".{folder.name}.partial")
     try:
+        remove_folder(partial)
         partial.mkdir(parents=True)
-        write_record(partial, config, tuple(shape), num_classes, imported=imported)
         save_average(partial / "checkpoints", params, "ema0")
+        write_record(partial, config, tuple(shape), num_classes, imported=imported)  # without it, no run's folder
+        if is_bucket(folder):
+            return
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
     except OSError as error:
-        raise ConfigError(f"{option}={folder} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{option}={folder} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not is_bucket(folder):
+            remove_folder(partial)
 
 
 def read_record(workdir: str | Path) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
 
     Raises: ConfigError where there is none, or it cannot be read.
     """
-    path = Path(workdir) / RECORD
+    path = to_path(workdir) / RECORD
     try:
         record = json.loads(path.read_text())
         record["config"].get("model", {}).setdefault("path", "ve")  # of runs older than the choice
@@ -129,7 +131,7 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
 
 def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:
     """`runs/x/checkpoints/400` -> (`runs/x`, 400); a run's folder -> (itself, None)."""
-    path = Path(workdir_or_checkpoint)
+    path = to_path(workdir_or_checkpoint)
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
@@ -137,7 +139,7 @@ def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | Non
 
 def newest_checkpoint(workdir: Path) -> int:
     """The step of the newest checkpoint in a run's folder; -1 where there is none."""
-    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1)
+    return max(saved_steps(workdir / "checkpoints"), default=-1)
 
 
 def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:

@@ -17,7 +17,7 @@ import cmjax
 from cmjax.modes import sample, train
 
 ROOT = Path(__file__).parents[1]
-STEPS = 60
+STEPS = 40
 CHANGES = {
     "steps": STEPS,
     "batch_size": 16,
@@ -26,9 +26,17 @@ CHANGES = {
     "figures.num": 0,
     "samples.num": 4,
     "samples.every": 0,
-    "checkpoint.save_every": 20,
+    "checkpoint.save_every": 1000,
     "log.every": 1,
     "log.tensorboard": False,
+}
+ONE_EVALUATION = {"samples.times": (80.0,)}
+FAST = {
+    "digits_ct": ONE_EVALUATION,
+    "digits_cd": ONE_EVALUATION,
+    "digits_scm_cd": {"samples.times": (1.5,)},
+    "digits_edm": {"samples.solver_steps": 2},
+    "digits_trig": {"samples.solver_steps": 2},
 }
 
 
@@ -67,7 +75,7 @@ def end(process, code=0):
 
 
 def options(name, workdir, **changes):
-    given = CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
+    given = CHANGES | FAST[name] | {key.replace("__", "."): value for key, value in changes.items()}
     given = [f"--config.{field}={value}" for field, value in given.items()]
     return (f"--config=configs/{name}.py", f"--workdir={workdir}", *given)
 
@@ -76,7 +84,9 @@ def in_this_process(name, workdir, **changes):
     """The same run by the four devices of the tests' own process."""
     config = importlib.import_module(f"configs.{name}").get_config()
     with config.unlocked():
-        config.update_from_flattened_dict(CHANGES | {key.replace("__", "."): value for key, value in changes.items()})
+        config.update_from_flattened_dict(
+            CHANGES | FAST[name] | {key.replace("__", "."): value for key, value in changes.items()}
+        )
     train.run(config.to_dict(), workdir)
 
 
@@ -100,10 +110,10 @@ def runs(tmp_path_factory):
     """What one process makes: CT, the teacher and CD from it, the TrigFlow teacher and sCD from it."""
     runs = tmp_path_factory.mktemp("one")
     in_this_process("digits_ct", runs / "ct")
-    in_this_process("digits_edm", runs / "edm", steps=40)
-    in_this_process("digits_cd", runs / "cd", steps=40, objective__teacher=str(runs / "edm"), init_from="")
-    in_this_process("digits_trig", runs / "trig", steps=40)
-    in_this_process("digits_scm_cd", runs / "scm_cd", steps=40, objective__teacher=str(runs / "trig"), init_from="")
+    in_this_process("digits_edm", runs / "edm", steps=8)
+    in_this_process("digits_cd", runs / "cd", steps=8, objective__teacher=str(runs / "edm"), init_from="")
+    in_this_process("digits_trig", runs / "trig", steps=8)
+    in_this_process("digits_scm_cd", runs / "scm_cd", steps=8, objective__teacher=str(runs / "trig"), init_from="")
     return runs
 
 
@@ -154,7 +164,7 @@ def test_sigterm_to_one_process_saves_in_all_and_four_go_on(start, runs, tmp_pat
 
 
 def test_a_killed_worker_ends_the_others_and_one_process_goes_on(start, runs, tmp_path):
-    killed = start(2, *options("digits_ct", tmp_path / "ct", mesh__fsdp=2))
+    killed = start(2, *options("digits_ct", tmp_path / "ct", mesh__fsdp=2, checkpoint__save_every=20))
     wait_for((tmp_path / "ct" / "checkpoints" / "20").exists, killed)
     os.kill(workers(killed)[1], signal.SIGKILL)
     began = time.monotonic()
@@ -176,8 +186,8 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(start, runs, tm
 def test_other_methods_train_as_in_one_process(start, runs, tmp_path, recipe, changes):
     if "objective__teacher" in changes:
         changes = changes | {"objective__teacher": str(runs / changes["objective__teacher"])}
-    end(start(2, *options(f"digits_{recipe}", tmp_path / "run", steps=40, **changes)))
-    assert_same_run(tmp_path / "run", runs / recipe, 40)
+    end(start(2, *options(f"digits_{recipe}", tmp_path / "run", steps=8, **changes)))
+    assert_same_run(tmp_path / "run", runs / recipe, 8)
 
 
 def test_a_large_draw_is_that_of_one_process(start, runs, tmp_path):

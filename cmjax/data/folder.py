@@ -18,6 +18,7 @@ from cmjax.data.base import (
     decoded_bytes,
     parallel_map,
 )
+from cmjax.files import to_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +53,7 @@ def folder(
         raise DataError(f"channels must be 1 or 3, got {channels}")
     if image_size < 1:
         raise DataError(f"image_size must be at least 1, got {image_size}")
-    root = Path(data_dir).expanduser()
+    root = to_path(data_dir).expanduser()
     files, labels, num_classes = _files(root, split)
     decoder = _Decoder(root, image_size, channels)
     description = f"reading {root.name}"
@@ -114,7 +115,7 @@ def read_image(file: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tup
 
     height, width, channels = shape
     try:
-        with Image.open(file) as image:
+        with file.open("rb") as opened, Image.open(opened) as image:
             upright = ImageOps.exif_transpose(image)
             fitted = ImageOps.fit(_in_mode(upright, channels), (width, height), Image.Resampling.LANCZOS)
         return np.asarray(fitted, np.uint8).reshape(shape), (upright.height, upright.width)
@@ -147,7 +148,7 @@ class _Decoder:
         from PIL import Image
 
         try:
-            with Image.open(file):
+            with file.open("rb") as opened, Image.open(opened):
                 return None
         except Exception as error:
             return f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ import numpy as np
 from cmjax.data.base import ArraySource, DataError, Source, shuffled
 from cmjax.data.folder import folder
 from cmjax.data.tfds import tfds
+from cmjax.files import to_path
 
 __all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
 
@@ -39,7 +40,7 @@ def arrays(path: str | Path, split: str) -> ArraySource:
     Raises: DataError naming the file, the array and what is wrong with it.
     """
     _check_split(split)
-    contents = _read_npz(Path(path).expanduser())
+    contents = _read_npz(to_path(path).expanduser())
     if "images" not in contents:
         raise DataError(f'{path}: has no array "images"; it has {", ".join(contents) or "none"}')
     if "test_images" in contents:
@@ -67,7 +68,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f'{path}: no such file; give the path of an .npz with an array "images"')
     try:
-        with np.load(path, allow_pickle=False) as contents:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as contents:
             return {name: contents[name] for name in contents.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays: {error}") from error

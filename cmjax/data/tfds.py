@@ -17,6 +17,7 @@ from cmjax.data.base import (
     parallel_map,
 )
 from cmjax.data.decoding import decode_image
+from cmjax.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 """Data sets that can be prepared here: module of `cmjax.data.builders` -> class."""
@@ -40,6 +41,8 @@ def tfds(
             memory_limit_bytes: larger sets are decoded on demand.
     Raises: DataError saying what is missing, and which file to put where when there is no network.
     """
+    if is_bucket(data_dir):
+        raise DataError(f"{data_dir}: TFDS's files are read from a disk; copy them to one, and name that folder")
     root = Path(data_dir).expanduser()
     prepared = _prepared(root, name)
     if prepared is None:

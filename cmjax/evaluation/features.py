@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Int, Integer
 
 from cmjax.evaluation.metrics import Images, check_images, frechet_distance, prdc, squared_radii, statistics
-from cmjax.files import write_atomically
+from cmjax.files import to_path, write_atomically
 
 Labels = Integer[np.ndarray, " _"]
 """(n,): the class of each image; any integers."""
@@ -102,7 +102,7 @@ def classifier_features(
     if cache_dir is None:
         return _train(images, labels, hidden, epochs, seed)
 
-    path = Path(cache_dir) / f"classifier-{_key(images, labels, hidden, epochs, seed)}.npz"
+    path = to_path(cache_dir) / f"classifier-{_key(images, labels, hidden, epochs, seed)}.npz"
     cached = _read(path, layers=len(hidden) + 1)
     if cached is not None:
         return cached

@@ -13,8 +13,9 @@ from cmjax.build import read_model
 from cmjax.build.run import AVERAGES
 from cmjax.core.typing import Params
 from cmjax.fields import ConfigError, Fields
+from cmjax.files import to_path
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.training.checkpoint import CheckpointError, restore_average
+from cmjax.training.checkpoint import CheckpointError, restore_average, saved_steps
 from cmjax.training.logging import progress
 from cmjax.training.optimizer import power
 from cmjax.training.posthoc import coefficients, exponent
@@ -36,7 +37,7 @@ def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
         raise ConfigError("--std is missing: name the width of the average, as --std=0.08, or several, as 0.05,0.1")
     if out is None:
         raise ConfigError("--out is missing: name the folder for the average, as --out=runs/x_ema")
-    widths = {Path(out if len(stds) == 1 else f"{out}-{text.strip()}"): _width(text) for text in stds}
+    widths = {to_path(out if len(stds) == 1 else f"{out}-{text.strip()}"): _width(text) for text in stds}
     for folder in widths:
         check_new(folder, "--out")
     record = read_record(workdir)
@@ -82,7 +83,7 @@ def _kept_averages(workdir: Path, record: Mapping[str, Any]) -> dict[str, float]
 
 
 def _checkpoints(workdir: Path) -> list[int]:
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    steps = sorted(saved_steps(workdir / "checkpoints"))
     if len(steps) < 2:
         raise ConfigError(
             f"--workdir={workdir} has {len(steps)} checkpoint(s), and an average is made of two or more; train with "

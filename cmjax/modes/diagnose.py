@@ -18,7 +18,7 @@ from cmjax.core.solvers import heun_step
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.fields import ConfigError, Fields
-from cmjax.files import to_json, write_atomically
+from cmjax.files import to_json, to_path, write_atomically
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import class_labels, with_guidance
@@ -46,7 +46,7 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
             num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
-    record, folder = read_record(workdir), Path(out) if out else workdir / "diagnostics"
+    record, folder = read_record(workdir), to_path(out) if out else workdir / "diagnostics"
     flow_map = load(workdir, mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
     if teacher and not one_step:

@@ -13,6 +13,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.data.folder import read_image
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError
+from cmjax.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import class_labels, guided_as_trained
@@ -40,7 +41,7 @@ def run(
     and each result alone beside it."""
     if task not in ALL_TASKS:
         raise ConfigError(f"--task={task}: must be one of {', '.join(ALL_TASKS)}")
-    path = Path(out or workdir / "edits" / f"{task}.png")
+    path = to_path(out or workdir / "edits" / f"{task}.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)
@@ -110,7 +111,7 @@ def _read_mask(file: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read_picture(flag: str, file: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        picture, (height, width) = read_image(Path(file), (shape[0], shape[1], shape[2]))
+        picture, (height, width) = read_image(to_path(file), (shape[0], shape[1], shape[2]))
     except DataError as error:
         raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
     if (height, width) != tuple(shape[:2]):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cmjax.build import read_model
 from cmjax.fields import ConfigError
+from cmjax.files import to_path
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.own import write_own
@@ -17,7 +18,7 @@ def run(workdir: Path, format: str, out: str | None) -> None:
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     name = "diffusers" if format == "diffusers" else f"{workdir.name}.{format}"
-    path = Path(out) if out else workdir / "export" / name
+    path = to_path(out) if out else workdir / "export" / name
     if format != "diffusers" and path.suffix != f".{format}":
         raise ConfigError(f"--out={path}: must end in .{format}")
     record, flow_map = read_record(workdir), load(workdir)

@@ -14,6 +14,7 @@ from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.fields import ConfigError
+from cmjax.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import class_labels, guided_as_trained
@@ -31,7 +32,7 @@ COLUMNS = 4
 
 def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, times: list[str] | None) -> None:
     """Draw the gallery of the newest checkpoint of `workdir` into `out`, from held-out or given pictures."""
-    path = Path(out or workdir / "gallery.png")
+    path = to_path(out or workdir / "gallery.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)

@@ -11,6 +11,7 @@ from cmjax.build import ModelPlan, read_model_plan, read_samples, read_solver, r
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.fields import ConfigError, Fields
+from cmjax.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.modes.draw import (
@@ -44,7 +45,7 @@ def run(
     gamma: float | None = None,
 ) -> None:
     """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
-    path = Path(out or workdir / "samples" / f"seed-{seed}.png")
+    path = to_path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)

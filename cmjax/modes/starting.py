@@ -19,6 +19,7 @@ from cmjax.data.batches import preprocess
 from cmjax.data.sources import Source
 from cmjax.evaluation.diagnostics import bin_of
 from cmjax.fields import ConfigError
+from cmjax.files import absolute
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does
 from cmjax.modes.losses import bin_edges
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 def cache_compilations(workdir: Path) -> None:
     """Keep compiled programs beside the runs, unless JAX was told where: the next start of a run compiles nothing."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((workdir.parent / ".cache" / "jax").absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
 
 
 def mesh_of(plan: Run, devices: Sequence[Any] | None = None) -> Mesh:

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.fields import ConfigError
-from cmjax.files import to_json, write_atomically
+from cmjax.files import remove_folder, to_json, write_atomically
 from cmjax.machine.processes import first_does
 
 log = logging.getLogger(__name__)
@@ -43,8 +42,8 @@ def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *,
 
 
 def _join(path: Path, files: list[Path], folder: Path) -> None:
-    _write_npz(path, np.concatenate([np.load(file, allow_pickle=False) for file in files]))
-    shutil.rmtree(folder)
+    _write_npz(path, np.concatenate([np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) for file in files]))
+    remove_folder(folder)
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:

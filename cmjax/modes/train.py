@@ -113,6 +113,7 @@ def _train(
                 checkpointer=checkpointer,
                 save_every=plan.checkpoint["save_every"],
                 write_record=writer.write if writer else lambda step, record: None,
+                flush_records=writer.flush if writer else lambda: None,
                 log_every=plan.log["every"],
                 draw_samples=pictures.refresh,
                 sample_every=plan.samples["every"],

@@ -20,11 +20,15 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
+from cmjax.files import absolute, is_bucket, to_path, write_atomically
 from cmjax.machine.mesh import move, parameter_shardings, reading_shardings, shapes_on
 from cmjax.machine.processes import all_agree, first_does, is_first
 from cmjax.training.checksums import verify_checksums, write_checksums, write_checksums_once_committed
 from cmjax.training.optimizer import AveragesState
 from cmjax.training.state import TrainState
+
+COMMITTED = "commit_success.txt"
+"""Orbax's mark of a checkpoint in a bucket that is whole."""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ class Checkpointer:
 
     def __init__(self, folder: str | Path, *, keep: int = 3, keep_every: int | None = None):
         """Args: keep: how many of the newest to keep. keep_every: multiples of this step are kept for good."""
-        self.folder = Path(folder).absolute()
+        self.folder = absolute(to_path(folder))
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
@@ -68,7 +72,7 @@ class Checkpointer:
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         with self._clear_errors():
             self._manager.save(step, args=ocp.args.Composite(**items))
-        if is_first():
+        if is_first() and not is_bucket(self.folder):
             self._pending = self._checksum_worker.submit(
                 write_checksums_once_committed, self.folder / str(step), self._gave_up
             )
@@ -110,16 +114,29 @@ class Checkpointer:
             ) from error
 
     def _put_aside(self, step: int) -> None:
+        if is_bucket(self.folder):
+            log.warning("remove %s: a bucket's folders cannot be renamed", self.folder / str(step))
+            return
         first_does(lambda: os.replace(self.folder / str(step), self.folder / f"damaged-{step}"))
         self._manager.reload()
 
 
 def save_average(folder: str | Path, params: Params, name: str) -> None:
     """Write a checkpoint of step 0 that holds one average alone, for `restore_average`. `folder` must be empty."""
-    step_folder = Path(folder).absolute() / "0"
+    step_folder = absolute(to_path(folder)) / "0"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(step_folder / "averages", {name: params})
-    write_checksums(step_folder)
+    if is_bucket(step_folder):
+        write_atomically(step_folder / COMMITTED, "")
+    else:
+        write_checksums(step_folder)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder that were saved whole: Orbax then renames its folder, or writes a mark
+    into it in a bucket."""
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return [int(path.name) for path in found if not is_bucket(folder) or (path / COMMITTED).exists()]
 
 
 def restore_average(
@@ -132,13 +149,13 @@ def restore_average(
             every process must call; without, they come to this process's first device.
     Raises: CheckpointError where there is none.
     """
-    folder = Path(folder).absolute()
+    folder = absolute(to_path(folder))
     device = SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: device, like) if mesh is None else reading_shardings(like, mesh)
     target = {name: shapes_on(like, shardings)}
 
     def steps() -> list[int]:
-        found = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        found = saved_steps(folder)
         return found if step is None else [s for s in found if s == step]
 
     def read(step: int) -> Params:
@@ -166,7 +183,9 @@ def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     optimizer = items["optimizer"]
     rest = jax.tree.unflatten(jax.tree.structure(tuple(like.opt_state[:-1])), jax.tree.leaves(optimizer["rest"]))
     last = AveragesState(optimizer["count"], items["averages"])
-    return TrainState(step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=jnp.ones((), bool))
+    return TrainState(
+        step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=jnp.ones((), bool)
+    )
 
 
 def _newest_readable(

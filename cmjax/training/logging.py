@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.files import write_atomically
+from cmjax.files import is_bucket, to_path, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +23,15 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | Path, *, resume_step: int, tensorboard: bool, wandb: bool, config: Mapping):
         """Records of steps after `resume_step`, left by a run that was killed, are dropped: each step stands once."""
-        path = Path(workdir) / "metrics.jsonl"
+        path = to_path(workdir) / "metrics.jsonl"
         if path.exists():
             _drop_records_after(path, resume_step)
-        self._file = path.open("a", buffering=1)
+        self._file = _BucketRecords(path) if is_bucket(path) else path.open("a", buffering=1)
         self._mirrors: list[Callable[[int, Mapping[str, float]], Any]] = []
         self._closers: list[Callable[[], None]] = [self._file.close]
-        if tensorboard and importlib.util.find_spec("tensorboardX"):
+        if tensorboard and is_bucket(path):
+            log.info("no TensorBoard files: they are written on disks alone; metrics.jsonl has the same numbers")
+        elif tensorboard and importlib.util.find_spec("tensorboardX"):
             self._add_tensorboard(workdir, resume_step)
         if wandb:
             self._add_wandb(workdir, config)
@@ -38,6 +40,10 @@ class MetricsWriter:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for mirror in self._mirrors:
             mirror(step, values)
+
+    def flush(self) -> None:
+        """Return when all records are where a kill does not reach them."""
+        self._file.flush()
 
     def close(self) -> None:
         for close in self._closers:
@@ -54,10 +60,34 @@ class MetricsWriter:
         import wandb
 
         run = wandb.init(
-            project="cmjax", dir=str(workdir), name=Path(workdir).name, config=dict(config), resume="allow"
+            project="cmjax",
+            dir=None if is_bucket(workdir) else str(workdir),
+            name=to_path(workdir).name,
+            config=dict(config),
+            resume="allow",
         )
         self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
         self._closers.append(run.finish)
+
+
+class _BucketRecords:
+    """The lines of an object. A bucket cannot add to one: it is written anew, now and then."""
+
+    def __init__(self, path: Path, *, every_s: float = 30.0):
+        self._path, self._every_s = path, every_s
+        self._text = path.read_text() if path.exists() else ""
+        self._written = time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._text += line
+        if time.monotonic() - self._written > self._every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        self._path.write_text(self._text)
+        self._written = time.monotonic()
+
+    close = flush
 
 
 def _drop_records_after(path: Path, step: int) -> None:

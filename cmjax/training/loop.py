@@ -52,12 +52,15 @@ def run_loop(
     checkpointer: Checkpointer,
     save_every: int,
     write_record: WriteRecord,
+    flush_records: Callable[[], None] = lambda: None,
     log_every: int,
     draw_samples: Callable[[TrainState, int], None],
     sample_every: int,
     update_progress: Update,
 ) -> TrainState:
     """Train from step `start` to `total_steps` and save at the end. `batches` begins with that of step `start`.
+
+    `flush_records` is called before each save: no record of a step that a checkpoint has is lost.
 
     Raises: NonFiniteLoss, or Stopped on SIGTERM and Ctrl-C; either way with the state saved.
     """
@@ -70,6 +73,7 @@ def run_loop(
                 done, stop = step + 1, late.stop
                 if stop or done % save_every == 0 or done == total_steps:
                     late.flush()  # never save a state under a step that it did not reach
+                    flush_records()
                     checkpointer.save(state, done)
                 if stop:
                     raise Stopped(done, stop)
