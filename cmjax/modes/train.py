@@ -43,10 +43,10 @@ from cmjax.workdir import newest_checkpoint, write_record
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], workdir: Path, *, profile: str | None = None) -> None:
+def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, profile: str | None = None) -> None:
     """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one.
 
-    Args: profile: steps to trace, as 20:25.
+    Args: recipe: its name, for the record. profile: steps to trace, as 20:25.
     """
     began = time.perf_counter()
     plan = read_run(config)
@@ -60,7 +60,7 @@ def run(config: Mapping[str, Any], workdir: Path, *, profile: str | None = None)
     check_teacher(plan, teacher, model, tuple(source.shape))
     has_checkpoint = first_does(lambda: newest_checkpoint(workdir)) >= 0
     start = None if has_checkpoint else first_state(plan, model, source.shape, mesh)
-    for change in first_does(lambda: write_record(workdir, config, source.shape, source.num_classes)):
+    for change in first_does(lambda: write_record(workdir, config, source.shape, source.num_classes, recipe=recipe)):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(plan, model, source, workdir)
     trained, speed = _train(plan, start, frozen, model, teacher, source, mesh, workdir, config, pictures, steps)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from cmjax.core.typing import Params
+from cmjax.files import write_atomically
 from cmjax.machine.processes import is_first
 from cmjax.training.state import Batch, TrainState
 from cmjax.training.step import CompiledStep, Metrics
@@ -63,6 +64,7 @@ class TracedSteps:
     def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int):
         self._train_step, self._steps, self._folder = train_step, steps, folder
         self._next = start
+        self._first = max(start, steps.start)
         self._scratch: tempfile.TemporaryDirectory | None = None  # the profiler writes on disks alone
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
@@ -94,11 +96,10 @@ class TracedSteps:
 
     def _keep(self, written: Path) -> None:
         session = self._folder / "plugins" / "profile" / f"steps-{self._steps.start}-{self._steps.stop}"
-        session.mkdir(parents=True, exist_ok=True)
         name = f"process-{jax.process_index()}"  # for that of the host, which several processes may share
         for ending in ENDINGS:
             for path in written.rglob(f"*.{ending}"):
-                (session / f"{name}.{ending}").write_bytes(path.read_bytes())
+                write_atomically(session / f"{name}.{ending}", path.read_bytes())
         if is_first():
-            log.info("traced steps before %d: xprof --logdir=%s", self._next, self._folder)
+            log.info("traced steps %d to %d: xprof --logdir=%s", self._first, self._next, self._folder)
             log.info("or open %s in https://ui.perfetto.dev", session / f"{name}.{ENDINGS[1]}")
