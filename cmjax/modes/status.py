@@ -69,12 +69,13 @@ def run(workdir: Path) -> None:
 
 
 def _find(workdir: Path) -> Found:
-    record, metrics = read_record(workdir), workdir / "metrics.jsonl"
-    summary = next(_objects([_text(workdir / "summary.json")]), {})
+    record, metrics, end = read_record(workdir), workdir / "metrics.jsonl", workdir / "summary.json"
+    summary = next(_objects([_text(end)]), {})
+    written = [changed_at(path) for path in (workdir / RECORD, metrics, end) if path.exists()]
     return Found(
         record=record,
         records=[line for line in _objects(_text(metrics).splitlines()) if isinstance(line.get("step"), int)],
-        age=max(0.0, time.time() - changed_at(metrics if metrics.exists() else workdir / RECORD)),
+        age=time.time() - max(written),
         summary=summary if "steps" in summary else {},
         saved=sorted(saved_steps(workdir / "checkpoints")),
     )
@@ -104,10 +105,8 @@ def _made_with(found: Found) -> Rows:
     record, config = found.record, found.record["config"]
     height, width, channels = record["shape"]
     name = " in ".join(filter(None, (config.get("data", {}).get(key) for key in ("name", "data_dir")))) or "images"
-    yield (
-        "data",
-        f"{name}, {height}x{width}x{channels}" + (f", {record['num_classes']} classes" * bool(record["num_classes"])),
-    )
+    classes = f", {record['num_classes']} classes" if record["num_classes"] else ""
+    yield "data", f"{name}, {height}x{width}x{channels}{classes}"
     if "teacher" in config["objective"]:
         yield "teacher", config["objective"]["teacher"]
 
@@ -127,9 +126,10 @@ def _progress(found: Found) -> Rows:
 
 
 def _state(found: Found) -> str:
-    ended = found.summary.get("steps", 0) >= found.total
-    if found.step >= found.total:
-        return "finished" if ended else "trained to the end; the last pictures and the summary are missing"
+    if found.summary.get("steps", 0) >= found.total:
+        return f"finished {_duration(found.age)} ago"
+    if found.saved and found.saved[-1] >= found.total:
+        return "trained to the end; the last pictures and the summary are still missing"
     apart = found.records[-1]["step"] - found.records[-2]["step"] if len(found.records) > 1 else 0
     if found.age < max(SILENT, 3 * apart * (found.step_seconds or 0)):
         return f"running, as it seems: it wrote {_duration(found.age)} ago"
