@@ -203,13 +203,13 @@ def trace_train_step(
     The state is donated; frozen parameters are an argument, never constants.
     """
 
-    def with_votes(state, frozen, batch, votes):
+    def train_step_with_votes(state, frozen, batch, votes):
         state, metrics = train_step(state, frozen, batch)
         return state, {**metrics, "stop": jnp.max(votes)}
 
     state_shardings, by_device = parameter_shardings(state, mesh), batch_sharding(mesh)
     jitted = jax.jit(
-        with_votes,
+        train_step_with_votes,
         donate_argnums=0,
         in_shardings=(state_shardings, parameter_shardings(frozen, mesh), by_device, by_device),
         out_shardings=(state_shardings, replicated(mesh)),
