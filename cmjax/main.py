@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from cmjax.fields import ConfigError
 from cmjax.files import is_bucket, to_path
+from cmjax.machine.lock import release_all
 from cmjax.machine.signals import leave_on_signals
 from cmjax.xla import prefer_fast_convolutions
 
@@ -305,6 +306,7 @@ def _leave(number: int, second: bool) -> None:
         message = f"stopped by {name}; the same command {'starts again' if trained else 'goes on with what is missing'}"
         code = _STOPPED_EXIT_CODE.value if trained and number == signal.SIGTERM else code
     print(message, file=sys.stderr, flush=True)
+    release_all()
     os._exit(code)
 
 

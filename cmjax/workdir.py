@@ -49,7 +49,7 @@ def write_record(
         probe.touch()
         probe.unlink(missing_ok=True)  # another process of the run may have been here
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}; name another") from error
+        raise unwritable(workdir, error) from error
     record = {"config": config, "shape": list(shape), "num_classes": num_classes, **_provenance()}
     record |= {"imported": imported} if imported else {}
     record |= {"recipe": recipe} if recipe else {}
@@ -75,6 +75,11 @@ def write_record(
         changed = [f"{field}: {change}" for field, change in differing.items()]
     write_atomically(workdir / RECORD, to_json(record))
     return changed
+
+
+def unwritable(workdir: Path, error: OSError) -> ConfigError:
+    """What to say of a run's folder that cannot be written."""
+    return ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another")
 
 
 def check_new(folder: Path, option: str) -> None:

@@ -209,7 +209,10 @@ def optimizer(
     clip_norm: float = 0.0,
     weight_decay: float = 0.0,
 ) -> ConfigDict:
-    """`averages`: of the parameters, for sampling; the first is the one that grids and figures are drawn with."""
+    """`averages`: of the parameters, for sampling; the first is the one that grids and figures are drawn with.
+
+    `skip_nonfinite`: so many steps whose loss or gradient is not finite are skipped; the next one stops the run.
+    """
     return ConfigDict(
         {
             "rule": rule,
@@ -218,6 +221,7 @@ def optimizer(
             "clip_norm": clip_norm,
             "weight_decay": weight_decay,
             "averages": averages,
+            "skip_nonfinite": 0,
         }
     )
 

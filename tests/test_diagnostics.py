@@ -222,7 +222,8 @@ def test_a_record_has_the_mean_of_its_window_and_no_empty_bin():
         lambda step, record: records.update({step: record}), lambda done, text: None, log_every=2, batch_size=4
     )
     for step, (sums, counts) in enumerate([([4, 0, 1], [2, 0, 1]), ([2, 0, 0], [4, 0, 0]), ([9, 9, 9], [3, 3, 3])] * 2):
-        late.push(step, {"loss": jnp.ones(()), "stop": 0, "loss_bins": jnp.array([sums, counts], float)})
+        tally = jnp.array([sums, counts], float)
+        late.push(step, {"loss": jnp.ones(()), "finite": True, "stop": 0, "loss_bins": tally})
     late.flush()
     bins = [{name: value for name, value in records[step].items() if "bin" in name} for step in (2, 4)]
     assert bins[0] == {"loss_bin_00": 1.0, "loss_bin_02": 1.0}

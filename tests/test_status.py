@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from cmjax.fields import ConfigError
+from cmjax.machine.identity import this_process
+from cmjax.machine.lock import MARK
 from cmjax.modes import status
 from cmjax.training.speed import Speed
 from cmjax.workdir import write_record
@@ -40,9 +43,15 @@ def folder(path, *, steps=(), saved=(), ended=None, **record):
     return path
 
 
+def mark(path, **changes):
+    """What a process leaves in the folder where it runs."""
+    started = {"started": "2026-01-02T03:04:05+00:00", "token": "x"}
+    (path / MARK).write_text(json.dumps({**this_process(), **started, **changes}))
+
+
 def silent(path, seconds):
-    for written in ("config.json", "metrics.jsonl"):
-        os.utime(path / written, (time.time() - seconds,) * 2)
+    for written in path.iterdir():
+        os.utime(written, (time.time() - seconds,) * 2)
 
 
 @pytest.fixture
@@ -56,6 +65,7 @@ def said(capsys):
 
 def test_the_command_of_a_running_run_neither_joins_processes_nor_starts_a_device(tmp_path):
     run = folder(tmp_path / "x", steps=(100, 200), saved=(200,), recipe="digits_cd")
+    mark(run)
     done = subprocess.run(
         [sys.executable, "-m", "cmjax.main", "--mode=status", f"--workdir={run}"], cwd=ROOT, capture_output=True,
         text=True, check=False, env={**os.environ, "JAX_PLATFORMS": "none", "JAX_NUM_PROCESSES": "2"},
@@ -65,7 +75,7 @@ def test_the_command_of_a_running_run_neither_joins_processes_nor_starts_a_devic
     assert rows["run"] == "digits_cd: cd, network mlp"
     assert rows["data"] == "digits, 8x8x1, 10 classes"
     assert rows["teacher"] == "runs/digits_edm"
-    assert rows["state"].startswith("running")
+    assert rows["state"].startswith(f"running: process {os.getpid()} on {socket.gethostname()}, since 2026-01-02T03:04")
     assert rows["step"] == "200 of 4,000 (5.0%), 12,800 images"
     assert rows["speed"] == "6,400 images/s, 100 steps/s; 1,600 images/s for each of 4 chips, 10.0% of the chip's peak"
     assert rows["time"].split() == ["left", "38", "s"]
@@ -74,13 +84,24 @@ def test_the_command_of_a_running_run_neither_joins_processes_nor_starts_a_devic
     assert rows["versions"].startswith("cmjax 0.1.0")
 
 
-def test_a_silent_run_has_stopped_and_tells_where_it_would_go_on(tmp_path, said):
-    run = folder(tmp_path / "killed", steps=(100, 200, 300), saved=(100, 200))
+def test_a_stopped_run_tells_where_it_would_go_on_and_a_killed_one_who_it_was(tmp_path, said):
+    run = folder(tmp_path / "stopped", steps=(100, 200, 300), saved=(100, 200))
     silent(run, 7260)
-    assert "stopped, as it seems: it wrote 2 h 1 min ago; the same command would go on from step 200" in said(run)
+    assert "stopped: it wrote 2 h 1 min ago, and the same command goes on from step 200" in said(run)
+    mark(run, process_start=-1)
+    silent(run, 20)
+    assert f"stopped: process {os.getpid()} on {socket.gethostname()} is gone; it wrote 20 s ago" in said(run)
     unsaved = folder(tmp_path / "unsaved", steps=(100,))
-    silent(unsaved, 3600)
-    assert "the same command would start again from step 0" in said(unsaved)
+    assert "the same command starts again from step 0" in said(unsaved)
+
+
+def test_a_process_on_another_machine_is_there_while_it_gives_signs(tmp_path, said):
+    run = folder(tmp_path / "x", steps=(100,))
+    mark(run, host="far", pid=7, place=["far"])
+    silent(run, 20)
+    assert "running: process 7 on far" in said(run)
+    silent(run, 40)
+    assert "stopped: process 7 on far is gone" in said(run)
 
 
 def test_a_finished_run_shows_its_figures_and_one_that_was_lengthened_their_step(tmp_path, said):
@@ -90,10 +111,10 @@ def test_a_finished_run_shows_its_figures_and_one_that_was_lengthened_their_step
     assert "time left" not in finished
     assert finished.endswith("figures at step 4,000\n           fd  recall\n1-step  2.500       -\n")
     longer = said(folder(tmp_path / "longer", steps=(2000, 2100), saved=(2000,), ended=2000))
-    assert "running" in longer
+    assert "2,100 of 4,000" in longer
     assert "figures at step 2,000" in longer
     drawing = said(folder(tmp_path / "drawing", steps=(4000,), saved=(4000,)))
-    assert "the summary are still missing" in drawing
+    assert "trained to the end; the last pictures and the summary are missing" in drawing
 
 
 def test_a_fresh_folder_and_one_of_imported_weights(tmp_path, said):

@@ -48,13 +48,13 @@ def adam(**rates):
     )
 
 
-def run(steps, *, objective=ct_objective, optimizer=None, fsdp=1, parts=1, batches=None):
+def run(steps, *, objective=ct_objective, optimizer=None, fsdp=1, parts=1, batches=None, skip_nonfinite=0, state=None):
     optimizer = optimizer or adam(target=MU, ema0=lambda step: 0.9)
     mesh = make_mesh(fsdp=fsdp)
-    state = init_state(linear_params(), optimizer, mesh)
+    state = state or init_state(linear_params(), optimizer, mesh)
     step_fn = make_train_step(
         objective, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
-        schedules={"num_scales": CURRICULUM},
+        schedules={"num_scales": CURRICULUM}, skip_nonfinite=skip_nonfinite,
     )  # fmt: skip
     compiled = compile_train_step(step_fn, state, {}, BATCH, mesh)
     records = []
@@ -148,6 +148,29 @@ def test_a_loss_that_is_not_finite_freezes_the_state_there():
     assert not bool(frozen.finite)
     for a, b in zip(jax.tree.leaves(good.params), jax.tree.leaves(frozen.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_steps_that_are_not_finite_are_skipped_up_to_the_limit():
+    bad = {"image": np.full_like(IMAGES, np.nan)}
+    state, records = run(6, skip_nonfinite=2, batches=[BATCH, bad, BATCH, bad, bad, BATCH])
+    assert [bool(np.isfinite(r["loss"])) for r in records] == [True, False, True, False, False, False]
+    assert [bool(r["finite"]) for r in records] == [True] * 4 + [False] * 2
+    assert [int(r["skipped"]) for r in records] == [0, 1, 1, 2, 2, 2]
+    assert (int(state.step), int(state.skipped)) == (4, 2)  # of the step that stopped it, as without the limit
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    resumed, records = run(3, skip_nonfinite=3, batches=[bad, BATCH, bad], state=state.replace(finite=jnp.array(True)))
+    assert [int(r["skipped"]) for r in records] == [3, 3, 3]
+    assert (int(resumed.step), int(resumed.skipped)) == (6, 3)
+
+
+def test_a_skipped_step_only_counts():
+    bad = {"image": np.full_like(IMAGES, np.nan)}
+    before, _ = run(2, skip_nonfinite=1)
+    after, _ = run(3, skip_nonfinite=1, batches=[BATCH, BATCH, bad])
+    left, right = (jax.tree.leaves((state.params, state.opt_state)) for state in (before, after))
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (int(after.step), bool(after.finite)) == (3, True)
 
 
 def test_clipping_bounds_the_first_update():

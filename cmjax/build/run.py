@@ -48,6 +48,7 @@ class Run:
     make_model: Callable[[int | None], Model]
     method: Method
     optimizer: optax.GradientTransformation
+    skip_nonfinite: int
     schedules: Mapping[str, Schedule]
     checkpoint: Mapping[str, Any]
     log: Mapping[str, Any]
@@ -88,6 +89,7 @@ def read_run(config: Mapping[str, Any]) -> Run:
         make_model=model.make,
         method=method,
         optimizer=optimizer,
+        skip_nonfinite=_read_skip_nonfinite(fields.section("optimizer")),
         schedules={**method.schedules, "learning_rate": learning_rate},
         checkpoint=_read_checkpoint(fields.section("checkpoint")),
         log=_read_log(fields.section("log")),
@@ -120,6 +122,11 @@ def _read_optimizer(
         projection=projection,
     )
     return optimizer, learning_rate
+
+
+def _read_skip_nonfinite(fields: Fields) -> int:
+    """How many steps may be skipped; 0 in configurations older than the choice."""
+    return fields.integer("skip_nonfinite", at_least=0) if fields.has("skip_nonfinite") else 0
 
 
 def _read_label_dropout(data: Fields, net: Fields) -> float:

@@ -1,8 +1,9 @@
 """What a run starts from: its mesh, its teacher and other frozen networks, and its first parameters."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,38 @@ from cmjax.data.sources import Source
 from cmjax.evaluation.diagnostics import bin_of
 from cmjax.fields import ConfigError
 from cmjax.files import absolute
+from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
-from cmjax.machine.processes import first_does
+from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.modes.losses import bin_edges
 from cmjax.nets.inputs import ADDED
 from cmjax.training.state import TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step
-from cmjax.workdir import load, read_record, split_checkpoint
+from cmjax.workdir import load, read_record, split_checkpoint, unwritable
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Within, no other run may begin in the folder. Every process must call it; the first holds the mark for all.
+
+    Raises: ConfigError where another run is there, or the folder cannot be written.
+    """
+
+    def on_lost() -> None:
+        log.error("error: another run has taken %s, for this one was silent; what was not saved is lost", workdir)
+        leave_at_once(1)
+
+    lock = FolderLock(workdir, on_lost=on_lost)
+    try:
+        first_does(lock.take)
+    except AlreadyRunning as error:
+        raise ConfigError(f"--workdir={error}") from error
+    except OSError as error:
+        raise unwritable(workdir, error) from error
+    with lock:
+        yield
 
 
 def cache_compilations(workdir: Path) -> None:
@@ -108,6 +132,7 @@ def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep
         conditions=("label",) if model.class_conditional else (),
         label_dropout=plan.label_dropout,
         grad_accumulation=plan.grad_accumulation,
+        skip_nonfinite=plan.skip_nonfinite,
         schedules=plan.schedules,
         **_bins(plan, model),
     )

@@ -13,13 +13,13 @@ from typing import Any
 
 from cmjax.evaluation.features import format_figures
 from cmjax.files import changed_at, size_of
+from cmjax.machine.identity import is_alive, this_place
+from cmjax.machine.lock import MARK, SILENT_SECONDS
 from cmjax.training.checkpoint import saved_steps
 from cmjax.workdir import RECORD, read_record
 
 RECENT = 10
 """Records that the speed is the mean of."""
-SILENT = 60.0
-"""Seconds without a record that may pass in a run that goes on, if its records do not lie further apart."""
 LISTED = 5
 """Checkpoints that are told one by one."""
 
@@ -29,11 +29,14 @@ Rows = Iterator[tuple[str, str]]
 @dataclass(frozen=True)
 class Found:
     """What a run's folder tells. records: those that can be read. age: seconds since it was last written to by the
-    run. summary: of the newest end of a training, or empty. saved: steps of the whole checkpoints, ascending."""
+    run. mark: of the process that runs there, or ran there when it died; alive: whether it is there still. summary: of
+    the newest end of a training, or empty. saved: steps of the whole checkpoints, ascending."""
 
     record: Mapping[str, Any]
     records: list[dict[str, Any]]
     age: float
+    mark: Mapping[str, Any] | None
+    alive: bool
     summary: Mapping[str, Any]
     saved: list[int]
 
@@ -71,14 +74,24 @@ def run(workdir: Path) -> None:
 def _find(workdir: Path) -> Found:
     record, metrics, end = read_record(workdir), workdir / "metrics.jsonl", workdir / "summary.json"
     summary = next(_objects([_text(end)]), {})
+    mark = next(_objects([_text(workdir / MARK)]), None)
     written = [changed_at(path) for path in (workdir / RECORD, metrics, end) if path.exists()]
     return Found(
         record=record,
         records=[line for line in _objects(_text(metrics).splitlines()) if isinstance(line.get("step"), int)],
         age=time.time() - max(written),
+        mark=mark,
+        alive=mark is not None and _is_alive(mark, workdir / MARK),
         summary=summary if "steps" in summary else {},
         saved=sorted(saved_steps(workdir / "checkpoints")),
     )
+
+
+def _is_alive(mark: Mapping[str, Any], path: Path) -> bool:
+    """Of a process elsewhere there is the time of its last sign alone, by that machine's clock or the disk's."""
+    if mark.get("place") == this_place():
+        return is_alive(mark)
+    return time.time() - changed_at(path) < SILENT_SECONDS
 
 
 def _text(path: Path) -> str:
@@ -126,15 +139,17 @@ def _progress(found: Found) -> Rows:
 
 
 def _state(found: Found) -> str:
+    ago, mark = f"it wrote {_duration(found.age)} ago", found.mark
+    who = f"process {mark.get('pid')} on {mark.get('host')}" if mark else ""
+    if mark and found.alive:
+        return f"running: {who}, since {mark.get('started')}; {ago}"
     if found.summary.get("steps", 0) >= found.total:
         return f"finished {_duration(found.age)} ago"
     if found.saved and found.saved[-1] >= found.total:
-        return "trained to the end; the last pictures and the summary are still missing"
-    apart = found.records[-1]["step"] - found.records[-2]["step"] if len(found.records) > 1 else 0
-    if found.age < max(SILENT, 3 * apart * (found.step_seconds or 0)):
-        return f"running, as it seems: it wrote {_duration(found.age)} ago"
-    from_step = f"go on from step {found.saved[-1]:,}" if found.saved else "start again from step 0"
-    return f"stopped, as it seems: it wrote {_duration(found.age)} ago; the same command would {from_step}"
+        return "trained to the end; the last pictures and the summary are missing, and the same command makes them"
+    gone = f"{who} is gone; " if mark else ""
+    next_step = f"goes on from step {found.saved[-1]:,}" if found.saved else "starts again from step 0"
+    return f"stopped: {gone}{ago}, and the same command {next_step}"
 
 
 def _speed(found: Found) -> Rows:

@@ -20,6 +20,7 @@ from cmjax.machine.processes import first_does, is_first
 from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
 from cmjax.modes.starting import (
+    alone_in,
     cache_compilations,
     check_teacher,
     count,
@@ -51,6 +52,11 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
     began = time.perf_counter()
     plan = read_run(config)
     steps = _steps_to_trace(profile, plan)
+    with alone_in(workdir):
+        _run_alone(plan, config, workdir, began, recipe, steps)
+
+
+def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
     mesh = mesh_of(plan)
     teacher = load_teacher(plan, mesh)

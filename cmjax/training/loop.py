@@ -1,5 +1,6 @@
 """The loop: batches in, steps dispatched, metrics read a step late, checkpoints and pictures on their steps."""
 
+import logging
 import math
 import signal
 import time
@@ -20,14 +21,18 @@ from cmjax.training.step import Metrics
 LoopedStep = Callable[[TrainState, Params, Batch, int], tuple[TrainState, Metrics]]
 WriteRecord = Callable[[int, dict[str, float]], None]
 
+log = logging.getLogger(__name__)
+
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient was not finite at `step`; the state before that step is saved."""
+    """The loss or its gradient was not finite at `step`, after `skipped` others; the state before it is saved."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, skipped: int = 0):
+        before = f", after {skipped} steps that were skipped" if skipped else ""
         super().__init__(
-            f"the loss or its gradient is not finite at step {step}; the state before it is saved. Lower "
-            "optimizer.learning_rate or set optimizer.clip_norm, and start again with the same command"
+            f"the loss or its gradient is not finite at step {step}{before}; the state before it is saved. Lower "
+            "optimizer.learning_rate or set optimizer.clip_norm, and start again with the same command; or go past "
+            f"such steps, with --config.optimizer.skip_nonfinite={max(10, 2 * skipped)} up to that many"
         )
         self.step = step
 
@@ -101,6 +106,7 @@ class _LateMetrics:
         self.stop = 0
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
+        self._steps = 0  # since the last record, with those that were skipped
         self._loss_bins: list[jax.Array] = []  # left on the device until they are recorded
         self._window_start = time.perf_counter()
 
@@ -114,25 +120,30 @@ class _LateMetrics:
             return
         (step, metrics), self._pending = self._pending, None
         self.stop = max(self.stop, int(metrics.pop("stop")))
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(step)
-        self._losses.append(loss)
-        if "loss_bins" in metrics:
-            self._loss_bins.append(metrics.pop("loss_bins"))
-        self._update_progress(step + 1, f"loss {loss:.4g}")
+        loss, tally = float(metrics.pop("loss")), metrics.pop("loss_bins", None)
+        if not metrics.pop("finite"):
+            raise NonFiniteLoss(step, int(metrics.get("skipped", 0)))
+        self._steps += 1
+        if math.isfinite(loss):
+            self._losses.append(loss)
+            self._loss_bins += [] if tally is None else [tally]
+            self._update_progress(step + 1, f"loss {loss:.4g}")
+        else:
+            skipped = int(metrics["skipped"])
+            log.warning("step %d is skipped, the %d. of the run: its loss or gradient is not finite", step, skipped)
         if (step + 1) % self._log_every == 0:
             self._record(step + 1, metrics)
 
     def _record(self, done: int, metrics: Metrics) -> None:
         now = time.perf_counter()
-        seconds = (now - self._window_start) / len(self._losses)
-        record = {name: float(value) for name, value in metrics.items()}
-        record["loss"] = sum(self._losses) / len(self._losses)
+        seconds = (now - self._window_start) / self._steps
+        record = {name: value for name, leaf in metrics.items() if math.isfinite(value := float(leaf))}
+        if self._losses:
+            record["loss"] = sum(self._losses) / len(self._losses)
         record |= _mean_of_bins(self._loss_bins)
         record |= {"step_seconds": seconds, **self._speed.at(seconds)}
         self._write_record(done, record | {"nimg": done * self._speed.batch_size})
-        self._losses, self._loss_bins, self._window_start = [], [], now
+        self._losses, self._loss_bins, self._steps, self._window_start = [], [], 0, now
 
 
 def _mean_of_bins(tallies: list[jax.Array]) -> dict[str, float]:

@@ -10,15 +10,21 @@ from cmjax.core.typing import Params
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` counts optimizer updates; the averages of the parameters live in `opt_state` (see `optimizer`).
+    """`step` counts optimizer updates and the steps `skipped`; the averages of the parameters live in `opt_state` (see
+    `optimizer`).
 
-    `finite` turns False at the first loss that is not finite; the rest of the state then stays as it was before it.
+    `finite` turns False at a loss that is not finite and may not be skipped; the rest then stays as it was before.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
     finite: Bool[Array, ""]
+
+    @property
+    def skipped(self) -> Int[Array, ""]:
+        """How many steps have changed nothing, for their loss or gradient was not finite."""
+        return self.step - self.opt_state[-1].count
 
 
 Batch = dict[str, Any]

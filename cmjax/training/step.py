@@ -48,13 +48,16 @@ def make_train_step(
     conditions: Sequence[str] = (),
     label_dropout: float = 0.0,
     grad_accumulation: int = 1,
+    skip_nonfinite: int = 0,
     schedules: Mapping[str, Schedule] | None = None,
     bins: int = 0,
     bin_of: Callable[[PRNGKey, int, Step], Int[Array, " b"]] | None = None,
 ) -> TrainStep:
     """One optimizer update. Randomness is a function of (seed, step), so a resumed run repeats the original's.
 
-    At a loss or gradient that is not finite the state stays as it was, from then on, and `loss` in the metrics is nan.
+    At a loss or gradient that is not finite the state stays as it was, and `loss` in the metrics is nan. The first
+    `skip_nonfinite` such steps are counted, as `skipped`, and the next step has another batch; after them the state
+    stays for good, and `finite` turns False.
     `frozen` holds what the objective uses and training leaves alone, such as the teacher's parameters.
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
@@ -94,9 +97,16 @@ def make_train_step(
             step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
         )
         reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
-        finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state).replace(finite=finite)
-        return state, {"loss": jnp.where(finite, loss, jnp.nan), "grad_norm": grad_norm, **reported, **tally}
+        skipped = state.skipped
+        good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = good | state.finite & (skipped < skip_nonfinite)
+        if skip_nonfinite:
+            reported["skipped"] = skipped + (finite & ~good)
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state).replace(
+            step=state.step + finite, finite=finite
+        )
+        loss = jnp.where(good, loss, jnp.nan)
+        return state, {"loss": loss, "grad_norm": grad_norm, "finite": finite, **reported, **tally}
 
     return train_step
 
