@@ -41,6 +41,7 @@ from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 from cmjax.training.loop import run_loop
 from cmjax.training.optimizer import ema, make_optimizer
+from cmjax.training.speed import speed_on
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.xla import prefer_fast_convolutions
 
@@ -295,7 +296,8 @@ def _looped(training: _Training, batches: Batches, steps: int, records: list, lo
     """The loop of cmjax over steps 0 … steps − 1, without saving."""
     training.state = run_loop(
         training.state, training.compiled, {}, batches.stream(0, steps),
-        start=0, total_steps=steps, batch_size=batches.batch_size, checkpointer=_NoCheckpoints(), save_every=steps,
+        start=0, total_steps=steps, speed=speed_on(make_mesh(), training.compiled, batch_size=batches.batch_size),
+        checkpointer=_NoCheckpoints(), save_every=steps,
         write_record=lambda step, record: records.append(record), log_every=log_every,
         draw_samples=lambda state, step: None, sample_every=0, update_progress=lambda step, text: None,
     )  # fmt: skip

@@ -90,6 +90,23 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what another process removes meanwhile counts nothing."""
+    try:
+        if path.is_dir():
+            return sum(map(size_of, path.iterdir()))
+        stat: Any = path.stat()
+    except FileNotFoundError:
+        return 0
+    return stat.length if is_bucket(path) else stat.st_size
+
+
+def changed_at(path: Path) -> float:
+    """When a file was last written, in seconds since 1970."""
+    stat: Any = path.stat()
+    return stat.mtime if is_bucket(path) else stat.st_mtime
+
+
 def to_json(value: Any) -> str:
     """Indented JSON; what JSON has no word for is written as its text."""
     return json.dumps(value, indent=2, default=str) + "\n"

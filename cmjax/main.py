@@ -21,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as config
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "plan", "sample", "edit", "gallery", "diagnose", "average", "import", "export"],
+    ["train", "plan", "status", "sample", "edit", "gallery", "diagnose", "average", "import", "export"],
     "What to do.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
@@ -98,6 +98,9 @@ _FORMAT = flags.DEFINE_string(
     "import: auto (the default), openai, openai_cifar, edm, edm2, diffusers or cmjax; "
     "export: safetensors (the default), npz or diffusers.",
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "train: trace these steps for xprof and Perfetto, as 20:25, in <workdir>/profile."
+)
 _STOPPED_EXIT_CODE = flags.DEFINE_integer(
     "stopped_exit_code",
     0,
@@ -122,6 +125,11 @@ ALONE = ("plan", "average", "import", "export")
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
+    if _MODE.value == "status":  # files are all it needs: it waits for no other process
+        from cmjax.modes import status
+
+        status.run(_workdir())
+        return
     import jax
 
     from cmjax.machine.processes import join_processes
@@ -139,7 +147,7 @@ def dispatch() -> None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
     if _MODE.value == "train":
         config = _recipe()
-        train.run(config, _workdir())
+        train.run(config, _workdir(), recipe=_recipe_name(), profile=_PROFILE.value)
     elif _MODE.value == "plan":
         folder = Path(_OUT.value) if _OUT.value else _workdir() / "plan"
         plan.run(_recipe(), folder, _TOPOLOGY.value, _recipe_name())

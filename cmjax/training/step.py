@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
+from cmjax.machine.flops import jaxpr_flops
 from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
 from cmjax.machine.platform import platform, tracing_for
 from cmjax.training.optimizer import TARGET, averages
@@ -180,8 +181,9 @@ class CompiledStep:
     """The executable of a train step for exactly these shapes: called with any other, it fails rather than compile
     again. With every step the processes vote on stopping, so that all of them stop at the same one."""
 
-    def __init__(self, executable: Any, mesh: Mesh):
-        self.executable = executable
+    def __init__(self, executable: Any, mesh: Mesh, *, flops: float):
+        """Args: flops: operations of a step on all devices, those of matrix products and convolutions."""
+        self.executable, self.flops = executable, flops
         self._votes = lru_cache(partial(_votes, mesh))
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
@@ -199,7 +201,8 @@ def compile_train_step(
     train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
 ) -> CompiledStep:
     """The train step for states, frozen parameters and batches like these arrays, or shapes."""
-    return CompiledStep(trace_train_step(train_step, state, frozen, batch, mesh).lower().compile(), mesh)
+    traced = trace_train_step(train_step, state, frozen, batch, mesh)
+    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr))
 
 
 def trace_train_step(
@@ -210,13 +213,13 @@ def trace_train_step(
     The state is donated; frozen parameters are an argument, never constants.
     """
 
-    def with_votes(state, frozen, batch, votes):
+    def train_step_with_votes(state, frozen, batch, votes):
         state, metrics = train_step(state, frozen, batch)
         return state, {**metrics, "stop": jnp.max(votes)}
 
     state_shardings, by_device = parameter_shardings(state, mesh), batch_sharding(mesh)
     jitted = jax.jit(
-        with_votes,
+        train_step_with_votes,
         donate_argnums=0,
         in_shardings=(state_shardings, parameter_shardings(frozen, mesh), by_device, by_device),
         out_shardings=(state_shardings, replicated(mesh)),
