@@ -7,8 +7,14 @@ import json
 import os
 import shutil
 import uuid
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    AnyPath = Path
+else:
+    AnyPath = PurePath
+"""A disk's path or a bucket's, for what checks types as it runs: the latter has the methods of `Path`, and is none."""
 
 
 def to_path(path: str | os.PathLike[str]) -> Path:
@@ -30,6 +36,25 @@ def to_path(path: str | os.PathLike[str]) -> Path:
 def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path leads to an object store, which has neither renames nor parts of files to be added."""
     return os.fspath(path).startswith("gs://")
+
+
+def ask_bucket(path: Path) -> None:
+    """List one object of the bucket that `path` is in. Raises: what its library raises where that fails."""
+    bucket = str(path).removeprefix("gs://").partition("/")[0]
+    _bucket_files().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, sorted."""
+    if is_bucket(folder):  # in one request, where walking asks for each subfolder
+        return [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _bucket_files() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gs")
 
 
 def absolute(path: Path) -> Path:

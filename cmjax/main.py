@@ -12,7 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmjax.fields import ConfigError
-from cmjax.files import is_bucket, to_path
+from cmjax.files import ask_bucket, is_bucket, to_path
 from cmjax.machine.lock import release_all
 from cmjax.machine.signals import leave_on_signals
 from cmjax.xla import prefer_fast_convolutions
@@ -242,9 +242,9 @@ def _reachable(workdir: str) -> Path:
     try:
         path = to_path(workdir)
         if is_bucket(path):
-            path.parent.exists()
+            ask_bucket(path)
     except Exception as error:  # the libraries of buckets raise errors of many kinds
-        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
     return path
 
 
