@@ -219,12 +219,8 @@ def test_bins_of_a_step_add_up_and_change_nothing(parts):
 
 def test_a_record_has_the_mean_of_its_window_and_no_empty_bin():
     records = {}
-    late = _LateMetrics(
-        lambda step, record: records.update({step: record}),
-        lambda done, text: None,
-        log_every=2,
-        speed=Speed(4, 1, 1.0, None),
-    )
+    write, speed = lambda step, record: records.update({step: record}), Speed(4, 1, 0.0, None)
+    late = _LateMetrics(write, lambda done, text: None, log_every=2, speed=speed)
     for step, (sums, counts) in enumerate([([4, 0, 1], [2, 0, 1]), ([2, 0, 0], [4, 0, 0]), ([9, 9, 9], [3, 3, 3])] * 2):
         tally = jnp.array([sums, counts], float)
         late.push(step, {"loss": jnp.ones(()), "finite": True, "stop": 0, "loss_bins": tally})
