@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def _state(found: Found) -> str:
     ago, mark = f"it wrote {_duration(found.age)} ago", found.mark
     who = f"process {mark.get('pid')} on {mark.get('host')}" if mark else ""
     if mark and found.alive:
-        return f"running: {who}, since {mark.get('started')}; {ago}"
+        return f"running{_since(mark)}: {who}; {ago}"
     if found.summary.get("steps", 0) >= found.total:
         return f"finished {_duration(found.age)} ago"
     if found.saved and found.saved[-1] >= found.total:
@@ -150,6 +151,13 @@ def _state(found: Found) -> str:
     gone = f"{who} is gone; " if mark else ""
     next_step = f"goes on from step {found.saved[-1]:,}" if found.saved else "starts again from step 0"
     return f"stopped: {gone}{ago}, and the same command {next_step}"
+
+
+def _since(mark: Mapping[str, Any]) -> str:
+    try:
+        return f" for {_duration(time.time() - datetime.fromisoformat(mark['started']).timestamp())}"
+    except (KeyError, TypeError, ValueError):  # a mark that another version wrote
+        return ""
 
 
 def _speed(found: Found) -> Rows:
