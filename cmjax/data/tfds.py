@@ -146,7 +146,7 @@ class _Reader:
     def _example(self, found: tuple[int, bytes | None]) -> tuple[np.ndarray, int]:
         """The example of an index and its record, or the next in the data that is whole."""
         index, record = found
-        for here in (*range(index, self.length), *range(index)):
+        for here in (place % self.length for place in range(index, index + self.length)):
             try:
                 return self._decode(self.records[here] if record is None else record)
             except Exception as error:  # what is damaged raises errors of many kinds
