@@ -33,6 +33,7 @@ from cmjax.core import curricula, distances, losses, pairs, paths, preconditioni
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.base import ArraySource
 from cmjax.data.batches import Batches, preprocess
+from cmjax.machine.flops import flops
 from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
@@ -40,6 +41,7 @@ from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 from cmjax.training.loop import run_loop
 from cmjax.training.optimizer import ema, make_optimizer
+from cmjax.training.speed import speed_on
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.xla import prefer_fast_convolutions
 
@@ -49,36 +51,6 @@ CONSISTENCY = partial(preconditioning.consistency, sigma_data=0.5, t_min=0.002)
 
 
 # What is counted and measured.
-
-
-def flops(fn: Callable[..., Any], *args: Any) -> float:
-    """Floating-point operations of the matrix products and convolutions of one call, two for each multiply-add."""
-    return _jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _jaxpr_flops(jaxpr: Any) -> float:
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
-        elif eqn.primitive.name == "conv_general_dilated":
-            total += _conv_flops(eqn)
-        repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        total += repeats * sum(map(_jaxpr_flops, _inner(eqn.params)))
-    return float(total)
-
-
-def _conv_flops(eqn: Any) -> float:
-    """Multiply-adds with what dilation put between the points are not work; those with the padding are counted."""
-    kernel, spec = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
-    spread = np.prod(eqn.params["lhs_dilation"])
-    return 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
-
-
-def _inner(params: dict[str, Any]) -> list[Any]:
-    leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"))
-    return [getattr(p, "jaxpr", p) for p in leaves if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
 
 
 def seconds(program: Program) -> np.ndarray:
@@ -324,7 +296,8 @@ def _looped(training: _Training, batches: Batches, steps: int, records: list, lo
     """The loop of cmjax over steps 0 … steps − 1, without saving."""
     training.state = run_loop(
         training.state, training.compiled, {}, batches.stream(0, steps),
-        start=0, total_steps=steps, batch_size=batches.batch_size, checkpointer=_NoCheckpoints(), save_every=steps,
+        start=0, total_steps=steps, speed=speed_on(make_mesh(), training.compiled, batch_size=batches.batch_size),
+        checkpointer=_NoCheckpoints(), save_every=steps,
         write_record=lambda step, record: records.append(record), log_every=log_every,
         draw_samples=lambda state, step: None, sample_every=0, update_progress=lambda step, text: None,
     )  # fmt: skip

@@ -7,8 +7,14 @@ import json
 import os
 import shutil
 import uuid
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    AnyPath = Path
+else:
+    AnyPath = PurePath
+"""A disk's path or a bucket's, for what checks types as it runs: the latter has the methods of `Path`, and is none."""
 
 
 def to_path(path: str | os.PathLike[str]) -> Path:
@@ -30,6 +36,25 @@ def to_path(path: str | os.PathLike[str]) -> Path:
 def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path leads to an object store, which has neither renames nor parts of files to be added."""
     return os.fspath(path).startswith("gs://")
+
+
+def ask_bucket(path: Path) -> None:
+    """List one object of the bucket that `path` is in. Raises: what its library raises where that fails."""
+    bucket = str(path).removeprefix("gs://").partition("/")[0]
+    _bucket_files().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, sorted."""
+    if is_bucket(folder):  # in one request, where walking asks for each subfolder
+        return [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _bucket_files() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gs")
 
 
 def absolute(path: Path) -> Path:
@@ -63,6 +88,23 @@ def remove_folder(path: Path) -> None:
             cast(Any, path).rmtree()
         return
     shutil.rmtree(path, ignore_errors=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what another process removes meanwhile counts nothing."""
+    try:
+        if path.is_dir():
+            return sum(map(size_of, path.iterdir()))
+        stat: Any = path.stat()
+    except FileNotFoundError:
+        return 0
+    return stat.length if is_bucket(path) else stat.st_size
+
+
+def changed_at(path: Path) -> float:
+    """When a file was last written, in seconds since 1970."""
+    stat: Any = path.stat()
+    return stat.mtime if is_bucket(path) else stat.st_mtime
 
 
 def to_json(value: Any) -> str:

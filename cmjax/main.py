@@ -12,14 +12,17 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmjax.fields import ConfigError
-from cmjax.files import is_bucket, to_path
+from cmjax.files import ask_bucket, is_bucket, to_path
 from cmjax.machine.lock import release_all
 from cmjax.machine.signals import leave_on_signals
 from cmjax.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "edit", "gallery", "diagnose", "average", "import", "export"], "What to do."
+    "mode",
+    "train",
+    ["train", "plan", "status", "sample", "edit", "gallery", "diagnose", "average", "import", "export"],
+    "What to do.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<config name>.")
 _NUM = flags.DEFINE_integer(
@@ -59,7 +62,7 @@ _OUT = flags.DEFINE_string(
     "out",
     None,
     "sample: x.png for a grid, x.npz for images; edit, gallery: x.png; average: a new run's folder; "
-    "diagnose: a folder (<workdir>/diagnostics); export: the file or folder.",
+    "diagnose: a folder (<workdir>/diagnostics); plan: a folder (<workdir>/plan); export: the file or folder.",
 )
 _TASK = flags.DEFINE_string(
     "task",
@@ -95,12 +98,18 @@ _FORMAT = flags.DEFINE_string(
     "import: auto (the default), openai, openai_cifar, edm, edm2, diffusers or cmjax; "
     "export: safetensors (the default), npz or diffusers.",
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "train: trace these steps for xprof and Perfetto, as 20:25, in <workdir>/profile."
+)
 _STOPPED_EXIT_CODE = flags.DEFINE_integer(
     "stopped_exit_code",
     0,
     "train: exit code of a run that SIGTERM stopped, saved; for launchers that take 0 as finished, as Kubernetes does.",
     0,
     255,
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "plan: a TPU slice that need not be there, as v5e:16x16. Default: the devices that are here."
 )
 _ARCH = {
     "kind": flags.DEFINE_enum("arch-kind", None, ["denoiser", "consistency"], "import: what the network is."),
@@ -110,16 +119,21 @@ _ARCH = {
     "resample_filter": flags.DEFINE_list("arch-resample_filter", None, "import: taps, as 1,3,3,1."),
 }
 """What a checkpoint to be imported may not tell of its network."""
-ALONE = ("average", "import", "export")
+ALONE = ("plan", "average", "import", "export")
 """Modes that one process does in a moment."""
 
 
 def dispatch() -> None:
     """Run the chosen mode. Heavy libraries are imported behind the command line, so that --help is quick."""
+    if _MODE.value == "status":  # files are all it needs: it waits for no other process
+        from cmjax.modes import status
+
+        status.run(_workdir())
+        return
     import jax
 
     from cmjax.machine.processes import join_processes
-    from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, sample, train
+    from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, plan, sample, train
 
     try:
         join_processes()
@@ -127,13 +141,16 @@ def dispatch() -> None:
         raise ConfigError(str(error)) from error
     if jax.distributed.is_initialized() and jax.process_index() > 0:
         logging.getLogger("cmjax").setLevel(logging.WARNING)  # one process speaks for all
-    if _MODE.value in ALONE and jax.process_count() > 1:
+    if _MODE.value in ALONE and jax.distributed.is_initialized() and jax.process_count() > 1:
         raise ConfigError(f"--mode={_MODE.value}: it runs in one process, and there are {jax.process_count()}")
-    if _MODE.value == "train" and _CONFIG.value is None:
+    if _MODE.value in ("train", "plan") and _CONFIG.value is None:
         raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
     if _MODE.value == "train":
         config = _recipe()
-        train.run(config, _workdir())
+        train.run(config, _workdir(), recipe=_recipe_name(), profile=_PROFILE.value)
+    elif _MODE.value == "plan":
+        folder = Path(_OUT.value) if _OUT.value else _workdir() / "plan"
+        plan.run(_recipe(), folder, _TOPOLOGY.value, _recipe_name())
     elif _MODE.value == "sample":
         sample.run(
             _workdir(),
@@ -212,8 +229,12 @@ def _workdir() -> Path:
         return _reachable(_WORKDIR.value)
     if _CONFIG.value is None:
         raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
+    return Path("runs") / _recipe_name()
+
+
+def _recipe_name() -> str:
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
+    return Path(path).stem + (f"-{variant}" if variant else "")
 
 
 def _reachable(workdir: str) -> Path:
@@ -221,9 +242,9 @@ def _reachable(workdir: str) -> Path:
     try:
         path = to_path(workdir)
         if is_bucket(path):
-            path.parent.exists()
+            ask_bucket(path)
     except Exception as error:  # the libraries of buckets raise errors of many kinds
-        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
     return path
 
 

@@ -34,10 +34,12 @@ def write_record(
     num_classes: int | None,
     *,
     imported: Mapping[str, str] | None = None,
+    recipe: str | None = None,
 ) -> list[str]:
     """Create the workdir, or check that it belongs to the same run, and write `config.json`.
 
-    Args:    imported: where the parameters came from and under which licence, where no run here made them.
+    Args:    imported: where the parameters came from and under which licence, where no run here made them. recipe: the
+             configuration's name.
     Returns: the differing fields that a run may change on the way, as "field: old -> new".
     Raises:  ConfigError where the folder cannot be written or is another run's, naming the fields that differ.
     """
@@ -50,6 +52,7 @@ def write_record(
         raise unwritable(workdir, error) from error
     record = {"config": config, "shape": list(shape), "num_classes": num_classes, **_provenance()}
     record |= {"imported": imported} if imported else {}
+    record |= {"recipe": recipe} if recipe else {}
     changed: list[str] = []
     if (workdir / RECORD).exists():
         old = read_record(workdir)
@@ -130,8 +133,10 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         return record
     except FileNotFoundError:
         raise ConfigError(f"{workdir} is not a run's folder: it has no {RECORD}") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{workdir} is not a run's folder: its {RECORD} is of another program") from None
 
 
 def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:

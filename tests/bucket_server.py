@@ -14,24 +14,27 @@ from gcp_storage_emulator.handlers import objects
 BUCKET = "cmjax-test"
 
 
+download = objects.download
+
+
 def download_with_generation(request, response, storage, *args, **kwargs):
-    objects.download(request, response, storage, *args, **kwargs)
+    download(request, response, storage, *args, **kwargs)
     try:
         known = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
     except NotFound:
         return
-    response["x-goog-generation"] = str(known.get("generation", 1))
+    response["x-goog-generation"] = known["generation"]
 
 
 def with_generation(handlers):
     return {
-        method: download_with_generation if handler is objects.download else handler
-        for method, handler in handlers.items()
+        method: download_with_generation if handler is download else handler for method, handler in handlers.items()
     }
 
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
+    objects.download = download_with_generation
     server.HANDLERS = tuple((pattern, with_generation(handlers)) for pattern, handlers in server.HANDLERS)
     with server.create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket=BUCKET):
         print("ready", flush=True)

@@ -231,8 +231,13 @@ def test_what_is_no_cifar_batch_is_named(contents):
         read_batch(io.BytesIO(contents), "data_batch_3")
 
 
+def compressed(content):
+    """The same bytes at any time: tests are named by them, and pytest's workers must agree on the names."""
+    return gzip.compress(content, mtime=0)
+
+
 def idx(array: np.ndarray) -> bytes:
-    return gzip.compress(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes())
+    return compressed(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes())
 
 
 def test_mnist_from_its_files(tmp_path, monkeypatch, no_network):
@@ -262,10 +267,10 @@ def test_mnist_from_its_files(tmp_path, monkeypatch, no_network):
     ("contents", "message"),
     [
         (b"junk", "cannot be unpacked"),
-        (gzip.compress(bytes(100))[:-12], "cannot be unpacked"),
+        (compressed(bytes(100))[:-12], "cannot be unpacked"),
         (idx(np.zeros(4, np.uint8)), "not an idx file of rank 3: it begins with 00000801"),
-        (gzip.compress(b"\0\0\x08\x03\0"), "not an idx file of rank 3"),
-        (gzip.compress(gzip.decompress(idx(np.zeros((2, 28, 28), np.uint8)))[:-1]), "1567 values follow"),
+        (compressed(b"\0\0\x08\x03\0"), "not an idx file of rank 3"),
+        (compressed(gzip.decompress(idx(np.zeros((2, 28, 28), np.uint8)))[:-1]), "1567 values follow"),
     ],
 )
 def test_what_is_no_idx_file_is_named(tmp_path, contents, message):

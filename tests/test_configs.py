@@ -12,7 +12,7 @@ import pytest
 
 from cmjax.build import read_run
 from cmjax.build.method import METHODS
-from cmjax.modes.train import _started
+from cmjax.modes.starting import _started
 from cmjax.nets.adapter import parameter_shapes
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")

@@ -34,6 +34,7 @@ from cmjax.modes import diagnose, train
 from cmjax.modes import times as times_mode
 from cmjax.training.loop import _LateMetrics
 from cmjax.training.optimizer import make_optimizer
+from cmjax.training.speed import Speed
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 from cmjax.workdir import load, read_record, write_model
 from configs import digits_cd, digits_edm, digits_meanflow
@@ -218,9 +219,8 @@ def test_bins_of_a_step_add_up_and_change_nothing(parts):
 
 def test_a_record_has_the_mean_of_its_window_and_no_empty_bin():
     records = {}
-    late = _LateMetrics(
-        lambda step, record: records.update({step: record}), lambda done, text: None, log_every=2, batch_size=4
-    )
+    write, speed = lambda step, record: records.update({step: record}), Speed(4, 1, 0.0, None)
+    late = _LateMetrics(write, lambda done, text: None, log_every=2, speed=speed)
     for step, (sums, counts) in enumerate([([4, 0, 1], [2, 0, 1]), ([2, 0, 0], [4, 0, 0]), ([9, 9, 9], [3, 3, 3])] * 2):
         tally = jnp.array([sums, counts], float)
         late.push(step, {"loss": jnp.ones(()), "finite": True, "stop": 0, "loss_bins": tally})

@@ -14,7 +14,7 @@ GROUND = {"core", "nets", "data"}
 MIDDLE = GROUND | {"files", "machine"}
 MAY_IMPORT = {
     "core": {"core"},
-    "nets": {"nets"},
+    "nets": {"nets", "machine"},
     "data": {"data", "files", "machine"},
     "files": set(),
     "machine": {"machine"},

@@ -59,11 +59,10 @@ def start(environment):
     """Starts `processes` processes by the launcher; `devices` each."""
 
     def start(processes, *arguments, devices=2):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.Popen(
-            ["bash", "launch/local.sh", str(processes), *arguments],
-            cwd=ROOT, env={**environment, "XLA_FLAGS": flags}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        here = {**environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = ["bash", "launch/local.sh", str(processes), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=here, **pipes)
 
     return start
 

@@ -35,7 +35,7 @@ def python(folder, *arguments):
 
 
 def test_commands_then_python(folder):
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
     assert len(PYTHON) == 2
     for line in COMMANDS:
         _python, *arguments = shlex.split(line)

@@ -30,6 +30,7 @@ from cmjax.core.typing import (
 from cmjax.fields import Fields
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import lpips
+from cmjax.nets.lpips import parameter_shapes as lpips_shapes
 from cmjax.training.step import Objective
 
 TIMES = {
@@ -69,9 +70,17 @@ NORMALIZATIONS = {
 }
 
 
-def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Callable]:
-    """LPIPS, and the loader of its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`."""
-    return partial(lpips, resize=resize), partial(load_lpips, vgg, heads)
+@dataclass(frozen=True)
+class Frozen:
+    """Weights that a loss uses and training leaves alone: what reads them, and their shapes, which need no files."""
+
+    load: Callable[[], Params]
+    shapes: Callable[[], Any]
+
+
+def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Frozen]:
+    """LPIPS, and its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`."""
+    return partial(lpips, resize=resize), Frozen(partial(load_lpips, vgg, heads), lpips_shapes)
 
 
 OF_VE = (weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
@@ -109,8 +118,8 @@ class Method:
     """How a run learns: `loss` gives one number for each sample of a `Call`, whose pair is one of `pairs`.
 
     target_rate: of the target's average; None for the student itself. schedules: functions of the step, to report.
-    teacher: another run's folder, of a model of the kind `teacher_kind`; "" for none. frozen: loads what the loss uses
-    and training leaves alone. tells_guidance: the network is given a scale of guidance.
+    teacher: another run's folder, of a model of the kind `teacher_kind`; "" for none. frozen: weights that the loss
+    uses beside. tells_guidance: the network is given a scale of guidance.
     """
 
     loss: Callable[[Call], PerSample]
@@ -119,7 +128,7 @@ class Method:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     teacher: str = ""
     teacher_kind: str = "denoiser"
-    frozen: Mapping[str, Callable[[], Params]] = field(default_factory=dict)
+    frozen: Mapping[str, Frozen] = field(default_factory=dict)
     tells_guidance: bool = False
 
     def objective(self, model: Model, teacher: FlowMap | None) -> Objective:
@@ -157,14 +166,14 @@ def read_weight(fields: Fields, plan: ModelPlan) -> Weight:
     return weight
 
 
-def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Distance], dict[str, Callable]]:
-    """A function of what is frozen that gives the distance, and the loaders of what it needs frozen."""
+def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Distance], dict[str, Frozen]]:
+    """A function of what is frozen that gives the distance, and what it needs frozen."""
     chosen = fields.choice("distance", DISTANCES)
     if chosen.func is not _lpips:
         try_out(fields, "distance", lambda: chosen(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
         return lambda frozen: chosen, {}
-    distance, load_weights = chosen()
-    return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": load_weights}
+    distance, weights = chosen()
+    return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": weights}
 
 
 def read_rate(fields: Fields, name: str = "target") -> Schedule | None:

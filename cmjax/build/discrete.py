@@ -14,6 +14,7 @@ from cmjax.build.choices import (
     ODE_STEPS,
     RATES_BY_GRID,
     Call,
+    Frozen,
     Method,
     needs_input,
     needs_path,
@@ -40,7 +41,7 @@ class _Discrete:
     weight: Weight
     target_rate: Schedule | None
     schedules: Mapping[str, Schedule]
-    frozen: Mapping[str, Callable[[], Params]]
+    frozen: Mapping[str, Frozen]
 
     def method(self, loss: Callable[..., Any], **more: Any) -> Method:
         """loss(call, **options), the options those that the losses share; `more` fields of the method."""

@@ -117,6 +117,14 @@ class Batches:
             thread.shutdown(wait=True, cancel_futures=True)
 
 
+def batch_shapes(
+    shape: tuple[int, ...], dtype: Any, num_classes: int | None, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of `Batches.at` of a source of examples like these."""
+    labels = {} if num_classes is None else {"label": jax.ShapeDtypeStruct((batch_size,), np.dtype(np.int32))}
+    return {"image": jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype)), **labels}
+
+
 def preprocess(images: Num[Array, "b h w c"], key: Array, *, horizontal_flip: bool) -> Float[Array, "b h w c"]:
     """Source images to network units, on the device: uint8 x -> x/127.5 − 1 in [-1, 1] float32; floats as they are.
 

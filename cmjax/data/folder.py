@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ from cmjax.data.base import (
     decoded_bytes,
     parallel_map,
 )
-from cmjax.files import to_path
+from cmjax.files import AnyPath, files_below, to_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +27,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def folder(
-    data_dir: str | Path,
+    data_dir: str | AnyPath,
     split: str,
     *,
     image_size: int,
@@ -62,7 +61,7 @@ def folder(
     return _on_demand(decoder, files, labels, num_classes, description, progress)
 
 
-def _files(root: Path, split: str) -> tuple[list[Path], np.ndarray | None, int | None]:
+def _files(root: AnyPath, split: str) -> tuple[list[AnyPath], np.ndarray | None, int | None]:
     """The image files of a split in sorted order, their labels, and how many classes there are over both splits."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data_dir must be a folder of PNG or JPEG files")
@@ -91,22 +90,21 @@ def _files(root: Path, split: str) -> tuple[list[Path], np.ndarray | None, int |
     return files, np.array([number[_class_name(file, top)] for file in files], np.int32), len(classes)
 
 
-def _images_below(top: Path) -> list[Path]:
+def _images_below(top: AnyPath) -> list[AnyPath]:
     """Files whose names begin with a dot are an operating system's own."""
-    files = (file for file in top.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    return sorted(file for file in files if file.is_file())
+    return [file for file in files_below(top) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
 
 
-def _class_name(file: Path, top: Path) -> str:
+def _class_name(file: AnyPath, top: AnyPath) -> str:
     parts = file.relative_to(top).parts
     return parts[0] if len(parts) > 1 else ""
 
 
-def _held_out(name: Path) -> bool:
+def _held_out(name: AnyPath) -> bool:
     return int.from_bytes(hashlib.sha256(name.as_posix().encode()).digest()[:8], "big") % 10 == 0
 
 
-def read_image(file: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def read_image(file: AnyPath, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """A picture fitted to `shape` (h, w, c), c of 1 or 3: turned upright, resized (Lanczos) and centre cropped, uint8.
 
     Returns: it and the (height, width) that it had. Raises: DataError saying why the file cannot be read.
@@ -127,23 +125,23 @@ def read_image(file: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tup
 class _Decoder:
     """Reads one file at a time, and says which ones it could not."""
 
-    root: Path
+    root: AnyPath
     image_size: int
     channels: int
-    named: set[Path] = field(default_factory=set)
+    named: set[AnyPath] = field(default_factory=set)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.image_size, self.image_size, self.channels
 
-    def read(self, file: Path) -> np.ndarray | str:
+    def read(self, file: AnyPath) -> np.ndarray | str:
         """The image, or why it cannot be read."""
         try:
             return read_image(file, self.shape)[0]
         except DataError as error:
             return str(error)
 
-    def check_header(self, file: Path) -> str | None:
+    def check_header(self, file: AnyPath) -> str | None:
         """Why the file's header cannot be read, without decoding the pixels."""
         from PIL import Image
 
@@ -153,7 +151,7 @@ class _Decoder:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    def warn(self, unreadable: dict[Path, str]) -> None:
+    def warn(self, unreadable: dict[AnyPath, str]) -> None:
         """Name at most 10 files, then say how many there are; a file is not named twice."""
         unreadable = {file: why for file, why in unreadable.items() if file not in self.named}
         if not unreadable:
@@ -231,7 +229,7 @@ def _on_demand(decoder, files, labels, num_classes, description, progress, *, ch
     return OnDemandSource(decoder.shape, num_classes, len(files), read)
 
 
-def _kept(root: Path, files: list[Path], unreadable: dict[Path, str]) -> np.ndarray:
+def _kept(root: AnyPath, files: list[AnyPath], unreadable: dict[AnyPath, str]) -> np.ndarray:
     kept = np.array([i for i, file in enumerate(files) if file not in unreadable], np.int64)
     if len(kept) == 0:
         file, why = next(iter(unreadable.items()))

@@ -1,7 +1,6 @@
 """Every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
 
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from cmjax.data.base import ArraySource, DataError, Source, shuffled
 from cmjax.data.folder import folder
 from cmjax.data.tfds import tfds
-from cmjax.files import to_path
+from cmjax.files import AnyPath, to_path
 
 __all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
 
@@ -31,7 +30,7 @@ def digits(split: str) -> ArraySource:
     return ArraySource(images, data.target[rows], 10)
 
 
-def arrays(path: str | Path, split: str) -> ArraySource:
+def arrays(path: str | AnyPath, split: str) -> ArraySource:
     """Images, or latents, from an .npz file.
 
     Args:   path: holds "images" (n, h, w, c), uint8 or float32 (used as they are), and optionally "labels" (n,).
@@ -63,7 +62,7 @@ def arrays(path: str | Path, split: str) -> ArraySource:
     return ArraySource(whole.images[rows], None if whole.labels is None else whole.labels[rows], whole.num_classes)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: AnyPath) -> dict[str, np.ndarray]:
     """All arrays of an .npz file; pickled objects are refused, for they can run code."""
     if not path.is_file():
         raise DataError(f'{path}: no such file; give the path of an .npz with an array "images"')
@@ -74,7 +73,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays: {error}") from error
 
 
-def _npz_source(path: str | Path, contents: dict[str, np.ndarray], images: str, labels: str) -> ArraySource:
+def _npz_source(path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str) -> ArraySource:
     try:
         return ArraySource(contents[images], contents.get(labels))
     except DataError as error:

@@ -12,14 +12,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int, Integer
 
 from cmjax.evaluation.metrics import Images, check_images, frechet_distance, prdc, squared_radii, statistics
-from cmjax.files import to_path, write_atomically
+from cmjax.files import AnyPath, to_path, write_atomically
 
 Labels = Integer[np.ndarray, " _"]
 """(n,): the class of each image; any integers."""
@@ -158,7 +157,7 @@ def _encode(features: ClassifierFeatures) -> bytes:
     return content.getvalue()
 
 
-def _read(path: Path, *, layers: int) -> ClassifierFeatures | None:
+def _read(path: AnyPath, *, layers: int) -> ClassifierFeatures | None:
     """The classifier in `path`; None where there is none, or none that can be read (zip members have checksums)."""
     try:
         # opened here, because np.load leaves its own file open when the zip is damaged

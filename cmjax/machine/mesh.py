@@ -1,6 +1,7 @@
 """Devices: one mesh with the axes `data` and `fsdp`, and how batches and parameters lie on it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,15 +11,16 @@ SMALL = 2**16
 """Elements of a leaf below which it is not worth splitting: each use would wait for the others' parts."""
 
 
-def make_mesh(*, fsdp: int = 1) -> Mesh:
-    """All devices of all processes: `fsdp` of them share one copy of the parameters, the batch is split over all.
+def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """`fsdp` devices share one copy of the parameters, the batch is split over all.
 
+    Args:   devices: all of all processes where None.
     Raises: ValueError where the number of devices is not a multiple of `fsdp`.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {count}")
-    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -67,3 +69,11 @@ def move(tree: Any, shardings: Any) -> Any:
     """A tree of global arrays, or of host arrays that every process holds alike, laid out anew over the devices. Every
     process must call it."""
     return jax.jit(lambda tree: tree, out_shardings=shardings)(tree)
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """What one device holds of a tree of arrays, or shapes, that lie so."""
+    return sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    )

@@ -1,5 +1,6 @@
 """Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from cmjax.build import Model, Run
 from cmjax.core.guidance import guided
@@ -18,6 +20,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.data.sources import Source
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
+from cmjax.machine.platform import tracing_for
 from cmjax.machine.processes import is_first
 from cmjax.training.logging import Update
 from cmjax.training.optimizer import averages
@@ -39,18 +42,19 @@ def consistency_sampler(times: tuple[float, ...]) -> Sampler:
 
 def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
     """`consistency_sampler`, of one compilation for all times of a number."""
-
-    def sample(flow_map_and_times, keys, conditions):
-        flow_map, times = flow_map_and_times
-        return sample_fn(flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions)
-
-    sharded = _sampling(sample)
+    sharded = _sampling(consistency_sample)
 
     def along(times):
         levels = np.asarray(times, np.float32)
         return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
 
     return along
+
+
+def consistency_sample(flow_map_and_times: Any, keys: Any, conditions: dict) -> Any:
+    """What `consistency_sampler` compiles."""
+    flow_map, times = flow_map_and_times
+    return sample_fn(flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions)
 
 
 def chain_sampler(times: tuple[float, ...], gamma: float) -> Sampler:
@@ -65,12 +69,17 @@ def chain_sampler(times: tuple[float, ...], gamma: float) -> Sampler:
 
 def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:
     """A denoiser's samples by `solver` along the descending `times`."""
+    return _sampling(diffusion_sample(solver, times))
+
+
+def diffusion_sample(solver: Solver, times: tuple[float, ...]) -> Callable[..., Any]:
+    """What `diffusion_sampler` compiles."""
 
     def sample(flow_map, keys, conditions):
         shape = (len(keys), *flow_map.shape)
         return sample_denoiser(flow_map, keys, shape, times=times, path=flow_map.path, solver=solver, **conditions)
 
-    return _sampling(sample)
+    return sample
 
 
 def draw_images(
@@ -87,11 +96,7 @@ def draw_images(
 
     Latents are what has neither 1 nor 3 channels. conditions: (num, ...).
     """
-    devices = jax.device_count()
-    most = max(PIXELS_AT_ONCE // int(np.prod(flow_map.shape)), 16) * devices
-    chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
-    chunk = -(-num // (chunks * devices)) * devices
-    drawn = []
+    chunk, drawn = chunk_of(num, flow_map.shape, jax.device_count()), []
     for start in range(0, num, chunk):
         indices = np.arange(start, start + chunk)
         keys = keys_of(seed, first + indices)
@@ -100,6 +105,13 @@ def draw_images(
         update_progress(min(start + chunk, num), "")
     images = np.concatenate(drawn)[:num]
     return to_uint8(images) if images.shape[-1] in (1, 3) else images
+
+
+def chunk_of(num: int, shape: tuple[int, ...], devices: int) -> int:
+    """How many of `num` samples are drawn at once, a multiple of the devices."""
+    most = max(PIXELS_AT_ONCE // math.prod(shape), 16) * devices
+    chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
+    return -(-num // (chunks * devices)) * devices
 
 
 def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
@@ -147,7 +159,7 @@ def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
              it with the same rows, and has all of the results.
     """
     mesh = make_mesh()
-    jitted = jax.jit(function, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    jitted = _spread(function, mesh)
 
     def call(model, rows):
         rows = jax.tree.map(np.asarray, rows)
@@ -159,14 +171,27 @@ def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     return call
 
 
-def _sampling(sample: Callable) -> Sampler:
-    """A sampler of what samples with typed keys."""
+def trace_sampler(sample: Callable[..., Any], model: Any, rows: tuple[Any, dict], mesh: Mesh) -> jax.stages.Traced:
+    """A sampler of `sample` for models and rows (key data, conditions) like these shapes, and the mesh's devices."""
+    with tracing_for(mesh.devices.flat[0].platform):
+        return _spread(_with_keys(sample), mesh).trace(model, rows)
 
+
+def _spread(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
+    return jax.jit(function, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+
+def _with_keys(sample: Callable) -> Callable[[Any, Any], Any]:
     def with_keys(model, rows):
         key_data, conditions = rows
         return sample(model, jax.random.wrap_key_data(key_data), conditions)
 
-    compiled = over_devices(with_keys)
+    return with_keys
+
+
+def _sampling(sample: Callable) -> Sampler:
+    """A sampler of what samples with typed keys."""
+    compiled = over_devices(_with_keys(sample))
     return lambda model, key_data, conditions: compiled(model, (key_data, conditions))
 
 

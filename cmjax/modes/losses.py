@@ -73,7 +73,7 @@ def bin_edges(model: Model, bins: int) -> np.ndarray:
 def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]:
     """The objective's teacher, and what it uses and training leaves alone."""
     try:
-        frozen = {name: load_weights() for name, load_weights in method.frozen.items()}
+        frozen = {name: weights.load() for name, weights in method.frozen.items()}
         frozen = move(frozen, parameter_shardings(frozen, mesh))
         teacher = load(method.teacher, mesh=mesh) if method.teacher else None
     except (ConfigError, OSError, ValueError, ImportError, RuntimeError) as error:

@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from jax.sharding import Mesh
 from cmjax.build import Model, Run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
+from cmjax.data.batches import preprocess
 from cmjax.data.sources import Source
+from cmjax.evaluation.diagnostics import bin_of
 from cmjax.fields import ConfigError
 from cmjax.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
+from cmjax.modes.losses import bin_edges
 from cmjax.nets.inputs import ADDED
 from cmjax.training.state import TrainState
-from cmjax.training.step import init_state
+from cmjax.training.step import TrainStep, init_state, make_train_step
 from cmjax.workdir import load, read_record, split_checkpoint, unwritable
 
 log = logging.getLogger(__name__)
@@ -57,13 +61,13 @@ def cache_compilations(workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
 
 
-def mesh_of(plan: Run) -> Mesh:
-    """The mesh of all devices that there are.
+def mesh_of(plan: Run, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of these devices, or of all that there are.
 
     Raises: ConfigError where `mesh.fsdp` or the batch does not divide over them.
     """
     try:
-        mesh = make_mesh(fsdp=plan.fsdp)
+        mesh = make_mesh(fsdp=plan.fsdp, devices=devices)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
     check_batch(plan, mesh.size)
@@ -112,9 +116,38 @@ def check_teacher(plan: Run, teacher: FlowMap | None, student: Model, shape: tup
 
 def load_frozen(plan: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
     """What the objective uses and training leaves alone, laid over the mesh."""
-    frozen = {name: _load_weights(name, load_weights) for name, load_weights in plan.method.frozen.items()}
+    frozen = {name: _load_weights(name, weights.load) for name, weights in plan.method.frozen.items()}
     frozen = move(frozen, parameter_shardings(frozen, mesh))
     return frozen if teacher is None else {**frozen, "teacher": teacher.params}
+
+
+def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
+    """The train step of a configuration, not yet compiled."""
+    return make_train_step(
+        plan.method.objective(model, teacher),
+        plan.optimizer,
+        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
+        augment=plan.augment,
+        seed=plan.seed,
+        conditions=("label",) if model.class_conditional else (),
+        label_dropout=plan.label_dropout,
+        grad_accumulation=plan.grad_accumulation,
+        skip_nonfinite=plan.skip_nonfinite,
+        schedules=plan.schedules,
+        **_bins(plan, model),
+    )
+
+
+def _bins(plan: Run, model: Model) -> dict[str, Any]:
+    """What makes the train step sum the losses by noise level, where the configuration asks for it."""
+    if not plan.log["bins"]:
+        return {}
+    edges = bin_edges(model, plan.log["bins"])
+
+    def bin_of_sample(key, batch_size, step):
+        return bin_of(model.path.noise_level(plan.method.pair(key, batch_size, step).t), edges)
+
+    return {"bins": plan.log["bins"], "bin_of": bin_of_sample}
 
 
 def first_state(plan: Run, model: Model, shape: tuple[int, ...], mesh: Mesh) -> TrainState:

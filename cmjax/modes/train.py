@@ -10,17 +10,15 @@ from typing import Any
 from jax.sharding import Mesh
 
 from cmjax.build import Model, Run, read_run
-from cmjax.core.sampling import FlowMap
-from cmjax.data.batches import Batches, preprocess
+from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
-from cmjax.evaluation.diagnostics import bin_of
 from cmjax.evaluation.features import format_figures
+from cmjax.fields import ConfigError
 from cmjax.files import to_json, write_atomically
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.modes.draw import Pictures
 from cmjax.modes.figures import can_compare, compare
-from cmjax.modes.losses import bin_edges
 from cmjax.modes.starting import (
     alone_in,
     cache_compilations,
@@ -31,27 +29,34 @@ from cmjax.modes.starting import (
     load_teacher,
     mesh_of,
     open_together,
+    train_step_of,
 )
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, progress
 from cmjax.training.loop import run_loop
+from cmjax.training.profiling import read_steps, traced
+from cmjax.training.speed import speed_on
 from cmjax.training.state import TrainState
-from cmjax.training.step import TrainStep, compile_train_step, make_train_step, state_shapes
+from cmjax.training.step import compile_train_step, state_shapes
 from cmjax.workdir import newest_checkpoint, write_record
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], workdir: Path) -> None:
-    """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one."""
+def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, profile: str | None = None) -> None:
+    """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one.
+
+    Args: recipe: its name, for the record. profile: steps to trace, as 20:25.
+    """
     began = time.perf_counter()
     plan = read_run(config)
+    steps = _steps_to_trace(profile, plan)
     with alone_in(workdir):
-        _run_alone(plan, config, workdir, began)
+        _run_alone(plan, config, workdir, began, recipe, steps)
 
 
-def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float) -> None:
+def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
     mesh = mesh_of(plan)
     teacher = load_teacher(plan, mesh)
@@ -61,31 +66,23 @@ def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float
     check_teacher(plan, teacher, model, tuple(source.shape))
     has_checkpoint = first_does(lambda: newest_checkpoint(workdir)) >= 0
     start = None if has_checkpoint else first_state(plan, model, source.shape, mesh)
-    for change in first_does(lambda: write_record(workdir, config, source.shape, source.num_classes)):
+    for change in first_does(lambda: write_record(workdir, config, source.shape, source.num_classes, recipe=recipe)):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(plan, model, source, workdir)
-    trained, speed = _train(plan, start, frozen, model, teacher, source, mesh, workdir, config, pictures)
+    trained, speed = _train(plan, start, frozen, model, teacher, source, mesh, workdir, config, pictures, steps)
     _finish(plan, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
 
 
-def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
-    """The train step of a configuration, not yet compiled."""
-    return make_train_step(
-        plan.method.objective(model, teacher),
-        plan.optimizer,
-        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
-        augment=plan.augment,
-        seed=plan.seed,
-        conditions=("label",) if model.class_conditional else (),
-        label_dropout=plan.label_dropout,
-        grad_accumulation=plan.grad_accumulation,
-        skip_nonfinite=plan.skip_nonfinite,
-        schedules=plan.schedules,
-        **_bins(plan, model),
-    )
+def _steps_to_trace(profile: str | None, plan: Run) -> range | None:
+    try:
+        return None if profile is None else read_steps(profile, plan.steps)
+    except ValueError as error:
+        raise ConfigError(f"--profile={profile}: {error}") from error
 
 
-def _train(plan: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures):
+def _train(
+    plan: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures, trace_steps
+):
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
     batches = Batches(source, batch_size=plan.batch_size, seed=plan.seed, sharding=batch_sharding(mesh))
     keep = {name: plan.checkpoint[name] for name in ("keep", "keep_every")}
@@ -105,16 +102,20 @@ def _train(plan: Run, state, frozen, model: Model, teacher, source: Source, mesh
         log.info("compiled in %.1f s; training steps %d to %d", compile_seconds, start, plan.steps)
         mirrors = {name: plan.log[name] for name in ("tensorboard", "wandb")}
         writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
+        speed = speed_on(mesh, compiled, batch_size=plan.batch_size)
         began = time.perf_counter()
-        with progress("training", plan.steps, start=start) as update:
+        with (
+            progress("training", plan.steps, start=start) as update,
+            traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
+        ):
             state = run_loop(
                 state,
-                compiled,
+                train_step,
                 frozen,
                 batches.stream(start, plan.steps),
                 start=start,
                 total_steps=plan.steps,
-                batch_size=plan.batch_size,
+                speed=speed,
                 checkpointer=checkpointer,
                 save_every=plan.checkpoint["save_every"],
                 write_record=writer.write if writer else lambda step, record: None,
@@ -127,20 +128,8 @@ def _train(plan: Run, state, frozen, model: Model, teacher, source: Source, mesh
         seconds = time.perf_counter() - began
         if writer:
             writer.close()
-    rate = (plan.steps - start) * plan.batch_size / seconds
-    return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, "images_per_second": rate}
-
-
-def _bins(plan: Run, model: Model) -> dict[str, Any]:
-    """What makes the train step sum the losses by noise level, where the configuration asks for it."""
-    if not plan.log["bins"]:
-        return {}
-    edges = bin_edges(model, plan.log["bins"])
-
-    def bin_of_sample(key, batch_size, step):
-        return bin_of(model.path.noise_level(plan.method.pair(key, batch_size, step).t), edges)
-
-    return {"bins": plan.log["bins"], "bin_of": bin_of_sample}
+    speeds = speed.at(seconds / (plan.steps - start))
+    return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
 
 
 def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:
@@ -166,7 +155,7 @@ def _report_end(plan: Run, state: TrainState, source: Source, workdir: Path, ima
         "steps": steps,
         "images_seen": steps * plan.batch_size,
         "parameters": count(state.params),
-        **{name: round(value, 2) for name, value in speed.items()},
+        **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,
     }
     write_atomically(workdir / "summary.json", to_json(summary))
@@ -174,8 +163,8 @@ def _report_end(plan: Run, state: TrainState, source: Source, workdir: Path, ima
 
 
 def _report(summary: dict[str, Any]) -> str:
-    lines = [f"{name:18s} {value}" for name, value in summary.items() if name not in ("samples", "figures")]
-    lines += [f"{'samples ' + name:18s} {path}" for name, path in summary["samples"].items()]
+    lines = [f"{name:26s} {value}" for name, value in summary.items() if name not in ("samples", "figures")]
+    lines += [f"{'samples ' + name:26s} {path}" for name, path in summary["samples"].items()]
     if summary["figures"]:
         lines += ["", format_figures(summary["figures"])]
     return "\n".join(lines)

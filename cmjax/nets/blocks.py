@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cmjax.machine.platform import platform
 from cmjax.nets.heads import WeightHead
 from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Pointwise, Uniform, Xavier, downsample, upsample
 
@@ -128,7 +129,7 @@ def attend(
     implementation: "xla", or "cudnn" for the fused kernels of NVIDIA GPUs, which take half precision alone and have no
     forward-mode derivative: tangent losses need "xla".
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if implementation == "cudnn" else "xla")
     # Plain products: three quarters of the time of `jax.nn.dot_product_attention` on a CPU.
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)

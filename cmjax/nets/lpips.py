@@ -32,7 +32,7 @@ def lpips(
         raise ValueError(f"pool must be 'max' or 'avg', got {pool!r}")
     if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3:
         raise ValueError(f"x and y must be RGB images (b, h, w, 3) of one shape, got {x.shape} and {y.shape}")
-    both = jnp.concatenate([x, y])
+    both = jnp.stack([x, y], 1).reshape(-1, *x.shape[1:])  # pairs side by side: none crosses devices
     if resize and min(both.shape[1:3]) < resize:
         both = jax.image.resize(both, (both.shape[0], resize, resize, 3), "bilinear")
     h = ((both + 1) / 2 - MEAN[None, None, None]) / STD[None, None, None]
@@ -45,9 +45,25 @@ def lpips(
                 h, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             h = jax.nn.relu(h + layer["bias"][None, None, None])
-        a, b = jnp.split(_unit(h), 2)
-        total += jnp.mean((a - b) ** 2 @ head, axis=(1, 2))
+        pair = _unit(h).reshape(len(x), 2, *h.shape[1:])
+        total += jnp.mean((pair[:, 0] - pair[:, 1]) ** 2 @ head, axis=(1, 2))
     return total
+
+
+def parameter_shapes() -> Any:
+    """The shapes of the parameters of `lpips`."""
+    channels, convolutions = 3, []
+    for widths in WIDTHS:
+        stage = []
+        for width in widths:
+            stage.append({"kernel": _float32(3, 3, channels, width), "bias": _float32(width)})
+            channels = width
+        convolutions.append(stage)
+    return {"convolutions": convolutions, "heads": [_float32(widths[-1]) for widths in WIDTHS]}
+
+
+def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _unit(h: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -14,9 +14,11 @@ from cmjax.machine.processes import all_agree
 from cmjax.machine.signals import stop_requests
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import Update
+from cmjax.training.speed import Speed
 from cmjax.training.state import Batch, TrainState
-from cmjax.training.step import CompiledStep, Metrics
+from cmjax.training.step import Metrics
 
+LoopedStep = Callable[[TrainState, Params, Batch, int], tuple[TrainState, Metrics]]
 WriteRecord = Callable[[int, dict[str, float]], None]
 
 log = logging.getLogger(__name__)
@@ -45,13 +47,13 @@ class Stopped(Exception):
 
 def run_loop(
     state: TrainState,
-    train_step: CompiledStep,
+    train_step: LoopedStep,
     frozen: Params,
     batches: Iterable[Batch],
     *,
     start: int,
     total_steps: int,
-    batch_size: int,
+    speed: Speed,
     checkpointer: Checkpointer,
     save_every: int,
     write_record: WriteRecord,
@@ -67,7 +69,7 @@ def run_loop(
 
     Raises: NonFiniteLoss, or Stopped on SIGTERM and Ctrl-C; either way with the state saved.
     """
-    late = _LateMetrics(write_record, update_progress, log_every=log_every, batch_size=batch_size)
+    late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed)
     with stop_requests() as stop_requested:
         try:
             for step, batch in zip(range(start, total_steps), batches, strict=True):
@@ -98,9 +100,9 @@ class _LateMetrics:
     `stop`: the signal that the processes' votes in the steps read so far ask to stop by, the same in all of them.
     """
 
-    def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, batch_size: int):
+    def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed):
         self._write_record, self._update_progress = write_record, update_progress
-        self._log_every, self._batch_size = log_every, batch_size
+        self._log_every, self._speed = log_every, speed
         self.stop = 0
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
@@ -139,8 +141,8 @@ class _LateMetrics:
         if self._losses:
             record["loss"] = sum(self._losses) / len(self._losses)
         record |= _mean_of_bins(self._loss_bins)
-        record |= {"step_seconds": seconds, "images_per_second": self._batch_size / seconds}
-        self._write_record(done, record | {"nimg": done * self._batch_size})
+        record |= {"step_seconds": seconds, **self._speed.at(seconds)}
+        self._write_record(done, record | {"nimg": done * self._speed.batch_size})
         self._losses, self._loss_bins, self._steps, self._window_start = [], [], 0, now
 
 

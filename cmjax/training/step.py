@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
+from cmjax.machine.flops import jaxpr_flops
 from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
+from cmjax.machine.platform import platform, tracing_for
 from cmjax.training.optimizer import TARGET, averages
 from cmjax.training.state import Batch, TrainState
 
@@ -150,7 +152,7 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
     one = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda array: array[0], inputs))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
     # A convolution's weight gradient inside a scan is some 50 times slower on a CPU: unrolled there.
-    unroll = parts if jax.default_backend() == "cpu" else 1
+    unroll = parts if platform() == "cpu" else 1
     return jax.tree.map(lambda total: total / parts, jax.lax.scan(add, zeros, inputs, unroll=unroll)[0])
 
 
@@ -179,8 +181,9 @@ class CompiledStep:
     """The executable of a train step for exactly these shapes: called with any other, it fails rather than compile
     again. With every step the processes vote on stopping, so that all of them stop at the same one."""
 
-    def __init__(self, executable: Any, mesh: Mesh):
-        self.executable = executable
+    def __init__(self, executable: Any, mesh: Mesh, *, flops: float):
+        """Args: flops: operations of a step on all devices, those of matrix products and convolutions."""
+        self.executable, self.flops = executable, flops
         self._votes = lru_cache(partial(_votes, mesh))
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
@@ -197,21 +200,30 @@ def _votes(mesh: Mesh, vote: int) -> Array:
 def compile_train_step(
     train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
 ) -> CompiledStep:
-    """The train step for states, frozen parameters and batches like these arrays, or shapes.
+    """The train step for states, frozen parameters and batches like these arrays, or shapes."""
+    traced = trace_train_step(train_step, state, frozen, batch, mesh)
+    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr))
+
+
+def trace_train_step(
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
+) -> jax.stages.Traced:
+    """What `compile_train_step` compiles, for the devices of the mesh, here or not.
 
     The state is donated; frozen parameters are an argument, never constants.
     """
 
-    def with_votes(state, frozen, batch, votes):
+    def train_step_with_votes(state, frozen, batch, votes):
         state, metrics = train_step(state, frozen, batch)
         return state, {**metrics, "stop": jnp.max(votes)}
 
     state_shardings, by_device = parameter_shardings(state, mesh), batch_sharding(mesh)
     jitted = jax.jit(
-        with_votes,
+        train_step_with_votes,
         donate_argnums=0,
         in_shardings=(state_shardings, parameter_shardings(frozen, mesh), by_device, by_device),
         out_shardings=(state_shardings, replicated(mesh)),
     )
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
-    return CompiledStep(jitted.lower(state, frozen, batch, votes).compile(), mesh)
+    with tracing_for(mesh.devices.flat[0].platform):
+        return jitted.trace(state, frozen, batch, votes)

@@ -1,0 +1,67 @@
+"""What is published of the chips that JAX runs on: peak arithmetic, memory, and the bandwidth to it and to other chips.
+
+TPUs: the pages v2 to v6e and tpu7x of the Cloud TPU documentation (docs.cloud.google.com/tpu/docs); v2 and the links of
+v4 from Jouppi et al. 2020 and 2023. JAX has two devices for each chip of TPU v2, v3 and 7x: theirs is half of it.
+GPUs: NVIDIA's data sheets, dense arithmetic. V100 and T4 know no bfloat16; their peak is that of float16.
+"""
+
+import re
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Of one JAX device.
+
+    peak_flops: bfloat16 operations per second, two for each multiply-add. hbm_bytes: its memory. hbm_bandwidth: bytes
+    per second. link_bandwidth: bytes per second that it sends to other chips over all of its links together; None where
+    none is published, or it depends on how the chips are put together.
+    """
+
+    name: str
+    peak_flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float | None = None
+
+
+CHIPS = {
+    "TPU v2": Chip("TPU v2 core", 23e12, 8 * GIB, 350e9),
+    "TPU v3": Chip("TPU v3 core", 61.5e12, 16 * GIB, 450e9),
+    "TPU v4": Chip("TPU v4", 275e12, 32 * GIB, 1200e9, 300e9),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9),
+    "TPU v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9),
+    "TPU v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * GIB, 1638e9, 400e9),
+    "TPU v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1638e9, 400e9),
+    "TPU7x": Chip("TPU7x core", 1153.5e12, 96 * GIB, 3690e9, 300e9),
+    "Tesla T4": Chip("T4", 65e12, 16 * GIB, 320e9),
+    "Tesla V100-PCIE-16GB": Chip("V100 PCIe", 112e12, 16 * GIB, 900e9),
+    "Tesla V100-PCIE-32GB": Chip("V100 PCIe", 112e12, 32 * GIB, 900e9),
+    "Tesla V100-SXM2-16GB": Chip("V100 SXM2", 125e12, 16 * GIB, 900e9),
+    "Tesla V100-SXM2-32GB": Chip("V100 SXM2", 125e12, 32 * GIB, 900e9),
+    "NVIDIA A100-PCIE-40GB": Chip("A100 PCIe", 312e12, 40 * GIB, 1555e9),
+    "NVIDIA A100-SXM4-40GB": Chip("A100 SXM", 312e12, 40 * GIB, 1555e9),
+    "NVIDIA A100 80GB PCIe": Chip("A100 PCIe", 312e12, 80 * GIB, 1935e9),
+    "NVIDIA A100-SXM4-80GB": Chip("A100 SXM", 312e12, 80 * GIB, 2039e9),
+    "NVIDIA L4": Chip("L4", 121e12, 24 * GIB, 300e9),
+    "NVIDIA L40S": Chip("L40S", 362e12, 48 * GIB, 864e9),
+    "NVIDIA H100 PCIe": Chip("H100 PCIe", 756e12, 80 * GIB, 2000e9),
+    "NVIDIA H100 NVL": Chip("H100 NVL", 835.5e12, 94 * GIB, 3900e9),
+    "NVIDIA H100": Chip("H100 SXM", 989.5e12, 80 * GIB, 3350e9),
+    "NVIDIA H200 NVL": Chip("H200 NVL", 835.5e12, 141 * GIB, 4800e9),
+    "NVIDIA H200": Chip("H200 SXM", 989.5e12, 141 * GIB, 4800e9),
+}
+"""By the beginning of `device_kind`, as libtpu and CUDA have it."""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`, by the longest name that it begins with; None for a CPU, a part of a GPU
+    (MIG) and what is not in the table."""
+    if " MIG " in device_kind:
+        return None
+    begun = [name for name in CHIPS if re.match(re.escape(name) + r"(?![\w.])", device_kind)]
+    return CHIPS[max(begun, key=len)] if begun else None

@@ -1,0 +1,149 @@
+"""What other settings would do to a train step's memory and arithmetic, without compiling them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from cmjax.build import Run
+from cmjax.machine.chips import Chip
+from cmjax.machine.mesh import batch_sharding, bytes_per_device, make_mesh, parameter_shardings
+from cmjax.machine.program import DoesNotFitError, Program
+
+Shapes = Mapping[str, Any]
+"""The shapes of "state", "frozen" and "batch"."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `other`: what the compiler's layout adds to the arguments, and results that lie apart."""
+
+    state: int
+    frozen: int
+    batch: int
+    other: int
+    temporaries: int
+    code: int
+    available: int | None
+    refused: bool = False
+
+    @classmethod
+    def of(
+        cls, shapes: Shapes, mesh: Mesh, program: Program | None, refusal: DoesNotFitError | None, chip: Chip | None
+    ) -> "Memory":
+        """From the compiler's figures, or from what it said when it refused."""
+        state, frozen, batch = given(shapes, mesh)
+        available = None if chip is None else chip.hbm_bytes
+        if program is not None:
+            rest = program.memory - program.arguments - program.temporaries - program.code
+            other = program.arguments - state - frozen - batch + rest
+            return cls(state, frozen, batch, other, program.temporaries, program.code, available)
+        temporaries = 0
+        if refusal is not None:
+            available = refusal.available or available
+            temporaries = refusal.temporaries or max((refusal.total or 0) - state - frozen - batch, 0)
+        return cls(state, frozen, batch, 0, temporaries, 0, available, refused=True)
+
+    @property
+    def total(self) -> int:
+        return self.state + self.frozen + self.batch + self.other + self.temporaries + self.code
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the device's memory is not known."""
+        if self.refused:
+            return False
+        return None if self.available is None else self.total <= self.available
+
+    def table(self) -> dict[str, Any]:
+        return {**vars(self), "total": self.total, "fits": self.fits}
+
+
+def given(shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
+    """The bytes on one device of the state, the frozen parameters and the batch."""
+    state, frozen = (
+        bytes_per_device(shapes[name], parameter_shardings(shapes[name], mesh)) for name in ("state", "frozen")
+    )
+    batch = shapes["batch"]
+    return state, frozen, bytes_per_device(batch, dict.fromkeys(batch, batch_sharding(mesh)))
+
+
+def advise(
+    config: Mapping[str, Any],
+    plan: Run,
+    memory: Memory,
+    shapes: Shapes,
+    mesh: Mesh,
+    operations: float,
+    count_operations: Callable[[Mapping[str, Any]], float],
+) -> list[dict[str, Any]]:
+    """Rows of an option, the memory on one device with it (estimated; None: only compiling tells) and the operations.
+
+    operations: of the train step; count_operations: those of another configuration's.
+    """
+    rows = []
+
+    def row(option: str, share: float = 1.0, **changes: int) -> None:
+        total = _estimate(plan, memory, shapes, mesh, share=share, **changes)
+        rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * share})
+
+    for fsdp in _fsdps(mesh.size):
+        if fsdp > plan.fsdp:
+            row(f"mesh.fsdp={fsdp}", fsdp=fsdp)
+    for parts in _parts(plan, mesh.size)[1:3]:
+        row(f"grad_accumulation={parts}", parts=parts)
+    if plan.batch_size % (2 * mesh.size * plan.grad_accumulation) == 0:
+        row(f"batch_size={plan.batch_size // 2}", share=0.5)
+    if config["net"].get("remat") is False:
+        remat = {**config, "net": {**config["net"], "remat": True}}
+        rows.append({"option": "--config.net.remat=True", "memory": None, "operations": count_operations(remat)})
+    return rows
+
+
+def what_fits(plan: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
+    """The least change of fsdp and of gradient accumulation that is estimated to fit, as a sentence."""
+    for fsdp in [plan.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > plan.fsdp)]:
+        for parts in _parts(plan, mesh.size):
+            total = _estimate(plan, memory, shapes, mesh, fsdp=fsdp, parts=parts)
+            if total <= (memory.available or 0) and (fsdp, parts) != (plan.fsdp, plan.grad_accumulation):
+                options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != plan.fsdp else []
+                options += [f"--config.grad_accumulation={parts}"] if parts != plan.grad_accumulation else []
+                return f"by estimate {' '.join(options)} makes it fit, {total / 2**30:.2f} GiB: plan that"
+    return "no fsdp and no gradient accumulation makes it fit by estimate: try --config.net.remat=True or more devices"
+
+
+def _estimate(
+    plan: Run,
+    memory: Memory,
+    shapes: Shapes,
+    mesh: Mesh,
+    *,
+    fsdp: int | None = None,
+    parts: int | None = None,
+    share: float = 1.0,
+) -> int:
+    """The state and what is frozen exactly; temporaries in proportion to the samples at once, beside the gradients."""
+    fsdp, parts = fsdp or plan.fsdp, parts or plan.grad_accumulation
+    split = make_mesh(fsdp=fsdp, devices=list(mesh.devices.flat))
+    state, frozen, batch = given(shapes, split)
+    params = shapes["state"].params
+    gradients = bytes_per_device(params, parameter_shardings(params, mesh))
+    ours = bytes_per_device(params, parameter_shardings(params, split))
+    activations = max(memory.temporaries - gradients, 0) * share * plan.grad_accumulation / parts
+    accumulated = ours if parts > 1 and plan.grad_accumulation == 1 else 0
+    return round(state + frozen + batch * share + memory.other + memory.code + ours + accumulated + activations)
+
+
+def _fsdps(devices: int) -> list[int]:
+    """Some numbers of devices that may share the parameters."""
+    return [fsdp for fsdp in (2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
+
+
+def _parts(plan: Run, devices: int) -> list[int]:
+    """The numbers of parts, from the present one on, in which the batch divides over the devices."""
+    return [
+        parts
+        for parts in range(plan.grad_accumulation, plan.batch_size // devices + 1)
+        if plan.batch_size % (parts * devices) == 0
+    ]

@@ -1,0 +1,185 @@
+"""`--mode=plan`: whether a recipe fits a machine, which need not be there, and how fast it can be at best."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cmjax.build import Model, Run, read_run
+from cmjax.data.batches import batch_shapes
+from cmjax.evaluation.budget import bounds, page
+from cmjax.fields import ConfigError
+from cmjax.files import to_json, write_atomically
+from cmjax.machine.chips import Chip, chip_of
+from cmjax.machine.collectives import summarize
+from cmjax.machine.flops import jaxpr_flops
+from cmjax.machine.mesh import parameter_shardings, shapes_on
+from cmjax.machine.program import DoesNotFitError, Program, compile_program
+from cmjax.machine.topology import topology_devices
+from cmjax.modes.advice import Memory, advise, what_fits
+from cmjax.modes.draw import chunk_of, class_labels, consistency_sample, diffusion_sample, trace_sampler, with_guidance
+from cmjax.modes.starting import count, mesh_of, train_step_of
+from cmjax.modes.unseen import DataShapes, data_shapes, frozen_shapes, readable, teacher_shapes
+from cmjax.nets.adapter import parameter_shapes
+from cmjax.training.step import state_shapes, trace_train_step
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str) -> None:
+    """Plan the recipe `config`, called `name`, for a slice or for the devices that are here, into `folder`.
+
+    Raises: ConfigError where something does not divide, is unknown or does not fit.
+    """
+    devices = jax.devices() if topology is None else _slice(topology)
+    config = readable(config)
+    plan = read_run(config)
+    mesh = mesh_of(plan, devices)
+    data = data_shapes(config, plan)
+    model = plan.make_model(data.num_classes)
+    _check_folder(folder)
+    chip = chip_of(devices[0].device_kind)
+    report: dict[str, Any] = {
+        "recipe": name,
+        "machine": topology or f"{len(devices)} of {devices[0].device_kind}",
+        "device_kind": devices[0].device_kind,
+        "devices": mesh.size,
+        "fsdp": plan.fsdp,
+        "batch_size": plan.batch_size,
+        "grad_accumulation": plan.grad_accumulation,
+        "steps": plan.steps,
+        "peaks": None if chip is None else vars(chip),
+        "jax": jax.__version__,
+    }
+    refused = _plan_training(report, config, plan, model, data, mesh, chip, folder)
+    if not refused:
+        report["samplers"] = {
+            title: _of_program(program, operations, chip, mesh.size) | {"samples": samples}
+            for title, samples, operations, program in _plan_samplers(plan, model, data, mesh)
+        }
+    write_atomically(folder / "plan.json", to_json(report))
+    write_atomically(folder / "plan.md", page(report))
+    print(page(report))
+    print(f"written to {folder}/plan.md, plan.json")
+    if refused:
+        raise ConfigError(refused)
+
+
+def _plan_training(
+    report: dict[str, Any],
+    config: Mapping[str, Any],
+    plan: Run,
+    model: Model,
+    data: DataShapes,
+    mesh: Mesh,
+    chip: Chip | None,
+    folder: Path,
+) -> str:
+    """Fill the report with what the train step takes; why it does not fit, or "" where it does."""
+    teacher, assumed = teacher_shapes(config, plan, model, data)
+    report["assumed"] = [text for text in (data.assumed, assumed) if text]
+    shapes = {
+        "state": state_shapes(parameter_shapes(model.module, data.shape), plan.optimizer),
+        "frozen": frozen_shapes(plan, teacher),
+        "batch": batch_shapes(data.shape, data.dtype, data.num_classes, plan.batch_size),
+    }
+    report["parameters"] = count(shapes["state"].params)
+    log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
+    traced = trace_train_step(train_step_of(plan, model, teacher), *shapes.values(), mesh)
+    operations = jaxpr_flops(traced.jaxpr.jaxpr)
+    log.info("compiling it; this may take many minutes")
+    program, refusal = None, None
+    try:
+        program = compile_program(traced)
+        log.info("compiled in %.0f s", program.seconds)
+        write_atomically(folder / "train_step.hlo", program.text)
+        report["train_step"] = _of_program(program, operations, chip, mesh.size, plan.grad_accumulation)
+        least = report["train_step"]["seconds"].get("least")
+        report["least_hours"] = None if least is None else least * plan.steps / 3600
+    except DoesNotFitError as error:
+        refusal = error
+        report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}
+    step = report["train_step"] | {"operations_per_image": operations / plan.batch_size}
+    memory = Memory.of(shapes, mesh, program, refusal, chip)
+    report["train_step"] = step | {"memory": memory.table()}
+    trace = partial(_operations, data=data, mesh=mesh)
+    report["advice"] = advise(config, plan, memory, shapes, mesh, operations, trace)
+    if memory.fits is not False:
+        return ""
+    report["fitting"] = what_fits(plan, memory, shapes, mesh)
+    return (
+        f"config: the train step does not fit: it takes {memory.total / 2**30:.2f} GiB of a device's "
+        f"{memory.available / 2**30:.2f} GiB; {report['fitting']}"
+    )
+
+
+def _operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> float:
+    """Of the train step of another configuration."""
+    plan = read_run(config)
+    model = plan.make_model(data.num_classes)
+    teacher, _ = teacher_shapes(config, plan, model, data)
+    state = state_shapes(parameter_shapes(model.module, data.shape), plan.optimizer)
+    batch = batch_shapes(data.shape, data.dtype, data.num_classes, plan.batch_size)
+    step = train_step_of(plan, model, teacher)
+    return jaxpr_flops(trace_train_step(step, state, frozen_shapes(plan, teacher), batch, mesh).jaxpr.jaxpr)
+
+
+def _of_program(program: Program, operations: float, chip: Chip | None, devices: int, parts: int = 1) -> dict[str, Any]:
+    """A program's row of the report. `parts`: how often the body of its loop runs."""
+    exchanged = sum(one.total for one in program.collectives)
+    # The compiler counts the loop over the parts once: what it moves is scaled as its arithmetic is.
+    repeats = max(operations / devices / program.operations, 1.0) if parts > 1 and program.operations else 1.0
+    return {
+        "compile_seconds": program.seconds,
+        "operations": operations,
+        "operations_per_device": operations / devices,
+        "operations_counted_by_the_compiler": program.operations,
+        "bytes_moved_per_device": program.moved * repeats,
+        "collectives": summarize(list(program.collectives)),
+        "bytes_exchanged_per_device": exchanged,
+        "compiled_memory": {"arguments": program.arguments, "results": program.results, "code": program.code,
+                            "temporaries": program.temporaries, "compilers_peak": program.peak,
+                            "total": program.memory},
+        "seconds": bounds(chip, operations / devices, program.moved * repeats, exchanged),
+    }  # fmt: skip
+
+
+def _plan_samplers(plan: Run, model: Model, data: DataShapes, mesh: Mesh):
+    """(name, samples at once, operations, program) of each sampler that the run draws with."""
+    params = parameter_shapes(model.module, data.shape)
+    flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), data.shape)
+    num = chunk_of(plan.samples["num"], data.shape, mesh.size)
+    labels = class_labels(num, data.num_classes if model.class_conditional else None)
+    flow_map, conditions = with_guidance(flow_map, labels, plan.samples["guidance"], takes=model.guided)
+    rows = jax.eval_shape(lambda: (jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), num)), conditions))
+    times, samples = plan.samples["times"](), {}
+    if model.kind == "denoiser":
+        name = f"{plan.samples['solver_name']}-{len(times)}"
+        samples[name] = (diffusion_sample(plan.samples["solver"], times), flow_map)
+    else:
+        for levels in dict.fromkeys((times[:1], times)):
+            shape = jax.ShapeDtypeStruct((len(levels),), jnp.float32)
+            samples[f"{len(levels)}-step"] = (consistency_sample, (flow_map, shape))
+    for name, (sample, sampled) in samples.items():
+        log.info("compiling the sampler %s, %d at once", name, num)
+        traced = trace_sampler(sample, sampled, rows, mesh)
+        yield name, num, jaxpr_flops(traced.jaxpr.jaxpr), compile_program(traced)
+
+
+def _slice(topology: str) -> list[Any]:
+    try:
+        return topology_devices(topology)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"--topology={topology}: {error}") from error
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out={folder} cannot be written: {error.strerror}; name another") from error

@@ -1,0 +1,105 @@
+"""Tracing some steps of a run, for xprof and Perfetto."""
+
+import contextlib
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from cmjax.core.typing import Params
+from cmjax.files import write_atomically
+from cmjax.machine.processes import is_first
+from cmjax.training.state import Batch, TrainState
+from cmjax.training.step import CompiledStep, Metrics
+
+log = logging.getLogger(__name__)
+
+ENDINGS = ("xplane.pb", "trace.json.gz")
+"""Of the files of a trace, for xprof and for Perfetto."""
+
+
+def read_steps(text: str, total_steps: int) -> range:
+    """The steps that `20:25` names: 20 to 24, counted from 0.
+
+    Raises: ValueError, without the option's name, where it names no steps, or some that a run does not have.
+    """
+    numbers = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
+    if not numbers:
+        raise ValueError("must be the first step to trace and the first one not to, as 20:25")
+    steps = range(*map(int, numbers.groups()))
+    if not steps:
+        raise ValueError("the first step must be below the second")
+    if steps.stop > total_steps:
+        raise ValueError(f"the run has {total_steps} steps")
+    return steps
+
+
+@contextlib.contextmanager
+def traced(
+    train_step: CompiledStep, steps: range | None, folder: Path, *, start: int
+) -> Iterator["CompiledStep | TracedSteps"]:
+    """The train step of a run that begins with step `start`, traced at `steps`; at the end it says where the trace is.
+
+    Args: folder: on a disk or in a bucket.
+    """
+    if steps is None:
+        yield train_step
+        return
+    if start >= steps.stop:
+        log.warning("no trace: the run goes on from step %d, after those to be traced", start)
+    tracing = TracedSteps(train_step, steps, folder, start=start)
+    try:
+        yield tracing
+    finally:
+        tracing.finish()
+
+
+class TracedSteps:
+    """A train step that is traced while it does `steps`. The devices are idle at both ends: the trace holds these steps
+    alone."""
+
+    def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int):
+        self._train_step, self._steps, self._folder = train_step, steps, folder
+        self._next = start
+        self._first = max(start, steps.start)
+        self._scratch: tempfile.TemporaryDirectory | None = None  # the profiler writes on disks alone
+
+    def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
+        step, self._next = self._next, self._next + 1
+        if step not in self._steps:
+            return self._train_step(state, frozen, batch, stop)
+        if self._scratch is None:
+            jax.block_until_ready((state, batch))
+            self._scratch = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._scratch.name)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            done = self._train_step(state, frozen, batch, stop)
+        if self._next == self._steps.stop:
+            jax.block_until_ready(done)
+            self.finish()
+        return done
+
+    def finish(self) -> None:
+        """End the trace, where one is under way, and put its files where they belong."""
+        if self._scratch is None:
+            return
+        with self._scratch as written:
+            jax.profiler.stop_trace()
+            self._scratch = None
+            try:
+                self._keep(Path(written))
+            except OSError as error:  # as of a full disk: no reason to end the run
+                log.warning("the trace could not be written to %s: %s", self._folder, error)
+
+    def _keep(self, written: Path) -> None:
+        session = self._folder / "plugins" / "profile" / f"steps-{self._steps.start}-{self._steps.stop}"
+        name = f"process-{jax.process_index()}"  # for that of the host, which several processes may share
+        for ending in ENDINGS:
+            for path in written.rglob(f"*.{ending}"):
+                write_atomically(session / f"{name}.{ending}", path.read_bytes())
+        if is_first():
+            log.info("traced steps %d to %d: xprof --logdir=%s", self._first, self._next, self._folder)
+            log.info("or open %s in https://ui.perfetto.dev", session / f"{name}.{ENDINGS[1]}")
