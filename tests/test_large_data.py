@@ -1,9 +1,12 @@
 """Data sets with damaged examples, data sets larger than memory, and processes that decode."""
 
+import logging
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from cmjax.build import read_run
 from cmjax.data import workers
 from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
-from cmjax.data.sources import arrays, folder, tfds
+from cmjax.data.sources import arrays, digits, folder, tfds
 from cmjax.fields import ConfigError
 from cmjax.machine.mesh import batch_sharding, make_mesh
 from configs import digits_ct
@@ -57,20 +60,46 @@ def test_damaged_files_of_a_folder_have_the_same_limit(pictures, limit):
     for i in range(2):
         (pictures / "train" / f"{i:02d}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     options = {"image_size": 4, "memory_limit_bytes": limit}
-    assert len(folder(pictures, "train", **options, max_corrupt=2)) == 10
-    with pytest.raises(DataError, match=r"2 image files cannot be read.*max_corrupt, which is 1"):
-        folder(pictures, "train", **options, max_corrupt=1)
+    assert len(folder(pictures, "train", **options, max_corrupt=2)) == 12
+    with pytest.raises(DataError, match=r"2 examples cannot be read.*which is 1. The last: train/00.png: .*01.png: "):
+        folder(pictures, "train", **options, max_corrupt=1).gather(np.arange(12))
 
 
-def test_processes_decode_the_same_batches(pictures):
-    source = folder(pictures, "train", image_size=4, memory_limit_bytes=0)
+def test_a_lack_of_memory_is_no_damage(pictures, monkeypatch):
+    def no_memory(file, shape):
+        raise MemoryError
+
+    monkeypatch.setattr("cmjax.data.folder.read_image", no_memory)
+    with pytest.raises(MemoryError):
+        folder(pictures, "train", image_size=4)
+
+
+def test_processes_decode_the_same_batches_and_one_that_dies_ends_the_run(pictures, caplog):
+    (pictures / "train" / "03.png").write_bytes(b"")
     sharding = batch_sharding(make_mesh())
-    alone = Batches(source, 8, seed=3, sharding=sharding)
-    for batch, step in zip(
-        Batches(source, 8, seed=3, sharding=sharding, workers=2).stream(5, 8), (5, 6, 7), strict=True
-    ):
-        np.testing.assert_array_equal(batch["image"], alone.at(step)["image"])
+    options = {"image_size": 4, "memory_limit_bytes": 0, "max_corrupt": 1}
+    alone = Batches(folder(pictures, "train", **options), 12, seed=3, sharding=sharding)
+    expected = [alone.at(step) for step in range(5, 9)]
+    caplog.clear()
+    source = folder(pictures, "train", **options)
+    stream = Batches(source, 12, seed=3, sharding=sharding, workers=2).stream(5)
+    for batch, wanted in zip(stream, expected, strict=False):
+        np.testing.assert_array_equal(batch["image"], wanted["image"])
         assert batch["image"].sharding == sharding
+    assert caplog.text.count("train/03.png cannot be read") == 1
+    processes = [child for child in multiprocessing.active_children() if "grain" in child.name]
+    assert len(processes) == 2
+    processes[0].kill()
+    with pytest.raises(DataError, match=r"config.data.workers=2: a process that decodes ended with code -9"):
+        list(stream)
+    assert not [child for child in processes if child.is_alive()]
+
+
+def test_arrays_are_not_sent_to_processes(caplog):
+    batches = Batches(digits("train"), 8, seed=0, workers=2)
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_array_equal(next(batches.stream(3))["image"], batches.at(3)["image"])
+    assert "config.data.workers=2: these data need no decoding" in caplog.text
 
 
 def test_without_grain_one_line_says_what_to_install(monkeypatch):
@@ -115,7 +144,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_data_set_larger_than_memory_is_read_within_it(tmp_path):
-    """1,600 pictures of 1024x1024, 4.7 GiB decoded, and as many bytes of arrays, in a process that may hold 4 GiB."""
+    """1,600 pictures of 1024x1024, 4.7 GiB decoded, and as much in an array, in a process that may hold 4 GiB."""
     (tmp_path / "pictures" / "train").mkdir(parents=True)
     (tmp_path / "pictures" / "test").mkdir()
     first = tmp_path / "pictures" / "train" / "0.png"
@@ -126,13 +155,11 @@ def test_a_data_set_larger_than_memory_is_read_within_it(tmp_path):
     shape = (1200, 1024, 1024, 1)
     scattered = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.float32, shape)
     del scattered  # a file with a hole
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.write(tmp_path / "images.npy", "images.npy")
     (tmp_path / "limited.py").write_text(LIMITED)
-    cases = [("pictures", 10**9, 0), ("pictures", 10**9, 2), ("a.npz", 10**9, 0), ("pictures", 10**10, 0)]
-    cases.append(("a.npz", 10**10, 0))
+    cases = [(name, 10**9, workers) for name in ("pictures", "a.npz") for workers in (0, 2)]
+    cases += [("pictures", 10**10, 0), ("a.npz", 10**10, 0)]
     for name, limit, processes in cases:
         command = [sys.executable, str(tmp_path / "limited.py"), str(tmp_path / name), str(limit), str(processes)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.data.base import ArraySource, DataError, OnDemandSource, Source
+from cmjax.data.base import ArraySource, DataError, Source
 from cmjax.data.decoding import decode_image
+from cmjax.data.on_demand import OnDemandSource
 from cmjax.data.sources import arrays, digits, folder, tfds
 
 SHARED = Path(os.environ.get("CMJAX_SHARED", "../shared")) / "data" / "tfds"
@@ -209,42 +210,24 @@ def test_folder_turns_photographs_upright(tmp_path):
     np.testing.assert_array_equal(everything(folder(tmp_path, "train", image_size=4))["image"][0], np.rot90(image, -1))
 
 
-def test_folder_skips_and_names_unreadable_files(tmp_path, caplog):
-    for i in range(12):
-        (tmp_path / "train" / "b").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "train" / "b" / f"bad{i:02d}.jpg").write_bytes(b"not a JPEG file")
-    write(tmp_path / "train" / "a" / "good.png", noise(4, 4, 3))
-    write(tmp_path / "train" / "c" / "good.png", noise(4, 4, 3, seed=1))
-    write(tmp_path / "test" / "a" / "good.png", noise(4, 4, 3))
-    for limit in (10**9, 0):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            source = folder(tmp_path, "train", image_size=4, memory_limit_bytes=limit)
-        (message,) = [record.getMessage() for record in caplog.records]
-        assert "skipped 12 image files" in message
-        assert "bad09.jpg" in message
-        assert "bad10.jpg" not in message
-        assert "and 2 more" in message
-        batch = everything(source)
-        assert batch["label"].tolist() == [0, 2]
-        np.testing.assert_array_equal(batch["image"][1], noise(4, 4, 3, seed=1))
-
-
-def test_folder_with_damaged_pixels(tmp_path, caplog):
-    """The header is sound, so that decoding on demand comes upon the damage in the middle of a run."""
+def test_a_damaged_file_is_named_once_and_the_next_one_stands_in_for_it(tmp_path, caplog):
+    """Whether headers or pixels are damaged, in memory or on demand: a batch does not depend on the memory limit."""
     for name, seed in (("a", 0), ("b", 1), ("c", 2)):
         write(tmp_path / "train" / name / "0.png", noise(16, 16, 3, seed=seed))
     write(tmp_path / "test" / "a" / "0.png", noise(16, 16, 3))
     damaged = tmp_path / "train" / "b" / "0.png"
+    (tmp_path / "train" / "c" / "1.jpg").write_bytes(b"not a JPEG file")
     damaged.write_bytes(damaged.read_bytes()[:300])
     with caplog.at_level(logging.WARNING):
-        in_memory, on_demand = both_kinds(tmp_path, "train", image_size=16)
-        assert everything(in_memory)["label"].tolist() == [0, 2]
-        for _ in range(2):
-            batch = everything(on_demand)
-            assert batch["label"].tolist() == [0, 2, 2]
-            np.testing.assert_array_equal(batch["image"][1], noise(16, 16, 3, seed=2))
-    assert [str(damaged) in record.getMessage() for record in caplog.records] == [True, True]
+        for source in both_kinds(tmp_path, "train", image_size=16):
+            for _ in range(2):
+                batch = everything(source)
+                assert batch["label"].tolist() == [0, 2, 2, 0]
+                for place, seed in enumerate((0, 2, 2, 0)):
+                    np.testing.assert_array_equal(batch["image"][place], noise(16, 16, 3, seed=seed))
+    messages = sorted(record.getMessage() for record in caplog.records)
+    names = ["b/0.png", "b/0.png", "c/1.jpg", "c/1.jpg"]
+    assert ["train/" + name in message for name, message in zip(names, messages, strict=True)] == [True] * 4
 
 
 def test_folder_errors_say_what_is_wrong(tmp_path):
@@ -266,7 +249,7 @@ def test_folder_errors_say_what_is_wrong(tmp_path):
     (tmp_path / "bad" / "train" / "0.png").write_bytes(b"nothing")
     for limit in (10**9, 0):
         message = error(tmp_path / "bad", memory_limit_bytes=limit)
-        assert "none of its 1 image files can be read" in message
+        assert "not one of its 1 examples can be read" in message
         assert "0.png" in message
     assert "holds no image files" in error(tmp_path / "bad", "test")
     write(tmp_path / "one" / "0.png", noise(4, 4, 3))

@@ -1,5 +1,6 @@
 """Reading and decoding in processes of their own, by grain (`pip install 'cmjax[large]'`)."""
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -8,6 +9,9 @@ import threading
 from collections.abc import Callable, Generator
 from multiprocessing import connection
 from typing import Any
+
+import jax
+import numpy as np
 
 from cmjax.data.base import DataError
 
@@ -29,27 +33,32 @@ def in_processes(result_of: Callable[[int], Any], start: int, stop: int | None, 
         flags.FLAGS.mark_as_parsed()
     steps = grain.MapDataset.range(start, 2**62 if stop is None else stop)
     results = steps.map(result_of).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    # Shared memory is scarce in containers, and what is in it outlives a process that is killed: all goes by pipes.
-    by_pipe = grain.experimental.DatasetOptions(min_shm_size=2**62)
-    results = grain.experimental.WithOptionsIterDataset(results, by_pipe)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
     iterator = iter(results.mp_prefetch(options, worker_init_fn=_depend_on_parent))
     try:
-        yield from iterator
+        for result in iterator:
+            yield jax.tree.map(_own, result)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
         code = str(error).partition("exit code ")[2].partition(".")[0]
-        problem = f"a process that decodes ended with {code}, perhaps for lack of memory"
+        problem = f"a process that decodes ended with code {code}, perhaps for lack of memory, or of room in /dev/shm"
         raise DataError(f"config.data.workers={workers}: {problem}; the same command goes on") from error
     finally:
         iterator.close()
+        del iterator
+        gc.collect()  # results that nobody fetched, which lie in a circle: shared memory goes with their objects
 
 
 def check_grain(workers: int) -> None:
     """Raise DataError where there are to be workers and grain is missing."""
     if workers and importlib.util.find_spec("grain") is None:
         raise DataError(f"config.data.workers={workers}: needs grain: pip install 'cmjax[large]'")
+
+
+def _own(value: Any) -> Any:
+    """An array copied out of the memory that the processes share, which is then free again."""
+    return np.array(value) if isinstance(value, np.ndarray) else value
 
 
 def _depend_on_parent(_worker: int, _workers: int) -> None:
