@@ -84,7 +84,9 @@ def _train(
     plan: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures, trace_steps
 ):
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
-    batches = Batches(source, batch_size=plan.batch_size, seed=plan.seed, sharding=batch_sharding(mesh))
+    batches = Batches(
+        source, batch_size=plan.batch_size, seed=plan.seed, sharding=batch_sharding(mesh), workers=plan.workers
+    )
     keep = {name: plan.checkpoint[name] for name in ("keep", "keep_every")}
     with Checkpointer(workdir / "checkpoints", **keep) as checkpointer:
         if state is None:
