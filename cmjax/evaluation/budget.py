@@ -29,7 +29,7 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         f"# {report['recipe']} on {report['machine']}",
         "",
-        f"{report['devices']} devices ({report['device_kind']}), {report['fsdp']} of them sharing the parameters; "
+        f"{report['devices']} devices ({report['device_kind']}), {_copies(report['fsdp'])}; "
         f"{report['parameters']:,} parameters; {report['steps']:,} updates of {report['batch_size']:,} images"
         + (f", each in {report['grad_accumulation']} parts" if report["grad_accumulation"] > 1 else ""),
         "",
@@ -46,6 +46,10 @@ def page(report: dict[str, Any]) -> str:
         lines += ["", "## Samplers", "", *_samplers(report["samplers"])]
     lines += ["", "## What would change it", "", *_advice(report), ""]
     return "\n".join(lines)
+
+
+def _copies(fsdp: int) -> str:
+    return "each with its own copy of the parameters" if fsdp == 1 else f"a copy of the parameters in every {fsdp}"
 
 
 def _memory_table(memory: dict[str, Any]) -> list[str]:

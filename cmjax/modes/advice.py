@@ -103,13 +103,14 @@ def advise(
 
 def what_fits(plan: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
     """The least change of fsdp and of gradient accumulation that is estimated to fit, as a sentence."""
-    for fsdp in [plan.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > plan.fsdp)]:
-        for parts in _parts(plan, mesh.size):
-            total = _estimate(plan, memory, shapes, mesh, fsdp=fsdp, parts=parts)
-            if total <= (memory.available or 0) and (fsdp, parts) != (plan.fsdp, plan.grad_accumulation):
-                options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != plan.fsdp else []
-                options += [f"--config.grad_accumulation={parts}"] if parts != plan.grad_accumulation else []
-                return f"by estimate {' '.join(options)} makes it fit, {total / 2**30:.2f} GiB: plan that"
+    fsdps = [plan.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > plan.fsdp)]
+    choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(plan, mesh.size)][1:]
+    for fsdp, parts in sorted(choices, key=lambda choice: (choice[0] * choice[1], choice[0])):
+        total = _estimate(plan, memory, shapes, mesh, fsdp=fsdp, parts=parts)
+        if total <= (memory.available or 0):
+            options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != plan.fsdp else []
+            options += [f"--config.grad_accumulation={parts}"] if parts != plan.grad_accumulation else []
+            return f"by estimate {' '.join(options)} makes it fit, {total / 2**30:.2f} GiB: plan that"
     return "no fsdp and no gradient accumulation makes it fit by estimate: try --config.net.remat=True or more devices"
 
 

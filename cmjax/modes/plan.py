@@ -90,7 +90,9 @@ def _plan_training(
     }
     report["parameters"] = count(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
-    traced = trace_train_step(train_step_of(plan, model, teacher), *shapes.values(), mesh)
+    traced = trace_train_step(
+        train_step_of(plan, model, teacher), shapes["state"], shapes["frozen"], shapes["batch"], mesh
+    )
     operations = jaxpr_flops(traced.jaxpr.jaxpr)
     log.info("compiling it; this may take many minutes")
     program, refusal = None, None
@@ -114,7 +116,7 @@ def _plan_training(
     report["fitting"] = what_fits(plan, memory, shapes, mesh)
     return (
         f"config: the train step does not fit: it takes {memory.total / 2**30:.2f} GiB of a device's "
-        f"{memory.available / 2**30:.2f} GiB; {report['fitting']}"
+        f"{(memory.available or 0) / 2**30:.2f} GiB; {report['fitting']}"
     )
 
 
