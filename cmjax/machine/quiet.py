@@ -5,9 +5,7 @@ import sys
 
 LEVELS = {
     **dict.fromkeys(("jax", "orbax", "gcsfs", "fsspec"), logging.ERROR),
-    **dict.fromkeys(
-        ("absl", "asyncio"), logging.CRITICAL
-    ),  # a failed save is a page of each; the checkpointer says why
+    **dict.fromkeys(("absl", "asyncio"), logging.CRITICAL),  # a page for each failed save
 }
 
 

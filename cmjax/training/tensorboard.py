@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import RecordWriter
 
 EVENT, SESSION, SUMMARY = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary  # pyright: ignore
 FLUSH_SECONDS = 30.0
@@ -19,8 +21,8 @@ class EventFiles:
 
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int):
         """Values of later steps than `resume_step`, in older files, are hidden by TensorBoard."""
-        self._prefix, self._resume_step = str(Path(folder) / "events"), resume_step
-        self._file: EventsWriter | None = None
+        self._folder, self._resume_step = Path(folder), resume_step
+        self._file: RecordWriter | None = None
         self._flushed, self._failed = 0.0, -FLUSH_SECONDS
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -29,7 +31,7 @@ class EventFiles:
         scalars = [SUMMARY.Value(tag=name, simple_value=value) for name, value in values.items()]
         try:
             self._file = self._file or self._begin()
-            self._file.write_event(EVENT(wall_time=time.time(), step=step, summary=SUMMARY(value=scalars)))
+            self._file.write(_event(step=step, summary=SUMMARY(value=scalars)))
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed = time.monotonic()
@@ -44,8 +46,15 @@ class EventFiles:
             with contextlib.suppress(OSError):
                 file.close()
 
-    def _begin(self) -> EventsWriter:
-        file = EventsWriter(self._prefix, f".{os.getpid()}.{time.monotonic_ns()}")
+    def _begin(self) -> RecordWriter:
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
+        file = RecordWriter(str(self._folder / name))
+        file.write(_event(file_version="brain.Event:2"))
         if self._resume_step:
-            file.write_event(EVENT(step=self._resume_step, session_log=SESSION(status=SESSION.START)))
+            file.write(_event(step=self._resume_step, session_log=SESSION(status=SESSION.START)))
         return file
+
+
+def _event(**fields: Any) -> bytes:
+    return EVENT(wall_time=time.time(), **fields).SerializeToString()
