@@ -1,5 +1,8 @@
 """Checkpoints: what is saved comes back, on any layout; what is damaged is noticed, and the one before is used."""
 
+import contextlib
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,18 +109,58 @@ def test_one_average_is_read_alone(tmp_path):
         restore_average(tmp_path, like, "ema0", step=9)
 
 
-def test_a_save_that_fails_is_one_message_and_does_not_hang(tmp_path, monkeypatch):
-    save(tmp_path, [1])
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(state_at(2), 2)
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpointer._manager, "wait_until_finished", full_disk)
-        with pytest.raises(CheckpointError, match="no space left"):
-            checkpointer.__exit__()
-    checkpointer._manager.close()
-    with Checkpointer(tmp_path) as again:
-        assert int(again.restore(state_at(0), make_mesh()).step) in (1, 2)
+LARGE = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(512, 512)), jnp.float32)}
 
 
+def large_state_at(step):
+    return init_state(LARGE, OPTIMIZER, make_mesh()).replace(step=jnp.int32(step))
+
+
+@contextlib.contextmanager
 def full_disk():
-    raise OSError("no space left on device")
+    """No file may grow beyond 256 KiB, which the parameters do."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore, of the loop it wrote in
+def test_a_save_that_fails_is_said_and_the_next_one_works(tmp_path, caplog):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(large_state_at(1), 1)
+        checkpointer._settle()
+        with full_disk():
+            for step in (2, 3):
+                checkpointer.save(large_state_at(step), step)
+            checkpointer._settle()
+        said = [record.message for record in caplog.records if "could not be saved" in record.message]
+        assert [f"{tmp_path / str(step)} could not be saved" in line for step, line in zip((2, 3), said, strict=True)]
+        assert "File too large" in said[0]
+        checkpointer.save(large_state_at(4), 4)
+        checkpointer.save(large_state_at(4), 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4"]
+    assert (tmp_path / "4" / CHECKSUMS).exists()
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_same(checkpointer.restore(large_state_at(0), make_mesh()), large_state_at(4))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_last_save_that_fails_is_an_error(tmp_path):
+    save(tmp_path, [1])
+    with full_disk():
+        checkpointer = Checkpointer(tmp_path)
+        checkpointer.save(large_state_at(2), 2)
+        with pytest.raises(CheckpointError, match="File too large"):
+            checkpointer.__exit__()
+    with Checkpointer(tmp_path) as again:
+        assert int(again.restore(state_at(0), make_mesh()).step) == 1
+
+
+def test_what_a_kill_cut_short_is_removed(tmp_path):
+    save(tmp_path, [1])
+    (tmp_path / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    with Checkpointer(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]

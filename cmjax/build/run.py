@@ -14,7 +14,9 @@ from cmjax.build.model import Model, read_model_plan
 from cmjax.build.samples import read_samples
 from cmjax.core.typing import Params, Schedule
 from cmjax.data import augment, sources
-from cmjax.fields import Fields
+from cmjax.data.base import DataError
+from cmjax.data.workers import check_grain
+from cmjax.fields import ConfigError, Fields
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.training import optimizer as optimizers
 
@@ -43,6 +45,7 @@ class Run:
     init_from: str
     horizontal_flip: bool
     label_dropout: float
+    workers: int
     augment: Callable[..., tuple[Array, Array]] | None
     open_source: Callable[..., sources.Source]
     make_model: Callable[[int | None], Model]
@@ -84,6 +87,7 @@ def read_run(config: Mapping[str, Any]) -> Run:
         init_from=fields.text("init_from"),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),
         label_dropout=_read_label_dropout(fields.section("data"), fields.section("net")),
+        workers=_read_workers(fields.section("data")),
         augment=_read_augment(fields.section("data"), fields.section("net"), model.kind),
         open_source=_read_data(fields.section("data")),
         make_model=model.make,
@@ -139,6 +143,15 @@ def _read_label_dropout(data: Fields, net: Fields) -> float:
     return rate
 
 
+def _read_workers(data: Fields) -> int:
+    workers = data.integer("workers", at_least=0) if data.has("workers") else 0
+    try:
+        check_grain(workers)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    return workers
+
+
 def _read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Array, Array]] | None:
     """(images, key) -> (images, labels); the network must take the labels, for it models images without."""
     if not data.text("augment"):
@@ -168,6 +181,8 @@ def _read_data(fields: Fields) -> Callable[..., sources.Source]:
         raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
+    limit = int(1e9 * (fields.number("memory_limit_gb", above=0) if fields.has("memory_limit_gb") else 4.0))
+    corrupt = fields.integer("max_corrupt", at_least=0) if fields.has("max_corrupt") else 10
     if name == "folder" and not size:
         raise fields.error("image_size", "must be given for a folder of images, in pixels")
 
@@ -175,10 +190,11 @@ def _read_data(fields: Fields) -> Callable[..., sources.Source]:
         if name == "digits":
             return sources.digits(split)
         if name == "arrays":
-            return sources.arrays(data_dir, split)
+            return sources.arrays(data_dir, split, memory_limit_bytes=limit)
+        options = {"progress": progress, "memory_limit_bytes": limit, "max_corrupt": corrupt}
         if name == "folder":
-            return sources.folder(data_dir, split, image_size=size, channels=channels or 3, progress=progress)
-        return sources.tfds(name, split, data_dir=data_dir, progress=progress)
+            return sources.folder(data_dir, split, image_size=size, channels=channels or 3, **options)
+        return sources.tfds(name, split, data_dir=data_dir, **options)
 
     def open_checked(split: str, progress=None) -> sources.Source:
         source = open_source(split, progress)

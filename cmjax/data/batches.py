@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int64, Num, UInt8
 
 from cmjax.data.base import DataError, Source, shuffled
+from cmjax.data.workers import in_processes
 
 PREFETCH = 2
 """Batches prepared ahead of the step that runs."""
@@ -54,7 +55,8 @@ class Batches:
     """The batches of a run: a function of (seed, step), whatever the hosts and whatever came before.
 
     Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
-            split; None puts them on the default device.
+            split; None puts them on the default device. workers: processes that read and decode; 0: a thread of this
+            one.
     Raises: DataError where the batch does not divide over the sharding.
     """
 
@@ -62,6 +64,7 @@ class Batches:
     batch_size: int
     seed: int
     sharding: jax.sharding.Sharding | None = None
+    workers: int = 0
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -77,44 +80,74 @@ class Batches:
 
         The arrays are global; a host gathers the rows of its own devices only.
         """
-        indices = batch_indices(step, seed=self.seed, batch_size=self.batch_size, num_examples=len(self.source))
-        if self.sharding is None:
-            return {name: jnp.asarray(array) for name, array in self.source.gather(indices).items()}
-        parts: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-
-        def rows(name: str, index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(self.batch_size)
-            if (start, stop) not in parts:
-                parts[start, stop] = self.source.gather(indices[start:stop])
-            return parts[start, stop][name][(slice(None), *index[1:])]
-
-        shapes: dict[str, tuple[int, ...]] = {"image": (self.batch_size, *self.source.shape)}
-        if self.source.num_classes is not None:
-            shapes["label"] = (self.batch_size,)
-        return {
-            name: jax.make_array_from_callback(shape, self.sharding, functools.partial(rows, name))
-            for name, shape in shapes.items()
-        }
+        return self._laid_out(self._rows(step))
 
     def stream(self, start: int, stop: int | None = None) -> Iterator[dict[str, jax.Array]]:
-        """Batches start … stop − 1, without end where `stop` is None, prepared ahead in one thread.
+        """Batches start … stop − 1, without end where `stop` is None, prepared ahead in one thread, or in `workers`
+        processes.
 
-        What goes wrong in the thread is raised here at the batch it concerns. The thread ends with the generator:
+        What goes wrong there is raised here at the batch it concerns. Threads and processes end with the generator:
         when it is exhausted, closed or collected.
         """
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        ahead = deque()
-        step = start
+        ahead, step = deque(), start
+        rows = in_processes(self._rows, start, stop, self.workers) if self.workers else None
         try:
             while True:
                 while len(ahead) <= PREFETCH and (stop is None or step < stop):
-                    ahead.append(thread.submit(self.at, step))
+                    ahead.append(thread.submit(self.at, step) if rows is None else thread.submit(self._next, rows))
                     step += 1
                 if not ahead:
                     return
                 yield ahead.popleft().result()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
+            if rows is not None:
+                rows.close()
+
+    @property
+    def _rows(self) -> "HostRows":
+        if self.sharding is None:
+            return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),))
+        indices = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
+        ranges = {index[0].indices(self.batch_size)[:2] for index in indices if index is not None}
+        return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)))
+
+    def _next(self, rows: Iterator["Rows"]) -> dict[str, jax.Array]:
+        return self._laid_out(next(rows))
+
+    def _laid_out(self, rows: "Rows") -> dict[str, jax.Array]:
+        if self.sharding is None:
+            return {name: jnp.asarray(array) for name, array in rows[0, self.batch_size].items()}
+
+        def part(name: str, index: Any) -> np.ndarray:
+            return rows[index[0].indices(self.batch_size)[:2]][name][(slice(None), *index[1:])]
+
+        shapes: dict[str, tuple[int, ...]] = {"image": (self.batch_size, *self.source.shape)}
+        if self.source.num_classes is not None:
+            shapes["label"] = (self.batch_size,)
+        return {
+            name: jax.make_array_from_callback(shape, self.sharding, functools.partial(part, name))
+            for name, shape in shapes.items()
+        }
+
+
+Rows = dict[tuple[int, int], dict[str, np.ndarray]]
+"""By (start, stop) within a batch, the examples there."""
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """step -> the rows of that batch which this host's devices take, by their places `ranges`."""
+
+    source: Source
+    seed: int
+    batch_size: int
+    ranges: tuple[tuple[int, int], ...]
+
+    def __call__(self, step: int) -> Rows:
+        indices = batch_indices(step, seed=self.seed, batch_size=self.batch_size, num_examples=len(self.source))
+        return {(start, stop): self.source.gather(indices[start:stop]) for start, stop in self.ranges}
 
 
 def batch_shapes(

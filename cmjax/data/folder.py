@@ -34,6 +34,7 @@ def folder(
     channels: int = 3,
     progress: Progress | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    max_corrupt: int | None = None,
 ) -> Source:
     """The PNG and JPEG files below a folder: short side resized to `image_size` (Lanczos), centre cropped, uint8.
 
@@ -43,7 +44,7 @@ def folder(
     Args:   data_dir: the folder. split: "train" or "test": the subfolders of these names where both are there, else
             "test" is about a tenth of the files, chosen by a hash of their names, so that a file stays in its split
             when others are added. image_size: height and width of the examples, pixels. channels: 1 (grey) or 3 (RGB).
-            memory_limit_bytes: larger sets are decoded on demand.
+            memory_limit_bytes: larger sets are decoded on demand. max_corrupt: how many files may be damaged.
     Raises: DataError naming the folder or argument, where nothing can be read from it.
     """
     if split not in ("train", "test"):
@@ -54,7 +55,7 @@ def folder(
         raise DataError(f"image_size must be at least 1, got {image_size}")
     root = to_path(data_dir).expanduser()
     files, labels, num_classes = _files(root, split)
-    decoder = _Decoder(root, image_size, channels)
+    decoder = _Decoder(root, image_size, channels, max_corrupt)
     description = f"reading {root.name}"
     if decoded_bytes(len(files), decoder.shape) <= memory_limit_bytes:
         return _in_memory(decoder, files, labels, num_classes, description, progress)
@@ -128,6 +129,7 @@ class _Decoder:
     root: AnyPath
     image_size: int
     channels: int
+    max_corrupt: int | None
     named: set[AnyPath] = field(default_factory=set)
 
     @property
@@ -163,6 +165,11 @@ class _Decoder:
         logging.getLogger(__name__).warning(
             "%s: skipped %d image files that cannot be read:\n%s", self.root, len(unreadable), "\n".join(lines)
         )
+        if self.max_corrupt is not None and len(self.named) > self.max_corrupt:
+            raise DataError(
+                f"{self.root}: {len(self.named)} image files cannot be read; repair or remove them, or allow more by "
+                f"config.data.max_corrupt, which is {self.max_corrupt}"
+            )
 
 
 def _in_mode(image: "Image.Image", channels: int) -> "Image.Image":
@@ -208,25 +215,34 @@ def _on_demand(decoder, files, labels, num_classes, description, progress, *, ch
     kept = _kept(decoder.root, files, unreadable)
     files, labels = [files[i] for i in kept], None if labels is None else labels[kept]
 
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+    return OnDemandSource(decoder.shape, num_classes, len(files), _Reader(decoder, files, labels))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What an on-demand source reads by; a class of the module, so that it can be sent to another process."""
+
+    decoder: _Decoder
+    files: list[AnyPath]
+    labels: np.ndarray | None
+
+    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         chosen = [int(i) for i in indices]
-        images = parallel_map(decoder.read, [files[i] for i in chosen], run=4)
+        images = parallel_map(self.decoder.read, [self.files[i] for i in chosen], run=4)
         for position, image in enumerate(images):
             tries = 0
             while isinstance(image, str):
-                decoder.warn({files[chosen[position]]: image})
+                self.decoder.warn({self.files[chosen[position]]: image})
                 tries += 1
-                if tries == len(files):
-                    raise DataError(f"{decoder.root}: not one image file can be read: {image}")
-                chosen[position] = (chosen[position] + 1) % len(files)
-                image = decoder.read(files[chosen[position]])
+                if tries == len(self.files):
+                    raise DataError(f"{self.decoder.root}: not one image file can be read: {image}")
+                chosen[position] = (chosen[position] + 1) % len(self.files)
+                image = self.decoder.read(self.files[chosen[position]])
             images[position] = image
-        batch = {"image": np.stack(images) if images else np.empty((0, *decoder.shape), np.uint8)}
-        if labels is not None:
-            batch["label"] = labels[chosen]
+        batch = {"image": np.stack(images) if images else np.empty((0, *self.decoder.shape), np.uint8)}
+        if self.labels is not None:
+            batch["label"] = self.labels[chosen]
         return batch
-
-    return OnDemandSource(decoder.shape, num_classes, len(files), read)
 
 
 def _kept(root: AnyPath, files: list[AnyPath], unreadable: dict[AnyPath, str]) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
 
-import zipfile
 from typing import Any
 
 import numpy as np
 
-from cmjax.data.base import ArraySource, DataError, Source, shuffled
+from cmjax.data.base import MEMORY_LIMIT_BYTES, ArraySource, DataError, OnDemandSource, Source, shuffled
 from cmjax.data.folder import folder
+from cmjax.data.npz import read_npz
 from cmjax.data.tfds import tfds
 from cmjax.files import AnyPath, to_path
 
@@ -30,16 +30,17 @@ def digits(split: str) -> ArraySource:
     return ArraySource(images, data.target[rows], 10)
 
 
-def arrays(path: str | AnyPath, split: str) -> ArraySource:
+def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
     """Images, or latents, from an .npz file.
 
     Args:   path: holds "images" (n, h, w, c), uint8 or float32 (used as they are), and optionally "labels" (n,).
             split: "train" or "test". "test" is "test_images" with "test_labels" where the file has them, else a tenth
-            of "images" that a fixed permutation takes out of "train".
+            of "images" that a fixed permutation takes out of "train". memory_limit_bytes: arrays of a larger file
+            stay in it, mapped into memory, where it is not compressed.
     Raises: DataError naming the file, the array and what is wrong with it.
     """
     _check_split(split)
-    contents = _read_npz(to_path(path).expanduser())
+    contents = read_npz(to_path(path).expanduser(), memory_limit_bytes=memory_limit_bytes)
     if "images" not in contents:
         raise DataError(f'{path}: has no array "images"; it has {", ".join(contents) or "none"}')
     if "test_images" in contents:
@@ -59,18 +60,9 @@ def arrays(path: str | AnyPath, split: str) -> ArraySource:
     order = shuffled(len(whole), seed=0)
     held_out = max(1, len(whole) // 10)
     rows = np.sort(order[held_out:] if split == "train" else order[:held_out])
+    if isinstance(whole.images, np.memmap):
+        return OnDemandSource(whole.shape, whole.num_classes, len(rows), lambda indices: whole.gather(rows[indices]))
     return ArraySource(whole.images[rows], None if whole.labels is None else whole.labels[rows], whole.num_classes)
-
-
-def _read_npz(path: AnyPath) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; pickled objects are refused, for they can run code."""
-    if not path.is_file():
-        raise DataError(f'{path}: no such file; give the path of an .npz with an array "images"')
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as contents:
-            return {name: contents[name] for name in contents.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as an .npz of plain arrays: {error}") from error
 
 
 def _npz_source(path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str) -> ArraySource:

@@ -1,8 +1,10 @@
 """TFDS data sets as sources, read and prepared without TensorFlow."""
 
+import functools
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from cmjax.data.base import (
     load,
     parallel_map,
 )
+from cmjax.data.damage import Damage
 from cmjax.data.decoding import decode_image
 from cmjax.files import is_bucket
 
@@ -33,12 +36,14 @@ def tfds(
     data_dir: str | Path,
     progress: Progress | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    max_corrupt: int | None = None,
 ) -> Source:
     """An image data set of TFDS: prepared already in `data_dir`, or downloaded and prepared there (cifar10, mnist).
 
     Args:   name: "cifar10", "mnist", or any data set in `data_dir`, with "/config" or "/version" where it has them.
             split: as TFDS writes it: "train", "test", "train[:1000]". data_dir: the folder TFDS calls so.
-            memory_limit_bytes: larger sets are decoded on demand.
+            memory_limit_bytes: larger sets are decoded on demand. max_corrupt: how many examples may be damaged; the
+            next one in the data stands in for each.
     Raises: DataError saying what is missing, and which file to put where when there is no network.
     """
     if is_bucket(data_dir):
@@ -50,7 +55,7 @@ def tfds(
         prepared = _prepared(root, name)
     if prepared is None:
         raise DataError(f"{root / name}: TFDS prepared it, yet no dataset_info.json is to be found there")
-    source = _open(prepared, split)
+    source = _open(prepared, split, max_corrupt)
     if decoded_bytes(len(source), source.shape) <= memory_limit_bytes:
         return load(source, f"reading {name}", progress)
     return source
@@ -83,10 +88,9 @@ def _prepare(root: Path, name: str, progress: Progress | None) -> None:
     prepare(builder_class, root, progress)
 
 
-def _open(prepared: Path, split: str) -> OnDemandSource:
+def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource:
     """TFDS finds the records; they are parsed and decoded here, four times as fast."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.proto import tf_example_pb2
 
     builder: Any = tfds.builder_from_directory(prepared)
     try:
@@ -103,24 +107,57 @@ def _open(prepared: Path, split: str) -> OnDemandSource:
     shape = builder.info.features[image_key].shape
     num_classes = None if label_key is None else builder.info.features[label_key].num_classes
 
-    parse: Any = tf_example_pb2
-    on_threads = shape[0] * shape[1] > SMALL_PIXELS
+    reader = _Reader(records, length, shape, image_key, label_key, Damage(f"{prepared}, {split}", max_corrupt))
+    return OnDemandSource(shape, num_classes, length, reader)
 
-    def decode(record: bytes) -> tuple[np.ndarray, int]:
-        features = parse.Example.FromString(record).features.feature
-        pixels = decode_image(features[image_key].bytes_list.value[0], shape)
-        return pixels, 0 if label_key is None else features[label_key].int64_list.value[0]
 
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        found = records.__getitems__([int(i) for i in indices])
-        decoded = parallel_map(decode, found) if on_threads else [decode(record) for record in found]
+@functools.cache
+def _example_parser() -> Any:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return cast(Any, tf_example_pb2).Example.FromString
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What the source reads by; a class of the module, so that it can be sent to another process."""
+
+    records: Any
+    length: int
+    shape: tuple[int, int, int]
+    image_key: str
+    label_key: str | None
+    damage: Damage
+
+    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        chosen = [int(i) for i in indices]
+        try:
+            found = list(zip(chosen, self.records.__getitems__(chosen), strict=True))
+        except Exception:  # one that is damaged spoils the call for all
+            found = [(index, None) for index in chosen]
+        on_threads = self.shape[0] * self.shape[1] > SMALL_PIXELS
+        decoded = parallel_map(self._example, found) if on_threads else [self._example(pair) for pair in found]
         images = [image for image, _ in decoded]
-        batch = {"image": np.stack(images) if images else np.empty((0, *shape), np.uint8)}
-        if label_key is not None:
+        batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
+        if self.label_key is not None:
             batch["label"] = np.array([label for _, label in decoded], np.int32)
         return batch
 
-    return OnDemandSource(shape, num_classes, length, read)
+    def _example(self, found: tuple[int, bytes | None]) -> tuple[np.ndarray, int]:
+        """The example of an index and its record, or the next in the data that is whole."""
+        index, record = found
+        for here in (place % self.length for place in range(index, index + self.length)):
+            try:
+                return self._decode(self.records[here] if record is None else record)
+            except Exception as error:  # what is damaged raises errors of many kinds
+                self.damage.note(f"record {here}", f"{type(error).__name__}: {error}".splitlines()[0])
+                record = None
+        raise DataError("not one record can be read")
+
+    def _decode(self, record: bytes) -> tuple[np.ndarray, int]:
+        features = _example_parser()(record).features.feature
+        pixels = decode_image(features[self.image_key].bytes_list.value[0], self.shape)
+        return pixels, 0 if self.label_key is None else features[self.label_key].int64_list.value[0]
 
 
 def _feature_names(prepared: Path, features: Any) -> tuple[str, str | None]:

@@ -4,11 +4,9 @@ A step's folder holds three items: `params`, `averages` (by name) and `optimizer
 sampler reads the averages alone.
 """
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,25 +18,29 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
-from cmjax.files import absolute, is_bucket, to_path, write_atomically
+from cmjax.files import absolute, is_bucket, remove_folder, to_path, write_atomically
 from cmjax.machine.mesh import move, parameter_shardings, reading_shardings, shapes_on
 from cmjax.machine.processes import all_agree, first_does, is_first
-from cmjax.training.checksums import verify_checksums, write_checksums, write_checksums_once_committed
+from cmjax.training.checksums import write_checksums, write_checksums_once_committed
+from cmjax.training.newest import CheckpointError, newest_readable, problem_of
 from cmjax.training.optimizer import AveragesState
 from cmjax.training.state import TrainState
 
 COMMITTED = "commit_success.txt"
 """Orbax's mark of a checkpoint in a bucket that is whole."""
 
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the name of a checkpoint's folder on a disk until it is whole."""
+
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be read, or not be saved; the message names the folder and what to do."""
-
-
 class Checkpointer:
-    """The checkpoints of one run's folder. A context manager: leaving it waits for saves under way."""
+    """The checkpoints of one run's folder. A context manager: leaving it waits for saves under way.
+
+    A save that fails, as on a full disk, is said and left behind: the next one tries again. Only of the last one it is
+    an error.
+    """
 
     def __init__(self, folder: str | Path, *, keep: int = 3, keep_every: int | None = None):
         """Args: keep: how many of the newest to keep. keep_every: multiples of this step are kept for good."""
@@ -46,13 +48,13 @@ class Checkpointer:
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept)),
-        )
+        self._kept = policies.AnyPreservationPolicy(kept)
+        self._manager = self._make_manager()
         self._checksum_worker = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._pending: Future | None = None
+        self._checksums: Future | None = None
         self._gave_up = threading.Event()
+        self._under_way: int | None = None
+        self._problem: str | None = None
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -60,29 +62,69 @@ class Checkpointer:
     def __exit__(self, *_: Any) -> None:
         try:
             self.wait()
-            self._manager.close()
         finally:
-            self._gave_up.set()
-            self._checksum_worker.shutdown()
+            self._close()
 
     def save(self, state: TrainState, step: int) -> None:
-        """Copy the state from the devices and write it in the background. A step already saved is left as it is."""
+        """Copy the state from the devices and write it in the background. A step already saved is left as it is. A
+        failure is a warning, which comes with the next call."""
+        self._settle()
+        if self._problem is not None:
+            first_does(lambda: _remove_unfinished(self.folder))  # what was still being written when it failed
+            self._problem = None
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        with self._clear_errors():
-            self._manager.save(step, args=ocp.args.Composite(**items))
-        if is_first() and not is_bucket(self.folder):
-            self._pending = self._checksum_worker.submit(
+        self._under_way = step
+        self._problem = problem_of(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
+        if self._problem is None and is_first() and not is_bucket(self.folder):
+            self._checksums = self._checksum_worker.submit(
                 write_checksums_once_committed, self.folder / str(step), self._gave_up
             )
 
     def wait(self) -> None:
-        """Return when every save is on disk, its checksums included."""
-        with self._clear_errors():
-            self._manager.wait_until_finished()
-            if self._pending is not None:
-                self._pending.result()
+        """Return when every save is on disk, its checksums included.
+
+        Raises: CheckpointError where the last one failed.
+        """
+        self._settle()
+        if self._problem is not None:
+            raise CheckpointError(
+                f"a checkpoint could not be saved in {self.folder}: {self._problem}. Those saved before are whole; "
+                "make room and start again with the same command"
+            )
+
+    def _settle(self) -> None:
+        """Wait for the save under way, and say where it failed."""
+        if self._under_way is None:
+            return
+        step, self._under_way = self._under_way, None
+        problem = self._problem or problem_of(self._manager.wait_until_finished)
+        if not all_agree(problem is None):
+            self._problem = problem or "another process could not save its part"
+            log.warning("checkpoint %s could not be saved: %s", self.folder / str(step), self._problem)
+            self._start_anew()
+        elif self._checksums is not None:
+            if problem := problem_of(self._checksums.result):
+                log.warning("checkpoint %s is saved without checksums: %s", self.folder / str(step), problem)
+            self._checksums = None
+
+    def _start_anew(self) -> None:
+        """A manager whose save failed reports it again and again: another takes its place, and removes what is left."""
+        self._close()
+        self._checksum_worker = ThreadPoolExecutor(1, thread_name_prefix="checksums")
+        self._checksums, self._gave_up = None, threading.Event()
+        self._manager = self._make_manager()
+
+    def _close(self) -> None:
+        self._gave_up.set()
+        problem_of(self._manager.close)
+        self._checksum_worker.shutdown()
+
+    def _make_manager(self) -> ocp.CheckpointManager:
+        first_does(lambda: _remove_unfinished(self.folder))
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept)
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def restore(self, like: TrainState, mesh: Mesh) -> TrainState | None:
         """The newest checkpoint that is whole, laid over the mesh; None in an empty folder. Damaged ones are put aside
@@ -98,20 +140,7 @@ class Checkpointer:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             return move(_join(like, {name: restored[name] for name in items}), parameter_shardings(like, mesh))
 
-        return _newest_readable(self.folder, self._manager.all_steps, read, on_damaged=self._put_aside)
-
-    @contextlib.contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        """Orbax reports a failed write, of a full disk for one, from whichever call comes next."""
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            self._gave_up.set()
-            reason = str(error).splitlines()[0][:300]
-            raise CheckpointError(
-                f"a checkpoint could not be saved in {self.folder}: {reason}. Those saved before are whole; make room "
-                "and start again with the same command"
-            ) from error
+        return newest_readable(self.folder, self._manager.all_steps, read, on_damaged=self._put_aside)
 
     def _put_aside(self, step: int) -> None:
         if is_bucket(self.folder):
@@ -137,6 +166,14 @@ def saved_steps(folder: Path) -> list[int]:
     into it in a bucket."""
     found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     return [int(path.name) for path in found if not is_bucket(folder) or (path / COMMITTED).exists()]
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Make room of the saves that a kill or a full disk cut short."""
+    whole = saved_steps(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if UNFINISHED in path.name or (path.name.isdigit() and int(path.name) not in whole):
+            remove_folder(path)
 
 
 def restore_average(
@@ -167,7 +204,7 @@ def restore_average(
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder / str(step) / "averages", args=arguments)[name]
 
-    restored = _newest_readable(folder, steps, read, alone=mesh is None)
+    restored = newest_readable(folder, steps, read, alone=mesh is None)
     if restored is None:
         raise CheckpointError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}")
     return restored if mesh is None else move(restored, parameter_shardings(like, mesh))
@@ -186,54 +223,3 @@ def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     return TrainState(
         step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=jnp.ones((), bool)
     )
-
-
-def _newest_readable(
-    folder: Path,
-    list_steps: Callable[[], Iterable[int]],
-    read: Callable[[int], Any],
-    *,
-    alone: bool = False,
-    on_damaged: Callable[[int], None] = lambda step: None,
-) -> Any:
-    """What `read` gives of the newest step that is whole, None where there are no steps.
-
-    The first process lists the steps and checks them, so that all read the same one. `alone`: this process reads by
-    itself, whatever the others do.
-    """
-    ask = (lambda action: action()) if alone else first_does
-    damaged = []
-    for step in ask(lambda: sorted((int(step) for step in list_steps()), reverse=True)):
-        problem = ask(lambda step=step: _damage(folder / str(step)))
-        restored = None
-        if problem is None:
-            try:
-                restored = read(step)
-            except Exception as error:  # Orbax raises many kinds for what is unreadable
-                problem = _in_a_line(error)
-        if problem is None if alone else all_agree(problem is None):
-            for step in damaged:
-                on_damaged(step)
-            return restored
-        problem = problem or "another process could not"
-        log.warning("checkpoint %s cannot be read (%s); trying the one before", folder / str(step), problem)
-        damaged.append(step)
-    if damaged:
-        raise CheckpointError(
-            f"none of the checkpoints {damaged} in {folder} can be read; restore the folder from a copy, or "
-            "remove it to start again from step 0"
-        )
-    return None
-
-
-def _damage(step_folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, None where nothing is."""
-    try:
-        verify_checksums(step_folder)
-    except (OSError, ValueError) as error:
-        return _in_a_line(error)
-    return None
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
