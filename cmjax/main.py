@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from cmjax.fields import ConfigError
 from cmjax.files import ask_bucket, is_bucket, to_path
 from cmjax.machine.lock import release_all
+from cmjax.machine.quiet import quiet_libraries
 from cmjax.machine.signals import leave_on_signals
 from cmjax.xla import prefer_fast_convolutions
 
@@ -258,8 +259,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for chatty in ("absl", "jax", "orbax", "gcsfs", "fsspec"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    quiet_libraries()
     if len(arguments) > 1:
         sys.exit(f"error: {' '.join(arguments[1:])}: options are written --name=value")
     prefer_fast_convolutions()

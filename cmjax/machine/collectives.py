@@ -19,6 +19,8 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
 _BODY = re.compile(r"\bbody=%?([\w.$-]+)")
 _WAITING = re.compile(r"\basync-(?:update|done)\(")
+_CONDITION = re.compile(r"\bcondition=%?([\w.$-]+)")
+_CONSTANT = re.compile(r"^s32\[\]\S* constant\((\d+)\)", re.MULTILINE)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TPU_CHAIN = re.compile(r'\bchain_id="\d+"')
 """What the parts of one exchange share that a TPU's compiler spreads over the computations that run meanwhile."""
@@ -42,7 +44,7 @@ class Collective:
 def read_collectives(text: str) -> list[Collective]:
     """Every collective of a program, once, with the times that one run of the program performs it.
 
-    A loop's body counts as often as the loop's known trip count says, and once where it is not known; each branch of a
+    A loop's body counts as often as the loop runs, and once where the text does not tell that; each branch of a
     condition counts.
     """
     computations, results, entry = _computations(text)
@@ -95,16 +97,25 @@ def _executions(computations: dict[str, list[str]], entry: str) -> dict[str, int
     times[entry] = 1
     for name in reversed(computations):
         for line in computations[name] if times[name] else ():
-            trips, body = _TRIPS.search(line), _BODY.search(line)
+            body = _BODY.search(line)
+            trips = _trips(line, computations) if body else 1
             if _WAITING.search(line):
                 continue
             called = _CALLED.findall(line)
             called += [part.strip().lstrip("%") for group in _BRANCHES.findall(line) for part in group.split(",")]
             for callee in called:
-                repeats = int(trips[1]) if trips and body and callee == body[1] else 1
                 if callee in times:
-                    times[callee] += times[name] * repeats
+                    times[callee] += times[name] * (trips if body and callee == body[1] else 1)
     return {name: count for name, count in times.items() if count}
+
+
+def _trips(loop: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs: as noted, or by its condition `counter < constant`; 1 where neither tells."""
+    if (noted := _TRIPS.search(loop)) is not None:
+        return int(noted[1])
+    condition = "\n".join(computations.get(found[1], ())) if (found := _CONDITION.search(loop)) else ""
+    constants = _CONSTANT.findall(condition)
+    return int(constants[0]) if len(constants) == 1 and "direction=LT" in condition else 1
 
 
 def _result_bytes(result: str, kind: str, *, started: bool) -> dict[str, int]:

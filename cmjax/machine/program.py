@@ -60,7 +60,8 @@ def compile_program(traced: jax.stages.Traced) -> Program:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise _does_not_fit(str(error)) from error
-    memory, cost, text = compiled.memory_analysis(), _one(compiled.cost_analysis()), compiled.as_text() or ""
+    memory: Any = compiled.memory_analysis()
+    cost, text = _one(compiled.cost_analysis()), compiled.as_text() or ""
     return Program(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,

@@ -1,5 +1,6 @@
 """Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ from cmjax.machine.processes import is_first
 from cmjax.training.logging import Update
 from cmjax.training.optimizer import averages
 from cmjax.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 Sampler = Callable[[Any, Any, dict], Any]
 """(flow_map, key data (b, ...) on the host, conditions) -> images (b, h, w, c), jitted over all devices."""
@@ -240,4 +243,8 @@ class Pictures:
         return paths
 
     def refresh(self, state: TrainState, step: int) -> None:
-        self.save_grids(self.draw(state, self.plan.samples["num"]), step)
+        images = self.draw(state, self.plan.samples["num"])
+        try:
+            self.save_grids(images, step)
+        except OSError as error:  # a full disk is no reason to end
+            log.warning("no pictures of step %d: %s", step, error.strerror or error)

@@ -90,7 +90,9 @@ def _plan_training(
     }
     report["parameters"] = count(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
-    traced = trace_train_step(train_step_of(plan, model, teacher), *shapes.values(), mesh)
+    traced = trace_train_step(
+        train_step_of(plan, model, teacher), shapes["state"], shapes["frozen"], shapes["batch"], mesh
+    )
     operations = jaxpr_flops(traced.jaxpr.jaxpr)
     log.info("compiling it; this may take many minutes")
     program, refusal = None, None
@@ -99,8 +101,9 @@ def _plan_training(
         log.info("compiled in %.0f s", program.seconds)
         write_atomically(folder / "train_step.hlo", program.text)
         report["train_step"] = _of_program(program, operations, chip, mesh.size, plan.grad_accumulation)
-        least = report["train_step"]["seconds"].get("least")
-        report["least_hours"] = None if least is None else least * plan.steps / 3600
+        seconds, hours = report["train_step"]["seconds"], plan.steps / 3600
+        if seconds:
+            report |= {"least_hours": seconds["least"] * hours, "hours_of_arithmetic": seconds["arithmetic"] * hours}
     except DoesNotFitError as error:
         refusal = error
         report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}
@@ -114,7 +117,7 @@ def _plan_training(
     report["fitting"] = what_fits(plan, memory, shapes, mesh)
     return (
         f"config: the train step does not fit: it takes {memory.total / 2**30:.2f} GiB of a device's "
-        f"{memory.available / 2**30:.2f} GiB; {report['fitting']}"
+        f"{(memory.available or 0) / 2**30:.2f} GiB; {report['fitting']}"
     )
 
 

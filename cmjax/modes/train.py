@@ -1,5 +1,6 @@
 """`--mode=train`: train, or go on with, a run, and end it with pictures, figures and a summary."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -107,6 +108,7 @@ def _train(
         speed = speed_on(mesh, compiled, batch_size=plan.batch_size)
         began = time.perf_counter()
         with (
+            contextlib.closing(writer) if writer else contextlib.nullcontext(),
             progress("training", plan.steps, start=start) as update,
             traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
         ):
@@ -128,8 +130,6 @@ def _train(
                 update_progress=update,
             )
         seconds = time.perf_counter() - began
-        if writer:
-            writer.close()
     speeds = speed.at(seconds / (plan.steps - start))
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
 

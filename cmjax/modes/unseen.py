@@ -25,7 +25,7 @@ CLASSES = 1000
 class DataShapes:
     """One example and its classes; `assumed` says what of it was not read."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: Any
     num_classes: int | None
     assumed: str = ""

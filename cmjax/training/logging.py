@@ -26,7 +26,7 @@ class MetricsWriter:
         path = to_path(workdir) / "metrics.jsonl"
         if path.exists():
             _drop_records_after(path, resume_step)
-        self._file = _BucketRecords(path) if is_bucket(path) else path.open("a", buffering=1)
+        self._file = _BucketRecords(path) if is_bucket(path) else _DiskRecords(path)
         self._mirrors: list[Callable[[int, Mapping[str, float]], Any]] = []
         self._closers: list[Callable[[], None]] = [self._file.close]
         if tensorboard and is_bucket(path):
@@ -50,11 +50,11 @@ class MetricsWriter:
             close()
 
     def _add_tensorboard(self, workdir: str | Path, resume_step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from cmjax.training.tensorboard import EventFiles
 
-        writer = SummaryWriter(str(workdir), purge_step=resume_step or None)
-        self._mirrors.append(lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()])
-        self._closers.append(writer.close)
+        files = EventFiles(workdir, resume_step=resume_step)
+        self._mirrors.append(files.write)
+        self._closers.append(files.close)
 
     def _add_wandb(self, workdir: str | Path, config: Mapping) -> None:
         import wandb
@@ -68,6 +68,33 @@ class MetricsWriter:
         )
         self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
         self._closers.append(run.finish)
+
+
+class _DiskRecords:
+    """Lines at the end of a file. What a full disk does not take waits until it does."""
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, path.open("ab", buffering=0)
+        self._waiting = b""
+        self._failed = False
+
+    def write(self, line: str) -> None:
+        self._waiting += line.encode()
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s cannot be written: %s; the records wait until it can", self._path, error.strerror)
+            self._failed = True
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
 
 
 class _BucketRecords:

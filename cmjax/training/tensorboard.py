@@ -1,0 +1,60 @@
+"""TensorBoard's files, by tensorboardX and without the thread of its own writer, which a full disk ends."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import RecordWriter
+
+EVENT, SESSION, SUMMARY = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary  # pyright: ignore
+FLUSH_SECONDS = 30.0
+
+
+class EventFiles:
+    """Writes scalars into files `events.out.tfevents.*` of a folder. Values that a full disk does not take are left
+    out; they are in `metrics.jsonl`."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, resume_step: int):
+        """Values of later steps than `resume_step`, in older files, are hidden by TensorBoard."""
+        self._folder, self._resume_step = Path(folder), resume_step
+        self._file: RecordWriter | None = None
+        self._flushed, self._failed = 0.0, -FLUSH_SECONDS
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if time.monotonic() - self._failed < FLUSH_SECONDS:
+            return
+        scalars = [SUMMARY.Value(tag=name, simple_value=value) for name, value in values.items()]
+        try:
+            self._file = self._file or self._begin()
+            self._file.write(_event(step=step, summary=SUMMARY(value=scalars)))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except OSError:
+            self.close()
+            self._failed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left. A later value begins another file: behind a torn one nothing would be read."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _begin(self) -> RecordWriter:
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
+        file = RecordWriter(str(self._folder / name))
+        file.write(_event(file_version="brain.Event:2"))
+        if self._resume_step:
+            file.write(_event(step=self._resume_step, session_log=SESSION(status=SESSION.START)))
+        return file
+
+
+def _event(**fields: Any) -> bytes:
+    return EVENT(wall_time=time.time(), **fields).SerializeToString()
