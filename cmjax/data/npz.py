@@ -27,6 +27,8 @@ def read_npz(path: AnyPath, *, memory_limit_bytes: int) -> dict[str, np.ndarray]
             log.warning("%s is compressed, and is read into memory whole; np.savez writes files that are not", path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as contents:
             return {name: contents[name] for name in contents.files}
+    except MemoryError as error:
+        raise DataError(f"{path}: {error}; lower config.data.memory_limit_gb") from error
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays: {error}") from error
 

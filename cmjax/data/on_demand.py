@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.data.base import ArraySource, Source
+from cmjax.data.base import ArraySource, DataError, Source
 from cmjax.data.damage import Damage
 
 MEMORY_LIMIT_BYTES = 4 * 10**9
@@ -55,8 +55,14 @@ def loaded_if_small(
 
 
 def load(source: OnDemandSource, description: str, progress: Progress | None, *, chunk: int = 4096) -> ArraySource:
-    """Decode the whole source once."""
-    images = np.empty((len(source), *source.shape), np.uint8)
+    """Decode the whole source once.
+
+    Raises: DataError where the memory for it is not to be had.
+    """
+    try:
+        images = np.empty((len(source), *source.shape), np.uint8)
+    except MemoryError as error:
+        raise DataError(f"{source.damage.where}: {error}; lower config.data.memory_limit_gb") from error
     labels = None if source.num_classes is None else np.empty(len(source), np.int32)
     for start in range(0, len(source), chunk):
         rows = slice(start, min(start + chunk, len(source)))
