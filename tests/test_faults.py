@@ -59,11 +59,17 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(environment):
+    started = []
+
     def start(*arguments):
         command = [sys.executable, "-m", "cmjax.main", *arguments]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def options(workdir, steps, **changes):
@@ -103,10 +109,9 @@ def test_signals_while_compiling_a_second_run_and_a_dead_ones_mark(start, tmp_pa
     wait_for(has_records(workdir), running)
     mark = json.loads((workdir / MARK).read_text())
     assert mark["pid"] == running.pid
-    with pytest.raises(
-        ConfigError, match=f"process {running.pid} on {mark['host']} runs there since {mark['started']}"
-    ):
+    with pytest.raises(ConfigError) as refused:
         train.run(config_of(steps=5), workdir)
+    assert f"process {running.pid} on {mark['host']} runs there since {mark['started']}" in str(refused.value)
     assert json.loads((workdir / MARK).read_text()) == mark
     wait_for((workdir / "checkpoints" / "40").exists, running)
     running.kill()
@@ -160,9 +165,8 @@ def test_a_large_draw_that_sigterm_stopped_goes_on(start, trained, tmp_path):
     assert "stopped by SIGTERM; the same command goes on with what is missing" in said
     kept = {int(path.stem): np.load(path) for path in parts.glob("0*.npy")}
     assert 2 <= len(kept) < 40
-    sample.run(
-        trained, out=str(out), num=num, seed=0, **dict.fromkeys(("times", "solver", "steps", "label", "guidance"))
-    )
+    given = dict.fromkeys(("times", "solver", "steps", "label", "guidance"))
+    sample.run(trained, out=str(out), num=num, seed=0, **given)
     images = np.load(out)["images"]
     assert images.shape == (num, 8, 8, 1)
     for first, part in kept.items():
