@@ -1,19 +1,9 @@
-"""What a source of images is, and its two kinds: all in memory, or decoded on demand."""
+"""What a source of images is; the kind whose examples lie in arrays, and parts of another."""
 
-import functools
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-
-MEMORY_LIMIT_BYTES = 4 * 10**9
-"""Sources that take no more than this once decoded are kept in memory."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, how many there are)."""
 
 
 class DataError(ValueError):
@@ -44,7 +34,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Examples in memory.
+    """Examples in arrays, in memory or mapped into it.
 
     Args:   images: (n, h, w, c) uint8 in 0..255, or float32 used as they are. labels: (n,) integers from 0, or None.
             num_classes: of the labels; counted when None.
@@ -96,55 +86,28 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
-class OnDemandSource:
-    """Examples decoded each time they are asked for; `read` does what `Source.gather` says."""
+class Subset:
+    """The examples of another source at `rows` (n,), in that order."""
 
-    shape: tuple[int, int, int]
-    num_classes: int | None
-    length: int
-    read: Callable[[np.ndarray], dict[str, np.ndarray]]
+    source: Source
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.source.shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """The other source's."""
+        return self.source.num_classes
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.rows)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See `Source.gather`."""
-        return self.read(indices)
-
-
-def decoded_bytes(length: int, shape: tuple[int, int, int]) -> int:
-    """What `length` uint8 images of `shape` take in memory."""
-    return length * int(np.prod(shape))
-
-
-def load(source: OnDemandSource, description: str, progress: Progress | None, *, chunk: int = 4096) -> ArraySource:
-    """Decode the whole source once."""
-    images = np.empty((len(source), *source.shape), np.uint8)
-    labels = None if source.num_classes is None else np.empty(len(source), np.int32)
-    for start in range(0, len(source), chunk):
-        rows = slice(start, min(start + chunk, len(source)))
-        batch = source.gather(np.arange(rows.start, rows.stop))
-        images[rows] = batch["image"]
-        if labels is not None:
-            labels[rows] = batch["label"]
-        if progress is not None:
-            progress(description, rows.stop, len(source))
-    return ArraySource(images, labels, source.num_classes)
-
-
-def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], *, run: int = 32) -> list[Any]:
-    """[function(item) for item in items] on the decoding threads, which take `run` items at a time."""
-
-    def apply(part: Iterable[Any]) -> list[Any]:
-        return [function(item) for item in part]
-
-    parts = [items[start : start + run] for start in range(0, len(items), run)]
-    return [result for results in _decoding_threads().map(apply, parts) for result in results]
-
-
-@functools.cache
-def _decoding_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="decode")
+        return self.source.gather(self.rows[indices])
 
 
 def shuffled(num: int, *, seed: int, epoch: int = 0) -> np.ndarray:

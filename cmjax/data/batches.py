@@ -1,8 +1,10 @@
 """Batches as a function of (seed, step): no iterator, so no iterator state to save, on any number of hosts."""
 
+import contextlib
 import functools
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int64, Num, UInt8
 
 from cmjax.data.base import DataError, Source, shuffled
+from cmjax.data.on_demand import OnDemandSource
 from cmjax.data.workers import in_processes
+
+log = logging.getLogger(__name__)
 
 PREFETCH = 2
 """Batches prepared ahead of the step that runs."""
@@ -55,8 +60,8 @@ class Batches:
     """The batches of a run: a function of (seed, step), whatever the hosts and whatever came before.
 
     Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
-            split; None puts them on the default device. workers: processes that read and decode; 0: a thread of this
-            one.
+            split; None puts them on the default device. workers: processes that decode, where the source decodes on
+            demand; 0: a thread of this one.
     Raises: DataError where the batch does not divide over the sharding.
     """
 
@@ -80,7 +85,7 @@ class Batches:
 
         The arrays are global; a host gathers the rows of its own devices only.
         """
-        return self._laid_out(self._rows(step))
+        return self._laid_out(self._host_rows(step))
 
     def stream(self, start: int, stop: int | None = None) -> Iterator[dict[str, jax.Array]]:
         """Batches start … stop − 1, without end where `stop` is None, prepared ahead in one thread, or in `workers`
@@ -91,30 +96,43 @@ class Batches:
         """
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         ahead, step = deque(), start
-        rows = in_processes(self._rows, start, stop, self.workers) if self.workers else None
+        decoded = self._decoded_elsewhere(start, stop)
         try:
             while True:
                 while len(ahead) <= PREFETCH and (stop is None or step < stop):
-                    ahead.append(thread.submit(self.at, step) if rows is None else thread.submit(self._next, rows))
+                    ahead.append(thread.submit(self.at, step) if decoded is None else thread.submit(next, decoded))
                     step += 1
                 if not ahead:
                     return
                 yield ahead.popleft().result()
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
-            if rows is not None:
-                rows.close()
+            if decoded is not None:
+                decoded.close()
+
+    def _decoded_elsewhere(self, start: int, stop: int | None) -> Generator[dict[str, jax.Array]] | None:
+        """The batches, of rows that other processes decode; None where this one is to do it."""
+        if not self.workers:
+            return None
+        if not isinstance(self.source, OnDemandSource):
+            log.info("config.data.workers=%d: these data need no decoding, and no processes for it", self.workers)
+            return None
+        return self._noted(self.source, in_processes(_RowsAndDamage(self._host_rows), start, stop, self.workers))
+
+    def _noted(self, source: OnDemandSource, decoded: Generator[Any]) -> Generator[dict[str, jax.Array]]:
+        with contextlib.closing(decoded):
+            for rows, damaged in decoded:
+                for name, why in damaged.items():
+                    source.damage.note(name, why)
+                yield self._laid_out(rows)
 
     @property
-    def _rows(self) -> "HostRows":
+    def _host_rows(self) -> "HostRows":
         if self.sharding is None:
             return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),))
         indices = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
         ranges = {index[0].indices(self.batch_size)[:2] for index in indices if index is not None}
         return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)))
-
-    def _next(self, rows: Iterator["Rows"]) -> dict[str, jax.Array]:
-        return self._laid_out(next(rows))
 
     def _laid_out(self, rows: "Rows") -> dict[str, jax.Array]:
         if self.sharding is None:
@@ -148,6 +166,18 @@ class HostRows:
     def __call__(self, step: int) -> Rows:
         indices = batch_indices(step, seed=self.seed, batch_size=self.batch_size, num_examples=len(self.source))
         return {(start, stop): self.source.gather(indices[start:stop]) for start, stop in self.ranges}
+
+
+@dataclass(frozen=True)
+class _RowsAndDamage:
+    """step -> `HostRows`, and the damaged examples that this process came upon for the first time."""
+
+    rows_at: HostRows
+
+    def __call__(self, step: int) -> tuple[Rows, dict[str, str]]:
+        rows = self.rows_at(step)
+        source: Any = self.rows_at.source
+        return rows, source.damage.take()
 
 
 def batch_shapes(

@@ -1,22 +1,14 @@
 """A folder of PNG and JPEG files as a source, with class subfolders as labels."""
 
 import hashlib
-import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmjax.data.base import (
-    MEMORY_LIMIT_BYTES,
-    ArraySource,
-    DataError,
-    OnDemandSource,
-    Progress,
-    Source,
-    decoded_bytes,
-    parallel_map,
-)
+from cmjax.data.base import DataError, Source
+from cmjax.data.damage import Damage, first_whole
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
 from cmjax.files import AnyPath, files_below, to_path
 
 if TYPE_CHECKING:
@@ -38,14 +30,15 @@ def folder(
 ) -> Source:
     """The PNG and JPEG files below a folder: short side resized to `image_size` (Lanczos), centre cropped, uint8.
 
-    Labels are the names of the subfolders, sorted; files directly in the folder have none. Files that cannot be read
-    are skipped and named in a warning.
+    Labels are the names of the subfolders, sorted; files directly in the folder have none. A file that cannot be read
+    is named in a warning, and the next one stands in for it.
 
     Args:   data_dir: the folder. split: "train" or "test": the subfolders of these names where both are there, else
             "test" is about a tenth of the files, chosen by a hash of their names, so that a file stays in its split
             when others are added. image_size: height and width of the examples, pixels. channels: 1 (grey) or 3 (RGB).
-            memory_limit_bytes: larger sets are decoded on demand. max_corrupt: how many files may be damaged.
-    Raises: DataError naming the folder or argument, where nothing can be read from it.
+            memory_limit_bytes: larger sets are decoded on demand. max_corrupt: how many files may be damaged; None: any
+            number.
+    Raises: DataError naming the folder or argument, where nothing can be read from it, or more files are damaged.
     """
     if split not in ("train", "test"):
         raise DataError(f'split must be "train" or "test", got "{split}"')
@@ -55,11 +48,10 @@ def folder(
         raise DataError(f"image_size must be at least 1, got {image_size}")
     root = to_path(data_dir).expanduser()
     files, labels, num_classes = _files(root, split)
-    decoder = _Decoder(root, image_size, channels, max_corrupt)
-    description = f"reading {root.name}"
-    if decoded_bytes(len(files), decoder.shape) <= memory_limit_bytes:
-        return _in_memory(decoder, files, labels, num_classes, description, progress)
-    return _on_demand(decoder, files, labels, num_classes, description, progress)
+    damage = Damage(str(root), max_corrupt)
+    reader = _Reader(root, files, labels, (image_size, image_size, channels), damage)
+    source = OnDemandSource(reader.shape, num_classes, len(files), reader, damage)
+    return loaded_if_small(source, f"reading {root.name}", progress, memory_limit_bytes=memory_limit_bytes)
 
 
 def _files(root: AnyPath, split: str) -> tuple[list[AnyPath], np.ndarray | None, int | None]:
@@ -122,56 +114,6 @@ def read_image(file: AnyPath, shape: tuple[int, int, int]) -> tuple[np.ndarray, 
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
-@dataclass
-class _Decoder:
-    """Reads one file at a time, and says which ones it could not."""
-
-    root: AnyPath
-    image_size: int
-    channels: int
-    max_corrupt: int | None
-    named: set[AnyPath] = field(default_factory=set)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.image_size, self.image_size, self.channels
-
-    def read(self, file: AnyPath) -> np.ndarray | str:
-        """The image, or why it cannot be read."""
-        try:
-            return read_image(file, self.shape)[0]
-        except DataError as error:
-            return str(error)
-
-    def check_header(self, file: AnyPath) -> str | None:
-        """Why the file's header cannot be read, without decoding the pixels."""
-        from PIL import Image
-
-        try:
-            with file.open("rb") as opened, Image.open(opened):
-                return None
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-
-    def warn(self, unreadable: dict[AnyPath, str]) -> None:
-        """Name at most 10 files, then say how many there are; a file is not named twice."""
-        unreadable = {file: why for file, why in unreadable.items() if file not in self.named}
-        if not unreadable:
-            return
-        self.named.update(unreadable)
-        lines = [f"  {file}: {why}" for file, why in list(unreadable.items())[:10]]
-        if len(unreadable) > 10:
-            lines.append(f"  and {len(unreadable) - 10} more")
-        logging.getLogger(__name__).warning(
-            "%s: skipped %d image files that cannot be read:\n%s", self.root, len(unreadable), "\n".join(lines)
-        )
-        if self.max_corrupt is not None and len(self.named) > self.max_corrupt:
-            raise DataError(
-                f"{self.root}: {len(self.named)} image files cannot be read; repair or remove them, or allow more by "
-                f"config.data.max_corrupt, which is {self.max_corrupt}"
-            )
-
-
 def _in_mode(image: "Image.Image", channels: int) -> "Image.Image":
     from PIL import Image
 
@@ -182,72 +124,30 @@ def _in_mode(image: "Image.Image", channels: int) -> "Image.Image":
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _in_memory(decoder, files, labels, num_classes, description, progress, *, chunk: int = 1024) -> ArraySource:
-    images = np.empty((len(files), *decoder.shape), np.uint8)
-    unreadable = {}
-    for start in range(0, len(files), chunk):
-        part = files[start : start + chunk]
-        for i, result in enumerate(parallel_map(decoder.read, part, run=8), start):
-            if isinstance(result, str):
-                unreadable[files[i]] = result
-            else:
-                images[i] = result
-        if progress is not None:
-            progress(description, start + len(part), len(files))
-    decoder.warn(unreadable)
-    kept = _kept(decoder.root, files, unreadable)
-    if unreadable:
-        images, labels = images[kept], None if labels is None else labels[kept]
-    return ArraySource(images, labels, num_classes)
-
-
-def _on_demand(decoder, files, labels, num_classes, description, progress, *, chunk: int = 4096) -> OnDemandSource:
-    """Only headers are checked beforehand. A file whose pixels prove damaged stands aside for its successor in the
-    list, so that a batch remains a function of (seed, step)."""
-    unreadable = {}
-    for start in range(0, len(files), chunk):
-        part = files[start : start + chunk]
-        reasons = parallel_map(decoder.check_header, part)
-        unreadable |= {file: why for file, why in zip(part, reasons, strict=True) if why is not None}
-        if progress is not None:
-            progress(description, start + len(part), len(files))
-    decoder.warn(unreadable)
-    kept = _kept(decoder.root, files, unreadable)
-    files, labels = [files[i] for i in kept], None if labels is None else labels[kept]
-
-    return OnDemandSource(decoder.shape, num_classes, len(files), _Reader(decoder, files, labels))
-
-
 @dataclass(frozen=True)
 class _Reader:
-    """What an on-demand source reads by; a class of the module, so that it can be sent to another process."""
+    """What the source reads by; a class of the module, so that it can be sent to another process."""
 
-    decoder: _Decoder
+    root: AnyPath
     files: list[AnyPath]
     labels: np.ndarray | None
+    shape: tuple[int, int, int]
+    damage: Damage
 
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        chosen = [int(i) for i in indices]
-        images = parallel_map(self.decoder.read, [self.files[i] for i in chosen], run=4)
-        for position, image in enumerate(images):
-            tries = 0
-            while isinstance(image, str):
-                self.decoder.warn({self.files[chosen[position]]: image})
-                tries += 1
-                if tries == len(self.files):
-                    raise DataError(f"{self.decoder.root}: not one image file can be read: {image}")
-                chosen[position] = (chosen[position] + 1) % len(self.files)
-                image = self.decoder.read(self.files[chosen[position]])
-            images[position] = image
-        batch = {"image": np.stack(images) if images else np.empty((0, *self.decoder.shape), np.uint8)}
+        examples = parallel_map(self._whole, [int(i) for i in indices], run=4)
+        images = [image for image, _ in examples]
+        batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
         if self.labels is not None:
-            batch["label"] = self.labels[chosen]
+            batch["label"] = self.labels[[place for _, place in examples]]
         return batch
 
+    def _whole(self, index: int) -> tuple[np.ndarray, int]:
+        """The image at a place among the files, or at the next where one can be read, and the place."""
+        return first_whole(self._image, index, self._name, len(self.files), self.damage)
 
-def _kept(root: AnyPath, files: list[AnyPath], unreadable: dict[AnyPath, str]) -> np.ndarray:
-    kept = np.array([i for i, file in enumerate(files) if file not in unreadable], np.int64)
-    if len(kept) == 0:
-        file, why = next(iter(unreadable.items()))
-        raise DataError(f"{root}: none of its {len(files)} image files can be read; the first is {file}: {why}")
-    return kept
+    def _image(self, index: int) -> tuple[np.ndarray, int]:
+        return read_image(self.files[index], self.shape)[0], index
+
+    def _name(self, index: int) -> str:
+        return str(self.files[index].relative_to(self.root))

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.data.base import MEMORY_LIMIT_BYTES, ArraySource, DataError, OnDemandSource, Source, shuffled
+from cmjax.data.base import ArraySource, DataError, Source, Subset, shuffled
 from cmjax.data.folder import folder
 from cmjax.data.npz import read_npz
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
 from cmjax.data.tfds import tfds
 from cmjax.files import AnyPath, to_path
 
@@ -61,7 +62,7 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
     held_out = max(1, len(whole) // 10)
     rows = np.sort(order[held_out:] if split == "train" else order[:held_out])
     if isinstance(whole.images, np.memmap):
-        return OnDemandSource(whole.shape, whole.num_classes, len(rows), lambda indices: whole.gather(rows[indices]))
+        return Subset(whole, rows)
     return ArraySource(whole.images[rows], None if whole.labels is None else whole.labels[rows], whole.num_classes)
 
 

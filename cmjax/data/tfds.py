@@ -3,23 +3,16 @@
 import functools
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from cmjax.data.base import (
-    MEMORY_LIMIT_BYTES,
-    DataError,
-    OnDemandSource,
-    Progress,
-    Source,
-    decoded_bytes,
-    load,
-    parallel_map,
-)
-from cmjax.data.damage import Damage
+from cmjax.data.base import DataError, Source
+from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
 from cmjax.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
@@ -56,9 +49,7 @@ def tfds(
     if prepared is None:
         raise DataError(f"{root / name}: TFDS prepared it, yet no dataset_info.json is to be found there")
     source = _open(prepared, split, max_corrupt)
-    if decoded_bytes(len(source), source.shape) <= memory_limit_bytes:
-        return load(source, f"reading {name}", progress)
-    return source
+    return loaded_if_small(source, f"reading {name}", progress, memory_limit_bytes=memory_limit_bytes)
 
 
 def _prepared(root: Path, name: str) -> Path | None:
@@ -107,8 +98,9 @@ def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource
     shape = builder.info.features[image_key].shape
     num_classes = None if label_key is None else builder.info.features[label_key].num_classes
 
-    reader = _Reader(records, length, shape, image_key, label_key, Damage(f"{prepared}, {split}", max_corrupt))
-    return OnDemandSource(shape, num_classes, length, reader)
+    damage = Damage(f"{prepared}, {split}", max_corrupt)
+    reader = _Reader(records, length, shape, image_key, label_key, damage)
+    return OnDemandSource(shape, num_classes, length, reader, damage)
 
 
 @functools.cache
@@ -132,27 +124,24 @@ class _Reader:
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         chosen = [int(i) for i in indices]
         try:
-            found = list(zip(chosen, self.records.__getitems__(chosen), strict=True))
-        except Exception:  # one that is damaged spoils the call for all
-            found = [(index, None) for index in chosen]
+            records = dict(zip(chosen, self.records.__getitems__(chosen), strict=True))
+        except Exception:  # one that is damaged spoils the call for all; each is read on its own
+            records = {}
+
+        def example(index: int) -> tuple[np.ndarray, int]:
+            return first_whole(partial(self._example, records), index, "record {}".format, self.length, self.damage)
+
         on_threads = self.shape[0] * self.shape[1] > SMALL_PIXELS
-        decoded = parallel_map(self._example, found) if on_threads else [self._example(pair) for pair in found]
+        decoded = parallel_map(example, chosen) if on_threads else [example(index) for index in chosen]
         images = [image for image, _ in decoded]
         batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
         if self.label_key is not None:
             batch["label"] = np.array([label for _, label in decoded], np.int32)
         return batch
 
-    def _example(self, found: tuple[int, bytes | None]) -> tuple[np.ndarray, int]:
-        """The example of an index and its record, or the next in the data that is whole."""
-        index, record = found
-        for here in (place % self.length for place in range(index, index + self.length)):
-            try:
-                return self._decode(self.records[here] if record is None else record)
-            except Exception as error:  # what is damaged raises errors of many kinds
-                self.damage.note(f"record {here}", f"{type(error).__name__}: {error}".splitlines()[0])
-                record = None
-        raise DataError("not one record can be read")
+    def _example(self, records: dict[int, bytes], index: int) -> tuple[np.ndarray, int]:
+        """The image and label at an index, of a record that was read already or is to be read now."""
+        return self._decode(records[index] if index in records else self.records[index])
 
     def _decode(self, record: bytes) -> tuple[np.ndarray, int]:
         features = _example_parser()(record).features.feature

@@ -1,20 +1,25 @@
 """Reading and decoding in processes of their own, by grain (`pip install 'cmjax[large]'`)."""
 
 import importlib.util
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Generator
+from multiprocessing import connection
 from typing import Any
-
-import jax
-import numpy as np
 
 from cmjax.data.base import DataError
 
+AHEAD = 1
+"""Results that wait for each process to be fetched."""
 
-def in_processes(rows_at: Callable[[int], Any], start: int, stop: int | None, workers: int) -> Generator[Any]:
-    """rows_at(start), rows_at(start + 1), …, each computed in one of `workers` processes, in that order.
 
-    Args:   rows_at: what `cloudpickle` can send to a process. stop: None for no end.
-    Raises: DataError where grain is missing; what `rows_at` raises, at its step.
+def in_processes(result_of: Callable[[int], Any], start: int, stop: int | None, workers: int) -> Generator[Any]:
+    """result_of(start), result_of(start + 1), …, each computed in one of `workers` processes, in that order.
+
+    Args:   result_of: what `cloudpickle` can send to a process. stop: None for no end.
+    Raises: DataError where grain is missing or a process dies; what `result_of` raises, at its step.
     """
     check_grain(workers)
     import grain
@@ -23,18 +28,38 @@ def in_processes(rows_at: Callable[[int], Any], start: int, stop: int | None, wo
     if not flags.FLAGS.is_parsed():  # grain reads flags of its own, in programs without any, too
         flags.FLAGS.mark_as_parsed()
     steps = grain.MapDataset.range(start, 2**62 if stop is None else stop)
-    one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    dataset = steps.map(rows_at).to_iter_dataset(one_thread)
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    rows = iter(dataset.mp_prefetch(options))
+    results = steps.map(result_of).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    # Shared memory is scarce in containers, and what is in it outlives a process that is killed: all goes by pipes.
+    by_pipe = grain.experimental.DatasetOptions(min_shm_size=2**62)
+    results = grain.experimental.WithOptionsIterDataset(results, by_pipe)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
+    iterator = iter(results.mp_prefetch(options, worker_init_fn=_depend_on_parent))
     try:
-        for row in rows:  # copied out of the memory that the processes share, which is then free again
-            yield jax.tree.map(np.array, row)
+        yield from iterator
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        code = str(error).partition("exit code ")[2].partition(".")[0]
+        problem = f"a process that decodes ended with {code}, perhaps for lack of memory"
+        raise DataError(f"config.data.workers={workers}: {problem}; the same command goes on") from error
     finally:
-        rows.close()
+        iterator.close()
 
 
 def check_grain(workers: int) -> None:
     """Raise DataError where there are to be workers and grain is missing."""
     if workers and importlib.util.find_spec("grain") is None:
         raise DataError(f"config.data.workers={workers}: needs grain: pip install 'cmjax[large]'")
+
+
+def _depend_on_parent(_worker: int, _workers: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which a terminal and a scheduler send to all, to the parent; end when it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True, name="parent").start()
+
+
+def _end_with(sentinel: Any) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

@@ -71,7 +71,8 @@ def _memory_table(memory: dict[str, Any]) -> list[str]:
 
 
 def _speed(step: dict[str, Any]) -> list[str]:
-    lines = [f"- {step['bytes_moved_per_device'] / GIB:.2f} GiB between a device and its memory"]
+    moved = f"{step['bytes_moved_per_device'] / GIB:.2f} GiB read and written by a device"
+    lines = [f"- {moved}, as the compiler counts: what stays on the chip between two operations is among it"]
     seconds = step["seconds"]
     if not seconds:
         return [*lines, "- no peaks are known of this device: no times"]
@@ -84,8 +85,11 @@ def _hours(report: dict[str, Any]) -> list[str]:
     hours = report.get("least_hours")
     if hours is None:
         return []
-    return [f"- the whole recipe: at least {hours:.3g} hours, {hours * report['devices']:.4g} device hours. What is "
-            "measured is longer: no program holds a chip's peaks"]  # fmt: skip
+    return [
+        f"- the whole recipe: at least {hours:.3g} hours, {hours * report['devices']:.4g} device hours "
+        f"({report['hours_of_arithmetic']:.3g} hours by its arithmetic alone). What is measured is longer: no program "
+        "holds a chip's peaks",
+    ]
 
 
 def _collectives(kinds: dict[str, dict[str, Any]]) -> list[str]:

@@ -88,7 +88,7 @@ def advise(
         total = _estimate(plan, memory, shapes, mesh, share=share, **changes)
         rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * share})
 
-    for fsdp in _fsdps(mesh.size):
+    for fsdp in sorted({2, 8, _fsdps(mesh.size)[-1]} & set(_fsdps(mesh.size))):
         if fsdp > plan.fsdp:
             row(f"mesh.fsdp={fsdp}", fsdp=fsdp)
     for parts in _parts(plan, mesh.size)[1:3]:
@@ -102,15 +102,20 @@ def advise(
 
 
 def what_fits(plan: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
-    """The least change of fsdp and of gradient accumulation that is estimated to fit, as a sentence."""
+    """The least change of fsdp and of gradient accumulation that is estimated to fit, as a sentence.
+
+    What a compiler refuses it has shrunk already by computing again, which it will not do where it need not: an
+    estimate from there may be half of what is needed.
+    """
+    room = (memory.available or 0) / (2 if memory.refused else 1)
     fsdps = [plan.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > plan.fsdp)]
     choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(plan, mesh.size)][1:]
     for fsdp, parts in sorted(choices, key=lambda choice: (choice[0] * choice[1], choice[0])):
         total = _estimate(plan, memory, shapes, mesh, fsdp=fsdp, parts=parts)
-        if total <= (memory.available or 0):
+        if total <= room:
             options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != plan.fsdp else []
             options += [f"--config.grad_accumulation={parts}"] if parts != plan.grad_accumulation else []
-            return f"by estimate {' '.join(options)} makes it fit, {total / 2**30:.2f} GiB: plan that"
+            return f"by estimate {' '.join(options)} makes it fit, {total / 2**30:.2f} GiB or more: plan that"
     return "no fsdp and no gradient accumulation makes it fit by estimate: try --config.net.remat=True or more devices"
 
 
@@ -138,7 +143,7 @@ def _estimate(
 
 def _fsdps(devices: int) -> list[int]:
     """Some numbers of devices that may share the parameters."""
-    return [fsdp for fsdp in (2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
+    return [fsdp for fsdp in (1, 2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
 
 
 def _parts(plan: Run, devices: int) -> list[int]:

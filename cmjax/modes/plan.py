@@ -101,8 +101,9 @@ def _plan_training(
         log.info("compiled in %.0f s", program.seconds)
         write_atomically(folder / "train_step.hlo", program.text)
         report["train_step"] = _of_program(program, operations, chip, mesh.size, plan.grad_accumulation)
-        least = report["train_step"]["seconds"].get("least")
-        report["least_hours"] = None if least is None else least * plan.steps / 3600
+        seconds, hours = report["train_step"]["seconds"], plan.steps / 3600
+        if seconds:
+            report |= {"least_hours": seconds["least"] * hours, "hours_of_arithmetic": seconds["arithmetic"] * hours}
     except DoesNotFitError as error:
         refusal = error
         report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}

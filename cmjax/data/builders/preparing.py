@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import resource
 
-from cmjax.data.base import DataError, Progress
+from cmjax.data.base import DataError
+from cmjax.data.on_demand import Progress
 
 DEADLINE_SECONDS = 8.0
 """For a first answer of a server. TFDS itself would try again for minutes."""
