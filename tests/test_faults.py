@@ -20,6 +20,7 @@ import cmjax
 from cmjax.fields import ConfigError
 from cmjax.machine.lock import MARK
 from cmjax.modes import sample, train
+from cmjax.training.checkpoint import UNFINISHED
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import NonFiniteLoss
 from cmjax.workdir import write_record
@@ -69,7 +70,8 @@ def start(environment):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def options(workdir, steps, **changes):
@@ -245,6 +247,7 @@ def test_thirty_kills_in_a_row_change_nothing(start, tmp_path):
         found = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
         return max(found, default=0)
 
+    torn = 0
     for _ in range(30):
         process = start(*command)
         wait_for(lambda reached=reached: newest() > reached, process, timeout_s=120)
@@ -252,7 +255,10 @@ def test_thirty_kills_in_a_row_change_nothing(start, tmp_path):
         assert process.poll() is None, "it ended before it was killed"
         process.kill()
         process.communicate()
+        torn += any(path.name.endswith(UNFINISHED) for path in checkpoints.iterdir())
         reached = newest()
+    assert torn > 5, f"{torn} kills of 30 were in the middle of a save"
+    print(f"{torn} of 30 kills were in the middle of a save, the last after step {reached}")
     end(start(*options(tmp_path / "killed", steps, **seldom)), 0, within_s=600)
     whole, killed = (jax.tree.leaves(cmjax.load(tmp_path / name).params) for name in ("whole", "killed"))
     for a, b in zip(whole, killed, strict=True):
