@@ -26,7 +26,16 @@ ROWS = [
     *((recipe, topology, ()) for recipe, topology in product(WHOLE, TOPOLOGIES)),
     ("cifar_ct", "v5e:2x2", ("--config.grad_accumulation=4",)),
     *(("cifar_ct", topology, SMALLER) for topology in TOPOLOGIES),
-    ("cifar_ct", "v5e:2x4", ("--config.mesh.fsdp=8", *SMALLER)),
+    (
+        "cifar_ct",
+        "v5e:2x4",
+        (
+            "--config.mesh.fsdp=8",
+            *SMALLER,
+            "--config.net.channel_mult=(1,)",
+            "--config.net.attention_resolutions=(1,)",
+        ),
+    ),
     (
         "imagenet64_ct",
         "v5e:16x16",

@@ -20,6 +20,7 @@ import cmjax
 from cmjax.fields import ConfigError
 from cmjax.machine.lock import MARK
 from cmjax.modes import sample, train
+from cmjax.training.checkpoint import UNFINISHED
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import NonFiniteLoss
 from cmjax.workdir import write_record
@@ -69,7 +70,8 @@ def start(environment):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def options(workdir, steps, **changes):
@@ -235,16 +237,17 @@ def test_records_wait_for_room_on_a_full_disk(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_thirty_kills_in_a_row_change_nothing(start, tmp_path):
-    steps, rng = 20_000, random.Random(0)
-    changes = {"checkpoint__save_every": 25, "log__every": 50}
-    end(start(*options(tmp_path / "whole", steps, **changes)), 0, within_s=600)
-    command, reached = options(tmp_path / "killed", steps, **changes), 0
+    steps, rng = 6000, random.Random(0)
+    often, seldom = ({"checkpoint__save_every": every, "log__every": 50} for every in (20, steps))
+    end(start(*options(tmp_path / "whole", steps, **seldom)), 0, within_s=600)
+    command, reached = options(tmp_path / "killed", steps, **often), 0
     checkpoints = tmp_path / "killed" / "checkpoints"
 
     def newest():
         found = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
         return max(found, default=0)
 
+    torn = 0
     for _ in range(30):
         process = start(*command)
         wait_for(lambda reached=reached: newest() > reached, process, timeout_s=120)
@@ -252,8 +255,11 @@ def test_thirty_kills_in_a_row_change_nothing(start, tmp_path):
         assert process.poll() is None, "it ended before it was killed"
         process.kill()
         process.communicate()
+        torn += any(path.name.endswith(UNFINISHED) for path in checkpoints.iterdir())
         reached = newest()
-    end(start(*command), 0, within_s=600)
+    assert torn > 5, f"{torn} kills of 30 were in the middle of a save"
+    print(f"{torn} of 30 kills were in the middle of a save, the last after step {reached}")
+    end(start(*options(tmp_path / "killed", steps, **seldom)), 0, within_s=600)
     whole, killed = (jax.tree.leaves(cmjax.load(tmp_path / name).params) for name in ("whole", "killed"))
     for a, b in zip(whole, killed, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -59,7 +59,7 @@ def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str
     refused = _plan_training(report, config, plan, model, data, mesh, chip, folder)
     if not refused:
         report["samplers"] = {
-            title: _of_program(program, operations, chip, mesh.size) | {"samples": samples}
+            title: _of_program(program, operations, chip, mesh.size, repeated=True) | {"samples": samples}
             for title, samples, operations, program in _plan_samplers(plan, model, data, mesh)
         }
     write_atomically(folder / "plan.json", to_json(report))
@@ -100,7 +100,7 @@ def _plan_training(
         program = compile_program(traced)
         log.info("compiled in %.0f s", program.seconds)
         write_atomically(folder / "train_step.hlo", program.text)
-        report["train_step"] = _of_program(program, operations, chip, mesh.size, plan.grad_accumulation)
+        report["train_step"] = _of_program(program, operations, chip, mesh.size, repeated=plan.grad_accumulation > 1)
         seconds, hours = report["train_step"]["seconds"], plan.steps / 3600
         if seconds:
             report |= {"least_hours": seconds["least"] * hours, "hours_of_arithmetic": seconds["arithmetic"] * hours}
@@ -132,11 +132,13 @@ def _operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> f
     return jaxpr_flops(trace_train_step(step, state, frozen_shapes(plan, teacher), batch, mesh).jaxpr.jaxpr)
 
 
-def _of_program(program: Program, operations: float, chip: Chip | None, devices: int, parts: int = 1) -> dict[str, Any]:
-    """A program's row of the report. `parts`: how often the body of its loop runs."""
+def _of_program(
+    program: Program, operations: float, chip: Chip | None, devices: int, *, repeated: bool
+) -> dict[str, Any]:
+    """A program's row of the report. `repeated`: it is a loop, over parts of a batch or steps of a sampler."""
     exchanged = sum(one.total for one in program.collectives)
-    # The compiler counts the loop over the parts once: what it moves is scaled as its arithmetic is.
-    repeats = max(operations / devices / program.operations, 1.0) if parts > 1 and program.operations else 1.0
+    # The compiler counts a loop's body once: what it moves is scaled as its arithmetic is.
+    repeats = max(operations / devices / program.operations, 1.0) if repeated and program.operations else 1.0
     return {
         "compile_seconds": program.seconds,
         "operations": operations,
