@@ -156,7 +156,7 @@ def test_stream_works_ahead_by_a_bounded_number():
     stream = Batches(source, batch_size=8, seed=2).stream(0)
     for _ in range(5):
         next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert 5 <= len(source.asked) <= 5 + 3
     assert threads() == []
 

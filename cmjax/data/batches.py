@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,7 @@ class Batches:
         """
         return self._laid_out(self._host_rows(step))
 
-    def stream(self, start: int, stop: int | None = None) -> Iterator[dict[str, jax.Array]]:
+    def stream(self, start: int, stop: int | None = None) -> Generator[dict[str, jax.Array]]:
         """Batches start … stop − 1, without end where `stop` is None, prepared ahead in one thread, or in `workers`
         processes.
 

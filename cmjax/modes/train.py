@@ -109,6 +109,7 @@ def _train(
         began = time.perf_counter()
         with (
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
+            contextlib.closing(batches.stream(start, plan.steps)) as stream,
             progress("training", plan.steps, start=start) as update,
             traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
         ):
@@ -116,7 +117,7 @@ def _train(
                 state,
                 train_step,
                 frozen,
-                batches.stream(start, plan.steps),
+                stream,
                 start=start,
                 total_steps=plan.steps,
                 speed=speed,
