@@ -87,11 +87,19 @@ def final_params(workdir):
     return jax.tree.leaves(cmjax.load(workdir).params)
 
 
+OFTEN_SAVED = ("--config.checkpoint.save_every=20", "--config.log.every=5", "--config.figures.num=0")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(*train("digits_ct", folder, 400, *OFTEN_SAVED))
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run, environment, number):
-    arguments = ("--config.checkpoint.save_every=20", "--config.log.every=5", "--config.figures.num=0")
-    run(*train("digits_ct", tmp_path / "whole", 400, *arguments))
-    killed = train("digits_ct", tmp_path / "killed", 400, *arguments)
+def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run, environment, undisturbed, number):
+    killed = train("digits_ct", tmp_path / "killed", 400, *OFTEN_SAVED)
     process = subprocess.Popen(command(*killed), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "killed" / "checkpoints" / "60").is_dir(), process)
     process.send_signal(number)
@@ -100,7 +108,7 @@ def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run
     saved = [int(p.name) for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.isdigit()]
     assert 60 <= max(saved) < 400
     run(*killed)
-    for a, b in zip(final_params(tmp_path / "whole"), final_params(tmp_path / "killed"), strict=True):
+    for a, b in zip(final_params(undisturbed), final_params(tmp_path / "killed"), strict=True):
         np.testing.assert_array_equal(a, b)
     records = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     steps = [record["step"] for record in records]
