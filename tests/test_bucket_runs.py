@@ -14,6 +14,7 @@ import cmjax
 from cmjax.data import sources
 from cmjax.data.base import DataError
 from cmjax.files import to_path
+from tests.waiting import wait_for
 
 pytest_plugins = ["tests.buckets"]
 
@@ -68,9 +69,7 @@ def end(process, code=0):
 def test_a_run_in_a_bucket_is_killed_and_goes_on(here, start, tmp_path):
     run = here / "runs" / "digits_ct"
     killed = start(*MAIN, *RECIPE, f"--workdir={run}")
-    while not (run / "checkpoints" / "10" / "commit_success.txt").exists():
-        assert killed.poll() is None, killed.stderr.read()
-        time.sleep(0.1)
+    wait_for((run / "checkpoints" / "10" / "commit_success.txt").exists, killed, every_s=0.1)
     killed.kill()
     killed.communicate()
     end(start("bash", "launch/local.sh", "2", *RECIPE, f"--workdir={run}", devices=1))

@@ -24,6 +24,7 @@ from cmjax.training.checkpoint import UNFINISHED
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import NonFiniteLoss
 from cmjax.workdir import write_record
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -77,14 +78,6 @@ def start(environment):
 def options(workdir, steps, **changes):
     given = SMALL | {"steps": steps} | {key.replace("__", "."): value for key, value in changes.items()}
     return ("--config=configs/digits_ct.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items()))
-
-
-def wait_for(happened, process, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def end(process, code, within_s=20):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 import cmjax
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -114,14 +114,6 @@ def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run
     steps = [record["step"] for record in records]
     assert steps == sorted(set(steps))
     assert steps[-1] == 400
-
-
-def wait_for(happened, process, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_sampling_is_repeatable_and_independent_of_the_number(runs, run, tmp_path):

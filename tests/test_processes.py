@@ -15,6 +15,7 @@ import pytest
 
 import cmjax
 from cmjax.modes import sample, train
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -114,14 +115,6 @@ def runs(tmp_path_factory):
     in_this_process("digits_trig", runs / "trig", steps=8)
     in_this_process("digits_scm_cd", runs / "scm_cd", steps=8, objective__teacher=str(runs / "trig"), init_from="")
     return runs
-
-
-def wait_for(happened, process, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def workers(process):
