@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from benchmarks import oracle
-from cmjax.core.samplers import ddim
 from cmjax.core.sampling import gaussian, sample_denoiser, sample_fn
+from cmjax.core.solvers import ddim
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.modes import train
 from cmjax.modes.draw import consistency_sampler, diffusion_sampler, draw_images

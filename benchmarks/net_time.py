@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import step_time
-from cmjax.core import preconditioning
+from cmjax.core.model import Model
+from cmjax.core.paths import ve
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
@@ -47,7 +48,7 @@ def measure(module: Any, batch: int, rounds: int) -> dict[str, Any]:
     net, params = as_net(module), jax.tree.map(jnp.asarray, init_params(module, jax.random.key(0), shape[1:]))
     x, c_noise = jnp.ones(shape), jnp.zeros(batch)
     forward = jax.jit(net).lower(params, x, c_noise).compile()
-    f = preconditioning.precondition(net, step_time.CONSISTENCY)
+    f = Model(net, ve, step_time.CONSISTENCY)
     flow_map = FlowMap(params, f, shape[1:], t_min=0.002, t_max=80.0, kind="consistency")
     sample = jax.jit(lambda flow_map, key: sample_fn(flow_map, key, (64, 32, 32, 3), times=(80.0,)))
     step, batches = step_time.training(net, params, shape)

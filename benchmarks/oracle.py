@@ -12,7 +12,6 @@ the std of one coordinate of the data: to answer the data's mean everywhere give
 import argparse
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any
@@ -22,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmjax import consistency_distillation_loss, karras_grid, precondition
-from cmjax.core import curricula, pairs, weightings
+from cmjax import Batch, Model, karras_grid, losses
+from cmjax.core import curricula, pairs, targets, weightings
 from cmjax.core.distances import pseudo_huber
+from cmjax.core.ode import heun_step, solve
 from cmjax.core.oracles import mixture_denoiser
 from cmjax.core.paths import ve
 from cmjax.core.preconditioning import consistency
-from cmjax.core.solvers import heun_step, solve
 from cmjax.evaluation.plots import save_png
 from cmjax.machine.mesh import make_mesh
 from cmjax.nets.adapter import as_net, init_params
@@ -95,22 +94,22 @@ def teacher(params: dict[str, Any], x: Any, t: Any, *, key: Any = None) -> Any:
     return mixture_denoiser(x, t, **params)
 
 
-def student(settings: Settings) -> tuple[MLP, Callable[..., Any]]:
-    """The network, and f(params, x, t) made of it."""
+def student(settings: Settings) -> tuple[MLP, Model]:
+    """The network, and the consistency model made of it."""
     module = MLP(width=settings.width, depth=settings.depth)
-    return module, precondition(as_net(module), partial(consistency, sigma_data=SIGMA_DATA, t_min=T_MIN))
+    return module, Model(as_net(module), ve, partial(consistency, sigma_data=SIGMA_DATA, t_min=T_MIN))
 
 
-def cd_objective(f: Callable[..., Any], curriculum: curricula.Curriculum, *, c: float) -> Objective:
+def cd_objective(model: Model, curriculum: curricula.Curriculum, *, c: float) -> Objective:
     """Consistency distillation as in Song et al. 2023, alg. 2: neighbours of a Karras grid, one Heun step between."""
-    draw_pair = pairs.grid_pairs(curriculum, t_min=T_MIN, t_max=T_MAX, rho=RHO)
+    draw = pairs.grid_pairs(curriculum, t_min=T_MIN, t_max=T_MAX, rho=RHO)
 
     def objective(params, target_params, teacher_params, key, x0, step, conditions):
-        pair_key, loss_key = jax.random.split(key)
-        return consistency_distillation_loss(
-            f, params, target_params, loss_key, x0, draw_pair(pair_key, len(x0), step),
-            path=ve, teacher=teacher, teacher_params=teacher_params, ode_step=heun_step,
-            distance=partial(pseudo_huber, c=c), weight=weightings.uniform,
+        times_key, noise_key, dropout_key = jax.random.split(key, 3)
+        batch = Batch(x0, jax.random.normal(noise_key, x0.shape), draw(times_key, len(x0), step))
+        return losses.cd(
+            model, params, dropout_key, batch, target_params=target_params, teacher=partial(teacher, teacher_params),
+            ode_step=heun_step, distance=partial(pseudo_huber, c=c), weight=weightings.uniform,
         )  # fmt: skip
 
     return objective
@@ -126,7 +125,7 @@ def distil(settings: Settings) -> tuple[Any, Any, dict[str, float]]:
         clip_norm=0.0,
         weight_decay=0.0,
         average_rates={
-            TARGET: curricula.constant_rate(mu=settings.mu, curriculum=curriculum),
+            TARGET: targets.constant_rate(mu=settings.mu),
             "ema": ema(rate=settings.ema, batch_size=settings.batch),
         },
     )

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cmjax import Batch, Model
 from cmjax.core import curricula, distances, losses, pairs, paths, preconditioning, weightings
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.base import ArraySource
@@ -199,7 +200,7 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
     """One evaluation, jitted whole, and the network alone at the same shape."""
     net, params = _unet(options)
     shape = (options.batch, options.size, options.size, 3)
-    f = preconditioning.precondition(net, CONSISTENCY)
+    f = Model(net, paths.ve, CONSISTENCY)
     flow_map = FlowMap(params, f, shape[1:], t_min=0.002, t_max=80.0, kind="consistency")
     sample = jax.jit(lambda flow_map, key: sample_fn(flow_map, key, shape, times=(80.0,)))
     call = jax.jit(lambda flow_map, x: flow_map(x, 80.0))
@@ -257,7 +258,7 @@ class _Training:
             average_rates={"ema0": ema(rate=0.999, batch_size=len(batch["image"]))},
         )  # fmt: skip
         train_step = make_train_step(
-            partial(_ct_objective, preconditioning.precondition(net, CONSISTENCY)), optimizer,
+            partial(_ct_objective, Model(net, paths.ve, CONSISTENCY)), optimizer,
             preprocess=partial(preprocess, horizontal_flip=False), seed=0, schedules={"num_scales": CURRICULUM},
         )  # fmt: skip
         mesh = make_mesh()
@@ -275,12 +276,13 @@ def training(net: Any, params: Any, shape: tuple[int, ...]) -> tuple[_Training, 
     return _Training(net, params, batches.at(0)), batches
 
 
-def _ct_objective(f, params, target_params, frozen, key, x0, step, conditions):
+def _ct_objective(model, params, target_params, frozen, key, x0, step, conditions):
     draw = pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0)
-    pair_key, loss_key = jax.random.split(key)
-    return losses.consistency_training_loss(
-        f, params, target_params, loss_key, x0, draw(pair_key, len(x0), step),
-        path=paths.ve, distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.inverse_gap,
+    times_key, noise_key, dropout_key = jax.random.split(key, 3)
+    batch = Batch(x0, jax.random.normal(noise_key, x0.shape), draw(times_key, len(x0), step))
+    return losses.ct(
+        model, params, dropout_key, batch, target_params=target_params,
+        distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.inverse_gap,
     )  # fmt: skip
 
 

@@ -1,35 +1,33 @@
 """cmjax: consistency models in JAX. The public API; `import cmjax` needs jax, numpy and jaxtyping alone."""
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cmjax.core import (
     curricula,
     distances,
     editing,
-    flow_losses,
     grids,
     guidance,
     likelihood,
     losses,
-    objectives,
+    ode,
     oracles,
     pairs,
     paths,
     preconditioning,
-    samplers,
     sampling,
     solvers,
-    tangent_losses,
-    tangents,
+    targets,
     times,
     typing,
     weightings,
 )
+from cmjax.core.batch import Batch, Times
 from cmjax.core.grids import karras_grid
-from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss, denoising_loss
-from cmjax.core.preconditioning import precondition, precondition_flow
-from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn, sample_ode
-from cmjax.core.typing import Pair
+from cmjax.core.model import Model
+from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn
 
 if TYPE_CHECKING:
     from cmjax.workdir import load
@@ -37,41 +35,38 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "FlowMap",
-    "Pair",
-    "consistency_distillation_loss",
-    "consistency_training_loss",
+    "Model",
+    "Times",
     "curricula",
-    "denoising_loss",
     "distances",
     "editing",
-    "flow_losses",
     "grids",
     "guidance",
     "karras_grid",
     "likelihood",
     "load",
     "losses",
-    "objectives",
+    "ode",
     "oracles",
     "pairs",
     "paths",
-    "precondition",
-    "precondition_flow",
     "preconditioning",
     "sample_chain",
     "sample_denoiser",
     "sample_fn",
-    "sample_ode",
-    "samplers",
     "sampling",
     "solvers",
-    "tangent_losses",
-    "tangents",
+    "targets",
     "times",
     "typing",
     "weightings",
 ]
+
+for _name, _module in list(globals().items()):  # so that `import cmjax.paths` works as `from cmjax import paths` does
+    if isinstance(_module, ModuleType) and _module.__name__ == f"cmjax.core.{_name}":
+        sys.modules[f"cmjax.{_name}"] = _module
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,7 @@ _TIMES = flags.DEFINE_list(
 _SOLVER = flags.DEFINE_string(
     "solver",
     None,
-    "sample: a denoiser's solver: ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or adaptive. "
+    "sample: a denoiser's solver: ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or tsit5. "
     "Default: the run's.",
 )
 _STEPS = flags.DEFINE_integer("steps", None, "sample: noise levels of the solver's grid. Default: the run's.")

@@ -1,16 +1,25 @@
-"""α-Flow on CIFAR-10: from flow matching to MeanFlow as α falls.   [Zhang et al. 2025]
+"""α-Flow on CIFAR-10: from flow matching to MeanFlow as α falls.   [Zhang et al. 2025, α-Flow]
 
     python -m cmjax.main --config=configs/cifar_alphaflow.py --config.data.data_dir=~/tensorflow_datasets
 
-Cost: 800,000 updates of 1,024 images. The paper has no CIFAR-10: the settings are those of cifar_meanflow, and α ends
-at 0.005, which is chosen here.
+Cost: 800,000 updates of 1,024 images. The paper has no CIFAR-10: times, α and its weight are those of the released code
+for ImageNet, whose clipping of the target to [-4, 4] is left out; network and optimizer are cifar_meanflow's. From 71%
+of the run on α is 0, and the loss is MeanFlow's.
 """
 
-from configs import cifar_meanflow
+from configs import cifar_meanflow, common
 
 
 def get_config(variant: str = ""):
     config = cifar_meanflow.get_config(variant)
-    config.objective.name, config.objective.alpha = "alpha_flow", "sigmoid(floor=0.005)"
-    del config.objective.guidance, config.objective.blend
+    config.objective = common.ConfigDict(
+        {
+            "name": "alphaflow",
+            "times": "logit_normal(mean=-0.4, std=1.0)",
+            "times_s": "logit_normal(mean=-0.4, std=1.0)",
+            "pairs": "sorted(apart=0.5)",
+            "alpha": "sigmoid",
+            "weight": "adaptive(c=0.001)",
+        }
+    )
     return config

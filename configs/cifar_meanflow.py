@@ -1,10 +1,10 @@
-"""MeanFlow on CIFAR-10: the mean velocity between any two times, from data alone, DDPM++.   [Geng et al. 2025]
+"""MeanFlow on CIFAR-10: the mean velocity between any two times, from data alone.   [Geng et al. 2025, MeanFlow]
 
     python -m cmjax.main --config=configs/cifar_meanflow.py --config.data.data_dir=~/tensorflow_datasets
 
 Cost: 800,000 updates of 1,024 images. Published: FID 2.92 in one evaluation. Times are those of the authors' released
-PyTorch code. Its images are augmented as EDM's are, without rotations; here they are mirrored alone, so dropout may
-have to do more.
+PyTorch code: t of one distribution, and for three quarters of the batch s of another, capped at t. Its images are
+augmented as EDM's are, without rotations; here they are mirrored alone, so dropout may have to do more.
 """
 
 from configs import common
@@ -20,10 +20,10 @@ def get_config(variant: str = ""):
     config.net = common.ddpmpp(dropout=0.2, two_times=True)
     config.objective = common.ConfigDict(
         {
-            "name": "mean_flow",
+            "name": "meanflow",
             "times": "logit_normal(mean=-0.6, std=1.6)",
             "times_s": "logit_normal(mean=-4.0, std=1.6)",
-            "apart": 0.75,
+            "pairs": "capped(apart=0.75)",
             "distance": "adaptive(p=0.75, c=0.001)",
             "guidance": 1.0,
             "blend": 0.0,

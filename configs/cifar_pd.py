@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     config.net.dropout = 0.0
     config.objective = common.ConfigDict(
         {
-            "name": "progressive",
+            "name": "pd",
             "curriculum": "halving(start=2, end=1)" if variant == "tiny" else "halving(start=512, end=1)",
             "distance": "l2",
             "weight": "truncated_snr",

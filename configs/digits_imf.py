@@ -1,4 +1,4 @@
-"""iMF: MeanFlow with the derivative along the network's own velocity.   [Geng et al. 2025]
+"""iMF: MeanFlow with the derivative along the network's own velocity.   [Geng et al. 2025, iMF]
 
 python -m cmjax.main --config=configs/digits_imf.py
 """
@@ -8,6 +8,6 @@ from configs import digits_meanflow
 
 def get_config():
     config = digits_meanflow.get_config()
-    config.objective.name, config.objective.distance = "improved_mean_flow", "adaptive(p=0.75, c=0.001)"
+    config.objective.name, config.objective.distance = "imf", "adaptive(p=0.75, c=0.001)"
     del config.objective.blend
     return config

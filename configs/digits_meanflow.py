@@ -1,4 +1,4 @@
-"""MeanFlow: the mean velocity between any two times, from data alone.   [Geng et al. 2025]
+"""MeanFlow: the mean velocity between any two times, from data alone.   [Geng et al. 2025, MeanFlow]
 
 python -m cmjax.main --config=configs/digits_meanflow.py
 
@@ -15,10 +15,10 @@ def get_config():
     config.net.max_frequency, config.net.two_times = 8.0, True
     config.objective = common.ConfigDict(
         {
-            "name": "mean_flow",
+            "name": "meanflow",
             "times": "logit_normal(mean=0.0, std=1.6)",
             "times_s": "logit_normal(mean=-2.0, std=1.6)",
-            "apart": 0.75,
+            "pairs": "sorted(apart=0.75)",
             "distance": "l2",
             "guidance": 1.0,
             "blend": 0.0,

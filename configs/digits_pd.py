@@ -12,7 +12,7 @@ def get_config():
     config.init_from = "runs/digits_edm"
     config.objective = common.ConfigDict(
         {
-            "name": "progressive",
+            "name": "pd",
             "curriculum": "halving(start=16, end=1)",
             "distance": "l2",
             "weight": "truncated_snr",

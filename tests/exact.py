@@ -1,15 +1,38 @@
 """Models that answer exactly for Gaussian data where their parameters are zero, and move with them in four ways."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax import Batch, Model, preconditioning
 from cmjax.core.paths import per_sample
 
 MEAN = np.array([[0.3, -0.4]])
 VARIANCE = np.array([[0.25, 0.6]])
 OFF = 1.2 * VARIANCE
 AT_ZERO = np.zeros(4)
+
+
+@dataclass(frozen=True)
+class Known(Model):
+    """The model whose estimate of the clean data is the function `net` (params, x, t) itself."""
+
+    def __call__(self, params, x, t, s=None, *, key=None, **conditions):
+        return self.net(params, x, t, key=key, **conditions)
+
+
+def known(function, path):
+    return Known(function, path, preconditioning.linear)
+
+
+def evaluate(loss, model, params, key, x0, times, *, noise=None, conditions=None, **choices):
+    """The loss of a batch; the noise is drawn from `key` unless it is given."""
+    noise_key, dropout_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype) if noise is None else noise
+    return loss(model, params, dropout_key, Batch(x0, noise, times, conditions or {}), **choices)
 
 
 def data(key, count):
@@ -50,21 +73,26 @@ def moves(params, x, t):
 
 
 def consistency_model(path, end=0.0, variance=VARIANCE):
-    """f(params, x, t)."""
+    """The model of f(x, t)."""
 
     def f(params, x, t, *, key=None, label=None):
         return flow(path, x, t, end, variance) + moves(params, x, t)
 
-    return f
+    return known(f, path)
 
 
 def denoiser(path, variance=VARIANCE):
-    """D(params, x, t)."""
+    """The model of D(x, t)."""
 
     def f(params, x, t, *, key=None, label=None):
         return denoise(path, x, t, variance) + moves(params, x, t)
 
-    return f
+    return known(f, path)
+
+
+def teacher(path, params=AT_ZERO, variance=VARIANCE):
+    """The denoiser with its parameters bound: (x, t)."""
+    return partial(denoiser(path, variance), params)
 
 
 def network(path, scalings, time_of, variance=VARIANCE):

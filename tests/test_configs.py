@@ -88,9 +88,8 @@ def test_a_train_step_of_a_recipe_can_be_traced(name):
         assert teacher.kind == run.method.teacher_kind
         frozen["teacher"] = teacher.params
         teacher = replace(teacher, denoiser=traced_once(teacher.denoiser))
-    objective = run.method.objective(
-        replace(model, net=traced_once(model.net), denoiser=traced_once(model.denoiser)), teacher
-    )
+    function = replace(model.function, net=traced_once(model.function.net))
+    objective = run.method.objective(replace(model, function=function), teacher)
 
     def mean_loss(params, frozen, key, x0, step, label):
         conditions = {"label": label} if model.class_conditional else {}

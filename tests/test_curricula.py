@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmjax.core import curricula
+from cmjax.core import curricula, targets
+from cmjax.core.losses.flow_maps import alpha_schedule
+from cmjax.core.losses.tangents import ramp
 
 
 def square_root_by_definition(k, s0, s1, total_steps):
@@ -68,7 +70,7 @@ def test_doubling_is_the_formula(s0, growth, total_steps, data):
 
 def test_growing_n_compiles_once():
     curriculum = curricula.square_root_growth(s0=2, s1=20, total_steps=100)
-    rate = curricula.scheduled_rate(mu0=0.9, curriculum=curriculum)
+    rate = targets.scheduled_rate(mu0=0.9, curriculum=curriculum)
     traces = []
 
     @jax.jit
@@ -85,7 +87,7 @@ def test_growing_n_compiles_once():
 @pytest.mark.parametrize(("name", "s1", "total_steps"), [("ct_adaptive", 200, 800_000), ("ct_adaptive150", 150, 10**6)])
 def test_number_and_rate_are_the_released_codes(openai, name, s1, total_steps):
     curriculum = curricula.square_root_growth(s0=2, s1=s1, total_steps=total_steps)
-    rate = curricula.scheduled_rate(mu0=0.95, curriculum=curriculum, ema_uses_intervals=True)
+    rate = targets.scheduled_rate(mu0=0.95, curriculum=curriculum, ema_uses_intervals=True)
     steps = jnp.asarray(openai["sched_steps"])
     np.testing.assert_array_equal(jax.vmap(curriculum)(steps), openai[f"sched_{name}_scales"])
     np.testing.assert_allclose(jax.vmap(rate)(steps), openai[f"sched_{name}_ema"], rtol=1e-12)
@@ -97,25 +99,21 @@ def test_growth_at_a_fixed_rate_and_constant_are_the_released_codes(openai):
     np.testing.assert_array_equal(jax.vmap(growing)(steps), openai["sched_fixed_progressive_scales"])
     fixed = curricula.constant(num_scales=40)
     np.testing.assert_array_equal(jax.vmap(fixed)(steps), openai["sched_cd_fixed_scales"])
-    rate = curricula.constant_rate(mu=0.95, curriculum=fixed)
+    rate = targets.constant_rate(mu=0.95)
     assert {float(rate(k)) for k in (0, 10**6)} == {float(np.float32(openai["sched_cd_fixed_ema"][0]))}
 
 
 @pytest.mark.usefixtures("x64")
 def test_scheduled_rate_is_the_paper_by_default():
     curriculum = curricula.square_root_growth(s0=2, s1=150, total_steps=800_000)
-    paper = curricula.scheduled_rate(mu0=0.9, curriculum=curriculum)
-    released = curricula.scheduled_rate(mu0=0.9, curriculum=curriculum, ema_uses_intervals=True)
+    paper = targets.scheduled_rate(mu0=0.9, curriculum=curriculum)
+    released = targets.scheduled_rate(mu0=0.9, curriculum=curriculum, ema_uses_intervals=True)
     assert float(paper(0)) == pytest.approx(0.9, rel=1e-12)
     assert float(released(0)) == pytest.approx(0.81, rel=1e-12)
     for k in (1, 1234, 800_000):
         n = square_root_by_definition(k, 2, 150, 800_000)
         assert float(paper(k)) == pytest.approx(0.9 ** (2 / n), rel=1e-12)
         assert float(released(k)) == pytest.approx(0.9 ** (2 / (n - 1)), rel=1e-12)
-
-
-def test_student_as_target_keeps_no_average():
-    assert curricula.student_as_target(curriculum=curricula.constant(num_scales=18)) is None
 
 
 @pytest.mark.parametrize("make", [curricula.square_root_growth, curricula.doubling])
@@ -134,9 +132,9 @@ def test_more_stages_than_steps():
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.5])
 def test_rates_lie_between_0_and_1(rate):
     with pytest.raises(ValueError, match="mu0"):
-        curricula.scheduled_rate(mu0=rate, curriculum=curricula.constant(num_scales=18))
+        targets.scheduled_rate(mu0=rate, curriculum=curricula.constant(num_scales=18))
     with pytest.raises(ValueError, match="mu "):
-        curricula.constant_rate(mu=rate, curriculum=curricula.constant(num_scales=18))
+        targets.constant_rate(mu=rate)
 
 
 def test_halving_ends_where_it_should():
@@ -151,7 +149,7 @@ def test_halving_ends_where_it_should():
 def test_a_stages_teacher_is_the_student_at_its_beginning():
     """An average of the rate 1 keeps, of the rate 0 takes what the update of the stage's last step gave."""
     curriculum = curricula.halving(start=4, end=1, total_steps=9)
-    rate = curricula.kept_in_a_stage(curriculum=curriculum)
+    rate = targets.kept_in_a_stage(curriculum=curriculum)
     kept, seen = -1.0, []
     for step in range(9):
         seen.append(kept)
@@ -162,22 +160,22 @@ def test_a_stages_teacher_is_the_student_at_its_beginning():
 def test_schedules_of_the_traced_step():
     stage = curricula.equal_stages(count=4, total_steps=10)
     assert [int(stage(step)) for step in range(11)] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
-    warmup = curricula.ramp(length=4)
+    warmup = ramp(length=4)
     np.testing.assert_allclose([warmup(step) for step in range(6)], [0, 0.25, 0.5, 0.75, 1, 1])
-    assert curricula.ramp(length=0)(0) == 1
-    alpha = curricula.sigmoid_fall(total_steps=100, start=0.2, end=0.8, floor=0.01)
+    assert ramp(length=0)(0) == 1
+    alpha = alpha_schedule(total_steps=100, start=0.2, end=0.8, clamp=0.01)
     values = np.array([alpha(step) for step in range(0, 101, 10)])
     assert np.all(np.diff(values) <= 0)
-    np.testing.assert_allclose(values[[0, 5, 10]], [1, 0.5, 0.01], atol=1e-3)
+    np.testing.assert_allclose(values[[0, 5, 10]], [1, 0.5, 0], atol=1e-3)
     traced = jax.jit(lambda step: (stage(step), warmup(step), alpha(step)))
     for step in (0, 3, 50):
         np.testing.assert_allclose(traced(step), (stage(step), warmup(step), alpha(step)), rtol=1e-6)
     assert traced._cache_size() == 1
     for make in (
         lambda: curricula.equal_stages(count=0, total_steps=1),
-        lambda: curricula.ramp(length=-1),
-        lambda: curricula.sigmoid_fall(total_steps=1, start=0.5, end=0.5),
-        lambda: curricula.sigmoid_fall(total_steps=1, floor=0.0),
+        lambda: ramp(length=-1),
+        lambda: alpha_schedule(total_steps=1, start=0.5, end=0.5),
+        lambda: alpha_schedule(total_steps=1, clamp=0.0),
     ):
-        with pytest.raises(ValueError, match=r"count|length|start|floor"):
+        with pytest.raises(ValueError, match=r"count|length|start|clamp"):
             make()

@@ -15,9 +15,9 @@ from PIL import Image
 from cmjax.build import Method, read_model
 from cmjax.core import curricula, pairs
 from cmjax.core.grids import karras_grid
+from cmjax.core.ode import ddim_step, heun_step
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import carry, linear, trig, ve
-from cmjax.core.solvers import ddim_step, heun_step
 from cmjax.evaluation.diagnostics import (
     bin_of,
     consistency_errors,

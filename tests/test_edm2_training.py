@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import toy_denoiser, with_noise
+from exact import evaluate
+from peers import toy_denoiser
 
-from cmjax.core import weightings
-from cmjax.core.losses import uncertain_denoising_loss
+from cmjax import Model, Times, losses, weightings
+from cmjax.core.paths import ve
 from cmjax.core.preconditioning import Scalings
-from cmjax.core.typing import Pair
 from cmjax.training.optimizer import inverse_sqrt_rate
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -30,10 +30,9 @@ def test_the_loss_is_edm2s(edm2):
         return Scalings(0 * t, jnp.ones_like(t), jnp.ones_like(t), t)
 
     sigma = jnp.exp(jnp.asarray(edm2["rnd"]).reshape(5) - 0.4)
-    ours = uncertain_denoising_loss(
-        net, {}, jax.random.key(0), jnp.asarray(edm2["images"]), Pair(sigma, 0 * sigma),
-        path=with_noise(edm2["eps"]), scalings=scalings,
-        weight=lambda t, r: weightings.karras(t, r, sigma_data=0.5),
+    ours = evaluate(
+        losses.edm2, Model(net, ve, scalings), {}, jax.random.key(0), jnp.asarray(edm2["images"]), Times(sigma),
+        noise=jnp.asarray(edm2["eps"]), weight=lambda t, r: weightings.karras(t, r, sigma_data=0.5),
     )  # fmt: skip
     np.testing.assert_allclose(ours, edm2["edm2_loss"].mean((1, 2, 3)), rtol=1e-9)
 

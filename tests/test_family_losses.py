@@ -7,25 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import DENOISER, with_noise
+from exact import evaluate
+from peers import DENOISER
 
-from cmjax.core import distances, weightings
-from cmjax.core.losses import (
-    consistency_distillation_loss,
-    consistency_training_loss,
-    easy_consistency_tuning_loss,
-    improved_consistency_training_loss,
-    multistep_consistency_training_loss,
-    progressive_distillation_loss,
-    stable_consistency_tuning_loss,
-    truncated_consistency_training_loss,
-)
-from cmjax.core.objectives import batch_denoiser, moved_to, with_boundary
+from cmjax import Times
+from cmjax.core import distances, losses, weightings
+from cmjax.core.losses.consistency import batch_denoiser, moved_to, with_boundary
+from cmjax.core.ode import heun_step
 from cmjax.core.oracles import dataset_denoiser
 from cmjax.core.pairs import shrinking_gap
 from cmjax.core.paths import linear, trig, ve
-from cmjax.core.solvers import heun_step
-from cmjax.core.typing import Pair
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -39,14 +30,14 @@ def times(count, low=0.2, high=0.9):
 
 
 def close(t, gap=1e-3):
-    return Pair(t, (1 - gap) * t)
+    return Times(t, (1 - gap) * t)
 
 
 def ct(path, params, variance):
     x0 = exact.data(jax.random.key(1), MANY)
-    return consistency_training_loss(
-        exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0, close(times(MANY)),
-        path=path, distance=distances.l2, weight=weightings.inverse_gap,
+    return evaluate(
+        losses.ct, exact.consistency_model(path, variance=variance), params, KEY, x0, close(times(MANY)),
+        target_params=exact.AT_ZERO, distance=distances.l2, weight=weightings.inverse_gap,
     )  # fmt: skip
 
 
@@ -54,23 +45,23 @@ def ict(path, params, variance):
     """Its target is the student: the gradient of forward mode, too, must not see it."""
     x0 = exact.data(jax.random.key(1), MANY)
     f = exact.consistency_model(path, variance=variance)
-    return improved_consistency_training_loss(f, params, KEY, x0, close(times(MANY)), path=path)
+    return evaluate(losses.ict, f, params, KEY, x0, close(times(MANY)))
 
 
 def ect(path, params, variance):
     x0 = exact.data(jax.random.key(1), MANY)
-    return easy_consistency_tuning_loss(
-        exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0, close(times(MANY)),
-        path=path, distance=HUBER, weight=weightings.inverse_gap,
+    return evaluate(
+        losses.ect, exact.consistency_model(path, variance=variance), params, KEY, x0, close(times(MANY)),
+        target_params=exact.AT_ZERO, distance=HUBER, weight=weightings.inverse_gap,
     )  # fmt: skip
 
 
 def denoising_ect(path, params, variance):
     """r = 0, whose best model is the denoiser."""
     x0, t = exact.data(jax.random.key(1), MANY), times(MANY)
-    return easy_consistency_tuning_loss(
-        exact.denoiser(path, variance), params, exact.AT_ZERO, KEY, x0, Pair(t, 0 * t),
-        path=path, distance=distances.l2, weight=weightings.inverse_gap,
+    return evaluate(
+        losses.ect, exact.denoiser(path, variance), params, KEY, x0, Times(t, 0 * t),
+        target_params=exact.AT_ZERO, distance=distances.l2, weight=weightings.inverse_gap,
     )  # fmt: skip
 
 
@@ -83,20 +74,20 @@ def multistep(path, params, variance):
         gain = exact.per_sample(path.a(s), x) - ratio * exact.per_sample(path.a(t), x)
         return (exact.flow(path, x, t, s, variance) - ratio * x) / gain + exact.moves(params, x, t)
 
-    return multistep_consistency_training_loss(
-        f, params, exact.AT_ZERO, KEY, x0, close(t)._replace(s=s),
-        path=path, distance=HUBER, weight=weightings.inverse_gap,
+    return evaluate(
+        losses.multistep_ct, exact.known(f, path), params, KEY, x0, close(t)._replace(s=s),
+        target_params=exact.AT_ZERO, distance=HUBER, weight=weightings.inverse_gap,
     )  # fmt: skip
 
 
 def tcm(path, params, variance):
-    """The first stage is exact: what is tested is the student's, on both sides of t'."""
+    """The first stage is exact: what is tested is the student, at t' and above it, with both kinds of target."""
     x0, boundary = exact.data(jax.random.key(1), MANY), 0.4
-    return truncated_consistency_training_loss(
-        exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0,
-        close(times(MANY, boundary), 3e-3), path=path, first_stage=exact.consistency_model(path, variance=variance),
-        first_params=exact.AT_ZERO, boundary=boundary, share=0.25, boundary_weight=0.1, distance=HUBER,
-        weight=weightings.inverse_gap,
+    t = jnp.where(jnp.arange(MANY) < MANY // 4, boundary, times(MANY, boundary))
+    return evaluate(
+        losses.tcm, exact.consistency_model(path, variance=variance), params, KEY, x0, close(t, 3e-3),
+        target_params=exact.AT_ZERO, first_stage=partial(exact.consistency_model(path), exact.AT_ZERO),
+        boundary=boundary, share=0.25, boundary_weight=0.1, distance=HUBER, weight=weightings.inverse_gap,
     )  # fmt: skip
 
 
@@ -106,9 +97,9 @@ def sct(path, params, variance):
     def batch(key):
         x0_key, key = jax.random.split(key)
         x0 = exact.data(x0_key, 8)
-        return stable_consistency_tuning_loss(
-            exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, key, x0, close(times(8)),
-            path=path, distance=distances.l2, weight=weightings.inverse_gap,
+        return evaluate(
+            losses.sct, exact.consistency_model(path, variance=variance), params, key, x0, close(times(8)),
+            target_params=exact.AT_ZERO, distance=distances.l2, weight=weightings.inverse_gap,
         ).mean()  # fmt: skip
 
     return jax.vmap(batch)(jax.random.split(KEY, MANY // 8))
@@ -139,14 +130,14 @@ def test_distillation_from_the_exact_teacher_has_no_gradient_but_the_solvers_err
     x0, t = exact.data(jax.random.key(1), 64), times(64)
 
     def largest(gap, variance=exact.VARIANCE):
-        def losses(params):
-            return consistency_distillation_loss(
-                exact.consistency_model(path, variance=variance), params, exact.AT_ZERO, KEY, x0, close(t, gap),
-                path=path, teacher=exact.denoiser(path), teacher_params=exact.AT_ZERO, ode_step=heun_step,
+        def each(params):
+            return evaluate(
+                losses.cd, exact.consistency_model(path, variance=variance), params, KEY, x0, close(t, gap),
+                target_params=exact.AT_ZERO, teacher=exact.teacher(path), ode_step=heun_step,
                 distance=distances.l2, weight=weightings.inverse_gap,
             )  # fmt: skip
 
-        return np.abs(exact.gradients(losses)).max()
+        return np.abs(exact.gradients(each)).max()
 
     assert largest(0.02) < 1e-3 < 0.02 < largest(0.02, exact.OFF)
     assert largest(0.04) / largest(0.02) == pytest.approx(4, rel=0.1)
@@ -157,37 +148,37 @@ def test_progressive_distillation_of_the_exact_teacher_ends_at_itself(path):
     x0, t = exact.data(jax.random.key(1), 64), times(64)
 
     def largest(gap, variance=exact.VARIANCE):
-        def losses(params):
-            return progressive_distillation_loss(
-                exact.denoiser(path, variance), params, KEY, x0, close(t, gap), path=path,
-                teacher=exact.denoiser(path), teacher_params=exact.AT_ZERO, rho=7.0, distance=distances.l2,
+        def denoise(params, x, t, *, key=None):
+            moves, variance = params
+            return exact.denoise(path, x, t, variance) + exact.moves(moves, x, t)
+
+        def each(params):
+            return evaluate(
+                losses.pd, exact.known(denoise, path), (params, variance), KEY, x0, close(t, gap),
+                target_params=(exact.AT_ZERO, exact.VARIANCE), rho=7.0, distance=distances.l2,
                 weight=weightings.uniform,
             )  # fmt: skip
 
-        return np.abs(exact.gradients(losses)).max()
+        return np.abs(exact.gradients(each)).max()
 
     assert largest(0.01) < 0.01 < 0.1 < largest(0.01, exact.OFF)
     assert largest(0.02) / largest(0.01) == pytest.approx(2, rel=0.1)
 
 
 def arguments(method):
-    """(loss of (student's parameters, target's parameters, the third party's), whether there is a third party)."""
+    """loss of (the student's parameters, the target's, the first stage's)."""
     x0, t = exact.data(jax.random.key(1), 8), times(8, 0.4)
-    pair = Pair(t, jnp.where(jnp.arange(8) < 4, 0.5, 0.95) * t, jnp.full(8, 0.1))
-    f, knobs = exact.consistency_model(ve), {"path": ve, "distance": HUBER, "weight": weightings.inverse_gap}
-    return {
-        "ect": lambda w, target, other: easy_consistency_tuning_loss(f, w, target, KEY, x0, pair, **knobs),
-        "sct": lambda w, target, other: stable_consistency_tuning_loss(f, w, target, KEY, x0, pair, **knobs),
-        "multistep": lambda w, target, other: multistep_consistency_training_loss(f, w, target, KEY, x0, pair, **knobs),
-        "tcm": lambda w, target, other: truncated_consistency_training_loss(
-            f, w, target, KEY, x0, pair, first_stage=f, first_params=other, boundary=0.4, share=0.25,
-            boundary_weight=0.1, **knobs,
-        ),
-        "pd": lambda w, target, other: progressive_distillation_loss(
-            f, w, KEY, x0, pair, teacher=f, teacher_params=other, rho=7.0, **knobs
-        ),
-        "ict": lambda w, target, other: improved_consistency_training_loss(f, w, KEY, x0, pair, path=ve),
-    }[method]  # fmt: skip
+    pair = Times(t, jnp.where(jnp.arange(8) < 4, 0.5, 0.95) * t, jnp.full(8, 0.1))
+    f, knobs = exact.consistency_model(ve), {"distance": HUBER, "weight": weightings.inverse_gap}
+    of_tcm = {"boundary": 0.4, "share": 0.25, "boundary_weight": 0.1}
+    loss = {
+        "ect": lambda other: losses.ect,
+        "sct": lambda other: losses.sct,
+        "multistep": lambda other: losses.multistep_ct,
+        "tcm": lambda other: partial(losses.tcm, first_stage=partial(f, other), **of_tcm),
+        "pd": lambda other: partial(losses.pd, rho=7.0),
+    }[method]
+    return lambda w, target, other: evaluate(loss(other), f, w, KEY, x0, pair, target_params=target, **knobs)
 
 
 @pytest.mark.parametrize("method", ["ect", "sct", "multistep", "tcm", "pd"])
@@ -199,10 +190,10 @@ def test_no_gradient_enters_targets_teachers_and_first_stages(method):
     assert np.all(of_student != 0)
     assert not np.any(of_target)
     assert not np.any(of_other)
-    if method != "pd":  # the target matters, and as the student itself it is as a copy of it
-        assert mean(w, target, other) != mean(w, 2 * target, other)
-        shared = jax.grad(lambda w: mean(w, w, other))(w)
-        np.testing.assert_array_equal(shared, jax.grad(mean)(w, jnp.array(w), other))
+    # the target matters, and as the student itself it is as a copy of it
+    assert mean(w, target, other) != mean(w, 2 * target, other)
+    shared = jax.grad(lambda w: mean(w, w, other))(w)
+    np.testing.assert_array_equal(shared, jax.grad(mean)(w, jnp.array(w), other))
 
 
 def test_ict_is_ct_with_a_copy_of_the_student():
@@ -210,43 +201,81 @@ def test_ict_is_ct_with_a_copy_of_the_student():
     f, distance = exact.consistency_model(ve), partial(distances.pseudo_huber, c=0.00054 * np.sqrt(2))
 
     def copied(w):
-        return consistency_training_loss(
-            f, w, 1.0 * np.asarray([0.1, 0.2, -0.1, 0.05]), KEY, x0, close(t, 0.1),
-            path=ve, distance=distance, weight=weightings.inverse_gap,
+        return evaluate(
+            losses.ct, f, w, KEY, x0, close(t, 0.1), target_params=np.asarray([0.1, 0.2, -0.1, 0.05]),
+            distance=distance, weight=weightings.inverse_gap,
         ).mean()  # fmt: skip
 
     def ours(w):
-        return improved_consistency_training_loss(f, w, KEY, x0, close(t, 0.1), path=ve).mean()
+        return evaluate(losses.ict, f, w, KEY, x0, close(t, 0.1)).mean()
 
     np.testing.assert_allclose(ours(w), copied(w), rtol=1e-13)
     np.testing.assert_allclose(jax.grad(ours)(w), jax.grad(copied)(w), rtol=1e-12)
 
 
-def test_tcm_is_the_mean_consistency_and_the_weighted_mean_boundary_term():
-    x0, t = exact.data(jax.random.key(1), 12), times(12, 0.5)
-    r = jnp.where(jnp.arange(12) < 6, 0.3, 0.95 * t)  # below and above t' = 0.4
-    noise = jax.random.normal(jax.random.split(KEY)[0], x0.shape, jnp.float64)
+def test_tcm_is_the_mean_consistency_and_the_weighted_mean_at_the_boundary():
+    """At t' the loss is the consistency loss itself, with its weight, against the first stage.   [TCM, alg. 1]"""
+    x0, boundary = exact.data(jax.random.key(1), 12), 0.4
+    t = jnp.where(jnp.arange(12) < 3, boundary, times(12, 0.5))
+    r = jnp.where(jnp.arange(12) < 6, 0.95 * boundary, 0.95 * t)  # below and above t'
+    noise = jax.random.normal(jax.random.key(2), x0.shape, jnp.float64)
     f, first = exact.consistency_model(ve), exact.consistency_model(ve, variance=exact.OFF)
     w, target, other = (jnp.array([0.1, 0.2, -0.1, 0.05]) * scale for scale in (1, 0.9, 0.8))
-    labels = []
-
-    def student(params, x, t, *, key=None, label):
-        labels.append(label)
-        return f(params, x, t)
-
-    ours = truncated_consistency_training_loss(
-        student, w, target, KEY, x0, Pair(t, r), path=ve,
-        first_stage=lambda params, x, t, *, key=None, label: first(params, x, t), first_params=other, boundary=0.4,
-        share=0.25, boundary_weight=0.1, distance=distances.l2, weight=weightings.inverse_gap,
+    ours = evaluate(
+        losses.tcm, f, w, KEY, x0, Times(t, r), noise=noise, target_params=target, first_stage=partial(first, other),
+        boundary=boundary, share=0.25, boundary_weight=0.1, distance=distances.l2, weight=weightings.inverse_gap,
         conditions={"label": jnp.arange(12)},
     )  # fmt: skip
-    x_t, x_r, x_b = (x0 + exact.per_sample(time, x0) * noise for time in (t, r, 0.4))
+    x_t, x_r = (x0 + exact.per_sample(time, x0) * noise for time in (t, r))
     aim = jnp.where(jnp.arange(12)[:, None] < 6, first(other, x_r, r), f(target, x_r, r))
-    consistency = (((f(w, x_t, t) - aim) ** 2).mean(1) / (t - r)).mean()
-    held = ((f(w, x_b[:3], 0.4) - first(other, x_b[:3], 0.4)) ** 2).mean()
+    each = ((f(w, x_t, t) - aim) ** 2).mean(1) / (t - r)
     assert ours.shape == (12,)
-    np.testing.assert_allclose(ours.mean(), consistency + 0.1 * held, rtol=1e-12)
-    assert {len(label) for label in labels} == {12, 3}
+    np.testing.assert_allclose(ours.mean(), each[3:].mean() + 0.1 * each[:3].mean(), rtol=1e-12)
+
+
+def test_tcms_boundary_counts_as_its_weight_says():
+    """With r = 0.999·t the gradient at t' is of the size of that above it, and not a thousand times smaller."""
+    x0, w = exact.data(jax.random.key(1), 64), jnp.array([0.1, 0.2, -0.1, 0.05])
+    t = jnp.where(jnp.arange(64) < 16, 1.0, times(64, 1.0, 2.0))
+    f = exact.consistency_model(ve)
+
+    def gradient(boundary_weight):
+        def mean(w):
+            return evaluate(
+                losses.tcm, f, w, KEY, x0, Times(t, 0.999 * t), first_stage=partial(f, 0.9 * w), boundary=1.0,
+                share=0.25, boundary_weight=boundary_weight, distance=HUBER, weight=weightings.inverse_gap,
+            ).mean()  # fmt: skip
+
+        return jax.grad(mean)(w)
+
+    above = gradient(0.0)
+    assert np.linalg.norm(gradient(1.0) - above) > 0.1 * np.linalg.norm(above)
+
+
+def test_multistep_ct_compares_estimates_of_the_data_also_near_the_edge():
+    """The target is a mix of the target's estimate and x0, and the gradient does not vanish where t is close to s."""
+    x0, w, f = exact.data(jax.random.key(1), 6), jnp.array([0.1, 0.2, -0.1, 0.05]), exact.denoiser(ve)
+    target = 1.1 * np.asarray(w)
+    noise = jax.random.normal(jax.random.key(2), x0.shape, jnp.float64)
+    knobs = {"noise": noise, "distance": distances.l2, "weight": weightings.uniform}
+
+    def gradient(s):
+        t = jnp.full(6, 0.9)
+        pair = Times(t, (t + s) / 2, jnp.full(6, s))
+
+        def mean(w):
+            return evaluate(losses.multistep_ct, f, w, KEY, x0, pair, target_params=target, **knobs).mean()
+
+        def own(w):
+            x_r, r = x0 + pair.r[:, None] * noise, pair.r[:, None]
+            mixed = (1 - s / r) * f(target, x_r, pair.r) + (s / r - s / 0.9) * x0
+            return ((f(w, x0 + 0.9 * noise, t) - mixed / (1 - s / 0.9)) ** 2).mean()
+
+        ours, expected = jax.grad(mean)(w), jax.grad(own)(w)
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+        return np.linalg.norm(ours)
+
+    assert gradient(0.899) > 0.5 * gradient(0.45)
 
 
 def test_batch_denoiser_is_the_exact_denoiser_of_the_batch():
@@ -270,15 +299,14 @@ def test_stable_tuning_goes_to_r_with_the_batch_estimate():
     x0, t = exact.data(jax.random.key(1), 6), times(6)
     noise = jax.random.normal(jax.random.key(2), x0.shape, jnp.float64)
     f, w = exact.consistency_model(ve), jnp.array([0.1, 0.2, -0.1, 0.05])
-    knobs = {"path": with_noise(noise), "distance": distances.l2, "weight": weightings.uniform}
-    ours = stable_consistency_tuning_loss(f, w, w, KEY, x0, Pair(t, 0 * t), **knobs)
+    knobs = {"distance": distances.l2, "weight": weightings.uniform}
+    ours = evaluate(losses.sct, f, w, KEY, x0, Times(t, 0 * t), noise=noise, **knobs)
     x_t = x0 + t[:, None] * noise
     expected = ((f(w, x_t, t) - dataset_denoiser(x_t, t, data=x0)) ** 2).mean(1)
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
-    one = {**knobs, "path": with_noise(noise[:1])}
     alone, plain = (
-        loss(f, w, w, KEY, x0[:1], close(t[:1], 0.3), **one)
-        for loss in (stable_consistency_tuning_loss, easy_consistency_tuning_loss)
+        evaluate(loss, f, w, KEY, x0[:1], close(t[:1], 0.3), noise=noise[:1], **knobs)
+        for loss in (losses.sct, losses.ect)
     )
     np.testing.assert_allclose(alone, plain, rtol=1e-12)
 
@@ -352,8 +380,8 @@ def test_easy_tuning_is_ects(recorded, name, c, weight, cases):
     t = jnp.exp(2 * jnp.asarray(recorded["rnd_normal"]).reshape(8) - 1.1)
 
     def each(w, r):
-        return easy_consistency_tuning_loss(
-            DENOISER, w, w, KEY, x0, Pair(t, r), path=with_noise(noise),
+        return evaluate(
+            losses.ect, DENOISER, w, KEY, x0, Times(t, r), noise=noise,
             distance=partial(distances.pseudo_huber, c=c), weight=weight,
         )  # fmt: skip
 

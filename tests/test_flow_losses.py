@@ -7,19 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import evaluate
 
+from cmjax import Model, Times, losses
 from cmjax.core.distances import adaptive, l2, pseudo_huber
-from cmjax.core.flow_losses import alpha_flow_loss, improved_mean_flow_loss, mean_flow_loss, shortcut_loss
-from cmjax.core.losses import consistency_training_loss
+from cmjax.core.losses.flow_maps import adaptive_alpha, alpha_schedule, inverse_alpha
 from cmjax.core.pairs import between, dyadic_pairs
-from cmjax.core.paths import linear, per_sample
-from cmjax.core.preconditioning import linear_flow, precondition_flow
-from cmjax.core.typing import Pair
+from cmjax.core.paths import linear, per_sample, trig
+from cmjax.core.preconditioning import linear_flow
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
 W = np.array([0.7, 0.9, 0.3, 0.2, -0.4])
-L2 = {"path": linear, "distance": l2}
+L2 = {"distance": l2}
+ALPHA = {"weight": inverse_alpha}
 
 
 def net(w, x, c_noise, *, key=None, c_noise_s, label=None):
@@ -30,10 +31,13 @@ def net(w, x, c_noise, *, key=None, c_noise_s, label=None):
     return out + w[4] * x * jnp.sin(t + 3 * gap)
 
 
+MODEL = Model(net, linear, linear_flow)
+
+
 def setting(count=6, apart=True):
     x0 = exact.data(jax.random.key(1), count)
     t, share = jax.random.uniform(jax.random.key(2), (2, count), jnp.float64, 0.2, 0.95)
-    return x0, Pair(t, t * share, t * share) if apart else Pair(t, t, t)
+    return x0, Times(t, s=t * share if apart else t)
 
 
 def line(x0, t, key=KEY):
@@ -67,7 +71,7 @@ def test_mean_flow_is_the_papers(distance, apart):
     x, v = line(x0, pair.t)
     target = v - (pair.t - pair.s)[:, None] * own_slope(W, x, pair.t, pair.s, v)
     check_equal(
-        lambda w: mean_flow_loss(net, w, KEY, x0, pair, path=linear, distance=distance),
+        lambda w: evaluate(losses.meanflow, MODEL, w, KEY, x0, pair, distance=distance),
         lambda w: distance(net(w, x, pair.t, c_noise_s=pair.t - pair.s), target),
     )
 
@@ -79,7 +83,7 @@ def test_improved_mean_flow_is_the_papers():
     slope = own_slope(W, x, pair.t, pair.s, net(W, x, pair.t, c_noise_s=0 * pair.t))
     for distance in (l2, partial(adaptive, p=1.0, c=1e-2)):
         check_equal(
-            lambda w, distance=distance: improved_mean_flow_loss(net, w, KEY, x0, pair, path=linear, distance=distance),
+            lambda w, distance=distance: evaluate(losses.imf, MODEL, w, KEY, x0, pair, distance=distance),
             lambda w, distance=distance: distance(
                 net(w, x, pair.t, c_noise_s=pair.t - pair.s) + (pair.t - pair.s)[:, None] * slope, v
             ),
@@ -94,22 +98,55 @@ def target_of(loss, x0, pair, **knobs):
         seen.append(y)
         return l2(x, y)
 
-    loss(net, W, KEY, x0, pair, path=linear, distance=distance, **knobs)
+    evaluate(loss, MODEL, W, KEY, x0, pair, distance=distance, **knobs)
     return seen[0]
 
 
-@pytest.mark.parametrize(
-    ("loss", "blend"), [(mean_flow_loss, 0.0), (mean_flow_loss, 0.4), (improved_mean_flow_loss, 0.0)]
-)
-def test_guidance_enters_the_velocity(loss, blend):
+LABEL = jnp.array([0, 1, 2, -1, 1, -1])
+
+
+def velocities(x, t):
+    """u(x, t, t) without a label and with it."""
+    return (net(W, x, t, c_noise_s=0 * t, label=chosen) for chosen in (jnp.full(6, -1), LABEL))
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.4])
+def test_guidance_enters_the_velocity(blend):
     """v' = w·v + (1 − w − κ)·u(·, no label) + κ·u(·, label) at s = t; of samples without a label, v."""
     x0, pair = setting(apart=False)
     x, v = line(x0, pair.t)
-    label = jnp.array([0, 1, 2, -1, 1, -1])
-    knobs = {"guidance": 2.5, "conditions": {"label": label}, **({"blend": blend} if blend else {})}
-    without, with_label = (net(W, x, pair.t, c_noise_s=0 * pair.t, label=chosen) for chosen in (jnp.full(6, -1), label))
-    expected = jnp.where((label < 0)[:, None], v, 2.5 * v + (1 - 2.5 - blend) * without + blend * with_label)
-    np.testing.assert_allclose(target_of(loss, x0, pair, **knobs), expected, rtol=1e-12)
+    without, with_label = velocities(x, pair.t)
+    expected = jnp.where((LABEL < 0)[:, None], v, 2.5 * v + (1 - 2.5 - blend) * without + blend * with_label)
+    ours = target_of(losses.meanflow, x0, pair, guidance=2.5, blend=blend, conditions={"label": LABEL})
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
+def test_imfs_guidance_is_that_of_the_released_code():
+    """v + (1 − 1/w)·(u(·, label) − u(·, no label)) at times of the interval, with one scale or each sample's own."""
+    x0, pair = setting()
+    x, v = line(x0, pair.t)
+    without, with_label = velocities(x, pair.t)
+    scales = jnp.array([2.5, 1.0, 4.0, 2.0, 3.0, 1.5])
+    within = (pair.t >= 0.4) & (pair.t <= 0.8)
+
+    def expected(w):
+        guided = v + ((1 - 1 / w) * within)[:, None] * (with_label - without)
+        return jnp.where((LABEL < 0)[:, None], v, guided)
+
+    assert np.any(within & (LABEL >= 0))
+    assert np.any(~within & (LABEL >= 0))
+    ours = partial(target_of, losses.imf, x0, pair, interval=(0.4, 0.8))
+    np.testing.assert_allclose(ours(guidance=2.5, conditions={"label": LABEL}), expected(2.5), rtol=1e-12)
+
+    def net_with_scale(w, x, c_noise, *, key=None, c_noise_s, label, guidance):
+        return net(w, x, c_noise, c_noise_s=c_noise_s, label=label)
+
+    seen = []
+    evaluate(
+        losses.imf, Model(net_with_scale, linear, linear_flow), W, KEY, x0, pair, interval=(0.4, 0.8),
+        distance=lambda x, y: (seen.append(y), l2(x, y))[1], conditions={"label": LABEL, "guidance": scales},
+    )  # fmt: skip
+    np.testing.assert_allclose(seen[0], expected(scales), rtol=1e-12)
 
 
 def test_the_guided_velocity_is_the_direction_of_the_derivative():
@@ -123,17 +160,21 @@ def test_the_guided_velocity_is_the_direction_of_the_derivative():
         return net(W, x + shift * guided, t, c_noise_s=t - pair.s, label=label)
 
     slope = jax.jvp(u, (0.0,), (1.0,))[1]
-    ours = target_of(mean_flow_loss, x0, pair, guidance=2.5, conditions={"label": label})
+    ours = target_of(losses.meanflow, x0, pair, guidance=2.5, conditions={"label": label})
     np.testing.assert_allclose(ours, guided - (pair.t - pair.s)[:, None] * slope, rtol=1e-10)
 
 
-def alpha_gradient(alpha, x0, pair):
+def alpha_loss(w, alpha, x0, pair, weight=inverse_alpha, target_params=W):
     pair = between(lambda key, batch_size, step: pair, lambda step: alpha)(KEY, len(x0), 0)
-    return exact.loss_and_gradient(lambda w: alpha_flow_loss(net, w, W, KEY, x0, pair, alpha=alpha, **L2), W)[1]
+    return evaluate(losses.alphaflow, MODEL, w, KEY, x0, pair, target_params=target_params, alpha=alpha, weight=weight)
+
+
+def alpha_gradient(alpha, x0, pair, **knobs):
+    return exact.loss_and_gradient(lambda w: alpha_loss(w, alpha, x0, pair, **knobs), W)[1]
 
 
 def test_alpha_flow_goes_from_flow_matching_to_mean_flow():
-    """At 1 regression onto v; towards 0 MeanFlow's gradient, with slope one in α."""
+    """At 1 regression onto v; towards 0 MeanFlow's gradient, with slope one in α; at 0 MeanFlow's loss itself."""
     x0, pair = setting()
     x, v = line(x0, pair.t)
 
@@ -142,10 +183,45 @@ def test_alpha_flow_goes_from_flow_matching_to_mean_flow():
 
     matching = exact.loss_and_gradient(flow_matching, W)[1]
     np.testing.assert_allclose(alpha_gradient(1.0, x0, pair), matching, rtol=1e-10)
-    limit = exact.loss_and_gradient(lambda w: mean_flow_loss(net, w, KEY, x0, pair, **L2), W)[1]
+    limit = exact.loss_and_gradient(lambda w: evaluate(losses.meanflow, MODEL, w, KEY, x0, pair, **L2), W)[1]
     far, near = (np.linalg.norm(alpha_gradient(alpha, x0, pair) - limit) for alpha in (2e-3, 1e-3))
     assert near < 0.01 * np.linalg.norm(limit)
     assert 1.8 < far / near < 2.2
+    np.testing.assert_allclose(alpha_gradient(0.0, x0, pair), limit, rtol=1e-12)
+
+
+def test_the_adaptive_weight_of_alpha_flow_is_that_of_the_released_code():
+    """α/(mean of Δ² + c) on the mean square; 1/(…) where s = t, which is flow matching, and at α = 0."""
+    x0, pair = setting()
+    pair = pair._replace(s=jnp.where(jnp.arange(6) < 2, pair.t, pair.s))
+    x, v = line(x0, pair.t)
+    alpha, c = 0.3, 1e-3
+    r = pair.t + alpha * (pair.s - pair.t)
+    later = net(1.1 * W, x - (pair.t - r)[:, None] * v, r, c_noise_s=r - pair.s)
+    share = jnp.where(jnp.arange(6) < 2, 1.0, alpha)[:, None]
+    target = share * v + (1 - share) * later
+    fixed = jnp.mean((net(W, x, pair.t, c_noise_s=pair.t - pair.s) - target) ** 2, axis=1)
+
+    def own(w):
+        return share[:, 0] / (fixed + c) * l2(net(w, x, pair.t, c_noise_s=pair.t - pair.s), target)
+
+    weight = partial(adaptive_alpha, c=c)
+    check_equal(lambda w: alpha_loss(w, alpha, x0, pair, weight=weight, target_params=1.1 * W), own)
+    mean_flow = partial(adaptive, p=1.0, c=2 * c)  # of the sum of two elements
+    check_equal(
+        lambda w: alpha_loss(w, 0.0, x0, pair, weight=weight),
+        lambda w: evaluate(losses.meanflow, MODEL, w, KEY, x0, pair, distance=mean_flow),
+    )
+
+
+def test_alpha_is_one_then_falls_and_is_exactly_zero_from_71_percent_of_the_run_on():
+    alpha = alpha_schedule(total_steps=1000)
+    values = np.array([float(alpha(step)) for step in range(1001)])
+    assert np.all(np.diff(values) <= 0)
+    np.testing.assert_allclose(values[500], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(values[600], 1 / (1 + np.exp(2.5)), rtol=1e-5)
+    assert np.argmax(values < 1) == 289
+    assert np.argmax(values == 0) == 712
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.6])
@@ -153,41 +229,39 @@ def test_alpha_flow_is_consistency_training_on_the_linear_path(alpha):
     """Of f(x, t) = Φ(x, t, s), whose difference is (t − s) times that of the velocities; weighted by 1/α."""
     x0, pair = setting()
     pair = between(lambda key, batch_size, step: pair, lambda step: alpha)(KEY, len(x0), 0)
-    flow = precondition_flow(net, linear_flow)
 
     def weight(t, r):
         return 1 / (alpha * (pair.t - pair.s) ** 2)
 
     def discrete(w):
-        return consistency_training_loss(
-            lambda w, x, t, key: flow(w, x, t, pair.s, key=key), w, 1.1 * W, KEY, x0, pair, weight=weight, **L2
-        ).mean()
+        f = exact.known(lambda w, x, t, key: MODEL(w, x, t, pair.s, key=key), linear)
+        return evaluate(losses.ct, f, w, KEY, x0, pair, target_params=1.1 * W, weight=weight, **L2).mean()
 
-    ours = jax.grad(lambda w: alpha_flow_loss(net, w, 1.1 * W, KEY, x0, pair, alpha=alpha, **L2).mean())
+    ours = jax.grad(lambda w: alpha_loss(w, alpha, x0, pair, target_params=1.1 * W).mean())
     np.testing.assert_allclose(ours(jnp.asarray(W)), jax.grad(discrete)(jnp.asarray(W)), rtol=1e-9)
 
 
 def random_times(count):
     t, share = jax.random.uniform(jax.random.key(2), (2, count), jnp.float64, 0.2, 0.95)
     s = jnp.where(jnp.arange(count) % 4, t * share, t)
-    return Pair(t, s, s)
+    return Times(t, s, s)
 
 
 def in_the_mean(method, params, variance):
     x0, count = exact.data(jax.random.key(1), 120_000), 120_000
-    exactly, pair = exact.velocity_network(variance), random_times(count)
-    if method == "alpha":
-        pair, alpha = pair._replace(r=pair.t + 1e-3 * (pair.s - pair.t)), {"alpha": 1e-3}
-        return alpha_flow_loss(exactly, params, exact.AT_ZERO, KEY, x0, pair, **alpha, **L2)
-    if method == "shortcut":  # what is not halved, at the exact limit of many steps
-        pair = Pair(pair.t, pair.t - 1e-4, pair.t - 1e-4)
-        return shortcut_loss(exactly, params, exact.AT_ZERO, KEY, x0, pair, share=0.0, **L2)
-    return {"mean_flow": mean_flow_loss, "improved": improved_mean_flow_loss}[method](
-        exactly, params, KEY, x0, pair, path=linear, distance=partial(adaptive, p=0.5, c=1e-2)
-    )
+    exactly, pair = Model(exact.velocity_network(variance), linear, linear_flow), random_times(count)
+    if method == "alphaflow":
+        pair = pair._replace(r=pair.t + 1e-3 * (pair.s - pair.t))
+        knobs = {"alpha": 1e-3, "target_params": exact.AT_ZERO, **ALPHA}
+    elif method == "shortcut":  # what is not halved, at the exact limit of many steps
+        pair = Times(pair.t, pair.t - 1e-4, pair.t - 1e-4)
+        knobs = {"share": 0.0, "target_params": exact.AT_ZERO, **L2}
+    else:
+        knobs = {"distance": partial(adaptive, p=0.5, c=1e-2)}
+    return evaluate(getattr(losses, method), exactly, params, KEY, x0, pair, **knobs)
 
 
-@pytest.mark.parametrize("method", ["mean_flow", "improved", "alpha", "shortcut"])
+@pytest.mark.parametrize("method", ["meanflow", "imf", "alphaflow", "shortcut"])
 def test_no_gradient_at_the_exact_mean_velocity(method):
     """In expectation over data and noise; and there is one at that for data of 1.2 times the variance."""
     right, wrong = exact.standard_errors(partial(in_the_mean, method))
@@ -199,16 +273,19 @@ def test_shortcuts_halves_leave_the_exact_mean_velocity_alone():
     """To rounding, in every sample; those of a network bent in t − s do not."""
     x0, pair = exact.data(jax.random.key(1), 64), dyadic_pairs(steps=16, share=1.0)(jax.random.key(3), 64, 0)
 
-    def losses(bend, params):
+    def each(bend, params):
         exactly = exact.velocity_network()
 
         def bent(params, x, c_noise, **times):
             return exactly(params, x, c_noise, **times) * (1 + bend * times["c_noise_s"][:, None])
 
-        return shortcut_loss(bent, params, exact.AT_ZERO, KEY, x0, pair, share=1.0, **L2)
+        return evaluate(
+            losses.shortcut, Model(bent, linear, linear_flow), params, KEY, x0, pair,
+            target_params=exact.AT_ZERO, share=1.0, **L2,
+        )  # fmt: skip
 
-    assert np.abs(exact.gradients(partial(losses, 0.0))).max() < 1e-12
-    assert np.abs(exact.gradients(partial(losses, 0.1))).max() > 1e-3
+    assert np.abs(exact.gradients(partial(each, 0.0))).max() < 1e-12
+    assert np.abs(exact.gradients(partial(each, 0.1))).max() > 1e-3
 
 
 def test_shortcut_is_two_half_steps_then_flow_matching():
@@ -225,8 +302,8 @@ def test_shortcut_is_two_half_steps_then_flow_matching():
     target = jnp.where(jnp.arange(8)[:, None] < 2, (one + two) / 2, v)
     for distance in (l2, partial(adaptive, p=1.0, c=1e-3)):
         check_equal(
-            lambda w, distance=distance: shortcut_loss(
-                net, w, 1.1 * W, KEY, x0, pair, path=linear, share=0.25, distance=distance
+            lambda w, distance=distance: evaluate(
+                losses.shortcut, MODEL, w, KEY, x0, pair, target_params=1.1 * W, share=0.25, distance=distance
             ),
             lambda w, distance=distance: distance(u(w, x, t, s), target),
         )
@@ -239,8 +316,8 @@ def test_no_gradient_enters_the_target_network(method):
 
     def mean(w, target):
         if method == "shortcut":
-            return shortcut_loss(net, w, target, KEY, x0, pair, share=0.5, **L2).mean()
-        return alpha_flow_loss(net, w, target, KEY, x0, pair, alpha=0.5, **L2).mean()
+            return evaluate(losses.shortcut, MODEL, w, KEY, x0, pair, target_params=target, share=0.5, **L2).mean()
+        return evaluate(losses.alphaflow, MODEL, w, KEY, x0, pair, target_params=target, alpha=0.5, **ALPHA).mean()
 
     w, target = jnp.asarray(W), jnp.asarray(1.1 * W)
     student, other = jax.grad(mean, argnums=(0, 1))(w, target)
@@ -260,11 +337,23 @@ def test_gradients_are_finite_where_the_network_is_right_in_float32():
         return w + noise - x0
 
     for distance in (partial(adaptive, p=1.0, c=1e-3), partial(pseudo_huber, c=0.0), l2):
-        for loss in (mean_flow_loss, improved_mean_flow_loss):
-            value, slope = jax.value_and_grad(
-                lambda w, loss=loss, distance=distance: loss(
-                    right, w, KEY, x0, Pair(t, t, t), path=linear, distance=distance
-                ).mean()
-            )(jnp.float32(0))
+        for loss in (losses.meanflow, losses.imf):
+
+            def mean(w, loss=loss, distance=distance):
+                model = Model(right, linear, linear_flow)
+                return evaluate(loss, model, w, KEY, x0, Times(t, s=t), noise=noise, distance=distance).mean()
+
+            value, slope = jax.value_and_grad(mean)(jnp.float32(0))
             assert value == pytest.approx(0, abs=1e-6)
             assert np.isfinite(slope)
+
+
+@pytest.mark.parametrize("loss", [losses.meanflow, losses.imf])
+def test_another_path_and_guidance_without_labels_are_clear_errors(loss):
+    x0, pair = setting()
+    with pytest.raises(ValueError, match="linear"):
+        evaluate(loss, Model(net, trig(sigma_data=0.5), linear_flow), W, KEY, x0, pair, **L2)
+    with pytest.raises(ValueError, match="'label'"):
+        evaluate(loss, MODEL, W, KEY, x0, pair, guidance=2.0, **L2)
+    with pytest.raises(ValueError, match="s, the destination"):
+        evaluate(loss, MODEL, W, KEY, x0, Times(pair.t), **L2)

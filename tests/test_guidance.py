@@ -1,5 +1,7 @@
 """Guidance: labels left out at the stated rate, and the mix of two evaluations."""
 
+from functools import partial
+
 import exact
 import jax
 import jax.numpy as jnp
@@ -7,14 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cmjax import Times, losses
 from cmjax.core.distances import l2
 from cmjax.core.guidance import NO_LABEL, drop_labels, guided, mix
-from cmjax.core.losses import consistency_distillation_loss
+from cmjax.core.ode import euler_step
 from cmjax.core.oracles import gaussian_denoiser, mixture_denoiser
 from cmjax.core.paths import ve
 from cmjax.core.sampling import FlowMap
-from cmjax.core.solvers import euler_step
-from cmjax.core.typing import Pair
 from cmjax.core.weightings import uniform
 from cmjax.modes.draw import with_guidance
 
@@ -114,9 +115,9 @@ def test_the_guidance_of_a_distilled_step_is_the_mix():
         seen.append((x, label, guidance))
         return x
 
-    consistency_distillation_loss(
-        student, {}, {}, jax.random.key(0), x0, Pair(t, 0.9 * t), path=ve, teacher=guided(classes), teacher_params={},
-        ode_step=euler_step, distance=l2, weight=uniform, conditions=conditions,
+    exact.evaluate(
+        losses.guided_cd, exact.known(student, ve), {}, jax.random.key(0), x0, Times(t, 0.9 * t),
+        teacher=partial(classes, {}), ode_step=euler_step, distance=l2, weight=uniform, conditions=conditions,
     )  # fmt: skip
     (x_t, label, guidance), (x_r, *_) = seen
     denoised = guided(classes)({}, x_t, t, **conditions)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}
 LIBRARIES = {"core": ARRAYS, "nets": ARRAYS | {"flax"}}
-OPTIONAL = {"core/adaptive.py": {"diffrax"}}
+OPTIONAL = {"core/ode.py": {"diffrax"}}
 """Libraries of an extra, imported inside a function of that one file."""
 
 

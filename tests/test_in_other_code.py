@@ -100,7 +100,7 @@ def test_an_equinox_module_as_the_network():
 
 def check_network(net, params):
     """It is sampled under jit, and its gradient is finite and not zero."""
-    f = cmjax.precondition(net, CONSISTENCY)
+    f = cmjax.Model(net, cmjax.paths.ve, CONSISTENCY)
 
     @jax.jit
     def mean_square(params, key):

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax import Model, Times
 from cmjax.build import read_run
-from cmjax.build.choices import Call
 from cmjax.core.guidance import NO_LABEL
 from cmjax.core.pairs import skipping_pairs
-from cmjax.core.paths import ddpm, vp
-from cmjax.core.preconditioning import epsilon, lcm, precondition, v_prediction
-from cmjax.core.typing import Pair
+from cmjax.core.paths import ddpm, ve, vp
+from cmjax.core.preconditioning import epsilon, lcm, v_prediction
 from cmjax.data.sources import arrays, digits
 from configs import mnist_latents_ddpm, mnist_latents_lcm
 from examples import mnist_latents
@@ -54,7 +54,7 @@ def loud(params, x, c_noise, *, key=None):
 @pytest.mark.parametrize("path", [STABLE, vp()], ids=["ddpm", "vp"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_the_boundary_condition_holds_exactly_for_any_network(path, prediction):
-    f = jax.jit(partial(precondition(loud, partial(lcm, path=path, prediction=prediction)), jnp.float32(1e4)))
+    f = jax.jit(partial(Model(loud, ve, partial(lcm, path=path, prediction=prediction)), jnp.float32(1e4)))
     x = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     np.testing.assert_array_equal(f(x, jnp.zeros(4)), x)
     assert np.all(f(x, jnp.full(4, 1e-3)) != x)
@@ -69,8 +69,8 @@ def test_the_student_is_the_papers_formula_of_the_teachers_estimate(prediction, 
     def net(params, x, c_noise, *, key=None):
         return jnp.sin(x) + c_noise[:, None]
 
-    f = precondition(net, partial(lcm, path=STABLE, prediction=prediction))({}, x, jnp.asarray(steps / 1000))
-    teacher = precondition(net, partial(scalings, path=STABLE))({}, x, jnp.asarray(steps / 1000))
+    f = Model(net, ve, partial(lcm, path=STABLE, prediction=prediction))({}, x, jnp.asarray(steps / 1000))
+    teacher = Model(net, ve, partial(scalings, path=STABLE))({}, x, jnp.asarray(steps / 1000))
     tau = 10.0 * column(steps)
     expected = 0.25 / (tau**2 + 0.25) * x + tau / np.sqrt(tau**2 + 0.25) * teacher
     np.testing.assert_allclose(f, expected, rtol=1e-10, atol=1e-10)
@@ -84,7 +84,7 @@ def test_the_noise_and_v_tell_the_data():
     t, a, b = jnp.asarray(steps / 1000), column(SIGNAL[steps] ** 0.5), column((1 - SIGNAL[steps]) ** 0.5)
     x_t = a * x0 + b * noise
     for scalings, answer in ((epsilon, noise), (v_prediction, a * noise - b * x0)):
-        denoiser = precondition(lambda *_, answer=answer, **__: answer, partial(scalings, path=STABLE))
+        denoiser = Model(lambda *_, answer=answer, **__: answer, ve, partial(scalings, path=STABLE))
         np.testing.assert_allclose(denoiser({}, x_t, t), x0, rtol=1e-8, atol=1e-9)
 
 
@@ -113,12 +113,12 @@ def test_pairs_are_whole_steps_apart_and_reach_both_ends():
         skipping_pairs(steps=1000, skip=1000)
 
 
-def call(student, teacher, x0, pair, *, params=None, label=None, path=STABLE):
-    return Call(
-        model=SimpleNamespace(denoiser=student, path=path), teacher=teacher, params=params, target_params=params,
-        frozen={"teacher": None}, key=jax.random.key(5), x0=x0, pair=pair, step=0,
-        conditions={"label": jnp.zeros(len(x0), int) if label is None else label},
-    )  # fmt: skip
+def evaluate(method, student, teacher, x0, times, *, params=None, label=None):
+    """The losses of the recipe's method at these times."""
+    model = SimpleNamespace(function=exact.known(student, STABLE), path=STABLE)
+    objective = replace(method, times=lambda *_: times).objective(model, SimpleNamespace(denoiser=teacher, path=STABLE))
+    conditions = {"label": jnp.zeros(len(x0), int) if label is None else label}
+    return objective(params, params, {"teacher": None}, jax.random.key(5), x0, 0, conditions)
 
 
 @pytest.mark.usefixtures("x64")
@@ -140,15 +140,15 @@ def test_the_guided_step_is_the_papers_in_terms_of_the_noise():
         return x
 
     method = read_run(recipe(mnist_latents_lcm)).method
-    pair = Pair(jnp.asarray(steps / 1000), jnp.asarray((steps - 20) / 1000))
-    method.loss(call(student, precondition(net, partial(epsilon, path=STABLE)), x0, pair, label=label))
+    times = Times(jnp.asarray(steps / 1000), jnp.asarray((steps - 20) / 1000))
+    evaluate(method, student, Model(net, STABLE, partial(epsilon, path=STABLE)), x0, times, label=label)
     (x_t, _, _, scale), (x_r, r, told, scale_too) = seen
-    of_class, of_none = (noise_of(x_t, pair.t, y) for y in (label, jnp.full(6, NO_LABEL)))
+    of_class, of_none = (noise_of(x_t, times.t, y) for y in (label, jnp.full(6, NO_LABEL)))
     noise = of_none + column(scale) * (of_class - of_none)
     clean = (x_t - column((1 - SIGNAL[steps]) ** 0.5) * noise) / column(SIGNAL[steps] ** 0.5)
     ends = SIGNAL[steps - 20]
     np.testing.assert_allclose(x_r, column(ends**0.5) * clean + column((1 - ends) ** 0.5) * noise, rtol=1e-6, atol=1e-8)
-    np.testing.assert_array_equal(r, pair.r)
+    np.testing.assert_array_equal(r, times.r)
     np.testing.assert_array_equal(told, label)
     np.testing.assert_array_equal(scale, scale_too)
     assert 1 <= scale.min() < scale.max() <= 4
@@ -170,8 +170,8 @@ def test_no_gradient_at_the_exact_map_as_the_skip_goes_to_zero():
         return exact.denoise(STABLE, x, t)
 
     def gradients(skip, student=student):
-        pair = Pair(t, t - skip / 1000)
-        return exact.gradients(lambda params: method.loss(call(student, teacher, x0, pair, params=params)))
+        times = Times(t, t - skip / 1000)
+        return exact.gradients(lambda params: evaluate(method, student, teacher, x0, times, params=params))
 
     coarse, fine = np.abs(gradients(8)).max(axis=0), np.abs(gradients(2)).max(axis=0)
     np.testing.assert_allclose(coarse / fine, 16, rtol=0.1)

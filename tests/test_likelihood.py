@@ -9,18 +9,17 @@ import pytest
 from scipy import integrate as quadrature
 
 from cmjax.core import oracles
-from cmjax.core.adaptive import solve_adaptive
 from cmjax.core.grids import karras_grid
 from cmjax.core.likelihood import bits_per_dim, decode, encode, log_likelihood
+from cmjax.core.ode import heun_step, solve, solve_to_tolerance
 from cmjax.core.paths import ve
-from cmjax.core.solvers import heun_step, solve
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
 GAUSSIAN = {"mean": 0.3, "variance": 0.25}
 TIMES = karras_grid(400, t_min=0.002, t_max=80.0, rho=7.0)[::-1].copy()
 HEUN = partial(solve, ode_step=heun_step)
-ADAPTIVE = partial(solve_adaptive, rtol=1e-8, atol=1e-8)
+ADAPTIVE = partial(solve_to_tolerance, rtol=1e-8, atol=1e-8)
 
 
 def mixture():

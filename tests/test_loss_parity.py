@@ -6,18 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import DENOISER, student, with_noise
+from exact import evaluate
+from peers import DENOISER, student
 
-from cmjax.core import distances, weightings
+from cmjax import Times
+from cmjax.core import distances, losses, weightings
 from cmjax.core.grids import karras_grid
-from cmjax.core.losses import (
-    consistency_distillation_loss,
-    consistency_training_loss,
-    denoising_loss,
-    progressive_distillation_loss,
-)
-from cmjax.core.solvers import euler_step, heun_step
-from cmjax.core.typing import Pair
+from cmjax.core.ode import euler_step, heun_step
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -37,7 +32,7 @@ def check(each, openai, name, gradient=None):
 
 def neighbours(openai, n):
     descending, i = karras_grid(n, t_min=0.002, t_max=80.0, rho=7.0)[::-1], openai[f"indices_{n}"]
-    return Pair(jnp.asarray(descending[i]), jnp.asarray(descending[i + 1]))
+    return Times(jnp.asarray(descending[i]), jnp.asarray(descending[i + 1]))
 
 
 @pytest.mark.parametrize(
@@ -48,18 +43,18 @@ def test_l2_at_32_pixels_is_openais(openai, name, n, size):
     """They record 16-pixel images, enlarged, and 48-pixel ones, reduced without smoothing."""
     x0, w_target = nhwc(openai[f"x_start{size}"]), jnp.asarray(openai["w_target"])
     knobs = {
-        "path": with_noise(nhwc(openai[f"noise{size}"])),
+        "target_params": w_target,
+        "noise": nhwc(openai[f"noise{size}"]),
         "distance": L2_32,
         "weight": weightings.uniform,
     }
-    loss = consistency_training_loss
+    loss = losses.ct
     if name != "ct":
         ode_step = {"cd_heun": heun_step, "cd_euler": euler_step}[name]
-        teacher = {"teacher": DENOISER, "teacher_params": jnp.asarray(openai["w_teacher"]), "ode_step": ode_step}
-        loss = partial(consistency_distillation_loss, **teacher)
+        loss = partial(losses.cd, teacher=partial(DENOISER, jnp.asarray(openai["w_teacher"])), ode_step=ode_step)
 
     def each(w):
-        return loss(student(), w, w_target, KEY, x0, neighbours(openai, n), **knobs)
+        return evaluate(loss, student(), w, KEY, x0, neighbours(openai, n), **knobs)
 
     recorded = f"loss_{name}_N{n}_l2-32_" + ("48px" if size else "uniform")
     check(each, openai, recorded, None if size else f"grad_{recorded}")
@@ -69,13 +64,13 @@ def test_l2_at_32_pixels_is_openais(openai, name, n, size):
 def test_progressive_distillation_is_openais(openai, norm):
     """8 steps of the student, each two of the teacher, on the grid of 9 points."""
     descending, i = karras_grid(9, t_min=0.002, t_max=80.0, rho=7.0)[::-1], openai["indices_progdist_8"]
-    pair = Pair(jnp.asarray(descending[i]), jnp.asarray(descending[i + 1]))
+    times = Times(jnp.asarray(descending[i]), jnp.asarray(descending[i + 1]))
 
     def each(w):
-        return progressive_distillation_loss(
-            DENOISER, w, KEY, jnp.asarray(openai["x_start"]), pair,
-            path=with_noise(openai["noise"]), teacher=DENOISER, teacher_params=jnp.asarray(openai["w_teacher"]),
-            rho=7.0, distance=getattr(distances, norm), weight=weightings.truncated_snr,
+        return evaluate(
+            losses.pd, DENOISER, w, KEY, jnp.asarray(openai["x_start"]), times, noise=jnp.asarray(openai["noise"]),
+            target_params=jnp.asarray(openai["w_teacher"]), rho=7.0, distance=getattr(distances, norm),
+            weight=weightings.truncated_snr,
         )  # fmt: skip
 
     check(each, openai, f"loss_progdist_N8_{norm}_truncated-snr", f"grad_loss_progdist_N8_{norm}")
@@ -85,9 +80,9 @@ def test_unweighted_denoising_loss_is_openais(openai):
     sigma = jnp.asarray(openai["edm_sigmas"])
 
     def each(w):
-        return denoising_loss(
-            DENOISER, w, KEY, jnp.asarray(openai["x_start"]), Pair(sigma, 0 * sigma),
-            path=with_noise(openai["noise"]), weight=weightings.uniform,
+        return evaluate(
+            losses.denoising, DENOISER, w, KEY, jnp.asarray(openai["x_start"]), Times(sigma),
+            noise=jnp.asarray(openai["noise"]), weight=weightings.uniform,
         )  # fmt: skip
 
     check(each, openai, "loss_edm_xs_mse")
@@ -108,9 +103,9 @@ def test_vp_and_ve_losses_are_a_distribution_of_times_and_the_weight_snr(openai,
     sigma = jnp.asarray(times(edm["loss_rnd_uniform"].reshape(5)))
 
     def each(w):
-        return denoising_loss(
-            DENOISER, w, KEY, jnp.asarray(edm["loss_images"]), Pair(sigma, 0 * sigma),
-            path=with_noise(edm["loss_eps"]), weight=weightings.snr,
+        return evaluate(
+            losses.denoising, DENOISER, w, KEY, jnp.asarray(edm["loss_images"]), Times(sigma),
+            noise=jnp.asarray(edm["loss_eps"]), weight=weightings.snr,
         )  # fmt: skip
 
     w, size = jnp.asarray(openai["w_online"]), edm["loss_images"][0].size

@@ -6,36 +6,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import DENOISER, student, with_noise
+from exact import evaluate, known
+from peers import DENOISER, student
 
-from cmjax.core import distances, weightings
+from cmjax import Times
+from cmjax.core import distances, losses, weightings
 from cmjax.core.grids import karras_grid
-from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss, denoising_loss
+from cmjax.core.ode import euler_step, heun_step
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import ve
-from cmjax.core.solvers import euler_step, heun_step
-from cmjax.core.typing import Pair
 
 KEY = jax.random.key(0)
 X0 = jax.random.normal(jax.random.key(1), (6, 4, 4, 2))
-PAIR = Pair(t=jnp.array([0.01, 0.1, 0.5, 2.0, 10.0, 80.0]), r=jnp.array([0.002, 0.07, 0.4, 1.0, 8.0, 60.0]))
+TIMES = Times(t=jnp.array([0.01, 0.1, 0.5, 2.0, 10.0, 80.0]), r=jnp.array([0.002, 0.07, 0.4, 1.0, 8.0, 60.0]))
 T_MIN = 0.002
 LABEL = jnp.arange(6)
-PLAIN = {"path": ve, "distance": distances.l2, "weight": weightings.uniform}
+PLAIN = {"distance": distances.l2, "weight": weightings.uniform}
 
 
 STUDENT = student(T_MIN)
 W = jnp.array([0.7, 0.9, 0.3, 0.2, 0.15, 0.05])
 W_TARGET = 1.1 * W
-TEACHER = {"teacher": DENOISER, "teacher_params": 0.9 * W, "ode_step": heun_step}
+TEACHER = {"teacher": partial(DENOISER, 0.9 * W), "ode_step": heun_step}
 
 
 @pytest.mark.parametrize("method", ["ct", "cd"])
 def test_no_gradient_enters_the_target(method):
     def loss(w, w_target):
         if method == "ct":
-            return consistency_training_loss(STUDENT, w, w_target, KEY, X0, PAIR, **PLAIN).mean()
-        return consistency_distillation_loss(STUDENT, w, w_target, KEY, X0, PAIR, **PLAIN, **TEACHER).mean()
+            return evaluate(losses.ct, STUDENT, w, KEY, X0, TIMES, target_params=w_target, **PLAIN).mean()
+        return evaluate(losses.cd, STUDENT, w, KEY, X0, TIMES, target_params=w_target, **PLAIN, **TEACHER).mean()
 
     student, target = jax.grad(loss, argnums=(0, 1))(W, W_TARGET)
     assert not np.any(target)
@@ -55,15 +55,15 @@ def test_distillation_loss_of_the_exact_flow_map_is_the_solvers_local_error(ode_
     def f(params, x, t, *, key=None):
         return gaussian_flow_map(x, t, T_MIN, **data)
 
-    losses = []
+    errors = []
     for gap in gaps:
         t = jnp.full(6, 1.0)
-        loss = consistency_distillation_loss(
-            f, {}, {}, KEY, x0, Pair(t, t - gap), path=ve, distance=distances.l1, weight=weightings.uniform,
-            teacher=lambda params, x, t: gaussian_denoiser(x, t, **data), teacher_params={}, ode_step=ode_step,
+        loss = evaluate(
+            losses.cd, known(f, ve), {}, KEY, x0, Times(t, t - gap), distance=distances.l1,
+            weight=weightings.uniform, teacher=lambda x, t: gaussian_denoiser(x, t, **data), ode_step=ode_step,
         )  # fmt: skip
-        losses.append(float(loss.mean()))
-    assert np.polyfit(np.log(gaps), np.log(losses), 1)[0] == pytest.approx(order + 1, abs=0.06)
+        errors.append(float(loss.mean()))
+    assert np.polyfit(np.log(gaps), np.log(errors), 1)[0] == pytest.approx(order + 1, abs=0.06)
 
 
 @pytest.mark.usefixtures("x64")
@@ -74,14 +74,15 @@ def test_training_loss_vanishes_where_the_data_is_a_point():
     def f(scale, x, t, *, key=None):
         return scale * gaussian_flow_map(x, t, T_MIN, mean=0.7, variance=0.0)
 
-    pair = Pair(*(time.astype(jnp.float64) for time in PAIR[:2]))
-    np.testing.assert_allclose(consistency_training_loss(f, 1.0, 1.0, KEY, x0, pair, **PLAIN), 0, atol=1e-25)
-    assert np.all(consistency_training_loss(f, 1.1, 1.0, KEY, x0, pair, **PLAIN) > 1e-3)
+    times = Times(*(time.astype(jnp.float64) for time in TIMES[:2]))
+    loss = partial(evaluate, losses.ct, known(f, ve), key=KEY, x0=x0, times=times, target_params=1.0, **PLAIN)
+    np.testing.assert_allclose(loss(params=1.0), 0, atol=1e-25)
+    assert np.all(loss(params=1.1) > 1e-3)
 
 
 def test_denoising_loss_is_least_at_the_exact_denoiser():
     x0 = 0.3 + 0.5 * jax.random.normal(jax.random.key(2), (20_000, 1))
-    pair = Pair(t=jnp.exp(jax.random.normal(jax.random.key(3), (20_000,))), r=jnp.zeros(20_000))
+    times = Times(jnp.exp(jax.random.normal(jax.random.key(3), (20_000,))))
 
     def slopes(scale):
         """d loss/d scale of each sample; D = mean + scale·shrinkage·(x − mean) is exact at scale 1."""
@@ -89,9 +90,11 @@ def test_denoising_loss_is_least_at_the_exact_denoiser():
         def denoiser(scale, x, t, *, key=None):
             return 0.3 + scale * (gaussian_denoiser(x, t, mean=0.3, variance=0.25) - 0.3)
 
-        arguments = {"path": ve, "weight": partial(weightings.karras, sigma_data=0.5)}
+        weight = partial(weightings.karras, sigma_data=0.5)
         return jax.jvp(
-            lambda scale: denoising_loss(denoiser, scale, KEY, x0, pair, **arguments), (scale,), (jnp.ones(()),)
+            lambda scale: evaluate(losses.denoising, known(denoiser, ve), scale, KEY, x0, times, weight=weight),
+            (scale,),
+            (jnp.ones(()),),
         )[1]
 
     for scale, sign in ((0.9, -1), (1.0, 0), (1.1, 1)):
@@ -104,10 +107,10 @@ def test_loss_is_weight_times_distance_for_each_sample():
     def weight(t, r):
         return 3 * t + r
 
-    plain = consistency_training_loss(STUDENT, W, W_TARGET, KEY, X0, PAIR, **PLAIN)
-    weighted = consistency_training_loss(STUDENT, W, W_TARGET, KEY, X0, PAIR, **{**PLAIN, "weight": weight})
+    plain = evaluate(losses.ct, STUDENT, W, KEY, X0, TIMES, target_params=W_TARGET, **PLAIN)
+    weighted = evaluate(losses.ct, STUDENT, W, KEY, X0, TIMES, target_params=W_TARGET, **{**PLAIN, "weight": weight})
     assert plain.shape == (6,)
-    np.testing.assert_allclose(weighted, (3 * PAIR.t + PAIR.r) * plain, rtol=1e-6)
+    np.testing.assert_allclose(weighted, (3 * TIMES.t + TIMES.r) * plain, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["ct", "cd"])
@@ -123,35 +126,16 @@ def test_student_and_target_drop_the_same_units_and_the_teacher_none(method):
         return f
 
     conditions = {"label": LABEL}
-    f = recorder("student")
+    f = known(recorder("student"), ve)
     if method == "ct":
-        loss = consistency_training_loss(f, {}, {}, KEY, X0, PAIR, **PLAIN, conditions=conditions)
+        loss = evaluate(losses.ct, f, {}, KEY, X0, TIMES, target_params={}, **PLAIN, conditions=conditions)
     else:
-        teacher = {**TEACHER, "teacher": recorder("teacher")}
-        loss = consistency_distillation_loss(f, {}, {}, KEY, X0, PAIR, **PLAIN, **teacher, conditions=conditions)
+        teacher = {**TEACHER, "teacher": partial(recorder("teacher"), {})}
+        loss = evaluate(losses.cd, f, {}, KEY, X0, TIMES, target_params={}, **PLAIN, **teacher, conditions=conditions)
         assert keys["teacher"] == [None, None]
     assert not np.any(loss)  # the network's output is its dropout noise alone
     first, second = keys["student"]
     assert jnp.array_equal(jax.random.key_data(first), jax.random.key_data(second))
-
-
-@pytest.mark.parametrize("method", ["ct", "cd"])
-def test_noise_and_dropout_are_independent_of_each_other(method):
-    seen = {}
-
-    def f(params, x, t, *, key=None):
-        seen.setdefault("noise", x - X0)
-        seen.setdefault("dropout", jax.random.normal(key, x.shape))
-        return x
-
-    pair = Pair(jnp.ones(6), jnp.full(6, 0.5))
-    if method == "ct":
-        consistency_training_loss(f, {}, {}, KEY, X0, pair, **PLAIN)
-    else:
-        consistency_distillation_loss(f, {}, {}, KEY, X0, pair, **PLAIN, **TEACHER)
-    noise, dropout = (np.asarray(seen[name]).ravel() for name in ("noise", "dropout"))
-    assert abs(np.corrcoef(noise, dropout)[0, 1]) < 4 / np.sqrt(len(noise))
-    assert noise.std() == pytest.approx(1, abs=4 / np.sqrt(2 * len(noise)))
 
 
 WEIGHTS = {
@@ -176,21 +160,21 @@ RECORDED = [(40, "l1", "uniform"), *((40, "l2", weight) for weight in WEIGHTS)]
 def test_consistency_losses_and_gradients_are_the_peers(openai, method, n, norm, weight):
     """Theirs reaches x_r of CT by an Euler step with D = x0, ours adds the noise directly: equal but for rounding."""
     descending, i = karras_grid(n, t_min=T_MIN, t_max=80.0, rho=7.0)[::-1], openai[f"indices_{n}"]
-    pair = Pair(jnp.asarray(descending[i]), jnp.asarray(descending[i + 1]))
+    times = Times(jnp.asarray(descending[i]), jnp.asarray(descending[i + 1]))
     x0, w_target, w_teacher = (jnp.asarray(openai[name]) for name in ("x_start", "w_target", "w_teacher"))
     knobs = {
-        "path": with_noise(openai["noise"]),
+        "target_params": w_target,
+        "noise": jnp.asarray(openai["noise"]),
         "distance": {"l1": distances.l1, "l2": distances.l2}[norm],
         "weight": WEIGHTS[weight],
     }
-    if method == "ct":
-        loss = consistency_training_loss
-    else:
+    loss = losses.ct
+    if method != "ct":
         ode_step = {"cd_heun": heun_step, "cd_euler": euler_step}[method]
-        loss = partial(consistency_distillation_loss, teacher=DENOISER, teacher_params=w_teacher, ode_step=ode_step)
+        loss = partial(losses.cd, teacher=partial(DENOISER, w_teacher), ode_step=ode_step)
 
     def each(w):
-        return loss(STUDENT, w, w_target, KEY, x0, pair, **knobs)
+        return evaluate(loss, STUDENT, w, KEY, x0, times, **knobs)
 
     name, w = f"loss_{method}_N{n}_{norm}_{weight}", jnp.asarray(openai["w_online"])
     np.testing.assert_allclose(each(w), openai[name], rtol=1e-9)
@@ -203,9 +187,9 @@ def test_denoising_loss_and_gradient_are_openais(openai):
     sigma = jnp.asarray(openai["edm_sigmas"])
 
     def each(w):
-        return denoising_loss(
-            DENOISER, w, KEY, jnp.asarray(openai["x_start"]), Pair(sigma, 0 * sigma),
-            path=with_noise(openai["noise"]), weight=WEIGHTS["karras"],
+        return evaluate(
+            losses.denoising, DENOISER, w, KEY, jnp.asarray(openai["x_start"]), Times(sigma),
+            noise=jnp.asarray(openai["noise"]), weight=WEIGHTS["karras"],
         )  # fmt: skip
 
     w = jnp.asarray(openai["w_online"])
@@ -220,9 +204,9 @@ def test_denoising_loss_and_gradient_are_edms(openai, edm):
     size = edm["loss_images"][0].size
 
     def each(w):
-        return denoising_loss(
-            DENOISER, w, KEY, jnp.asarray(edm["loss_images"]), Pair(sigma, 0 * sigma),
-            path=with_noise(edm["loss_eps"]), weight=WEIGHTS["karras"],
+        return evaluate(
+            losses.denoising, DENOISER, w, KEY, jnp.asarray(edm["loss_images"]), Times(sigma),
+            noise=jnp.asarray(edm["loss_eps"]), weight=WEIGHTS["karras"],
         )  # fmt: skip
 
     w = jnp.asarray(openai["w_online"])

@@ -11,6 +11,7 @@ import pytest
 
 from cmjax.build import read_run
 from cmjax.build.method import METHODS
+from cmjax.core import losses
 from cmjax.fields import ConfigError
 from configs import common
 
@@ -50,14 +51,18 @@ def digits_recipes():
 
 
 RECIPES = digits_recipes()
-ON_VE = ("ct", "cd", "ict", "ect", "sct", "tcm", "multistep_ct", "guided_cd", "progressive")
-FLOWS = ("mean_flow", "improved_mean_flow", "shortcut", "alpha_flow")
+DIGITS = [path.stem for path in (Path(__file__).parents[1] / "configs").glob("digits_*.py")]
+ON_VE = ("ct", "cd", "ict", "ect", "sct", "tcm", "multistep_ct", "guided_cd", "pd")
+FLOWS = ("meanflow", "imf", "shortcut", "alphaflow")
 WRONG = [
     *((name, {"model": LINEAR}, "objective.name=", "needs config.model.path=ve") for name in ON_VE),
     *((name, {"model": TRIG}, "model.path=", "needs linear") for name in FLOWS),
     *((name, {"net.two_times": False}, "net.two_times=", "two times") for name in FLOWS),
-    *((name, {"objective.apart": 1.5}, "objective.apart=", "share") for name in FLOWS if name != "shortcut"),
-    *((name, {"objective.times": "uniform(rho=0)"}, "objective.times=", "zero") for name in ("mean_flow", "sct")),
+    *(
+        (name, {"objective.pairs": "sorted(apart=1.5)"}, "objective.pairs=", "apart must")
+        for name in ("meanflow", "imf", "alphaflow")
+    ),
+    *((name, {"objective.times": "uniform(rho=0)"}, "objective.times=", "zero") for name in ("meanflow", "sct")),
     *((name, {"samples.times": (80.0, 0.5)}, "samples.times=", r"must lie in \[") for name in FLOWS),
     *((name, {"objective.guidance": 2.0}, "objective.guidance=", "class_cond") for name in FLOWS[:2]),
     *(
@@ -84,9 +89,9 @@ WRONG = [
     ("denoising", {"model": TRIG}, "model.t_min=", "above 0"),
     *(
         (name, {"net": common.ddpmpp(attention="cudnn", **net).to_dict()}, "objective.name=", "net.attention=xla")
-        for name, net in [("scm_ct", {}), ("continuous_ct", {}), ("mean_flow", {"two_times": True})]
+        for name, net in [("scm_ct", {}), ("continuous_ct", {}), ("meanflow", {"two_times": True})]
     ),
-    ("mean_flow", {"model.t_max": 80.0}, "model.t_max=", "at most 1 on the path linear"),
+    ("meanflow", {"model.t_max": 80.0}, "model.t_max=", "at most 1 on the path linear"),
     ("scm_ct", {"model.t_max": 80.0}, "model.t_max=", "at most 1.5708 on the path trig"),
     ("scm_ct", {"model.preconditioning": "trig_edm"}, "model.t_min=", "above 0 with preconditioning trig_edm"),
     ("ct", {"net.guided": True}, "net.guided=", "gives no scale of guidance"),
@@ -110,35 +115,40 @@ WRONG = [
     ("ect", {"objective.gap": "shrinking(q=1)"}, "objective.gap=", "q must be above 1"),
     ("ect", {"objective.gap": "shrinking(q=2, k='x')"}, "objective.gap=", "'x'"),
     ("sct", {"objective.gap": 'shrinking(q=2, adjust="no")'}, "objective.gap=", "sigmoid or constant"),
-    ("tcm", {"objective.share": 1.5}, "objective.share=", "at most 1"),
+    ("tcm", {"objective.share": 1.5}, "objective.share=", "below 1"),
     ("tcm", {"objective.share": 0.0}, "objective.share=", "above 0"),
     ("tcm", {"objective.boundary": 0.0}, "objective.boundary=", "above 0"),
     ("multistep_ct", {"objective.segments": 0}, "objective.segments=", "at least 1"),
     ("multistep_ct", {"objective.segments": float("inf")}, "objective.segments=", "whole number"),
     ("lcm", {"objective.pairs": "skipping(steps=100, skip=100)"}, "objective.pairs=", "skip must lie between"),
     ("lcm", {"model": RECIPES["guided_cd"]["model"]}, "objective.name=", "config.model.path=ddpm or vp"),
-    ("progressive", {"objective.curriculum": "halving(start=12, end=8)"}, "objective.curriculum=", "power of two"),
-    ("progressive", {"steps": 3}, "objective.curriculum=", "at least the number of stages"),
+    ("pd", {"objective.curriculum": "halving(start=12, end=8)"}, "objective.curriculum=", "power of two"),
+    ("pd", {"steps": 3}, "objective.curriculum=", "at least the number of stages"),
     ("continuous_ct", {"objective.times": "uniform(rho='x')"}, "objective.times=", "'x'"),
     ("continuous_cd", {"objective.weight": "karas"}, "objective.weight=", "did you mean karras"),
     ("scm_ct", {"model": RECIPES["ct"]["model"]}, "objective.name=", "needs config.model.path=trig or linear"),
     ("scm_ct", {"net.weight_head": 0}, "objective.name=", "set config.net.weight_head"),
     ("scm_ct", {"objective.warmup": "ramp(length=-1)"}, "objective.warmup=", "at least 0"),
     ("scm_ct", {"objective.normalize": "unit_norm(c='x')"}, "objective.normalize=", "'x'"),
-    ("mean_flow", {"objective.guidance": 0.0}, "objective.guidance=", "above 0"),
-    ("mean_flow", {"objective.blend": 0.5}, "objective.blend=", "class_conditional"),
-    ("mean_flow", {"objective.blend": -0.5}, "objective.blend=", "at least 0"),
-    ("improved_mean_flow", {"objective.blend": 0.0}, "objective.blend", "nothing reads this"),
+    ("meanflow", {"objective.guidance": 0.0}, "objective.guidance=", "above 0"),
+    ("meanflow", {"objective.blend": 0.5}, "objective.blend=", "class_conditional"),
+    ("meanflow", {"objective.blend": -0.5}, "objective.blend=", "at least 0"),
+    ("imf", {"objective.blend": 0.0}, "objective.blend", "nothing reads this"),
     ("shortcut", {"objective.pairs": "dyadic(steps=100)"}, "objective.pairs=", "power of two"),
     ("shortcut", {"objective.share": 1.0}, "objective.share=", "between 0 and 1"),
-    ("alpha_flow", {"objective.alpha": "sigmoid(floor=0)"}, "objective.alpha=", "floor must lie in"),
-    ("alpha_flow", {"objective.alpha": "sigmoid(steepness='x')"}, "objective.alpha=", "'x'"),
+    ("alphaflow", {"objective.alpha": "sigmoid(clamp=0)"}, "objective.alpha=", "clamp must lie in"),
+    ("alphaflow", {"objective.weight": "adaptive(c='x')"}, "objective.weight=", "'x'"),
+    ("imf", {"objective.guidance": (1.0, 4.0)}, "objective.name=", "set config.net.guided"),
+    ("imf", {"objective.guidance_interval": (0.5, 0.2)}, "objective.guidance_interval=", "first and the last"),
+    ("continuous_cd", {"objective.distance": "pseudo_huber(c=0.1)"}, "objective.distance=", "l1, l2, linf, lpips"),
+    ("continuous_cd", {"objective.stop_gradient": "no"}, "objective.stop_gradient=", "True or False"),
+    ("alphaflow", {"objective.alpha": "sigmoid(steepness='x')"}, "objective.alpha=", "'x'"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_read_from_a_recipe(name):
-    assert read_run(RECIPES[name]).method.pairs is not None
+    assert read_run(RECIPES[name]).method.times is not None
     assert name in {case[0] for case in WRONG}
 
 
@@ -158,12 +168,12 @@ def test_a_wrong_setting_is_one_message_that_names_its_field(name, changes, fiel
             "stage",
             [0, 0, 1, 1, 2, 2],
         ),
-        ("progressive", {"objective.curriculum": "halving(start=4, end=1)"}, "num_scales", [5, 5, 3, 3, 2, 2]),
+        ("pd", {"objective.curriculum": "halving(start=4, end=1)"}, "num_scales", [5, 5, 3, 3, 2, 2]),
         (
-            "alpha_flow",
-            {"objective.alpha": "sigmoid(steepness=4, floor=0.4)"},
+            "alphaflow",
+            {"objective.alpha": "sigmoid(steepness=4, clamp=0.4)"},
             "alpha",
-            [0.8808, 0.7914, 0.6608, 0.5, 0.4, 0.4],
+            [1, 1, 1, 0.5, 0, 0],
         ),
         ("scm_ct", {"objective.warmup": "ramp(length=4)"}, "tangent_warmup", [0, 0.25, 0.5, 0.75, 1, 1]),
     ],
@@ -184,8 +194,26 @@ def test_all_stages_of_a_run_are_one_compilation(name, settings, schedule, value
 
     fresh = model.init(jax.random.key(0), (8, 8, 1))  # which answers 0, whatever its input
     params, before = (jax.tree.map(lambda leaf, by=by: leaf + by, fresh) for by in (0.1, 0.2))
-    losses, seen = zip(*(evaluate(params, before, IMAGES, jnp.asarray(step)) for step in range(6)), strict=True)
+    values_of_loss, seen = zip(*(evaluate(params, before, IMAGES, jnp.asarray(step)) for step in range(6)), strict=True)
     assert len(traced) == 1
     np.testing.assert_allclose(seen, values, atol=1e-4)
     for i in range(1, 6):
-        assert (losses[i] == losses[i - 1]) == (seen[i] == seen[i - 1])
+        assert (values_of_loss[i] == values_of_loss[i - 1]) == (seen[i] == seen[i - 1])
+
+
+def test_noise_times_and_dropout_are_independent_of_each_other():
+    """What a step's key gives: a batch, whose noise is a unit Gaussian, and another key for the dropout masks."""
+    method, key = read_run(RECIPES["guided_cd"]).method, jax.random.key(0)
+    batch, dropout_key = method.batch(key, jnp.zeros((64, 8, 8, 1)), jnp.asarray(0), {})
+    noise, dropout = np.asarray(batch.noise).ravel(), np.asarray(jax.random.normal(dropout_key, (64 * 64,)))
+    assert abs(np.corrcoef(noise, dropout)[0, 1]) < 4 / 64
+    assert noise.std() == pytest.approx(1, abs=4 / np.sqrt(2 * len(noise)))
+    assert len(np.unique(batch.conditions["guidance"])) == 64
+    np.testing.assert_array_equal(batch.times.t, method.times_of(key, 64, 0).t)
+
+
+def test_a_method_has_one_name():
+    """Of its loss, its objective and its recipes; denoising has a recipe for each path."""
+    assert set(METHODS) == set(losses.__all__)
+    named = {name.removeprefix("digits_") for name in DIGITS} - {"edm", "trig", "flow", "classes"}
+    assert named == set(METHODS) - {"denoising", "edm2", "lcm"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cmjax.core import oracles
+from cmjax.core.ode import heun_step, solve
 from cmjax.core.paths import ve
-from cmjax.core.solvers import heun_step, solve
 
 MIXTURE = {
     "weights": np.array([0.2, 0.5, 0.3]),

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cmjax import Times
 from cmjax.core import curricula
 from cmjax.core.grids import karras_grid
 from cmjax.core.pairs import (
     between,
+    capped_pairs,
     dyadic_pairs,
     grid_pairs,
     lognormal_intervals,
@@ -19,14 +21,13 @@ from cmjax.core.pairs import (
     ratio_pairs,
     segmented,
     shrinking_gap,
+    single,
     skipping_pairs,
     sorted_pairs,
     uniform_intervals,
-    with_clean,
 )
 from cmjax.core.paths import ve
-from cmjax.core.times import logit_normal, lognormal, uniform
-from cmjax.core.typing import Pair
+from cmjax.core.times import held_at, logit_normal, lognormal, student, uniform
 
 GRID = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 GROWING = curricula.doubling(s0=2, s1=64, total_steps=600)
@@ -85,10 +86,10 @@ def test_interval_probabilities():
         lognormal_intervals(grid, mean=0.0, std=0.0)
 
 
-def test_lognormal_times_and_the_clean_data():
-    pair = with_clean(lognormal(mean=-1.2, std=1.2, path=ve))(jax.random.key(0), 20_000, 0)
-    assert stats.kstest(np.log(pair.t), stats.norm(-1.2, 1.2).cdf).pvalue > 1e-3
-    assert not np.any(pair.r)
+def test_lognormal_times_alone():
+    drawn = single(lognormal(mean=-1.2, std=1.2, path=ve))(jax.random.key(0), 20_000, 0)
+    assert stats.kstest(np.log(drawn.t), stats.norm(-1.2, 1.2).cdf).pvalue > 1e-3
+    assert (drawn.r, drawn.s) == (None, None)
     with pytest.raises(ValueError, match="std"):
         lognormal(mean=0.0, std=-1.0, path=ve)
 
@@ -100,9 +101,11 @@ def test_pairs_are_a_function_of_the_key():
     assert np.any(one != other)
 
 
-def test_a_pair_without_a_destination_says_so():
+def test_times_that_are_missing_are_named():
     with pytest.raises(ValueError, match="destination"):
-        _ = Pair(jnp.ones(1), jnp.ones(1)).destination
+        _ = Times(jnp.ones(1), jnp.ones(1)).destination
+    with pytest.raises(ValueError, match="time of the target"):
+        _ = Times(jnp.ones(1)).target
 
 
 def test_the_gap_shrinks_with_the_step_in_one_program():
@@ -130,8 +133,7 @@ def test_a_gap_that_does_not_shrink_is_refused(knobs, name):
 def test_sorted_pairs_are_exactly_equal_but_for_a_share(apart):
     """t is the larger of the two draws on the diagonal too, and s the smaller where they are apart."""
     t_of, s_of = logit_normal(mean=-0.4, std=1.0), logit_normal(mean=-1.0, std=1.6)
-    t, r, s = sorted_pairs(t_of, s_of, apart=apart)(jax.random.key(0), 20_000, 0)
-    np.testing.assert_array_equal(r, s)
+    t, _, s = sorted_pairs(t_of, s_of, apart=apart)(jax.random.key(0), 20_000, 0)
     different = np.asarray(s != t)
     assert np.all(s <= t)
     assert stats.binomtest(int(different.sum()), 20_000, apart).pvalue > 1e-3
@@ -151,9 +153,32 @@ def test_sorted_pairs_are_exactly_equal_but_for_a_share(apart):
         sorted_pairs(t_of, s_of, apart=1.5)
 
 
+def test_capped_pairs_keep_the_distribution_of_t():
+    """Chosen to be equal first, then s is no larger than t: the second form of the authors' sampler."""
+    t_of, s_of = logit_normal(mean=-0.6, std=1.6), logit_normal(mean=-1.0, std=1.6)
+    t, r, s = capped_pairs(t_of, s_of, apart=0.75)(jax.random.key(0), 40_000, 0)
+    logit_t, logit_s = (np.log(x / (1 - x)) for x in (np.asarray(t, np.float64), np.asarray(s, np.float64)))
+    assert r is None
+    assert np.all(s <= t)
+    assert stats.kstest(logit_t, stats.norm(-0.6, 1.6).cdf).pvalue > 1e-3
+    apart = 0.75 * stats.norm.cdf(0.4 / np.hypot(1.6, 1.6))  # the second draw is the smaller
+    assert stats.binomtest(int(np.sum(s < t)), 40_000, apart).pvalue > 1e-3
+    assert np.mean(logit_s[s < t]) < np.mean(logit_t[s < t])
+    with pytest.raises(ValueError, match="apart"):
+        capped_pairs(t_of, s_of, apart=-0.1)
+
+
+def test_a_share_of_the_batch_is_held_at_the_boundary():
+    draw = held_at(student(df=0.01, scale=0.2, path=ve), at=1.0, share=0.25)
+    t = draw(jax.random.key(0), 64)
+    np.testing.assert_array_equal(t[:16], 1.0)
+    assert np.all(t[16:] > 1)
+    assert len(np.unique(t[16:])) > 40
+
+
 def test_between_divides_the_way_from_t_to_s():
     draw = sorted_pairs(logit_normal(mean=-0.4, std=1.0), logit_normal(mean=-0.4, std=1.0), apart=0.5)
-    t, s, _ = draw(jax.random.key(0), 1000, 0)
+    t, _, s = draw(jax.random.key(0), 1000, 0)
     for step, alpha in ((0, 1.0), (1, 0.5), (3, 0.25)):
         pair = between(draw, lambda step: 1 / (1 + step))(jax.random.key(0), 1000, step)
         np.testing.assert_array_equal(pair.t, t)
@@ -211,7 +236,7 @@ def test_segments_end_at_their_lower_edge():
         assert inside.sum() > 100
         np.testing.assert_array_equal(s[inside], np.float32(low))
         np.testing.assert_allclose(r[inside], np.maximum(0.6 * t[inside], low), rtol=1e-6)
-    at_edges = segmented(lambda key, batch_size, step: Pair(jnp.asarray([0.5, 1.0, 4.0]), jnp.zeros(3)), edges)
+    at_edges = segmented(lambda key, batch_size, step: Times(jnp.asarray([0.5, 1.0, 4.0]), jnp.zeros(3)), edges)
     np.testing.assert_array_equal(at_edges(jax.random.key(0), 3, 0).s, [0.0, 0.5, 1.0])
 
 

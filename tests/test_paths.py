@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.core.ode import heun_step, ode_velocity, solve
 from cmjax.core.paths import Path, carry, ddpm, linear, per_sample, table, trig, ve, vp
-from cmjax.core.solvers import heun_step, ode_velocity, solve
 
 PATHS = {"ve": ve, "trig": trig(sigma_data=0.5), "linear": linear, "vp": vp(), "ddpm": ddpm()}
 on_every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmjax import Model
 from cmjax.core import preconditioning
 from cmjax.core.oracles import gaussian_denoiser
 from cmjax.core.paths import carry, ddpm, linear, per_sample, trig, ve, vp
@@ -19,8 +20,6 @@ from cmjax.core.preconditioning import (
     lcm,
     linear_flow,
     piecewise,
-    precondition,
-    precondition_flow,
     v_prediction,
 )
 
@@ -38,7 +37,7 @@ def loud(params, x, c_noise, *, key=None):
 def test_boundary_condition_holds_exactly_for_any_network(form, sigma_data, t_min, gain):
     knobs = {"sigma_data": sigma_data, "t_min": t_min} if form == "consistency" else {"t_min": t_min}
     scalings = partial(consistency if form == "consistency" else piecewise, **knobs)
-    f = precondition(loud, scalings)
+    f = Model(loud, ve, scalings)
     np.testing.assert_array_equal(f(jnp.float32(gain), X, t_min), X)
     np.testing.assert_array_equal(f(jnp.float32(gain), X, jnp.full(4, t_min)), X)
     above = f(jnp.float32(gain), X, 1.5 * t_min)
@@ -47,12 +46,12 @@ def test_boundary_condition_holds_exactly_for_any_network(form, sigma_data, t_mi
 
 def test_boundary_condition_holds_exactly_in_a_compiled_program():
     for scalings in (partial(consistency, sigma_data=0.5, t_min=0.002), partial(piecewise, t_min=0.002)):
-        f = jax.jit(partial(precondition(loud, scalings), jnp.float32(3)))
+        f = jax.jit(partial(Model(loud, ve, scalings), jnp.float32(3)))
         np.testing.assert_array_equal(f(X, jnp.full(4, 0.002)), X)
 
 
 def test_piecewise_is_the_bare_network_above_the_boundary():
-    f = precondition(lambda params, x, c_noise, key: x**2 + c_noise[:, None, None, None], partial(piecewise, t_min=0.1))
+    f = Model(lambda params, x, c_noise, key: x**2 + c_noise[:, None, None, None], ve, partial(piecewise, t_min=0.1))
     expected = np.asarray(X) ** 2
     expected[1:] += np.log([0.2, 3, 80], dtype=np.float32)[:, None, None, None] / 4
     expected[0] = X[0]
@@ -94,7 +93,7 @@ def test_key_and_conditions_reach_the_network_and_dtype_is_kept():
         seen.update(params=params, key=key, label=label, c_noise=c_noise)
         return x.astype(jnp.float32)
 
-    f = precondition(net, partial(edm, sigma_data=0.5))
+    f = Model(net, ve, partial(edm, sigma_data=0.5))
     label, key = jnp.arange(4), jax.random.key(3)
     out = f({"w": 1}, X.astype(jnp.bfloat16), 2.0, key=key, label=label)
     assert out.dtype == jnp.bfloat16
@@ -131,9 +130,9 @@ def test_every_consistency_function_is_the_identity_at_its_end(dtype):
             preconditioning.linear,
             *(partial(lcm, path=ddpm(), prediction=prediction) for prediction in ("epsilon", "v")),
         ):
-            np.testing.assert_array_equal(precondition(loud, scalings)(loudly, x, zero), x)
-            assert np.all(precondition(loud, scalings)(loudly, x, zero + 0.5) != x)
-        flow = precondition_flow(lambda *inputs, c_noise_s, key=None: loud(*inputs, key=key), linear_flow)
+            np.testing.assert_array_equal(Model(loud, ve, scalings)(loudly, x, zero), x)
+            assert np.all(Model(loud, ve, scalings)(loudly, x, zero + 0.5) != x)
+        flow = Model(lambda *inputs, c_noise_s, key=None: loud(*inputs, key=key), linear, linear_flow)
         t = jnp.array([0.0, 0.3, 0.7, 1.0], dtype)
         np.testing.assert_array_equal(flow(loudly, x, t, t), x)
         np.testing.assert_array_equal(flow(loudly, x, 0.3, 0.3), x)
@@ -145,9 +144,9 @@ def test_a_flow_map_goes_by_the_mean_velocity():
     """x − (t − s)·F(x, t, t − s)."""
     x, t, s = X.astype(jnp.float64), jnp.array([0.9, 0.5, 0.4, 1.0]), jnp.array([0.1, 0.5, 0.0, 0.2])
     expected = x - per_sample(t - s, x) * curved(0.7, x, t, c_noise_s=t - s)
-    np.testing.assert_allclose(precondition_flow(curved, linear_flow)(0.7, x, t, s), expected, rtol=1e-13)
-    to_zero = precondition_flow(lambda *inputs, c_noise_s, key=None: curved(*inputs), linear_flow)(0.7, x, t, 0.0)
-    np.testing.assert_allclose(to_zero, precondition(curved, preconditioning.linear)(0.7, x, t), rtol=1e-13)
+    np.testing.assert_allclose(Model(curved, linear, linear_flow)(0.7, x, t, s), expected, rtol=1e-13)
+    to_zero = Model(lambda *inputs, c_noise_s, key=None: curved(*inputs), linear, linear_flow)(0.7, x, t, 0.0)
+    np.testing.assert_allclose(to_zero, Model(curved, ve, preconditioning.linear)(0.7, x, t), rtol=1e-13)
 
 
 @pytest.mark.usefixtures("x64")
@@ -156,8 +155,8 @@ def test_trig_edm_is_edm_carried():
     x = X.astype(jnp.float64)
     for sigma_data in (0.5, 0.3, 2.0):
         path, knobs = trig(sigma_data=sigma_data), {"sigma_data": sigma_data}
-        carried = carry(precondition(curved, partial(edm, **knobs)), ve, path)
-        ours = precondition(curved, partial(preconditioning.trig_edm, **knobs))
+        carried = carry(Model(curved, ve, partial(edm, **knobs)), ve, path)
+        ours = Model(curved, ve, partial(preconditioning.trig_edm, **knobs))
         for t in (1e-3, 0.3, 1.0, 1.56454):
             np.testing.assert_allclose(ours(0.7, x, t), carried(0.7, x, t), rtol=1e-12, atol=1e-14)
 
@@ -169,7 +168,7 @@ def test_trig_predicts_the_velocity_in_units_of_sigma_data():
     path, t = trig(sigma_data=0.3), jnp.array([0.1, 0.5, 1.0, 1.5])
     x = path.add_noise(0.3 * x0, noise, t)
     velocity = path.conditional_velocity(0.3 * x0, noise, t)
-    f = precondition(lambda params, x, c_noise, key: velocity / 0.3, partial(preconditioning.trig, sigma_data=0.3))
+    f = Model(lambda params, x, c_noise, key: velocity / 0.3, ve, partial(preconditioning.trig, sigma_data=0.3))
     np.testing.assert_allclose(f({}, x, t), 0.3 * x0, rtol=1e-10, atol=1e-12)
     np.testing.assert_array_equal(preconditioning.trig(t, sigma_data=0.3).c_noise, t)
     np.testing.assert_allclose(preconditioning.trig(t, sigma_data=0.3).c_in, 1 / 0.3, rtol=1e-15)
@@ -183,7 +182,7 @@ def test_exact_noise_exact_v_and_exact_velocity_give_the_data(path):
     x = path.add_noise(x0, noise, t)
 
     def answer(of, scalings):
-        return precondition(lambda params, x, c_noise, key: of, scalings)({}, x, t)
+        return Model(lambda params, x, c_noise, key: of, ve, scalings)({}, x, t)
 
     np.testing.assert_allclose(answer(noise, partial(epsilon, path=path)), x0, rtol=1e-9, atol=1e-10)
     if path is linear:
@@ -210,8 +209,8 @@ def test_v_prediction_is_trig_of_unit_sigma():
 def test_lcm_is_the_teachers_denoiser_far_from_the_end(prediction):
     """c_skip·x + c_out·D with τ = 10 for each step: at step 999 the two differ by σ_d²/τ² of x, 2.5e-9."""
     x, path, t = X.astype(jnp.float64), ddpm(), jnp.array([0.0, 0.001, 0.01, 0.999])
-    denoised = precondition(curved, partial(preconditioning.PREDICTIONS[prediction], path=path))(0.7, x, t)
-    ours = precondition(curved, partial(lcm, path=path, prediction=prediction))(0.7, x, t)
+    denoised = Model(curved, ve, partial(preconditioning.PREDICTIONS[prediction], path=path))(0.7, x, t)
+    ours = Model(curved, ve, partial(lcm, path=path, prediction=prediction))(0.7, x, t)
     step = per_sample(1000 * t, x)
     skip, out = 0.25 / ((step / 0.1) ** 2 + 0.25), (step / 0.1) / np.sqrt((step / 0.1) ** 2 + 0.25)
     np.testing.assert_allclose(ours, skip * x + out * denoised, rtol=1e-11, atol=1e-12)
@@ -228,6 +227,6 @@ def test_a_teacher_of_noise_is_carried_to_ve():
         a, b = per_sample(path.a(t), x), per_sample(path.b(t), x)
         return b / (a**2 * 0.25 + b**2) * (x - a * 0.3)
 
-    teacher = carry(precondition(exact_noise, partial(epsilon, path=path)), path, ve)
+    teacher = carry(Model(exact_noise, ve, partial(epsilon, path=path)), path, ve)
     x, t = X.astype(jnp.float64), jnp.array([0.02, 0.5, 3.0, 60.0])
     np.testing.assert_allclose(teacher({}, x, t), gaussian_denoiser(x, t, **data), rtol=1e-9)

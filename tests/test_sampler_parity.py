@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from peers import DENOISER, student, toy_denoiser
 
-from cmjax.core import samplers, sampling
+from cmjax.core import solvers
 from cmjax.core.grids import karras_grid
+from cmjax.core.ode import euler_step, heun_step, midpoint_step, ode_velocity, solve
 from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import sample_denoiser, sample_fn
-from cmjax.core.solvers import euler_step, heun_step, midpoint_step, ode_velocity, solve
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
-CHURN = partial(samplers.churn, s_churn=10.0, s_min=0.05, s_max=50.0, s_noise=1.003)
+CHURN = partial(solvers.churn, s_churn=10.0, s_min=0.05, s_max=50.0, s_noise=1.003)
 
 
 def grid(n):
@@ -30,33 +30,29 @@ def close(ours, theirs, rtol=1e-9):
     np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * np.max(np.abs(theirs)))
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Give a peer's noises to samplers in order; returns that of the start."""
-
-    def give(noises):
-        monkeypatch.setattr(sampling, "gaussian", lambda key, shape, index=0: jnp.asarray(noises)[index])
-        return jnp.asarray(noises[0])
-
-    return give
+def from_recorded(noises):
+    """What makes a sampler start from a peer's noise and draw the others in order."""
+    noises = jnp.asarray(noises)
+    given = {"start": 80.0 * noises[0], "noises": lambda index: noises[index]}
+    return {"key": KEY, "shape": noises[0].shape, **given}
 
 
-@pytest.mark.parametrize(("name", "solver"), [("heun_churn", CHURN), ("ancestral", samplers.ancestral)])
-def test_stochastic_sampling_is_openais(openai, recorded, name, solver):
-    shape = recorded(openai["sampler_noises"]).shape
+@pytest.mark.parametrize(("name", "solver"), [("heun_churn", CHURN), ("ancestral", solvers.ancestral)])
+def test_stochastic_sampling_is_openais(openai, name, solver):
+    recorded = from_recorded(openai["sampler_noises"])
     close(
-        sample_denoiser(toy_denoiser, KEY, shape, times=grid(18), path=ve, solver=solver),
+        sample_denoiser(toy_denoiser, **recorded, times=grid(18), path=ve, solver=solver),
         openai[f"sample_{name}"],
     )
 
 
 def test_openais_dpm_is_the_midpoint_in_the_cube_root_of_time(openai):
-    """Theirs goes by a midpoint step to time 0 as well, ours by one evaluation: `samplers.midpoint` is the same up to
+    """Theirs goes by a midpoint step to time 0 as well, ours by one evaluation: `solvers.midpoint` is the same up to
     the last step, and `solve` the whole."""
     start, velocity = 80 * jnp.asarray(openai["sampler_noises"][0]), ode_velocity(toy_denoiser, ve)
     to_zero = jnp.append(grid(18), 0.0)
     close(solve(velocity, start, to_zero, ode_step=partial(midpoint_step, rho=3.0)), openai["sample_dpm"])
-    ours = samplers.midpoint(toy_denoiser, start, jnp.asarray(grid(18)), lambda index: start, path=ve, rho=3.0)
+    ours = solvers.midpoint(toy_denoiser, start, jnp.asarray(grid(18)), lambda index: start, path=ve, rho=3.0)
     assert 0 < np.max(np.abs(ours - openai["sample_dpm"])) < 1e-3
 
 
@@ -66,16 +62,16 @@ def test_openais_sampler_of_progressive_distillation_stops_at_t_min(openai):
     close(ours, openai["sample_progdist"])
 
 
-def test_one_step_is_openais(openai, recorded):
-    shape = recorded(openai["sampler_noises"]).shape
-    close(sample_fn(toy_denoiser, KEY, shape, times=(80.0,), t_min=0.002), openai["sample_onestep"])
+def test_one_step_is_openais(openai):
+    recorded = from_recorded(openai["sampler_noises"])
+    close(sample_fn(toy_denoiser, **recorded, times=(80.0,), t_min=0.002), openai["sample_onestep"])
 
 
-def test_clipped_sampling_of_preconditioned_networks_is_openais(openai, recorded):
-    shape, w = recorded(openai["sampler_noises"]).shape, jnp.asarray(openai["w_online"])
-    heun = sample_denoiser(partial(DENOISER, w), KEY, shape, times=grid(40), path=ve, solver=samplers.heun, clip=True)
+def test_clipped_sampling_of_preconditioned_networks_is_openais(openai):
+    recorded, w = from_recorded(openai["sampler_noises"]), jnp.asarray(openai["w_online"])
+    heun = sample_denoiser(partial(DENOISER, w), **recorded, times=grid(40), path=ve, solver=solvers.heun, clip=True)
     close(heun, openai["karras_sample_heun_clip"])
-    multistep = sample_fn(partial(student(), w), KEY, shape, times=grid(40)[[0, 22]], t_min=0.002, clip=True)
+    multistep = sample_fn(partial(student(), w), **recorded, times=grid(40)[[0, 22]], t_min=0.002, clip=True)
     close(multistep, openai["karras_sample_multistep_clip"])
 
 
@@ -91,13 +87,13 @@ def test_preconditioned_networks_are_openais(openai, distilled):
     ("name", "solver"),
     [
         ("edm_sampler_churn", CHURN),
-        ("ablation_euler_edm", samplers.euler),
-        ("ablation_midpoint_edm", samplers.midpoint),  # alpha = 1/2
+        ("ablation_euler_edm", solvers.euler),
+        ("ablation_midpoint_edm", solvers.midpoint),  # alpha = 1/2
     ],
 )
-def test_sampling_is_edms(edm, recorded, name, solver):
-    shape = recorded(edm["noises"]).shape
-    close(sample_denoiser(toy_denoiser, KEY, shape, times=grid(18), path=ve, solver=solver), edm[name])
+def test_sampling_is_edms(edm, name, solver):
+    recorded = from_recorded(edm["noises"])
+    close(sample_denoiser(toy_denoiser, **recorded, times=grid(18), path=ve, solver=solver), edm[name])
 
 
 def vp_path(beta_d=19.9, beta_min=0.1):
@@ -155,10 +151,10 @@ def test_ablations_of_edm_are_choices_of_path_grid_and_step(edm):
 @pytest.mark.parametrize(
     ("name", "times"), [("1step", (80.0,)), ("2step_0.821", (80.0, 0.821)), ("3step", (80.0, 5.0, 0.821))]
 )
-def test_sampling_is_ects(shared, recorded, name, times):
+def test_sampling_is_ects(shared, name, times):
     """Theirs adds τ·z to the estimate at t_min = 0.003: `full_noise`; the default adds √(τ² − t_min²)·z."""
     ect = np.load(shared / "parity" / "ect.npz")
-    shape, f = recorded(ect["gen_noises"]).shape, partial(student(0.003), jnp.asarray(ect["w_online"]))
-    close(sample_fn(f, KEY, shape, times=times, t_min=0.003, full_noise=True), ect[f"gen_{name}"])
-    gap = np.max(np.abs(sample_fn(f, KEY, shape, times=times, t_min=0.003) - ect[f"gen_{name}"]))
+    recorded, f = from_recorded(ect["gen_noises"]), partial(student(0.003), jnp.asarray(ect["w_online"]))
+    close(sample_fn(f, **recorded, times=times, t_min=0.003, full_noise=True), ect[f"gen_{name}"])
+    gap = np.max(np.abs(sample_fn(f, **recorded, times=times, t_min=0.003) - ect[f"gen_{name}"]))
     assert gap < 1e-12 if len(times) == 1 else 1e-7 < gap < 1e-4

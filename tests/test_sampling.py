@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from peers import student, toy_denoiser
 
-from cmjax.core import sampling
 from cmjax.core.grids import karras_grid
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import linear, trig, ve
-from cmjax.core.samplers import ddim
-from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn, sample_ode
-from cmjax.core.solvers import euler_step, heun_step
+from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
+from cmjax.core.solvers import ddim, euler, heun
 
 KEY = jax.random.key(0)
 MEAN, VARIANCE, T_MIN, T_MAX = 0.3, 0.25, 0.3, 80.0
@@ -57,7 +55,7 @@ def test_a_sample_with_its_own_key_does_not_depend_on_its_batch():
     whole, part = draw(keys, (7, 2)), draw(keys[3:5], (2, 2))
     np.testing.assert_array_equal(whole[3:5], part)
     assert len(np.unique(whole)) == 14
-    ode = partial(sample_ode, FLOW, times=(80.0, 1.0), path=ve, ode_step=heun_step)
+    ode = partial(sample_denoiser, FLOW, times=(80.0, 1.0), path=ve, solver=heun)
     np.testing.assert_array_equal(ode(keys, (7, 2))[3:5], ode(keys[3:5], (2, 2)))
 
 
@@ -116,7 +114,7 @@ def test_whole_numbers_grids_and_arrays_are_times():
     draw = partial(sample_fn, FLOW, KEY, (2, 2))
     for times in ([80, 2], np.array([80.0, 2.0]), jnp.array([80.0, 2.0])):
         np.testing.assert_array_equal(draw(times=times), draw(times=(80.0, 2.0)))
-    assert sample_ode(FLOW, KEY, (2, 2), times=[80, 2], path=ve, ode_step=heun_step).dtype == jnp.float32
+    assert sample_denoiser(FLOW, KEY, (2, 2), times=[80, 2], path=ve, solver=heun).dtype == jnp.float32
 
 
 def test_what_is_missing_is_named():
@@ -128,8 +126,8 @@ def test_what_is_missing_is_named():
     np.testing.assert_allclose(bare, sample_fn(FLOW, KEY, (2, 2), times=(80.0, 1.0)), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("ode_step", "n", "nfe"), [(euler_step, 6, 6), (heun_step, 6, 11)])
-def test_number_of_evaluations(ode_step, n, nfe):
+@pytest.mark.parametrize(("solver", "n", "nfe"), [(euler, 6, 6), (heun, 6, 11)])
+def test_number_of_evaluations(solver, n, nfe):
     times = []
 
     def denoiser(x, t):
@@ -137,7 +135,7 @@ def test_number_of_evaluations(ode_step, n, nfe):
         return gaussian_denoiser(x, t, mean=MEAN, variance=VARIANCE)
 
     with jax.disable_jit():
-        sample_ode(denoiser, KEY, (1, 2), times=np.geomspace(80, 0.01, n), path=ve, ode_step=ode_step)
+        sample_denoiser(denoiser, KEY, (1, 2), times=np.geomspace(80, 0.01, n), path=ve, solver=solver)
     assert len(times) == nfe
     assert min(times) == pytest.approx(0.01)
 
@@ -146,18 +144,18 @@ def test_number_of_evaluations(ode_step, n, nfe):
 def test_the_ode_sampler_follows_the_exact_flow():
     denoiser = partial(gaussian_denoiser, mean=MEAN, variance=VARIANCE)
     times = karras_grid(200, t_min=0.002, t_max=80.0, rho=7.0)[::-1]
-    samples = sample_ode(denoiser, KEY, (20, 2), times=times, path=ve, ode_step=heun_step)
+    samples = sample_denoiser(denoiser, KEY, (20, 2), times=times, path=ve, solver=heun)
     start = 80.0 * gaussian(KEY, (20, 2))
     expected = gaussian_flow_map(start, 80.0, 0.0, mean=MEAN, variance=VARIANCE)
     np.testing.assert_allclose(samples, expected, atol=1e-3)
 
 
 @pytest.fixture
-def recorded_noise(openai, monkeypatch):
-    """Samplers draw the noises that the peers drew, in order."""
+def recorded(openai):
+    """Sampling from the start and with the noises that the peers drew, in order."""
     noises = openai["sampler_noises"]
-    monkeypatch.setattr(sampling, "gaussian", lambda key, shape, index=0: jnp.asarray(noises)[index])
-    return noises[0].shape
+    given = {"start": 80.0 * noises[0], "noises": lambda index: jnp.asarray(noises)[index]}
+    return {"key": KEY, "shape": noises[0].shape, **given}
 
 
 @pytest.mark.usefixtures("x64")
@@ -170,11 +168,11 @@ def recorded_noise(openai, monkeypatch):
         ("multistep201_0-106-200", 201, [0, 106]),
     ],
 )
-def test_multistep_sampling_is_the_peers(openai, recorded_noise, name, steps, places):
+def test_multistep_sampling_is_the_peers(openai, recorded, name, steps, places):
     """The peers' last place only names the time t_min that the samples are at; by rounding it lies above t_min, so
     that they add √(t² − t_min²) = 3e-10 of a last noise. Ours adds none."""
     times = karras_grid(steps, t_min=0.002, t_max=80.0, rho=7.0)[::-1][places]
-    ours = sample_fn(toy_denoiser, KEY, recorded_noise, times=times, t_min=0.002)
+    ours = sample_fn(toy_denoiser, **recorded, times=times, t_min=0.002)
     low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
     residue = np.sqrt(max((high + (low - high)) ** 7, 0.002) ** 2 - 0.002**2)
     assert residue < 1e-9
@@ -183,17 +181,17 @@ def test_multistep_sampling_is_the_peers(openai, recorded_noise, name, steps, pl
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "ode_step"), [("heun", heun_step), ("euler", euler_step)])
-def test_ode_sampling_is_openais(openai, recorded_noise, name, ode_step):
+@pytest.mark.parametrize(("name", "solver"), [("heun", heun), ("euler", euler)])
+def test_ode_sampling_is_openais(openai, recorded, name, solver):
     times = karras_grid(18, t_min=0.002, t_max=80.0, rho=7.0)[::-1]
-    ours = sample_ode(toy_denoiser, KEY, recorded_noise, times=times, path=ve, ode_step=ode_step)
+    ours = sample_denoiser(toy_denoiser, **recorded, times=times, path=ve, solver=solver)
     np.testing.assert_allclose(ours, openai[f"sample_{name}"], rtol=1e-9)
 
 
 @pytest.mark.usefixtures("x64")
-def test_one_clipped_step_of_a_preconditioned_network_is_the_peers(openai, recorded_noise):
+def test_one_clipped_step_of_a_preconditioned_network_is_the_peers(openai, recorded):
     f = partial(student(), openai["w_online"])
-    ours = sample_fn(f, KEY, recorded_noise, times=(80.0,), t_min=0.002, clip=True)
+    ours = sample_fn(f, **recorded, times=(80.0,), t_min=0.002, clip=True)
     np.testing.assert_allclose(ours, openai["karras_sample_onestep_clip"], rtol=1e-9, atol=1e-15)
 
 
@@ -201,11 +199,10 @@ def test_one_clipped_step_of_a_preconditioned_network_is_the_peers(openai, recor
 @pytest.mark.parametrize(
     ("name", "n", "t_max", "rho"), [("heun18", 18, 80.0, 7.0), ("heun40", 40, 80.0, 7.0), ("rho5", 10, 60.0, 5.0)]
 )
-def test_ode_sampling_is_edms(edm, monkeypatch, name, n, t_max, rho):
-    noise = edm["noises"][0]
-    monkeypatch.setattr(sampling, "gaussian", lambda key, shape, index=0: jnp.asarray(noise))
+def test_ode_sampling_is_edms(edm, name, n, t_max, rho):
+    start = t_max * edm["noises"][0]
     times = karras_grid(n, t_min=0.002, t_max=t_max, rho=rho)[::-1]
-    ours = sample_ode(toy_denoiser, KEY, noise.shape, times=times, path=ve, ode_step=heun_step)
+    ours = sample_denoiser(toy_denoiser, KEY, start.shape, start=start, times=times, path=ve, solver=heun)
     np.testing.assert_allclose(ours, edm[f"edm_sampler_{name}"], rtol=1e-9)
 
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from exact import evaluate
 
-from cmjax.core import curricula, distances, losses, pairs, paths, weightings
-from cmjax.core.preconditioning import consistency, precondition
+from cmjax import Model
+from cmjax.core import curricula, distances, losses, pairs, paths, targets, weightings
+from cmjax.core.preconditioning import consistency
 from cmjax.machine import mesh
 from cmjax.machine.mesh import make_mesh
 from cmjax.training import step as train_step
@@ -17,7 +19,7 @@ from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
 CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)
-MU = curricula.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
+MU = targets.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 4, 4, 1)).astype(np.float32)
 BATCH = {"image": IMAGES}
 
@@ -33,12 +35,12 @@ def linear_params():
 
 
 def ct_objective(params, target_params, frozen, key, x0, step, conditions):
-    f = precondition(linear_net, partial(consistency, sigma_data=0.5, t_min=0.002))
+    model = Model(linear_net, paths.ve, partial(consistency, sigma_data=0.5, t_min=0.002))
     draw = pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0)
-    pair_key, loss_key = jax.random.split(key)
-    return losses.consistency_training_loss(
-        f, params, target_params, loss_key, x0, draw(pair_key, len(x0), step),
-        path=paths.ve, distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.uniform,
+    times_key, loss_key = jax.random.split(key)
+    return evaluate(
+        losses.ct, model, params, loss_key, x0, draw(times_key, len(x0), step), target_params=target_params,
+        distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.uniform,
     )  # fmt: skip
 
 

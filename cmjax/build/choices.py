@@ -3,21 +3,23 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cmjax.build.model import Model, ModelPlan
-from cmjax.core import curricula, distances, pairs, solvers, tangents, times, weightings
+from cmjax.core import curricula, distances, ode, pairs, targets, times, weightings
+from cmjax.core.batch import Batch, Times
+from cmjax.core.distances import Speed
+from cmjax.core.guidance import draw_guidance
+from cmjax.core.losses import tangents
+from cmjax.core.pairs import TimesSampler
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import (
     Conditions,
-    Denoiser,
     Distance,
-    Pair,
-    PairSampler,
     Params,
     PerSample,
     PRNGKey,
@@ -45,8 +47,8 @@ CURRICULA = {
     "square_root_growth": curricula.square_root_growth,
     "doubling": curricula.doubling,
 }
-RATES = {"stop_gradient": curricula.student_as_target, "ema": curricula.constant_rate}
-RATES_BY_GRID = RATES | {"scheduled_ema": curricula.scheduled_rate}
+RATES = {"stop_gradient": lambda: None, "ema": targets.constant_rate}
+RATES_BY_GRID = RATES | {"scheduled_ema": targets.scheduled_rate}
 WEIGHTINGS = {
     "uniform": weightings.uniform,
     "inverse_gap": weightings.inverse_gap,
@@ -57,10 +59,10 @@ WEIGHTINGS = {
     "karras": weightings.karras,
 }
 ODE_STEPS = {
-    "ddim": solvers.ddim_step,
-    "euler": solvers.euler_step,
-    "heun": solvers.heun_step,
-    "midpoint": solvers.midpoint_step,
+    "ddim": ode.ddim_step,
+    "euler": ode.euler_step,
+    "heun": ode.heun_step,
+    "midpoint": ode.midpoint_step,
 }
 NORMALIZATIONS = {
     "unit_norm": tangents.unit_norm,
@@ -88,6 +90,7 @@ OF_VE = (weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weig
 DISTANCES = {
     "l1": distances.l1,
     "l2": distances.l2,
+    "linf": distances.linf,
     "pseudo_huber": distances.pseudo_huber,
     "adaptive": distances.adaptive,
     "lpips": _lpips,
@@ -95,59 +98,59 @@ DISTANCES = {
 
 
 @dataclass(frozen=True)
-class Call:
-    """One evaluation of an objective: the networks, what is trained and what is not, and the batch.
-
-    `teacher`: the denoiser of another run, on this model's path; its parameters are frozen["teacher"].
-    """
-
-    model: Model
-    teacher: Denoiser
-    params: Params
-    target_params: Params
-    frozen: Mapping[str, Params]
-    key: PRNGKey
-    x0: Samples
-    pair: Pair
-    step: Step
-    conditions: Conditions
-
-
-@dataclass(frozen=True)
 class Method:
-    """How a run learns: `loss` gives one number for each sample of a `Call`, whose pair is one of `pairs`.
+    """How a run learns: a loss of `core.losses` with its choices bound, and what the loss is given beside.
 
-    target_rate: of the target's average; None for the student itself. schedules: functions of the step, to report.
-    teacher: another run's folder, of a model of the kind `teacher_kind`; "" for none. frozen: weights that the loss
-    uses beside. tells_guidance: the network is given a scale of guidance.
+    times: where on a trajectory the loss looks. target_rate: of the target's average; None for the student itself.
+    by_step: arguments of the loss that are functions of the step. by_frozen: those made of what is frozen.
+    schedules: functions of the step, to report. teacher: the folder of another run, of a model of the kind
+    `teacher_kind`, which is the argument `teacher_as` of the loss; "" for none. frozen: weights that the loss uses
+    beside. guidance: draws the scales that the network is given as the condition `guidance`.
     """
 
-    loss: Callable[[Call], PerSample]
-    pairs: PairSampler
+    loss: Callable[..., PerSample]
+    times: TimesSampler
     target_rate: Schedule | None = None
+    by_step: Mapping[str, Schedule] = field(default_factory=dict)
+    by_frozen: Mapping[str, Callable[[Mapping[str, Params]], Any]] = field(default_factory=dict)
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     teacher: str = ""
     teacher_kind: str = "denoiser"
+    teacher_as: str = "teacher"
     frozen: Mapping[str, Frozen] = field(default_factory=dict)
-    tells_guidance: bool = False
+    guidance: Callable[[PRNGKey, int], PerSample] | None = None
 
     def objective(self, model: Model, teacher: FlowMap | None) -> Objective:
         """What `training.step` differentiates. A teacher of another path is carried to the model's."""
-        teaches = cast(Denoiser, None if teacher is None else teacher.denoiser)
+        teaches = None if teacher is None else teacher.denoiser
         if teacher is not None and teacher.path != model.path:
-            teaches = carry(teaches, teacher.path, model.path)
+            teaches = carry(teacher.denoiser, teacher.path, model.path)
 
         def objective(params, target_params, frozen, key, x0, step, conditions):
-            pair, loss_key = self.pair(key, len(x0), step), jax.random.split(key)[1]
-            return self.loss(
-                Call(model, teaches, params, target_params, frozen, loss_key, x0, pair, step, conditions)
-            )  # fmt: skip
+            batch, dropout_key = self.batch(key, x0, step, conditions)
+            given = {name: schedule(step) for name, schedule in self.by_step.items()}
+            given |= {name: make(frozen) for name, make in self.by_frozen.items()}
+            if self.target_rate is not None:
+                given["target_params"] = target_params
+            if teaches is not None:
+                given[self.teacher_as] = partial(teaches, frozen["teacher"])
+            return self.loss(model.function, params, dropout_key, batch, **given)
 
         return objective
 
-    def pair(self, key: PRNGKey, batch_size: int, step: Step) -> Pair:
-        """The pair that `objective` evaluates, given its key."""
-        return self.pairs(jax.random.split(key)[0], batch_size, step)
+    def batch(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
+        """What `objective` evaluates, given its key, and the key of the dropout masks."""
+        times_key, key = jax.random.split(key)
+        if self.guidance is not None:
+            guidance_key, key = jax.random.split(key)
+            conditions = {**conditions, "guidance": self.guidance(guidance_key, len(x0))}
+        noise_key, dropout_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        return Batch(x0, noise, self.times(times_key, len(x0), step), conditions), dropout_key
+
+    def times_of(self, key: PRNGKey, batch_size: int, step: Step) -> Times:
+        """The times that `objective` evaluates, given its key."""
+        return self.times(jax.random.split(key)[0], batch_size, step)
 
 
 def read_times(fields: Fields, name: str, plan: ModelPlan, **given: float) -> TimeSampler:
@@ -176,9 +179,30 @@ def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Dist
     return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": weights}
 
 
-def read_rate(fields: Fields, name: str = "target") -> Schedule | None:
+def read_speed(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Speed], dict[str, Frozen]]:
+    """As `read_distance`: the speed that a distance becomes where both points meet; l2 unless the field is there."""
+    if not fields.has("distance"):
+        return lambda frozen: distances.speed_by(distances.l2), {}
+    chosen = fields.choice("distance", {name: DISTANCES[name] for name in ("l1", "l2", "linf", "lpips")})
+    if chosen.func is not _lpips:
+        return lambda frozen: distances.speed_by(chosen), {}
+    distance, weights = chosen()
+    return lambda frozen: distances.curvature_speed(partial(distance, frozen["lpips"])), {"lpips": weights}
+
+
+def read_rate(fields: Fields) -> Schedule | None:
     """The rate of the target's average, of a method without a grid."""
-    return fields.call(name, RATES, curriculum=curricula.constant(num_scales=2))
+    return fields.call("target", RATES)
+
+
+def read_guidance(fields: Fields, plan: ModelPlan) -> Callable[[PRNGKey, int], PerSample]:
+    """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`."""
+    needs_input(fields, plan, "guided", "the student is given the scale of guidance")
+    needs_input(fields, plan, "class_conditional", "guidance is by classes")
+    scales = fields.numbers("guidance")
+    if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
+        raise fields.error("guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance")
+    return partial(draw_guidance, low=scales[0], high=scales[1])
 
 
 def read_teacher(fields: Fields, name: str = "teacher", what: str = "a trained diffusion teacher") -> str:

@@ -1,144 +1,132 @@
 """Methods that differentiate by time, and those of flow maps between any two times: from their fields to a `Method`."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from cmjax.build.choices import (
     NORMALIZATIONS,
-    Call,
     Method,
     needs_input,
     needs_jvp,
     needs_path,
     read_distance,
+    read_guidance,
     read_rate,
+    read_speed,
     read_teacher,
     read_times,
     read_weight,
     try_out,
 )
-from cmjax.build.discrete import read_guidance
 from cmjax.build.model import ModelPlan
-from cmjax.core import curricula, flow_losses, pairs, tangent_losses
+from cmjax.core import losses, pairs
 from cmjax.core.guidance import guided
-from cmjax.core.tangent_losses import velocity_of, velocity_of_data
-from cmjax.core.typing import PairSampler
+from cmjax.core.losses import flow_maps, tangents
+from cmjax.core.pairs import TimesSampler
+from cmjax.core.typing import PerSample
 from cmjax.core.weightings import inverse_gap
 from cmjax.fields import Fields
 
 GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
-"""Of a path: the bounded prefactor of its tangent."""
+"""Of a path: the bounded factor of its tangent."""
+PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs}
+ALPHA_WEIGHTS = {"inverse": flow_maps.inverse_alpha, "adaptive": flow_maps.adaptive_alpha}
 
 
-def _scm(fields: Fields, plan: ModelPlan, give: Callable, *, teacher: str = "") -> Method:
-    """give(call) -> (what gives the velocity, the conditions, the key)."""
+def scm_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    return _scm(losses.scm_ct, fields, plan)
+
+
+def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
+    teacher = read_teacher(fields)
+    if not fields.value("guidance"):
+        return _scm(losses.scm_cd, fields, plan, teacher=teacher)
+    return _scm(_guided_scm_cd, fields, plan, teacher=teacher, guidance=read_guidance(fields, plan))
+
+
+def _guided_scm_cd(*inputs: Any, teacher: Callable[..., Any], **choices: Any) -> PerSample:
+    return losses.scm_cd(*inputs, teacher=guided(teacher), **choices)
+
+
+def _scm(loss: Callable[..., Any], fields: Fields, plan: ModelPlan, **more: Any) -> Method:
     needs_path(fields, plan, "trig linear")
     needs_jvp(fields, plan)
-    warmup = fields.call("warmup", {"ramp": curricula.ramp})
+    warmup = fields.call("warmup", {"ramp": tangents.ramp})
     normalize = fields.choice("normalize", NORMALIZATIONS)
     try_out(fields, "normalize", lambda: normalize(jnp.ones((2, 3))))
     weighted = fields.boolean("learned_weight")
     if weighted:
         needs_input(fields, plan, "weight_head", "learned_weight=True needs a network with a weight head")
-
-    def loss(call: Call):
-        give_velocity, conditions, key = give(call)
-        return tangent_losses.scm_loss(
-            call.model.net, call.params, key, call.x0, call.pair.t,
-            path=plan.path, scalings=plan.scalings, give_velocity=give_velocity, warmup=warmup(call.step),
-            normalize=normalize, gain=GAINS[plan.path_name], weighted=weighted, conditions=conditions,
-        )  # fmt: skip
-
-    draw = pairs.with_clean(read_times(fields, "times", plan))
-    return Method(loss, draw, schedules={"tangent_warmup": warmup}, teacher=teacher)
+    loss = partial(loss, normalize=normalize, gain=GAINS[plan.path_name], weighted=weighted)
+    times, reported = pairs.single(read_times(fields, "times", plan)), {"tangent_warmup": warmup}
+    return Method(loss, times, by_step={"warmup": warmup}, schedules=reported, **more)
 
 
-def _continuous(fields: Fields, plan: ModelPlan, give: Callable, *, teacher: str = "") -> Method:
+def continuous_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    return _continuous(losses.continuous_ct, fields, plan)
+
+
+def continuous_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    stop_gradient = fields.boolean("stop_gradient") if fields.has("stop_gradient") else True
+    loss = partial(losses.continuous_cd, stop_gradient=stop_gradient)
+    return _continuous(loss, fields, plan, teacher=read_teacher(fields))
+
+
+def _continuous(loss: Callable[..., Any], fields: Fields, plan: ModelPlan, **more: Any) -> Method:
     needs_jvp(fields, plan)
     weight = read_weight(fields, plan)
     if weight.func is inverse_gap:
         raise fields.error("weight", "is 1/(t − r), and both points meet: choose one of t alone")
-
-    def loss(call: Call):
-        give_velocity, conditions, key = give(call)
-        return tangent_losses.continuous_consistency_loss(
-            call.model.net, call.params, key, call.x0, call.pair.t,
-            path=plan.path, scalings=plan.scalings, give_velocity=give_velocity, weight=weight, conditions=conditions,
-        )  # fmt: skip
-
-    return Method(loss, pairs.with_clean(read_times(fields, "times", plan)), teacher=teacher)
+    speed, frozen = read_speed(fields)
+    times = pairs.single(read_times(fields, "times", plan))
+    return Method(partial(loss, weight=weight), times, by_frozen={"speed": speed}, frozen=frozen, **more)
 
 
-def _from_data(call: Call) -> tuple[Any, Any, Any]:
-    return velocity_of_data, call.conditions, call.key
+def meanflow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    guidance, blend = fields.number("guidance", above=0), fields.number("blend", at_least=0)
+    for name, value, off in (("guidance", guidance, 1), ("blend", blend, 0)):
+        if value != off:
+            _needs_labels(fields, plan, name)
+    return _regressing(partial(losses.meanflow, guidance=guidance, blend=blend), fields, plan)
 
 
-def _from_teacher(call: Call) -> tuple[Any, Any, Any]:
-    return velocity_of(call.teacher, call.frozen["teacher"]), call.conditions, call.key
+def imf(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    """`guidance` is one scale, or two between which each sample's is drawn and told to the network."""
+    interval = fields.numbers("guidance_interval") if fields.has("guidance_interval") else (0.0, 1.0)
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
+    loss = partial(losses.imf, interval=(interval[0], interval[1]))
+    if not isinstance(fields.value("guidance"), int | float):
+        return _regressing(loss, fields, plan, guidance=read_guidance(fields, plan))
+    guidance = fields.number("guidance", above=0)
+    if guidance != 1:
+        _needs_labels(fields, plan, "guidance")
+    return _regressing(partial(loss, guidance=guidance), fields, plan)
 
 
-def scm_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _scm(fields, plan, _from_data)
+def _needs_labels(fields: Fields, plan: ModelPlan, name: str) -> None:
+    if not plan.net["class_conditional"]:
+        off = 1 if name == "guidance" else 0
+        raise fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
 
 
-def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
-    if not fields.value("guidance"):
-        return _scm(fields, plan, _from_teacher, teacher=read_teacher(fields))
-    draw = read_guidance(fields, plan)
-
-    def give(call: Call):
-        guidance_key, key = jax.random.split(call.key)
-        conditions = {**call.conditions, "guidance": draw(guidance_key, len(call.x0))}
-        return velocity_of(guided(call.teacher), call.frozen["teacher"]), conditions, key
-
-    return replace(_scm(fields, plan, give, teacher=read_teacher(fields)), tells_guidance=True)
-
-
-def continuous_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _continuous(fields, plan, _from_data)
-
-
-def continuous_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _continuous(fields, plan, _from_teacher, teacher=read_teacher(fields))
-
-
-def _two_times(fields: Fields, plan: ModelPlan) -> PairSampler:
-    drawn, other = (read_times(fields, name, plan) for name in ("times", "times_s"))
-    apart = fields.number("apart", at_least=0)
-    if apart > 1:
-        raise fields.error("apart", "must lie in [0, 1]: the share of the batch with s below t")
-    return pairs.sorted_pairs(drawn, other, apart=apart)
-
-
-def mean_flow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    settings = {"guidance": fields.number("guidance", above=0), "blend": fields.number("blend", at_least=0)}
-    return _flow_method(flow_losses.mean_flow_loss, fields, plan, settings)
-
-
-def improved_mean_flow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    settings = {"guidance": fields.number("guidance", above=0)}
-    return _flow_method(flow_losses.improved_mean_flow_loss, fields, plan, settings)
-
-
-def _flow_method(loss: Callable, fields: Fields, plan: ModelPlan, settings: dict[str, float]) -> Method:
+def _regressing(loss: Callable[..., Any], fields: Fields, plan: ModelPlan, **more: Any) -> Method:
     needs_jvp(fields, plan)
     distance, frozen = read_distance(fields)
-    for name, off in (("guidance", 1.0), ("blend", 0.0)):
-        if settings.get(name, off) != off and not plan.net["class_conditional"]:
-            raise fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
+    return Method(loss, _two_times(fields, plan), by_frozen={"distance": distance}, frozen=frozen, **more)
 
-    def evaluate(call: Call):
-        return loss(
-            call.model.net, call.params, call.key, call.x0, call.pair,
-            path=plan.path, distance=distance(call.frozen), conditions=call.conditions, **settings,
-        )  # fmt: skip
 
-    return Method(evaluate, _two_times(fields, plan), frozen=frozen)
+def _two_times(fields: Fields, plan: ModelPlan) -> TimesSampler:
+    drawn, other = (read_times(fields, name, plan) for name in ("times", "times_s"))
+    chosen = fields.choice("pairs", PAIRS)
+    try:
+        return chosen(drawn, other)
+    except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
+        raise fields.error("pairs", str(error)) from error
 
 
 def shortcut(fields: Fields, plan: ModelPlan, steps: int) -> Method:
@@ -149,26 +137,17 @@ def shortcut(fields: Fields, plan: ModelPlan, steps: int) -> Method:
             "share", "must lie between 0 and 1: the part of the batch that learns from its own half steps"
         )
     draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, share=share, t_max=plan.constants["t_max"])
-
-    def loss(call: Call):
-        return flow_losses.shortcut_loss(
-            call.model.net, call.params, call.target_params, call.key, call.x0, call.pair,
-            path=plan.path, share=share, distance=distance(call.frozen), conditions=call.conditions,
-        )  # fmt: skip
-
     rate = read_rate(fields)
-    return Method(loss, draw, rate, {} if rate is None else {"target_rate": rate}, frozen=frozen)
+    reported = {} if rate is None else {"target_rate": rate}
+    loss = partial(losses.shortcut, share=share)
+    return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen)
 
 
-def alpha_flow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    distance, frozen = read_distance(fields)
-    alpha = fields.call("alpha", {"sigmoid": curricula.sigmoid_fall}, total_steps=steps)
+def alphaflow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+    needs_jvp(fields, plan)
+    weight = fields.choice("weight", ALPHA_WEIGHTS)
+    try_out(fields, "weight", lambda: weight(jnp.ones(2), jnp.ones(2)))
+    alpha = fields.call("alpha", {"sigmoid": flow_maps.alpha_schedule}, total_steps=steps)
     try_out(fields, "alpha", lambda: alpha(jnp.zeros((), int)))
-
-    def loss(call: Call):
-        return flow_losses.alpha_flow_loss(
-            call.model.net, call.params, call.target_params, call.key, call.x0, call.pair,
-            path=plan.path, alpha=alpha(call.step), distance=distance(call.frozen), conditions=call.conditions,
-        )  # fmt: skip
-
-    return Method(loss, pairs.between(_two_times(fields, plan), alpha), schedules={"alpha": alpha}, frozen=frozen)
+    times = pairs.between(_two_times(fields, plan), alpha)
+    return Method(partial(losses.alphaflow, weight=weight), times, by_step={"alpha": alpha}, schedules={"alpha": alpha})

@@ -19,15 +19,15 @@ METHODS: dict[str, Callable[[Fields, ModelPlan, int], Method]] = {
     "multistep_ct": discrete.multistep_ct,
     "guided_cd": discrete.guided_cd,
     "lcm": discrete.lcm,
-    "progressive": discrete.progressive,
+    "pd": discrete.pd,
     "continuous_ct": continuous.continuous_ct,
     "continuous_cd": continuous.continuous_cd,
     "scm_ct": continuous.scm_ct,
     "scm_cd": continuous.scm_cd,
-    "mean_flow": continuous.mean_flow,
-    "improved_mean_flow": continuous.improved_mean_flow,
+    "meanflow": continuous.meanflow,
+    "imf": continuous.imf,
     "shortcut": continuous.shortcut,
-    "alpha_flow": continuous.alpha_flow,
+    "alphaflow": continuous.alphaflow,
 }
 
 

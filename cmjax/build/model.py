@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.core import model as core
 from cmjax.core import paths
 from cmjax.core import preconditioning as scalings
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.sampling import FlowMap
-from cmjax.core.typing import Denoiser, FlowNet, Net, Params, PRNGKey
+from cmjax.core.typing import Params, PRNGKey
 from cmjax.fields import ConfigError, Fields
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
@@ -58,8 +59,8 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
 }
 """By the path and by what the objective makes of the network."""
 KINDS = {
-    **dict.fromkeys(("denoising", "edm2", "progressive", "multistep_ct"), "denoiser"),
-    **dict.fromkeys(("mean_flow", "improved_mean_flow", "shortcut", "alpha_flow"), "flow_map"),
+    **dict.fromkeys(("denoising", "edm2", "pd", "multistep_ct"), "denoiser"),
+    **dict.fromkeys(("meanflow", "imf", "shortcut", "alphaflow"), "flow_map"),
 }
 """What an objective makes of the network: a consistency function unless it stands here."""
 
@@ -82,19 +83,20 @@ class ModelPlan:
 class Model:
     """A preconditioned network without parameters. `kind` is that of `FlowMap`.
 
-    net: F itself. denoiser: D(x, t), f(x, t), or Φ(x, t, s) of the kind "flow_map".
+    function: the network on its path, (params, x, t) or (params, x, t, s) of the kind "flow_map".
     grid: n -> the path's times for n sampling steps, ascending.
     """
 
     module: nn.Module
-    net: Net
-    denoiser: Denoiser | FlowNet
+    function: core.Model
     kind: str
     constants: Mapping[str, float]
-    path: Path
-    scalings: Callable[..., scalings.Scalings]
     grid: Callable[[int], np.ndarray]
     class_conditional: bool
+
+    @property
+    def path(self) -> Path:
+        return self.function.path
 
     @property
     def guided(self) -> bool:
@@ -107,7 +109,7 @@ class Model:
 
     def bind(self, params: Params, shape: tuple[int, ...]) -> FlowMap:
         c = self.constants
-        return FlowMap(params, self.denoiser, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
+        return FlowMap(params, self.function, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
 
 
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
@@ -150,11 +152,8 @@ def read_model_plan(fields: Fields) -> ModelPlan:
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
         module = module_class(**knobs, num_classes=num_classes if conditional else 0)
-        network = as_net(module)
-        precondition = scalings.precondition_flow if kind == "flow_map" else scalings.precondition
-        return Model(
-            module, network, precondition(network, scale), kind, constants, path, scale, grid, conditional
-        )  # fmt: skip
+        function = core.Model(as_net(module), path, scale)
+        return Model(module, function, kind, constants, grid, conditional)
 
     options = {**knobs, "class_conditional": conditional}
     return ModelPlan(kind, constants, path, path_name, scale, grid, options, make_model)

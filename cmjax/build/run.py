@@ -71,7 +71,7 @@ def read_run(config: Mapping[str, Any]) -> Run:
         raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
     model = read_model_plan(fields)
     method = read_method(fields.section("objective"), model, steps)
-    if model.net.get("guided") and not method.tells_guidance:
+    if model.net.get("guided") and method.guidance is None:
         problem = f"config.objective.name={fields.section('objective').text('name')!r} gives no scale of guidance"
         raise fields.section("net").error("guided", f"{problem}: set it to False")
     projection = PROJECTIONS.get(fields.section("net").text("name"))

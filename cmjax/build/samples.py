@@ -13,21 +13,21 @@ import numpy as np
 from jaxtyping import Array
 
 from cmjax.build.model import ModelPlan
-from cmjax.core import paths, samplers
+from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
 from cmjax.fields import ConfigError, Fields
 
 SOLVERS: dict[str, Callable] = {
-    "ddim": samplers.ddim,
-    "euler": samplers.euler,
-    "heun": samplers.heun,
-    "midpoint": samplers.midpoint,
-    "dpmpp_2m": samplers.dpmpp_2m,
-    "churn": samplers.churn,
-    "ancestral": samplers.ancestral,
-    "adaptive": samplers.adaptive,
+    "ddim": solvers.ddim,
+    "euler": solvers.euler,
+    "heun": solvers.heun,
+    "midpoint": solvers.midpoint,
+    "dpmpp_2m": solvers.dpmpp_2m,
+    "churn": solvers.churn,
+    "ancestral": solvers.ancestral,
+    "tsit5": solvers.tsit5,
 }
 BY_LEVEL = ("dpmpp_2m", "churn", "ancestral")
 """The solvers that move between noise levels b/a."""
@@ -63,7 +63,7 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     name = next(name for name, function in SOLVERS.items() if function is solver.func)
     if name in BY_LEVEL and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
-    if name == "adaptive" and find_spec("diffrax") is None:
+    if name == "tsit5" and find_spec("diffrax") is None:
         raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
     try:
         jax.eval_shape(lambda: _try_out(solver))

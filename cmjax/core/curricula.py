@@ -1,4 +1,4 @@
-"""How the number of grid points N(k) and the target's averaging rate μ(k) change with the optimizer step k.
+"""How the number of grid points N(k), and the stage of a run, change with the optimizer step k.
 
 A curriculum is a table of stages made on the host in exact arithmetic; the traced step only selects a row, so one
 compilation serves a whole run.
@@ -90,32 +90,6 @@ def equal_stages(*, count: int, total_steps: int) -> Schedule:
     return lambda step: jnp.minimum(jnp.asarray(step) * count // max(total_steps, 1), count - 1)
 
 
-def ramp(*, length: int) -> Schedule:
-    """From 0 to 1 over the first `length` steps; 1 throughout where that is 0.   [Lu & Song 2025, tangent warm-up]"""
-    if length < 0:
-        raise ValueError(f"length must be at least 0, got {length}")
-    return lambda step: jnp.minimum(jnp.asarray(step, jnp.float32) / length, 1.0) if length else jnp.ones(())
-
-
-def sigmoid_fall(
-    *, total_steps: int, start: float = 0.0, end: float = 1.0, floor: float = 0.05, steepness: float = 25.0
-) -> Schedule:
-    """From 1 to `floor` by a sigmoid about the middle of the shares `start` and `end` of the run.   [Zhang et al. 2025]
-
-    Raises: ValueError naming the argument that is out of range.
-    """
-    if not 0 <= start < end <= 1:
-        raise ValueError(f"start and end must satisfy 0 <= start < end <= 1, got {start} and {end}")
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor must lie in (0, 1], got {floor}")
-
-    def alpha(step):
-        place = (jnp.asarray(step, jnp.float32) / total_steps - start) / (end - start)
-        return jnp.clip(1 / (1 + jnp.exp(steepness * (place - 0.5))), floor, 1.0)
-
-    return alpha
-
-
 def _check_growth(s0: int, s1: int, total_steps: int) -> None:
     if s0 < 2:
         raise ValueError(f"s0 must be at least 2, got {s0}")
@@ -126,39 +100,6 @@ def _check_growth(s0: int, s1: int, total_steps: int) -> None:
 
 
 def _stages(starts: list[int], num_scales: list[int]) -> Curriculum:
-    """Drop stages that a short run passes over within one step: of equal starts the last holds."""
+    """A short run passes several stages within one step: of stages that start at the same step the last one is kept."""
     kept = [i for i in range(len(starts)) if i + 1 == len(starts) or starts[i] < starts[i + 1]]
     return Curriculum(np.array(starts, np.int32)[kept], np.array(num_scales, np.int32)[kept])
-
-
-def student_as_target(*, curriculum: Curriculum) -> None:
-    """No average: the target is the student with its gradient stopped.   [Song & Dhariwal 2024, sec. 3.2]"""
-
-
-def constant_rate(*, mu: float, curriculum: Curriculum) -> Schedule:
-    """μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
-    _check_rate("mu", mu)
-    return lambda step: jnp.asarray(mu)
-
-
-def scheduled_rate(*, mu0: float, curriculum: Curriculum, ema_uses_intervals: bool = False) -> Schedule:
-    """μ(k) = exp(s0·ln μ0/N(k)), with s0 = N(0) and 0 < mu0 < 1.   [Song et al. 2023, app. C]
-
-    `ema_uses_intervals` divides by N − 1, as the released CIFAR-10 code does, in place of N.
-    """
-    _check_rate("mu0", mu0)
-    rates = np.exp(curriculum.num_scales[0] * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))
-    return lambda step: jnp.asarray(rates)[curriculum.stage(step)]
-
-
-def kept_in_a_stage(*, curriculum: Curriculum) -> Schedule:
-    """1 within a stage and 0 at its last step: the average is the student as it was when the stage began.
-
-    That is progressive distillation's teacher.   [Salimans & Ho 2022, alg. 2]
-    """
-    return lambda step: jnp.where(curriculum.stage(jnp.asarray(step) + 1) > curriculum.stage(step), 0.0, 1.0)
-
-
-def _check_rate(name: str, rate: float) -> None:
-    if not 0 < rate < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {rate}")

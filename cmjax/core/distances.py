@@ -1,10 +1,15 @@
-"""Distances between batches, one number for each sample."""
+"""Distances between batches, one number for each sample, and the speeds that they become where both points meet."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmjax.core.typing import PerSample, Samples
+from cmjax.core.typing import Distance, PerSample, Samples
+
+Speed = Callable[[Samples, Samples], PerSample]
+"""(f, df/dt), both (b, ...) -> how fast f changes, (b,): the limit of d(f(t), f(t − h))/h^p, p the distance's power."""
 
 
 def l1(x: Samples, y: Samples) -> PerSample:
@@ -22,6 +27,13 @@ def l2(x: Samples, y: Samples, *, resize: int | None = None) -> PerSample:
     if resize is not None:  # linear, so that one resizing of the difference does
         gap = jax.image.resize(gap, (gap.shape[0], resize, resize, gap.shape[3]), "bilinear", antialias=False)
     return jnp.mean(_flat(gap**2), axis=1)
+
+
+def linf(x: Samples, y: Samples) -> PerSample:
+    """Largest absolute difference among a sample's elements, (b,).   [Song et al. 2023, released CIFAR-10 code]"""
+    gaps = _flat(jnp.abs(x - y))
+    # picked by its place: the derivative of a maximum looks for the equal element, which rounding may hide
+    return jnp.take_along_axis(gaps, jnp.argmax(gaps, axis=1, keepdims=True), axis=1)[:, 0]
 
 
 def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
@@ -42,6 +54,30 @@ def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
     squared = jnp.sum(_flat((x - y) ** 2), axis=1)
     scale = jax.lax.stop_gradient(squared + c)
     return squared / jnp.where(scale > 0, scale, 1) ** p
+
+
+def speed_by(distance: Distance) -> Speed:
+    """The speed of a distance that is a power of a norm of x − y: `l1`, `l2` or `linf` of df/dt itself."""
+    return lambda f, slope: distance(slope, jnp.zeros_like(slope))
+
+
+def curvature_speed(distance: Distance) -> Speed:
+    """vᵀHv/2 with v = df/dt and H the Hessian of d(·, f) at f, of a smooth distance such as LPIPS; of l2 it is ‖v‖²/D.
+
+    [Song et al. 2023, theorem 3]
+    """
+
+    def speed(f, slope):
+        def along(step):
+            return distance(f + step * slope, f)
+
+        def rate(step):
+            return jax.jvp(along, (step,), (jnp.ones_like(step),))[1]
+
+        start = jnp.zeros((), f.dtype)
+        return jax.jvp(rate, (start,), (jnp.ones_like(start),))[1] / 2
+
+    return speed
 
 
 def _flat(x: Array) -> Float[Array, "b size"]:

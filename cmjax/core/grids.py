@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from cmjax.core.paths import Path, ve
 
 LOWEST = 0.002
-"""The noise level from which a grid is spaced that begins at none."""
+"""The lowest noise level of a grid's spacing, for grids that begin at noise level 0."""
 
 
 def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:

@@ -1,5 +1,6 @@
 """Classifier-free guidance, and the labels that training leaves out for it."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import Denoiser, Params, PerSample, PRNGKey, Samples, Time
+from cmjax.core.typing import PerSample, PRNGKey, Samples, Time
 
 NO_LABEL = -1
 """What networks take for no class."""
@@ -30,16 +31,17 @@ def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples
     return unconditional + w * (conditional - unconditional)
 
 
-def _guided(denoiser: Denoiser, params: Params, x: Samples, t: Time, *args: Any, guidance, label, **inputs):
-    conditional = denoiser(params, x, t, *args, label=label, **inputs)
-    unconditional = denoiser(params, x, t, *args, label=jnp.full_like(label, NO_LABEL), **inputs)
+def _guided(denoiser: Callable[..., Samples], *args: Any, guidance: Time, label: Int[Array, " b"], **inputs: Any):
+    conditional = denoiser(*args, label=label, **inputs)
+    unconditional = denoiser(*args, label=jnp.full_like(label, NO_LABEL), **inputs)
     return mix(conditional, unconditional, guidance)
 
 
-def guided(denoiser: Denoiser) -> Denoiser:
-    """D(params, x, t, *, guidance, label): the mix of the denoiser with `label` (b,) and without, two evaluations.
+def guided(denoiser: Callable[..., Samples]) -> Callable[..., Samples]:
+    """The denoiser with two more arguments, `guidance` and `label`: the mix of D with `label` (b,) and D without.
 
-    `guidance`: a scalar or (b,), 1 for the conditional denoiser itself. On any Gaussian path the velocity and the
-    score of the mix are the mixes of theirs. Flow maps (params, x, t, s) are taken as well.
+    `guidance`: a scalar or (b,), 1 for the conditional denoiser itself; two evaluations. On any Gaussian path the
+    velocity and the score of the mix are the mixes of theirs. The denoiser may take parameters first or have them
+    bound, and flow maps are taken as well.
     """
     return partial(_guided, denoiser)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cmjax.core.ode import ode_velocity
 from cmjax.core.paths import Path
-from cmjax.core.solvers import ode_velocity
 from cmjax.core.typing import Integrator, Keys, PerSample, Samples, Velocity
 
 Times = Float[Array, " n"]
@@ -23,7 +23,7 @@ def encode(
 
     Args: denoiser: (x, t, **conditions) -> D(x, t). x: (b, ...), taken for a state at the smallest time.
           times: descending, as for the samplers. integrate: `partial(solve, ode_step=heun_step)`, or
-          `partial(solve_adaptive, rtol=…, atol=…)`, which comes back to the image to within the tolerances.
+          `partial(solve_to_tolerance, rtol=…, atol=…)`, which comes back to the image to within the tolerances.
     """
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     return integrate(velocity, x, times[::-1]) / path.b(times[0])

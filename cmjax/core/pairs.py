@@ -1,4 +1,4 @@
-"""Where on a trajectory the student and its target look: samplers of `Pair(t, r)` for a batch."""
+"""Where on a trajectory the student and its target look: samplers of `Times` for a batch."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from cmjax.core.batch import Times
 from cmjax.core.curricula import Curriculum
 from cmjax.core.grids import karras_grid
-from cmjax.core.typing import Pair, PairSampler, PerSample, Schedule, Step, TimeSampler
+from cmjax.core.times import part_of
+from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
+
+TimesSampler = Callable[[PRNGKey, int, Step], Times]
+"""(key, batch_size, step) -> Times. A curriculum lives here."""
 
 Ratio = Callable[[PerSample, Step], PerSample]
 """(t, step) -> r, the target's time, which a curriculum brings nearer to t."""
@@ -42,7 +47,7 @@ def grid_pairs(
     t_max: float,
     rho: float,
     probabilities: IntervalProbabilities = uniform_intervals,
-) -> PairSampler:
+) -> TimesSampler:
     """Neighbours (t, r) = (t_{n+1}, t_n) on the Karras grid of N(k) points.   [Song et al. 2023, alg. 2 and 3]
 
     Every stage's grid and distribution is tabulated in float64 here; the sampler returned looks a row up, so N(k)
@@ -59,27 +64,22 @@ def grid_pairs(
         stage = curriculum.stage(step)
         grid = jnp.asarray(grids)[stage]
         n = jnp.searchsorted(jnp.asarray(cumulative)[stage], jax.random.uniform(key, (batch_size,)), side="right")
-        return Pair(t=grid[n + 1], r=grid[n])
+        return Times(t=grid[n + 1], r=grid[n])
 
     return draw
 
 
-def with_clean(times: TimeSampler) -> PairSampler:
-    """r = 0, the clean data: the pairs of a denoiser."""
-
-    def draw(key, batch_size, step):
-        t = times(key, batch_size)
-        return Pair(t=t, r=jnp.zeros_like(t))
-
-    return draw
+def single(times: TimeSampler) -> TimesSampler:
+    """t alone, for what learns at one time: denoisers and continuous-time consistency models."""
+    return lambda key, batch_size, step: Times(times(key, batch_size))
 
 
-def ratio_pairs(times: TimeSampler, ratio: Ratio) -> PairSampler:
+def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
     """t of a continuous distribution and r as a share of it.   [Geng et al. 2024, ECT]"""
 
     def draw(key, batch_size, step):
         t = times(key, batch_size)
-        return Pair(t=t, r=ratio(t, step))
+        return Times(t=t, r=ratio(t, step))
 
     return draw
 
@@ -87,8 +87,9 @@ def ratio_pairs(times: TimeSampler, ratio: Ratio) -> PairSampler:
 def shrinking_gap(*, q: float, stage: Schedule, k: float = 8.0, b: float = 1.0, adjust: str = "sigmoid") -> Ratio:
     """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1.
 
-    The first stages have r = 0, where the target is the clean data itself and the model a denoiser; later ones bring r
-    nearer to t.   [Geng et al. 2024, ECT, eq. 14 and 16]
+    Where r = 0 the target is the clean data itself, and the model a denoiser; every stage brings r nearer to t. With
+    q = 2 and k = 8 the first stage's r/t is 0 at t = 1, 0.47 at t = 5 and 0.5 at t = 80, and the eighth's is 0.988 at
+    t = 1.   [Geng et al. 2024, ECT, eq. 14 and 16]
 
     Args:   q: > 1. stage: step -> the stage, from 0; traced, so that it is no new compilation.
     Raises: ValueError naming the argument that is out of range.
@@ -105,52 +106,74 @@ def shrinking_gap(*, q: float, stage: Schedule, k: float = 8.0, b: float = 1.0, 
     return ratio
 
 
-def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> PairSampler:
+def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> TimesSampler:
     """t and the destination s: of two draws the larger and the smaller; exactly s = t for all but a share `apart`.
 
-    r = s: tangent losses have no target's time of their own.   [Geng et al. 2025, MeanFlow, sec. 4.3]
+    [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers, ImageNet's]
     Raises: ValueError where apart lies outside [0, 1].
     """
-    if not 0 <= apart <= 1:
-        raise ValueError(f"apart must lie in [0, 1], got {apart}")
+    _check_share("apart", apart)
 
     def draw(key, batch_size, step):
-        t_key, s_key, apart_key = jax.random.split(key, 3)
-        drawn, other = times(t_key, batch_size), times_s(s_key, batch_size)
+        drawn, other, differ = _two_draws(key, batch_size, times, times_s, apart)
         t = jnp.maximum(drawn, other)
-        s = jnp.where(jax.random.uniform(apart_key, (batch_size,)) < apart, jnp.minimum(drawn, other), t)
-        return Pair(t=t, r=s, s=s)
+        return Times(t=t, s=jnp.where(differ, jnp.minimum(drawn, other), t))
 
     return draw
 
 
-def between(pairs: PairSampler, share: Schedule) -> PairSampler:
-    """(t, s) of the pairs' (t, r), and between them r = α·s + (1 − α)·t with α = share(step).   [Zhang et al. 2025]"""
+def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> TimesSampler:
+    """t, and the destination s = min(t, another draw) for a share `apart`; s = t for the rest.
+
+    Unlike in `sorted_pairs` t keeps its own distribution, and s = t is more frequent than 1 − apart.
+    [Geng et al. 2025, MeanFlow; the second form of the released samplers, CIFAR-10's]
+    Raises: ValueError where apart lies outside [0, 1].
+    """
+    _check_share("apart", apart)
 
     def draw(key, batch_size, step):
-        t, s, _ = pairs(key, batch_size, step)
-        return Pair(t=t, r=t + share(step) * (s - t), s=s)
+        t, other, differ = _two_draws(key, batch_size, times, times_s, apart)
+        return Times(t=t, s=jnp.where(differ, jnp.minimum(t, other), t))
 
     return draw
 
 
-def part_of(share: float, batch_size: int) -> int:
-    """How many samples a share of the batch is, at least one unless it is 0."""
-    return max(round(share * batch_size), int(share > 0))
+def _two_draws(key, batch_size, times, times_s, apart):
+    t_key, s_key, apart_key = jax.random.split(key, 3)
+    differ = jax.random.uniform(apart_key, (batch_size,)) < apart
+    return times(t_key, batch_size), times_s(s_key, batch_size), differ
 
 
-def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> PairSampler:
-    """Of the first `share` of the batch t, s and r halfway: t − s = t_max·2^−j with 1 <= 2^j < steps and t a multiple
-    of it; j uniform. Of the rest, whose half steps nothing else teaches, one of `steps` steps: r = s = t − t_max/steps.
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {share}")
 
-    `steps`, a power of two, is the finest number of steps.   [Frans et al. 2025, alg. 1 and its released code]
+
+def between(pairs: TimesSampler, share: Schedule) -> TimesSampler:
+    """t and s of the pairs, and between them r = α·s + (1 − α)·t with α = share(step).   [Zhang et al. 2025, α-Flow]"""
+
+    def draw(key, batch_size, step):
+        drawn = pairs(key, batch_size, step)
+        t, s = drawn.t, drawn.destination
+        return Times(t=t, r=t + share(step) * (s - t), s=s)
+
+    return draw
+
+
+def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> TimesSampler:
+    """Times on dyadic grids, for shortcut models: [0, t_max] in 1, 2, 4, … or `steps` equal intervals.
+
+    Each of the first `share` of the batch draws one of the grids coarser than `steps`, each with equal probability,
+    and an interval of it: its ends are t and s, its middle is r. Each of the rest draws an interval of the finest grid,
+    where r = s, because no half steps teach it.   [Frans et al. 2025, alg. 1 and the released code]
+
+    Args:   steps: intervals of the finest grid, a power of two.
     Raises: ValueError where steps is no power of two from 2 on, or share lies outside [0, 1].
     """
     levels = round(math.log2(max(steps, 1)))
     if steps < 2 or 2**levels != steps:
         raise ValueError(f"steps must be a power of two from 2 on, got {steps}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], got {share}")
+    _check_share("share", share)
 
     def draw(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
@@ -158,27 +181,30 @@ def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> PairSampler
         count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps)
         place = jnp.floor(jax.random.uniform(place_key, (batch_size,)) * count)
         t, s = (t_max * (place + 1) / count, t_max * place / count)
-        return Pair(t=t, r=jnp.where(halved, (t + s) / 2, s), s=s)
+        return Times(t=t, r=jnp.where(halved, (t + s) / 2, s), s=s)
 
     return draw
 
 
-def segmented(pairs: PairSampler, edges: Float64[np.ndarray, " n"]) -> PairSampler:
-    """The pairs with s the lower edge of the segment that t lies in, and r no lower.   [Heek et al. 2024, sec. 3]
+def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSampler:
+    """The pairs, with s the lower edge of the segment in which t lies; r is s where it would be lower.
 
-    edges: ascending; the first is the lowest time, and t above the last belongs to the last segment.
+    [Heek et al. 2024, multistep consistency models, sec. 3]
+
+    edges: ascending; the first is the lowest time. t above the last edge belongs to the last segment.
     """
 
     def draw(key, batch_size, step):
-        t, r, _ = pairs(key, batch_size, step)
+        drawn = pairs(key, batch_size, step)
+        t, r = drawn.t, drawn.target
         segment = jnp.searchsorted(jnp.asarray(edges), t, side="left") - 1  # an edge belongs to the segment below it
         s = jnp.asarray(edges, t.dtype)[jnp.clip(segment, 0, len(edges) - 2)]
-        return Pair(t=t, r=jnp.maximum(r, s), s=s)
+        return Times(t=t, r=jnp.maximum(r, s), s=s)
 
     return draw
 
 
-def skipping_pairs(*, steps: int, skip: int) -> PairSampler:
+def skipping_pairs(*, steps: int, skip: int) -> TimesSampler:
     """t = (i + skip)/steps and r = i/steps, i uniform: `skip` of a discrete model's steps at once.   [Luo et al. 2023]
 
     Raises: ValueError where skip lies outside [1, steps).
@@ -188,6 +214,6 @@ def skipping_pairs(*, steps: int, skip: int) -> PairSampler:
 
     def draw(key, batch_size, step):
         i = jax.random.randint(key, (batch_size,), 0, steps - skip)
-        return Pair(t=(i + skip) / steps, r=i / steps)
+        return Times(t=(i + skip) / steps, r=i / steps)
 
     return draw

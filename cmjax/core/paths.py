@@ -80,6 +80,15 @@ class Path:
         t, r = per_sample(t, x), per_sample(r, x)
         return self.a(r) * denoised + self.b(r) / self.b(t) * (x - self.a(t) * denoised)
 
+    def ddim_inverse(self, x_r: Samples, x_t: Samples, t: Time, r: Time) -> Samples:
+        """The denoised D with which `ddim` leads from x_t to x_r: (x_r − β·x_t)/(a_r − β·a_t) with β = b_r/b_t, r < t.
+
+        [Salimans & Ho 2022, app. G]
+        """
+        t, r = per_sample(t, x_t), per_sample(r, x_t)
+        ratio = self.b(r) / self.b(t)
+        return (x_r - ratio * x_t) / (self.a(r) - ratio * self.a(t))
+
 
 ve = Path(
     a=jnp.ones_like,
@@ -152,8 +161,8 @@ def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float 
 def table(log_signal: tuple[float, ...]) -> Path:
     """The path of a table of ln a², descending, b² = 1 − a²: t = i/len(table) is its entry i.
 
-    Beyond its ends ln a² goes on as in the interval next to them: compiled, the last time may round above its entry,
-    and a flat table would tell it no velocity.
+    Beyond its ends ln a² goes on with the slope of the interval next to them: in a compiled program the last time may
+    round above its entry, where the velocity must not be 0.
 
     Raises: ValueError where the table is shorter than two, not below 0 or not descending.
     """

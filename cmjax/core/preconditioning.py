@@ -1,15 +1,14 @@
-"""Preconditioned networks c_skip·x + c_out·F(c_in·x, c_noise): denoisers, consistency functions and flow maps, whose
-boundary condition holds by construction."""
+"""The coefficients of preconditioned networks c_skip·x + c_out·F(c_in·x, c_noise), by time: denoisers, consistency
+functions and flow maps, whose boundary condition holds by construction."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.paths import Path, per_sample
-from cmjax.core.typing import Denoiser, FlowNet, Net, Params, Samples, Time
+from cmjax.core.typing import Samples
 
 
 class Scalings(NamedTuple):
@@ -101,47 +100,6 @@ def lcm(
     return teacher._replace(c_skip=of_x + of_denoised * teacher.c_skip, c_out=of_denoised * teacher.c_out)
 
 
-def apply_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs: Any) -> Any:
-    """F(c_in·x, c_noise), with the second time where the scalings have one; `inputs` as they are."""
-    if scalings.c_noise_s is not None:
-        inputs["c_noise_s"] = scalings.c_noise_s
-    return net(params, per_sample(scalings.c_in, x) * x, scalings.c_noise, **inputs)
-
-
 def combine(scalings: Scalings, x: Samples, out: Array) -> Samples:
     """c_skip·x + c_out·F, of the dtype of x."""
     return per_sample(scalings.c_skip, x) * x + per_sample(scalings.c_out, x) * out.astype(x.dtype)
-
-
-def _denoise(net: Net, scalings: Preconditioning, params: Params, x: Samples, t: Time, *, key=None, **conditions):
-    c = scalings(_times(t, x))
-    return combine(c, x, apply_net(net, params, x, c, key=key, **conditions))
-
-
-def _flow(net: Net, scalings: FlowPreconditioning, params: Params, x: Samples, t: Time, s: Time, *, key=None, **inputs):
-    c = scalings(_times(t, x), _times(s, x))
-    return combine(c, x, apply_net(net, params, x, c, key=key, **inputs))
-
-
-def _times(t: Time, x: Samples) -> Array:
-    return jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
-
-
-def precondition(net: Net, scalings: Preconditioning) -> Denoiser:
-    """The function (params, x, t, *, key, **conditions) -> c_skip·x + c_out·F(c_in·x, c_noise).
-
-    Args:    net: F(params, x, c_noise, *, key, **conditions), any callable. scalings: t (b,) -> `Scalings`, for
-             example `partial(consistency, sigma_data=0.5, t_min=0.002)`.
-    Returns: a denoiser D (with `edm`) or a consistency function f (with `consistency` or `piecewise`); x is (b, ...),
-             t a scalar or (b,), the result of the shape and dtype of x.
-    """
-    return partial(_denoise, net, scalings)
-
-
-def precondition_flow(net: Net, scalings: FlowPreconditioning) -> FlowNet:
-    """The flow map (params, x, t, s, *, key, **conditions) -> the state at time s of the PF-ODE through x at t.
-
-    Args: net: F(params, x, c_noise, *, c_noise_s, key, **conditions). scalings: (t, s), both (b,) -> `Scalings`, such
-          as `linear_flow`.
-    """
-    return partial(_flow, net, scalings)

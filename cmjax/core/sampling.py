@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core import samplers
 from cmjax.core.paths import Path, ve
-from cmjax.core.solvers import solve
-from cmjax.core.typing import Keys, OdeStep, Params, Samples, Solver, Time
+from cmjax.core.typing import Keys, Noises, Params, Samples, Solver, Time
 
 Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 """Noise stds from the largest down: numbers, or a grid reversed."""
+
+Start = Samples | Float[np.ndarray, "b *dims"] | None
+"""The state to start from; None for noise drawn from the key."""
 
 
 @partial(
@@ -59,8 +60,13 @@ def _path_of(flow_map: Any) -> Path:
     return getattr(flow_map, "path", ve)
 
 
-def forward_scales(path: Path, times: Float[Array, " n"], start: float) -> tuple[Array, Array]:
-    """Of the forward process from `start`: x_t = kept·x_start + added·z at each of `times`, both (n,)."""
+def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -> tuple[Array, Array]:
+    """Of the forward process from `start`: x_t = kept·x_start + added·z at each of `times`, both (n,).
+
+    None starts from clean data, also where the path's first time bears some noise already.
+    """
+    if start is None:
+        return path.a(times), path.b(times)
     begin = jnp.full_like(times, start)
     kept = path.a(times) / path.a(begin)
     noise, brought = path.b(times), kept * path.b(begin)
@@ -78,6 +84,15 @@ def gaussian(key: Keys, shape: Sequence[int], index: int | Array = 0) -> Array:
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), tuple(shape[1:])))(key)
 
 
+def _started(key, shape, path: Path, first, start, noises) -> tuple[Samples, Noises]:
+    """The state at the first time, and what gives the noise of each later one, from 1 on."""
+    shape = tuple(shape)
+    x = path.b(first) * gaussian(key, shape) if start is None else jnp.asarray(start)
+    if x.shape != shape:
+        raise ValueError(f"start must be of the shape of the samples, {shape}, got {x.shape}")
+    return x, partial(gaussian, key, shape) if noises is None else noises
+
+
 def sample_fn(
     flow_map: Any,
     key: Keys,
@@ -88,6 +103,8 @@ def sample_fn(
     path: Path | None = None,
     clip: bool = False,
     full_noise: bool = False,
+    start: Start = None,
+    noises: Noises | None = None,
     **conditions: Any,
 ) -> Samples:
     """Multistep consistency sampling, x0 ← f(x0 + √(τ² − t_min²)·z, τ) for each τ.   [Song et al. 2023, alg. 1]
@@ -100,8 +117,10 @@ def sample_fn(
              t_min: ε, the time at which f is the identity; by default `flow_map.t_min`. path: by default that of
              `flow_map`, `ve` where it has none.
              clip: clip every estimate to [-1, 1], as OpenAI's released code does.
-             full_noise: take the estimate for clean data and add τ·z, as ECT's released code does: the noise of t_min
-             that it bears comes on top.
+             full_noise: take the estimate for clean data, a_τ·x0 + b_τ·z, as ECT's released code and latent consistency
+             models do: the noise that it bears at t_min comes on top.
+             start: the state at times[0], (b, ...); by default b(T)·z, and z itself in latent consistency models.
+             noises: index -> the z added before the index-th next evaluation, from 1 on; by default drawn from `key`.
     Returns: samples of `shape`, in [-1, 1] units but not clipped unless asked.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
@@ -113,7 +132,8 @@ def sample_fn(
     times = jnp.asarray(times, float)
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
-    kept, added = forward_scales(path, times, 0.0 if full_noise else t_min)
+    kept, added = forward_scales(path, times, None if full_noise else t_min)
+    x, noises = _started(key, shape, path, times[0], start, noises)
     # The state before each evaluation is carried; after the last one nothing is added to the estimate.
     gains = jnp.concatenate([kept[1:], jnp.ones_like(kept[:1])])
     noise_scales = jnp.concatenate([added[1:], jnp.zeros_like(added[:1])])
@@ -122,10 +142,10 @@ def sample_fn(
         index, t, gain, noise_scale = step
         x0 = flow_map(x, t, **conditions)
         x0 = jnp.clip(x0, -1, 1) if clip else x0
-        return gain * x0 + noise_scale * gaussian(key, shape, index), None
+        return gain * x0 + noise_scale * noises(index), None
 
     steps = (jnp.arange(1, len(times) + 1), times, gains, noise_scales)
-    return jax.lax.scan(denoise_and_renoise, path.b(times[0]) * gaussian(key, shape), steps)[0]
+    return jax.lax.scan(denoise_and_renoise, x, steps)[0]
 
 
 def sample_chain(
@@ -136,6 +156,8 @@ def sample_chain(
     times: Times,
     gamma: float = 0.0,
     path: Path | None = None,
+    start: Start = None,
+    noises: Noises | None = None,
     **conditions: Any,
 ) -> Samples:
     """γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
@@ -144,8 +166,8 @@ def sample_chain(
     than `ve`, noise levels b/a take the place of times.
 
     Args:   flow_map: Φ(x, t, s, **conditions) -> the state at s of the PF-ODE through x at t.
-            key, shape: as in `sample_fn`. times: descending; the first starts from b(T)·z, the last (0 or t_min) is
-            that of the samples; one evaluation for each interval.
+            key, shape, start, noises: as in `sample_fn`. times: descending; the last (0 or t_min) is that of the
+            samples; one evaluation for each interval.
     Raises: ValueError where `times` are fewer than two, or gamma lies outside [0, 1].
     """
     path = _path_of(flow_map) if path is None else path
@@ -155,14 +177,14 @@ def sample_chain(
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     ends = times[1:]
+    x, noises = _started(key, shape, path, times[0], start, noises)
     reached = path.time_at((1 - gamma**2) ** 0.5 * path.b(ends) / path.a(ends)) if gamma else ends
 
     def jump(x, step):
         index, t, r, s = step
         x = path.a(r) / path.a(s) * flow_map(x, t, s, **conditions)
-        return (x + gamma * path.b(r) * gaussian(key, shape, index) if gamma else x), None
+        return (x + gamma * path.b(r) * noises(index) if gamma else x), None
 
-    x = path.b(times[0]) * gaussian(key, shape)
     return jax.lax.scan(jump, x, (jnp.arange(1, len(times)), times[:-1], ends, reached))[0]
 
 
@@ -174,43 +196,25 @@ def sample_denoiser(
     times: Times,
     path: Path,
     solver: Solver,
+    to_zero: bool = True,
     clip: bool = False,
+    start: Start = None,
+    noises: Noises | None = None,
     **conditions: Any,
 ) -> Samples:
-    """Samples of a diffusion model: from noise at times[0] along `times`, then to time 0, by a solver of `samplers`.
+    """Samples of a diffusion model: from noise at times[0] along `times`, then to time 0, by a solver of `solvers`.
 
-    Args: denoiser: (x, t, **conditions) -> D(x, t). key, shape: as `sample_fn`.
+    Args: denoiser: (x, t, **conditions) -> D(x, t). key, shape, start, noises: as in `sample_fn`.
           times: descending and positive, for example `karras_grid(18, ...)[::-1]`.
-          solver: for example `samplers.heun`, or `partial(samplers.churn, s_churn=10.0)`.
+          solver: for example `solvers.heun`, or `partial(solvers.churn, s_churn=10.0)`.
+          to_zero: False leaves out the last evaluation and gives the state at times[-1].
           clip: clip every estimate of the clean data to [-1, 1], as OpenAI's released code does.
     """
     times = jnp.asarray(times, float)
+    x, noises = _started(key, shape, path, times[0], start, noises)
 
     def denoise(x, t):
         estimate = denoiser(x, t, **conditions)
         return jnp.clip(estimate, -1, 1) if clip else estimate
 
-    def noises(index):
-        return gaussian(key, shape, index + 1)
-
-    return solver(denoise, path.b(times[0]) * gaussian(key, shape), times, noises, path=path)
-
-
-def sample_ode(
-    denoiser: Any,
-    key: Keys,
-    shape: Sequence[int],
-    *,
-    times: Times,
-    path: Path,
-    ode_step: OdeStep,
-    **conditions: Any,
-) -> Samples:
-    """The probability-flow ODE from noise at times[0] down to times[-1], then one denoising evaluation, which is the
-    Euler step to time 0.   [Karras et al. 2022, alg. 1]
-
-    Args: denoiser: (x, t, **conditions) -> D(x, t). times: descending, for example `karras_grid(18, ...)[::-1]`.
-    Returns: samples of `shape`; with `heun_step` and N times, after 2N − 1 evaluations.
-    """
-    solver = partial(samplers.by_ode, integrate=partial(solve, ode_step=ode_step))
-    return sample_denoiser(denoiser, key, shape, times=times, path=path, solver=solver, **conditions)
+    return solver(denoise, x, times, lambda index: noises(index + 1), path=path, to_zero=to_zero)

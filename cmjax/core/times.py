@@ -58,6 +58,21 @@ def logit_normal(*, mean: float, std: float) -> TimeSampler:
     return lambda key, batch_size: jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,)))
 
 
+def part_of(share: float, batch_size: int) -> int:
+    """How many samples a share of the batch is, at least one unless it is 0."""
+    return max(round(share * batch_size), int(share > 0))
+
+
+def held_at(times: TimeSampler, *, at: float, share: float) -> TimeSampler:
+    """The first `share` of the batch at the time `at`, the rest as `times` draws.   [Lee et al. 2025, TCM, alg. 1]"""
+
+    def draw(key, batch_size):
+        held = jnp.arange(batch_size) < part_of(share, batch_size)
+        return jnp.where(held, at, times(key, batch_size))
+
+    return draw
+
+
 def _check_positive(name: str, value: float) -> None:
     if value <= 0:
         raise ValueError(f"{name} must be positive, got {value}")

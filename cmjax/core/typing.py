@@ -1,7 +1,7 @@
 """Names for what the library passes around. Everything in `core` takes callables like these, never a Module."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, Key
 
@@ -29,9 +29,14 @@ Conditions = Mapping[str, Array]
 
 @runtime_checkable
 class Net(Protocol):
-    """The raw network F(x, c_noise): what preconditioning turns into a denoiser or a consistency function.
+    """The raw network F(params, x, c_noise), any callable: a lambda, a Linen, NNX or Equinox module's function.
 
-    `key` draws dropout masks; None means evaluation mode.
+    x (b, ...) is scaled by c_in, c_noise (b,) tells the time; the result has the shape of x. `key` draws dropout masks;
+    None means evaluation. `conditions` are a batch's, such as `label` (b,).
+
+    A network says by taking a keyword that it has more than that:
+        c_noise_s: (b,), the second time of a flow map.
+        return_weight: True asks for (F, w), w (b,) its weight head, from which a loss learns how to weigh times.
     """
 
     def __call__(self, params: Params, x: Array, c_noise: Array, *, key: Any = None, **conditions: Any) -> Array: ...
@@ -69,9 +74,14 @@ Noises = Callable[[Any], Array]
 
 @runtime_checkable
 class Solver(Protocol):
-    """From the state x at times[0] to samples: along the descending positive `times` (n,), and from the last to 0."""
+    """From the state x at times[0] to samples: along the descending positive `times` (n,), and from the last to 0.
 
-    def __call__(self, denoise: BoundDenoiser, x: Array, times: Array, noises: Noises, *, path: Any) -> Array: ...
+    `to_zero=False` ends at the last of `times`.
+    """
+
+    def __call__(
+        self, denoise: BoundDenoiser, x: Array, times: Array, noises: Noises, *, path: Any, to_zero: bool = True
+    ) -> Array: ...
 
 
 Distance = Callable[[Array, Array], Array]
@@ -83,25 +93,3 @@ Weight = Callable[[Array, Array], Array]
 
 TimeSampler = Callable[[PRNGKey, int], PerSample]
 """(key, batch_size) -> times (b,)."""
-
-
-class Pair(NamedTuple):
-    """Times (b,) on one trajectory, s <= r <= t: the student's input is at `t`, the target's at `r`.
-
-    `s` is the destination of a flow map; None where it is the model's own end.
-    """
-
-    t: Array
-    r: Array
-    s: Array | None = None
-
-    @property
-    def destination(self) -> Array:
-        """s. Raises: ValueError where there is none."""
-        if self.s is None:
-            raise ValueError("this objective needs pairs with a destination s, such as those of pairs.sorted_pairs")
-        return self.s
-
-
-PairSampler = Callable[[PRNGKey, int, Step], Pair]
-"""(key, batch_size, step) -> Pair. A curriculum lives here."""

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int
 
+from cmjax.core.batch import Times
 from cmjax.core.grids import LOWEST, karras_grid
+from cmjax.core.ode import ode_velocity
+from cmjax.core.pairs import TimesSampler
 from cmjax.core.paths import Path
-from cmjax.core.solvers import ode_velocity
-from cmjax.core.typing import BoundDenoiser, OdeStep, Pair, PairSampler, PRNGKey, Samples, Step
+from cmjax.core.typing import BoundDenoiser, OdeStep, PRNGKey, Samples, Step
 
 HIGHEST = 80.0
 """The noise level up to which bins and trajectories reach on a path that ends in noise alone."""
@@ -94,26 +96,25 @@ def trajectory_times(n: int, path: Path, levels: tuple[float, float], *, rho: fl
     return np.asarray(path.time_at(jnp.asarray(karras_grid(n, t_min=low, t_max=high, rho=rho)[::-1])), np.float64)
 
 
-def pair_within(
-    pairs: PairSampler,
+def times_within(
+    times: TimesSampler,
     key: PRNGKey,
     batch_size: int,
     step: Step,
     *,
     within: Callable[[Float[Array, " b"]], Bool[Array, " b"]],
     draws: int,
-) -> tuple[Pair, Bool[Array, " b"], Float[Array, ""]]:
-    """One of `pairs` whose t lie `within`, of `draws` tries for each place of the batch.
+) -> tuple[Times, Bool[Array, " b"], Float[Array, ""]]:
+    """For each place of the batch a t that lies `within`, the first of `draws` tries, with the r and s drawn beside it.
 
-    Places keep their own distribution, for objectives that treat the batch's first samples otherwise than the rest; r
-    and s are those that the sampler drew beside t.
+    Places keep their own distribution, for objectives that treat the batch's first samples otherwise than the rest.
 
-    Returns: the pair, where it was found (b,), and the share of all draws within. Elsewhere t lies anywhere.
+    Returns: the times, where they were found (b,), and the share of all draws within. Elsewhere t lies anywhere.
     """
-    tries = jax.vmap(lambda key: pairs(key, batch_size, step))(jax.random.split(key, draws))
+    tries = jax.vmap(lambda key: times(key, batch_size, step))(jax.random.split(key, draws))
     hits = jax.vmap(within)(tries.t)
     first = jnp.argmax(hits, axis=0)
-    chosen = jax.tree.map(lambda times: times[first, jnp.arange(batch_size)], tries)
+    chosen = jax.tree.map(lambda drawn: drawn[first, jnp.arange(batch_size)], tries)
     return chosen, jnp.any(hits, axis=0), jnp.mean(hits, dtype=jnp.float32)
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.build import read_model_plan, read_run
+from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap, gaussian
-from cmjax.core.solvers import heun_step
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.fields import ConfigError, Fields

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from cmjax.build import Method, Model, Run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import Batches, preprocess
-from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, pair_within
+from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, times_within
 from cmjax.evaluation.plots import line_plot
 from cmjax.fields import ConfigError
 from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
@@ -93,15 +93,15 @@ def _measure(fixed, batch, key_data, place, *, plan: Run, model: Model, teacher,
         conditions=("label",) if model.class_conditional else (),
         label_dropout=plan.label_dropout,
     )
-    pair, found, share = pair_within(
-        plan.method.pairs,
+    found_times, found, share = times_within(
+        plan.method.times,
         pair_key,
         len(x0),
         step,
         within=lambda t: bin_of(model.path.noise_level(t), edges) == place,
         draws=DRAWS,
     )
-    objective = replace(plan.method, pairs=lambda *_: pair).objective(model, teacher)
+    objective = replace(plan.method, times=lambda *_: found_times).objective(model, teacher)
 
     def losses(params):
         target = params if target_params is None else target_params

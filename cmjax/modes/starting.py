@@ -145,7 +145,7 @@ def _bins(plan: Run, model: Model) -> dict[str, Any]:
     edges = bin_edges(model, plan.log["bins"])
 
     def bin_of_sample(key, batch_size, step):
-        return bin_of(model.path.noise_level(plan.method.pair(key, batch_size, step).t), edges)
+        return bin_of(model.path.noise_level(plan.method.times_of(key, batch_size, step).t), edges)
 
     return {"bins": plan.log["bins"], "bin_of": bin_of_sample}
 

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import evaluate
 
-from cmjax.core import preconditioning, weightings
-from cmjax.core.distances import l2, pseudo_huber
-from cmjax.core.losses import consistency_distillation_loss, consistency_training_loss
+from cmjax import Model, Times
+from cmjax.core import losses, preconditioning, weightings
+from cmjax.core.distances import curvature_speed, l1, l2, linf, pseudo_huber, speed_by
+from cmjax.core.losses.tangents import clipped, tangent, unchanged, unit_norm, unit_rms
+from cmjax.core.ode import heun_step
 from cmjax.core.paths import linear, per_sample, trig, ve
-from cmjax.core.preconditioning import precondition
-from cmjax.core.solvers import heun_step
-from cmjax.core.tangent_losses import continuous_consistency_loss, scm_loss, velocity_of, velocity_of_data
-from cmjax.core.tangents import clipped, tangent, unchanged, unit_norm, unit_rms
-from cmjax.core.typing import Pair
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -39,6 +37,11 @@ def net(w, x, c_noise, *, key=None, return_weight=False):
     return (out, w[3] * jnp.cos(c_noise) + w[1]) if return_weight else out
 
 
+def model(on):
+    path, scalings, _ = ON[on]
+    return Model(net, path, scalings)
+
+
 def setting(count=8):
     x0 = exact.data(jax.random.key(1), count)
     return x0, jax.random.uniform(jax.random.key(2), (count,), jnp.float64, 0.2, 0.9)
@@ -54,28 +57,17 @@ def trajectory(path, x0, t, by_teacher, key=KEY):
 
 def discrete_gradients(on, by_teacher, distance, weight):
     """gap -> the gradient of CD (Heun) or CT over that gap, its loss times weight(t, r)."""
-    path, scalings, _ = ON[on]
     x0, t = setting()
-    loss = consistency_training_loss
-    if by_teacher:
-        teacher = {"teacher": exact.denoiser(path), "teacher_params": exact.AT_ZERO, "ode_step": heun_step}
-        loss = partial(consistency_distillation_loss, **teacher)
+    loss = partial(losses.cd, teacher=exact.teacher(ON[on][0]), ode_step=heun_step) if by_teacher else losses.ct
 
     @jax.jit
     def gradient(gap):
-        return jax.grad(
-            lambda w: loss(
-                precondition(net, scalings),
-                w,
-                W,
-                KEY,
-                x0,
-                Pair(t, t - gap),
-                path=path,
-                distance=distance,
-                weight=weight,
+        def mean(w):
+            return evaluate(
+                loss, model(on), w, KEY, x0, Times(t, t - gap), target_params=W, distance=distance, weight=weight
             ).mean()
-        )(jnp.asarray(W))
+
+        return jax.grad(mean)(jnp.asarray(W))
 
     return gradient
 
@@ -87,34 +79,85 @@ def check_slope_one(gradient, limit):
     assert 1.8 < far / near < 2.2
 
 
+def continuous(on, by_teacher, w, **knobs):
+    """The continuous-time loss, by the exact teacher's velocity or that of the data."""
+    loss = partial(losses.continuous_cd, teacher=exact.teacher(ON[on][0])) if by_teacher else losses.continuous_ct
+    x0, t = setting()
+    return evaluate(loss, model(on), w, KEY, x0, Times(t), **knobs)
+
+
 @pytest.mark.parametrize("by_teacher", [True, False], ids=["teacher", "data"])
 @pytest.mark.parametrize("on", ON)
 def test_discrete_gradients_tend_to_twice_the_continuous_one(on, by_teacher):
-    path, scalings, _ = ON[on]
-    x0, t = setting()
-    give_velocity = velocity_of(exact.denoiser(path), exact.AT_ZERO) if by_teacher else velocity_of_data
-
     def loss(w):
-        return continuous_consistency_loss(
-            net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=give_velocity, weight=weightings.snr
-        )
+        return continuous(on, by_teacher, w, weight=weightings.snr)
 
     gradient = discrete_gradients(on, by_teacher, l2, lambda t, r: t**-2 / (t - r))
     check_slope_one(gradient, 2 * exact.loss_and_gradient(loss, W)[1])
+
+
+def smooth(x, y):
+    """A distance that is no power of a norm: its Hessian depends on the place."""
+    return jnp.mean((jnp.sinh(x) - jnp.sinh(y)) ** 2, axis=1)
+
+
+SPEEDS = {
+    "l1": (l1, speed_by(l1), 1),
+    "linf": (linf, speed_by(linf), 1),
+    "smooth": (smooth, curvature_speed(smooth), 2),
+}
+
+
+@pytest.mark.parametrize("name", SPEEDS)
+def test_the_gradient_is_half_the_discrete_ones_limit_with_every_distance(name):
+    distance, speed, power = SPEEDS[name]
+
+    def loss(w):
+        return continuous("ve", True, w, weight=weightings.snr, speed=speed)
+
+    gradient = discrete_gradients("ve", True, distance, lambda t, r: t**-2 / (t - r) ** (power - 1))
+    limit = 2 * exact.loss_and_gradient(loss, W)[1]
+    if name == "smooth":
+        check_slope_one(gradient, limit)
+    else:  # a sign, or one element's, which it has already over a small gap
+        np.testing.assert_allclose(gradient(1e-7), limit, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["l2", *SPEEDS])
+def test_without_stop_gradient_the_loss_is_the_limit_of_distillations(name):
+    """Value and gradient of λ·d(f_θ(x_t, t), f_θ(x_r, r))/(t − r)^p, whose target is differentiated too."""
+    distance, speed, power = {**SPEEDS, "l2": (l2, speed_by(l2), 2)}[name]
+    x0, t = setting()
+    x, v = trajectory(ve, x0, t, True)
+    gap, f = 1e-5, model("ve")
+
+    def discrete(w):
+        ahead, behind = f(w, x + gap / 2 * v, t + gap / 2), f(w, x - gap / 2 * v, t - gap / 2)
+        return t**-2 * distance(ahead, behind) / gap**power
+
+    def ours(w):
+        return continuous("ve", True, w, weight=weightings.snr, speed=speed, stop_gradient=False)
+
+    (value, gradient), (expected, slope) = (exact.loss_and_gradient(loss, W) for loss in (ours, discrete))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+
+
+def test_the_curvature_of_the_squared_distance_is_its_speed():
+    f, v = jax.random.normal(jax.random.key(0), (2, 5, 3), jnp.float64)
+    np.testing.assert_allclose(curvature_speed(l2)(f, v), speed_by(l2)(f, v), rtol=1e-12)
 
 
 @pytest.mark.parametrize("huber", [False, True], ids=["l2", "pseudo-Huber"])
 @pytest.mark.parametrize("on", ON)
 def test_scm_is_the_limit_weighted_by_the_gain(on, huber):
     """c_out·∇F is the gradient of f; pseudo-Huber with c = 0 has the tangent of unit norm for its limit."""
-    path, scalings, gain = ON[on]
+    _, scalings, gain = ON[on]
     x0, t = setting()
 
     def loss(w):
-        return scm_loss(
-            net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=velocity_of_data, gain=gain,
-            normalize=partial(unit_norm, c=0.0) if huber else unchanged, weighted=False,
-        )  # fmt: skip
+        normalize = partial(unit_norm, c=0.0) if huber else unchanged
+        return evaluate(losses.scm_ct, model(on), w, KEY, x0, Times(t), gain=gain, normalize=normalize)
 
     def weight(t, r):
         size = jnp.abs(scalings(t).c_out)
@@ -141,7 +184,7 @@ def own_tangent(w, x, t, v, warmup):
 def test_the_tangent_is_scms_own(by_teacher, warmup):
     x0, t = setting()
     x, v = trajectory(TRIG, x0, t, by_teacher)
-    ours = tangent(net, W, ON["trig"][1], x, t, v, gain=jnp.cos, warmup=warmup, weighted=True, conditions={})
+    ours = tangent(model("trig"), W, x, t, v, gain=jnp.cos, warmup=warmup, weighted=True, conditions={})
     out, g = own_tangent(W, x, t, v, warmup)
     np.testing.assert_allclose(ours.out, out, rtol=1e-12)
     np.testing.assert_allclose(ours.g, g, rtol=1e-10, atol=1e-12)
@@ -151,13 +194,13 @@ def test_the_tangent_is_scms_own(by_teacher, warmup):
 @pytest.mark.parametrize("on", ON)
 def test_the_tangent_is_the_gain_times_the_models_derivative(on):
     """Of f itself along a straight line, by differences of fourth order."""
-    path, scalings, gain = ON[on]
+    path, _, gain = ON[on]
     x0, t = setting()
     x, v = trajectory(path, x0, t, False)
-    f, h = precondition(net, scalings), 1e-3
+    f, h = model(on), 1e-3
     ahead = {n: f(W, x + n * h * v, t + n * h) for n in (-2, -1, 1, 2)}
     slope = (8 * (ahead[1] - ahead[-1]) - (ahead[2] - ahead[-2])) / (12 * h)
-    g = tangent(net, W, scalings, x, t, v, gain=gain, conditions={}).g
+    g = tangent(f, W, x, t, v, gain=gain, conditions={}).g
     np.testing.assert_allclose(g, per_sample(gain(t), x) * slope, rtol=1e-7, atol=1e-8)
 
 
@@ -175,7 +218,6 @@ def test_scm_and_its_gradient_are_the_papers(normalize):
     """e^w/D·‖F_θ − F_θ⁻ − g‖² − w, the frozen network apart from the trained one."""
     x0, t = setting()
     x, v = trajectory(TRIG, x0, t, False)
-    knobs = {"path": TRIG, "scalings": ON["trig"][1], "give_velocity": velocity_of_data, "warmup": 0.7}
 
     def own(w):
         out, log_weight = net(w, x / SIGMA, t, return_weight=True)
@@ -190,23 +232,20 @@ def test_scm_and_its_gradient_are_the_papers(normalize):
         return jnp.exp(log_weight) / 2 * jnp.sum((out - frozen - g) ** 2, axis=1) - log_weight
 
     def ours(w):
-        return scm_loss(net, w, KEY, x0, t, normalize=normalize, **knobs)
+        knobs = {"warmup": 0.7, "weighted": True, "normalize": normalize}
+        return evaluate(losses.scm_ct, model("trig"), w, KEY, x0, Times(t), **knobs)
 
     check_equal(ours, own)
 
 
 def test_continuous_loss_and_its_gradient_are_the_product_of_model_and_slope():
     x0, t = setting()
-    path, scalings, _ = ON["ve"]
-    x, v = trajectory(path, x0, t, True)
-    f = precondition(net, scalings)
+    x, v = trajectory(ve, x0, t, True)
+    f = model("ve")
     slope = jax.jvp(lambda shift: f(W, x + shift * v, t + shift), (0.0,), (1.0,))[1]
 
     def ours(w):
-        return continuous_consistency_loss(
-            net, w, KEY, x0, t, path=path, scalings=scalings, weight=weightings.snr,
-            give_velocity=velocity_of(exact.denoiser(path), exact.AT_ZERO),
-        )  # fmt: skip
+        return continuous("ve", True, w, weight=weightings.snr)
 
     def own(w):
         return t**-2 * jnp.mean(f(w, x, t) * slope, axis=1)
@@ -221,48 +260,51 @@ EXACT = {
 }
 
 
-def losses(on, loss, give_velocity, count, normalize, params, variance):
+def each(on, loss, count, normalize, params, variance):
+    """The losses of a student that is exact for data of this variance, from data or from the exact teacher."""
     path, scalings, gain, time_of = EXACT[on]
-    exactly, (x0, t) = exact.network(path, scalings, time_of, variance), setting(count)
-    knobs = {"path": path, "scalings": scalings, "give_velocity": give_velocity}
-    if loss is scm_loss:
-        return scm_loss(exactly, params, KEY, x0, t, **knobs, gain=gain, normalize=normalize, weighted=False)
-    return continuous_consistency_loss(exactly, params, KEY, x0, t, **knobs, weight=weightings.uniform)
+    student, (x0, t) = Model(exact.network(path, scalings, time_of, variance), path, scalings), setting(count)
+    knobs = {"gain": gain, "normalize": normalize} if loss in SCM else {"weight": weightings.uniform}
+    if loss in (losses.scm_cd, losses.continuous_cd, WITHOUT_STOP_GRADIENT):
+        knobs["teacher"] = exact.teacher(path)
+    return evaluate(loss, student, params, KEY, x0, Times(t), **knobs)
 
 
-@pytest.mark.parametrize("loss", [scm_loss, continuous_consistency_loss])
+SCM = (losses.scm_ct, losses.scm_cd)
+WITHOUT_STOP_GRADIENT = partial(losses.continuous_cd, stop_gradient=False)
+
+
+@pytest.mark.parametrize("loss", [losses.scm_cd, losses.continuous_cd, WITHOUT_STOP_GRADIENT])
 @pytest.mark.parametrize("on", EXACT)
 def test_the_exact_teacher_leaves_the_exact_student_alone(on, loss):
     """To rounding, in every sample."""
-    teacher = velocity_of(exact.denoiser(EXACT[on][0]), exact.AT_ZERO)
-    each = partial(losses, on, loss, teacher, 64, unit_norm)
-    assert np.abs(exact.gradients(each, exact.VARIANCE)).max() < 1e-10
-    assert np.abs(exact.gradients(each, exact.OFF)).max() > 1e-2
+    alone = partial(each, on, loss, 64, unit_norm)
+    assert np.abs(exact.gradients(alone, exact.VARIANCE)).max() < 1e-10
+    assert np.abs(exact.gradients(alone, exact.OFF)).max() > 1e-2
 
 
 @pytest.mark.parametrize(
     ("on", "loss", "normalize"),
     [
-        *((on, continuous_consistency_loss, None) for on in EXACT),
-        *(("trig", scm_loss, normalize) for normalize in (unchanged, unit_norm)),
-        ("linear", scm_loss, unchanged),
+        *((on, losses.continuous_ct, None) for on in EXACT),
+        *(("trig", losses.scm_ct, normalize) for normalize in (unchanged, unit_norm)),
+        ("linear", losses.scm_ct, unchanged),
     ],
 )
 def test_data_leaves_the_exact_student_alone_in_the_mean(on, loss, normalize):
-    right, wrong = exact.standard_errors(partial(losses, on, loss, velocity_of_data, 80_000, normalize))
+    right, wrong = exact.standard_errors(partial(each, on, loss, 80_000, normalize))
     assert right < 4
     assert wrong > 20
 
 
-@pytest.mark.parametrize("loss", [scm_loss, continuous_consistency_loss])
+@pytest.mark.parametrize("loss", [losses.scm_cd, losses.continuous_cd, WITHOUT_STOP_GRADIENT])
 def test_no_gradient_enters_the_teacher(loss):
     x0, t = setting()
-    path, scalings, _ = ON["trig"]
-    knobs = {"weight": weightings.uniform} if loss is continuous_consistency_loss else {}
+    knobs = {} if loss is losses.scm_cd else {"weight": weightings.uniform}
 
     def mean(w, teacher):
-        give_velocity = velocity_of(exact.denoiser(path), teacher)
-        return loss(net, w, KEY, x0, t, path=path, scalings=scalings, give_velocity=give_velocity, **knobs).mean()
+        teacher = exact.teacher(TRIG, teacher)
+        return evaluate(loss, model("trig"), w, KEY, x0, Times(t), teacher=teacher, **knobs).mean()
 
     w, teacher = jnp.asarray(W), jnp.asarray([0.1, 0.2, -0.1, 0.05])
     student, other = jax.grad(mean, argnums=(0, 1))(w, teacher)
@@ -280,9 +322,9 @@ def test_a_tangent_of_zero_is_no_nan(normalize):
         return w * x
 
     def loss(w):
-        return scm_loss(
-            still, w, KEY, x0, t, path=TRIG, scalings=ON["trig"][1], weighted=False, normalize=normalize,
-            give_velocity=lambda path, x_t, t, x0, noise, conditions: 0 * x_t,
+        of_zero = Model(still, TRIG, ON["trig"][1])
+        return evaluate(
+            losses.scm_ct, of_zero, w, KEY, x0, Times(t), noise=0 * x0, normalize=normalize
         ).mean()  # fmt: skip
 
     value, slope = jax.value_and_grad(loss)(jnp.float32(0.0))
@@ -309,10 +351,8 @@ def test_dropout_is_shared_and_conditions_reach_the_network():
 
     x0, t = setting(3)
     label = jnp.arange(3)
-    scm_loss(
-        recorder, 0.3, KEY, x0, t, path=TRIG, scalings=ON["trig"][1], give_velocity=velocity_of_data, weighted=False,
-        conditions={"label": label},
-    )  # fmt: skip
+    recorded = Model(recorder, TRIG, ON["trig"][1])
+    evaluate(losses.scm_ct, recorded, 0.3, KEY, x0, Times(t), conditions={"label": label})
     assert len(seen) == 1
     assert seen[0][0] is not None
     assert seen[0][1] is label

@@ -1,0 +1,57 @@
+"""What a loss is given beside parameters: clean data, its noise, the times and the network's conditions."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from cmjax.core.paths import Path
+from cmjax.core.typing import Conditions, PerSample, Samples
+
+
+class Times(NamedTuple):
+    """Times (b,) on one trajectory, s <= r <= t: the student's input is at `t`, the target's input at `r`.
+
+    `s` is the destination of a flow map. A method that reads no `r` or no `s` leaves it None.
+    """
+
+    t: PerSample
+    r: PerSample | None = None
+    s: PerSample | None = None
+
+    @property
+    def target(self) -> PerSample:
+        """r. Raises: ValueError where there is none."""
+        return _given(self.r, "r, the time of the target, such as those of pairs.grid_pairs or pairs.ratio_pairs")
+
+    @property
+    def destination(self) -> PerSample:
+        """s. Raises: ValueError where there is none."""
+        return _given(self.s, "s, the destination, such as those of pairs.sorted_pairs or pairs.segmented")
+
+
+def _given(time: Array | None, what: str) -> Array:
+    if time is None:
+        raise ValueError(f"this loss needs times with {what}")
+    return time
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "times", "conditions"], meta_fields=[])
+@dataclass(frozen=True)
+class Batch:
+    """One batch for a loss. A loss draws nothing but dropout masks: all other randomness is here.
+
+    x0: clean data (b, ...) in [-1, 1]. noise: unit Gaussians of the same shape. times: see `Times`.
+    conditions: what the network is given beside x and the times, such as `label` (b,).
+    """
+
+    x0: Samples
+    noise: Samples
+    times: Times
+    conditions: Conditions = field(default_factory=dict)
+
+    def noised(self, path: Path, t: PerSample) -> Samples:
+        """x_t = a(t)·x0 + b(t)·noise."""
+        return path.add_noise(self.x0, self.noise, t)

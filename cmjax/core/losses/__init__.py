@@ -1,0 +1,42 @@
+"""Every method's loss, by the name that configurations, recipes and docs/methods.md use.
+
+All have one signature, `loss(model, params, key, batch, *, target_params, ...) -> (b,)`: one loss for each sample.
+
+    model: a `Model`. params: the student's, by which to differentiate.
+    key: draws dropout masks, None for none; all other randomness is in the batch, so that a loss is a function of
+    parameters, batch and dropout masks.
+    batch: a `Batch`. target_params: those of the target's network f⁻, the student's own where they are not given; no
+    gradient enters the target.
+
+What else a method needs are keyword arguments; `functools.partial` binds them. A `teacher` is a function (x, t,
+**conditions) -> the estimate of the clean data, its parameters bound, such as `cmjax.load(workdir)`.
+"""
+
+from cmjax.core.losses.consistency import ct, ect, ict, multistep_ct, sct, tcm
+from cmjax.core.losses.continuous import continuous_cd, continuous_ct, scm_cd, scm_ct
+from cmjax.core.losses.diffusion import denoising, edm2
+from cmjax.core.losses.distillation import cd, guided_cd, lcm, pd
+from cmjax.core.losses.flow_maps import alphaflow, imf, meanflow, shortcut
+
+__all__ = [
+    "alphaflow",
+    "cd",
+    "continuous_cd",
+    "continuous_ct",
+    "ct",
+    "denoising",
+    "ect",
+    "edm2",
+    "guided_cd",
+    "ict",
+    "imf",
+    "lcm",
+    "meanflow",
+    "multistep_ct",
+    "pd",
+    "scm_cd",
+    "scm_ct",
+    "sct",
+    "shortcut",
+    "tcm",
+]

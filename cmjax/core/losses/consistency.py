@@ -1,0 +1,234 @@
+"""Consistency training: the student at (x_t, t) learns what its target says at (x_r, r), on a trajectory of data."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from cmjax.core.batch import Batch, Times
+from cmjax.core.distances import pseudo_huber
+from cmjax.core.model import Model
+from cmjax.core.paths import Path, per_sample
+from cmjax.core.times import part_of
+from cmjax.core.typing import (
+    BoundDenoiser,
+    Conditions,
+    Denoiser,
+    Distance,
+    Params,
+    PerSample,
+    PRNGKey,
+    Samples,
+    Time,
+    Weight,
+)
+from cmjax.core.weightings import inverse_gap
+
+
+def consistency_loss(
+    f: Denoiser,
+    params: Params,
+    target_params: Params | None,
+    key: PRNGKey | None,
+    x_t: Samples,
+    x_r: Samples,
+    times: Times,
+    *,
+    distance: Distance,
+    weight: Weight,
+    conditions: Conditions,
+) -> PerSample:
+    """λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,): what the losses of this family share.   [Song et al. 2023, eq. 7]
+
+    No gradient enters the second term. Student and target drop out the same units: they share `key`.
+    """
+    t, r = times.t, times.target
+    estimate = f(params, x_t, t, key=key, **conditions)
+    target = f(params if target_params is None else target_params, x_r, r, key=key, **conditions)
+    return weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
+
+
+def ct(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """CT: both points share x0 and the noise, x_r = a(r)·x0 + b(r)·noise.   [Song et al. 2023, eq. 10, alg. 3]"""
+    return _from_data(model, model.path, params, target_params, key, batch, distance=distance, weight=weight)
+
+
+def _from_data(
+    f: Denoiser,
+    path: Path,
+    params: Params,
+    target_params: Params | None,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    x_t, x_r = batch.noised(path, batch.times.t), batch.noised(path, batch.times.target)
+    return consistency_loss(
+        f, params, target_params, key, x_t, x_r, batch.times,
+        distance=distance, weight=weight, conditions=batch.conditions,
+    )  # fmt: skip
+
+
+def ict(model: Model, params: Params, key: PRNGKey | None, batch: Batch) -> PerSample:
+    """iCT: CT with the student as its own target, pseudo-Huber with c = 0.00054·√D, and weight 1/(t − r).
+
+    Its times: `grid_pairs` of the curriculum `doubling` with `lognormal_intervals`.   [Song & Dhariwal 2024]
+    """
+    distance = partial(pseudo_huber, c=0.00054 * batch.x0[0].size ** 0.5)
+    return ct(model, params, key, batch, distance=distance, weight=inverse_gap)
+
+
+def ect(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """ECT: CT down to r = 0, where the target is x0 itself.   [Geng et al. 2024, ECT, alg. 1]
+
+    Training starts from a diffusion model's denoiser. Its times: `ratio_pairs`.
+    """
+    f = with_boundary(model)
+    return _from_data(f, model.path, params, target_params, key, batch, distance=distance, weight=weight)
+
+
+def sct(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """SCT: ECT whose x_r is a DDIM step from x_t with D estimated from the batch, which varies less than x0.
+
+    Where samples have a `label`, D is estimated from the samples of the same class.   [Wang et al. 2024, SCT]
+    """
+    path, t, r = model.path, batch.times.t, batch.times.target
+    x_t = batch.noised(path, t)
+    denoised = batch_denoiser(x_t, t, batch.x0, path=path, label=batch.conditions.get("label"))
+    return consistency_loss(
+        with_boundary(model), params, target_params, key, x_t, path.ddim(x_t, denoised, t, r), batch.times,
+        distance=distance, weight=weight, conditions=batch.conditions,
+    )  # fmt: skip
+
+
+def tcm(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    first_stage: BoundDenoiser,
+    boundary: float,
+    share: float,
+    boundary_weight: float,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """TCM's second stage: ECT for t >= t' alone; where r < t', the frozen model of a first stage is the target.
+
+    A `share` of the batch is at t' itself, where the target is always the first stage's. The mean of what is returned
+    is the mean loss above t' plus `boundary_weight` times the mean loss at t'.   [Lee et al. 2025, TCM, alg. 1]
+
+    Args: first_stage: (x, t, **conditions) -> its estimate of the clean data. boundary: t'.
+          Its times: `ratio_pairs` of `times.held_at(..., at=boundary, share=share)`.
+    """
+    path, t, r = model.path, batch.times.t, batch.times.target
+    x_r, conditions = batch.noised(path, r), batch.conditions
+    first = jnp.where(per_sample(r > 0, x_r), first_stage(x_r, jnp.where(r > 0, r, 1), **conditions), x_r)
+    own = with_boundary(model)(params if target_params is None else target_params, x_r, r, key=key, **conditions)
+    target = jnp.where(per_sample(r < boundary, x_r), first, own)
+    estimate = model(params, batch.noised(path, t), t, key=key, **conditions)
+    losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
+    held = part_of(share, len(t)) / len(t)
+    return losses * jnp.where(t <= boundary, boundary_weight / held, 1 / (1 - held))
+
+
+def multistep_ct(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """Multistep CT: λ(t, r)·d(D_θ(x_t, t), D*), D* the estimate whose DDIM step leads where the target's leads.
+
+    The target's estimate moves x_r by DDIM to x_s, at the lower edge s of the segment; D* is the estimate with which
+    DDIM moves x_t to the same x_s. Its times: `segmented`. Samples are drawn by DDIM along the edges.
+    [Heek et al. 2024, multistep consistency models, alg. 1]
+    """
+    path, times = model.path, batch.times
+    t, r, s = times.t, times.target, times.destination
+    x_t, x_r = batch.noised(path, t), batch.noised(path, r)
+    x_s = moved_to(model, path, s)(params if target_params is None else target_params, x_r, r, key=key,
+                                   **batch.conditions)  # fmt: skip
+    target = path.ddim_inverse(x_s, x_t, t, s)
+    estimate = model(params, x_t, t, key=key, **batch.conditions)
+    return weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
+
+
+def with_boundary(f: Denoiser) -> Denoiser:
+    """f with f(x, 0) = x, also where its network is undefined at time 0, as with c_noise = ln t."""
+
+    def bounded(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+        estimate = f(params, x, jnp.where(t > 0, t, 1), key=key, **conditions)
+        return jnp.where(per_sample(t > 0, x), estimate, x)
+
+    return bounded
+
+
+def moved_to(f: Denoiser, path: Path, s: Time) -> Denoiser:
+    """The state at time s <= t to which DDIM moves x_t with f's estimate; x_t itself at t = s.
+
+    It is defined at s = t = 0 too, where neither f nor DDIM is.   [Heek et al. 2024, multistep CM, eq. 7]
+    """
+
+    def moved(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
+        t, end = (jnp.broadcast_to(jnp.asarray(time, x.dtype), x.shape[:1]) for time in (t, s))
+        start = jnp.where(t > end, t, 1)
+        away = path.ddim(x, f(params, x, start, key=key, **conditions), start, end)
+        return jnp.where(per_sample(t > end, x), away, x)
+
+    return moved
+
+
+def batch_denoiser(
+    x_t: Samples, t: Time, batch: Samples, *, path: Path, label: Int[Array, " b"] | None = None
+) -> Samples:
+    """D(x_t, t) for data uniform on `batch`, of which x_t[i] came from batch[i].   [Wang et al. 2024, SCT, eq. 9]
+
+    With labels, the data of a sample are those of its own class.
+    """
+    own, flat = batch.reshape(len(batch), -1), x_t.reshape(len(x_t), -1)
+    a, b = (jnp.broadcast_to(scale(jnp.asarray(t, x_t.dtype)), x_t.shape[:1])[:, None] for scale in (path.a, path.b))
+    # ‖x − a·y‖² less what does not depend on y
+    products = jnp.matmul(flat, own.T, precision="highest")
+    logits = (a * products - a**2 * jnp.sum(own**2, axis=1)[None] / 2) / b**2
+    if label is not None:
+        logits = jnp.where(label[:, None] == label[None], logits, -jnp.inf)
+    return jnp.matmul(jax.nn.softmax(logits, axis=1), own, precision="highest").reshape(x_t.shape)

@@ -1,0 +1,138 @@
+"""Continuous-time consistency models: the limit of CT and CD in which both points of a pair meet.
+
+Where the velocity is a teacher's this distils; where it is that of one sample of data and noise it trains from data.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cmjax.core.batch import Batch
+from cmjax.core.distances import Speed, l2, speed_by
+from cmjax.core.losses.tangents import Gain, Normalize, tangent, unit_norm
+from cmjax.core.model import Model
+from cmjax.core.paths import per_sample
+from cmjax.core.typing import BoundDenoiser, Params, PerSample, PRNGKey, Samples, Weight
+
+L2_SPEED = speed_by(l2)
+
+
+def continuous_ct(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    weight: Weight,
+    speed: Speed = L2_SPEED,
+) -> PerSample:
+    """λ(t)·f_θᵀ·∇v/2, v the `speed` of f_θ⁻; with l2, λ(t)·f_θᵀ·(df_θ⁻/dt)/D.   [Song et al. 2023, theorem 6, app. B]
+
+    Its *gradient* is half the limit of CT's over t − r. Its value says nothing and may be negative. There is no form
+    without stop-gradient: the velocity of one sample of data and noise is right in the mean, its square is not.
+    """
+    velocity = _velocity_of_data(model, batch)
+    return _stopped(model, params, key, batch, velocity, weight=weight, speed=speed)
+
+
+def continuous_cd(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    teacher: BoundDenoiser,
+    weight: Weight,
+    speed: Speed = L2_SPEED,
+    stop_gradient: bool = True,
+) -> PerSample:
+    """The limit of CD in which both points meet, along the teacher's PF-ODE.   [Song et al. 2023, theorems 3 to 5]
+
+    With `stop_gradient` it is the loss of `continuous_ct`, whose value says nothing. Without, it is λ(t)·‖df_θ/dt‖²/D,
+    or another `speed` of f_θ, and is 0 where f_θ is constant along every trajectory.
+    """
+    velocity = _velocity_of(teacher, model, batch)
+    if stop_gradient:
+        return _stopped(model, params, key, batch, velocity, weight=weight, speed=speed)
+    f, df_dt = _derivative(model, params, key, batch, velocity)
+    return weight(batch.times.t, batch.times.t) * speed(f, df_dt)
+
+
+def scm_ct(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    warmup: Array | float = 1.0,
+    normalize: Normalize = unit_norm,
+    gain: Gain = jnp.cos,
+    weighted: bool = False,
+) -> PerSample:
+    """sCT: e^w(t)·‖F_θ − F_θ⁻ + sign(c_out)·g‖²/D − w(t), g = cos t·df/dt, normalised.   [Lu & Song 2025, sCM, eq. 8]
+
+    The velocity is that of the batch's data and noise.
+
+    Args: model: with scalings such as `trig`. warmup: from 0 to 1, a factor of the unstable terms of g.
+          gain: the factor of df/dt, cos t on the TrigFlow path. weighted: w is the network's weight head, else 0.
+    """
+    velocity = _velocity_of_data(model, batch)
+    return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted)
+
+
+def scm_cd(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    teacher: BoundDenoiser,
+    warmup: Array | float = 1.0,
+    normalize: Normalize = unit_norm,
+    gain: Gain = jnp.cos,
+    weighted: bool = False,
+) -> PerSample:
+    """sCD: the loss of `scm_ct` along the teacher's PF-ODE, arguments as there.   [Lu & Song 2025, sCM, alg. 1]"""
+    velocity = _velocity_of(teacher, model, batch)
+    return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted)
+
+
+def _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted) -> PerSample:
+    t = batch.times.t
+    out, g, log_weight = tangent(
+        model, params, batch.noised(model.path, t), t, velocity,
+        gain=gain, warmup=warmup, key=key, weighted=weighted, conditions=batch.conditions,
+    )  # fmt: skip
+    sign = per_sample(jnp.sign(model.scalings(t).c_out), out)
+    squared = l2(out, jax.lax.stop_gradient(out) - sign * normalize(g))
+    return squared if log_weight is None else jnp.exp(log_weight) * squared - log_weight
+
+
+def _stopped(model, params, key, batch, velocity, *, weight: Weight, speed: Speed) -> PerSample:
+    f, df_dt = _derivative(model, params, key, batch, velocity)
+    fixed, df_dt = jax.lax.stop_gradient((f, df_dt))
+    gradient = jax.grad(lambda slope: jnp.sum(speed(fixed, slope)))(df_dt)
+    products = (f * gradient).reshape(len(f), -1)
+    return weight(batch.times.t, batch.times.t) * jnp.sum(products, axis=1) / 2
+
+
+def _derivative(model, params, key, batch: Batch, velocity: Samples) -> tuple[Samples, Samples]:
+    """f(x_t, t) and its derivative by t along dx/dt = velocity."""
+    t = batch.times.t
+
+    def f(x, t):
+        return model(params, x, t, key=key, **batch.conditions)
+
+    return jax.jvp(f, (batch.noised(model.path, t), t), (velocity, jnp.ones_like(t)))
+
+
+def _velocity_of_data(model: Model, batch: Batch) -> Samples:
+    """a'·x0 + b'·noise, the velocity for one sample of data and noise, right in the mean."""
+    return model.path.conditional_velocity(batch.x0, batch.noise, batch.times.t)
+
+
+def _velocity_of(teacher: BoundDenoiser, model: Model, batch: Batch) -> Samples:
+    """That of the teacher's probability-flow ODE at x_t."""
+    t = batch.times.t
+    x_t = batch.noised(model.path, t)
+    return jax.lax.stop_gradient(model.path.velocity(x_t, teacher(x_t, t, **batch.conditions), t))

@@ -1,0 +1,91 @@
+"""Distillation: the student's target stands where a teacher's probability-flow ODE leads."""
+
+import jax
+
+from cmjax.core.batch import Batch
+from cmjax.core.guidance import guided
+from cmjax.core.losses.consistency import consistency_loss
+from cmjax.core.model import Model
+from cmjax.core.ode import halfway
+from cmjax.core.typing import BoundDenoiser, Distance, OdeStep, Params, PerSample, PRNGKey, Weight
+
+
+def cd(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    teacher: BoundDenoiser,
+    ode_step: OdeStep,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """CD: x_r is one `ode_step` of the teacher's PF-ODE from x_t.   [Song et al. 2023, eq. 7, alg. 2]"""
+    t, r = batch.times.t, batch.times.target
+
+    def velocity(x, t):
+        return model.path.velocity(x, teacher(x, t, **batch.conditions), t)
+
+    x_t = batch.noised(model.path, t)
+    return consistency_loss(
+        model, params, target_params, key, x_t, ode_step(velocity, x_t, t, r), batch.times,
+        distance=distance, weight=weight, conditions=batch.conditions,
+    )  # fmt: skip
+
+
+def guided_cd(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params | None = None,
+    teacher: BoundDenoiser,
+    ode_step: OdeStep,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """CD from a teacher under classifier-free guidance, whose scale the student's network is given.   [Luo et al. 2023]
+
+    The batch's conditions have the `label` (b,) and the scale `guidance` (b,), which the teacher's network is not told.
+    """
+    return cd(
+        model, params, key, batch, target_params=target_params,
+        teacher=guided(teacher), ode_step=ode_step, distance=distance, weight=weight,
+    )  # fmt: skip
+
+
+lcm = guided_cd
+"""LCM is guided CD on a discrete diffusion model's path.   [Luo et al. 2023, latent consistency models, alg. 1]
+
+Its times: `skipping_pairs`. Its scalings: `preconditioning.lcm`.
+"""
+
+
+def pd(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    target_params: Params,
+    rho: float,
+    distance: Distance,
+    weight: Weight,
+) -> PerSample:
+    """Progressive distillation, λ(t, r)·d(D_θ(x_t, t), D*): one step of the student does what two of the teacher's do.
+
+    The teacher is the model with `target_params`, those at the start of its stage. It goes by DDIM from t to m, halfway
+    to r in t^(1/rho), and on to x_r; D* is the estimate with which one DDIM step from x_t leads to that x_r.
+    [Salimans & Ho 2022, alg. 2, app. G]
+    """
+    path, t, r = model.path, batch.times.t, batch.times.target
+    x_t = x = batch.noised(path, t)
+    middle = halfway(t, r, rho)
+    for start, end in ((t, middle), (middle, r)):
+        x = path.ddim(x, model(target_params, x, start, **batch.conditions), start, end)
+    target = path.ddim_inverse(x, x_t, t, r)
+    estimate = model(params, x_t, t, key=key, **batch.conditions)
+    return weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))

@@ -1,0 +1,92 @@
+"""A model is a network on a path with its scalings: what every loss takes first."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cmjax.core.paths import Path, per_sample
+from cmjax.core.preconditioning import Scalings, combine
+from cmjax.core.typing import Net, Params, PerSample, Samples, Time
+
+
+@dataclass(frozen=True)
+class Model:
+    """The function model(params, x, t) = c_skip·x + c_out·F(c_in·x, c_noise), an estimate of the clean data.
+
+    It is a denoiser D with the scalings `edm`, and a consistency function f with `consistency`. With scalings of two
+    times, such as `linear_flow`, it is a flow map Φ: model(params, x, t, s) is the state at time s.
+
+    Args: net: F, any function that keeps to `typing.Net`. path: the times' meaning, such as `paths.ve`.
+          scalings: t (b,) -> `Scalings`, for example `partial(preconditioning.edm, sigma_data=0.5)`; of a flow map
+          (t, s) -> `Scalings`.
+
+    >>> from functools import partial
+    >>> import cmjax, jax.numpy as jnp
+    >>> scalings = partial(cmjax.preconditioning.edm, sigma_data=0.5)
+    >>> model = Model(lambda params, x, c_noise, key=None: params * x, cmjax.paths.ve, scalings)
+    >>> model(1.0, jnp.ones((2, 8, 8, 3)), 0.5).shape
+    (2, 8, 8, 3)
+    """
+
+    net: Net = field(repr=False)
+    path: Path = field(repr=False)
+    scalings: Callable[..., Scalings]
+
+    def __call__(
+        self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
+    ) -> Samples:
+        """x (b, ...), t and s scalars or (b,) -> (b, ...) of the dtype of x. `key` draws dropout masks."""
+        c = self.scalings(*_times(x, t, s))
+        out = call_net(self.net, params, x, c, key=key, **conditions)
+        return combine(c, x, out)
+
+    def output(
+        self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
+    ) -> Samples:
+        """F itself, (b, ...): with `linear_flow` the mean velocity between s and t."""
+        return call_net(self.net, params, x, self.scalings(*_times(x, t, s)), key=key, **conditions)
+
+    def weighted_output(
+        self, params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any
+    ) -> tuple[Samples, PerSample]:
+        """F (b, ...) and the network's weight head (b,). Raises: TypeError where the network has no such head."""
+        c = self.scalings(*_times(x, t, None))
+        found = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise TypeError(
+                "this loss needs a network with a weight head: net(..., return_weight=True) must return (F, weight), "
+                f"weight of shape (b,), and returned {type(found).__name__}"
+            )
+        return found
+
+
+def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs: Any) -> Any:
+    """F(c_in·x, c_noise), with the second time where the scalings have one; `inputs` as they are.
+
+    Raises: TypeError naming what the network does not take.
+    """
+    if scalings.c_noise_s is not None:
+        inputs["c_noise_s"] = scalings.c_noise_s
+    arguments = (params, per_sample(scalings.c_in, x) * x, scalings.c_noise)
+    _check_takes(net, arguments, inputs)
+    return net(*arguments, **inputs)
+
+
+def _check_takes(net: Net, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(net)
+    except (TypeError, ValueError):  # a callable that tells no signature
+        return
+    try:
+        signature.bind(*arguments, **inputs)
+    except TypeError as error:
+        call = ", ".join(("params", "x", "c_noise", *(f"{name}=…" for name in inputs)))
+        raise TypeError(f"the network was called as net({call}), and does not take that: {error}") from error
+
+
+def _times(x: Array, t: Time, s: Time | None) -> tuple[Array, ...]:
+    return tuple(jnp.broadcast_to(jnp.asarray(time, x.dtype), x.shape[:1]) for time in (t, s) if time is not None)
