@@ -111,7 +111,7 @@ def sample_rows(name: str, out: Path) -> list[np.ndarray]:
     if flow_map.kind == "denoiser":
         samplers = [diffusion_sampler(ddim, times)]
     else:
-        samplers = [consistency_sampler(times[:1]), consistency_sampler(times)]
+        samplers = [consistency_sampler(levels, samples) for levels in (times[:1], times)]
     return [draw_images(sampler, flow_map, SHOWN, seed=0, conditions={}) for sampler in samplers]
 
 

@@ -22,7 +22,7 @@ def get_config(variant: str = ""):
         {"name": "denoising", "times": "lognormal(mean=-1.2, std=1.2)", "weight": "karras"}
     )
     config.optimizer = common.optimizer(
-        "adam",
+        common.of_a_sum("adam", size=32 * 32 * 3),
         learning_rate=1e-3,
         schedule="constant(warmup_steps=19531)",  # 10 million images
         averages=("half_life(mimg=0.5, ramp_up=0.05)",),

@@ -114,6 +114,7 @@ def adm(**changes) -> ConfigDict:
             "blocks": 3,
             "attention_resolutions": (32, 16, 8),
             "head_channels": 64,
+            "resample": "block",
             "modulation": "scale_shift",
             "norm_groups": 32,
             "time_scale": 1000.0,
@@ -227,6 +228,14 @@ def optimizer(
             "skip_nonfinite": 0,
         }
     )
+
+
+def of_a_sum(rule: str, *, size: int) -> str:
+    """The rule as in a code whose loss is the sum over a sample's elements where ours is their mean.
+
+    With the rule's ε divided by the number of elements, an update is that of ε = 1e-8 and the sum.
+    """
+    return f"{rule}(eps={1e-8 / size:.4g})"
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:

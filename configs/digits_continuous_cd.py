@@ -15,6 +15,8 @@ def get_config():
             "teacher": "runs/digits_edm",
             "times": "uniform(rho=7.0)",
             "weight": "uniform",
+            "distance": "l2",
+            "stop_gradient": True,
         }
     )
     return config

@@ -16,6 +16,7 @@ def get_config():
             "name": "continuous_ct",
             "times": "uniform(rho=7.0)",
             "weight": "uniform",
+            "distance": "l2",
         }
     )
     return config

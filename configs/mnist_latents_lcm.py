@@ -29,4 +29,5 @@ def get_config():
     config.optimizer.learning_rate = 3e-4
     config.samples = common.consistency_samples(every=0, times=(0.999, 0.759, 0.499, 0.259))
     config.samples.guidance = 2.0
+    config.samples.full_noise = config.samples.unit_start = True  # as the paper and its released samplers do
     return config

@@ -1,4 +1,4 @@
-"""`sample_fn` inside other people's JAX code: under their transformations, and with their networks."""
+"""Losses and `sample_fn` inside other people's JAX code: under their transformations, and with their networks."""
 
 import os
 import subprocess
@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax import oracles, preconditioning
+from cmjax import distances, losses, ode, oracles, paths, preconditioning, weightings
+from cmjax.core.losses.flow_maps import inverse_alpha
 
 SHAPE = (4, 6)
 CONSISTENCY = partial(preconditioning.consistency, sigma_data=0.5, t_min=0.002)
@@ -99,19 +100,149 @@ def test_an_equinox_module_as_the_network():
 
 
 def check_network(net, params):
-    """It is sampled under jit, and its gradient is finite and not zero."""
-    f = cmjax.Model(net, cmjax.paths.ve, CONSISTENCY)
+    """It learns and is sampled under jit; the gradients are finite and not zero."""
+    f = cmjax.Model(net, paths.ve, CONSISTENCY)
 
     @jax.jit
     def mean_square(params, key):
         flow_map = partial(f, params)
         return jnp.mean(cmjax.sample_fn(flow_map, key, SHAPE, times=(80.0, 0.8), t_min=0.002) ** 2)
 
-    value, gradient = jax.value_and_grad(mean_square)(params, jax.random.key(0))
-    leaves = jax.tree.leaves(gradient)
+    @jax.jit
+    def mean_loss(params, batch):
+        return losses.ct(f, params, None, batch, distance=distances.l2, weight=weightings.uniform).mean()
+
+    for value, gradient in (
+        jax.value_and_grad(mean_square)(params, jax.random.key(0)),
+        jax.value_and_grad(mean_loss)(params, batch_of(4, 1.0)),
+    ):
+        leaves = jax.tree.leaves(gradient)
+        assert np.isfinite(value)
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+        assert max(float(jnp.abs(leaf).max()) for leaf in leaves) > 1e-6
+
+
+def batch_of(count, t_max, seed=0, **conditions):
+    x0, noise = jax.random.normal(jax.random.key(seed), (2, count, 6))
+    s, r, t = jnp.sort(jax.random.uniform(jax.random.key(seed + 1), (3, count), minval=0.1, maxval=0.9) * t_max, axis=0)
+    return cmjax.Batch(x0, noise, cmjax.Times(t, r, s), conditions)
+
+
+W = jnp.array([0.7, 0.9, 0.3])
+
+
+def plain(w, x, c_noise, *, key=None, c_noise_s=0.0, label=0, guidance=0.0, return_weight=False):
+    """A network with all that a network may have."""
+    shift = c_noise + 0.3 * c_noise_s + 0.1 * label + 0.2 * guidance
+    out = w[0] * jnp.tanh(w[1] * x + w[2] * jnp.cos(shift)[:, None])
+    return (out, w[2] * jnp.sin(c_noise)) if return_weight else out
+
+
+TRIG, DDPM = paths.trig(sigma_data=0.5), paths.ddpm()
+ON = {
+    "ve": cmjax.Model(plain, paths.ve, CONSISTENCY),
+    "trig": cmjax.Model(plain, TRIG, partial(preconditioning.trig, sigma_data=0.5)),
+    "linear": cmjax.Model(plain, paths.linear, preconditioning.linear_flow),
+    "ddpm": cmjax.Model(plain, DDPM, partial(preconditioning.lcm, path=DDPM)),
+}
+
+
+def teacher(x, t, **conditions):
+    return 0.5 * x
+
+
+PLAIN, L2 = {"distance": distances.l2, "weight": weightings.uniform}, {"distance": distances.l2}
+TAUGHT = {"teacher": teacher, "ode_step": ode.heun_step, **PLAIN}
+SCALE = {"guidance": jnp.full(4, 2.0), "label": jnp.arange(4)}
+CALLS = {
+    "denoising": ("ve", {"weight": weightings.uniform}, {}),
+    "edm2": ("ve", {"weight": weightings.uniform}, {}),
+    "ct": ("ve", PLAIN, {}),
+    "ict": ("ve", {}, {}),
+    "ect": ("ve", PLAIN, {}),
+    "sct": ("ve", PLAIN, {}),
+    "tcm": ("ve", {"first_stage": teacher, "boundary": 0.3, "share": 0.25, "boundary_weight": 0.1, **PLAIN}, {}),
+    "multistep_ct": ("ve", PLAIN, {}),
+    "cd": ("ve", TAUGHT, {}),
+    "guided_cd": ("ve", TAUGHT, SCALE),
+    "lcm": ("ddpm", TAUGHT, SCALE),
+    "pd": ("ve", {"target_params": W, "rho": 7.0, **PLAIN}, {}),
+    "continuous_ct": ("ve", {"weight": weightings.uniform}, {}),
+    "continuous_cd": ("ve", {"weight": weightings.uniform, "teacher": teacher}, {}),
+    "scm_ct": ("trig", {"weighted": True}, {}),
+    "scm_cd": ("trig", {"teacher": teacher}, {}),
+    "meanflow": ("linear", {"guidance": 2.0, **L2}, {"label": jnp.arange(4)}),
+    "imf": ("linear", L2, SCALE),
+    "shortcut": ("linear", {"share": 0.5, **L2}, {}),
+    "alphaflow": ("linear", {"alpha": 0.5, "weight": inverse_alpha}, {}),
+}
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_every_loss_under_jit_grad_vmap_and_jvp(name):
+    on, choices, conditions = CALLS[name]
+    loss = partial(getattr(losses, name), ON[on], **choices)
+    one, other = (batch_of(4, 1.0, seed, **conditions) for seed in (0, 5))
+
+    @jax.jit
+    def mean(w, batch):
+        return loss(w, None, batch).mean()
+
+    value, gradient = jax.value_and_grad(mean)(W, one)
+    assert loss(W, None, one).shape == (4,)
     assert np.isfinite(value)
-    assert all(np.isfinite(leaf).all() for leaf in leaves)
-    assert max(float(jnp.abs(leaf).max()) for leaf in leaves) > 1e-6
+    assert np.all(np.abs(gradient) > 0)
+    mapped = jax.vmap(mean, (None, 0))(W, jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other))
+    np.testing.assert_allclose(mapped, [mean(W, one), mean(W, other)], rtol=1e-4)
+    np.testing.assert_allclose(jax.jvp(lambda w: mean(w, one), (W,), (W,))[1], gradient @ W, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ct", "cd", "scm_ct", "meanflow", "alphaflow"])
+def test_losses_under_shard_map(name):
+    """Each device's mean over its part of the batch, averaged: the loss of the whole."""
+    on, choices, conditions = CALLS[name]
+    batch = batch_of(4, 1.0, **conditions)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def mean(w, batch):
+        return getattr(losses, name)(ON[on], w, None, batch, **choices).mean()
+
+    spec = jax.sharding.PartitionSpec
+    parts = jax.shard_map(
+        lambda w, batch: jax.lax.pmean(mean(w, batch), "data"),
+        mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec(),
+    )  # fmt: skip
+    np.testing.assert_allclose(jax.jit(parts)(W, batch), mean(W, batch), rtol=1e-5)
+    slopes = jax.grad(jax.jit(parts))(W, batch), jax.grad(mean)(W, batch)
+    np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_that_lacks_what_a_loss_needs_is_named():
+    def bare(w, x, c_noise, *, key=None):
+        return w[0] * x
+
+    def swallowing(w, x, c_noise, *, key=None, **conditions):
+        return w[0] * x
+
+    def model(net, on):
+        return cmjax.Model(net, ON[on].path, ON[on].scalings)
+
+    batch = batch_of(4, 1.0)
+    losses.scm_ct(model(bare, "trig"), W, None, batch)  # asks for no weight by default
+    with pytest.raises(TypeError, match=r"return_weight=….*does not take that"):
+        losses.scm_ct(model(bare, "trig"), W, None, batch, weighted=True)
+    with pytest.raises(TypeError, match="a network with a weight head"):
+        losses.scm_ct(model(swallowing, "trig"), W, None, batch, weighted=True)
+    with pytest.raises(TypeError, match=r"c_noise_s=….*does not take that"):
+        losses.meanflow(model(bare, "linear"), W, None, batch, **L2)
+    with pytest.raises(ValueError, match="r, the time of the target"):
+        losses.ct(ON["ve"], W, None, cmjax.Batch(batch.x0, batch.noise, cmjax.Times(batch.times.t)), **PLAIN)
+
+
+def test_modules_can_be_imported_by_name():
+    program = "import cmjax.paths, cmjax.losses; from cmjax.pairs import grid_pairs; print(cmjax.paths.ve is not None)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
 
 
 SHARDED = """

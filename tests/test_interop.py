@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import cmjax
 from cmjax.fields import ConfigError
 from cmjax.interop.diffusers import read_config, read_diffusers
 from cmjax.interop.keys import ForeignError
+from cmjax.interop.openai import _source as openai_source
 from cmjax.interop.pickles import read_torch
 from cmjax.interop.read import READERS, read_foreign, read_safetensors
 from cmjax.modes import exporting, importing, sample
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
+from cmjax.nets.layers import convolve
 from cmjax.workdir import read_record, write_model, write_record
 
 CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
@@ -186,6 +188,34 @@ def test_every_key_is_accounted_for():
         "not finite enc.16x16_conv.bias",
     ):
         assert said in str(caught.value)
+
+
+def test_openais_networks_with_plain_convolutions_between_levels():
+    """resblock_updown=False, as many trained forks have: the same parameters and fields from the file's keys."""
+    network = ADM(
+        channels=32, channel_mult=(1, 2), blocks=1, attention_resolutions=(8,), head_channels=16, resample="conv",
+        **OPENAI,
+    )  # fmt: skip
+    shape = (16, 16, 3)
+    params = init_params(network, jax.random.key(0), shape)
+    content = {}
+    for path, leaf in flatten_dict(params).items():
+        (key,) = openai_source(path, levels=2, blocks=1, attended=[1]).keys
+        content[key] = np.moveaxis(leaf, (-1, -2), (0, 1)) if leaf.ndim > 1 else leaf
+    assert {"input_blocks.2.0.op.weight", "output_blocks.1.2.conv.weight"} <= content.keys()
+    foreign = READERS["openai"](content, {"image_size": 16, "head_channels": 16})
+    assert foreign.module == network
+    jax.tree.map(np.testing.assert_array_equal, foreign.params, params)
+    x = jax.random.normal(jax.random.key(1), (2, *shape))
+    out = quick_jit(as_net(network))(jax.tree.map(lambda leaf: leaf + 0.1, params), x, jnp.ones(2))
+    assert out.shape == x.shape
+    assert np.all(np.isfinite(out))
+
+
+def test_a_strided_convolution_is_every_second_point_of_the_whole():
+    """As PyTorch's with stride 2 and one zero on each side; XLA's SAME would have one zero on one side alone."""
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 6, 6, 3)), jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    np.testing.assert_allclose(convolve(x, kernel, 1, 2), convolve(x, kernel, 1)[:, ::2, ::2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "reader"), [("edm_ddpmpp", "edm"), ("openai_unet_lsun_style", "openai")])

@@ -140,7 +140,7 @@ WRONG = [
     ("alphaflow", {"objective.weight": "adaptive(c='x')"}, "objective.weight=", "'x'"),
     ("imf", {"objective.guidance": (1.0, 4.0)}, "objective.name=", "set config.net.guided"),
     ("imf", {"objective.guidance_interval": (0.5, 0.2)}, "objective.guidance_interval=", "first and the last"),
-    ("continuous_cd", {"objective.distance": "pseudo_huber(c=0.1)"}, "objective.distance=", "l1, l2, linf, lpips"),
+    ("continuous_cd", {"objective.distance": "pseudo_huber(c=0.1)"}, "objective.distance=", "linf, lpips, norm"),
     ("continuous_cd", {"objective.stop_gradient": "no"}, "objective.stop_gradient=", "True or False"),
     ("alphaflow", {"objective.alpha": "sigmoid(steepness='x')"}, "objective.alpha=", "'x'"),
 ]  # fmt: skip

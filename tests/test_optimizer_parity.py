@@ -8,7 +8,9 @@ import optax
 import pytest
 
 from cmjax.build.run import RULES
+from cmjax.fields import Fields
 from cmjax.training.optimizer import make_optimizer
+from configs import cifar_continuous_ct, cifar_edm
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -47,3 +49,27 @@ def test_pytorchs_weight_decay_of_radam_is_added_to_the_gradient(recorded):
     """`config.optimizer.weight_decay` is decoupled, behind the rule as in AdamW; PyTorch's RAdam has it before."""
     ours = trajectory(recorded, optax.chain(optax.add_decayed_weights(0.1), RULES["radam"]()))
     np.testing.assert_allclose(ours, recorded["radam_wd"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("module", [cifar_edm, cifar_continuous_ct])
+def test_a_recipes_epsilon_is_that_of_its_sources_summed_loss(module):
+    """Five updates by the gradients of a sum over 3,072 elements and ε = 1e-8, and by those of the mean."""
+    config = module.get_config()
+    name = config.optimizer.rule.partition("(")[0]
+    mean, plain = (Fields({"rule": rule}).call("rule", RULES) for rule in (config.optimizer.rule, name))
+    gradients = 10.0 ** np.random.default_rng(0).uniform(-9, 0, (5, 200))  # those of a fresh network reach to zero
+
+    def change(rule, scale):
+        state, total = rule.init(jnp.zeros(200)), jnp.zeros(200)
+        for gradient in gradients:
+            update, state = rule.update(jnp.asarray(gradient) * scale, state)
+            # RAdam's first steps are those of plain momentum, in proportion to the gradient
+            total += update if name == "adam" else 0 * update
+        return total if name == "adam" else rule.update(jnp.asarray(gradients[0]) * scale, rectified(state))[0]
+
+    def rectified(state):
+        return state._replace(count=state.count + 1000)
+
+    theirs = change(plain, 1.0)
+    np.testing.assert_allclose(change(mean, 1 / 3072), theirs, rtol=1e-3)
+    assert np.max(np.abs(change(plain, 1 / 3072) / theirs - 1)) > 0.1

@@ -96,6 +96,11 @@ DISTANCES = {
     "lpips": _lpips,
 }
 
+DISTANCES_OF_SPEED = {
+    **{name: DISTANCES[name] for name in ("l1", "l2", "linf", "lpips")},
+    "norm": lambda x, y: distances.pseudo_huber(x, y, c=0.0),
+}
+
 
 @dataclass(frozen=True)
 class Method:
@@ -183,7 +188,7 @@ def read_speed(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Speed],
     """As `read_distance`: the speed that a distance becomes where both points meet; l2 unless the field is there."""
     if not fields.has("distance"):
         return lambda frozen: distances.speed_by(distances.l2), {}
-    chosen = fields.choice("distance", {name: DISTANCES[name] for name in ("l1", "l2", "linf", "lpips")})
+    chosen = fields.choice("distance", DISTANCES_OF_SPEED)
     if chosen.func is not _lpips:
         return lambda frozen: distances.speed_by(chosen), {}
     distance, weights = chosen()

@@ -37,6 +37,8 @@ _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
     """The section `samples` of a configuration. `times()` descend; those of a denoiser are a grid unless named.
 
+    full_noise: as in `sample_fn`. unit_start: samples start from a unit Gaussian and not from b(T) times one.
+
     A grid is computed on a device, so that it waits until it is asked for.
     """
     settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
@@ -50,6 +52,8 @@ def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
             steps = fields.integer("solver_steps", at_least=2)
             return settings | {"times": lambda: tuple(plan.grid(steps)[::-1].tolist())}
     times = fields.numbers("times")
+    for name in ("full_noise", "unit_start"):
+        settings[name] = fields.boolean(name) if fields.has(name) else False
     try:
         check_times(times, plan.constants["t_min"], plan.constants["t_max"])
     except ConfigError as error:

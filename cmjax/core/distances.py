@@ -57,7 +57,10 @@ def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
 
 
 def speed_by(distance: Distance) -> Speed:
-    """The speed of a distance that is a power of a norm of x − y: `l1`, `l2` or `linf` of df/dt itself."""
+    """The speed of a distance that is a power of a norm of x − y: it is that of df/dt from 0.
+
+    So are `l1`, `l2`, `linf`, and `pseudo_huber` with c = 0, the norm itself.
+    """
     return lambda f, slope: distance(slope, jnp.zeros_like(slope))
 
 

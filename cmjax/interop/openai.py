@@ -31,6 +31,8 @@ BLOCK_LAYERS = {
     "qkv": "qkv",
     "proj": "proj_out",
 }
+DOWN = re.compile(r"input_blocks\.\d+\.0\.op\.")
+"""The convolution between two levels, where no residual block resamples (resblock_updown=False)."""
 TOP_LAYERS = {
     "encoder_0_conv": "input_blocks.0.0",
     "dense_0": "time_embed.0",
@@ -64,6 +66,7 @@ def read_openai(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
         blocks=blocks,
         attention_resolutions=tuple(size >> level for level in attended),
         head_channels=overrides.get("head_channels", 64),
+        resample="conv" if any(DOWN.match(key) for key in state_dict) else "block",
         modulation="scale_shift" if modulated == 2 else "shift",
         num_classes=width(state_dict, "label_emb.weight") if "label_emb.weight" in state_dict else 0,
         out_channels=out_channels if out_channels != image_channels else None,
@@ -78,9 +81,8 @@ def _depth(arrays: Arrays) -> tuple[int, int]:
     """The numbers of levels and of residual blocks in a level: an upsampling block ends each level but the largest."""
     if "input_blocks.0.0.weight" not in arrays:
         raise ForeignError("the file has no input_blocks.0.0.weight: it is no UNetModel of OpenAI")
-    if downs := [key for key in arrays if re.match(r"input_blocks\.\d+\.0\.op\.", key)]:
-        raise ForeignError(f"{downs[0]}: only networks whose residual blocks resample (resblock_updown) can be read")
-    ups = [int(m[1]) for key in arrays if (m := re.match(r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight", key))]
+    up = re.compile(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight")
+    ups = [key for key in arrays if up.match(key)]
     count = len({m[1] for key in arrays if (m := re.match(r"output_blocks\.(\d+)\.", key))})
     levels = len(ups) + 1
     if not count or count % levels or count // levels < 2:
@@ -98,6 +100,8 @@ def _source(path: Path, levels: int, blocks: int, attended: list[int]) -> Source
         read = (lambda table: table) if modules[0] == "label" else from_torch
         return Source((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
     block, attention = _block(modules[0], levels, blocks, attended)
+    if len(modules) == 1:  # a convolution between two levels
+        return Source((f"{block}.{'op' if '_down' in modules[0] else 'conv'}.{end}",), from_torch)
     prefix = attention if modules[1] == "attention" else block
     return Source((f"{prefix}.{BLOCK_LAYERS[modules[-1]]}.{end}",), from_torch)
 

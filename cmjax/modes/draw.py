@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from cmjax.build import Model, Run
 from cmjax.core.guidance import guided
-from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn
+from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
 from cmjax.data.sources import Source
@@ -38,14 +38,14 @@ _guided = lru_cache(guided)
 """One function for one denoiser: jit compiles for each function that it is given anew."""
 
 
-def consistency_sampler(times: tuple[float, ...]) -> Sampler:
-    """Multistep consistency sampling along `times`."""
-    return consistency_samplers()(times)
+def consistency_sampler(times: tuple[float, ...], settings: Mapping[str, Any]) -> Sampler:
+    """Multistep consistency sampling along `times`, with noise as `settings` tell, the run's section `samples`."""
+    return consistency_samplers(settings)(times)
 
 
-def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
+def consistency_samplers(settings: Mapping[str, Any]) -> Callable[[tuple[float, ...]], Sampler]:
     """`consistency_sampler`, of one compilation for all times of a number."""
-    sharded = _sampling(consistency_sample)
+    sharded = _sampling(consistency_sample(settings))
 
     def along(times):
         levels = np.asarray(times, np.float32)
@@ -54,10 +54,17 @@ def consistency_samplers() -> Callable[[tuple[float, ...]], Sampler]:
     return along
 
 
-def consistency_sample(flow_map_and_times: Any, keys: Any, conditions: dict) -> Any:
+def consistency_sample(settings: Mapping[str, Any]) -> Callable[..., Any]:
     """What `consistency_sampler` compiles."""
-    flow_map, times = flow_map_and_times
-    return sample_fn(flow_map, keys, (len(keys), *flow_map.shape), times=times, **conditions)
+    full_noise, unit_start = (settings.get(name, False) for name in ("full_noise", "unit_start"))
+
+    def sample(flow_map_and_times, keys, conditions):
+        flow_map, times = flow_map_and_times
+        shape = (len(keys), *flow_map.shape)
+        start = gaussian(keys, shape) if unit_start else None
+        return sample_fn(flow_map, keys, shape, times=times, full_noise=full_noise, start=start, **conditions)
+
+    return sample
 
 
 def chain_sampler(times: tuple[float, ...], gamma: float) -> Sampler:
@@ -216,7 +223,7 @@ class Pictures:
             samplers[name] = diffusion_sampler(settings["solver"], times)
         else:
             for levels in dict.fromkeys((times[:1], times)):
-                samplers[f"{len(levels)}-step"] = consistency_sampler(levels)
+                samplers[f"{len(levels)}-step"] = consistency_sampler(levels, settings)
         object.__setattr__(self, "samplers", samplers)
 
     def flow_map(self, state: TrainState) -> FlowMap:

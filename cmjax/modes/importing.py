@@ -26,6 +26,8 @@ PRECONDITIONINGS = {"denoiser": "edm", "consistency": "consistency"}
 KINDS = tuple(PRECONDITIONINGS)
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 """Of all the peers' released networks; a file that tells others is believed."""
+FIXED = ("frequencies", "phases")
+"""Numbers of a Fourier embedding, which are drawn once and never trained."""
 
 
 def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, Any]) -> None:
@@ -108,4 +110,6 @@ def _report(path: Path, workdir: Path, foreign: Foreign, kind: str, found: str) 
 
 
 def _count(params: Any) -> int:
-    return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    """The number of trained parameters: the fixed frequencies of a Fourier embedding are none."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(np.size(leaf) for path, leaf in leaves if path[-1].key not in FIXED)

@@ -169,7 +169,7 @@ def _plan_samplers(plan: Run, model: Model, data: DataShapes, mesh: Mesh):
     else:
         for levels in dict.fromkeys((times[:1], times)):
             shape = jax.ShapeDtypeStruct((len(levels),), jnp.float32)
-            samples[f"{len(levels)}-step"] = (consistency_sample, (flow_map, shape))
+            samples[f"{len(levels)}-step"] = (consistency_sample(plan.samples), (flow_map, shape))
     for name, (sample, sampled) in samples.items():
         log.info("compiling the sampler %s, %d at once", name, num)
         traced = trace_sampler(sample, sampled, rows, mesh)

@@ -131,7 +131,7 @@ def _sampler(
         if steps or own["times"] is None:
             return diffusion_sampler(chosen, tuple(plan.grid(steps or 18)[::-1].tolist()))
         return diffusion_sampler(chosen, own["times"]())
-    return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,))
+    return consistency_sampler(parse_times(times, flow_map, rho) if times else (flow_map.t_max,), trained or {})
 
 
 def _count(times: list[str]) -> int:

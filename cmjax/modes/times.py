@@ -77,7 +77,7 @@ def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tupl
     conditional = config["net"]["class_conditional"]
     labels = class_labels(SAMPLES, record["num_classes"] if conditional else None)
     flow_map, conditions = guided_as_trained(flow_map, labels, config)
-    along = consistency_samplers()
+    along = consistency_samplers(config["samples"])
     first_does(lambda: score() and None)
 
     def score_of(times: tuple[float, ...]) -> float:

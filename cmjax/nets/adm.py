@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import ATTENTIONS, MODULATIONS, ResidualBlock, check_choices, check_inputs, with_weight
 from cmjax.nets.inputs import AddedEmbedding, added_scalars
-from cmjax.nets.layers import Conv, FanIn, GroupNorm
+from cmjax.nets.layers import Conv, FanIn, GroupNorm, upsample
+
+RESAMPLES = ("block", "conv")
 
 
 class ADM(nn.Module):
@@ -22,6 +24,8 @@ class ADM(nn.Module):
     channels: width of the first level; channel_mult: width of each level over `channels`, one level for each halving.
     blocks: residual blocks of a level. attention_resolutions: heights at which blocks end in self-attention.
     head_channels: width of an attention head; heads: their number instead, where > 0.
+    resample: what goes between levels, "block" (residual blocks that resample), or "conv" (a convolution with stride 2;
+        one after doubling), which OpenAI's UNetModel calls resblock_updown=False.
     modulation: how the embedding enters a block, "shift", "scale_shift" or "double_norm" (see `ResidualBlock`).
     norm_groups: of every group norm; 0 for min(32, c/4). time_scale: factor of c_noise, 1000 in OpenAI's code.
     dropout: probability, inside each block. num_classes: > 0 accepts `label`. augment_dim: > 0 accepts `augment`.
@@ -38,6 +42,7 @@ class ADM(nn.Module):
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
     head_channels: int = 64
     heads: int = 0
+    resample: str = "block"
     modulation: str = "scale_shift"
     norm_groups: int = 0
     time_scale: float = 1.0
@@ -71,7 +76,7 @@ class ADM(nn.Module):
         c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
         augment: None for images as they are. deterministic: False draws dropout masks from the rng "dropout".
         """
-        check_choices(self, {"modulation": MODULATIONS, "attention": ATTENTIONS})
+        check_choices(self, {"resample": RESAMPLES, "modulation": MODULATIONS, "attention": ATTENTIONS})
         check_inputs(self, x, label, augment)
         scalars = added_scalars(self, c_noise, c_noise_s, guidance)
         embedding = Embedding(
@@ -90,7 +95,7 @@ class ADM(nn.Module):
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
             if level:
-                h = self._block(f"encoder_{level}_down", h.shape[-1], h, "down")(h, embedding, deterministic)
+                h = self._resampled(f"encoder_{level}_down", h, "down", embedding, deterministic)
                 skips.append(h)
             for i in range(self.blocks):
                 block = self._block(f"encoder_{level}_block_{i}", self.channels * mult, h)
@@ -106,11 +111,19 @@ class ADM(nn.Module):
                 h = self._block(f"{name}_in_0", width, h, attention=True)(h, embedding, deterministic)
                 h = self._block(f"{name}_in_1", width, h, attention=False)(h, embedding, deterministic)
             else:
-                h = self._block(f"{name}_up", width, h, "up")(h, embedding, deterministic)
+                h = self._resampled(f"{name}_up", h, "up", embedding, deterministic)
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(f"{name}_block_{i}", self.channels * mult, h)(h, embedding, deterministic)
         return h
+
+    def _resampled(self, name: str, h: Array, way: str, embedding: Array, deterministic: bool) -> Array:
+        """h at half or twice the size, of the same width."""
+        width = h.shape[-1]
+        if self.resample == "block":
+            return self._block(name, width, h, way)(h, embedding, deterministic)
+        h = upsample(h, (1, 1)) if way == "up" else h
+        return Conv(width, FanIn(), stride=2 if way == "down" else 1, dtype=self.dtype, name=name)(h)
 
     def _block(
         self, name: str, features: int, h: Array, resample: str = "", *, attention: bool | None = None

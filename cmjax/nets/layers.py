@@ -44,11 +44,12 @@ class FanIn(Uniform):
 
 
 class Conv(nn.Module):
-    """3×3 convolution with a bias and `padding` zeros on each side."""
+    """3×3 convolution with a bias and `padding` zeros on each side, at every `stride`-th point."""
 
     features: int
     kernel_init: Uniform = Xavier()
     padding: int = 1
+    stride: int = 1
     dtype: Any = jnp.float32
 
     bias_init = staticmethod(nn.initializers.zeros)
@@ -57,7 +58,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.padding)
+        y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.padding, self.stride)
         return y + bias.astype(self.dtype)[None, None, None]
 
 
@@ -87,10 +88,10 @@ def at_every_position(x: Float[Array, "*dims c"], kernel: Float[Array, "c d"]) -
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], padding: int) -> Array:
+def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], padding: int, stride: int = 1) -> Array:
     """The convolution with `padding` zeros on each side, (b, h_out, w_out, d)."""
     pads = [(padding, padding)] * 2
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def downsample(
