@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import sys
 import types
 from functools import partial
@@ -358,3 +359,13 @@ def test_diffusers_configs_of_other_networks_are_refused(conditional_run):
     with pytest.raises(ForeignError, match="CrossAttn"):
         read_diffusers(config | {"down_block_types": ["CrossAttnDownBlock2D"] * 2}, arrays, {})
     json.loads((unet.parent / "model_index.json").read_text())
+
+
+def test_fixed_frequencies_are_no_parameters(tmp_path, capsys):
+    path, _ = recorded("edm_ncsnpp_cond")
+    importing.run(str(path), "auto", tmp_path / "run", {})
+    told = re.search(r"([\d,]+) parameters", capsys.readouterr().out)[1]
+    leaves = jax.tree_util.tree_leaves_with_path(cmjax.load(tmp_path / "run").params)
+    fixed = [leaf.size for path, leaf in leaves if path[-1].key == "frequencies"]
+    assert len(fixed) == 1
+    assert int(told.replace(",", "")) == sum(leaf.size for _, leaf in leaves) - fixed[0]

@@ -217,3 +217,7 @@ def test_a_method_has_one_name():
     assert set(METHODS) == set(losses.__all__)
     named = {name.removeprefix("digits_") for name in DIGITS} - {"edm", "trig", "flow", "classes"}
     assert named == set(METHODS) - {"denoising", "edm2", "lcm"}
+
+
+def test_a_run_of_before_is_read_by_its_old_name():
+    assert read_run(changed(RECIPES["pd"], {"objective.name": "progressive"})).method.target_rate is not None

@@ -10,7 +10,7 @@ from peers import student, toy_denoiser
 
 from cmjax.core.grids import karras_grid
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
-from cmjax.core.paths import linear, trig, ve
+from cmjax.core.paths import ddpm, linear, trig, ve
 from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim, euler, heun
 
@@ -148,6 +148,30 @@ def test_the_ode_sampler_follows_the_exact_flow():
     start = 80.0 * gaussian(KEY, (20, 2))
     expected = gaussian_flow_map(start, 80.0, 0.0, mean=MEAN, variance=VARIANCE)
     np.testing.assert_allclose(samples, expected, atol=1e-3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_full_noise_takes_the_estimate_for_clean_data():
+    """a_τ·x0 + b_τ·z, latent consistency models' own step, also on a path whose first time bears noise already."""
+    path = ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    noises = jax.random.normal(KEY, (2, 3, 2))
+    given = {"t_min": 0.0, "path": path, "start": noises[0], "noises": lambda index: noises[index]}
+    times = (0.999, 0.499)
+
+    def f(x, t):
+        return jnp.tanh(x) + t
+
+    ours = sample_fn(f, KEY, (3, 2), times=times, full_noise=True, **given)
+    beta = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    signal = np.cumprod(1 - beta)[499]
+    expected = f(np.sqrt(signal) * f(noises[0], 0.999) + np.sqrt(1 - signal) * noises[1], 0.499)
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+    assert np.max(np.abs(sample_fn(f, KEY, (3, 2), times=times, **given) - expected)) > 1e-5
+
+
+def test_a_start_of_another_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"\(3, 2\), got \(4, 2\)"):
+        sample_fn(FLOW, KEY, (3, 2), times=(80.0,), start=np.zeros((4, 2)))
 
 
 @pytest.fixture

@@ -56,6 +56,18 @@ def test_order_of_convergence(solver, order):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("solver", [*DETERMINISTIC, *STOCHASTIC, solvers.ddim, solvers.tsit5], ids=name_of)
+def test_the_last_evaluation_can_be_left_out(solver):
+    """The state at times[-1], from which one evaluation gives the samples; churn would add noise before it."""
+    silent = partial(solvers.churn, s_churn=0.0) if solver is CHURN else solver
+    x, times = 2 * jax.random.normal(KEY, (5, 2)), np.linspace(2.0, 0.1, 6)
+    state = run(partial(silent, to_zero=False), denoiser, x, times)
+    np.testing.assert_allclose(denoiser(state, 0.1), run(silent, denoiser, x, times), rtol=1e-12)
+    if solver not in STOCHASTIC:
+        np.testing.assert_allclose(state, gaussian_flow_map(x, 2.0, 0.1, **DATA), rtol=0.3, atol=0.1)
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
 def test_adaptive_solving_is_as_exact_as_asked(tolerance):
     x = 80 * jax.random.normal(KEY, (50, 2))

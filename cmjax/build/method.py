@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cmjax.build import continuous, discrete
 from cmjax.build.choices import Method
-from cmjax.build.model import ModelPlan
+from cmjax.build.model import ModelPlan, objective_name
 from cmjax.fields import Fields
 
 METHODS: dict[str, Callable[[Fields, ModelPlan, int], Method]] = {
@@ -33,4 +33,5 @@ METHODS: dict[str, Callable[[Fields, ModelPlan, int], Method]] = {
 
 def read_method(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     """The method that the section `objective` names, of a run of so many steps."""
-    return METHODS[fields.one_of("name", METHODS)](fields, plan, steps)
+    read = METHODS.get(objective_name(fields)) or METHODS[fields.one_of("name", METHODS)]
+    return read(fields, plan, steps)

@@ -63,6 +63,8 @@ KINDS = {
     **dict.fromkeys(("meanflow", "imf", "shortcut", "alphaflow"), "flow_map"),
 }
 """What an objective makes of the network: a consistency function unless it stands here."""
+RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
+"""Objectives by the names that older runs have recorded."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ class Model:
         return FlowMap(params, self.function, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
 
 
+def objective_name(objective: Fields) -> str:
+    """The name of the section `objective`, as it is called now."""
+    name = objective.text("name")
+    return RENAMED.get(name, name)
+
+
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
     """The model of a configuration that was checked when its run began."""
     return read_model_plan(Fields(config)).make(num_classes)
@@ -119,7 +127,7 @@ def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
 
 def read_model_plan(fields: Fields) -> ModelPlan:
     """The model as far as it is known without its data set, checked."""
-    kind = KINDS.get(fields.section("objective").text("name"), "consistency")
+    kind = KINDS.get(objective_name(fields.section("objective")), "consistency")
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)
     if kind not in PRECONDITIONINGS[path_name]:
