@@ -22,8 +22,6 @@ class Scalings(NamedTuple):
 
 
 Preconditioning = Callable[[Array], Scalings]
-FlowPreconditioning = Callable[[Array, Array], Scalings]
-"""(t, s), s the destination -> Scalings with c_skip = 1 and c_out = 0 at s = t."""
 
 
 def edm(t: Array, *, sigma_data: float) -> Scalings:

@@ -49,13 +49,6 @@ class Denoiser(Protocol):
     def __call__(self, params: Params, x: Array, t: Time, *, key: Any = None, **conditions: Any) -> Array: ...
 
 
-@runtime_checkable
-class FlowNet(Protocol):
-    """A flow map Φ(x, t, s), the state at time s of the PF-ODE through x at t, as a function of parameters."""
-
-    def __call__(self, params: Params, x: Array, t: Time, s: Time, *, key: Any = None, **conditions: Any) -> Array: ...
-
-
 Velocity = Callable[[Array, Any], Array]
 """dx/dt of an ODE as a function of (x, t), parameters bound."""
 
