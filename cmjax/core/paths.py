@@ -168,7 +168,7 @@ def table(log_signal: tuple[float, ...]) -> Path:
     Beyond both ends ln a² continues with the slope of the nearest interval. A compiled program may round the last time
     to above its entry, and the velocity must not be 0 there.
 
-    Raises: ValueError where the table has fewer than two entries, is not below 0 or not descending.
+    Raises: ValueError where the table has fewer than two entries, is not below 0, or is not descending.
     """
     values = np.asarray(log_signal, np.float64)
     if len(values) < 2 or values[0] >= 0 or (np.diff(values) >= 0).any():

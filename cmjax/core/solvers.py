@@ -152,7 +152,7 @@ def churn(
     γ = 0 elsewhere.
     [Karras et al. 2022, alg. 2]
 
-    Args:   path: it must have `time_of`. Noise levels are σ = b/a, and x is also scaled by the ratio of the two a.
+    Args:   path: one with `time_of`. Noise levels are σ = b/a, and x is also scaled by a(t̂)/a(t), t̂ the time of σ̂.
     Raises: ValueError where s_churn or s_noise is negative, or s_max is below s_min.
     """
     if s_churn < 0 or s_noise < 0:

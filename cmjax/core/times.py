@@ -25,7 +25,7 @@ def student(
     """The time of the noise level σ in [lowest, highest], with ln σ ~ truncated Student-t.   [Lee et al. 2025, TCM]
 
     The distribution has `df` degrees of freedom and the given `scale`. It is drawn by its inverse distribution
-    function, tabulated at `points` in float64: rejection is no choice, as with df = 0.01 the tails are too heavy.
+    function, tabulated at `points` in float64; with df = 0.01 the tails are too heavy for rejection sampling.
     """
     for name, value in (("df", df), ("scale", scale), ("lowest", lowest)):
         _check_positive(name, value)
