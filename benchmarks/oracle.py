@@ -6,7 +6,7 @@
 The data are a mixture of six Gaussians in the plane, so the teacher is exact, and the consistency function is the
 teacher's probability-flow ODE solved finely in float64. The student is an MLP, trained from random parameters by the
 library's own loss and train step. `rms` is √E‖f_θ(x, t_max) − f(x, t_max)‖² over fresh x ~ N(0, t_max² I), in units of
-the std of one coordinate of the data: to answer the data's mean everywhere gives √2.
+the std of one coordinate of the data: a student that always answers the data's mean has an rms of √2.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a loss is given beside parameters: clean data, its noise, the times and the network's conditions."""
+"""What a loss takes besides parameters: clean data, its noise, the times and the network's conditions."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from cmjax.core.typing import Conditions, PerSample, Samples
 class Times(NamedTuple):
     """Times (b,) on one trajectory, s <= r <= t: the student's input is at `t`, the target's input at `r`.
 
-    `s` is the destination of a flow map. A method that reads no `r` or no `s` leaves it None.
+    `s` is the destination of a flow map. `r` and `s` are None for methods that do not use them.
     """
 
     t: PerSample
@@ -23,12 +23,12 @@ class Times(NamedTuple):
 
     @property
     def target(self) -> PerSample:
-        """r. Raises: ValueError where there is none."""
+        """The target's time r. Raises: ValueError where r is None."""
         return _given(self.r, "r, the time of the target, such as those of pairs.grid_pairs or pairs.ratio_pairs")
 
     @property
     def destination(self) -> PerSample:
-        """s. Raises: ValueError where there is none."""
+        """The destination s. Raises: ValueError where s is None."""
         return _given(self.s, "s, the destination, such as those of pairs.sorted_pairs or pairs.segmented")
 
 
@@ -41,10 +41,10 @@ def _given(time: Array | None, what: str) -> Array:
 @partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "times", "conditions"], meta_fields=[])
 @dataclass(frozen=True)
 class Batch:
-    """One batch for a loss. A loss draws nothing but dropout masks: all other randomness is here.
+    """One batch for a loss. A loss draws dropout masks only; all other randomness is here.
 
     x0: clean data (b, ...) in [-1, 1]. noise: unit Gaussians of the same shape. times: see `Times`.
-    conditions: what the network is given beside x and the times, such as `label` (b,).
+    conditions: the network's inputs besides x and the times, such as `label` (b,).
     """
 
     x0: Samples

@@ -31,15 +31,15 @@ class Curriculum:
 
 
 def constant(*, num_scales: int) -> Curriculum:
-    """The same N throughout.   [Song et al. 2023, consistency distillation]"""
+    """The same N at every step.   [Song et al. 2023, consistency distillation]"""
     return Curriculum(np.zeros(1, np.int32), np.full(1, num_scales, np.int32))
 
 
 def square_root_growth(*, s0: int, s1: int, total_steps: int) -> Curriculum:
     """N(k) = ⌈√(k/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1, K = total_steps.   [Song et al. 2023, app. C]
 
-    N is the smallest integer whose square reaches k/K·((s1+1)² − s0²) + s0², so N exceeds j from the first integer k
-    above K·(j² − s0²)/((s1+1)² − s0²) on: integers throughout, no rounding.
+    N is the smallest integer with N² >= k/K·((s1+1)² − s0²) + s0². So N exceeds j from the first integer k that is
+    above K·(j² − s0²)/((s1+1)² − s0²). This is computed with integers only, without rounding.
 
     Args:   s0: N at step 0, >= 2. s1: N − 1 at step K, >= s0. total_steps: K >= 1.
     Raises: ValueError naming the argument that is out of range.
@@ -70,7 +70,7 @@ def doubling(*, s0: int, s1: int, total_steps: int) -> Curriculum:
 
 
 def halving(*, start: int, end: int, total_steps: int) -> Curriculum:
-    """Equal stages of `start`, start/2, …, `end` intervals, N = intervals + 1.   [Salimans & Ho 2022, alg. 2]
+    """Equally long stages of `start`, start/2, …, `end` intervals; N = intervals + 1.   [Salimans & Ho 2022, alg. 2]
 
     Raises: ValueError where start is not end times a power of two, or total_steps is below the number of stages.
     """
@@ -84,7 +84,7 @@ def halving(*, start: int, end: int, total_steps: int) -> Curriculum:
 
 
 def equal_stages(*, count: int, total_steps: int) -> Schedule:
-    """step -> its stage, 0 … count − 1, all equally long.   [Geng et al. 2024, ECT]"""
+    """step -> its stage, from 0 to count − 1; all stages are equally long.   [Geng et al. 2024, ECT]"""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     return lambda step: jnp.minimum(jnp.asarray(step) * count // max(total_steps, 1), count - 1)
@@ -100,6 +100,6 @@ def _check_growth(s0: int, s1: int, total_steps: int) -> None:
 
 
 def _stages(starts: list[int], num_scales: list[int]) -> Curriculum:
-    """A short run passes several stages within one step: of stages that start at the same step the last one is kept."""
+    """The curriculum of these stages. In a short run several may start at one step: only the last of them is kept."""
     kept = [i for i in range(len(starts)) if i + 1 == len(starts) or starts[i] < starts[i + 1]]
     return Curriculum(np.array(starts, np.int32)[kept], np.array(num_scales, np.int32)[kept])

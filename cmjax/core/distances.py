@@ -1,4 +1,4 @@
-"""Distances between batches, one number for each sample, and the speeds that they become where both points meet."""
+"""Distances between two batches, one number for each sample, and speeds, their limits as both points meet."""
 
 from collections.abc import Callable
 
@@ -21,10 +21,10 @@ def l2(x: Samples, y: Samples, *, resize: int | None = None) -> PerSample:
     """Mean squared difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]
 
     `resize`: compare images (b, h, w, c) at this height and width, by bilinear interpolation without smoothing; 32 is
-    OpenAI's released code's "l2-32".
+    the "l2-32" of OpenAI's released code.
     """
     gap = x - y
-    if resize is not None:  # linear, so that one resizing of the difference does
+    if resize is not None:  # resizing is linear, so one resizing of the difference is enough
         gap = jax.image.resize(gap, (gap.shape[0], resize, resize, gap.shape[3]), "bilinear", antialias=False)
     return jnp.mean(_flat(gap**2), axis=1)
 
@@ -32,7 +32,7 @@ def l2(x: Samples, y: Samples, *, resize: int | None = None) -> PerSample:
 def linf(x: Samples, y: Samples) -> PerSample:
     """Largest absolute difference among a sample's elements, (b,).   [Song et al. 2023, released CIFAR-10 code]"""
     gaps = _flat(jnp.abs(x - y))
-    # picked by its place: the derivative of a maximum looks for the equal element, which rounding may hide
+    # selected by index: the derivative of a maximum searches for the equal element, which rounding may hide
     return jnp.take_along_axis(gaps, jnp.argmax(gaps, axis=1, keepdims=True), axis=1)[:, 0]
 
 
@@ -47,9 +47,10 @@ def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
 
 
 def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
-    """‖x − y‖²/sg(‖x − y‖² + c)^p over a sample's elements, (b,): p = 0 is l2's sum, p = 1 weighs all alike.
+    """‖x − y‖²/sg(‖x − y‖² + c)^p over a sample's elements, (b,).
 
-    Its gradient is finite everywhere, also at c = 0, x = y.   [Geng et al. 2025, MeanFlow, eq. 22]
+    p = 0 is the squared norm; p = 1 weighs all samples alike. The gradient is finite everywhere, also at c = 0, x = y.
+    [Geng et al. 2025, MeanFlow, eq. 22]
     """
     squared = jnp.sum(_flat((x - y) ** 2), axis=1)
     scale = jax.lax.stop_gradient(squared + c)
@@ -57,17 +58,17 @@ def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
 
 
 def speed_by(distance: Distance) -> Speed:
-    """The speed of a distance that is a power of a norm of x − y: it is that of df/dt from 0.
+    """The speed of a distance that is a power of a norm of x − y: the distance of df/dt from 0.
 
-    So are `l1`, `l2`, `linf`, and `pseudo_huber` with c = 0, the norm itself.
+    Such distances are `l1`, `l2`, `linf`, and `pseudo_huber` with c = 0, which is the norm itself.
     """
     return lambda f, slope: distance(slope, jnp.zeros_like(slope))
 
 
 def curvature_speed(distance: Distance) -> Speed:
-    """vᵀHv/2 with v = df/dt and H the Hessian of d(·, f) at f, of a smooth distance such as LPIPS; of l2 it is ‖v‖²/D.
+    """The speed vᵀHv/2 of a smooth distance such as LPIPS, with v = df/dt and H the Hessian of d(·, f) at f.
 
-    [Song et al. 2023, theorem 3]
+    For l2 it is ‖v‖²/D.   [Song et al. 2023, theorem 3]
     """
 
     def speed(f, slope):

@@ -1,7 +1,8 @@
-"""Zero-shot editing: a consistency model completes what an invertible linear map of the image leaves unknown.
+"""Zero-shot editing: a consistency model completes images that are known only in part.
 
-A map A takes an image to coordinates of which some are known: pixels, the luma of each pixel, the mean of each patch.
-Every edit is one loop (`edit`) with another map.   [Song et al. 2023, alg. 4 and app. D]
+An invertible linear map A takes an image to coordinates. Some are known: pixels, the luma of each pixel, or the mean
+of each patch.
+All edits use the same loop (`edit`); they differ in the map.   [Song et al. 2023, alg. 4 and app. D]
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ LUMA = (0.2989, 0.5870, 0.1140)
 class Operator:
     """An invertible linear map of images and which of its coordinates are known.
 
-    forward: images (b, h, w, c) -> coordinates (b, ...). inverse: back, exactly.
-    known: 1 where a coordinate is known and 0 where it is to be completed; of a shape that broadcasts with them.
+    forward: images (b, h, w, c) -> coordinates (b, ...). inverse: its exact inverse.
+    known: 1 where a coordinate is known and 0 where it is to be completed; its shape broadcasts with the coordinates.
     """
 
     forward: Callable[[Samples], Array]
@@ -34,11 +35,11 @@ class Operator:
     known: Array
 
     def degrade(self, images: Samples) -> Samples:
-        """The images with their unknown coordinates zero."""
+        """The images with their unknown coordinates set to zero."""
         return self.inverse(self.known * self.forward(images))
 
     def combine(self, known: Samples, unknown: Samples) -> Samples:
-        """The image with the known coordinates of the one and the unknown coordinates of the other."""
+        """The images with the known coordinates of `known` and the unknown coordinates of `unknown`."""
         return self.inverse(self.known * self.forward(known) + (1 - self.known) * self.forward(unknown))
 
 
@@ -54,18 +55,18 @@ def edit(
     clip: bool = False,
     **conditions: Any,
 ) -> Samples:
-    """Complete the unknown coordinates of images:   [Song et al. 2023, alg. 4]
+    """The images with their unknown coordinates completed:   [Song et al. 2023, alg. 4]
 
         x ← A⁻¹[known·A images];  for each t: x ← f(x + √(t² − t_min²)·z, t), x ← combine(images, x)
 
-    where the first t adds t·z. On another path than `ve`, its forward process to t in place of the noise added.
+    where the first t adds t·z. On another path than `ve`, its forward process to t replaces the added noise.
 
     Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. key: one, or (b,), one for each image.
-             images: (b, h, w, c), of which the known coordinates alone are used. times: descending noise stds.
-             start: what to start from in place of the degraded images: a guess of the result for times that begin
-             low (strokes, blending); zeros start from noise alone, as OpenAI's released code does.
+             images: (b, h, w, c); only their known coordinates are used. times: descending noise stds.
+             start: replaces the degraded images at the start. It may be a guess of the result, for times that begin
+             low (strokes, blending), or zeros: then noise alone is the start, as in OpenAI's released code.
              t_min: by default `flow_map.t_min`. clip: clip every estimate to [-1, 1], as the released code does.
-    Returns: (b, h, w, c) with the known coordinates of `images`: pixels to the last bit, others to rounding.
+    Returns: (b, h, w, c) with the known coordinates of `images`: pixels exactly, others up to rounding.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
     path = getattr(flow_map, "path", ve)
@@ -76,7 +77,7 @@ def edit(
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
     kept, added = forward_scales(path, times, t_min)
-    first = times[0]  # from which the start is taken for clean data
+    first = times[0]  # here the start counts as clean data
     kept, added = kept.at[0].set(path.a(first)), added.at[0].set(path.b(first))
 
     def renoise_and_complete(x, step):
@@ -89,21 +90,24 @@ def edit(
 
 
 def inpainting(known: Float[Array, "*b h w c"]) -> Operator:
-    """Pixels where `known` is 1 are kept, the others made. A is the identity."""
+    """The operator that keeps the pixels where `known` is 1, so that the others are generated. A is the identity."""
     return Operator(lambda x: x, lambda y: y, known)
 
 
 def colorization() -> Operator:
-    """The luma of each pixel is kept, its color made. A turns the channels: pixel·Q, the first column of Q ∝ LUMA."""
+    """The operator that keeps the luma of each pixel, so that its color is generated.
+
+    A multiplies the channels of each pixel by an orthogonal Q whose first column is ∝ LUMA.
+    """
     q = orthogonal(np.array(LUMA))
     return _channels(q, np.array([1.0, 0, 0]))
 
 
 def super_resolution(patch: int) -> Operator:
-    """The mean of each patch×patch square, for each channel, is kept, the detail made.
+    """The operator that keeps the mean of each patch×patch square in each channel, so that the detail is generated.
 
-    A turns the patch² pixels of a square by an orthogonal Q whose first column is 1/patch.
-    Raises: ValueError where patch < 1; and when used, where it does not divide the image.
+    A multiplies the patch² pixels of a square by an orthogonal Q whose first column is 1/patch.
+    Raises: ValueError where patch < 1. The operator raises it where patch does not divide the image.
     """
     if patch < 1:
         raise ValueError(f"patch={patch} must be at least 1")
@@ -126,14 +130,14 @@ def super_resolution(patch: int) -> Operator:
 
 
 def nothing_known() -> Operator:
-    """Every pixel is made anew from the start that `edit` is given: stroke-guided editing.   [Meng et al. 2022]"""
+    """The operator that keeps no pixel: `edit` makes all from `start`. Stroke-guided editing.   [Meng et al. 2022]"""
     return Operator(lambda x: x, lambda y: y, jnp.zeros((1, 1, 1, 1)))
 
 
 def orthogonal(first: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
     """An orthogonal matrix, float64, whose first column is `first` over its norm: a Householder reflection."""
     v = first / np.linalg.norm(first)
-    v = v + np.eye(len(v))[0]  # reflects −e₁ to v; no cancellation where v has no negative first entry
+    v = v + np.eye(len(v))[0]  # 2vvᵀ/(vᵀv) − I maps e₁ to the column; no cancellation if its first entry is >= 0
     return 2 * np.outer(v, v) / (v @ v) - np.eye(len(v))
 
 
@@ -147,14 +151,14 @@ def invert(
     learning_rate: float | Array,
     **conditions: Any,
 ) -> tuple[Samples, PerSample]:
-    """Latents z nearer to f(T·z, T) = images, by steps of Adam on the squared error.   [Kingma & Ba 2015]
+    """Latents z with f(T·z, T) near the images, by steps of Adam on the squared error.   [Kingma & Ba 2015]
 
-    A flow map sends unlikely images to latents of any norm, where it was never trained and `slerp` has no meaning:
-    after every step z is scaled into the shell of `typical`. Adam's second moment is that of a whole sample, because
-    steps scaled element by element and then back to a sphere do not rest at its nearest point.
+    For unlikely images z could get any norm, but the flow map was trained, and `slerp` has a meaning, near typical
+    norms only: after every step z is scaled by `typical`. Adam's second moment is one number for each sample: steps
+    that are scaled element by element, and then back to a sphere, do not come to rest at its nearest point.
 
-    Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. images: (b, ...). latents: (b, ...), where
-             to start, for example Gaussian. time: T. learning_rate: in units of a latent's std.
+    Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. images: (b, ...). latents: (b, ...), the
+             starting point, for example Gaussian. time: T. learning_rate: in units of a latent's std.
     Returns: the latents (b, ...), and the root of the mean squared error of each image (b,).
     """
     axes, path = tuple(range(1, images.ndim)), getattr(flow_map, "path", ve)
@@ -177,7 +181,7 @@ def invert(
 
 
 def typical(latents: Samples) -> Samples:
-    """Latents (b, ...) of d elements, scaled as little as brings ‖z‖² into d ± 3√(2d), where a Gaussian's lies."""
+    """Latents (b, ...) of d elements, scaled as little as needed to bring ‖z‖² into d ± 3√(2d), as for a Gaussian."""
     d = latents[0].size
     square = jnp.sum(latents**2, tuple(range(1, latents.ndim)), keepdims=True)
     spread = 3 * (2 * d) ** 0.5
@@ -185,7 +189,7 @@ def typical(latents: Samples) -> Samples:
 
 
 def slerp(a: Samples, b: Samples, share: Time) -> Samples:
-    """Spherical interpolation of Gaussian latents, sample by sample: a at share 0, b at 1, of unit variance between.
+    """Spherical interpolation of Gaussian latents, sample by sample: a at share 0, b at 1, unit variance between.
 
     sin((1 − s)ψ)/sin ψ·a + sin(sψ)/sin ψ·b with the angle ψ between a and b.   [Song et al. 2023, app. D]
     """
@@ -195,7 +199,7 @@ def slerp(a: Samples, b: Samples, share: Time) -> Samples:
     )
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
     share = jnp.reshape(share, (-1, *(1,) * (a.ndim - 1)))
-    # At no angle both weights have their limits.
+    # Where the angle is 0, both weights take their limits.
     apart = jnp.sin(angle) > 1e-6
     safe = jnp.where(apart, angle, 1.0)
     of_a = jnp.where(apart, jnp.sin((1 - share) * safe) / jnp.sin(safe), 1 - share)
@@ -204,6 +208,6 @@ def slerp(a: Samples, b: Samples, share: Time) -> Samples:
 
 
 def _channels(q: np.ndarray, known: np.ndarray) -> Operator:
-    """The last axis times Q."""
+    """The operator that multiplies the last axis by Q."""
     forward, inverse = (lambda x, m=m: jnp.einsum("...i,ij->...j", x, jnp.asarray(m, x.dtype)) for m in (q, q.T))
     return Operator(forward, inverse, jnp.asarray(known)[None, None, None])

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from cmjax.core.paths import Path, ve
 
 LOWEST = 0.002
-"""The lowest noise level of a grid's spacing, for grids that begin at noise level 0."""
+"""The noise level that replaces a lower one, such as 0, in the spacing of a grid."""
 
 
 def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:
@@ -34,10 +34,11 @@ def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np
 
 
 def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:
-    """The times that samplers step along, from t_min to t_max: the Karras grid of noise levels, where the path is
-    `spaced_by_level`, and otherwise evenly spaced in t.
+    """The times of a sampler's steps, from t_min to t_max.
 
-    Returns: (n,) float64, ascending, both ends exact. Raises: ValueError as `karras_grid`.
+    Where the path is `spaced_by_level` they are the Karras grid of noise levels, otherwise evenly spaced in t.
+
+    Returns: (n,) float64, ascending, both ends exact. Raises: ValueError as in `karras_grid`.
     """
     if path is ve:
         return karras_grid(n, t_min=t_min, t_max=t_max, rho=rho)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the labels that training leaves out for it."""
+"""Classifier-free guidance, and the random removal of labels that it needs in training."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +12,11 @@ from cmjax.core.paths import per_sample
 from cmjax.core.typing import PerSample, PRNGKey, Samples, Time
 
 NO_LABEL = -1
-"""What networks take for no class."""
+"""The label that tells a network that there is no class."""
 
 
 def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float) -> Int[Array, " b"]:
-    """Each label with probability `rate` replaced by no class.   [Ho & Salimans 2022, alg. 1]"""
+    """The labels (b,), each replaced by `NO_LABEL` with probability `rate`.   [Ho & Salimans 2022, alg. 1]"""
     return jnp.where(jax.random.uniform(key, label.shape) < rate, NO_LABEL, label)
 
 
@@ -26,7 +26,10 @@ def draw_guidance(key: PRNGKey, batch_size: int, *, low: float, high: float) -> 
 
 
 def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples:
-    """(1 − w)·unconditional + w·conditional: w = 1 is no guidance.   [Ho & Salimans 2022, eq. 6, with their w + 1]"""
+    """The guided estimate (1 − w)·unconditional + w·conditional; w = 1 means no guidance.
+
+    [Ho & Salimans 2022, eq. 6; our w is their w + 1]
+    """
     w = per_sample(guidance, conditional)
     return unconditional + w * (conditional - unconditional)
 
@@ -38,10 +41,10 @@ def _guided(denoiser: Callable[..., Samples], *args: Any, guidance: Time, label:
 
 
 def guided(denoiser: Callable[..., Samples]) -> Callable[..., Samples]:
-    """The denoiser with two more arguments, `guidance` and `label`: the mix of D with `label` (b,) and D without.
+    """The denoiser with two more arguments, `guidance` and `label` (b,): the `mix` of D with and without the label.
 
-    `guidance`: a scalar or (b,), 1 for the conditional denoiser itself; two evaluations. On any Gaussian path the
-    velocity and the score of the mix are the mixes of theirs. The denoiser may take parameters first or have them
-    bound, and flow maps are taken as well.
+    `guidance`: a scalar or (b,); 1 gives the conditional denoiser. A call takes two evaluations. On any Gaussian path
+    the velocity of the mix is the mix of the two velocities, and likewise for the score. The denoiser may take
+    parameters first or have them bound. A flow map can take its place.
     """
     return partial(_guided, denoiser)

@@ -19,11 +19,11 @@ Probe = Callable[[Any, tuple[int, ...], Any], Array]
 def encode(
     denoiser: Any, x: Samples, *, times: Times, path: Path, integrate: Integrator, **conditions: Array
 ) -> Samples:
-    """The noise z whose sample is x: the PF-ODE from x at times[-1] up to times[0], divided by b(times[0]).
+    """The noise z of the sample x: the end of the PF-ODE from x at times[-1] up to times[0], divided by b(times[0]).
 
-    Args: denoiser: (x, t, **conditions) -> D(x, t). x: (b, ...), taken for a state at the smallest time.
+    Args: denoiser: (x, t, **conditions) -> D(x, t). x: (b, ...), treated as the state at the smallest time.
           times: descending, as for the samplers. integrate: `partial(solve, ode_step=heun_step)`, or
-          `partial(solve_to_tolerance, rtol=…, atol=…)`, which comes back to the image to within the tolerances.
+          `partial(solve_to_tolerance, rtol=…, atol=…)`, with which `decode` recovers x to within the tolerances.
     """
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     return integrate(velocity, x, times[::-1]) / path.b(times[0])
@@ -32,7 +32,10 @@ def encode(
 def decode(
     denoiser: Any, noise: Samples, *, times: Times, path: Path, integrate: Integrator, **conditions: Array
 ) -> Samples:
-    """The way back from `encode`: the state at times[-1] of the PF-ODE from b(times[0])·noise. Arguments as there."""
+    """The samples of `noise`: the state at times[-1] of the PF-ODE from b(times[0])·noise, the inverse of `encode`.
+
+    The arguments are those of `encode`.
+    """
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     return integrate(velocity, path.b(times[0]) * noise, times)
 
@@ -53,17 +56,17 @@ def log_likelihood(
     """log p(x) = log p_T(x_T) + ∫∇·v(x_t, t) dt from times[-1] to times[0], in nats, (b,).   [Song et al. 2021, eq. 39]
 
     The divergence is estimated by Hutchinson's trace E[eᵀ(∂v/∂x)e] with probes e that are drawn once for the whole
-    way: unbiased, so that averages over samples or keys converge.
+    trajectory. It is unbiased, so averages over samples or keys converge.
 
     Args: denoiser, x, times, integrate: as for `encode`. key: one, or (b,) keys, one for each sample.
-          probe: `jax.random.rademacher` (the smaller variance) or `jax.random.normal`. num_probes: to average over.
-          log_prior: log p_T; by default that of N(0, b(T)²), which on the `ve` path leaves out the data's own variance.
+          probe: `jax.random.rademacher` (smaller variance) or `jax.random.normal`. num_probes: how many to average.
+          log_prior: log p_T; by default for N(0, b(T)²), which on the `ve` path neglects the variance of the data.
     """
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     probes = _draw(key, x, probe, num_probes)
 
     def joint(state, t):
-        """d(x, ∫∇·v)/dt, the two side by side in one array (b, d + 1), as any integrator takes it."""
+        """d(x, ∫∇·v)/dt, both in one array (b, d + 1), so that any integrator can take it."""
         slope, divergence = _with_divergence(velocity, state[:, :-1].reshape(x.shape), t, probes)
         return jnp.concatenate([slope.reshape(len(x), -1), divergence[:, None]], axis=1)
 
@@ -74,9 +77,10 @@ def log_likelihood(
 
 
 def bits_per_dim(log_likelihood: PerSample, size: int, *, bin_width: float = 1 / 127.5) -> PerSample:
-    """−(log2 p(x) + size·log2 bin_width)/size, the negative log-likelihood of uniformly dequantised data in bits.
+    """Bits per dimension of uniformly dequantised data, −(log2 p(x) + size·log2 bin_width)/size, (b,).
 
-    Args: size: numbers in a sample, h·w·c. bin_width: of one level in the units of x, 1/127.5 for 8 bits in [-1, 1].
+    Args: log_likelihood: ln p(x), (b,). size: the number of elements of a sample, h·w·c.
+          bin_width: the width of one level in the units of x, 1/127.5 for 8 bits in [-1, 1].
     """
     return -log_likelihood / (size * jnp.log(2.0)) - jnp.log2(bin_width)
 

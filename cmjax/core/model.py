@@ -1,4 +1,4 @@
-"""A model is a network on a path with its scalings: what every loss takes first."""
+"""The model: a network with its path and its scalings. It is the first argument of every loss."""
 
 import inspect
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Model:
     It is a denoiser D with the scalings `edm`, and a consistency function f with `consistency`. With scalings of two
     times, such as `linear_flow`, it is a flow map Φ: model(params, x, t, s) is the state at time s.
 
-    Args: net: F, any function that keeps to `typing.Net`. path: the times' meaning, such as `paths.ve`.
-          scalings: t (b,) -> `Scalings`, for example `partial(preconditioning.edm, sigma_data=0.5)`; of a flow map
+    Args: net: F, any function that follows `typing.Net`. path: what the times mean, such as `paths.ve`.
+          scalings: t (b,) -> `Scalings`, for example `partial(preconditioning.edm, sigma_data=0.5)`; for a flow map
           (t, s) -> `Scalings`.
 
     >>> from functools import partial
@@ -39,7 +39,7 @@ class Model:
     def __call__(
         self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
     ) -> Samples:
-        """x (b, ...), t and s scalars or (b,) -> (b, ...) of the dtype of x. `key` draws dropout masks."""
+        """The model's output (b, ...), of the dtype of x (b, ...). t, s: scalars or (b,). `key` draws dropout masks."""
         c = self.scalings(*_times(x, t, s))
         out = call_net(self.net, params, x, c, key=key, **conditions)
         return combine(c, x, out)
@@ -47,13 +47,16 @@ class Model:
     def output(
         self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
     ) -> Samples:
-        """F itself, (b, ...): with `linear_flow` the mean velocity between s and t."""
+        """The network's output F, (b, ...); with the scalings `linear_flow` it is the mean velocity between s and t."""
         return call_net(self.net, params, x, self.scalings(*_times(x, t, s)), key=key, **conditions)
 
     def weighted_output(
         self, params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any
     ) -> tuple[Samples, PerSample]:
-        """F (b, ...) and the network's weight head (b,). Raises: TypeError where the network has no such head."""
+        """F (b, ...) and the output of the network's weight head (b,).
+
+        Raises: TypeError where the network has no such head.
+        """
         c = self.scalings(*_times(x, t, None))
         found = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
         if not (isinstance(found, tuple) and len(found) == 2):
@@ -65,9 +68,9 @@ class Model:
 
 
 def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs: Any) -> Any:
-    """F(c_in·x, c_noise), with the second time where the scalings have one; `inputs` as they are.
+    """The network's output F(c_in·x, c_noise). F also takes the second time, where the scalings have one, and `inputs`.
 
-    Raises: TypeError naming what the network does not take.
+    Raises: TypeError that says which argument does not fit the network.
     """
     if scalings.c_noise_s is not None:
         inputs["c_noise_s"] = scalings.c_noise_s
@@ -79,7 +82,7 @@ def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs:
 def _check_takes(net: Net, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
     try:
         signature = inspect.signature(net)
-    except (TypeError, ValueError):  # a callable that tells no signature
+    except (TypeError, ValueError):  # a callable whose signature cannot be read
         return
     try:
         signature.bind(*arguments, **inputs)

@@ -19,7 +19,7 @@ def euler_step(velocity: Velocity, x: Samples, t: Time, r: Time) -> Samples:
 
 
 def ddim_step(velocity: Velocity, x: Samples, t: Time, r: Time, *, path: Path) -> Samples:
-    """`Path.ddim` with the denoised data that the velocity tells: Euler's step on the `ve` and linear paths."""
+    """`Path.ddim` with D computed from the velocity; on the `ve` and linear paths it is an Euler step."""
     return path.ddim(x, path.denoised(x, velocity(x, t), t), t, r)
 
 
@@ -39,7 +39,7 @@ def midpoint_step(velocity: Velocity, x: Samples, t: Time, r: Time, *, rho: floa
     """x + (r − t)·v(x_m, m) with x_m an Euler step to the middle m: second order, two evaluations.
 
     m lies halfway between t and r in t^(1/rho). `rho=3` is the released OpenAI code's `sample_dpm`, a relative of
-    DPM-Solver-2. Unlike Heun's it never evaluates at r, so that r may be 0.
+    DPM-Solver-2. Unlike Heun's step it never evaluates at r, so r may be 0.
     """
     middle = halfway(t, r, rho)
     return x + per_sample(jnp.asarray(r) - t, x) * velocity(euler_step(velocity, x, t, middle), middle)
@@ -63,15 +63,15 @@ def solve_to_tolerance(
     atol: float,
     max_steps: int = 4096,
 ) -> Samples:
-    """The state at times[-1] of the solution through x at times[0], with as many steps as the tolerances ask for.
+    """The state at times[-1] of the solution through x at times[0], with as many steps as the tolerances need.
 
     Tsitouras' fifth-order Runge-Kutta method under a PI controller, by diffrax. All samples share their steps, and the
-    sample with the largest error decides on them: the others' results depend on it, but by less than the tolerances.
+    sample with the largest error sets their size. So the other results depend on it, but by less than the tolerances.
 
     Args:   velocity: (x, t) -> dx/dt. times: the first and the last are used, in either order. rtol, atol: each
             sample's error of a step, as a root mean square, stays below atol + rtol·|x|.
     Raises: ValueError where a tolerance is negative or both are zero, ImportError where diffrax is not installed,
-            RuntimeError (from diffrax) where max_steps do not do.
+            RuntimeError (from diffrax) where max_steps are not enough.
     """
     if min(rtol, atol) < 0 or max(rtol, atol) == 0:
         raise ValueError(f"rtol and atol must be at least 0, and one of them above, got {rtol} and {atol}")

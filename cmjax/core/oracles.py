@@ -1,6 +1,6 @@
-"""Data whose denoiser, score and flow map are known in closed form: what a perfect teacher or student would answer.
+"""Data whose denoiser, score and flow map are known in closed form: the outputs of a perfect teacher or student.
 
-All live on the `ve` path, x_t = x0 + t·noise, and compose with jit, grad and vmap like networks do.
+All live on the `ve` path, x_t = x0 + t·noise, and compose with jit, grad and vmap as networks do.
 """
 
 import jax
@@ -83,9 +83,9 @@ def mixture_flow_map_1d(
     variances: Float[Array, " k"],
     iterations: int = 80,
 ) -> Float[Array, " b"]:
-    """Φ(x, t, s) = Q_{p_s}(CDF_{p_t}(x)) for one-dimensional data Σ_k w_k N(μ_k, λ_k): a flow on the line keeps ranks.
+    """Φ(x, t, s) = Q_{p_s}(CDF_{p_t}(x)) for one-dimensional data Σ_k w_k N(μ_k, λ_k): on a line, a flow keeps ranks.
 
-    The quantile is found by `iterations` bisections of log-probability from the nearer tail.
+    The quantile Q is found by `iterations` bisections on the log-probability of the nearer tail.
     """
 
     def log_tails(x, time):
@@ -95,7 +95,7 @@ def mixture_flow_map_1d(
         return tuple(logsumexp(norm.logcdf(sign * z) + jnp.log(weights)[None], axis=1) for sign in (1, -1))
 
     lower_tail, upper_tail = log_tails(x, t)
-    # |x| + max|μ| grows no faster than by the spread of the narrowest component, and towards s < t not at all
+    # |x| + max|μ| grows at most by the growth of the narrowest component's std, and not at all where s < t
     growth = jnp.sqrt((jnp.min(variances) + jnp.asarray(s) ** 2) / (jnp.min(variances) + jnp.asarray(t) ** 2))
     reach = (jnp.max(jnp.abs(x)) + jnp.max(jnp.abs(means))) * jnp.maximum(1, jnp.max(growth))
 

@@ -1,4 +1,4 @@
-"""Where on a trajectory the student and its target look: samplers of `Times` for a batch."""
+"""Samplers of `Times` for a batch: the times on a trajectory at which student and target are evaluated."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from cmjax.core.times import part_of
 from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
 
 TimesSampler = Callable[[PRNGKey, int, Step], Times]
-"""(key, batch_size, step) -> Times. A curriculum lives here."""
+"""(key, batch_size, step) -> Times. A curriculum acts through `step`."""
 
 Ratio = Callable[[PerSample, Step], PerSample]
 """(t, step) -> r, the target's time, which a curriculum brings nearer to t."""
@@ -25,12 +25,12 @@ IntervalProbabilities = Callable[[Float64[np.ndarray, " n"]], Float64[np.ndarray
 
 
 def uniform_intervals(grid: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n-1"]:
-    """Every interval with probability 1/(n−1).   [Song et al. 2023, alg. 2 and 3]"""
+    """The probability 1/(n − 1) for every interval.   [Song et al. 2023, alg. 2 and 3]"""
     return np.full(len(grid) - 1, 1 / (len(grid) - 1))
 
 
 def lognormal_intervals(grid: Float64[np.ndarray, " n"], *, mean: float, std: float) -> Float64[np.ndarray, " n-1"]:
-    """p(i) ∝ Pr(t_i < t < t_{i+1}) for ln t ~ N(mean, std²).   [Song & Dhariwal 2024, sec. 3.5]
+    """The probabilities p(i) ∝ Pr(t_i < t < t_{i+1}) for ln t ~ N(mean, std²).   [Song & Dhariwal 2024, sec. 3.5]
 
     Raises: ValueError where std is not positive.
     """
@@ -50,8 +50,8 @@ def grid_pairs(
 ) -> TimesSampler:
     """Neighbours (t, r) = (t_{n+1}, t_n) on the Karras grid of N(k) points.   [Song et al. 2023, alg. 2 and 3]
 
-    Every stage's grid and distribution is tabulated in float64 here; the sampler returned looks a row up, so N(k)
-    may grow without another compilation.
+    The grid and the distribution of every stage are tabulated here in float64; the returned sampler looks up a row, so
+    N(k) may grow without another compilation.
     """
     stages = [karras_grid(int(n), t_min=t_min, t_max=t_max, rho=rho) for n in curriculum.num_scales]
     longest = max(len(grid) for grid in stages)
@@ -70,12 +70,12 @@ def grid_pairs(
 
 
 def single(times: TimeSampler) -> TimesSampler:
-    """t alone, for what learns at one time: denoisers and continuous-time consistency models."""
+    """The time t alone, for models that learn at one time: denoisers and continuous-time consistency models."""
     return lambda key, batch_size, step: Times(times(key, batch_size))
 
 
 def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
-    """t of a continuous distribution and r as a share of it.   [Geng et al. 2024, ECT]"""
+    """t drawn from a continuous distribution, and r, a fraction of t.   [Geng et al. 2024, ECT]"""
 
     def draw(key, batch_size, step):
         t = times(key, batch_size)
@@ -87,11 +87,11 @@ def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
 def shrinking_gap(*, q: float, stage: Schedule, k: float = 8.0, b: float = 1.0, adjust: str = "sigmoid") -> Ratio:
     """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1.
 
-    Where r = 0 the target is the clean data itself, and the model a denoiser; every stage brings r nearer to t. With
-    q = 2 and k = 8 the first stage's r/t is 0 at t = 1, 0.47 at t = 5 and 0.5 at t = 80, and the eighth's is 0.988 at
-    t = 1.   [Geng et al. 2024, ECT, eq. 14 and 16]
+    Where r = 0 the target is the clean data itself, so the model learns to denoise; every stage brings r nearer to t.
+    With q = 2 and k = 8, r/t in the first stage is 0 at t = 1, 0.47 at t = 5 and 0.5 at t = 80; in the eighth it is
+    0.988 at t = 1.   [Geng et al. 2024, ECT, eq. 14 and 16]
 
-    Args:   q: > 1. stage: step -> the stage, from 0; traced, so that it is no new compilation.
+    Args:   q: > 1. stage: step -> the stage, from 0; it is traced, so a new stage needs no compilation.
     Raises: ValueError naming the argument that is out of range.
     """
     if q <= 1:
@@ -107,9 +107,9 @@ def shrinking_gap(*, q: float, stage: Schedule, k: float = 8.0, b: float = 1.0, 
 
 
 def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> TimesSampler:
-    """t and the destination s: of two draws the larger and the smaller; exactly s = t for all but a share `apart`.
+    """t, the larger of two draws, and the destination s: the smaller draw for a share `apart`, s = t for the rest.
 
-    [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers, ImageNet's]
+    [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers, for ImageNet]
     Raises: ValueError where apart lies outside [0, 1].
     """
     _check_share("apart", apart)
@@ -125,8 +125,8 @@ def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> T
 def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> TimesSampler:
     """t, and the destination s = min(t, another draw) for a share `apart`; s = t for the rest.
 
-    Unlike in `sorted_pairs` t keeps its own distribution, and s = t is more frequent than 1 − apart.
-    [Geng et al. 2025, MeanFlow; the second form of the released samplers, CIFAR-10's]
+    Unlike in `sorted_pairs`, t keeps its own distribution, and s = t occurs more often than with probability 1 − apart.
+    [Geng et al. 2025, MeanFlow; the second form of the released samplers, for CIFAR-10]
     Raises: ValueError where apart lies outside [0, 1].
     """
     _check_share("apart", apart)
@@ -163,12 +163,12 @@ def between(pairs: TimesSampler, share: Schedule) -> TimesSampler:
 def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> TimesSampler:
     """Times on dyadic grids, for shortcut models: [0, t_max] in 1, 2, 4, … or `steps` equal intervals.
 
-    Each of the first `share` of the batch draws one of the grids coarser than `steps`, each with equal probability,
-    and an interval of it: its ends are t and s, its middle is r. Each of the rest draws an interval of the finest grid,
-    where r = s, because no half steps teach it.   [Frans et al. 2025, alg. 1 and the released code]
+    Each sample of the first `share` of the batch draws one of the grids coarser than `steps`, all equally probable, and
+    one of its intervals: t and s are the ends, r is the middle. Each of the rest draws an interval of the finest grid;
+    there r = s, because it does not learn from half steps.   [Frans et al. 2025, alg. 1 and the released code]
 
     Args:   steps: intervals of the finest grid, a power of two.
-    Raises: ValueError where steps is no power of two from 2 on, or share lies outside [0, 1].
+    Raises: ValueError where steps is not a power of two that is at least 2, or share lies outside [0, 1].
     """
     levels = round(math.log2(max(steps, 1)))
     if steps < 2 or 2**levels != steps:
@@ -187,7 +187,7 @@ def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> TimesSample
 
 
 def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSampler:
-    """The pairs, with s the lower edge of the segment in which t lies; r is s where it would be lower.
+    """The pairs with s, the lower edge of the segment in which t lies; an r below s is replaced by s.
 
     [Heek et al. 2024, multistep consistency models, sec. 3]
 
@@ -205,7 +205,7 @@ def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSam
 
 
 def skipping_pairs(*, steps: int, skip: int) -> TimesSampler:
-    """t = (i + skip)/steps and r = i/steps, i uniform: `skip` of a discrete model's steps at once.   [Luo et al. 2023]
+    """t = (i + skip)/steps and r = i/steps, i uniform: `skip` steps of a discrete model apart.   [Luo et al. 2023]
 
     Raises: ValueError where skip lies outside [1, steps).
     """

@@ -15,7 +15,7 @@ from cmjax.core.typing import Denoiser, Params, Samples, Time
 
 
 def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:
-    """Give a scalar or (b,) array trailing axes of length one, so that it multiplies `x` (b, ...) sample by sample."""
+    """A scalar or (b,) value with trailing axes of length one, so that it multiplies `x` (b, ...) sample by sample."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
@@ -24,9 +24,9 @@ def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:
 class Path:
     """The signal scale a(t), the noise scale b(t) and their derivatives, elementwise functions of time.
 
-    `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for what moves between noise levels off a grid of times.
-    `spaced_by_level`: samplers' steps are spaced by noise level, as Karras's are, and not by time.
-    `signal_ends`: the time at which a is 0, and the noise level has no bound.
+    `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for functions that need times outside a grid.
+    `spaced_by_level`: True where samplers space their steps by noise level, as Karras et al. do, and not by time.
+    `signal_ends`: the time at which a = 0 and the noise level is infinite; inf where there is no such time.
     """
 
     a: Callable[[Array], Array]
@@ -49,12 +49,15 @@ class Path:
         return self.time_of(jnp.asarray(noise_level))
 
     def noise_level(self, t: Time) -> Array:
-        """b/a, the noise std of x_t/a(t), which carries any of these paths to `ve`."""
+        """The noise level b/a: the noise std of x_t/a(t), which is a state of the `ve` path."""
         t = jnp.asarray(t)
         return self.b(t) / self.a(t)
 
     def conditional_velocity(self, x0: Samples, noise: Samples, t: Time) -> Samples:
-        """a'·x0 + b'·noise, whose mean given x_t is the velocity of the probability-flow ODE.   [Lipman et al. 2023]"""
+        """The velocity a'·x0 + b'·noise of one sample. Its mean given x_t is the velocity of the probability-flow ODE.
+
+        [Lipman et al. 2023]
+        """
         t = per_sample(t, x0)
         return self.da(t) * x0 + self.db(t) * noise
 
@@ -67,21 +70,22 @@ class Path:
         return self.da(t) * denoised + self.db(t) / self.b(t) * (x - self.a(t) * denoised)
 
     def denoised(self, x: Samples, velocity: Samples, t: Time) -> Samples:
-        """D of a velocity, the inverse of `velocity`: (b·v − b'·x)/(a'·b − a·b'). At b(t) = 0, x/a."""
+        """D from a velocity, (b·v − b'·x)/(a'·b − a·b'): the inverse of `velocity`. Where b(t) = 0 it is x/a."""
         t = per_sample(t, x)
         a, b, da, db = self.a(t), self.b(t), self.da(t), self.db(t)
         return (b * velocity - db * x) / (da * b - a * db)
 
     def ddim(self, x: Samples, denoised: Samples, t: Time, r: Time) -> Samples:
-        """The point at time r with the noise of x at t, a_r·D + b_r/b_t·(x − a_t·D).   [Song et al. 2021, DDIM, eq. 12]
+        """The state at time r with the same noise as x at t: a_r·D + b_r/b_t·(x − a_t·D).
 
-        On the `ve` and linear paths this is an Euler step. At b(r) = 0, D itself.
+        On the `ve` and linear paths this is an Euler step. Where b(r) = 0 it is D itself.
+        [Song et al. 2021, DDIM, eq. 12]
         """
         t, r = per_sample(t, x), per_sample(r, x)
         return self.a(r) * denoised + self.b(r) / self.b(t) * (x - self.a(t) * denoised)
 
     def ddim_inverse(self, x_r: Samples, x_t: Samples, t: Time, r: Time) -> Samples:
-        """The denoised D with which `ddim` leads from x_t to x_r: (x_r − β·x_t)/(a_r − β·a_t) with β = b_r/b_t, r < t.
+        """The denoised D with which `ddim` moves x_t to x_r: (x_r − β·x_t)/(a_r − β·a_t) with β = b_r/b_t, r < t.
 
         [Salimans & Ho 2022, app. G]
         """
@@ -139,10 +143,10 @@ def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 
 @lru_cache
 def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Path:
-    """Discrete diffusion: time t = i/steps is the step i whose signal is a² = Π_{j≤i}(1 − β_j), b² = 1 − a².
+    """The path of discrete diffusion: step i is at time t = i/steps, with a² = Π_{j≤i}(1 − β_j) and b² = 1 − a².
 
-    Between steps ln a² is interpolated linearly. `schedule`: β_j evenly spaced ("linear") [Ho et al. 2020], or √β_j
-    ("scaled_linear"), which with 0.00085 and 0.012 is that of Stable Diffusion.
+    Between steps ln a² is interpolated linearly. `schedule`: "linear" spaces β_j evenly [Ho et al. 2020],
+    "scaled_linear" spaces √β_j evenly; with 0.00085 and 0.012 the latter is the schedule of Stable Diffusion.
 
     Raises: ValueError naming the argument that is out of range.
     """
@@ -159,12 +163,12 @@ def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float 
 
 @lru_cache
 def table(log_signal: tuple[float, ...]) -> Path:
-    """The path of a table of ln a², descending, b² = 1 − a²: t = i/len(table) is its entry i.
+    """The path of a descending table of ln a², with b² = 1 − a²: entry i is at time t = i/len(table).
 
-    Beyond its ends ln a² goes on with the slope of the interval next to them: in a compiled program the last time may
-    round above its entry, where the velocity must not be 0.
+    Beyond both ends ln a² continues with the slope of the nearest interval. A compiled program may round the last time
+    to above its entry, and the velocity must not be 0 there.
 
-    Raises: ValueError where the table is shorter than two, not below 0 or not descending.
+    Raises: ValueError where the table has fewer than two entries, is not below 0, or is not descending.
     """
     values = np.asarray(log_signal, np.float64)
     if len(values) < 2 or values[0] >= 0 or (np.diff(values) >= 0).any():
@@ -176,7 +180,7 @@ def table(log_signal: tuple[float, ...]) -> Path:
         return jnp.interp(drop, jnp.asarray(-values, drop.dtype), jnp.asarray(places, drop.dtype))
 
     def log_signal_at(t):
-        t = jnp.asarray(t, float)  # the table in the precision of t: JAX keeps what it once made of a numpy array
+        t = jnp.asarray(t, float)  # the table takes the precision of t: JAX caches how it first converted a numpy array
         known = jnp.asarray(places, t.dtype), jnp.asarray(values, t.dtype)
         return jnp.interp(t, *known, left="extrapolate", right="extrapolate")
 
@@ -196,7 +200,7 @@ def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable
 
 
 def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Of an elementwise function."""
+    """The derivative of an elementwise function."""
     return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
@@ -208,9 +212,10 @@ def _carried(denoiser: Denoiser, source: Path, path: Path, params: Params, x: Sa
 
 
 def carry(denoiser: Denoiser, source: Path, path: Path) -> Denoiser:
-    """A denoiser of one path as a denoiser of another: D'(x, t) = D(x·a_s/a_t, s), s of the same noise level b/a.
+    """The denoiser of `source` as a denoiser of `path`: D'(x, t) = D(x·a_s/a_t, s), where s has the noise level of t.
 
-    Exact: x_t/a(t) at noise level b/a has one distribution on every path. Where a(t) = 0 it is undefined.
+    This is exact: at one noise level b/a, x_t/a(t) has the same distribution on every path. It is undefined where
+    a(t) = 0.
     [Karras et al. 2022, app. B; Lu & Song 2025, eq. 12]
     """
     return partial(_carried, denoiser, source, path)

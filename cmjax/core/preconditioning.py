@@ -1,5 +1,7 @@
-"""The coefficients of preconditioned networks c_skip·x + c_out·F(c_in·x, c_noise), by time: denoisers, consistency
-functions and flow maps, whose boundary condition holds by construction."""
+"""The coefficients of preconditioned networks c_skip·x + c_out·F(c_in·x, c_noise), as functions of time.
+
+They make denoisers, and consistency functions and flow maps whose boundary condition holds by construction.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +27,10 @@ Preconditioning = Callable[[Array], Scalings]
 
 
 def edm(t: Array, *, sigma_data: float) -> Scalings:
-    """The denoiser's preconditioning, unit variance in and out at every noise level.   [Karras et al. 2022, table 1]"""
+    """EDM's preconditioning of a denoiser: F has inputs and targets of unit variance at every noise level.
+
+    [Karras et al. 2022, table 1]
+    """
     variance = t**2 + sigma_data**2
     return Scalings(
         c_skip=sigma_data**2 / variance,
@@ -43,7 +48,7 @@ def consistency(t: Array, *, sigma_data: float, t_min: float) -> Scalings:
 
 
 def piecewise(t: Array, *, t_min: float) -> Scalings:
-    """x itself at t = t_min, the bare network above it.   [Song et al. 2023, eq. 4]"""
+    """x itself at t = t_min, and F(x, c_noise) itself above it.   [Song et al. 2023, eq. 4]"""
     at_boundary = (t <= t_min).astype(jnp.result_type(t, jnp.float32))
     return Scalings(c_skip=at_boundary, c_out=1 - at_boundary, c_in=jnp.ones_like(at_boundary), c_noise=jnp.log(t) / 4)
 
@@ -54,7 +59,7 @@ def trig(t: Array, *, sigma_data: float) -> Scalings:
 
 
 def trig_edm(t: Array, *, sigma_data: float) -> Scalings:
-    """`edm` carried to the TrigFlow path: for the parameters of a `ve` model as they are.   [Lu & Song 2025, app. B]"""
+    """`edm` on the TrigFlow path, for parameters that were trained on the `ve` path.   [Lu & Song 2025, app. B]"""
     level = jnp.log(sigma_data) + jnp.log(jnp.tan(t))
     return Scalings(jnp.cos(t), sigma_data * jnp.sin(t), jnp.full_like(t, 1 / sigma_data), level / 4)
 
@@ -65,7 +70,10 @@ def linear(t: Array) -> Scalings:
 
 
 def linear_flow(t: Array, s: Array) -> Scalings:
-    """x − (t − s)·F(x, t, t − s), where F is the mean velocity between s and t.   [Geng et al. 2025, eq. 3 and 12]"""
+    """x − (t − s)·F(x, t, t − s), where F is the mean velocity between s and t.
+
+    [Geng et al. 2025, MeanFlow, eq. 3 and 12]
+    """
     return Scalings(jnp.ones_like(t), s - t, jnp.ones_like(t), t, t - s)
 
 
@@ -86,9 +94,10 @@ PREDICTIONS = {"epsilon": epsilon, "v": v_prediction}
 def lcm(
     t: Array, *, path: Path, prediction: str = "epsilon", scaling: float = 10_000.0, sigma_data: float = 0.5
 ) -> Scalings:
-    """σ_d²/(τ² + σ_d²)·x + τ/√(τ² + σ_d²)·D, τ = scaling·t, with D of a teacher that predicts the noise or v.
+    """LCM's consistency function, σ_d²/(τ² + σ_d²)·x + τ/√(τ² + σ_d²)·D with τ = scaling·t.
 
-    [Luo et al. 2023, latent consistency models, sec. 3; `scaling` is 10 for each of 1000 steps]
+    D is the denoiser of a network that predicts the noise or v. `scaling` is 10 for each of 1000 steps.
+    [Luo et al. 2023, latent consistency models, sec. 3]
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")

@@ -1,4 +1,4 @@
-"""From noise to samples: consistency sampling in one or several evaluations, and the probability-flow ODE."""
+"""Samplers: consistency sampling in one or several evaluations, and sampling by the probability-flow ODE."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from cmjax.core.paths import Path, ve
 from cmjax.core.typing import Keys, Noises, Params, Samples, Solver, Time
 
 Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
-"""Noise stds from the largest down: numbers, or a grid reversed."""
+"""Noise stds in descending order: a sequence of numbers, or a reversed grid."""
 
 Start = Samples | Float[np.ndarray, "b *dims"] | None
 """The state to start from; None for noise drawn from the key."""
@@ -29,10 +29,10 @@ Start = Samples | Float[np.ndarray, "b *dims"] | None
 class FlowMap:
     """A trained network bound to its parameters: `flow_map(x, t)` estimates the clean data.
 
-    f(x, t) of a consistency model (`kind == "consistency"`), D(x, t) of a diffusion teacher (`kind == "denoiser"`), and
-    Φ(x, t, s), with s = t_min unless given, of a flow map between any two times (`kind == "flow_map"`). A pytree whose
-    leaves are the parameters, so it may be closed over or passed through `jax.jit` as an argument. `shape` is that of
-    one sample, (h, w, c); times lie in [t_min, t_max] and are those of `path`.
+    It is f(x, t) for a consistency model (`kind == "consistency"`), D(x, t) for a diffusion teacher
+    (`kind == "denoiser"`), and Φ(x, t, s), s = t_min by default, for a flow map between any two times
+    (`kind == "flow_map"`). It is a pytree whose leaves are the parameters, so a jitted function may close over it or
+    take it as an argument. `shape` is the shape of one sample, (h, w, c). Times lie in [t_min, t_max] on `path`.
     """
 
     params: Params
@@ -44,9 +44,9 @@ class FlowMap:
     path: Path = ve
 
     def __call__(self, x: Array, t: Time, s: Time | None = None, **conditions: Any) -> Array:
-        """x (b, h, w, c), t and s scalars or (b,), `label` (b,) where the network has classes -> (b, h, w, c).
+        """The estimate (b, h, w, c). x: (b, h, w, c). t, s: scalars or (b,). `label`: (b,), if the network has classes.
 
-        Raises: ValueError where s is given to a model that has but one end.
+        Raises: ValueError where s is given to a model that is not a flow map.
         """
         if self.kind == "flow_map":
             return self.denoiser(self.params, x, t, self.t_min if s is None else s, **conditions)
@@ -56,21 +56,21 @@ class FlowMap:
 
 
 def _path_of(flow_map: Any) -> Path:
-    """The model's own path; `ve` for a function that tells none."""
+    """The path of the model; `ve` for a function that has no path."""
     return getattr(flow_map, "path", ve)
 
 
 def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -> tuple[Array, Array]:
-    """Of the forward process from `start`: x_t = kept·x_start + added·z at each of `times`, both (n,).
+    """The scales kept and added, both (n,), of the forward process: x_t = kept·x_start + added·z at each of `times`.
 
-    None starts from clean data, also where the path's first time bears some noise already.
+    `start`: its first time. None starts from clean data, even if the path already has some noise at its first time.
     """
     if start is None:
         return path.a(times), path.b(times)
     begin = jnp.full_like(times, start)
     kept = path.a(times) / path.a(begin)
     noise, brought = path.b(times), kept * path.b(begin)
-    # as a product, exactly 0 at `start`; the difference of squares may round below 0
+    # this product is exactly 0 at `start`; the difference of squares may be rounded to below 0
     return kept, jnp.sqrt((noise - brought) * (noise + brought))
 
 
@@ -85,7 +85,7 @@ def gaussian(key: Keys, shape: Sequence[int], index: int | Array = 0) -> Array:
 
 
 def _started(key, shape, path: Path, first, start, noises) -> tuple[Samples, Noises]:
-    """The state at the first time, and what gives the noise of each later one, from 1 on."""
+    """The state at the first time, and the function index -> noise of each later time; the index starts at 1."""
     shape = tuple(shape)
     x = path.b(first) * gaussian(key, shape) if start is None else jnp.asarray(start)
     if x.shape != shape:
@@ -107,21 +107,22 @@ def sample_fn(
     noises: Noises | None = None,
     **conditions: Any,
 ) -> Samples:
-    """Multistep consistency sampling, x0 ← f(x0 + √(τ² − t_min²)·z, τ) for each τ.   [Song et al. 2023, alg. 1]
+    """Samples by multistep consistency sampling, x0 ← f(x0 + √(τ² − t_min²)·z, τ).   [Song et al. 2023, alg. 1]
 
-    On another path, the state at τ of the forward process through x0 at t_min: a_τ/a_ε·x0 + √(b_τ² − (b_ε·a_τ/a_ε)²)·z.
+    τ runs through `times`. On another path than `ve`, f takes the state at τ of the forward process from x0 at t_min:
+    a_τ/a_ε·x0 + √(b_τ² − (b_ε·a_τ/a_ε)²)·z.
 
     Args:    flow_map: (x, t, **conditions) -> estimate of the clean data, for example `cmjax.load(workdir)`.
              key: one key, or (b,) keys, one for each sample. shape: (b, ...) of the samples.
-             times: noise stds, descending, one evaluation each; the first is T and starts from T·z.
-             t_min: ε, the time at which f is the identity; by default `flow_map.t_min`. path: by default that of
-             `flow_map`, `ve` where it has none.
+             times: noise stds, descending, one evaluation each; the first is T, where sampling starts from T·z.
+             t_min: ε, the time at which f is the identity; by default `flow_map.t_min`. path: by default the path of
+             `flow_map`, or `ve` where it has none.
              clip: clip every estimate to [-1, 1], as OpenAI's released code does.
-             full_noise: take the estimate for clean data, a_τ·x0 + b_τ·z, as ECT's released code and latent consistency
-             models do: the noise that it bears at t_min comes on top.
-             start: the state at times[0], (b, ...); by default b(T)·z, and z itself in latent consistency models.
-             noises: index -> the z added before the index-th next evaluation, from 1 on; by default drawn from `key`.
-    Returns: samples of `shape`, in [-1, 1] units but not clipped unless asked.
+             full_noise: treat the estimate as clean data and add all noise, a_τ·x0 + b_τ·z, as ECT's released code and
+             latent consistency models do; the noise that the estimate already has at t_min is not subtracted.
+             start: the state at times[0], (b, ...); by default b(T)·z. Latent consistency models start from z itself.
+             noises: index -> z; index 1 is the noise added before the second evaluation. By default drawn from `key`.
+    Returns: samples of `shape`, in [-1, 1] units, clipped only where `clip` is set.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
     path = _path_of(flow_map) if path is None else path
@@ -160,15 +161,15 @@ def sample_chain(
     noises: Noises | None = None,
     **conditions: Any,
 ) -> Samples:
-    """γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
+    """Samples by γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
 
     γ = 0 chains the flow map from time to time; γ = 1 is multistep consistency sampling with s = 0. On another path
-    than `ve`, noise levels b/a take the place of times.
+    than `ve`, the noise levels b/a replace the times in this formula.
 
     Args:   flow_map: Φ(x, t, s, **conditions) -> the state at s of the PF-ODE through x at t.
-            key, shape, start, noises: as in `sample_fn`. times: descending; the last (0 or t_min) is that of the
-            samples; one evaluation for each interval.
-    Raises: ValueError where `times` are fewer than two, or gamma lies outside [0, 1].
+            key, shape, start, noises: as in `sample_fn`. times: descending; the last (0 or t_min) is the time of
+            the samples; one evaluation for each interval.
+    Raises: ValueError where there are fewer than two `times`, or gamma lies outside [0, 1].
     """
     path = _path_of(flow_map) if path is None else path
     times = jnp.asarray(times, float)

@@ -1,6 +1,6 @@
-"""From noise to data by a denoiser: the solvers of the probability-flow ODE and of its stochastic relatives.
+"""Solvers, which go from noise to data with a denoiser: the probability-flow ODE and its stochastic variants.
 
-All are functions (denoise, x, times, noises, *, path, to_zero) -> samples. They go from the state x at times[0] along
+Each is a function (denoise, x, times, noises, *, path, to_zero) -> samples. It goes from the state x at times[0] along
 the descending `times`, and then, by one denoising evaluation, to time 0; `to_zero=False` leaves that evaluation out and
 returns the state at times[-1]. Each solver has its own loop, which keeps what the solver remembers from step to step.
 Solvers of the ODE draw no noise and ignore `noises`.
@@ -38,7 +38,7 @@ def by_ode(
     integrate: Integrator,
     to_zero: bool = True,
 ) -> Samples:
-    """The probability-flow ODE by any integrator, for example `partial(solve, ode_step=heun_step)`."""
+    """Samples by the probability-flow ODE with any integrator, for example `partial(solve, ode_step=heun_step)`."""
     x = integrate(ode_velocity(denoise, path), x, times)
     return denoise(x, times[-1]) if to_zero else x
 
@@ -46,14 +46,14 @@ def by_ode(
 def euler(
     denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
-    """First order, N evaluations for N times; on the `ve` path this is DDIM.   [Karras et al. 2022, alg. 1]"""
+    """Euler's method: first order, N evaluations for N times; DDIM on the `ve` path.   [Karras et al. 2022, alg. 1]"""
     return by_ode(denoise, x, times, noises, path=path, integrate=_along(euler_step), to_zero=to_zero)
 
 
 def ddim(
     denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
-    """First order, N evaluations; exact where D is constant along a trajectory.   [Song et al. 2021, DDIM, eq. 12]"""
+    """DDIM: first order, N evaluations; exact if D is constant on a trajectory.   [Song et al. 2021, DDIM, eq. 12]"""
     integrate = _along(partial(ddim_step, path=path))
     return by_ode(denoise, x, times, noises, path=path, integrate=integrate, to_zero=to_zero)
 
@@ -61,7 +61,7 @@ def ddim(
 def heun(
     denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
-    """Second order, 2N − 1 evaluations: the last step, to 0, is Euler's.   [Karras et al. 2022, alg. 1]"""
+    """Heun's method: second order, 2N − 1 evaluations; the step to 0 is Euler's.   [Karras et al. 2022, alg. 1]"""
     return by_ode(denoise, x, times, noises, path=path, integrate=_along(heun_step), to_zero=to_zero)
 
 
@@ -75,7 +75,10 @@ def midpoint(
     rho: float = 1.0,
     to_zero: bool = True,
 ) -> Samples:
-    """Second order, 2N − 1 evaluations; `rho`, at least 1, places the middle, see `midpoint_step`."""
+    """The midpoint method: second order, 2N − 1 evaluations. `rho` sets the middle time, see `midpoint_step`.
+
+    Raises: ValueError where rho is below 1.
+    """
     if rho < 1:
         raise ValueError(f"rho must be at least 1, got {rho}")
 
@@ -100,7 +103,7 @@ def tsit5(
     atol: float = 1e-5,
     to_zero: bool = True,
 ) -> Samples:
-    """As many steps as the tolerances ask for, see `solve_to_tolerance`; needs diffrax."""
+    """Tsitouras' method with as many steps as the tolerances need, see `solve_to_tolerance`; it needs diffrax."""
 
     def integrate(velocity, x, times):
         return solve_to_tolerance(velocity, x, times, rtol=rtol, atol=atol)
@@ -113,8 +116,8 @@ def dpmpp_2m(
 ) -> Samples:
     """DPM-Solver++(2M): second order, N evaluations.   [Lu et al. 2022, DPM-Solver++, alg. 2]
 
-    Steps of DDIM in which the denoised D_i is extrapolated to the middle of the step in λ = ln(a/b): with
-    h_i = λ_{i+1} − λ_i, to D_i + h_i/(2·h_{i−1})·(D_i − D_{i−1}). The first step, which has no D_{i−1}, and the last,
+    Each step is a DDIM step with D_i + h_i/(2·h_{i−1})·(D_i − D_{i−1}) in place of D_i: this extrapolates D to the
+    middle of the step in λ = ln(a/b), with h_i = λ_{i+1} − λ_i. The first step, which has no D_{i−1}, and the last,
     which is infinitely long, are of first order.
     """
     gaps = jnp.diff(jnp.log(path.a(times)) - jnp.log(path.b(times)))
@@ -143,12 +146,13 @@ def churn(
     s_noise: float = 1.0,
     to_zero: bool = True,
 ) -> Samples:
-    """EDM's stochastic sampler: before every Heun step some noise is added and the time set back.
+    """EDM's stochastic sampler: before every Heun step it adds noise and moves back to the higher noise level.
 
-    σ̂ = (1 + γ)·σ and x̂ = x + √(σ̂² − σ²)·s_noise·z, γ = min(s_churn/N, √2 − 1) where s_min <= σ <= s_max and else 0.
+    σ̂ = (1 + γ)·σ and x̂ = x + √(σ̂² − σ²)·s_noise·z, with γ = min(s_churn/N, √2 − 1) where s_min <= σ <= s_max, and
+    γ = 0 elsewhere.
     [Karras et al. 2022, alg. 2]
 
-    Args:   path: one with `time_of`; noise levels are σ = b/a, and x is scaled by the signal's gain on the way.
+    Args:   path: one with `time_of`. Noise levels are σ = b/a, and x is also scaled by a(t̂)/a(t), t̂ the time of σ̂.
     Raises: ValueError where s_churn or s_noise is negative, or s_max is below s_min.
     """
     if s_churn < 0 or s_noise < 0:
@@ -158,7 +162,7 @@ def churn(
     levels = path.b(times) / path.a(times)
     most = min(s_churn / len(times), 2**0.5 - 1)
     gammas = jnp.where((levels >= s_min) & (levels <= s_max), most, 0.0).astype(times.dtype)
-    raised = jnp.where(gammas > 0, path.time_at((1 + gammas) * levels), times)  # to the bit where nothing is added
+    raised = jnp.where(gammas > 0, path.time_at((1 + gammas) * levels), times)  # exact where no noise is added
     kept = path.a(raised) / path.a(times)
     added = path.a(raised) * levels * jnp.sqrt(gammas * (2 + gammas)) * s_noise
     velocity = ode_velocity(denoise, path)
@@ -178,10 +182,10 @@ def churn(
 def ancestral(
     denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
-    """Ancestral Euler, N evaluations: the reverse of the noising process with the denoised in place of the data.
+    """Ancestral Euler, N evaluations: each step samples the reverse of the noising process, with D as the clean data.
 
-    With q = σ_r/σ_t, σ = b/a: x_r = a_r·(1 − q²)·D + q·b_r/b_t·x_t + b_r·√(1 − q²)·z, which on the `ve` path is an
-    Euler step to σ_r²/σ_t and noise of std σ_r·√(1 − q²).   [Ho et al. 2020, eq. 6; k-diffusion]
+    x_r = a_r·(1 − q²)·D + q·b_r/b_t·x_t + b_r·√(1 − q²)·z, with q = σ_r/σ_t and σ = b/a. On the `ve` path this is an
+    Euler step to σ_r²/σ_t, and then noise of std σ_r·√(1 − q²).   [Ho et al. 2020, eq. 6; k-diffusion]
     """
 
     def advance(x, step):

@@ -1,6 +1,6 @@
 """How fast the target's parameters follow the student's: the averaging rate μ(k) of the optimizer step k.
 
-A rate of 1 keeps the target as it is, 0 makes it the student.
+A rate of 1 leaves the target unchanged; a rate of 0 replaces it by the student.
 """
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from cmjax.core.typing import Schedule
 
 
 def constant_rate(*, mu: float) -> Schedule:
-    """μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
+    """The same rate μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
     _check_rate("mu", mu)
     return lambda step: jnp.asarray(mu)
 
@@ -19,7 +19,7 @@ def constant_rate(*, mu: float) -> Schedule:
 def scheduled_rate(*, mu0: float, curriculum: Curriculum, ema_uses_intervals: bool = False) -> Schedule:
     """μ(k) = exp(s0·ln μ0/N(k)), with s0 = N(0) and 0 < mu0 < 1.   [Song et al. 2023, app. C]
 
-    `ema_uses_intervals` divides by N − 1, as the released CIFAR-10 code does, in place of N.
+    `ema_uses_intervals` divides by N − 1 instead of N, as the released CIFAR-10 code does.
     """
     _check_rate("mu0", mu0)
     rates = np.exp(curriculum.num_scales[0] * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))
@@ -27,9 +27,9 @@ def scheduled_rate(*, mu0: float, curriculum: Curriculum, ema_uses_intervals: bo
 
 
 def kept_in_a_stage(*, curriculum: Curriculum) -> Schedule:
-    """1 within a stage and 0 at its last step: the average is the student as it was when the stage began.
+    """The rate 1 within a stage and 0 at its last step: the target is the student as it was when the stage began.
 
-    That is progressive distillation's teacher.   [Salimans & Ho 2022, alg. 2]
+    This is the teacher of progressive distillation.   [Salimans & Ho 2022, alg. 2]
     """
     return lambda step: jnp.where(curriculum.stage(jnp.asarray(step) + 1) > curriculum.stage(step), 0.0, 1.0)
 

@@ -1,6 +1,6 @@
 """Distributions of the student's time t: samplers (key, batch_size) -> t (b,).
 
-Those of the noise level go through the path's `time_of`, so that they mean the same on every path.
+Distributions of the noise level are converted by the path's `time_of`, so they mean the same on every path.
 """
 
 import math
@@ -22,10 +22,10 @@ def lognormal(*, mean: float, std: float, path: Path) -> TimeSampler:
 def student(
     *, df: float, scale: float, path: Path, lowest: float = 1.0, highest: float = 80.0, points: int = 4096
 ) -> TimeSampler:
-    """ln σ ~ Student-t with `df` degrees of freedom and `scale`, truncated to [lowest, highest].   [Lee et al. 2025]
+    """The time of the noise level σ in [lowest, highest], with ln σ ~ truncated Student-t.   [Lee et al. 2025, TCM]
 
-    By its inverse distribution function, tabulated at `points` in float64: with df = 0.01 the tails are too heavy
-    for a draw to be rejected until it falls within.
+    The distribution has `df` degrees of freedom and the given `scale`. It is drawn by its inverse distribution
+    function, tabulated at `points` in float64; with df = 0.01 the tails are too heavy for rejection sampling.
     """
     for name, value in (("df", df), ("scale", scale), ("lowest", lowest)):
         _check_positive(name, value)
@@ -45,7 +45,7 @@ def student(
 
 
 def uniform(*, t_min: float, t_max: float, rho: float = 1.0) -> TimeSampler:
-    """t^(1/rho) uniform between its values at t_min and t_max.   [Song et al. 2023, app. B.2]"""
+    """The time t with t^(1/rho) uniform between its values at t_min and t_max.   [Song et al. 2023, app. B.2]"""
     if not 0 <= t_min < t_max:
         raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {t_min} and {t_max}")
     low, high = t_min ** (1 / rho), t_max ** (1 / rho)
@@ -53,18 +53,18 @@ def uniform(*, t_min: float, t_max: float, rho: float = 1.0) -> TimeSampler:
 
 
 def logit_normal(*, mean: float, std: float) -> TimeSampler:
-    """t = sigmoid of N(mean, std²), within (0, 1): of the linear path.   [Esser et al. 2024, sec. 3.1]"""
+    """t = sigmoid(n) in (0, 1) with n ~ N(mean, std²), for the linear path.   [Esser et al. 2024, sec. 3.1]"""
     _check_positive("std", std)
     return lambda key, batch_size: jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,)))
 
 
 def part_of(share: float, batch_size: int) -> int:
-    """How many samples a share of the batch is, at least one unless it is 0."""
+    """The number of samples in a share of the batch: at least one, unless the share is 0."""
     return max(round(share * batch_size), int(share > 0))
 
 
 def held_at(times: TimeSampler, *, at: float, share: float) -> TimeSampler:
-    """The first `share` of the batch at the time `at`, the rest as `times` draws.   [Lee et al. 2025, TCM, alg. 1]"""
+    """The time `at` for the first `share` of the batch, `times` for the rest.   [Lee et al. 2025, TCM, alg. 1]"""
 
     def draw(key, batch_size):
         held = jnp.arange(batch_size) < part_of(share, batch_size)

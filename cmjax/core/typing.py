@@ -1,4 +1,4 @@
-"""Names for what the library passes around. Everything in `core` takes callables like these, never a Module."""
+"""Names for the types that the library uses. Everything in `core` takes callables like these, never a Module."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +24,7 @@ Schedule = Callable[[Any], Any]
 """A function of the (traced) optimizer step."""
 
 Conditions = Mapping[str, Array]
-"""Keyword inputs of the network beside x and the time, such as `label` (b,) int32."""
+"""Keyword inputs of the network besides x and the time, such as `label` (b,) int32."""
 
 
 @runtime_checkable
@@ -32,11 +32,11 @@ class Net(Protocol):
     """The raw network F(params, x, c_noise), any callable: a lambda, a Linen, NNX or Equinox module's function.
 
     x (b, ...) is scaled by c_in, c_noise (b,) tells the time; the result has the shape of x. `key` draws dropout masks;
-    None means evaluation. `conditions` are a batch's, such as `label` (b,).
+    None means evaluation. `conditions` come from a batch, such as `label` (b,).
 
-    A network says by taking a keyword that it has more than that:
+    A network may support more, by taking these keywords:
         c_noise_s: (b,), the second time of a flow map.
-        return_weight: True asks for (F, w), w (b,) its weight head, from which a loss learns how to weigh times.
+        return_weight: True asks for (F, w), with w (b,) from a weight head that learns the loss weight of each time.
     """
 
     def __call__(self, params: Params, x: Array, c_noise: Array, *, key: Any = None, **conditions: Any) -> Array: ...
@@ -44,7 +44,7 @@ class Net(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """The estimate of the clean data, D(x, t) or f(x, t), as a function of parameters. Shape of `x` in and out."""
+    """The estimate of the clean data, D(x, t) or f(x, t), as a function of parameters. It has the shape of `x`."""
 
     def __call__(self, params: Params, x: Array, t: Time, *, key: Any = None, **conditions: Any) -> Array: ...
 
@@ -56,7 +56,7 @@ OdeStep = Callable[[Velocity, Array, Any, Any], Array]
 """(velocity, x, t, r) -> the state at time r of the solution through x at time t."""
 
 Integrator = Callable[[Velocity, Array, Array], Array]
-"""(velocity, x, times) -> the state at times[-1] of the solution through x at times[0]; times (n,) in either order."""
+"""(velocity, x, times) -> the state at times[-1] of the solution through x at times[0]; times (n,) rise or fall."""
 
 BoundDenoiser = Callable[[Array, Any], Array]
 """D(x, t) with parameters and conditions bound: (x, t) -> the estimate of the clean data."""
@@ -67,9 +67,9 @@ Noises = Callable[[Any], Array]
 
 @runtime_checkable
 class Solver(Protocol):
-    """From the state x at times[0] to samples: along the descending positive `times` (n,), and from the last to 0.
+    """From the state x at times[0] to samples: along the descending positive `times` (n,), and then to time 0.
 
-    `to_zero=False` ends at the last of `times`.
+    `to_zero=False` stops at times[-1].
     """
 
     def __call__(

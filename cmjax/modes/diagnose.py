@@ -103,7 +103,7 @@ def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> 
         raise ConfigError(f"{where}={folder}: is of images {teacher.shape}; the student's are {student.shape}")
     net = read_record(split_checkpoint(folder)[0])["config"]["net"]
     if net["class_conditional"] != config["net"]["class_conditional"]:
-        raise ConfigError(f"{where}={folder}: of it and the student one alone has classes; they must agree")
+        raise ConfigError(f"{where}={folder}: only one of this model and the student has classes; they must agree")
     return folder, teacher
 
 

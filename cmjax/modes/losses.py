@@ -30,7 +30,7 @@ DRAWS = 1024
 """Pairs drawn for each place of a batch, to find one of a bin."""
 
 RARE = 0.25
-"""Bins that fewer places of the batch find a sample of are left out: their gradient would be of another batch size."""
+"""A bin is left out if it fills less than this share of a batch: its gradient would be that of a smaller batch."""
 
 Found = tuple[dict[str, Any], list[np.ndarray]]
 

@@ -2,14 +2,14 @@
 
 All have one signature, `loss(model, params, key, batch, *, target_params, ...) -> (b,)`: one loss for each sample.
 
-    model: a `Model`. params: the student's, by which to differentiate.
-    key: draws dropout masks, None for none; all other randomness is in the batch, so that a loss is a function of
+    model: a `Model`. params: the student's parameters, with respect to which the loss is differentiated.
+    key: draws dropout masks; None means no dropout. All other randomness is in the batch, so a loss is a function of
     parameters, batch and dropout masks.
-    batch: a `Batch`. target_params: those of the target's network f⁻, the student's own where they are not given; no
-    gradient enters the target.
+    batch: a `Batch`. target_params: the parameters of the target's network f⁻, by default the student's own. No
+    gradient flows through the target.
 
-What else a method needs are keyword arguments; `functools.partial` binds them. A `teacher` is a function (x, t,
-**conditions) -> the estimate of the clean data, its parameters bound, such as `cmjax.load(workdir)`.
+The other inputs of a method are keyword arguments; `functools.partial` binds them. A `teacher` is a function (x, t,
+**conditions) -> the estimate of the clean data, with its parameters bound, such as `cmjax.load(workdir)`.
 """
 
 from cmjax.core.losses.consistency import ct, ect, ict, multistep_ct, sct, tcm

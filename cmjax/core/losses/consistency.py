@@ -1,4 +1,4 @@
-"""Consistency training: the student at (x_t, t) learns what its target says at (x_r, r), on a trajectory of data."""
+"""Consistency training: the student at (x_t, t) learns the target's estimate at the less noisy (x_r, r)."""
 
 from functools import partial
 from typing import Any
@@ -40,9 +40,9 @@ def consistency_loss(
     weight: Weight,
     conditions: Conditions,
 ) -> PerSample:
-    """λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,): what the losses of this family share.   [Song et al. 2023, eq. 7]
+    """The loss λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,), which this family shares.   [Song et al. 2023, eq. 7]
 
-    No gradient enters the second term. Student and target drop out the same units: they share `key`.
+    No gradient flows through f_θ⁻. Student and target share `key`, so they drop out the same units.
     """
     t, r = times.t, times.target
     estimate = f(params, x_t, t, key=key, **conditions)
@@ -119,7 +119,7 @@ def sct(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """SCT: ECT whose x_r is a DDIM step from x_t with D estimated from the batch, which varies less than x0.
+    """SCT: ECT where x_r is a DDIM step from x_t with a D estimated from the batch. This D varies less than x0.
 
     Where samples have a `label`, D is estimated from the samples of the same class.   [Wang et al. 2024, SCT]
     """
@@ -146,9 +146,9 @@ def tcm(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """TCM's second stage: ECT for t >= t' alone; where r < t', the frozen model of a first stage is the target.
+    """TCM's second stage: ECT for t >= t' only; where r < t', the target is the frozen model of the first stage.
 
-    A `share` of the batch is at t' itself, where the target is always the first stage's. The mean of what is returned
+    A `share` of the batch has t = t', where the target is always the first stage's. The mean of the returned losses
     is the mean loss above t' plus `boundary_weight` times the mean loss at t'.   [Lee et al. 2025, TCM, alg. 1]
 
     Args: first_stage: (x, t, **conditions) -> its estimate of the clean data. boundary: t'.
@@ -175,9 +175,9 @@ def multistep_ct(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """Multistep CT: λ(t, r)·d(D_θ(x_t, t), D*), D* the estimate whose DDIM step leads where the target's leads.
+    """Multistep CT: λ(t, r)·d(D_θ(x_t, t), D*), where D* moves x_t to the point to which the target moves x_r.
 
-    The target's estimate moves x_r by DDIM to x_s, at the lower edge s of the segment; D* is the estimate with which
+    DDIM with the target's estimate moves x_r to x_s, at the lower edge s of the segment; D* is the estimate with which
     DDIM moves x_t to the same x_s. Its times: `segmented`. Samples are drawn by DDIM along the edges.
     [Heek et al. 2024, multistep consistency models, alg. 1]
     """
@@ -192,7 +192,7 @@ def multistep_ct(
 
 
 def with_boundary(f: Denoiser) -> Denoiser:
-    """f with f(x, 0) = x, also where its network is undefined at time 0, as with c_noise = ln t."""
+    """f with f(x, 0) = x, even if its network is undefined at time 0, as with c_noise = ln t."""
 
     def bounded(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
@@ -203,9 +203,9 @@ def with_boundary(f: Denoiser) -> Denoiser:
 
 
 def moved_to(f: Denoiser, path: Path, s: Time) -> Denoiser:
-    """The state at time s <= t to which DDIM moves x_t with f's estimate; x_t itself at t = s.
+    """A function like f that gives the state at time s <= t to which DDIM moves x_t with f's estimate; x_t if t = s.
 
-    It is defined at s = t = 0 too, where neither f nor DDIM is.   [Heek et al. 2024, multistep CM, eq. 7]
+    It is also defined at s = t = 0, where f and DDIM are not.   [Heek et al. 2024, multistep CM, eq. 7]
     """
 
     def moved(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
@@ -220,13 +220,13 @@ def moved_to(f: Denoiser, path: Path, s: Time) -> Denoiser:
 def batch_denoiser(
     x_t: Samples, t: Time, batch: Samples, *, path: Path, label: Int[Array, " b"] | None = None
 ) -> Samples:
-    """D(x_t, t) for data uniform on `batch`, of which x_t[i] came from batch[i].   [Wang et al. 2024, SCT, eq. 9]
+    """D(x_t, t) for data uniform on `batch`, where x_t[i] is noised batch[i].   [Wang et al. 2024, SCT, eq. 9]
 
-    With labels, the data of a sample are those of its own class.
+    With labels, the data of a sample are only the samples of its own class.
     """
     own, flat = batch.reshape(len(batch), -1), x_t.reshape(len(x_t), -1)
     a, b = (jnp.broadcast_to(scale(jnp.asarray(t, x_t.dtype)), x_t.shape[:1])[:, None] for scale in (path.a, path.b))
-    # ‖x − a·y‖² less what does not depend on y
+    # −‖x − a·y‖²/(2b²) without the term in ‖x‖², which does not depend on y
     products = jnp.matmul(flat, own.T, precision="highest")
     logits = (a * products - a**2 * jnp.sum(own**2, axis=1)[None] / 2) / b**2
     if label is not None:

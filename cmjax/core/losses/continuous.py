@@ -1,6 +1,6 @@
-"""Continuous-time consistency models: the limit of CT and CD in which both points of a pair meet.
+"""Continuous-time consistency models: the limit of CT and CD as r approaches t.
 
-Where the velocity is a teacher's this distils; where it is that of one sample of data and noise it trains from data.
+With a teacher's velocity these losses distil. With the velocity of one sample of data and noise they train from data.
 """
 
 import jax
@@ -28,8 +28,9 @@ def continuous_ct(
 ) -> PerSample:
     """λ(t)·f_θᵀ·∇v/2, v the `speed` of f_θ⁻; with l2, λ(t)·f_θᵀ·(df_θ⁻/dt)/D.   [Song et al. 2023, theorem 6, app. B]
 
-    Its *gradient* is half the limit of CT's over t − r. Its value says nothing and may be negative. There is no form
-    without stop-gradient: the velocity of one sample of data and noise is right in the mean, its square is not.
+    Its *gradient* is half the limit of CT's gradient divided by t − r. Its value has no meaning and may be negative.
+    There is no form without stop-gradient: the velocity of one sample of data and noise is right on average, but its
+    square is not.
     """
     velocity = _velocity_of_data(model, batch)
     return _stopped(model, params, key, batch, velocity, weight=weight, speed=speed)
@@ -46,10 +47,10 @@ def continuous_cd(
     speed: Speed = L2_SPEED,
     stop_gradient: bool = True,
 ) -> PerSample:
-    """The limit of CD in which both points meet, along the teacher's PF-ODE.   [Song et al. 2023, theorems 3 to 5]
+    """The limit of CD as r approaches t, along the teacher's PF-ODE.   [Song et al. 2023, theorems 3 to 5]
 
-    With `stop_gradient` it is the loss of `continuous_ct`, whose value says nothing. Without, it is λ(t)·‖df_θ/dt‖²/D,
-    or another `speed` of f_θ, and is 0 where f_θ is constant along every trajectory.
+    With `stop_gradient` it is the loss of `continuous_ct`, whose value has no meaning. Without it, the loss is
+    λ(t)·‖df_θ/dt‖²/D, or λ(t) times another `speed` of f_θ; it is 0 where f_θ is constant along every trajectory.
     """
     velocity = _velocity_of(teacher, model, batch)
     if stop_gradient:
@@ -74,7 +75,8 @@ def scm_ct(
     The velocity is that of the batch's data and noise.
 
     Args: model: with scalings such as `trig`. warmup: from 0 to 1, a factor of the unstable terms of g.
-          gain: the factor of df/dt, cos t on the TrigFlow path. weighted: w is the network's weight head, else 0.
+          gain: the factor of df/dt, cos t on the TrigFlow path. weighted: True takes w from the network's weight
+          head; otherwise w = 0.
     """
     velocity = _velocity_of_data(model, batch)
     return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted)
@@ -92,7 +94,7 @@ def scm_cd(
     gain: Gain = jnp.cos,
     weighted: bool = False,
 ) -> PerSample:
-    """sCD: the loss of `scm_ct` along the teacher's PF-ODE, arguments as there.   [Lu & Song 2025, sCM, alg. 1]"""
+    """sCD: the loss of `scm_ct` along the teacher's PF-ODE, with the same arguments.   [Lu & Song 2025, sCM, alg. 1]"""
     velocity = _velocity_of(teacher, model, batch)
     return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted)
 
@@ -117,7 +119,7 @@ def _stopped(model, params, key, batch, velocity, *, weight: Weight, speed: Spee
 
 
 def _derivative(model, params, key, batch: Batch, velocity: Samples) -> tuple[Samples, Samples]:
-    """f(x_t, t) and its derivative by t along dx/dt = velocity."""
+    """f(x_t, t) and its derivative with respect to t along dx/dt = velocity."""
     t = batch.times.t
 
     def f(x, t):
@@ -127,12 +129,12 @@ def _derivative(model, params, key, batch: Batch, velocity: Samples) -> tuple[Sa
 
 
 def _velocity_of_data(model: Model, batch: Batch) -> Samples:
-    """a'·x0 + b'·noise, the velocity for one sample of data and noise, right in the mean."""
+    """The velocity a'·x0 + b'·noise of one sample of data and noise, which is right on average."""
     return model.path.conditional_velocity(batch.x0, batch.noise, batch.times.t)
 
 
 def _velocity_of(teacher: BoundDenoiser, model: Model, batch: Batch) -> Samples:
-    """That of the teacher's probability-flow ODE at x_t."""
+    """The velocity of the teacher's probability-flow ODE at x_t."""
     t = batch.times.t
     x_t = batch.noised(model.path, t)
     return jax.lax.stop_gradient(model.path.velocity(x_t, teacher(x_t, t, **batch.conditions), t))

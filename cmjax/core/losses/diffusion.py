@@ -1,4 +1,4 @@
-"""The losses of diffusion models, which teachers are trained by."""
+"""The losses of diffusion models, with which teachers are trained."""
 
 import jax.numpy as jnp
 

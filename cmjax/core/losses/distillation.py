@@ -1,4 +1,4 @@
-"""Distillation: the student's target stands where a teacher's probability-flow ODE leads."""
+"""Distillation: the student's target is taken at the point to which a teacher's probability-flow ODE leads."""
 
 import jax
 
@@ -47,9 +47,10 @@ def guided_cd(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """CD from a teacher under classifier-free guidance, whose scale the student's network is given.   [Luo et al. 2023]
+    """CD from a teacher with classifier-free guidance; the student's network takes its scale.   [Luo et al. 2023]
 
-    The batch's conditions have the `label` (b,) and the scale `guidance` (b,), which the teacher's network is not told.
+    The batch's conditions hold the `label` (b,) and the scale `guidance` (b,). The teacher's network does not take the
+    scale.
     """
     return cd(
         model, params, key, batch, target_params=target_params,
@@ -75,10 +76,10 @@ def pd(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """Progressive distillation, λ(t, r)·d(D_θ(x_t, t), D*): one step of the student does what two of the teacher's do.
+    """Progressive distillation, λ(t, r)·d(D_θ(x_t, t), D*): one step of the student replaces two of the teacher.
 
-    The teacher is the model with `target_params`, those at the start of its stage. It goes by DDIM from t to m, halfway
-    to r in t^(1/rho), and on to x_r; D* is the estimate with which one DDIM step from x_t leads to that x_r.
+    The teacher is the model with `target_params`, the parameters at the start of the stage. Its DDIM steps go from t to
+    m, halfway to r in t^(1/rho), and from m to r. D* is the estimate with which one DDIM step moves x_t to that x_r.
     [Salimans & Ho 2022, alg. 2, app. G]
     """
     path, t, r = model.path, batch.times.t, batch.times.target

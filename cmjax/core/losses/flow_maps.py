@@ -1,7 +1,7 @@
-"""Flow maps between any two times, learned from data alone: MeanFlow, its improvement, shortcut models and α-Flow.
+"""Flow maps between any two times, learned from data alone: MeanFlow, iMF, shortcut models and α-Flow.
 
-Their network F(x, t, s) is a mean velocity u, Φ(x, t, s) = x − (t − s)·u, on the linear path, where the velocity v is
-noise − x0; s is the destination.
+The network F(x, t, s) gives the mean velocity u from t to the destination s: Φ(x, t, s) = x − (t − s)·u. The path is
+linear, so the velocity v of one sample is noise − x0.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def meanflow(
 ) -> PerSample:
     """MeanFlow: d(u_θ(x_t, t, s), v − (t − s)·du_θ⁻/dt), v = noise − x0.   [Geng et al. 2025, MeanFlow, eq. 9 to 11]
 
-    With `guidance` w or `blend` κ the velocity is v' = w·v + (1 − w − κ)·u⁻(x_t, t, t, no label) + κ·u⁻(x_t, t, t),
-    where there is a label: guidance of scale w/(1 − κ) is learned, and sampling takes one evaluation.   [eq. 19 to 21]
+    With `guidance` w or `blend` κ, v' = w·v + (1 − w − κ)·u⁻(x_t, t, t, no label) + κ·u⁻(x_t, t, t) replaces v where
+    there is a label: u learns guidance of scale w/(1 − κ), and sampling needs one evaluation.   [eq. 19 to 21]
 
     Raises: ValueError where the path is not linear, or guidance is asked for without a condition `label`.
     """
@@ -57,14 +57,14 @@ def imf(
     guidance: Time = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> PerSample:
-    """iMF: d(u_θ + (t − s)·du_θ⁻/dt, v), the derivative along the network's own velocity u⁻(x_t, t, t).
+    """iMF: d(u_θ + (t − s)·du_θ⁻/dt, v), with the derivative along the network's own velocity u⁻(x_t, t, t).
 
     The regression's target is then v alone, which does not depend on the network.   [Geng et al. 2025, iMF, eq. 12]
 
-    With `guidance` w, at times t of the `interval`, the target is v + (1 − 1/w)·(u⁻ − u⁻(no label)), both at
-    (x_t, t, t), as in the released code: the network learns the velocity w·v + (1 − w)·u(no label), from targets as
-    noisy as v. A condition `guidance` (b,) takes the place of `guidance`, and the network is given it. The released
-    network is given the interval too; here the interval is fixed.
+    With `guidance` w, at times t in the `interval`, the target is v + (1 − 1/w)·(u⁻ − u⁻(no label)), with both u⁻ at
+    (x_t, t, t), as in the released code: the network learns the velocity w·v + (1 − w)·u(no label), and the targets
+    are only as noisy as v. A condition `guidance` (b,) replaces the argument, and the network takes it as an input.
+    The released network also takes the interval as an input; here the interval is fixed.
 
     Raises: ValueError where the path is not linear, or guidance is asked for without a condition `label`.
     """
@@ -88,10 +88,11 @@ def shortcut(
     share: float,
     distance: Distance,
 ) -> PerSample:
-    """Shortcut models: u_θ(x_t, t, s) learns the mean of two half steps of u_θ⁻, t → r → s, on a share of the batch.
+    """Shortcut models: d(u_θ(x_t, t, s), target), where u_θ learns that one step equals two half steps of u_θ⁻.
 
-    The first `share` of the batch learns so; the rest learns the velocity, which is flow matching, at the finest step
-    t → s.   [Frans et al. 2025, eq. 4 and 5, alg. 1]   Its times: `dyadic_pairs` of the same `share`.
+    For the first `share` of the batch the target is the mean of u_θ⁻ over the half steps t → r and r → s. For the rest
+    it is v at the finest step t → s: flow matching.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
+    Its times: `dyadic_pairs` of the same `share`.
     """
     t, s, x_t, v = _on_line(model, batch)
     halved = part_of(share, len(x_t))
@@ -118,10 +119,10 @@ def alphaflow(
 ) -> PerSample:
     """α-Flow: w·‖u_θ(x_t, t, s) − (α·v + (1 − α)·u_θ⁻(x_r, r, s))‖²/D, x_r = x_t − (t − r)·v, r = α·s + (1 − α)·t.
 
-    α = 1 is flow matching, and so is s = t; between 1 and 0 it is discrete consistency training on the linear path; at
-    α = 0 the loss is MeanFlow's, by its derivative.   [Zhang et al. 2025, α-Flow]
+    α = 1 or s = t gives flow matching; 0 < α < 1 gives discrete consistency training on the linear path; α = 0 gives
+    MeanFlow's loss, which uses the derivative of u.   [Zhang et al. 2025, α-Flow]
 
-    Args: alpha: α, such as `alpha_schedule` at this step. weight: w, `inverse_alpha`, the paper's, or `adaptive_alpha`.
+    Args: alpha: α, such as `alpha_schedule` at this step. weight: w, `inverse_alpha` (the paper) or `adaptive_alpha`.
           Its times: `between` with the same α.
     """
     t, s, x_t, v = _on_line(model, batch)
@@ -147,21 +148,24 @@ def alphaflow(
 
 
 def inverse_alpha(gap: PerSample, alpha: PerSample) -> PerSample:
-    """1/α, with which the gradient has a limit as α falls.   [Zhang et al. 2025, α-Flow]"""
+    """The weight 1/α, with which the gradient has a limit as α goes to 0.   [Zhang et al. 2025, α-Flow]"""
     return 1 / alpha
 
 
 def adaptive_alpha(gap: PerSample, alpha: PerSample, *, c: float) -> PerSample:
-    """α/(‖Δ‖²/D + c), which weighs all samples alike.   [Zhang et al. 2025, α-Flow, the released code]"""
+    """The weight α/(‖Δ‖²/D + c), Δ the residual, with which all samples count about equally.
+
+    [Zhang et al. 2025, α-Flow, the released code]
+    """
     return alpha / (gap + c)
 
 
 def alpha_schedule(
     *, total_steps: int, start: float = 0.0, end: float = 1.0, clamp: float = 0.005, steepness: float = 25.0
 ) -> Callable[[Array | int], Array]:
-    """step -> α, from 1 to 0 by a sigmoid about the middle of the shares `start` and `end` of the run.
+    """step -> α, which falls from 1 to 0 by a sigmoid, centred between the shares `start` and `end` of the run.
 
-    α below `clamp` is 0, where the loss is MeanFlow's, and above 1 − clamp it is 1.   [Zhang et al. 2025, α-Flow]
+    α below `clamp` becomes 0, where the loss is MeanFlow's; α above 1 − clamp becomes 1.   [Zhang et al. 2025, α-Flow]
     Raises: ValueError naming the argument that is out of range.
     """
     if not 0 <= start < end <= 1:
@@ -178,7 +182,7 @@ def alpha_schedule(
 
 
 def _on_line(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples, Samples]:
-    """t, s, x_t and the velocity of its data and noise."""
+    """t, s, x_t, and the velocity noise − x0 of each sample."""
     if model.path is not linear:
         raise ValueError("this loss is of the path paths.linear, where a flow map is x − (t − s)·u")
     t, s = batch.times.t, batch.times.destination
@@ -186,7 +190,7 @@ def _on_line(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples,
 
 
 def _mean_velocity(model, params, key, batch: Batch, x_t: Samples, *, along: Samples) -> tuple[Samples, Samples]:
-    """u(x_t, t, s) and its derivative by t, x moving along dx/dt = `along` and s fixed."""
+    """u(x_t, t, s) and its derivative with respect to t, where x moves along dx/dt = `along` and s is fixed."""
     t, s = batch.times.t, batch.times.destination
 
     def u(x, t):
@@ -200,7 +204,7 @@ def _is_one(guidance: Time) -> bool:
 
 
 def _guided(model, params, key, batch: Batch, x_t: Samples, v: Samples, guidance: Time, blend: Time) -> Samples:
-    """w·v + (1 − w − κ)·u⁻(x_t, t, t, no label) + κ·u⁻(x_t, t, t); v itself for samples without a label."""
+    """The velocity w·v + (1 − w − κ)·u⁻(x_t, t, t, no label) + κ·u⁻(x_t, t, t), or v for samples without a label."""
     if "label" not in batch.conditions:
         raise ValueError("guidance is by labels: the batch's conditions have no 'label'")
     t, label = batch.times.t, batch.conditions["label"]

@@ -12,15 +12,15 @@ from cmjax.core.paths import per_sample
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule
 
 Gain = Callable[[PerSample], PerSample]
-"""A bounded factor of the derivative, which keeps it finite: cos t on the TrigFlow path, 1 on the linear one."""
+"""t -> a bounded factor that keeps the derivative finite: cos t on the TrigFlow path, 1 on the linear one."""
 
 Normalize = Callable[[Samples], Samples]
 
 
 class Tangent(NamedTuple):
-    """`out`: F (b, ...), which carries the gradient. `g`: gain·df/dt of the model f (b, ...), which carries none.
+    """`out`: F (b, ...), with its gradient. `g`: gain·df/dt (b, ...) of the model f, with the gradient stopped.
 
-    `log_weight`: (b,), the network's weight head, None where it was not asked for.
+    `log_weight`: (b,), the output of the network's weight head; None where it was not asked for.
     """
 
     out: Samples
@@ -48,8 +48,8 @@ def tangent(
     The last term is the jvp of F in the direction gain·c_out·(v, 1), which is bounded where dF/dt is not.
     [Lu & Song 2025, sCM, eq. 6 and 8]
 
-    Args: velocity: v (b, ...). warmup: 0 leaves out what is unstable at first. weighted: the network is asked for its
-          weight head too.
+    Args: velocity: v (b, ...). warmup: from 0 to 1; 0 leaves out the terms that are unstable early in training.
+          weighted: True also gives the output of the network's weight head.
     """
     c, c_slope = jax.jvp(model.scalings, (t,), (jnp.ones_like(t),))
     gain_of_f, gain_of_out = per_sample(gain(t), x), per_sample(gain(t) * c.c_out, x)
@@ -68,7 +68,7 @@ def tangent(
 
 
 def ramp(*, length: int) -> Schedule:
-    """The tangent's warm-up: from 0 to 1 over the first `length` steps; 1 throughout where that is 0.
+    """The tangent's warm-up: step -> a factor that rises from 0 to 1 over the first `length` steps; 1 if `length` is 0.
 
     [Lu & Song 2025, sCM, sec. 4.2]   Raises: ValueError where length is negative.
     """
@@ -98,5 +98,5 @@ def unchanged(g: Samples) -> Samples:
 
 
 def _norm(g: Samples) -> Array:
-    """(b, 1, ...)."""
+    """The L2 norm of each sample, (b, 1, ...)."""
     return jnp.sqrt(jnp.sum(g**2, axis=tuple(range(1, g.ndim)), keepdims=True))
