@@ -1,13 +1,15 @@
-"""The table of docs/scale.md, made by --mode=plan: which recipe fits which machine, and the least time that it takes.
+"""The tables of docs/scale.md: which recipe fits which machine, and the least time that it takes.
 
     python benchmarks/scale.py                        # every row that is not there yet; each may compile for an hour
-    python benchmarks/scale.py --only cifar_ct        # those whose name has this in it
-    python benchmarks/scale.py --only none            # the table alone, from the plans in --plans
+    python benchmarks/scale.py --only cifar_ct        # only the rows whose name has this in it
+    python benchmarks/scale.py --only none            # the tables alone, from the plans in --plans
 
-It needs libtpu, pip install 'jax[tpu]', and no TPU. A row that was not compiled is not in the table.
+The first table is made by --mode=plan; a row that was not compiled is not in it. The second counts the operations of
+the published recipes, which takes tracing alone. Both need libtpu, pip install 'jax[tpu]', and no TPU.
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -15,17 +17,31 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cmjax.build import read_run
+from cmjax.machine.chips import chip_of
+from cmjax.machine.topology import topology_devices
+from cmjax.modes.plan import traced_operations
+from cmjax.modes.starting import mesh_of
+from cmjax.modes.unseen import data_shapes, readable
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
+BEGIN_WHOLE, END_WHOLE = "<!-- arithmetic -->", "<!-- end of the arithmetic -->"
 GIB = 2**30
 TOPOLOGIES = ("v5e:2x2", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")
-SMALLER = ("--config.net.blocks=1", "--config.net.dtype=bfloat16", "--config.objective.distance=pseudo_huber(c=0.03)")
 WHOLE = ("cifar_ct", "cifar_cd", "cifar_edm", "imagenet64_ct", "imagenet64_cd", "imagenet64_edm")
+ONE_BLOCK = "--config.net.blocks=1"
+CIFAR_HUBER, IMAGENET_HUBER = (f"--config.objective.distance=pseudo_huber(c={c})" for c in (0.03, 0.06))
+SMALLER = ("--config.net.blocks=1", "--config.net.dtype=bfloat16", CIFAR_HUBER)
 ROWS = [
     *((recipe, topology, ()) for recipe, topology in product(WHOLE, TOPOLOGIES)),
     ("cifar_ct", "v5e:2x2", ("--config.grad_accumulation=4",)),
-    *(("cifar_ct", topology, SMALLER) for topology in TOPOLOGIES),
+    *(("cifar_ct", topology, (ONE_BLOCK, CIFAR_HUBER)) for topology in TOPOLOGIES),
+    *(("cifar_edm", topology, (ONE_BLOCK,)) for topology in TOPOLOGIES),
+    *(("imagenet64_ct", topology, (ONE_BLOCK, IMAGENET_HUBER)) for topology in TOPOLOGIES),
+    ("imagenet64_ct", "v5e:16x16", (ONE_BLOCK, IMAGENET_HUBER, "--config.mesh.fsdp=16")),
+    *(("imagenet64_edm", topology, (ONE_BLOCK,)) for topology in TOPOLOGIES),
     (
         "cifar_ct",
         "v5e:2x4",
@@ -34,16 +50,6 @@ ROWS = [
             *SMALLER,
             "--config.net.channel_mult=(1,)",
             "--config.net.attention_resolutions=(1,)",
-        ),
-    ),
-    (
-        "imagenet64_ct",
-        "v5e:16x16",
-        (
-            "--config.mesh.fsdp=16",
-            "--config.net.blocks=1",
-            "--config.net.channels=64",
-            "--config.objective.distance=pseudo_huber(c=0.06)",
         ),
     ),
 ]
@@ -58,10 +64,15 @@ def main() -> None:
     for row in ROWS:
         if options.only in " ".join((row[0], row[1], *row[2])) and not (folder_of(options.plans, row)).exists():
             plan(row, folder_of(options.plans, row))
-    lines = [line for row in ROWS if (line := table_line(row, folder_of(options.plans, row) / "plan.json"))]
-    text = PAGE.read_text()
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    PAGE.write_text("\n".join((before + BEGIN, *HEAD, *lines, END)) + after)
+    known = PAGE.read_text().splitlines()  # a row whose plan is no longer there stays
+    lines = [line for row in ROWS if (line := table_line(row, folder_of(options.plans, row) / "plan.json", known))]
+    text = between(PAGE.read_text(), BEGIN, END, [*HEAD, *lines])
+    PAGE.write_text(between(text, BEGIN_WHOLE, END_WHOLE, [*HEAD_WHOLE, *map(arithmetic_line, WHOLE)]))
+
+
+def between(text: str, begin: str, end: str, lines: list[str]) -> str:
+    """The text with other lines between two marks."""
+    return "\n".join((text.partition(begin)[0] + begin, *lines, end)) + text.partition(end)[2]
 
 
 def folder_of(plans: Path, row: tuple[str, str, tuple[str, ...]]) -> Path:
@@ -85,14 +96,35 @@ HEAD = (
 )
 
 
-def table_line(row: tuple[str, str, tuple[str, ...]], file: Path) -> str:
-    """One line of the table, "" where the row has no plan."""
-    if not file.exists():
-        return ""
-    told: dict[str, Any] = json.loads(file.read_text())
+HEAD_WHOLE = (
+    f"| recipe | images an update | updates | GFLOP an image | {' | '.join(TOPOLOGIES)} |",
+    f"|---|---:|---:|---:|{'---:|' * len(TOPOLOGIES)}",
+)
+
+
+def arithmetic_line(recipe: str) -> str:
+    """The operations of a published recipe, and its least hours by them alone on each slice, "" where none is known."""
+    config = readable(importlib.import_module(f"configs.{recipe}").get_config().to_dict())
+    run = read_run(config)
+    chips = {topology: topology_devices(topology) for topology in TOPOLOGIES}
+    operations = traced_operations(config, data=data_shapes(config, run), mesh=mesh_of(run, chips[TOPOLOGIES[0]]))
+    hours = []
+    for devices in chips.values():
+        chip = chip_of(devices[0].device_kind)
+        seconds = 0.0 if chip is None else operations * run.steps / (len(devices) * chip.peak_flops)
+        hours.append(f"{seconds / 3600:.3g} h")
+    cells = [recipe, f"{run.batch_size:,}", f"{run.steps:,}", f"{operations / run.batch_size / 1e9:.0f}", *hours]
+    return f"| {' | '.join(cells)} |"
+
+
+def table_line(row: tuple[str, str, tuple[str, ...]], file: Path, known: list[str]) -> str:
+    """One line of the table: from the row's plan, or the known one; "" where there is none."""
     recipe, topology, changes = row
-    step, memory = told["train_step"], told["train_step"]["memory"]
     changed = ", ".join(f"`{change.removeprefix('--config.')}`" for change in changes) or "nothing"
+    if not file.exists():
+        return next((line for line in known if line.startswith(f"| {recipe} | {topology} | {changed} |")), "")
+    told: dict[str, Any] = json.loads(file.read_text())
+    step, memory = told["train_step"], told["train_step"]["memory"]
     sizes = f"{memory['state'] / GIB:.2f}, {memory['temporaries'] / GIB:.2f}, {memory['total'] / GIB:.2f}"
     sizes += f" of {memory['available'] / GIB:.2f}"
     cells = [recipe, topology, changed, f"{told['batch_size'] / told['devices']:g}", sizes]

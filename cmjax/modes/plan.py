@@ -110,7 +110,7 @@ def _plan_training(
     step = report["train_step"] | {"operations_per_image": operations / plan.batch_size}
     memory = Memory.of(shapes, mesh, program, refusal, chip)
     report["train_step"] = step | {"memory": memory.table()}
-    trace = partial(_operations, data=data, mesh=mesh)
+    trace = partial(traced_operations, data=data, mesh=mesh)
     report["advice"] = advise(config, plan, memory, shapes, mesh, operations, trace)
     if memory.fits is not False:
         return ""
@@ -121,8 +121,8 @@ def _plan_training(
     )
 
 
-def _operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> float:
-    """Of the train step of another configuration."""
+def traced_operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> float:
+    """The operations of a configuration's train step, which is traced and not compiled."""
     plan = read_run(config)
     model = plan.make_model(data.num_classes)
     teacher, _ = teacher_shapes(config, plan, model, data)

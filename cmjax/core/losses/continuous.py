@@ -26,9 +26,10 @@ def continuous_ct(
     weight: Weight,
     speed: Speed = L2_SPEED,
 ) -> PerSample:
-    """λ(t)·f_θᵀ·∇v/2, v the `speed` of f_θ⁻; with l2, λ(t)·f_θᵀ·(df_θ⁻/dt)/D.   [Song et al. 2023, theorem 6, app. B]
+    """λ(t)·f_θᵀ·g/2, g the gradient of `speed` by df_θ⁻/dt; with l2, λ(t)·f_θᵀ·(df_θ⁻/dt)/D.   [Song et al. 2023, th. 6]
 
-    Its *gradient* is half the limit of CT's gradient divided by t − r. Its value has no meaning and may be negative.
+    Its *gradient* is half the limit of CT's gradient divided by (t − r)^(p − 1), with p the power of the distance: 2 of
+    l2 and LPIPS, 1 of l1, linf and the norm. Its value has no meaning and may be negative.
     There is no form without stop-gradient: the velocity of one sample of data and noise is right on average, but its
     square is not.
     """

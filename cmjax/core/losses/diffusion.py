@@ -22,7 +22,7 @@ def denoising(model: Model, params: Params, key: PRNGKey | None, batch: Batch, *
 def edm2(model: Model, params: Params, key: PRNGKey | None, batch: Batch, *, weight: Weight) -> PerSample:
     """λ(t)/e^u(t)·‖D_θ(x_t, t) − x0‖²/D + u(t), with the network's weight head u.   [Karras et al. 2024, EDM2, eq. 16]
 
-    u learns the logarithm of the error at t. Raises: TypeError where the network has no weight head.
+    u learns the logarithm of the weighted error at t. Raises: TypeError where the network has no weight head.
     """
     t, c = batch.times.t, model.scalings(batch.times.t)
     x_t = batch.noised(model.path, t)

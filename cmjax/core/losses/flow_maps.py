@@ -148,7 +148,7 @@ def alphaflow(
 
 
 def inverse_alpha(gap: PerSample, alpha: PerSample) -> PerSample:
-    """The weight 1/α, with which the gradient has a limit as α goes to 0.   [Zhang et al. 2025, α-Flow]"""
+    """The weight 1/α, with which the gradient has a finite limit, and not 0, as α goes to 0.   [Zhang et al. 2025, α-Flow]"""
     return 1 / alpha
 
 
