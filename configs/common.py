@@ -233,7 +233,8 @@ def optimizer(
 def of_a_sum(rule: str, *, size: int) -> str:
     """The rule as in a code whose loss is the sum over a sample's elements where ours is their mean.
 
-    With the rule's ε divided by the number of elements, an update is that of ε = 1e-8 and the sum.
+    With the rule's ε divided by the number of elements, an update is that of ε = 1e-8 and the sum. RAdam's first five
+    updates are plain momentum, in proportion to the gradient, and stay smaller than the sum's.
     """
     return f"{rule}(eps={1e-8 / size:.4g})"
 

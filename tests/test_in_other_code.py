@@ -217,6 +217,18 @@ def test_losses_under_shard_map(name):
     np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_of_another_dtype_than_the_data():
+    def half(w, x, c_noise, **inputs):
+        return plain(w, x, c_noise, **inputs).astype(jnp.bfloat16)
+
+    for name in ("imf", "meanflow", "alphaflow", "scm_ct", "continuous_ct", "ct"):
+        on, choices, conditions = CALLS[name]
+        choices = {**choices, "weighted": False} if name == "scm_ct" else choices
+        model = cmjax.Model(half, ON[on].path, ON[on].scalings)
+        loss = getattr(losses, name)(model, W, None, batch_of(4, 1.0, **conditions), **choices)
+        assert np.all(np.isfinite(loss))
+
+
 def test_a_network_that_lacks_what_a_loss_needs_is_named():
     def bare(w, x, c_noise, *, key=None):
         return w[0] * x
@@ -235,6 +247,15 @@ def test_a_network_that_lacks_what_a_loss_needs_is_named():
         losses.scm_ct(model(swallowing, "trig"), W, None, batch, weighted=True)
     with pytest.raises(TypeError, match=r"c_noise_s=….*does not take that"):
         losses.meanflow(model(bare, "linear"), W, None, batch, **L2)
+    with pytest.raises(TypeError, match="two times, t and s, which its scalings do not take"):
+        losses.meanflow(cmjax.Model(plain, paths.linear, preconditioning.linear), W, None, batch, **L2)
+    with pytest.raises(ValueError, match="the conditions guidance and label"):
+        losses.guided_cd(ON["ve"], W, None, batch, **TAUGHT)
+    other = cmjax.FlowMap(W, ON["ve"], (6,), 0.002, 80.0, "denoiser", paths.ve)
+    with pytest.raises(ValueError, match="of another path than the model"):
+        losses.scm_cd(ON["trig"], W, None, batch, teacher=other)
+    with pytest.raises(ValueError, match="of a batch of 1 must leave"):
+        losses.tcm(ON["ve"], W, None, batch_of(1, 1.0), **CALLS["tcm"][1])
     with pytest.raises(ValueError, match="r, the time of the target"):
         losses.ct(ON["ve"], W, None, cmjax.Batch(batch.x0, batch.noise, cmjax.Times(batch.times.t)), **PLAIN)
 

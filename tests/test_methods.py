@@ -116,6 +116,8 @@ WRONG = [
     ("ect", {"objective.gap": "shrinking(q=2, k='x')"}, "objective.gap=", "'x'"),
     ("sct", {"objective.gap": 'shrinking(q=2, adjust="no")'}, "objective.gap=", "sigmoid or constant"),
     ("tcm", {"objective.share": 1.5}, "objective.share=", "below 1"),
+    ("tcm", {"grad_accumulation": 8}, "grad_accumulation=", "must leave samples of both kinds"),
+    ("shortcut", {"grad_accumulation": 8}, "grad_accumulation=", "must leave samples of both kinds"),
     ("tcm", {"objective.share": 0.0}, "objective.share=", "above 0"),
     ("tcm", {"objective.boundary": 0.0}, "objective.boundary=", "above 0"),
     ("multistep_ct", {"objective.segments": 0}, "objective.segments=", "at least 1"),

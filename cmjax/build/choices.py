@@ -110,7 +110,8 @@ class Method:
     by_step: arguments of the loss that are functions of the step. by_frozen: those made of what is frozen.
     schedules: functions of the step, to report. teacher: the folder of another run, of a model of the kind
     `teacher_kind`, which is the argument `teacher_as` of the loss; "" for none. frozen: weights that the loss uses
-    beside. guidance: draws the scales that the network is given as the condition `guidance`.
+    beside. guidance: draws the scales that the network is given as the condition `guidance`. share: of the batch that
+    learns in another way, told by its place.
     """
 
     loss: Callable[..., PerSample]
@@ -124,6 +125,7 @@ class Method:
     teacher_as: str = "teacher"
     frozen: Mapping[str, Frozen] = field(default_factory=dict)
     guidance: Callable[[PRNGKey, int], PerSample] | None = None
+    share: float = 0.0
 
     def objective(self, model: Model, teacher: FlowMap | None) -> Objective:
         """What `training.step` differentiates. A teacher of another path is carried to the model's."""
@@ -200,13 +202,15 @@ def read_rate(fields: Fields) -> Schedule | None:
     return fields.call("target", RATES)
 
 
-def read_guidance(fields: Fields, plan: ModelPlan) -> Callable[[PRNGKey, int], PerSample]:
+def read_guidance(fields: Fields, plan: ModelPlan, *, above: float | None = None) -> Callable[..., PerSample]:
     """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`."""
     needs_input(fields, plan, "guided", "the student is given the scale of guidance")
     needs_input(fields, plan, "class_conditional", "guidance is by classes")
     scales = fields.numbers("guidance")
     if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
         raise fields.error("guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance")
+    if above is not None and scales[0] <= above:
+        raise fields.error("guidance", f"must be above {above}")
     return partial(draw_guidance, low=scales[0], high=scales[1])
 
 

@@ -101,7 +101,7 @@ def imf(fields: Fields, plan: ModelPlan, steps: int) -> Method:
         raise fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
     loss = partial(losses.imf, interval=(interval[0], interval[1]))
     if not isinstance(fields.value("guidance"), int | float):
-        return _regressing(loss, fields, plan, guidance=read_guidance(fields, plan))
+        return _regressing(loss, fields, plan, guidance=read_guidance(fields, plan, above=0))
     guidance = fields.number("guidance", above=0)
     if guidance != 1:
         _needs_labels(fields, plan, "guidance")
@@ -140,7 +140,7 @@ def shortcut(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     rate = read_rate(fields)
     reported = {} if rate is None else {"target_rate": rate}
     loss = partial(losses.shortcut, share=share)
-    return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen)
+    return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, share=share)
 
 
 def alphaflow(fields: Fields, plan: ModelPlan, steps: int) -> Method:

@@ -90,7 +90,7 @@ def tcm(fields: Fields, plan: ModelPlan, steps: int) -> Method:
         raise fields.error("share", "must be below 1: the share of the batch at the boundary")
     draw = times.held_at(read_times(fields, "times", plan, lowest=boundary), at=boundary, share=share)
     first = read_teacher(fields, "first_stage", "a consistency model, the first stage's")
-    of_first = {"teacher": first, "teacher_kind": "consistency", "teacher_as": "first_stage"}
+    of_first = {"teacher": first, "teacher_kind": "consistency", "teacher_as": "first_stage", "share": share}
     return _by_ratio(partial(losses.tcm, **settings), fields, plan, steps, draw, **of_first)
 
 

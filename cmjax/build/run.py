@@ -12,6 +12,7 @@ from cmjax.build.choices import Method
 from cmjax.build.method import read_method
 from cmjax.build.model import Model, read_model_plan
 from cmjax.build.samples import read_samples
+from cmjax.core.times import part_of
 from cmjax.core.typing import Params, Schedule
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
@@ -71,6 +72,10 @@ def read_run(config: Mapping[str, Any]) -> Run:
         raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
     model = read_model_plan(fields)
     method = read_method(fields.section("objective"), model, steps)
+    part = batch_size // parts
+    if method.share and not 0 < part_of(method.share, part) < part:
+        problem = f"config.objective.share={method.share} of a part of {part} must leave samples of both kinds"
+        raise fields.error("grad_accumulation", problem)
     if model.net.get("guided") and method.guidance is None:
         problem = f"config.objective.name={fields.section('objective').text('name')!r} gives no scale of guidance"
         raise fields.section("net").error("guided", f"{problem}: set it to False")

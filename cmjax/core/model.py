@@ -40,7 +40,7 @@ class Model:
         self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
     ) -> Samples:
         """The model's output (b, ...), of the dtype of x (b, ...). t, s: scalars or (b,). `key` draws dropout masks."""
-        c = self.scalings(*_times(x, t, s))
+        c = self._scalings(x, t, s)
         out = call_net(self.net, params, x, c, key=key, **conditions)
         return combine(c, x, out)
 
@@ -48,7 +48,7 @@ class Model:
         self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
     ) -> Samples:
         """The network's output F, (b, ...); with the scalings `linear_flow` it is the mean velocity between s and t."""
-        return call_net(self.net, params, x, self.scalings(*_times(x, t, s)), key=key, **conditions)
+        return call_net(self.net, params, x, self._scalings(x, t, s), key=key, **conditions)
 
     def weighted_output(
         self, params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any
@@ -57,7 +57,7 @@ class Model:
 
         Raises: TypeError where the network has no such head.
         """
-        c = self.scalings(*_times(x, t, None))
+        c = self._scalings(x, t, None)
         found = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
         if not (isinstance(found, tuple) and len(found) == 2):
             raise TypeError(
@@ -65,6 +65,24 @@ class Model:
                 f"weight of shape (b,), and returned {type(found).__name__}"
             )
         return found
+
+    def _scalings(self, x: Samples, t: Time, s: Time | None) -> Scalings:
+        times = _times(x, t, s)
+        try:
+            inspect.signature(self.scalings).bind(*times)
+        except TypeError as error:
+            given = "two times, t and s" if s is not None else "one time"
+            raise TypeError(f"the model was given {given}, which its scalings do not take: {error}") from error
+        return self.scalings(*times)
+
+
+def check_path(model: Model, teacher: Any) -> None:
+    """Raise ValueError where the teacher tells its path, as a `FlowMap` does, and it is not the model's."""
+    if getattr(teacher, "path", model.path) != model.path:
+        raise ValueError(
+            "the teacher is of another path than the model: carry it there, "
+            "partial(paths.carry(teacher.denoiser, teacher.path, model.path), teacher.params)"
+        )
 
 
 def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs: Any) -> Any:

@@ -197,7 +197,8 @@ def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSam
     def draw(key, batch_size, step):
         drawn = pairs(key, batch_size, step)
         t, r = drawn.t, drawn.target
-        segment = jnp.searchsorted(jnp.asarray(edges), t, side="left") - 1  # an edge belongs to the segment below it
+        # an edge belongs to the segment below it, also where the grid of t rounds it up
+        segment = jnp.searchsorted(jnp.asarray(edges * (1 + 1e-6)), t, side="left") - 1
         s = jnp.asarray(edges, t.dtype)[jnp.clip(segment, 0, len(edges) - 2)]
         return Times(t=t, r=jnp.maximum(r, s), s=s)
 

@@ -19,6 +19,9 @@ Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 Start = Samples | Float[np.ndarray, "b *dims"] | None
 """The state to start from; None for noise drawn from the key."""
 
+Given = Noises | Array | Float[np.ndarray, "k b *dims"] | None
+"""The noises to add, in order: an array (k, b, ...), or a function of the traced index from 0; None: from the key."""
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -84,13 +87,18 @@ def gaussian(key: Keys, shape: Sequence[int], index: int | Array = 0) -> Array:
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), tuple(shape[1:])))(key)
 
 
-def _started(key, shape, path: Path, first, start, noises) -> tuple[Samples, Noises]:
-    """The state at the first time, and the function index -> noise of each later time; the index starts at 1."""
+def _started(key, shape, path: Path, first: Array, start: Start, noises: Given) -> tuple[Samples, Noises]:
+    """The state at the first time, and the function index -> noise that is added after it; the index starts at 0."""
     shape = tuple(shape)
-    x = path.b(first) * gaussian(key, shape) if start is None else jnp.asarray(start)
+    x = path.b(first) * gaussian(key, shape) if start is None else jnp.asarray(start, first.dtype)
     if x.shape != shape:
         raise ValueError(f"start must be of the shape of the samples, {shape}, got {x.shape}")
-    return x, partial(gaussian, key, shape) if noises is None else noises
+    if noises is None:
+        return x, lambda index: gaussian(key, shape, index + 1)
+    if callable(noises):
+        return x, noises
+    listed = jnp.asarray(noises, x.dtype)
+    return x, (lambda index: listed[jnp.minimum(index, len(listed) - 1)]) if len(listed) else (lambda index: 0 * x)
 
 
 def sample_fn(
@@ -104,7 +112,7 @@ def sample_fn(
     clip: bool = False,
     full_noise: bool = False,
     start: Start = None,
-    noises: Noises | None = None,
+    noises: Given = None,
     **conditions: Any,
 ) -> Samples:
     """Samples by multistep consistency sampling, x0 ← f(x0 + √(τ² − t_min²)·z, τ).   [Song et al. 2023, alg. 1]
@@ -121,7 +129,7 @@ def sample_fn(
              full_noise: treat the estimate as clean data and add all noise, a_τ·x0 + b_τ·z, as ECT's released code and
              latent consistency models do; the noise that the estimate already has at t_min is not subtracted.
              start: the state at times[0], (b, ...); by default b(T)·z. Latent consistency models start from z itself.
-             noises: index -> z; index 1 is the noise added before the second evaluation. By default drawn from `key`.
+             noises: those that are added, in order, see `Given`; by default drawn from `key`.
     Returns: samples of `shape`, in [-1, 1] units, clipped only where `clip` is set.
     Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
     """
@@ -145,7 +153,7 @@ def sample_fn(
         x0 = jnp.clip(x0, -1, 1) if clip else x0
         return gain * x0 + noise_scale * noises(index), None
 
-    steps = (jnp.arange(1, len(times) + 1), times, gains, noise_scales)
+    steps = (jnp.arange(len(times)), times, gains, noise_scales)
     return jax.lax.scan(denoise_and_renoise, x, steps)[0]
 
 
@@ -158,7 +166,7 @@ def sample_chain(
     gamma: float = 0.0,
     path: Path | None = None,
     start: Start = None,
-    noises: Noises | None = None,
+    noises: Given = None,
     **conditions: Any,
 ) -> Samples:
     """Samples by γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
@@ -186,7 +194,7 @@ def sample_chain(
         x = path.a(r) / path.a(s) * flow_map(x, t, s, **conditions)
         return (x + gamma * path.b(r) * noises(index) if gamma else x), None
 
-    return jax.lax.scan(jump, x, (jnp.arange(1, len(times)), times[:-1], ends, reached))[0]
+    return jax.lax.scan(jump, x, (jnp.arange(len(times) - 1), times[:-1], ends, reached))[0]
 
 
 def sample_denoiser(
@@ -200,7 +208,7 @@ def sample_denoiser(
     to_zero: bool = True,
     clip: bool = False,
     start: Start = None,
-    noises: Noises | None = None,
+    noises: Given = None,
     **conditions: Any,
 ) -> Samples:
     """Samples of a diffusion model: from noise at times[0] along `times`, then to time 0, by a solver of `solvers`.
@@ -218,4 +226,4 @@ def sample_denoiser(
         estimate = denoiser(x, t, **conditions)
         return jnp.clip(estimate, -1, 1) if clip else estimate
 
-    return solver(denoise, x, times, lambda index: noises(index + 1), path=path, to_zero=to_zero)
+    return solver(denoise, x, times, noises, path=path, to_zero=to_zero)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 SMALL = 2**16
@@ -20,7 +21,9 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     count = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {count}")
-    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    # Split: on a slice like 4×4×4 two devices share parameters along one of its axes, which is of four.
+    placed = create_device_mesh((count // fsdp, fsdp), devices, allow_split_physical_axes=True)
+    return Mesh(placed, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from cmjax.core.batch import Batch, Times
 from cmjax.core.distances import pseudo_huber
-from cmjax.core.model import Model
+from cmjax.core.model import Model, check_path
 from cmjax.core.paths import Path, per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import (
@@ -154,6 +154,7 @@ def tcm(
     Args: first_stage: (x, t, **conditions) -> its estimate of the clean data. boundary: t'.
           Its times: `ratio_pairs` of `times.held_at(..., at=boundary, share=share)`.
     """
+    check_path(model, first_stage)
     path, t, r = model.path, batch.times.t, batch.times.target
     x_r, conditions = batch.noised(path, r), batch.conditions
     first = jnp.where(per_sample(r > 0, x_r), first_stage(x_r, jnp.where(r > 0, r, 1), **conditions), x_r)
@@ -162,6 +163,8 @@ def tcm(
     estimate = model(params, batch.noised(path, t), t, key=key, **conditions)
     losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
     held = part_of(share, len(t)) / len(t)
+    if not 0 < held < 1:
+        raise ValueError(f"share={share} of a batch of {len(t)} must leave samples both at the boundary and above it")
     return losses * jnp.where(t <= boundary, boundary_weight / held, 1 / (1 - held))
 
 

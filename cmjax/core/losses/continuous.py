@@ -10,7 +10,7 @@ from jaxtyping import Array
 from cmjax.core.batch import Batch
 from cmjax.core.distances import Speed, l2, speed_by
 from cmjax.core.losses.tangents import Gain, Normalize, tangent, unit_norm
-from cmjax.core.model import Model
+from cmjax.core.model import Model, check_path
 from cmjax.core.paths import per_sample
 from cmjax.core.typing import BoundDenoiser, Params, PerSample, PRNGKey, Samples, Weight
 
@@ -26,7 +26,9 @@ def continuous_ct(
     weight: Weight,
     speed: Speed = L2_SPEED,
 ) -> PerSample:
-    """λ(t)·f_θᵀ·g/2, g the gradient of `speed` by df_θ⁻/dt; with l2, λ(t)·f_θᵀ·(df_θ⁻/dt)/D.   [Song et al. 2023, th. 6]
+    """λ(t)·f_θᵀ·g/2, g the gradient of `speed` by df_θ⁻/dt; with l2, λ(t)·f_θᵀ·(df_θ⁻/dt)/D.
+
+    [Song et al. 2023, theorem 6, app. B]
 
     Its *gradient* is half the limit of CT's gradient divided by (t − r)^(p − 1), with p the power of the distance: 2 of
     l2 and LPIPS, 1 of l1, linf and the norm. Its value has no meaning and may be negative.
@@ -136,6 +138,7 @@ def _velocity_of_data(model: Model, batch: Batch) -> Samples:
 
 def _velocity_of(teacher: BoundDenoiser, model: Model, batch: Batch) -> Samples:
     """The velocity of the teacher's probability-flow ODE at x_t."""
+    check_path(model, teacher)
     t = batch.times.t
     x_t = batch.noised(model.path, t)
     return jax.lax.stop_gradient(model.path.velocity(x_t, teacher(x_t, t, **batch.conditions), t))

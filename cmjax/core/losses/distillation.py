@@ -5,7 +5,7 @@ import jax
 from cmjax.core.batch import Batch
 from cmjax.core.guidance import guided
 from cmjax.core.losses.consistency import consistency_loss
-from cmjax.core.model import Model
+from cmjax.core.model import Model, check_path
 from cmjax.core.ode import halfway
 from cmjax.core.typing import BoundDenoiser, Distance, OdeStep, Params, PerSample, PRNGKey, Weight
 
@@ -23,6 +23,7 @@ def cd(
     weight: Weight,
 ) -> PerSample:
     """CD: x_r is one `ode_step` of the teacher's PF-ODE from x_t.   [Song et al. 2023, eq. 7, alg. 2]"""
+    check_path(model, teacher)
     t, r = batch.times.t, batch.times.target
 
     def velocity(x, t):
@@ -52,6 +53,11 @@ def guided_cd(
     The batch's conditions hold the `label` (b,) and the scale `guidance` (b,). The teacher's network does not take the
     scale.
     """
+    check_path(model, teacher)
+    if missing := {"guidance", "label"} - set(batch.conditions):
+        raise ValueError(
+            f"guided distillation needs the conditions guidance and label: {', '.join(missing)} is missing"
+        )
     return cd(
         model, params, key, batch, target_params=target_params,
         teacher=guided(teacher), ode_step=ode_step, distance=distance, weight=weight,

@@ -5,6 +5,7 @@ linear, so the velocity v of one sample is noise − x0.
 """
 
 from collections.abc import Callable
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,8 @@ def shortcut(
 
     For the first `share` of the batch the target is the mean of u_θ⁻ over the half steps t → r and r → s. For the rest
     it is v at the finest step t → s: flow matching.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
-    Its times: `dyadic_pairs` of the same `share`.
+    Its times: `dyadic_pairs` of the same `share`, drawn for this batch as a whole: the first samples are told by their
+    places.
     """
     t, s, x_t, v = _on_line(model, batch)
     halved = part_of(share, len(x_t))
@@ -132,7 +134,7 @@ def alphaflow(
         gap = l2(u, jax.lax.stop_gradient(target))
         return jax.lax.stop_gradient(weight(gap, alpha)) * gap
 
-    def discrete(params):
+    def discrete():
         share = jnp.where((s < t) & (alpha > 0), alpha, 1)
         x_r = x_t - per_sample(t - r, x_t) * v
         held = params if target_params is None else target_params
@@ -140,15 +142,15 @@ def alphaflow(
         u = model.output(params, x_t, t, s, key=key, **batch.conditions)
         return regress(u, per_sample(share, v) * v + per_sample(1 - share, v) * later, share)
 
-    def limit(params):
+    def limit():
         u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=v)
         return regress(u, v - per_sample(t - s, v) * du_dt, jnp.ones_like(t))
 
-    return jax.lax.cond(alpha > 0, discrete, limit, params)
+    return jax.lax.cond(alpha > 0, discrete, limit)
 
 
 def inverse_alpha(gap: PerSample, alpha: PerSample) -> PerSample:
-    """The weight 1/α, with which the gradient has a finite limit, and not 0, as α goes to 0.   [Zhang et al. 2025, α-Flow]"""
+    """The weight 1/α, with which the gradient has a finite limit as α goes to 0.   [Zhang et al. 2025, α-Flow]"""
     return 1 / alpha
 
 
@@ -183,7 +185,7 @@ def alpha_schedule(
 
 def _on_line(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples, Samples]:
     """t, s, x_t, and the velocity noise − x0 of each sample."""
-    if model.path is not linear:
+    if model.path != linear:
         raise ValueError("this loss is of the path paths.linear, where a flow map is x − (t − s)·u")
     t, s = batch.times.t, batch.times.destination
     return t, s, batch.noised(linear, t), linear.conditional_velocity(batch.x0, batch.noise, t)
@@ -196,11 +198,11 @@ def _mean_velocity(model, params, key, batch: Batch, x_t: Samples, *, along: Sam
     def u(x, t):
         return model.output(params, x, t, s, key=key, **batch.conditions)
 
-    return jax.jvp(u, (x_t, t), (along, jnp.ones_like(t)))
+    return jax.jvp(u, (x_t, t), (along.astype(x_t.dtype), jnp.ones_like(t)))
 
 
 def _is_one(guidance: Time) -> bool:
-    return isinstance(guidance, int | float) and guidance == 1
+    return isinstance(guidance, Real) and bool(guidance == 1)
 
 
 def _guided(model, params, key, batch: Batch, x_t: Samples, v: Samples, guidance: Time, blend: Time) -> Samples:
@@ -214,6 +216,6 @@ def _guided(model, params, key, batch: Batch, x_t: Samples, v: Samples, guidance
 
     w, kappa = per_sample(guidance, v), per_sample(blend, v)
     mixed = w * v + (1 - w - kappa) * velocity(jnp.full_like(label, NO_LABEL))
-    if not (isinstance(blend, int | float) and blend == 0):
+    if not (isinstance(blend, Real) and blend == 0):
         mixed += kappa * velocity(label)
     return jax.lax.stop_gradient(jnp.where(per_sample(label == NO_LABEL, v), v, mixed))
