@@ -84,7 +84,7 @@ def folder_of(plans: Path, row: tuple[str, str, tuple[str, ...]]) -> Path:
 def plan(row: tuple[str, str, tuple[str, ...]], folder: Path) -> None:
     recipe, topology, changes = row
     command = [sys.executable, "-m", "cmjax.main", "--mode=plan", f"--config=configs/{recipe}.py"]
-    command += [f"--topology={topology}", f"--out={folder}", *changes]
+    command += [f"--topology={topology}", f"--out={folder}", "--samplers=False", *changes]
     print(" ".join(command), file=sys.stderr, flush=True)
     subprocess.run(command, cwd=ROOT, check=False)  # one that does not fit is a row too
 

@@ -112,6 +112,7 @@ _STOPPED_EXIT_CODE = flags.DEFINE_integer(
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "plan: a TPU slice that need not be there, as v5e:16x16. Default: the devices that are here."
 )
+_SAMPLERS = flags.DEFINE_bool("samplers", True, "plan: compile the samplers too, and not the train step alone.")
 _ARCH = {
     "kind": flags.DEFINE_enum("arch-kind", None, ["denoiser", "consistency"], "import: what the network is."),
     "image_size": flags.DEFINE_integer("arch-image_size", None, "import: height and width of the images."),
@@ -151,7 +152,7 @@ def dispatch() -> None:
         train.run(config, _workdir(), recipe=_recipe_name(), profile=_PROFILE.value)
     elif _MODE.value == "plan":
         folder = Path(_OUT.value) if _OUT.value else _workdir() / "plan"
-        plan.run(_recipe(), folder, _TOPOLOGY.value, _recipe_name())
+        plan.run(_recipe(), folder, _TOPOLOGY.value, _recipe_name(), samplers=_SAMPLERS.value)
     elif _MODE.value == "sample":
         sample.run(
             _workdir(),

@@ -26,7 +26,7 @@ def test_every_solver_has_a_plain_name(name):
 def test_a_solver_has_its_parameters_bound():
     name, churn = solver("churn(s_churn=10, s_max=50.0)")
     assert (name, churn.keywords["s_churn"], churn.keywords["s_max"]) == ("churn", 10, 50.0)
-    assert solver("adaptive(rtol=1e-3)")[1].keywords["rtol"] == 1e-3
+    assert solver("tsit5(rtol=1e-3)")[1].keywords["rtol"] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_solver_has_its_parameters_bound():
         ("churn(s_churn=1, path=3)", "takes s_churn, s_min, s_max, s_noise, not path"),
         ("heun(rho=3)", "heun takes no parameters, not rho"),
         ("midpoint(rho=0)", "rho must be at least 1, got 0"),
-        ("adaptive(rtol=-1.0)", "rtol and atol must be at least 0"),
+        ("tsit5(rtol=-1.0)", "rtol and atol must be at least 0"),
     ],
 )
 def test_a_wrong_solver_is_named(text, message):
@@ -51,7 +51,7 @@ def test_a_wrong_solver_is_named(text, message):
 def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
     monkeypatch.setattr("cmjax.build.samples.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs diffrax: pip install 'cmjax\[ode\]'"):
-        solver("adaptive")
+        solver("tsit5")
 
 
 @pytest.mark.parametrize(

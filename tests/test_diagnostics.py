@@ -24,7 +24,7 @@ from cmjax.evaluation.diagnostics import (
     level_edges,
     level_range,
     loss_and_gradient_norm,
-    pair_within,
+    times_within,
     trajectory_times,
 )
 from cmjax.evaluation.plots import _Axis, line_plot
@@ -131,7 +131,7 @@ def test_pairs_of_a_bin_lie_in_it_and_are_else_the_samplers_own():
     draw = pairs.grid_pairs(curricula.constant(num_scales=18), t_min=0.002, t_max=80.0, rho=7.0)
     edges, shares = level_edges(6, path=ve, t_min=0.002, t_max=80.0), []
     for place in range(6):
-        pair, found, share = pair_within(
+        pair, found, share = times_within(
             draw, jax.random.key(place), 32, 0, within=lambda t, place=place: bin_of(t, edges) == place, draws=256
         )
         within = np.isin(np.asarray(bin_of(jnp.asarray(grid[1:]), edges)), place)
@@ -145,13 +145,13 @@ def test_pairs_of_a_bin_lie_in_it_and_are_else_the_samplers_own():
 
 def test_places_of_a_batch_keep_their_own_pairs():
     draw = pairs.dyadic_pairs(steps=8, share=0.5)
-    pair, found, _ = pair_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 0.9, draws=128)
+    pair, found, _ = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 0.9, draws=128)
     assert found.all()
     assert (pair.t == 1).all()
     halved = np.arange(64) < 32
     np.testing.assert_allclose(pair.r, np.where(halved, (pair.t + pair.s) / 2, pair.s))
     assert (np.asarray(pair.t - pair.s)[~halved] == 1 / 8).all()
-    _, none, nothing = pair_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 1, draws=16)
+    _, none, nothing = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 1, draws=16)
     assert not none.any()
     assert nothing == 0
 
@@ -171,19 +171,19 @@ def test_loss_and_gradient_count_what_is_counted():
 
 EDGES = level_edges(6, path=ve, t_min=0.002, t_max=80.0)
 METHOD = Method(
-    lambda call: call.pair.t * (1 + 1e-3 * call.params["w"] @ call.x0.reshape(len(call.x0), -1).T),
+    lambda model, params, key, batch: batch.times.t * (1 + 1e-3 * params["w"] @ batch.x0.reshape(len(batch.x0), -1).T),
     pairs.grid_pairs(curricula.constant(num_scales=18), t_min=0.002, t_max=80.0, rho=7.0),
 )
 
 
 @dataclasses.dataclass
 class OnVe:
-    path = ve
+    path, function = ve, None
 
 
 def trained(bins, parts, steps=3):
     def bin_of_sample(key, batch_size, step):
-        return bin_of(METHOD.pair(key, batch_size, step).t, EDGES)
+        return bin_of(METHOD.times_of(key, batch_size, step).t, EDGES)
 
     optimizer = make_optimizer(
         optax.scale_by_adam(), learning_rate=lambda step: 1e-2, clip_norm=1.0, weight_decay=0.0, average_rates={}

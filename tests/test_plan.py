@@ -50,6 +50,15 @@ def test_a_plan_for_eight_devices(tmp_path):
     assert "no peaks are known of this device" in page
 
 
+def test_the_samplers_can_be_left_out(tmp_path):
+    config = digits_ct.get_config()
+    config.net.width, config.net.depth, config.batch_size = 16, 1, 8
+    plan.run(config.to_dict(), tmp_path, None, "digits_ct", samplers=False)
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["train_step"]["operations"] > 0
+    assert "samplers" not in told
+
+
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     small = Chip("small", 1e12, 26 * 2**20, 1e11, 1e10)
     monkeypatch.setattr(plan, "chip_of", lambda kind: small)

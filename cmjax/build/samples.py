@@ -63,7 +63,7 @@ def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
 
 def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     """The field `solver`: its name and the solver with its parameters bound, for sampling from t_max."""
-    solver = fields.choice("solver", SOLVERS, path=path)
+    solver = fields.choice("solver", SOLVERS, path=path, to_zero=True)
     name = next(name for name, function in SOLVERS.items() if function is solver.func)
     if name in BY_LEVEL and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")

@@ -31,8 +31,10 @@ from cmjax.training.step import state_shapes, trace_train_step
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str) -> None:
+def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str, *, samplers: bool = True) -> None:
     """Plan the recipe `config`, called `name`, for a slice or for the devices that are here, into `folder`.
+
+    samplers: also compile what the run draws its samples with.
 
     Raises: ConfigError where something does not divide, is unknown or does not fit.
     """
@@ -57,7 +59,7 @@ def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str
         "jax": jax.__version__,
     }
     refused = _plan_training(report, config, plan, model, data, mesh, chip, folder)
-    if not refused:
+    if samplers and not refused:
         report["samplers"] = {
             title: _of_program(program, operations, chip, mesh.size, repeated=True) | {"samples": samples}
             for title, samples, operations, program in _plan_samplers(plan, model, data, mesh)
