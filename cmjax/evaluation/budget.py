@@ -29,7 +29,8 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         f"# {report['recipe']} on {report['machine']}",
         "",
-        f"{report['devices']} device{'' if report['devices'] == 1 else 's'} ({report['device_kind']}), {_copies(report['fsdp'])}; "
+        f"{report['devices']} {'device' if report['devices'] == 1 else 'devices'} ({report['device_kind']}), "
+        f"{_copies(report['fsdp'])}; "
         f"{report['parameters']:,} parameters; {report['steps']:,} updates of {report['batch_size']:,} images"
         + (f", each in {report['grad_accumulation']} parts" if report["grad_accumulation"] > 1 else ""),
         "",
