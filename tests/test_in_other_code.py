@@ -184,17 +184,21 @@ def test_every_loss_under_jit_grad_vmap_and_jvp(name):
     loss = partial(getattr(losses, name), ON[on], **choices)
     one, other = (batch_of(4, 1.0, seed, **conditions) for seed in (0, 5))
 
-    @jax.jit
     def mean(w, batch):
-        return loss(w, None, batch).mean()
+        each = loss(w, None, batch)
+        assert each.shape == (4,)
+        return each.mean()
 
-    value, gradient = jax.value_and_grad(mean)(W, one)
-    assert loss(W, None, one).shape == (4,)
+    @jax.jit
+    def all_at_once(w, one, other):
+        mapped = jax.vmap(mean, (None, 0))(w, jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other))
+        return jax.value_and_grad(mean)(w, one), mean(w, other), mapped, jax.jvp(lambda w: mean(w, one), (w,), (w,))[1]
+
+    (value, gradient), second, mapped, slope = all_at_once(W, one, other)
     assert np.isfinite(value)
     assert np.all(np.abs(gradient) > 0)
-    mapped = jax.vmap(mean, (None, 0))(W, jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other))
-    np.testing.assert_allclose(mapped, [mean(W, one), mean(W, other)], rtol=1e-4)
-    np.testing.assert_allclose(jax.jvp(lambda w: mean(w, one), (W,), (W,))[1], gradient @ W, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(mapped, [value, second], rtol=1e-4)
+    np.testing.assert_allclose(slope, gradient @ W, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ct", "cd", "scm_ct", "meanflow", "alphaflow"])
@@ -212,9 +216,9 @@ def test_losses_under_shard_map(name):
         lambda w, batch: jax.lax.pmean(mean(w, batch), "data"),
         mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec(),
     )  # fmt: skip
-    np.testing.assert_allclose(jax.jit(parts)(W, batch), mean(W, batch), rtol=1e-5)
-    slopes = jax.grad(jax.jit(parts))(W, batch), jax.grad(mean)(W, batch)
-    np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-6)
+    (shared, slope), (value, expected) = (jax.jit(jax.value_and_grad(of))(W, batch) for of in (parts, mean))
+    np.testing.assert_allclose(shared, value, rtol=1e-5)
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_network_of_another_dtype_than_the_data():

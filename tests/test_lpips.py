@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.core.distances import curvature_speed
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import WIDTHS, lpips
 
@@ -111,3 +112,15 @@ def test_pytorch_files_are_read_as_data(files, params, tmp_path):
         torch.save(arrays, tmp_path / f"{path.stem}.pth")
     loaded = load_lpips(tmp_path / "vgg16.pth", tmp_path / "heads.pth")
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.slow
+def test_the_speed_is_the_distance_of_a_short_way_over_its_square(params):
+    """Continuous-time losses take LPIPS by its curvature, with finite gradients by both of its inputs."""
+    f, v = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1.0)
+    speed = curvature_speed(partial(lpips, params, resize=32))
+    value, (of_f, of_v) = quick_jit(jax.value_and_grad(lambda f, v: speed(f, v).sum(), argnums=(0, 1)))(f, v)
+    short = 1e-2
+    np.testing.assert_allclose(lpips(params, f + short * v, f, resize=32).sum() / short**2, value, rtol=0.05)
+    np.testing.assert_allclose(jnp.sum(of_v * v) / 2, value, rtol=1e-4)  # of degree two
+    assert np.all(np.isfinite(of_f))
