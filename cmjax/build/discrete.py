@@ -99,7 +99,7 @@ def pd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
     draw = _grid_pairs(fields, plan, curriculum, pairs.uniform_intervals)
     rate = targets.kept_in_a_stage(curriculum=curriculum)
     loss = partial(losses.pd, rho=plan.constants["rho"])
-    return _with_distance(loss, fields, plan, draw, rate, {"num_scales": curriculum}, reports_rate=False)
+    return _with_distance(loss, fields, plan, draw, rate, {"num_scales": curriculum})
 
 
 def _distilling(loss: Callable[..., Any], fields: Fields, plan: ModelPlan) -> Callable[..., Any]:
@@ -159,14 +159,12 @@ def _with_distance(
     draw: TimesSampler,
     rate: Schedule | None,
     schedules: dict[str, Schedule],
-    *,
-    reports_rate: bool = True,
     **more: Any,
 ) -> Method:
     """The method of a loss that takes a distance and a weight. `more`: further fields of the method."""
     distance, frozen = read_distance(fields)
     loss = partial(loss, weight=read_weight(fields, plan))
-    reported = schedules | ({"target_rate": rate} if rate is not None and reports_rate else {})
+    reported = schedules | ({} if rate is None else {"target_rate": rate})
     return Method(
         loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, **more
     )  # fmt: skip

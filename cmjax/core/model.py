@@ -62,17 +62,13 @@ class Model:
         if not (isinstance(found, tuple) and len(found) == 2):
             raise TypeError(
                 "this loss needs a network with a weight head: net(..., return_weight=True) must return (F, weight), "
-                f"weight of shape (b,), and returned {type(found).__name__}"
+                f"weight of shape (b,); it returned {type(found).__name__}"
             )
         return found
 
     def _scalings(self, x: Samples, t: Time, s: Time | None) -> Scalings:
         times = _times(x, t, s)
-        try:
-            inspect.signature(self.scalings).bind(*times)
-        except TypeError as error:
-            given = "two times, t and s" if s is not None else "one time"
-            raise TypeError(f"the model was given {given}, which its scalings do not take: {error}") from error
+        _check_takes(self.scalings, f"scalings({'t' if s is None else 't, s'})", times, {})
         return self.scalings(*times)
 
 
@@ -93,20 +89,21 @@ def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs:
     if scalings.c_noise_s is not None:
         inputs["c_noise_s"] = scalings.c_noise_s
     arguments = (params, per_sample(scalings.c_in, x) * x, scalings.c_noise)
-    _check_takes(net, arguments, inputs)
+    named = ", ".join(("params", "x", "c_noise", *(f"{name}=…" for name in inputs)))
+    _check_takes(net, f"net({named})", arguments, inputs)
     return net(*arguments, **inputs)
 
 
-def _check_takes(net: Net, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+def _check_takes(function: Callable, call: str, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    """Raise TypeError where the function does not take these arguments; `call` shows them."""
     try:
-        signature = inspect.signature(net)
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # a callable whose signature cannot be read
         return
     try:
         signature.bind(*arguments, **inputs)
     except TypeError as error:
-        call = ", ".join(("params", "x", "c_noise", *(f"{name}=…" for name in inputs)))
-        raise TypeError(f"the network was called as net({call}), and does not take that: {error}") from error
+        raise TypeError(f"the model calls {call}, which the function does not take: {error}") from error
 
 
 def _times(x: Array, t: Time, s: Time | None) -> tuple[Array, ...]:

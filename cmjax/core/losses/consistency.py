@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from cmjax.core.batch import Batch, Times
+from cmjax.core.batch import Batch
 from cmjax.core.distances import pseudo_huber
 from cmjax.core.model import Model, check_path
 from cmjax.core.paths import Path, per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import (
     BoundDenoiser,
-    Conditions,
     Denoiser,
     Distance,
     Params,
@@ -30,23 +29,22 @@ from cmjax.core.weightings import inverse_gap
 def consistency_loss(
     f: Denoiser,
     params: Params,
-    target_params: Params | None,
     key: PRNGKey | None,
+    batch: Batch,
     x_t: Samples,
     x_r: Samples,
-    times: Times,
     *,
+    target_params: Params | None,
     distance: Distance,
     weight: Weight,
-    conditions: Conditions,
 ) -> PerSample:
     """The loss λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,), which this family shares.   [Song et al. 2023, eq. 7]
 
     No gradient flows through f_θ⁻. Student and target share `key`, so they drop out the same units.
     """
-    t, r = times.t, times.target
-    estimate = f(params, x_t, t, key=key, **conditions)
-    target = f(params if target_params is None else target_params, x_r, r, key=key, **conditions)
+    t, r = batch.times.t, batch.times.target
+    estimate = f(params, x_t, t, key=key, **batch.conditions)
+    target = f(params if target_params is None else target_params, x_r, r, key=key, **batch.conditions)
     return weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
 
 
@@ -61,25 +59,10 @@ def ct(
     weight: Weight,
 ) -> PerSample:
     """CT: both points share x0 and the noise, x_r = a(r)·x0 + b(r)·noise.   [Song et al. 2023, eq. 10, alg. 3]"""
-    return _from_data(model, model.path, params, target_params, key, batch, distance=distance, weight=weight)
-
-
-def _from_data(
-    f: Denoiser,
-    path: Path,
-    params: Params,
-    target_params: Params | None,
-    key: PRNGKey | None,
-    batch: Batch,
-    *,
-    distance: Distance,
-    weight: Weight,
-) -> PerSample:
-    x_t, x_r = batch.noised(path, batch.times.t), batch.noised(path, batch.times.target)
+    x_t, x_r = batch.noised(model.path, batch.times.t), batch.noised(model.path, batch.times.target)
     return consistency_loss(
-        f, params, target_params, key, x_t, x_r, batch.times,
-        distance=distance, weight=weight, conditions=batch.conditions,
-    )  # fmt: skip
+        model, params, key, batch, x_t, x_r, target_params=target_params, distance=distance, weight=weight
+    )
 
 
 def ict(model: Model, params: Params, key: PRNGKey | None, batch: Batch) -> PerSample:
@@ -105,8 +88,11 @@ def ect(
 
     Training starts from a diffusion model's denoiser. Its times: `ratio_pairs`.
     """
-    f = with_boundary(model)
-    return _from_data(f, model.path, params, target_params, key, batch, distance=distance, weight=weight)
+    x_t, x_r = batch.noised(model.path, batch.times.t), batch.noised(model.path, batch.times.target)
+    return consistency_loss(
+        with_boundary(model), params, key, batch, x_t, x_r,
+        target_params=target_params, distance=distance, weight=weight,
+    )  # fmt: skip
 
 
 def sct(
@@ -127,8 +113,8 @@ def sct(
     x_t = batch.noised(path, t)
     denoised = batch_denoiser(x_t, t, batch.x0, path=path, label=batch.conditions.get("label"))
     return consistency_loss(
-        with_boundary(model), params, target_params, key, x_t, path.ddim(x_t, denoised, t, r), batch.times,
-        distance=distance, weight=weight, conditions=batch.conditions,
+        with_boundary(model), params, key, batch, x_t, path.ddim(x_t, denoised, t, r),
+        target_params=target_params, distance=distance, weight=weight,
     )  # fmt: skip
 
 

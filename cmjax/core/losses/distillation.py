@@ -31,8 +31,8 @@ def cd(
 
     x_t = batch.noised(model.path, t)
     return consistency_loss(
-        model, params, target_params, key, x_t, ode_step(velocity, x_t, t, r), batch.times,
-        distance=distance, weight=weight, conditions=batch.conditions,
+        model, params, key, batch, x_t, ode_step(velocity, x_t, t, r),
+        target_params=target_params, distance=distance, weight=weight,
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def meanflow(
     Raises: ValueError where the path is not linear, or guidance is asked for without a condition `label`.
     """
     t, s, x_t, v = _on_line(model, batch)
-    if blend or not _is_one(guidance):
+    if not (_is(guidance, 1) and _is(blend, 0)):
         v = _guided(model, params, key, batch, x_t, v, guidance, blend)
     u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=v)
     u_tgt = v - per_sample(t - s, v) * du_dt
@@ -72,7 +72,7 @@ def imf(
     t, s, x_t, v = _on_line(model, batch)
     own = jax.lax.stop_gradient(model.output(params, x_t, t, t, key=key, **batch.conditions))
     guidance = batch.conditions.get("guidance", guidance)
-    if not _is_one(guidance):
+    if not _is(guidance, 1):
         within = (interval[0] <= t) & (t <= interval[1])
         v = _guided(model, params, key, batch, x_t, v, 1.0, jnp.where(within, 1 - 1 / jnp.asarray(guidance), 0.0))
     u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=own)
@@ -201,8 +201,9 @@ def _mean_velocity(model, params, key, batch: Batch, x_t: Samples, *, along: Sam
     return jax.jvp(u, (x_t, t), (along.astype(x_t.dtype), jnp.ones_like(t)))
 
 
-def _is_one(guidance: Time) -> bool:
-    return isinstance(guidance, Real) and bool(guidance == 1)
+def _is(value: Time, number: float) -> bool:
+    """Whether it is this number for all samples; an array may hold others."""
+    return isinstance(value, Real) and bool(value == number)
 
 
 def _guided(model, params, key, batch: Batch, x_t: Samples, v: Samples, guidance: Time, blend: Time) -> Samples:
@@ -216,6 +217,6 @@ def _guided(model, params, key, batch: Batch, x_t: Samples, v: Samples, guidance
 
     w, kappa = per_sample(guidance, v), per_sample(blend, v)
     mixed = w * v + (1 - w - kappa) * velocity(jnp.full_like(label, NO_LABEL))
-    if not (isinstance(blend, Real) and blend == 0):
+    if not _is(blend, 0):
         mixed += kappa * velocity(label)
     return jax.lax.stop_gradient(jnp.where(per_sample(label == NO_LABEL, v), v, mixed))
