@@ -23,10 +23,10 @@ import numpy as np
 from benchmarks import oracle
 from cmjax.core.sampling import gaussian, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim
+from cmjax.drawing.draw import consistency_sampler, diffusion_sampler, draw_images
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.modes import train
-from cmjax.modes.draw import consistency_sampler, diffusion_sampler, draw_images
-from cmjax.workdir import load
+from cmjax.runs.load import load
 
 TEACHERS = ("edm", "trig")
 METHODS = (

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmjax import Batch, Model, karras_grid, losses
+from cmjax import Model, karras_grid, losses
 from cmjax.core import curricula, pairs, targets, weightings
 from cmjax.core.distances import pseudo_huber
 from cmjax.core.ode import heun_step, solve
@@ -32,8 +32,9 @@ from cmjax.evaluation.plots import save_png
 from cmjax.machine.mesh import make_mesh
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.mlp import MLP
+from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import TARGET, averages, cosine_rate, ema, make_optimizer
-from cmjax.training.step import Objective, compile_train_step, init_state, make_train_step
+from cmjax.training.step import compile_train_step, init_state, make_train_step
 
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
 SPREAD = 0.24  # a mode's std, as a fraction of the distance between neighbours
@@ -100,48 +101,42 @@ def student(settings: Settings) -> tuple[MLP, Model]:
     return module, Model(as_net(module), ve, partial(consistency, sigma_data=SIGMA_DATA, t_min=T_MIN))
 
 
-def cd_objective(model: Model, curriculum: curricula.Curriculum, *, c: float) -> Objective:
+def distillation(curriculum: curricula.Curriculum, *, c: float, mu: float) -> Method:
     """Consistency distillation as in Song et al. 2023, alg. 2: neighbours of a Karras grid, one Heun step between."""
-    draw = pairs.grid_pairs(curriculum, t_min=T_MIN, t_max=T_MAX, rho=RHO)
-
-    def objective(params, target_params, teacher_params, key, x0, step, conditions):
-        times_key, noise_key, dropout_key = jax.random.split(key, 3)
-        batch = Batch(x0, jax.random.normal(noise_key, x0.shape), draw(times_key, len(x0), step))
-        return losses.cd(
-            model, params, dropout_key, batch, target_params=target_params, teacher=partial(teacher, teacher_params),
-            ode_step=heun_step, distance=partial(pseudo_huber, c=c), weight=weightings.uniform,
-        )  # fmt: skip
-
-    return objective
+    return Method(
+        partial(losses.cd, ode_step=heun_step, distance=partial(pseudo_huber, c=c), weight=weightings.uniform),
+        pairs.grid_pairs(curriculum, t_min=T_MIN, t_max=T_MAX, rho=RHO),
+        target_rate=targets.constant_rate(mu=mu),
+        teacher_function=teacher,
+    )
 
 
 def distil(settings: Settings) -> tuple[Any, Any, dict[str, float]]:
     """The first parameters, the averaged ones after training, and the seconds that compiling and training took."""
     module, f = student(settings)
     curriculum = curricula.doubling(s0=settings.s0, s1=settings.s1, total_steps=settings.steps)
+    method = distillation(curriculum, c=settings.c, mu=settings.mu)
     optimizer = make_optimizer(
         optax.scale_by_adam(b2=0.99),
         learning_rate=cosine_rate(peak=settings.learning_rate, total_steps=settings.steps, warmup_steps=100),
         clip_norm=0.0,
         weight_decay=0.0,
         average_rates={
-            TARGET: targets.constant_rate(mu=settings.mu),
+            TARGET: method.target_rate,
             "ema": ema(rate=settings.ema, batch_size=settings.batch),
         },
     )
     mesh, rng = make_mesh(), np.random.default_rng(settings.seed)
     first = init_params(module, jax.random.key(settings.seed), (2,))
     state = init_state(first, optimizer, mesh)
-    teacher_params = {name: jnp.asarray(value, jnp.float32) for name, value in mixture().items()}
-    train_step = make_train_step(
-        cd_objective(f, curriculum, c=settings.c), optimizer, preprocess=lambda x, key: x, seed=settings.seed
-    )
+    frozen = {TEACHER: {name: jnp.asarray(value, jnp.float32) for name, value in mixture().items()}}
+    train_step = make_train_step(f, method, optimizer, preprocess=lambda x, key: x, seed=settings.seed)
     start = time.perf_counter()
-    compiled = compile_train_step(train_step, state, teacher_params, {"image": draw_data(rng, settings.batch)}, mesh)
+    compiled = compile_train_step(train_step, state, frozen, {"image": draw_data(rng, settings.batch)}, mesh)
     ready, ready_cpu = time.perf_counter(), time.process_time()
     loss = float("nan")
     for _ in range(settings.steps):
-        state, metrics = compiled(state, teacher_params, {"image": draw_data(rng, settings.batch)})
+        state, metrics = compiled(state, frozen, {"image": draw_data(rng, settings.batch)})
         loss = float(metrics["loss"])  # waited for: with several devices on one CPU, steps in flight can deadlock
     seconds = {
         "compile_seconds": ready - start,

@@ -17,12 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cmjax.build import read_run
+from cmjax.config.run import read_run
 from cmjax.machine.chips import chip_of
 from cmjax.machine.topology import topology_devices
 from cmjax.modes.plan import traced_operations
-from cmjax.modes.starting import mesh_of
-from cmjax.modes.unseen import data_shapes, readable
+from cmjax.planning.unseen import data_shapes, readable
+from cmjax.runs.starting import mesh_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

@@ -29,26 +29,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmjax import Batch, Model
+from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, preconditioning, weightings
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.base import ArraySource
 from cmjax.data.batches import Batches, preprocess
 from cmjax.machine.flops import flops
 from cmjax.machine.mesh import batch_sharding, make_mesh
+from cmjax.machine.xla import prefer_fast_convolutions
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 from cmjax.training.loop import run_loop
+from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.speed import speed_on
 from cmjax.training.step import compile_train_step, init_state, make_train_step
-from cmjax.xla import prefer_fast_convolutions
 
 Program = Callable[[], Any]
 CURRICULUM = curricula.square_root_growth(s0=2, s1=20, total_steps=40)
 CONSISTENCY = partial(preconditioning.consistency, sigma_data=0.5, t_min=0.002)
+CT = Method(
+    partial(losses.ct, distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.inverse_gap),
+    pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0),
+)
 
 
 # What is counted and measured.
@@ -258,7 +263,7 @@ class _Training:
             average_rates={"ema0": ema(rate=0.999, batch_size=len(batch["image"]))},
         )  # fmt: skip
         train_step = make_train_step(
-            partial(_ct_objective, Model(net, paths.ve, CONSISTENCY)), optimizer,
+            Model(net, paths.ve, CONSISTENCY), CT, optimizer,
             preprocess=partial(preprocess, horizontal_flip=False), seed=0, schedules={"num_scales": CURRICULUM},
         )  # fmt: skip
         mesh = make_mesh()
@@ -274,16 +279,6 @@ def training(net: Any, params: Any, shape: tuple[int, ...]) -> tuple[_Training, 
     images = np.random.default_rng(0).integers(0, 256, (4 * shape[0], *shape[1:]), np.uint8)
     batches = Batches(ArraySource(images), shape[0], seed=0, sharding=batch_sharding(make_mesh()))
     return _Training(net, params, batches.at(0)), batches
-
-
-def _ct_objective(model, params, target_params, frozen, key, x0, step, conditions):
-    draw = pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0)
-    times_key, noise_key, dropout_key = jax.random.split(key, 3)
-    batch = Batch(x0, jax.random.normal(noise_key, x0.shape), draw(times_key, len(x0), step))
-    return losses.ct(
-        model, params, dropout_key, batch, target_params=target_params,
-        distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.inverse_gap,
-    )  # fmt: skip
 
 
 class _NoCheckpoints:

@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from cmjax.fields import ConfigError
-from cmjax.files import ask_bucket, is_bucket, to_path
+from cmjax.config.fields import ConfigError
+from cmjax.machine.files import ask_bucket, is_bucket, to_path
 from cmjax.machine.lock import release_all
 from cmjax.machine.quiet import quiet_libraries
 from cmjax.machine.signals import leave_on_signals
-from cmjax.xla import prefer_fast_convolutions
+from cmjax.machine.xla import prefer_fast_convolutions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, as configs/digits_ct.py.")
 _MODE = flags.DEFINE_enum(
@@ -135,7 +135,8 @@ def dispatch() -> None:
     import jax
 
     from cmjax.machine.processes import join_processes
-    from cmjax.modes import averaging, diagnose, edit, exporting, gallery, importing, plan, sample, train
+    from cmjax.modes import average as averaging
+    from cmjax.modes import diagnose, edit, exporting, gallery, importing, plan, sample, train
 
     try:
         join_processes()

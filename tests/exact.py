@@ -35,6 +35,12 @@ def evaluate(loss, model, params, key, x0, times, *, noise=None, conditions=None
     return loss(model, params, dropout_key, Batch(x0, noise, times, conditions or {}), **choices)
 
 
+def evaluate_method(method, model, params, target_params, frozen, key, x0, step, conditions):
+    """The losses (b,) of a run's method, as its train step has them."""
+    batch, dropout_key = method.draw(key, x0, step, conditions)
+    return method.loss(model, params, dropout_key, batch, **method.arguments(step, target_params, frozen))
+
+
 def data(key, count):
     """x0 (count, 2), Gaussian."""
     return MEAN + np.sqrt(VARIANCE) * jax.random.normal(key, (count, 2), jnp.float64)

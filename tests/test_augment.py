@@ -9,14 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from cmjax.build import read_run
+from cmjax import Times
+from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
 from cmjax.data import augment as augmenting
 from cmjax.data.augment import COLOR, GEOMETRY, PAIRS, Draws, draw, edm, label_size, labels
 from cmjax.data.batches import preprocess
 from cmjax.data.warp import SYM6, warp
-from cmjax.fields import ConfigError
 from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 
@@ -236,10 +238,12 @@ def apply_to(images, probabilities):
 def train(steps, *, parts=1, state=None):
     """Steps of a model that predicts each image's mirror label from its left half, which tells it."""
 
-    def objective(params, target_params, frozen, key, x0, step, conditions):
-        is_mirrored = (jnp.mean(x0[:, :, :4], axis=(1, 2, 3)) < 0).astype(jnp.float32)
-        told = conditions["augment"] @ params["w"]
-        return (told - is_mirrored) ** 2 + jnp.sum(jnp.abs(conditions["augment"][:, 0] - is_mirrored)) * 100
+    def loss(model, params, key, batch):
+        is_mirrored = (jnp.mean(batch.x0[:, :, :4], axis=(1, 2, 3)) < 0).astype(jnp.float32)
+        label = batch.conditions["augment"]
+        return (label @ params["w"] - is_mirrored) ** 2 + jnp.sum(jnp.abs(label[:, 0] - is_mirrored)) * 100
+
+    method = Method(loss, lambda key, batch_size, step: Times(jnp.ones(batch_size)))
 
     images = {"image": np.tile(np.sign(3.5 - np.arange(8, dtype=np.float32))[None, None, :, None], (16, 8, 1, 3))}
     optimizer = make_optimizer(
@@ -248,7 +252,7 @@ def train(steps, *, parts=1, state=None):
     mesh = make_mesh()
     state = state or init_state({"w": jnp.zeros(1)}, optimizer, mesh)
     step_fn = make_train_step(
-        objective, optimizer, preprocess=partial(preprocess, horizontal_flip=False), seed=3, grad_accumulation=parts,
+        None, method, optimizer, preprocess=partial(preprocess, horizontal_flip=False), seed=3, grad_accumulation=parts,
         augment=partial(augmenting.augment, probabilities={"x_flip": 1.0}),
     )  # fmt: skip
     compiled = compile_train_step(step_fn, state, {}, images, mesh)
@@ -299,7 +303,7 @@ def test_the_recipes_network_takes_the_labels():
     run = read_run(config_of("cifar_edm", "tiny"))
     model = run.make_model(10)
     step_fn = make_train_step(
-        run.method.objective(model, None), run.optimizer, preprocess=partial(preprocess, horizontal_flip=False),
+        model.function, run.method, run.optimizer, preprocess=partial(preprocess, horizontal_flip=False),
         augment=run.augment, seed=0,
     )  # fmt: skip
     shapes = parameter_shapes(model.module, (32, 32, 3))

@@ -13,7 +13,7 @@ import pytest
 import cmjax
 from cmjax.data import sources
 from cmjax.data.base import DataError
-from cmjax.files import to_path
+from cmjax.machine.files import to_path
 from tests.waiting import wait_for
 
 pytest_plugins = ["tests.buckets"]

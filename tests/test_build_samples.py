@@ -4,11 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.build import read_solver, read_times
-from cmjax.build.samples import SOLVERS
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.samples import SOLVERS, read_solver, read_times
 from cmjax.core.grids import karras_grid
 from cmjax.core.paths import ve
-from cmjax.fields import ConfigError, Fields
 
 MODEL = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 GRID = karras_grid(40, **MODEL)[::-1]
@@ -49,7 +48,7 @@ def test_a_wrong_solver_is_named(text, message):
 
 
 def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
-    monkeypatch.setattr("cmjax.build.samples.find_spec", lambda name: None)
+    monkeypatch.setattr("cmjax.config.samples.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs diffrax: pip install 'cmjax\[ode\]'"):
         solver("tsit5")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from exact import evaluate_method
 
-from cmjax.build import read_run
-from cmjax.build.method import METHODS
-from cmjax.modes.starting import _started
+from cmjax.config.methods import METHODS
+from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.starting import _started
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "folder": (64, 64, 3), "arrays": (4, 4, 4)}
@@ -89,13 +90,13 @@ def test_a_train_step_of_a_recipe_can_be_traced(name):
         frozen["teacher"] = teacher.params
         teacher = replace(teacher, denoiser=traced_once(teacher.denoiser))
     function = replace(model.function, net=traced_once(model.function.net))
-    objective = run.method.objective(replace(model, function=function), teacher)
+    method = run.method.with_teacher(teacher, model.path)
 
     def mean_loss(params, frozen, key, x0, step, label):
         conditions = {"label": label} if model.class_conditional else {}
         if run.augment is not None:
             x0, conditions["augment"] = run.augment(x0, key)
-        losses = objective(params, params, frozen, key, x0, step, conditions)
+        losses = evaluate_method(method, function, params, params, frozen, key, x0, step, conditions)
         assert losses.shape == (BATCH,)
         return jnp.mean(losses)
 

@@ -12,12 +12,14 @@ import optax
 import pytest
 from PIL import Image
 
-from cmjax.build import Method, read_model
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import read_model
 from cmjax.core import curricula, pairs
 from cmjax.core.grids import karras_grid
 from cmjax.core.ode import ddim_step, heun_step
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import carry, linear, trig, ve
+from cmjax.drawing import search as times_mode
 from cmjax.evaluation.diagnostics import (
     bin_of,
     consistency_errors,
@@ -28,15 +30,15 @@ from cmjax.evaluation.diagnostics import (
     trajectory_times,
 )
 from cmjax.evaluation.plots import _Axis, line_plot
-from cmjax.fields import ConfigError
 from cmjax.machine.mesh import make_mesh
 from cmjax.modes import diagnose, train
-from cmjax.modes import times as times_mode
+from cmjax.runs.load import load
+from cmjax.runs.record import read_record, write_model
 from cmjax.training.loop import _LateMetrics
+from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.speed import Speed
 from cmjax.training.step import compile_train_step, init_state, make_train_step
-from cmjax.workdir import load, read_record, write_model
 from configs import digits_cd, digits_edm, digits_meanflow
 
 DATA = {"mean": 0.3, "variance": 0.25}
@@ -176,21 +178,13 @@ METHOD = Method(
 )
 
 
-@dataclasses.dataclass
-class OnVe:
-    path, function = ve, None
-
-
 def trained(bins, parts, steps=3):
-    def bin_of_sample(key, batch_size, step):
-        return bin_of(METHOD.times_of(key, batch_size, step).t, EDGES)
-
     optimizer = make_optimizer(
         optax.scale_by_adam(), learning_rate=lambda step: 1e-2, clip_norm=1.0, weight_decay=0.0, average_rates={}
     )
     step_fn = make_train_step(
-        METHOD.objective(OnVe(), None), optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
-        **({"bins": bins, "bin_of": bin_of_sample} if bins else {}),
+        None, METHOD, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
+        **({"bins": bins, "bin_of": lambda t: bin_of(t, EDGES)} if bins else {}),
     )  # fmt: skip
     batch = {"image": np.random.default_rng(0).uniform(-1, 1, (32, 2, 2, 1)).astype(np.float32)}
     mesh = make_mesh()

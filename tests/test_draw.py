@@ -7,7 +7,7 @@ import pytest
 
 from cmjax.core.paths import linear
 from cmjax.core.sampling import FlowMap, sample_chain
-from cmjax.modes.draw import chain_sampler, draw_images, with_guidance
+from cmjax.drawing.draw import chain_sampler, draw_images, with_guidance
 
 SHAPE = (2, 2, 4)  # of latents, which are not rounded
 

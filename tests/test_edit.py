@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax.config.fields import ConfigError
 from cmjax.core.oracles import gaussian_flow_map
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
-from cmjax.fields import ConfigError
+from cmjax.drawing import interpolation, tasks
+from cmjax.drawing.interpolation import find_ends, interpolate
 from cmjax.interop.keys import Foreign
-from cmjax.modes import edit, gallery, importing, interpolation, tasks
-from cmjax.modes.interpolation import find_ends, interpolate
+from cmjax.modes import edit, gallery, importing
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
-from cmjax.workdir import write_model
+from cmjax.runs.record import write_model
 
 SHAPE = (8, 8, 3)
 FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25, "clip": True}

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cmjax.build import read_run
+from cmjax.config.run import read_run
 from cmjax.interop.edm2 import edm2_from_keys, params_from_edm2, read_edm2
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.nets.edm2 import EDM2, SIZES

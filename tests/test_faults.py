@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax.fields import ConfigError
+from cmjax.config.fields import ConfigError
 from cmjax.machine.lock import MARK
 from cmjax.modes import sample, train
+from cmjax.runs.record import write_record
 from cmjax.training.checkpoint import UNFINISHED
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import NonFiniteLoss
-from cmjax.workdir import write_record
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from cmjax.config.fields import ConfigError, Fields
 from cmjax.core import curricula
-from cmjax.fields import ConfigError, Fields
 
 CURRICULA = {"constant": curricula.constant, "square_root_growth": curricula.square_root_growth}
 

@@ -11,23 +11,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "cmjax").rglob("*.py"))
 GROUND = {"core", "nets", "data"}
-MIDDLE = GROUND | {"files", "machine"}
+GROUND_AND_BELOW = GROUND | {"machine"}
+LOWER = GROUND_AND_BELOW | {"training", "evaluation", "interop"}
 MAY_IMPORT = {
     "core": {"core"},
     "nets": {"nets", "machine"},
-    "data": {"data", "files", "machine"},
-    "files": set(),
+    "data": {"data", "machine"},
     "machine": {"machine"},
-    "xla": set(),
-    "fields": set(),
-    "training": MIDDLE | {"training"},
-    "evaluation": MIDDLE | {"evaluation"},
-    "interop": MIDDLE | {"interop"},
-    "build": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
-    "workdir": MIDDLE | {"training", "evaluation", "interop", "fields", "build"},
-    "modes": MIDDLE | {"training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
-    "main": MIDDLE | {"xla", "training", "evaluation", "interop", "fields", "build", "workdir", "modes"},
-    "__init__": {"core", "workdir"},
+    "training": GROUND_AND_BELOW | {"training"},
+    "evaluation": GROUND_AND_BELOW | {"evaluation"},
+    "interop": GROUND_AND_BELOW | {"interop"},
+    "config": GROUND_AND_BELOW | {"training", "interop", "config"},
+    "runs": LOWER | {"config", "runs"},
+    "drawing": LOWER | {"config", "runs", "drawing"},
+    "planning": LOWER | {"config", "runs", "planning"},
+    "modes": LOWER | {"config", "runs", "drawing", "planning"},
+    "main": LOWER | {"config", "runs", "drawing", "planning", "modes"},
+    "__init__": {"core", "runs"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}
 LIBRARIES = {"core": ARRAYS, "nets": ARRAYS | {"flax"}}

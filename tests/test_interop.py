@@ -16,7 +16,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import cmjax
-from cmjax.fields import ConfigError
+from cmjax.config.fields import ConfigError
 from cmjax.interop.diffusers import read_config, read_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.openai import _source as openai_source
@@ -26,7 +26,7 @@ from cmjax.modes import exporting, importing, sample
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
 from cmjax.nets.layers import convolve
-from cmjax.workdir import read_record, write_model, write_record
+from cmjax.runs.record import read_record, write_model, write_record
 
 CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
 OPENAI_STYLES = {
@@ -98,7 +98,7 @@ ADM_FIELDS = [name for name in ADM.__dataclass_fields__ if name not in ("parent"
 
 
 def flow_map_module(workdir):
-    from cmjax.build import read_model
+    from cmjax.config.model import read_model
 
     record = read_record(workdir)
     return read_model(record["config"], record["num_classes"]).module

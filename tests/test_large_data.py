@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.build import read_run
+from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
 from cmjax.data import workers
 from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
 from cmjax.data.sources import arrays, digits, folder, tfds
-from cmjax.fields import ConfigError
 from cmjax.machine.mesh import batch_sharding, make_mesh
 from configs import digits_ct
 

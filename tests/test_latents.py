@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import exact
 import jax
@@ -19,12 +18,13 @@ import pytest
 from PIL import Image
 
 from cmjax import Model, Times
-from cmjax.build import read_run
+from cmjax.config.run import read_run
 from cmjax.core.guidance import NO_LABEL
 from cmjax.core.pairs import skipping_pairs
 from cmjax.core.paths import ddpm, ve, vp
 from cmjax.core.preconditioning import epsilon, lcm, v_prediction
 from cmjax.data.sources import arrays, digits
+from cmjax.training.method import TEACHER
 from configs import mnist_latents_ddpm, mnist_latents_lcm
 from examples import mnist_latents
 
@@ -115,10 +115,12 @@ def test_pairs_are_whole_steps_apart_and_reach_both_ends():
 
 def evaluate(method, student, teacher, x0, times, *, params=None, label=None):
     """The losses of the recipe's method at these times."""
-    model = SimpleNamespace(function=exact.known(student, STABLE), path=STABLE)
-    objective = replace(method, times=lambda *_: times).objective(model, SimpleNamespace(denoiser=teacher, path=STABLE))
+    method = replace(method, times=lambda *_: times, teacher_function=teacher)
     conditions = {"label": jnp.zeros(len(x0), int) if label is None else label}
-    return objective(params, params, {"teacher": None}, jax.random.key(5), x0, 0, conditions)
+    known = exact.known(student, STABLE)
+    return exact.evaluate_method(
+        method, known, params, params, {TEACHER: None}, jax.random.key(5), x0, 0, conditions
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("x64")
@@ -189,13 +191,14 @@ def test_a_teacher_that_predicts_v_learns_and_teaches(path):
     x0 = jnp.broadcast_to(label[:, None, None, None] - 1.0, (256, 2, 2, 4))
     teacher, student = teacher_run.make_model(3), student_run.make_model(3)
 
-    def differentiated(objective, frozen):
+    def differentiated(method, model, frozen):
         def mean(params, key):
-            return objective(params, params, frozen, key, x0, 0, {"label": label}).mean()
+            losses = exact.evaluate_method(method, model, params, params, frozen, key, x0, 0, {"label": label})
+            return losses.mean()
 
         return jax.jit(jax.value_and_grad(mean))
 
-    step, losses = differentiated(teacher_run.method.objective(teacher, None), {}), []
+    step, losses = differentiated(teacher_run.method, teacher.function, {}), []
     params = teacher.init(jax.random.key(0), (2, 2, 4))
     for _ in range(40):
         loss, gradient = step(params, jax.random.key(1))
@@ -203,7 +206,8 @@ def test_a_teacher_that_predicts_v_learns_and_teaches(path):
         params = jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient)
     assert losses[-1] < 0.7 * losses[0]
 
-    step = differentiated(student_run.method.objective(student, teacher.bind(params, (2, 2, 4))), {"teacher": params})
+    taught = student_run.method.with_teacher(teacher.bind(params, (2, 2, 4)), student.path)
+    step = differentiated(taught, student.function, {TEACHER: params})
     fresh = student.init(jax.random.key(0), (2, 2, 4))
     for seed in range(16):
         loss, gradient = step(fresh, jax.random.key(seed))

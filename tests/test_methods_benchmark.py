@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import methods
-from cmjax.build import read_run
+from cmjax.config.run import read_run
 
 
 @pytest.mark.parametrize("data", ["digits", "oracle"])

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from cmjax.build.run import RULES
-from cmjax.fields import Fields
+from cmjax.config.fields import Fields
+from cmjax.config.run import RULES
 from cmjax.training.optimizer import make_optimizer
 from configs import cifar_continuous_ct, cifar_edm
 

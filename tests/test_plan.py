@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cmjax.fields import ConfigError
+from cmjax.config.fields import ConfigError
 from cmjax.machine import topology
 from cmjax.machine.chips import Chip
-from cmjax.modes import plan, unseen
+from cmjax.modes import plan
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.planning import unseen
 from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
 
 ROOT = Path(__file__).parents[1]

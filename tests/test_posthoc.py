@@ -13,14 +13,14 @@ import pytest
 from scipy.integrate import quad
 
 import cmjax
-from cmjax.build import read_model
-from cmjax.fields import ConfigError
-from cmjax.modes import averaging
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import read_model
+from cmjax.modes import average as averaging
+from cmjax.runs.record import read_record, write_record
 from cmjax.training.checkpoint import Checkpointer, CheckpointError
 from cmjax.training.optimizer import averages, power, track_averages
 from cmjax.training.posthoc import LARGEST_STD, coefficients, exponent
 from cmjax.training.state import TrainState
-from cmjax.workdir import read_record, write_record
 from configs import digits_ct
 
 ROOT = Path(__file__).parents[1]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cmjax.fields import ConfigError
+from cmjax.config.fields import ConfigError
 from cmjax.machine.identity import this_process
 from cmjax.machine.lock import MARK
 from cmjax.modes import status
+from cmjax.runs.record import write_record
 from cmjax.training.speed import Speed
-from cmjax.workdir import write_record
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from exact import evaluate
 
 from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, targets, weightings
@@ -15,6 +14,7 @@ from cmjax.core.preconditioning import consistency
 from cmjax.machine import mesh
 from cmjax.machine.mesh import make_mesh
 from cmjax.training import step as train_step
+from cmjax.training.method import Method
 from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_life, make_optimizer, track_averages
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
@@ -34,14 +34,12 @@ def linear_params():
     return {"w": jnp.asarray(w), "b": jnp.zeros(16), "t": jnp.zeros(16)}
 
 
-def ct_objective(params, target_params, frozen, key, x0, step, conditions):
-    model = Model(linear_net, paths.ve, partial(consistency, sigma_data=0.5, t_min=0.002))
-    draw = pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0)
-    times_key, loss_key = jax.random.split(key)
-    return evaluate(
-        losses.ct, model, params, loss_key, x0, draw(times_key, len(x0), step), target_params=target_params,
-        distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.uniform,
-    )  # fmt: skip
+MODEL = Model(linear_net, paths.ve, partial(consistency, sigma_data=0.5, t_min=0.002))
+CT = Method(
+    partial(losses.ct, distance=partial(distances.pseudo_huber, c=0.03), weight=weightings.uniform),
+    pairs.grid_pairs(CURRICULUM, t_min=0.002, t_max=80.0, rho=7.0),
+    target_rate=MU,
+)
 
 
 def adam(**rates):
@@ -50,12 +48,12 @@ def adam(**rates):
     )
 
 
-def run(steps, *, objective=ct_objective, optimizer=None, fsdp=1, parts=1, batches=None, skip_nonfinite=0, state=None):
+def run(steps, *, method=CT, optimizer=None, fsdp=1, parts=1, batches=None, skip_nonfinite=0, state=None):
     optimizer = optimizer or adam(target=MU, ema0=lambda step: 0.9)
     mesh = make_mesh(fsdp=fsdp)
     state = state or init_state(linear_params(), optimizer, mesh)
     step_fn = make_train_step(
-        objective, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
+        MODEL, method, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
         schedules={"num_scales": CURRICULUM}, skip_nonfinite=skip_nonfinite,
     )  # fmt: skip
     compiled = compile_train_step(step_fn, state, {}, BATCH, mesh)
@@ -107,11 +105,12 @@ def test_fsdp_must_divide_the_devices():
 
 
 def test_accumulated_gradient_is_that_of_the_whole_batch():
-    def objective(params, target_params, frozen, key, x0, step, conditions):
-        return jnp.mean((linear_net(params, x0, jnp.ones(len(x0))) - x0) ** 2, axis=(1, 2, 3))
+    def loss(model, params, key, batch):
+        return jnp.mean((linear_net(params, batch.x0, jnp.ones(len(batch.x0))) - batch.x0) ** 2, axis=(1, 2, 3))
 
-    whole, _ = run(4, objective=objective)
-    in_parts, _ = run(4, objective=objective, parts=4)
+    method = Method(loss, CT.times)
+    whole, _ = run(4, method=method)
+    in_parts, _ = run(4, method=method, parts=4)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(in_parts.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 

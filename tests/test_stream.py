@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cmjax.fields import ConfigError
-from cmjax.modes import stream
+from cmjax.config.fields import ConfigError
+from cmjax.drawing import parts as stream
 
 
 class Killed(BaseException):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cmjax import xla
+from cmjax.machine import xla
 
 
 @pytest.mark.parametrize(

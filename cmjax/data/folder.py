@@ -9,7 +9,7 @@ import numpy as np
 from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
-from cmjax.files import AnyPath, files_below, to_path
+from cmjax.machine.files import AnyPath, files_below, to_path
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 
 from cmjax.data.base import DataError
-from cmjax.files import AnyPath, is_bucket
+from cmjax.machine.files import AnyPath, is_bucket
 
 log = logging.getLogger(__name__)
 

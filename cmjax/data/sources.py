@@ -9,7 +9,7 @@ from cmjax.data.folder import folder
 from cmjax.data.npz import read_npz
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
 from cmjax.data.tfds import tfds
-from cmjax.files import AnyPath, to_path
+from cmjax.machine.files import AnyPath, to_path
 
 __all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
 

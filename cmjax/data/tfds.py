@@ -13,7 +13,7 @@ from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
-from cmjax.files import is_bucket
+from cmjax.machine.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 """Data sets that can be prepared here: module of `cmjax.data.builders` -> class."""

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64, Int, Integer
 
 from cmjax.evaluation.metrics import Images, check_images, frechet_distance, prdc, squared_radii, statistics
-from cmjax.files import AnyPath, to_path, write_atomically
+from cmjax.machine.files import AnyPath, to_path, write_atomically
 
 Labels = Integer[np.ndarray, " _"]
 """(n,): the class of each image; any integers."""

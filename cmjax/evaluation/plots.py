@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from cmjax.files import write_atomically
+from cmjax.machine.files import write_atomically
 
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cmjax.files import to_json, write_atomically
 from cmjax.interop.keys import Arrays, Block, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples
+from cmjax.machine.files import to_json, write_atomically
 from cmjax.nets.adm import ADM, OPENAI
 
 LICENCE = "not told by the folder: see where it was downloaded; copies of OpenAI's models are MIT"

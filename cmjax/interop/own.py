@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cmjax.files import to_json, write_atomically
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.modules import non_finite
 from cmjax.interop.read import read_safetensors
+from cmjax.machine.files import to_json, write_atomically
 
 RECORD = "cmjax"
 """The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""

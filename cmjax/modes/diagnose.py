@@ -11,21 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.build import read_model_plan, read_run
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.model import read_model_plan
+from cmjax.config.run import read_run
 from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.drawing.draw import class_labels, with_guidance
+from cmjax.drawing.search import GRID, SAMPLES, find_times, grid_of, score_along
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.evaluation.plots import line_plot, save_png
-from cmjax.fields import ConfigError, Fields
-from cmjax.files import to_json, to_path, write_atomically
+from cmjax.machine.files import to_json, to_path, write_atomically
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.processes import first_does, say
-from cmjax.modes.draw import class_labels, with_guidance
-from cmjax.modes.losses import logged_losses, losses_by_level
-from cmjax.modes.times import GRID, SAMPLES, find_times, grid_of, score_along
-from cmjax.training.logging import progress
-from cmjax.workdir import load, newest_checkpoint, read_record, split_checkpoint
+from cmjax.machine.progress import progress
+from cmjax.runs.load import load, newest_checkpoint, split_checkpoint
+from cmjax.runs.losses import logged_losses, losses_by_level
+from cmjax.runs.record import read_record
 
 log = logging.getLogger(__name__)
 

@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.config.fields import ConfigError
 from cmjax.core.grids import path_grid
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
 from cmjax.data.folder import read_image
+from cmjax.drawing.draw import class_labels, guided_as_trained
+from cmjax.drawing.interpolation import Ends, find_ends, interpolate, seeded_ends
+from cmjax.drawing.tasks import ALL_TASKS, PICTURES, Options, edit_pictures
 from cmjax.evaluation.plots import image_grid, save_png
-from cmjax.fields import ConfigError
-from cmjax.files import to_path
+from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
-from cmjax.modes.draw import class_labels, guided_as_trained
-from cmjax.modes.interpolation import Ends, find_ends, interpolate, seeded_ends
-from cmjax.modes.tasks import ALL_TASKS, PICTURES, Options, edit_pictures
-from cmjax.workdir import load, read_record
+from cmjax.runs.load import load
+from cmjax.runs.record import read_record
 
 log = logging.getLogger(__name__)
 

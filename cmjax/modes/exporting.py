@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from cmjax.build import read_model
-from cmjax.fields import ConfigError
-from cmjax.files import to_path
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import read_model
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.own import write_own
-from cmjax.workdir import load, read_record
+from cmjax.machine.files import to_path
+from cmjax.runs.load import load
+from cmjax.runs.record import read_record
 
 FORMATS = ("safetensors", "npz", "diffusers")
 

@@ -8,21 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.build import read_run
+from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
+from cmjax.drawing.draw import class_labels, guided_as_trained
+from cmjax.drawing.interpolation import interpolate, seeded_ends
+from cmjax.drawing.tasks import ALL_TASKS, Options, edit_pictures
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
-from cmjax.fields import ConfigError
-from cmjax.files import to_path
+from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
-from cmjax.modes.draw import class_labels, guided_as_trained
+from cmjax.machine.progress import progress
 from cmjax.modes.edit import read_pictures, read_times
-from cmjax.modes.interpolation import interpolate, seeded_ends
-from cmjax.modes.tasks import ALL_TASKS, Options, edit_pictures
-from cmjax.training.logging import progress
-from cmjax.workdir import load, read_record
+from cmjax.runs.load import load
+from cmjax.runs.record import read_record
 
 log = logging.getLogger(__name__)
 

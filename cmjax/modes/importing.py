@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.build import NETS
-from cmjax.fields import ConfigError
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import NETS
 from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.own import read_own
 from cmjax.interop.read import READERS, read_foreign
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.workdir import check_new, write_model
+from cmjax.runs.record import check_new, write_model
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
-    from cmjax.build import read_model
+    from cmjax.config.model import read_model
 
     try:
         record, params = read_own(path)

@@ -10,22 +10,30 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cmjax.build import Model, Run, read_run
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import Model
+from cmjax.config.run import Run, read_run
 from cmjax.data.batches import batch_shapes
-from cmjax.evaluation.budget import bounds, page
-from cmjax.fields import ConfigError
-from cmjax.files import to_json, write_atomically
+from cmjax.drawing.draw import (
+    chunk_of,
+    class_labels,
+    consistency_sample,
+    diffusion_sample,
+    trace_sampler,
+    with_guidance,
+)
 from cmjax.machine.chips import Chip, chip_of
 from cmjax.machine.collectives import summarize
+from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.flops import jaxpr_flops
 from cmjax.machine.mesh import parameter_shardings, shapes_on
 from cmjax.machine.program import DoesNotFitError, Program, compile_program
 from cmjax.machine.topology import topology_devices
-from cmjax.modes.advice import Memory, advise, what_fits
-from cmjax.modes.draw import chunk_of, class_labels, consistency_sample, diffusion_sample, trace_sampler, with_guidance
-from cmjax.modes.starting import count, mesh_of, train_step_of
-from cmjax.modes.unseen import DataShapes, data_shapes, frozen_shapes, readable, teacher_shapes
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.planning.advice import Memory, advise, what_fits
+from cmjax.planning.budget import bounds, page
+from cmjax.planning.unseen import DataShapes, data_shapes, frozen_shapes, readable, teacher_shapes
+from cmjax.runs.starting import count, mesh_of, train_step_of
 from cmjax.training.step import state_shapes, trace_train_step
 
 log = logging.getLogger(__name__)

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.build import ModelPlan, read_model_plan, read_samples, read_solver, read_times
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.model import ModelPlan, read_model_plan
+from cmjax.config.samples import read_samples, read_solver, read_times
 from cmjax.core.sampling import FlowMap
-from cmjax.evaluation.plots import image_grid, save_png
-from cmjax.fields import ConfigError, Fields
-from cmjax.files import to_path
-from cmjax.machine.mesh import make_mesh
-from cmjax.machine.processes import first_does, say
-from cmjax.modes.draw import (
+from cmjax.drawing.draw import (
     Sampler,
     chain_sampler,
     class_labels,
@@ -23,10 +20,15 @@ from cmjax.modes.draw import (
     draw_images,
     with_guidance,
 )
-from cmjax.modes.stream import write_array
-from cmjax.modes.times import find_times
-from cmjax.training.logging import progress
-from cmjax.workdir import load, newest_checkpoint, read_record
+from cmjax.drawing.parts import write_array
+from cmjax.drawing.search import find_times
+from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.machine.files import to_path
+from cmjax.machine.mesh import make_mesh
+from cmjax.machine.processes import first_does, say
+from cmjax.machine.progress import progress
+from cmjax.runs.load import load, newest_checkpoint
+from cmjax.runs.record import read_record
 
 log = logging.getLogger(__name__)
 

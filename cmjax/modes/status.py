@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.evaluation.features import format_figures
-from cmjax.files import changed_at, size_of
+from cmjax.machine.files import changed_at, size_of
 from cmjax.machine.identity import is_alive, this_place
 from cmjax.machine.lock import MARK, SILENT_SECONDS
+from cmjax.runs.record import RECORD, read_record
 from cmjax.training.checkpoint import saved_steps
-from cmjax.workdir import RECORD, read_record
 
 RECENT = 10
 """Records that the speed is the mean of."""

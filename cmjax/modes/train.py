@@ -10,17 +10,22 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from cmjax.build import Model, Run, read_run
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import Model
+from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
+from cmjax.drawing.pictures import Pictures
 from cmjax.evaluation.features import format_figures
-from cmjax.fields import ConfigError
-from cmjax.files import to_json, write_atomically
+from cmjax.evaluation.figures import can_compare, compare
+from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
-from cmjax.modes.draw import Pictures
-from cmjax.modes.figures import can_compare, compare
-from cmjax.modes.starting import (
+from cmjax.machine.progress import progress
+from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.load import newest_checkpoint
+from cmjax.runs.record import write_record
+from cmjax.runs.starting import (
     alone_in,
     cache_compilations,
     check_teacher,
@@ -32,15 +37,13 @@ from cmjax.modes.starting import (
     open_together,
     train_step_of,
 )
-from cmjax.nets.adapter import parameter_shapes
 from cmjax.training.checkpoint import Checkpointer
-from cmjax.training.logging import MetricsWriter, progress
+from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
 from cmjax.training.state import TrainState
 from cmjax.training.step import compile_train_step, state_shapes
-from cmjax.workdir import newest_checkpoint, write_record
 
 log = logging.getLogger(__name__)
 

@@ -4,18 +4,14 @@ import contextlib
 import importlib.util
 import json
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.files import is_bucket, to_path, write_atomically
+from cmjax.machine.files import is_bucket, to_path, write_atomically
 
 log = logging.getLogger(__name__)
-
-Update = Callable[[int, str], None]
-"""(done, text): how far the work is, and a few words beside the bar."""
 
 
 class MetricsWriter:
@@ -124,56 +120,3 @@ def _drop_records_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
     write_atomically(path, "".join(kept))
-
-
-@contextlib.contextmanager
-def progress(description: str, total: int, *, start: int = 0, every_s: float = 10.0) -> Iterator[Update]:
-    """A bar with the time left on a terminal, a line every `every_s` seconds elsewhere."""
-    if sys.stderr.isatty():
-        with _bar(description, total, start) as update:
-            yield update
-        return
-    began = last = time.monotonic()
-
-    def say_now_and_then(done: int, text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < every_s:
-            return
-        last = now
-        left = (now - began) * (total - done) / max(done - start, 1)
-        log.info("%s %d/%d (%.0f%%), %s left  %s", description, done, total, 100 * done / total, _clock(left), text)
-
-    yield say_now_and_then
-
-
-@contextlib.contextmanager
-def _bar(description: str, total: int, start: int) -> Iterator[Update]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
-        task = bar.add_task(description, total=total, completed=start, text="")
-        yield lambda done, text: bar.update(task, completed=done, text=text)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -11,9 +11,9 @@ import numpy as np
 
 from cmjax.core.typing import Params
 from cmjax.machine.processes import all_agree
+from cmjax.machine.progress import Update
 from cmjax.machine.signals import stop_requests
 from cmjax.training.checkpoint import Checkpointer
-from cmjax.training.logging import Update
 from cmjax.training.speed import Speed
 from cmjax.training.state import Batch, TrainState
 from cmjax.training.step import Metrics

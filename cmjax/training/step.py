@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
-from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule, Step
+from cmjax.core.model import Model
+from cmjax.core.typing import Params, PerSample, PRNGKey, Samples, Schedule
 from cmjax.machine.flops import jaxpr_flops
 from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
 from cmjax.machine.platform import platform, tracing_for
+from cmjax.training.method import Method
 from cmjax.training.optimizer import TARGET, averages
 from cmjax.training.state import Batch, TrainState
 
@@ -23,23 +25,9 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
 
 
-class Objective(Protocol):
-    """One loss for each sample, (b,), from the student's, the target's and the teacher's parameters."""
-
-    def __call__(
-        self,
-        params: Params,
-        target_params: Params,
-        frozen: Params,
-        key: PRNGKey,
-        x0: Samples,
-        step: Step,
-        conditions: Conditions,
-    ) -> PerSample: ...
-
-
 def make_train_step(
-    objective: Objective,
+    model: Model,
+    method: Method,
     optimizer: optax.GradientTransformation,
     *,
     preprocess: Callable[[Array, PRNGKey], Samples],
@@ -51,14 +39,15 @@ def make_train_step(
     skip_nonfinite: int = 0,
     schedules: Mapping[str, Schedule] | None = None,
     bins: int = 0,
-    bin_of: Callable[[PRNGKey, int, Step], Int[Array, " b"]] | None = None,
+    bin_of: Callable[[PerSample], Int[Array, " b"]] | None = None,
 ) -> TrainStep:
-    """One optimizer update. Randomness is a function of (seed, step), so a resumed run repeats the original's.
+    """One optimizer update by `method.loss`. Randomness is a function of (seed, step), so a resumed run repeats the
+    original's.
 
     At a loss or gradient that is not finite the state stays as it was, and `loss` in the metrics is nan. The first
     `skip_nonfinite` such steps are counted, as `skipped`, and the next step has another batch; after them the state
     stays for good, and `finite` turns False.
-    `frozen` holds what the objective uses and training leaves alone, such as the teacher's parameters.
+    `frozen` holds what the loss uses and training leaves alone, such as the teacher's parameters.
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
           given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
@@ -66,27 +55,29 @@ def make_train_step(
           grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
           bins: how many parts the losses are summed in, (2, bins) sums and counts as `loss_bins` in the metrics;
-          bin_of: (key, batch_size, step) -> the part of each sample, given the key that the objective is given.
+          bin_of: times t (b,) -> the part that each sample belongs to.
     """
     prepare = partial(
         prepare_inputs, preprocess=preprocess, augment=augment, conditions=conditions, label_dropout=label_dropout
     )
 
     def train_step(state, frozen, batch):
-        data_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        data_key, method_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         x0, inputs = prepare(batch, data_key)
         target_params = averages(state.opt_state).get(TARGET)
 
         def mean_loss(params, key, x0, conditions):
             target = params if target_params is None else target_params
-            losses = objective(params, target, frozen, key, x0, state.step, conditions)
-            tally = {} if bin_of is None else {"loss_bins": _tally(losses, bin_of(key, len(x0), state.step), bins)}
+            drawn, dropout_key = method.draw(key, x0, state.step, conditions)
+            given = method.arguments(state.step, target, frozen)
+            losses = method.loss(model, params, dropout_key, drawn, **given)
+            tally = {} if bin_of is None else {"loss_bins": _tally(losses, bin_of(drawn.times.t), bins)}
             return jnp.mean(losses), tally
 
         (loss, tally), grads = _accumulate(
             jax.value_and_grad(mean_loss, has_aux=True),
             state.params,
-            objective_key,
+            method_key,
             x0,
             inputs,
             parts=grad_accumulation,

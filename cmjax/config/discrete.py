@@ -6,12 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from cmjax.build.choices import (
+from cmjax.config.fields import Fields
+from cmjax.config.model import ModelPlan
+from cmjax.config.objective import (
     CURRICULA,
     INTERVALS,
     ODE_STEPS,
     RATES_BY_GRID,
-    Method,
     needs_input,
     needs_path,
     read_distance,
@@ -22,11 +23,10 @@ from cmjax.build.choices import (
     read_weight,
     try_out,
 )
-from cmjax.build.model import ModelPlan
 from cmjax.core import curricula, losses, pairs, targets, times
 from cmjax.core.pairs import TimesSampler
 from cmjax.core.typing import Schedule
-from cmjax.fields import Fields
+from cmjax.training.method import Method
 
 
 def denoising(fields: Fields, plan: ModelPlan, steps: int) -> Method:

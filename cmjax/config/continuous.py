@@ -6,9 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from cmjax.build.choices import (
+from cmjax.config.fields import Fields
+from cmjax.config.model import ModelPlan
+from cmjax.config.objective import (
     NORMALIZATIONS,
-    Method,
     needs_input,
     needs_jvp,
     needs_path,
@@ -21,14 +22,13 @@ from cmjax.build.choices import (
     read_weight,
     try_out,
 )
-from cmjax.build.model import ModelPlan
 from cmjax.core import losses, pairs
 from cmjax.core.guidance import guided
 from cmjax.core.losses import flow_maps, tangents
 from cmjax.core.pairs import TimesSampler
 from cmjax.core.typing import PerSample
 from cmjax.core.weightings import inverse_gap
-from cmjax.fields import Fields
+from cmjax.training.method import Method
 
 GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
 """Of a path: the bounded factor of its tangent."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.config.fields import ConfigError
 from cmjax.core.editing import (
     Operator,
     colorization,
@@ -19,8 +20,7 @@ from cmjax.core.editing import (
 from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
-from cmjax.fields import ConfigError
-from cmjax.modes.draw import keys_of, over_devices
+from cmjax.drawing.draw import keys_of, over_devices
 
 STROKE_LEVELS = (5.38, 2.24)
 """Noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.config.fields import ConfigError, Fields
 from cmjax.core import model as core
 from cmjax.core import paths
 from cmjax.core import preconditioning as scalings
@@ -19,7 +20,6 @@ from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params, PRNGKey
-from cmjax.fields import ConfigError, Fields
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.dit import DiT

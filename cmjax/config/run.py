@@ -8,18 +8,18 @@ from typing import Any
 import optax
 from jaxtyping import Array
 
-from cmjax.build.choices import Method
-from cmjax.build.method import read_method
-from cmjax.build.model import Model, read_model_plan
-from cmjax.build.samples import read_samples
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.methods import read_method
+from cmjax.config.model import Model, read_model_plan
+from cmjax.config.samples import read_samples
 from cmjax.core.times import part_of
 from cmjax.core.typing import Params, Schedule
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.workers import check_grain
-from cmjax.fields import ConfigError, Fields
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.training import optimizer as optimizers
+from cmjax.training.method import Method
 
 RULES = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}
 LEARNING_RATES = {

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from cmjax.build.model import ModelPlan
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.model import ModelPlan
 from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
-from cmjax.fields import ConfigError, Fields
 
 SOLVERS: dict[str, Callable] = {
     "ddim": solvers.ddim,

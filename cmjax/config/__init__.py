@@ -1,9 +1,9 @@
 """From a configuration to plain objects: the only reader of configurations, and where their errors are raised."""
 
-from cmjax.build.choices import Method
-from cmjax.build.model import NETS, Model, ModelPlan, read_model, read_model_plan
-from cmjax.build.run import Run, read_run
-from cmjax.build.samples import check_times, read_samples, read_solver, read_times
+from cmjax.config.model import NETS, Model, ModelPlan, read_model, read_model_plan
+from cmjax.config.run import Run, read_run
+from cmjax.config.samples import check_times, read_samples, read_solver, read_times
+from cmjax.training.method import Method
 
 __all__ = [
     "NETS",

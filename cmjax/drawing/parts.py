@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.fields import ConfigError
-from cmjax.files import remove_folder, to_json, write_atomically
+from cmjax.config.fields import ConfigError
+from cmjax.machine.files import remove_folder, to_json, write_atomically
 from cmjax.machine.processes import first_does
 
 log = logging.getLogger(__name__)

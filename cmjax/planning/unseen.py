@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.build import Model, Run, read_model
-from cmjax.build.model import KINDS, PRECONDITIONINGS
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import KINDS, PRECONDITIONINGS, Model, read_model
+from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.data.known import KNOWN
 from cmjax.data.sources import DataError
-from cmjax.fields import ConfigError
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.workdir import read_record, split_checkpoint
+from cmjax.runs.load import split_checkpoint
+from cmjax.runs.record import read_record
+from cmjax.training.method import TEACHER
 
 CLASSES = 1000
 """Of a data set that is not here, whose model is told classes: ImageNet's."""
@@ -84,7 +86,7 @@ def teacher_shapes(config: Mapping[str, Any], run: Run, student: Model, data: Da
 def frozen_shapes(run: Run, teacher: FlowMap | None) -> dict[str, Params]:
     """What `load_frozen` gives, as shapes."""
     frozen = {name: weights.shapes() for name, weights in run.method.frozen.items()}
-    return frozen if teacher is None else {**frozen, "teacher": teacher.params}
+    return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 
 
 def _like_the_student(config: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -13,22 +13,25 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from cmjax.build import Model, Run
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import Model
+from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
 from cmjax.data.batches import preprocess
 from cmjax.data.sources import Source
 from cmjax.evaluation.diagnostics import bin_of
-from cmjax.fields import ConfigError
-from cmjax.files import absolute
+from cmjax.machine.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
-from cmjax.modes.losses import bin_edges
 from cmjax.nets.inputs import ADDED
+from cmjax.runs.load import load, split_checkpoint
+from cmjax.runs.losses import bin_edges
+from cmjax.runs.record import read_record, unwritable
+from cmjax.training.method import TEACHER
 from cmjax.training.state import TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step
-from cmjax.workdir import load, read_record, split_checkpoint, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +121,14 @@ def load_frozen(plan: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Par
     """What the objective uses and training leaves alone, laid over the mesh."""
     frozen = {name: _load_weights(name, weights.load) for name, weights in plan.method.frozen.items()}
     frozen = move(frozen, parameter_shardings(frozen, mesh))
-    return frozen if teacher is None else {**frozen, "teacher": teacher.params}
+    return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 
 
 def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
     """The train step of a configuration, not yet compiled."""
     return make_train_step(
-        plan.method.objective(model, teacher),
+        model.function,
+        plan.method.with_teacher(teacher, model.path),
         plan.optimizer,
         preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
         augment=plan.augment,
@@ -143,11 +147,7 @@ def _bins(plan: Run, model: Model) -> dict[str, Any]:
     if not plan.log["bins"]:
         return {}
     edges = bin_edges(model, plan.log["bins"])
-
-    def bin_of_sample(key, batch_size, step):
-        return bin_of(model.path.noise_level(plan.method.times_of(key, batch_size, step).t), edges)
-
-    return {"bins": plan.log["bins"], "bin_of": bin_of_sample}
+    return {"bins": plan.log["bins"], "bin_of": lambda t: bin_of(model.path.noise_level(t), edges)}
 
 
 def first_state(plan: Run, model: Model, shape: tuple[int, ...], mesh: Mesh) -> TrainState:

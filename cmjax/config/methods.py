@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from cmjax.build import continuous, discrete
-from cmjax.build.choices import Method
-from cmjax.build.model import ModelPlan, objective_name
-from cmjax.fields import Fields
+from cmjax.config import continuous, discrete
+from cmjax.config.fields import Fields
+from cmjax.config.model import ModelPlan, objective_name
+from cmjax.training.method import Method
 
 METHODS: dict[str, Callable[[Fields, ModelPlan, int], Method]] = {
     "denoising": discrete.denoising,

@@ -2,21 +2,15 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
-from cmjax.build import read_model
-from cmjax.core.sampling import FlowMap
+from cmjax.config.fields import ConfigError
 from cmjax.core.typing import Params
-from cmjax.fields import ConfigError
-from cmjax.files import is_bucket, remove_folder, to_json, to_path, write_atomically
-from cmjax.nets.adapter import parameter_shapes
-from cmjax.training.checkpoint import restore_average, save_average, saved_steps
+from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
+from cmjax.runs.provenance import provenance
+from cmjax.training.checkpoint import save_average
 
 FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype")
 """Fields of the network that no checkpoint depends on: a run may go on with others, as when its memory ran out."""
@@ -50,7 +44,7 @@ def write_record(
         probe.unlink(missing_ok=True)  # another process of the run may have been here
     except OSError as error:
         raise unwritable(workdir, error) from error
-    record = {"config": config, "shape": list(shape), "num_classes": num_classes, **_provenance()}
+    record = {"config": config, "shape": list(shape), "num_classes": num_classes, **provenance()}
     record |= {"imported": imported} if imported else {}
     record |= {"recipe": recipe} if recipe else {}
     changed: list[str] = []
@@ -139,43 +133,6 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{workdir} is not a run's folder: its {RECORD} is of another program") from None
 
 
-def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:
-    """`runs/x/checkpoints/400` -> (`runs/x`, 400); a run's folder -> (itself, None)."""
-    path = to_path(workdir_or_checkpoint)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return path.parent.parent, int(path.name)
-    return path, None
-
-
-def newest_checkpoint(workdir: Path) -> int:
-    """The step of the newest checkpoint in a run's folder; -1 where there is none."""
-    return max(saved_steps(workdir / "checkpoints"), default=-1)
-
-
-def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
-    """The trained model of a run's folder, bound to an average of its parameters.
-
-    Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.
-             average: which of `config.optimizer.averages`.
-             mesh: of all devices of all processes, over which the parameters are laid as in training; every process
-             must call then. Without, they come to the first device of this process.
-    Returns: flow_map(x, t, **conditions) with x (b, h, w, c) in [-1, 1] units and t a scalar or (b,): the estimate of
-             the clean image, f(x, t) of a consistency model or D(x, t) of a teacher.
-    Raises:  ConfigError where the path is no run's folder; CheckpointError where no checkpoint can be read.
-    """
-    path, step = split_checkpoint(workdir_or_checkpoint)
-    record = read_record(path)
-    model = read_model(record["config"], record["num_classes"])
-    texts = record["config"]["optimizer"]["averages"]
-    count = 1 if isinstance(texts, str) else len(texts)
-    if not 0 <= average < count:
-        raise ConfigError(f"average={average}: {path} keeps {count} average(s), numbered from 0: {texts}")
-    shape = tuple(record["shape"])
-    like = parameter_shapes(model.module, shape)
-    params = restore_average(path / "checkpoints", like, f"ema{average}", step=step, mesh=mesh)
-    return model.bind(params, shape)
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     before, after = dict(_leaves(old)), dict(_leaves(json.loads(to_json(new))))
     for field in sorted(before.keys() | after.keys()):
@@ -189,24 +146,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _provenance() -> dict[str, Any]:
-    packages = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"versions": {name: _version(name) for name in packages}, "git_commit": _git_commit()}
-
-
-def _git_commit() -> str | None:
-    """Of the checkout that runs; None for an installed package, or without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -11,19 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.build import Method, Model, Run
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import Model
+from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import Batches, preprocess
 from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, times_within
 from cmjax.evaluation.plots import line_plot
-from cmjax.fields import ConfigError
 from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
+from cmjax.machine.progress import progress
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.load import load, newest_checkpoint
 from cmjax.training.checkpoint import restore_average
-from cmjax.training.logging import progress
+from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import TARGET
 from cmjax.training.step import prepare_inputs
-from cmjax.workdir import load, newest_checkpoint
 
 BINS = 12
 DRAWS = 1024
@@ -78,13 +80,13 @@ def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]
         teacher = load(method.teacher, mesh=mesh) if method.teacher else None
     except (ConfigError, OSError, ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"config.objective: what it needs cannot be loaded: {error}") from error
-    return teacher, frozen | ({} if teacher is None else {"teacher": teacher.params})
+    return teacher, frozen | ({} if teacher is None else {TEACHER: teacher.params})
 
 
 def _measure(fixed, batch, key_data, place, *, plan: Run, model: Model, teacher, edges: np.ndarray, step: int):
     """(loss, norm of the gradient, samples found, share of all samples) of a batch of one bin."""
     params, target_params, frozen = fixed
-    data_key, pair_key, objective_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
+    data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
     x0, inputs = prepare_inputs(
         batch,
         data_key,
@@ -101,11 +103,13 @@ def _measure(fixed, batch, key_data, place, *, plan: Run, model: Model, teacher,
         within=lambda t: bin_of(model.path.noise_level(t), edges) == place,
         draws=DRAWS,
     )
-    objective = replace(plan.method, times=lambda *_: found_times).objective(model, teacher)
+    method = replace(plan.method, times=lambda *_: found_times).with_teacher(teacher, model.path)
+    drawn, dropout_key = method.draw(method_key, x0, jnp.asarray(step), inputs)
 
     def losses(params):
         target = params if target_params is None else target_params
-        return objective(params, target, frozen, objective_key, x0, jnp.asarray(step), inputs)
+        given = method.arguments(jnp.asarray(step), target, frozen)
+        return method.loss(model.function, params, dropout_key, drawn, **given)
 
     return *loss_and_gradient_norm(losses, params, found), jnp.sum(found), share
 

@@ -9,17 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from cmjax.build import read_model
-from cmjax.build.run import AVERAGES
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.model import read_model
+from cmjax.config.run import AVERAGES
 from cmjax.core.typing import Params
-from cmjax.fields import ConfigError, Fields
-from cmjax.files import to_path
+from cmjax.machine.files import to_path
+from cmjax.machine.progress import progress
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.record import check_new, read_record, write_model
 from cmjax.training.checkpoint import CheckpointError, restore_average, saved_steps
-from cmjax.training.logging import progress
 from cmjax.training.optimizer import power
 from cmjax.training.posthoc import coefficients, exponent
-from cmjax.workdir import check_new, read_record, write_model
 
 log = logging.getLogger(__name__)
 

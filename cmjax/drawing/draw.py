@@ -3,9 +3,8 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,19 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.build import Model, Run
 from cmjax.core.guidance import guided
 from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
-from cmjax.data.sources import Source
-from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.platform import tracing_for
-from cmjax.machine.processes import is_first
-from cmjax.training.logging import Update
-from cmjax.training.optimizer import averages
-from cmjax.training.state import TrainState
+from cmjax.machine.progress import Update
 
 log = logging.getLogger(__name__)
 
@@ -203,55 +196,3 @@ def _sampling(sample: Callable) -> Sampler:
     """A sampler of what samples with typed keys."""
     compiled = over_devices(_with_keys(sample))
     return lambda model, key_data, conditions: compiled(model, (key_data, conditions))
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
-
-    plan: Run
-    model: Model
-    source: Source
-    workdir: Path
-    samplers: dict[str, Sampler] = field(init=False)
-
-    def __post_init__(self):
-        settings, samplers = self.plan.samples, {}
-        times = settings["times"]()
-        if self.model.kind == "denoiser":
-            name = f"{settings['solver_name']}-{len(times)}"
-            samplers[name] = diffusion_sampler(settings["solver"], times)
-        else:
-            for levels in dict.fromkeys((times[:1], times)):
-                samplers[f"{len(levels)}-step"] = consistency_sampler(levels, settings)
-        object.__setattr__(self, "samplers", samplers)
-
-    def flow_map(self, state: TrainState) -> FlowMap:
-        return self.model.bind(averages(state.opt_state)["ema0"], self.source.shape)
-
-    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
-        num_classes = self.source.num_classes if self.model.class_conditional else None
-        flow_map, conditions = with_guidance(
-            self.flow_map(state), class_labels(num, num_classes), self.plan.samples["guidance"], takes=self.model.guided
-        )
-        return {
-            name: draw_images(sampler, flow_map, num, seed=self.plan.seed, conditions=conditions)
-            for name, sampler in self.samplers.items()
-        }
-
-    def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
-        """PNGs in the run's folder: name -> path."""
-        paths = {}
-        for name, batch in images.items():
-            path = self.workdir / "samples" / f"{step:07d}-{name}.png"
-            paths[name] = str(path)
-            if is_first():
-                save_png(path, image_grid(batch[: self.plan.samples["num"]]))
-        return paths
-
-    def refresh(self, state: TrainState, step: int) -> None:
-        images = self.draw(state, self.plan.samples["num"])
-        try:
-            self.save_grids(images, step)
-        except OSError as error:  # a full disk is no reason to end
-            log.warning("no pictures of step %d: %s", step, error.strerror or error)

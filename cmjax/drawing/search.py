@@ -6,15 +6,17 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from cmjax.build import read_model_plan, read_run
+from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.model import read_model_plan
+from cmjax.config.run import read_run
 from cmjax.core.sampling import FlowMap
-from cmjax.fields import ConfigError, Fields
-from cmjax.files import to_json, write_atomically
+from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
+from cmjax.evaluation.figures import distance_to, neighbours_of
+from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.processes import first_does
-from cmjax.modes.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
-from cmjax.modes.figures import distance_to, neighbours_of
-from cmjax.training.logging import progress
-from cmjax.workdir import newest_checkpoint, read_record
+from cmjax.machine.progress import progress
+from cmjax.runs.load import newest_checkpoint
+from cmjax.runs.record import read_record
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from cmjax.build import Run
+from cmjax.config.run import Run
 from cmjax.machine.chips import Chip
 from cmjax.machine.mesh import batch_sharding, bytes_per_device, make_mesh, parameter_shardings
 from cmjax.machine.program import DoesNotFitError, Program

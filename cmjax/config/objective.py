@@ -1,39 +1,30 @@
 """What the fields of an objective may name, and how each is read; a method is a row of these choices."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cmjax.build.model import Model, ModelPlan
+from cmjax.config.fields import Fields
+from cmjax.config.model import ModelPlan
 from cmjax.core import curricula, distances, ode, pairs, targets, times, weightings
-from cmjax.core.batch import Batch, Times
 from cmjax.core.distances import Speed
 from cmjax.core.guidance import draw_guidance
 from cmjax.core.losses import tangents
-from cmjax.core.pairs import TimesSampler
-from cmjax.core.paths import carry
-from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import (
-    Conditions,
     Distance,
     Params,
     PerSample,
-    PRNGKey,
-    Samples,
     Schedule,
-    Step,
     TimeSampler,
     Weight,
 )
-from cmjax.fields import Fields
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import lpips
 from cmjax.nets.lpips import parameter_shapes as lpips_shapes
-from cmjax.training.step import Objective
+from cmjax.training.method import FrozenWeights
 
 TIMES = {
     "lognormal": times.lognormal,
@@ -72,17 +63,9 @@ NORMALIZATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Weights that a loss uses and training leaves alone: what reads them, and their shapes, which need no files."""
-
-    load: Callable[[], Params]
-    shapes: Callable[[], Any]
-
-
-def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Frozen]:
+def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, FrozenWeights]:
     """LPIPS, and its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`."""
-    return partial(lpips, resize=resize), Frozen(partial(load_lpips, vgg, heads), lpips_shapes)
+    return partial(lpips, resize=resize), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
 
 
 OF_VE = (weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
@@ -102,64 +85,6 @@ DISTANCES_OF_SPEED = {
 }
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a run learns: a loss of `core.losses` with its choices bound, and what the loss is given beside.
-
-    times: where on a trajectory the loss looks. target_rate: of the target's average; None for the student itself.
-    by_step: arguments of the loss that are functions of the step. by_frozen: those made of what is frozen.
-    schedules: functions of the step, to report. teacher: the folder of another run, of a model of the kind
-    `teacher_kind`, which is the argument `teacher_as` of the loss; "" for none. frozen: weights that the loss uses
-    beside. guidance: draws the scales that the network is given as the condition `guidance`. share: of the batch that
-    learns in another way, told by its place.
-    """
-
-    loss: Callable[..., PerSample]
-    times: TimesSampler
-    target_rate: Schedule | None = None
-    by_step: Mapping[str, Schedule] = field(default_factory=dict)
-    by_frozen: Mapping[str, Callable[[Mapping[str, Params]], Any]] = field(default_factory=dict)
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
-    teacher: str = ""
-    teacher_kind: str = "denoiser"
-    teacher_as: str = "teacher"
-    frozen: Mapping[str, Frozen] = field(default_factory=dict)
-    guidance: Callable[[PRNGKey, int], PerSample] | None = None
-    share: float = 0.0
-
-    def objective(self, model: Model, teacher: FlowMap | None) -> Objective:
-        """What `training.step` differentiates. A teacher of another path is carried to the model's."""
-        teaches = None if teacher is None else teacher.denoiser
-        if teacher is not None and teacher.path != model.path:
-            teaches = carry(teacher.denoiser, teacher.path, model.path)
-
-        def objective(params, target_params, frozen, key, x0, step, conditions):
-            batch, dropout_key = self.batch(key, x0, step, conditions)
-            given = {name: schedule(step) for name, schedule in self.by_step.items()}
-            given |= {name: make(frozen) for name, make in self.by_frozen.items()}
-            if self.target_rate is not None:
-                given["target_params"] = target_params
-            if teaches is not None:
-                given[self.teacher_as] = partial(teaches, frozen["teacher"])
-            return self.loss(model.function, params, dropout_key, batch, **given)
-
-        return objective
-
-    def batch(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
-        """What `objective` evaluates, given its key, and the key of the dropout masks."""
-        times_key, key = jax.random.split(key)
-        if self.guidance is not None:
-            guidance_key, key = jax.random.split(key)
-            conditions = {**conditions, "guidance": self.guidance(guidance_key, len(x0))}
-        noise_key, dropout_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        return Batch(x0, noise, self.times(times_key, len(x0), step), conditions), dropout_key
-
-    def times_of(self, key: PRNGKey, batch_size: int, step: Step) -> Times:
-        """The times that `objective` evaluates, given its key."""
-        return self.times(jax.random.split(key)[0], batch_size, step)
-
-
 def read_times(fields: Fields, name: str, plan: ModelPlan, **given: float) -> TimeSampler:
     """The field's distribution of times; `given` are parameters that the method knows already."""
     times = fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"), **given)
@@ -176,7 +101,7 @@ def read_weight(fields: Fields, plan: ModelPlan) -> Weight:
     return weight
 
 
-def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Distance], dict[str, Frozen]]:
+def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Distance], dict[str, FrozenWeights]]:
     """A function of what is frozen that gives the distance, and what it needs frozen."""
     chosen = fields.choice("distance", DISTANCES)
     if chosen.func is not _lpips:
@@ -186,7 +111,7 @@ def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Dist
     return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": weights}
 
 
-def read_speed(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Speed], dict[str, Frozen]]:
+def read_speed(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Speed], dict[str, FrozenWeights]]:
     """As `read_distance`: the speed that a distance becomes where both points meet; l2 unless the field is there."""
     if not fields.has("distance"):
         return lambda frozen: distances.speed_by(distances.l2), {}

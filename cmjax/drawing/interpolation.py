@@ -9,8 +9,8 @@ import numpy as np
 from cmjax.core.editing import invert, slerp
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
-from cmjax.modes.draw import over_devices
-from cmjax.training.logging import progress
+from cmjax.drawing.draw import over_devices
+from cmjax.machine.progress import progress
 
 STARTS = 4
 """Latents that the descent starts from for each picture; the one that ends nearest is kept."""

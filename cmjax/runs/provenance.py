@@ -1,0 +1,27 @@
+"""What made a run: the versions of its libraries and the commit of its code."""
+
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    packages = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"versions": {name: _version(name) for name in packages}, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that runs; None for an installed package, or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

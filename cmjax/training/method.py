@@ -1,0 +1,83 @@
+"""What the train step needs of a method: its loss, what the loss is given, and its teacher."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from cmjax.core.batch import Batch
+from cmjax.core.pairs import TimesSampler
+from cmjax.core.paths import Path, carry
+from cmjax.core.sampling import FlowMap
+from cmjax.core.typing import Conditions, Denoiser, Params, PerSample, PRNGKey, Samples, Schedule, Step
+
+TEACHER = "teacher"
+"""The teacher's parameters among what is frozen."""
+
+
+@dataclass(frozen=True)
+class FrozenWeights:
+    """Weights that a loss uses and training leaves alone: what reads them, and their shapes, which need no files."""
+
+    load: Callable[[], Params]
+    shapes: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a run learns: `loss` is a function of `cmjax.losses` with its choices bound, the rest is what it is given.
+
+        loss(model, params, key, batch, **arguments) -> (b,): `draw` gives the batch, `arguments` the arguments.
+
+    times: draws the times at which the loss looks. target_rate: of the target's average; None: the target is the
+    student itself. by_step: arguments of the loss that are functions of the step. by_frozen: arguments that are made
+    of the frozen weights. schedules: functions of the step to report. frozen: the weights that `by_frozen` takes.
+    guidance: draws the scale that the network is given as the condition `guidance`. share: the share of the batch that
+    learns in another way, the first samples of it.
+    teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.
+    teacher_as: the argument of the loss that it is given as. teacher_function: of (params, x, t), once it is loaded.
+    """
+
+    loss: Callable[..., PerSample]
+    times: TimesSampler
+    target_rate: Schedule | None = None
+    by_step: Mapping[str, Schedule] = field(default_factory=dict)
+    by_frozen: Mapping[str, Callable[[Mapping[str, Params]], Any]] = field(default_factory=dict)
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    frozen: Mapping[str, FrozenWeights] = field(default_factory=dict)
+    guidance: Callable[[PRNGKey, int], PerSample] | None = None
+    share: float = 0.0
+    teacher: str = ""
+    teacher_kind: str = "denoiser"
+    teacher_as: str = "teacher"
+    teacher_function: Denoiser | None = None
+
+    def with_teacher(self, teacher: FlowMap | None, path: Path) -> "Method":
+        """The method with its teacher, which is carried to the student's path if its own is another."""
+        if teacher is None:
+            return self
+        same = teacher.path == path
+        function = teacher.denoiser if same else carry(teacher.denoiser, teacher.path, path)
+        return replace(self, teacher_function=function)
+
+    def draw(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
+        """The batch that the loss is evaluated on, with its noise and times, and the key of the dropout masks."""
+        times_key, key = jax.random.split(key)
+        if self.guidance is not None:
+            guidance_key, key = jax.random.split(key)
+            conditions = {**conditions, "guidance": self.guidance(guidance_key, len(x0))}
+        noise_key, dropout_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        return Batch(x0, noise, self.times(times_key, len(x0), step), conditions), dropout_key
+
+    def arguments(self, step: Step, target_params: Params, frozen: Mapping[str, Params]) -> dict[str, Any]:
+        """What the loss is given by name at this step. `frozen` holds the teacher's parameters as `TEACHER`."""
+        given = {name: schedule(step) for name, schedule in self.by_step.items()}
+        given |= {name: make(frozen) for name, make in self.by_frozen.items()}
+        if self.target_rate is not None:
+            given["target_params"] = target_params
+        if self.teacher_function is not None:
+            given[self.teacher_as] = partial(self.teacher_function, frozen[TEACHER])
+        return given
