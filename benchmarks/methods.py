@@ -26,7 +26,7 @@ from cmjax.core.solvers import ddim
 from cmjax.drawing.draw import consistency_sampler, diffusion_sampler, draw_images
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.modes import train
-from cmjax.runs.load import load
+from cmjax.runs.trained import load
 
 TEACHERS = ("edm", "trig")
 METHODS = (

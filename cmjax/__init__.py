@@ -30,7 +30,7 @@ from cmjax.core.model import Model
 from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn
 
 if TYPE_CHECKING:
-    from cmjax.runs.load import load
+    from cmjax.runs.trained import load
 
 __version__ = "0.1.0"
 
@@ -71,7 +71,7 @@ for _name, _module in list(globals().items()):  # so that `import cmjax.paths` w
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # reads checkpoints, so it brings flax and orbax with it
-        from cmjax.runs.load import load
+        from cmjax.runs.trained import load
 
         return load
     raise AttributeError(f"module 'cmjax' has no attribute {name!r}")

@@ -32,8 +32,8 @@ from cmjax.evaluation.diagnostics import (
 from cmjax.evaluation.plots import _Axis, line_plot
 from cmjax.machine.mesh import make_mesh
 from cmjax.modes import diagnose, train
-from cmjax.runs.load import load
 from cmjax.runs.record import read_record, write_model
+from cmjax.runs.trained import load
 from cmjax.training.loop import _LateMetrics
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer

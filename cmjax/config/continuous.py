@@ -6,9 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from cmjax.config.fields import Fields
-from cmjax.config.model import ModelPlan
-from cmjax.config.objective import (
+from cmjax.config.choices import (
     NORMALIZATIONS,
     needs_input,
     needs_jvp,
@@ -18,16 +16,17 @@ from cmjax.config.objective import (
     read_rate,
     read_speed,
     read_teacher,
-    read_times,
+    read_time_sampler,
     read_weight,
     try_out,
 )
+from cmjax.config.fields import Fields
+from cmjax.config.model import ModelSpec
 from cmjax.core import losses, pairs
 from cmjax.core.guidance import guided
 from cmjax.core.losses import flow_maps, tangents
 from cmjax.core.pairs import TimesSampler
 from cmjax.core.typing import PerSample
-from cmjax.core.weightings import inverse_gap
 from cmjax.training.method import Method
 
 GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
@@ -36,118 +35,116 @@ PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs}
 ALPHA_WEIGHTS = {"inverse": flow_maps.inverse_alpha, "adaptive": flow_maps.adaptive_alpha}
 
 
-def scm_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _scm(losses.scm_ct, fields, plan)
+def scm_ct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
+    return _scm(losses.scm_ct, fields, spec)
 
 
-def scm_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+def scm_cd(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
     teacher = read_teacher(fields)
     if not fields.value("guidance"):
-        return _scm(losses.scm_cd, fields, plan, teacher=teacher)
-    return _scm(_guided_scm_cd, fields, plan, teacher=teacher, guidance=read_guidance(fields, plan))
+        return _scm(losses.scm_cd, fields, spec, teacher=teacher)
+    return _scm(_guided_scm_cd, fields, spec, teacher=teacher, guidance=read_guidance(fields, spec))
 
 
 def _guided_scm_cd(*inputs: Any, teacher: Callable[..., Any], **choices: Any) -> PerSample:
     return losses.scm_cd(*inputs, teacher=guided(teacher), **choices)
 
 
-def _scm(loss: Callable[..., Any], fields: Fields, plan: ModelPlan, **more: Any) -> Method:
-    needs_path(fields, plan, "trig linear")
-    needs_jvp(fields, plan)
+def _scm(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **more: Any) -> Method:
+    needs_path(fields, spec, "trig linear")
+    needs_jvp(fields, spec)
     warmup = fields.call("warmup", {"ramp": tangents.ramp})
-    normalize = fields.choice("normalize", NORMALIZATIONS)
+    normalize = fields.choice("normalize", NORMALIZATIONS).make
     try_out(fields, "normalize", lambda: normalize(jnp.ones((2, 3))))
     weighted = fields.boolean("learned_weight")
     if weighted:
-        needs_input(fields, plan, "weight_head", "learned_weight=True needs a network with a weight head")
-    loss = partial(loss, normalize=normalize, gain=GAINS[plan.path_name], weighted=weighted)
-    times, reported = pairs.single(read_times(fields, "times", plan)), {"tangent_warmup": warmup}
+        needs_input(fields, spec, "weight_head", "learned_weight=True needs a network with a weight head")
+    loss = partial(loss, normalize=normalize, gain=GAINS[spec.path_name], weighted=weighted)
+    times, reported = pairs.single(read_time_sampler(fields, "times", spec)), {"tangent_warmup": warmup}
     return Method(loss, times, by_step={"warmup": warmup}, schedules=reported, **more)
 
 
-def continuous_ct(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    return _continuous(losses.continuous_ct, fields, plan)
+def continuous_ct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
+    return _continuous(losses.continuous_ct, fields, spec)
 
 
-def continuous_cd(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+def continuous_cd(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     stop_gradient = fields.boolean("stop_gradient") if fields.has("stop_gradient") else True
     loss = partial(losses.continuous_cd, stop_gradient=stop_gradient)
-    return _continuous(loss, fields, plan, teacher=read_teacher(fields))
+    return _continuous(loss, fields, spec, teacher=read_teacher(fields))
 
 
-def _continuous(loss: Callable[..., Any], fields: Fields, plan: ModelPlan, **more: Any) -> Method:
-    needs_jvp(fields, plan)
-    weight = read_weight(fields, plan)
-    if weight.func is inverse_gap:
-        raise fields.error("weight", "is 1/(t − r), and both points meet: choose one of t alone")
+def _continuous(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **more: Any) -> Method:
+    needs_jvp(fields, spec)
+    weight = read_weight(fields, spec, of_t_alone=True)
     speed, frozen = read_speed(fields)
-    times = pairs.single(read_times(fields, "times", plan))
+    times = pairs.single(read_time_sampler(fields, "times", spec))
     return Method(partial(loss, weight=weight), times, by_frozen={"speed": speed}, frozen=frozen, **more)
 
 
-def meanflow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+def meanflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     guidance, blend = fields.number("guidance", above=0), fields.number("blend", at_least=0)
     for name, value, off in (("guidance", guidance, 1), ("blend", blend, 0)):
         if value != off:
-            _needs_labels(fields, plan, name)
-    return _regressing(partial(losses.meanflow, guidance=guidance, blend=blend), fields, plan)
+            _needs_labels(fields, spec, name)
+    return _regressing(partial(losses.meanflow, guidance=guidance, blend=blend), fields, spec)
 
 
-def imf(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+def imf(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     """`guidance` is one scale, or two between which each sample's is drawn and told to the network."""
     interval = fields.numbers("guidance_interval") if fields.has("guidance_interval") else (0.0, 1.0)
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
     loss = partial(losses.imf, interval=(interval[0], interval[1]))
     if not isinstance(fields.value("guidance"), int | float):
-        return _regressing(loss, fields, plan, guidance=read_guidance(fields, plan, above=0))
+        return _regressing(loss, fields, spec, guidance=read_guidance(fields, spec, above=0))
     guidance = fields.number("guidance", above=0)
     if guidance != 1:
-        _needs_labels(fields, plan, "guidance")
-    return _regressing(partial(loss, guidance=guidance), fields, plan)
+        _needs_labels(fields, spec, "guidance")
+    return _regressing(partial(loss, guidance=guidance), fields, spec)
 
 
-def _needs_labels(fields: Fields, plan: ModelPlan, name: str) -> None:
-    if not plan.net["class_conditional"]:
+def _needs_labels(fields: Fields, spec: ModelSpec, name: str) -> None:
+    if not spec.net["class_conditional"]:
         off = 1 if name == "guidance" else 0
         raise fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
 
 
-def _regressing(loss: Callable[..., Any], fields: Fields, plan: ModelPlan, **more: Any) -> Method:
-    needs_jvp(fields, plan)
+def _regressing(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **more: Any) -> Method:
+    needs_jvp(fields, spec)
     distance, frozen = read_distance(fields)
-    return Method(loss, _two_times(fields, plan), by_frozen={"distance": distance}, frozen=frozen, **more)
+    return Method(loss, _two_times(fields, spec), by_frozen={"distance": distance}, frozen=frozen, **more)
 
 
-def _two_times(fields: Fields, plan: ModelPlan) -> TimesSampler:
-    drawn, other = (read_times(fields, name, plan) for name in ("times", "times_s"))
-    chosen = fields.choice("pairs", PAIRS)
+def _two_times(fields: Fields, spec: ModelSpec) -> TimesSampler:
+    drawn, other = (read_time_sampler(fields, name, spec) for name in ("times", "times_s"))
+    chosen = fields.choice("pairs", PAIRS).make
     try:
         return chosen(drawn, other)
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
         raise fields.error("pairs", str(error)) from error
 
 
-def shortcut(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+def shortcut(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     distance, frozen = read_distance(fields)
     share = fields.number("share", above=0)
     if share >= 1:
         raise fields.error(
             "share", "must lie between 0 and 1: the part of the batch that learns from its own half steps"
         )
-    draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, share=share, t_max=plan.constants["t_max"])
+    draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, share=share, t_max=spec.constants["t_max"])
     rate = read_rate(fields)
     reported = {} if rate is None else {"target_rate": rate}
     loss = partial(losses.shortcut, share=share)
     return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, share=share)
 
 
-def alphaflow(fields: Fields, plan: ModelPlan, steps: int) -> Method:
-    needs_jvp(fields, plan)
-    weight = fields.choice("weight", ALPHA_WEIGHTS)
+def alphaflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:
+    needs_jvp(fields, spec)
+    weight = fields.choice("weight", ALPHA_WEIGHTS).make
     try_out(fields, "weight", lambda: weight(jnp.ones(2), jnp.ones(2)))
     alpha = fields.call("alpha", {"sigmoid": flow_maps.alpha_schedule}, total_steps=steps)
     try_out(fields, "alpha", lambda: alpha(jnp.zeros((), int)))
-    times = pairs.between(_two_times(fields, plan), alpha)
+    times = pairs.between(_two_times(fields, spec), alpha)
     return Method(partial(losses.alphaflow, weight=weight), times, by_step={"alpha": alpha}, schedules={"alpha": alpha})

@@ -1,18 +1,36 @@
 """Reading a configuration: every field is read once, checked, and named in its error; a field that nobody read is one.
 
-A choice with parameters is written as a call, `"pseudo_huber(c=0.03)"`, of a function from a plain dict of choices.
+A choice with parameters is written as a call, `"pseudo_huber(c=0.03)"`, of a function from a plain dict of choices, or
+as a section, `{"name": "pseudo_huber", "c": 0.03}`, whose parameters are fields of their own.
 """
 
 import ast
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 
 class ConfigError(ValueError):
     """A wrong configuration; the message names the field, the value and the choices."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a field chose: the name of a function, its parameters as they were written, and the function itself.
+
+    make: the function with its parameters bound: those that were written, and those that the reader gave.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    make: Callable[..., Any]
+
+    def __str__(self) -> str:
+        written = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{self.name}({written})" if written else self.name
 
 
 class Fields:
@@ -91,30 +109,31 @@ class Fields:
             raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(value, choices)}")
         return value
 
-    def choice(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Callable:
-        """The chosen function with its parameters bound: those written in the call, and those of `given` it takes."""
-        return self._bound(field, self.text(field), choices, given)
+    def choice(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Choice:
+        """The chosen function, and its parameters: those written, and those of `given` that it takes."""
+        return self._bound(field, self.value(field), choices, given)
 
     def call(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Any:
         """The result of calling the chosen function, with what it raises named by the field."""
-        return self._called(field, self.choice(field, choices, **given))
+        return self.called(field, self.choice(field, choices, **given))
 
-    def calls(self, field: str, choices: Mapping[str, Callable], **given: Any) -> list[Any]:
-        """As `call`, for a field that holds one or more texts."""
-        texts = self.value(field)
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts) or not list(texts):
+    def choices(self, field: str, choices: Mapping[str, Callable], **given: Any) -> list[Choice]:
+        """As `choice`, for a field that holds one choice or more."""
+        written = self.value(field)
+        written = [written] if isinstance(written, str | Mapping) else written
+        if not isinstance(written, Iterable) or not (written := list(written)):
             raise self.error(field, f"must be one or more of {', '.join(choices)}")
-        return [self._called(field, self._bound(field, text, choices, given)) for text in texts]
+        return [self._bound(field, one, choices, given) for one in written]
 
-    def _called(self, field: str, chosen: Callable) -> Any:
+    def called(self, field: str, choice: Choice) -> Any:
+        """The result of calling a choice of this field, with what it raises named by the field."""
         try:
-            return chosen()
+            return choice.make()
         except (TypeError, ValueError, ArithmeticError) as error:  # a parameter of another type or out of its range
             raise self.error(field, str(error)) from error
 
-    def _bound(self, field: str, text: str, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Callable:
-        name, written = self._parse_call(field, text)
+    def _bound(self, field: str, value: Any, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Choice:
+        name, written = self._named(field, value, choices)
         if name not in choices:
             raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(name, choices)}")
         parameters = inspect.signature(choices[name]).parameters.values()
@@ -127,7 +146,20 @@ class Fields:
         if missing := [p for p in required if p not in written]:
             example = ", ".join(f"{p}=…" for p in missing)
             raise self.error(field, f"{name} needs {', '.join(missing)}: write {name}({example})")
-        return partial(choices[name], **{p: v for p, v in given.items() if p in settable}, **written)
+        make = partial(choices[name], **{p: v for p, v in given.items() if p in settable}, **written)
+        return Choice(name, written, make)
+
+    def _named(self, field: str, value: Any, choices: Iterable[str]) -> tuple[str, dict[str, Any]]:
+        """The name and the parameters of a choice as it is written, a text or a section."""
+        if isinstance(value, str):
+            return self._parse_call(field, value)
+        if isinstance(value, Mapping):
+            written = dict(value)
+            name = written.pop("name", None)
+            if isinstance(name, str):
+                return name, written
+            raise self.error(field, f"must have the field name, one of {', '.join(choices)}")
+        raise self.error(field, f"must be one of {', '.join(choices)}")
 
     def _parse_call(self, field: str, text: str) -> tuple[str, dict[str, Any]]:
         try:
@@ -148,6 +180,12 @@ class Fields:
             names = ", ".join(f"config.{self.name(field)}" for field in self.remaining())
             known = [field for field in self._values if field not in self._unread]
             raise ConfigError(f"{names}: nothing reads this here; remove it{_suggestion(self.remaining()[0], known)}")
+
+
+def changed(config: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """The configuration with another value of the field, whose sections are separated by dots: "net.remat"."""
+    section, dot, rest = field.partition(".")
+    return {**config, section: changed(config[section], rest, value) if dot else value}
 
 
 def _suggestion(word: str, choices: Iterable[str]) -> str:

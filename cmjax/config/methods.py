@@ -1,37 +1,77 @@
-"""The training objective of a configuration, by its name."""
+"""Every method by its name: what it makes of the network, and what reads its fields. One row for each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from cmjax.config import continuous, discrete
 from cmjax.config.fields import Fields
-from cmjax.config.model import ModelPlan, objective_name
+from cmjax.config.model import PATHS, PRECONDITIONINGS, Model, ModelSpec, read_model_spec
 from cmjax.training.method import Method
 
-METHODS: dict[str, Callable[[Fields, ModelPlan, int], Method]] = {
-    "denoising": discrete.denoising,
-    "edm2": discrete.edm2,
-    "ct": discrete.ct,
-    "cd": discrete.cd,
-    "ict": discrete.ict,
-    "ect": discrete.ect,
-    "sct": discrete.sct,
-    "tcm": discrete.tcm,
-    "multistep_ct": discrete.multistep_ct,
-    "guided_cd": discrete.guided_cd,
-    "lcm": discrete.lcm,
-    "pd": discrete.pd,
-    "continuous_ct": continuous.continuous_ct,
-    "continuous_cd": continuous.continuous_cd,
-    "scm_ct": continuous.scm_ct,
-    "scm_cd": continuous.scm_cd,
-    "meanflow": continuous.meanflow,
-    "imf": continuous.imf,
-    "shortcut": continuous.shortcut,
-    "alphaflow": continuous.alphaflow,
+METHODS: dict[str, tuple[str, Callable[[Fields, ModelSpec, int], Method]]] = {
+    "denoising": ("denoiser", discrete.denoising),
+    "edm2": ("denoiser", discrete.edm2),
+    "ct": ("consistency", discrete.ct),
+    "cd": ("consistency", discrete.cd),
+    "ict": ("consistency", discrete.ict),
+    "ect": ("consistency", discrete.ect),
+    "sct": ("consistency", discrete.sct),
+    "tcm": ("consistency", discrete.tcm),
+    "multistep_ct": ("denoiser", discrete.multistep_ct),
+    "guided_cd": ("consistency", discrete.guided_cd),
+    "lcm": ("consistency", discrete.lcm),
+    "pd": ("denoiser", discrete.pd),
+    "continuous_ct": ("consistency", continuous.continuous_ct),
+    "continuous_cd": ("consistency", continuous.continuous_cd),
+    "scm_ct": ("consistency", continuous.scm_ct),
+    "scm_cd": ("consistency", continuous.scm_cd),
+    "meanflow": ("flow_map", continuous.meanflow),
+    "imf": ("flow_map", continuous.imf),
+    "shortcut": ("flow_map", continuous.shortcut),
+    "alphaflow": ("flow_map", continuous.alphaflow),
 }
+"""The kind of model, as `FlowMap` has it, and the reader: (fields, model, steps of the run) -> Method."""
+RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
+"""Methods by the names that older runs have recorded."""
 
 
-def read_method(fields: Fields, plan: ModelPlan, steps: int) -> Method:
+def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     """The method that the section `objective` names, of a run of so many steps."""
-    read = METHODS.get(objective_name(fields)) or METHODS[fields.one_of("name", METHODS)]
-    return read(fields, plan, steps)
+    return METHODS[_name(fields)][1](fields, spec, steps)
+
+
+def read_spec(fields: Fields) -> ModelSpec:
+    """The model of a whole configuration, checked, as far as it is known without the data set."""
+    name = _name(fields.section("objective"))
+    return read_model_spec(fields, METHODS[name][0], made_by=f"config.objective.name={name!r}")
+
+
+def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
+    """The model of a recorded configuration: that of a run, or of weights that no run here made."""
+    fields = Fields(config)
+    if fields.has("objective") and _recorded_name(config) in METHODS:
+        return read_spec(fields).make(num_classes)
+    kind = config["model"].get("kind", "consistency")  # before it was recorded, what is no denoiser was this
+    return read_model_spec(fields, kind, made_by=f"config.model.kind={kind!r}").make(num_classes)
+
+
+def read_model_like(config: Mapping[str, Any], kind: str, num_classes: int | None) -> Model:
+    """A model of that kind with the network and the path of this configuration: what a teacher may be."""
+    model = config["model"]
+    path = Fields(model).choice("path", PATHS).name
+    preconditioning = next(iter(PRECONDITIONINGS[path][kind]))
+    like = {**model, "preconditioning": preconditioning, "t_min": model["t_min"] or 0.001}
+    net = {**config["net"], "two_times": kind == "flow_map", "guided": False}
+    return read_model_spec(Fields({"net": net, "model": like}), kind, made_by="the teacher").make(num_classes)
+
+
+def _recorded_name(config: Mapping[str, Any]) -> str:
+    name = str(config["objective"].get("name", ""))
+    return RENAMED.get(name, name)
+
+
+def _name(objective: Fields) -> str:
+    name = objective.text("name")
+    if name in RENAMED:
+        return RENAMED[name]
+    return objective.one_of("name", METHODS)

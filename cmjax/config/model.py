@@ -57,24 +57,18 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "vp": _DISCRETE,
     "ddpm": _DISCRETE,
 }
-"""By the path and by what the objective makes of the network."""
-KINDS = {
-    **dict.fromkeys(("denoising", "edm2", "pd", "multistep_ct"), "denoiser"),
-    **dict.fromkeys(("meanflow", "imf", "shortcut", "alphaflow"), "flow_map"),
-}
-"""What an objective makes of the network: a consistency function unless it stands here."""
-RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
-"""Objectives by the names that older runs have recorded."""
+"""By the path and by the kind of model."""
 
 
 @dataclass(frozen=True)
-class ModelPlan:
+class ModelSpec:
     """What is known of a model before its data set: `make(num_classes)` makes it. `net`: the network's fields."""
 
     kind: str
     constants: Mapping[str, float]
     path: Path
     path_name: str
+    preconditioning: str
     scalings: Callable[..., scalings.Scalings]
     grid: Callable[[int], np.ndarray]
     net: Mapping[str, Any]
@@ -114,29 +108,19 @@ class Model:
         return FlowMap(params, self.function, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
 
 
-def objective_name(objective: Fields) -> str:
-    """The name of the section `objective`, as it is called now."""
-    name = objective.text("name")
-    return RENAMED.get(name, name)
+def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
+    """The model as far as it is known without its data set, checked.
 
-
-def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
-    """The model of a configuration that was checked when its run began."""
-    return read_model_plan(Fields(config)).make(num_classes)
-
-
-def read_model_plan(fields: Fields) -> ModelPlan:
-    """The model as far as it is known without its data set, checked."""
-    kind = KINDS.get(objective_name(fields.section("objective")), "consistency")
+    Args: kind: as in `FlowMap`. made_by: what of the configuration makes it that, for errors.
+    """
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)
     if kind not in PRECONDITIONINGS[path_name]:
         able = [name for name, kinds in PRECONDITIONINGS.items() if kind in kinds]
-        raise section.error(
-            "path", f"config.objective.name={fields.section('objective').text('name')!r} needs {able[0]}"
-        )
-    scale = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
-    if scale.func is scalings.trig_edm and not constants["t_min"]:
+        raise section.error("path", f"{made_by} needs {able[0]}")
+    chosen = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
+    scale = chosen.make
+    if chosen.name == "trig_edm" and not constants["t_min"]:
         raise section.error("t_min", "must be above 0 with preconditioning trig_edm: its network is told ln σ")
     try:
         jax.eval_shape(scale, *(2 if kind == "flow_map" else 1) * (jax.ShapeDtypeStruct((1,), jnp.float32),))
@@ -153,8 +137,7 @@ def read_model_plan(fields: Fields) -> ModelPlan:
         knobs[name] = _like(net, name, free[name])
 
     if bool(knobs.get("two_times")) != (kind == "flow_map"):
-        problem = f"config.objective.name={fields.section('objective').text('name')!r} gives it"
-        raise net.error("two_times", f"{problem} {'two times' if kind == 'flow_map' else 'one time'}")
+        raise net.error("two_times", f"{made_by} gives it {'two times' if kind == 'flow_map' else 'one time'}")
 
     def make_model(num_classes: int | None) -> Model:
         if conditional and not num_classes:
@@ -164,15 +147,15 @@ def read_model_plan(fields: Fields) -> ModelPlan:
         return Model(module, function, kind, constants, grid, conditional)
 
     options = {**knobs, "class_conditional": conditional}
-    return ModelPlan(kind, constants, path, path_name, scale, grid, options, make_model)
+    return ModelSpec(kind, constants, path, path_name, chosen.name, scale, grid, options, make_model)
 
 
 def _read_path(section: Fields, kind: str) -> tuple[str, Path, dict[str, float]]:
     """The path's name, the path, and the constants of the section `model`."""
     constants = {name: section.number(name, above=0) for name in ("sigma_data", "t_max")}
     constants["rho"] = section.number("rho", at_least=1)
-    path = section.call("path", PATHS, **constants)
-    name = section.text("path").partition("(")[0].strip()
+    chosen = section.choice("path", PATHS, **constants)
+    name, path = chosen.name, section.called("path", chosen)
     constants["t_min"] = section.number("t_min", at_least=0)
     if not constants["t_min"] and (name == "ve" or kind == "denoiser"):
         raise section.error("t_min", f"must be above 0 {'on the path ve' if name == 've' else 'for a denoiser'}")

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.model import ModelPlan
+from cmjax.config.model import Model, ModelSpec
 from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
@@ -34,46 +34,74 @@ BY_LEVEL = ("dpmpp_2m", "churn", "ancestral")
 _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
-def read_samples(fields: Fields, plan: ModelPlan) -> dict[str, Any]:
-    """The section `samples` of a configuration. `times()` descend; those of a denoiser are a grid unless named.
+EDIT_STEPS = 40
+"""Points of the grid that an edit descends, unless its times are given."""
 
-    full_noise: as in `sample_fn`. unit_start: samples start from a unit Gaussian and not from b(T) times one.
 
-    A grid is computed on a device, so that it waits until it is asked for.
+@dataclass(frozen=True)
+class Samples:
+    """How a run draws its own samples. The defaults are for weights that no run here made.
+
+    every: steps between grids; 0: at the end only. num: how many. guidance: scale of classifier-free guidance; 1: none.
+    solver, solver_name, solver_steps: of a denoiser. times: descending; None: a denoiser's grid of `solver_steps`, and
+    a consistency model's one evaluation. full_noise: as in `sample_fn`. unit_start: samples start from a unit Gaussian,
+    and not from b(T) times one.
     """
-    settings: dict[str, Any] = {"every": fields.integer("every", at_least=0), "num": fields.integer("num", at_least=1)}
-    settings["guidance"] = fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0
-    if settings["guidance"] != 1 and not plan.net["class_conditional"]:
+
+    every: int = 0
+    num: int = 64
+    guidance: float = 1.0
+    solver: Solver | None = None
+    solver_name: str = "heun"
+    solver_steps: int = 18
+    times: tuple[float, ...] | None = None
+    full_noise: bool = False
+    unit_start: bool = False
+
+    def levels(self, model: Model) -> tuple[float, ...]:
+        """The descending times. A grid is computed here, on a device."""
+        if self.times is not None:
+            return self.times
+        if model.kind == "denoiser":
+            return tuple(model.grid(self.solver_steps)[::-1].tolist())
+        return (model.constants["t_max"],)
+
+
+def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
+    """The section `samples` of a configuration."""
+    samples = Samples(
+        every=fields.integer("every", at_least=0),
+        num=fields.integer("num", at_least=1),
+        guidance=fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0,
+    )
+    if samples.guidance != 1 and not spec.net["class_conditional"]:
         raise fields.error("guidance", "is by labels: set config.net.class_conditional=True, or leave it at 1")
-    if plan.kind == "denoiser":
-        name, solver = read_solver(fields, plan.path, plan.constants["t_max"])
-        settings |= {"solver": solver, "solver_name": name}
+    if spec.kind == "denoiser":
+        name, solver = read_solver(fields, spec.path, spec.constants["t_max"])
+        samples = replace(samples, solver=solver, solver_name=name)
         if not fields.has("times"):
-            steps = fields.integer("solver_steps", at_least=2)
-            return settings | {"times": lambda: tuple(plan.grid(steps)[::-1].tolist())}
+            return replace(samples, solver_steps=fields.integer("solver_steps", at_least=2))
     times = fields.numbers("times")
-    for name in ("full_noise", "unit_start"):
-        settings[name] = fields.boolean(name) if fields.has(name) else False
     try:
-        check_times(times, plan.constants["t_min"], plan.constants["t_max"])
+        check_times(times, spec.constants["t_min"], spec.constants["t_max"])
     except ConfigError as error:
         raise fields.error("times", str(error)) from error
-    return settings | {"times": lambda: times}
+    noise = {name: fields.boolean(name) if fields.has(name) else False for name in ("full_noise", "unit_start")}
+    return replace(samples, times=times, **noise)
 
 
 def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     """The field `solver`: its name and the solver with its parameters bound, for sampling from t_max."""
     solver = fields.choice("solver", SOLVERS, path=path, to_zero=True)
-    name = next(name for name, function in SOLVERS.items() if function is solver.func)
-    if name in BY_LEVEL and t_max >= path.signal_ends:
+    if solver.name in BY_LEVEL and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
-    if name == "tsit5" and find_spec("diffrax") is None:
+    if solver.name == "tsit5" and find_spec("diffrax") is None:
         raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
     try:
-        jax.eval_shape(lambda: _try_out(solver))
+        jax.eval_shape(lambda: _try_out(solver.make))
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
         raise fields.error("solver", str(error)) from error
-    return name, solver
+    return solver.name, solver.make
 
 
 def _try_out(solver: Solver) -> Array:
@@ -81,7 +109,7 @@ def _try_out(solver: Solver) -> Array:
     return solver(lambda x, t: x, x, times, lambda index: x, path=paths.ve)
 
 
-def read_times(text: str, *, t_min: float, t_max: float, rho: float, path: Path = paths.ve) -> tuple[float, ...]:
+def parse_times(text: str, *, t_min: float, t_max: float, rho: float, path: Path = paths.ve) -> tuple[float, ...]:
     """Times as written: numbers, "80,0.8", or places on a descending grid of the model's, "idx:0,22,39/40".
 
     The places are those of the released codes' `ts`, 0 for t_max and n − 1 for t_min, of n. A last place at t_min,

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cmjax.config.samples import Samples
 from cmjax.core.guidance import guided
 from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.core.typing import Solver
@@ -19,6 +20,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.platform import tracing_for
 from cmjax.machine.progress import Update
+from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,14 @@ _guided = lru_cache(guided)
 """One function for one denoiser: jit compiles for each function that it is given anew."""
 
 
-def consistency_sampler(times: tuple[float, ...], settings: Mapping[str, Any]) -> Sampler:
-    """Multistep consistency sampling along `times`, with noise as `settings` tell, the run's section `samples`."""
-    return consistency_samplers(settings)(times)
+def consistency_sampler(times: tuple[float, ...], samples: Samples) -> Sampler:
+    """Multistep consistency sampling along `times`, with noise as a run draws its own samples."""
+    return consistency_samplers(samples)(times)
 
 
-def consistency_samplers(settings: Mapping[str, Any]) -> Callable[[tuple[float, ...]], Sampler]:
+def consistency_samplers(samples: Samples) -> Callable[[tuple[float, ...]], Sampler]:
     """`consistency_sampler`, of one compilation for all times of a number."""
-    sharded = _sampling(consistency_sample(settings))
+    sharded = _sampling(consistency_sample(samples))
 
     def along(times):
         levels = np.asarray(times, np.float32)
@@ -47,9 +49,9 @@ def consistency_samplers(settings: Mapping[str, Any]) -> Callable[[tuple[float, 
     return along
 
 
-def consistency_sample(settings: Mapping[str, Any]) -> Callable[..., Any]:
+def consistency_sample(samples: Samples) -> Callable[..., Any]:
     """What `consistency_sampler` compiles."""
-    full_noise, unit_start = (settings.get(name, False) for name in ("full_noise", "unit_start"))
+    full_noise, unit_start = samples.full_noise, samples.unit_start
 
     def sample(flow_map_and_times, keys, conditions):
         flow_map, times = flow_map_and_times
@@ -147,11 +149,10 @@ def with_guidance(
 
 
 def guided_as_trained(
-    flow_map: FlowMap, conditions: dict[str, np.ndarray], config: Mapping[str, Any]
+    flow_map: FlowMap, conditions: dict[str, np.ndarray], trained: Trained
 ) -> tuple[FlowMap, dict[str, np.ndarray]]:
-    """`with_guidance` of the scale that the run of `config` draws its own samples with."""
-    scale = config.get("samples", {}).get("guidance", 1.0)
-    return with_guidance(flow_map, conditions, scale, takes=config["net"].get("guided", False))
+    """`with_guidance` of the scale that the run draws its own samples with."""
+    return with_guidance(flow_map, conditions, trained.samples.guidance, takes=trained.model.guided)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

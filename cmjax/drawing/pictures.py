@@ -14,7 +14,7 @@ from cmjax.data.sources import Source
 from cmjax.drawing.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.processes import is_first
-from cmjax.training.optimizer import averages
+from cmjax.training.optimizer import EMA, averages
 from cmjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -24,33 +24,32 @@ log = logging.getLogger(__name__)
 class Pictures:
     """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
 
-    plan: Run
+    run: Run
     model: Model
     source: Source
     workdir: Path
     samplers: dict[str, Sampler] = field(init=False)
 
     def __post_init__(self):
-        settings, samplers = self.plan.samples, {}
-        times = settings["times"]()
-        if self.model.kind == "denoiser":
-            name = f"{settings['solver_name']}-{len(times)}"
-            samplers[name] = diffusion_sampler(settings["solver"], times)
+        samples, samplers = self.run.samples, {}
+        times = samples.levels(self.model)
+        if samples.solver is not None:
+            samplers[f"{samples.solver_name}-{len(times)}"] = diffusion_sampler(samples.solver, times)
         else:
             for levels in dict.fromkeys((times[:1], times)):
-                samplers[f"{len(levels)}-step"] = consistency_sampler(levels, settings)
+                samplers[f"{len(levels)}-step"] = consistency_sampler(levels, samples)
         object.__setattr__(self, "samplers", samplers)
 
     def flow_map(self, state: TrainState) -> FlowMap:
-        return self.model.bind(averages(state.opt_state)["ema0"], self.source.shape)
+        return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
 
     def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         num_classes = self.source.num_classes if self.model.class_conditional else None
         flow_map, conditions = with_guidance(
-            self.flow_map(state), class_labels(num, num_classes), self.plan.samples["guidance"], takes=self.model.guided
+            self.flow_map(state), class_labels(num, num_classes), self.run.samples.guidance, takes=self.model.guided
         )
         return {
-            name: draw_images(sampler, flow_map, num, seed=self.plan.seed, conditions=conditions)
+            name: draw_images(sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
             for name, sampler in self.samplers.items()
         }
 
@@ -61,11 +60,11 @@ class Pictures:
             path = self.workdir / "samples" / f"{step:07d}-{name}.png"
             paths[name] = str(path)
             if is_first():
-                save_png(path, image_grid(batch[: self.plan.samples["num"]]))
+                save_png(path, image_grid(batch[: self.run.samples.num]))
         return paths
 
     def refresh(self, state: TrainState, step: int) -> None:
-        images = self.draw(state, self.plan.samples["num"])
+        images = self.draw(state, self.run.samples.num)
         try:
             self.save_grids(images, step)
         except OSError as error:  # a full disk is no reason to end

@@ -4,19 +4,15 @@ import json
 import logging
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
-from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.model import read_model_plan
-from cmjax.config.run import read_run
+from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
 from cmjax.evaluation.figures import distance_to, neighbours_of
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
-from cmjax.runs.load import newest_checkpoint
-from cmjax.runs.record import read_record
+from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +27,7 @@ METRICS = ("fd", "precision", "recall", "density", "coverage")
 """What times may be searched by. The Fréchet distance is better small, the others large."""
 
 
-def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "fd") -> tuple[float, ...]:
+def find_times(trained: Trained, flow_map: FlowMap, count: int, *, metric: str = "fd") -> tuple[float, ...]:
     """`count` descending noise levels, the first t_max: kept in the run's folder, or found by search.
 
     One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
@@ -43,13 +39,13 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "f
     """
     if not 2 <= count <= 8:
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
-    path, checkpoint = workdir / RECORD, newest_checkpoint(workdir)
+    path, checkpoint = trained.folder / RECORD, trained.newest_step
     kept = first_does(lambda: json.loads(path.read_text()) if path.exists() else {})
     if kept.get("checkpoint") != checkpoint:
         kept = {"checkpoint": checkpoint, "found": {}}
     name = str(count) if metric == "fd" else f"{count}, {metric}"
     if name not in kept["found"]:
-        times, tried = _search(workdir, flow_map, count, metric)
+        times, tried = _search(trained, flow_map, count, metric)
         kept["found"][name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
         first_does(lambda: write_atomically(path, to_json(kept)))
     times = tuple(kept["found"][name]["times"])
@@ -57,29 +53,25 @@ def find_times(workdir: Path, flow_map: FlowMap, count: int, *, metric: str = "f
     return times
 
 
-def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tuple[float, ...]], float]:
+def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[tuple[float, ...]], float]:
     """times -> the metric of `SAMPLES` images drawn along them.
 
     Raises: ConfigError where the samples are no pictures, or the run has no data to compare with.
     """
-    record = read_record(workdir)
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--times=auto: the search is by figures of pictures, which {flow_map.shape} are none")
-    if "data" not in record["config"]:
+    if not trained.recorded.has_data:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
-    config = record["config"]
-    open_source = read_run(config).open_source
+    open_source = trained.run().open_source
 
     @cache
     def score():  # made by the first process alone, which scores for all
         if metric == "fd":
-            return distance_to(open_source("test"), open_source("train"), cache_dir=workdir.parent / ".cache")
+            return distance_to(open_source("test"), open_source("train"), cache_dir=trained.folder.parent / ".cache")
         return neighbours_of(open_source("test"), metric)
 
-    conditional = config["net"]["class_conditional"]
-    labels = class_labels(SAMPLES, record["num_classes"] if conditional else None)
-    flow_map, conditions = guided_as_trained(flow_map, labels, config)
-    along = consistency_samplers(config["samples"])
+    flow_map, conditions = guided_as_trained(flow_map, class_labels(SAMPLES, trained.num_classes), trained)
+    along = consistency_samplers(trained.samples)
     first_does(lambda: score() and None)
 
     def score_of(times: tuple[float, ...]) -> float:
@@ -89,14 +81,14 @@ def score_along(workdir: Path, flow_map: FlowMap, metric: str) -> Callable[[tupl
     return score_of
 
 
-def grid_of(workdir: Path) -> list[float]:
+def grid_of(trained: Trained) -> list[float]:
     """The times, ascending, of which the search chooses."""
-    return read_model_plan(Fields(read_record(workdir)["config"])).grid(GRID).tolist()
+    return trained.model.grid(GRID).tolist()
 
 
-def _search(workdir: Path, flow_map: FlowMap, count: int, metric: str) -> tuple[list[float], dict[str, float]]:
+def _search(trained: Trained, flow_map: FlowMap, count: int, metric: str) -> tuple[list[float], dict[str, float]]:
     """The levels, and the metric of every choice that was tried, by its levels."""
-    score, grid, sign = score_along(workdir, flow_map, metric), grid_of(workdir), 1 if metric == "fd" else -1
+    score, grid, sign = score_along(trained, flow_map, metric), grid_of(trained), 1 if metric == "fd" else -1
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):

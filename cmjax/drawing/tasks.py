@@ -29,7 +29,7 @@ LEAST_HEIGHT = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class TaskSettings:
     """What the tasks take from the command line, beside the picture."""
 
     times: tuple[float, ...] | None = None
@@ -64,14 +64,14 @@ class Edit:
     degraded: jax.Array | None = None
 
 
-def _inpainting(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
-    operator = inpainting(jnp.asarray(_mask(options, "inpainting")))
+def _inpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    operator = inpainting(jnp.asarray(_mask(settings, "inpainting")))
     return Edit(images, operator, grid, degraded=operator.combine(images, jnp.zeros_like(images)))
 
 
-def _outpainting(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
     b, h, w, c = images.shape
-    rows, columns = (max(1, round(n * (1 - 2 * options.margin))) for n in (h, w))
+    rows, columns = (max(1, round(n * (1 - 2 * settings.margin))) for n in (h, w))
     top, left = (h - rows) // 2, (w - columns) // 2
     smaller = jnp.clip(jax.image.resize(images, (b, rows, columns, c), "lanczos3"), -1, 1)
     within = ((0, 0), (top, h - rows - top), (left, w - columns - left), (0, 0))
@@ -80,7 +80,7 @@ def _outpainting(images: jax.Array, grid: tuple[float, ...], options: Options) -
     return Edit(framed, inpainting(known), grid, degraded=framed)
 
 
-def _colorization(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+def _colorization(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
     if images.shape[-1] != 3:
         raise ConfigError("--task=colorization: the model's images have no color")
     operator = colorization()
@@ -88,16 +88,16 @@ def _colorization(images: jax.Array, grid: tuple[float, ...], options: Options) 
     return Edit(images, operator, grid, degraded=grey)
 
 
-def _super_resolution(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
+def _super_resolution(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
     try:
-        operator = super_resolution(options.patch)
+        operator = super_resolution(settings.patch)
         return Edit(images, operator, grid, degraded=operator.degrade(images))
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
 
 
-def _strokes(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
-    return Edit(images, nothing_known(), _stroke_times(images, options.path), start=images)
+def _strokes(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    return Edit(images, nothing_known(), _stroke_times(images, settings.path), start=images)
 
 
 def _stroke_times(images: jax.Array, path: Path) -> tuple[float, ...]:
@@ -105,15 +105,15 @@ def _stroke_times(images: jax.Array, path: Path) -> tuple[float, ...]:
     return tuple(float(path.time_at(share * level)) for level in STROKE_LEVELS)
 
 
-def _blending(images: jax.Array, grid: tuple[float, ...], options: Options) -> Edit:
-    operator = inpainting(jnp.asarray(_mask(options, "blending")))
+def _blending(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    operator = inpainting(jnp.asarray(_mask(settings, "blending")))
     pasted = operator.combine(images[0::2], images[1::2])
-    highest = _stroke_times(images, options.path)[0]
+    highest = _stroke_times(images, settings.path)[0]
     below = tuple(t for t in grid if t <= highest) or grid[-1:]
     return Edit(images[0::2], operator, below, start=pasted, degraded=pasted)
 
 
-TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], Options], Edit]] = {
+TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], TaskSettings], Edit]] = {
     "inpainting": _inpainting,
     "outpainting": _outpainting,
     "colorization": _colorization,
@@ -129,39 +129,39 @@ PICTURES = {"blending": 2}
 
 
 def edit_pictures(
-    flow_map: FlowMap, pictures: np.ndarray, task: str, options: Options, grid: tuple[float, ...]
+    flow_map: FlowMap, pictures: np.ndarray, task: str, settings: TaskSettings, grid: tuple[float, ...]
 ) -> Edited:
     """A result for each of the pictures, or for blending for each pair of them, compiled once.
 
-    pictures: (n, h, w, c) uint8. options.label: as long as the results. grid: the model's descending noise levels.
+    pictures: (n, h, w, c) uint8. settings.label: as long as the results. grid: the model's descending noise levels.
     """
     images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
     number = len(images) // PICTURES.get(task, 1)
-    keys, labels = keys_of(options.seed, np.arange(number)), options.label
+    keys, labels = keys_of(settings.seed, np.arange(number)), settings.label
     if task == "denoising":
-        sigma, t = _sigma_and_time(flow_map, options)
+        sigma, t = _sigma_and_time(flow_map, settings)
         noise = gaussian(jax.random.wrap_key_data(jnp.asarray(keys)), images.shape)
-        noisy = images + sigma * noise if options.add_noise else images
+        noisy = images + sigma * noise if settings.add_noise else images
         denoise = over_devices(lambda flow_map, rows: flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"]))
         results = denoise(flow_map, {"x": noisy, "labels": labels})
-        return Edited(*map(np.asarray, (images, noisy if options.add_noise else images[:0], results)))
-    plan = TASKS[task](images, grid, options)
-    times = options.times or plan.times
+        return Edited(*map(np.asarray, (images, noisy if settings.add_noise else images[:0], results)))
+    edit_of = TASKS[task](images, grid, settings)
+    times = settings.times or edit_of.times
 
     def complete(flow_map, rows):
         key, conditions = jax.random.wrap_key_data(rows["keys"]), rows["labels"]
-        given = {"times": times, "start": rows["start"], "clip": options.clip}
-        return edit(flow_map, key, rows["images"], plan.operator, **given, **conditions)
+        given = {"times": times, "start": rows["start"], "clip": settings.clip}
+        return edit(flow_map, key, rows["images"], edit_of.operator, **given, **conditions)
 
-    rows = {"keys": keys, "images": plan.images, "start": plan.start, "labels": labels}
+    rows = {"keys": keys, "images": edit_of.images, "start": edit_of.start, "labels": labels}
     results = over_devices(complete)(flow_map, rows)
-    degraded = images[:0] if plan.degraded is None else plan.degraded
+    degraded = images[:0] if edit_of.degraded is None else edit_of.degraded
     return Edited(*map(np.asarray, (images, degraded, results)))
 
 
-def _sigma_and_time(flow_map: FlowMap, options: Options) -> tuple[float, jax.Array]:
+def _sigma_and_time(flow_map: FlowMap, settings: TaskSettings) -> tuple[float, jax.Array]:
     """The noise that denoising removes, and where on the path it is."""
-    sigma = options.sigma
+    sigma = settings.sigma
     if sigma is None:
         raise ConfigError("--sigma is missing: the std of the picture's noise, where black to white is 2")
     low, high = (float(flow_map.path.noise_level(t)) for t in (flow_map.t_min, flow_map.t_max))
@@ -170,7 +170,7 @@ def _sigma_and_time(flow_map: FlowMap, options: Options) -> tuple[float, jax.Arr
     return sigma, flow_map.path.time_at(sigma)
 
 
-def _mask(options: Options, task: str) -> np.ndarray:
-    if options.mask is None:
+def _mask(settings: TaskSettings, task: str) -> np.ndarray:
+    if settings.mask is None:
         raise ConfigError(f"--mask is missing: --task={task} keeps its white pixels")
-    return options.mask
+    return settings.mask

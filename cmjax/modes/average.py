@@ -1,30 +1,41 @@
-"""`--mode=average`: power-function averages of other widths than were kept, from the checkpoints of a trained run."""
+"""`--mode=average`: power-function averages of other widths than were kept, from the checkpoints of a trained run.
+
+cmjax average --workdir=runs/digits_ct --std=0.08 --out=runs/digits_ct_ema
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.model import read_model
-from cmjax.config.run import AVERAGES
+from cmjax.command_line import Flags, Options
+from cmjax.config.fields import ConfigError
+from cmjax.config.optimizer import power_widths, with_power_average
 from cmjax.core.typing import Params
 from cmjax.machine.files import to_path
 from cmjax.machine.progress import progress
-from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.record import check_new, read_record, write_model
+from cmjax.runs.record import check_new, write_model
+from cmjax.runs.trained import Trained, open_trained
 from cmjax.training.checkpoint import CheckpointError, restore_average, saved_steps
-from cmjax.training.optimizer import power
 from cmjax.training.posthoc import coefficients, exponent
 
 log = logging.getLogger(__name__)
 
 FAR = 0.1
 """A residual, as `coefficients` gives it, from which on the user is warned."""
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The average")
+    flags.texts("std", "Its width as a share of the training, as 0.08, or several.")
+    flags.text("out", None, "A new run's folder.")
+
+
+def start(options: Options) -> None:
+    run(options.workdir, stds=options.std, out=options.out)
 
 
 def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
@@ -40,15 +51,15 @@ def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
     widths = {to_path(out if len(stds) == 1 else f"{out}-{text.strip()}"): _width(text) for text in stds}
     for folder in widths:
         check_new(folder, "--out")
-    record = read_record(workdir)
-    kept, steps = _kept_averages(workdir, record), _checkpoints(workdir)
+    trained = open_trained(workdir)
+    kept, steps = _kept_averages(trained), _checkpoints(workdir)
     snapshots = [(step, name) for step in steps for name in kept]
     times, tracked = [step for step, _ in snapshots], [kept[name] for _, name in snapshots]
     fits = [coefficients(times, tracked, step=steps[-1], std=std) for std in widths.values()]
-    averages = _combine(workdir, record, snapshots, [weights for weights, _ in fits])
+    averages = _combine(trained, snapshots, [weights for weights, _ in fits])
     made_of = f"{', '.join(f'power(std={width})' for width in kept.values())} at steps {', '.join(map(str, steps))}"
     for (folder, std), (_, residual), params in zip(widths.items(), fits, averages, strict=True):
-        _write(folder, record, std, params, {"from": str(workdir), "format": "average", "made_of": made_of})
+        _write(folder, trained, std, params, {"from": str(workdir), "format": "average", "made_of": made_of})
         print(_report(workdir, folder, f"power(std={std}) at step {steps[-1]}", made_of, residual))
 
 
@@ -64,19 +75,16 @@ def _width(text: str) -> float:
     return std
 
 
-def _kept_averages(workdir: Path, record: Mapping[str, Any]) -> dict[str, float]:
+def _kept_averages(trained: Trained) -> dict[str, float]:
     """The run's power averages: their names in a checkpoint, and their widths."""
-    if "imported" in record:
-        raise ConfigError(f"--workdir={workdir} was made of {record['imported']['from']}; name the run that trained it")
-    texts = record["config"]["optimizer"]["averages"]
-    widths = {}
-    for i, text in enumerate([texts] if isinstance(texts, str) else texts):
-        chosen = Fields({"averages": text}).choice("averages", AVERAGES, batch_size=1)
-        if isinstance(chosen, partial) and chosen.func is power:
-            widths[f"ema{i}"] = chosen.keywords["std"]
+    workdir = trained.folder
+    if trained.imported:
+        raise ConfigError(f"--workdir={workdir} was made of {trained.imported['from']}; name the run that trained it")
+    widths = power_widths(trained.record["config"])
     if not widths:
         raise ConfigError(
-            f"--workdir={workdir} keeps no power averages, of which others could be made, but {texts}; train with "
+            f"--workdir={workdir} keeps no power averages, of which others could be made, but "
+            f"{', '.join(trained.recorded.averages)}; train with "
             """--config.optimizer.averages='("power(std=0.05)","power(std=0.1)")'"""
         )
     return widths
@@ -92,12 +100,9 @@ def _checkpoints(workdir: Path) -> list[int]:
     return steps
 
 
-def _combine(
-    workdir: Path, record: Mapping[str, Any], snapshots: Sequence[tuple[int, str]], weights: Sequence[np.ndarray]
-) -> list[Params]:
+def _combine(trained: Trained, snapshots: Sequence[tuple[int, str]], weights: Sequence[np.ndarray]) -> list[Params]:
     """For each of `weights` (n,) the sum of the n snapshots by it, each read once; summed in float64."""
-    module = read_model(record["config"], record["num_classes"]).module
-    like = parameter_shapes(module, tuple(record["shape"]))
+    workdir, like = trained.folder, trained.parameter_shapes()
     sums = [jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), like) for _ in weights]
     with progress("reading averages", len(snapshots)) as update:
         for i, (step, name) in enumerate(snapshots):
@@ -118,10 +123,9 @@ def _add_to(weight: float, total: np.ndarray, array: np.ndarray) -> None:
     total += weight * array.astype(np.float64)
 
 
-def _write(folder: Path, record: Mapping[str, Any], std: float, params: Params, imported: Mapping[str, str]) -> None:
+def _write(folder: Path, trained: Trained, std: float, params: Params, imported: Mapping[str, str]) -> None:
     """The run's configuration, but for the average that is kept."""
-    config = record["config"]
-    config = config | {"optimizer": config["optimizer"] | {"averages": [f"power(std={std})"]}}
+    record, config = trained.record, with_power_average(trained.record["config"], std)
     imported = {"licence": "of the run's owner", **imported}
     write_model(folder, config, record["shape"], record["num_classes"], params, imported=imported, option="--out")
 

@@ -1,4 +1,8 @@
-"""`--mode=diagnose`: how consistent a model is, which noise levels its loss comes from, and its second step's time."""
+"""`--mode=diagnose`: how consistent a model is, which noise levels its loss comes from, and its second step's time.
+
+cmjax diagnose --workdir=runs/digits_cd
+cmjax diagnose --workdir=runs/digits_ct --teacher=runs/digits_edm --num=1024
+"""
 
 import logging
 from collections.abc import Mapping
@@ -11,23 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.model import read_model_plan
-from cmjax.config.run import read_run
+from cmjax.command_line import Flags, Options
+from cmjax.config.fields import ConfigError
 from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.drawing.draw import class_labels, with_guidance
-from cmjax.drawing.search import GRID, SAMPLES, find_times, grid_of, score_along
+from cmjax.drawing.search import GRID, METRICS, SAMPLES, find_times, grid_of, score_along
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.machine.files import to_json, to_path, write_atomically
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
-from cmjax.runs.load import load, newest_checkpoint, split_checkpoint
 from cmjax.runs.losses import logged_losses, losses_by_level
-from cmjax.runs.record import read_record
+from cmjax.runs.trained import Trained, open_trained
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,20 @@ Found = tuple[dict[str, Any], list[np.ndarray]]
 """What the JSON file holds, and the panels of the figure."""
 
 
+def declare(flags: Flags) -> None:
+    flags.group("What is measured")
+    flags.text("teacher", None, "The folder of the denoiser whose trajectories it is held against. Default: its own.")
+    flags.one_of("metric", "fd", METRICS, "What the second step's time is chosen by.")
+    flags.integer("num", 256, "Trajectories, and samples for each bin of noise levels.", at_least=1)
+    flags.integer("seed", 0, "The same seed gives the same figures.", at_least=0)
+    flags.text("out", None, "A folder. Default: <workdir>/diagnostics.")
+
+
+def start(options: Options) -> None:
+    names = ("teacher", "metric", "num", "seed", "out")
+    run(options.workdir, **{name: getattr(options, name) for name in names})
+
+
 def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int, out: str | None) -> None:
     """Write `consistency`, `loss`, `training` and `times`, each a .png and a .json, as far as the run has them.
 
@@ -48,28 +64,27 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
             num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
-    record, folder = read_record(workdir), to_path(out) if out else workdir / "diagnostics"
-    flow_map = load(workdir, mesh=make_mesh())
+    trained, folder = open_trained(workdir), to_path(out) if out else workdir / "diagnostics"
+    flow_map = trained.load(mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
     if teacher and not one_step:
         raise ConfigError(f"--teacher={teacher}: {workdir} is a denoiser itself, and not meant to be consistent")
-    held_against = _teacher(record, flow_map, teacher) if one_step else None
+    held_against = _teacher(trained, flow_map, teacher) if one_step else None
     # each is written as it comes: some take long, and a later one may fail
-    write = partial(_write, folder, {"workdir": str(workdir), "checkpoint": newest_checkpoint(workdir)})
+    write = partial(_write, folder, {"workdir": str(workdir), "checkpoint": trained.newest_step})
     if held_against is not None:
-        write("consistency", _consistency(workdir, flow_map, record, *held_against, num=num, seed=seed))
+        write("consistency", _consistency(trained, flow_map, *held_against, num=num, seed=seed))
     elif one_step:
         log.warning("no consistency error: %s has no teacher; name one, as --teacher=runs/digits_edm", workdir)
-    if "data" in record["config"] and "imported" not in record:
-        plan = read_run(record["config"])
-        model = plan.make_model(record["num_classes"])
-        write("loss", losses_by_level(workdir, plan, model, flow_map, num=num, seed=seed))
-        if (logged := logged_losses(workdir, plan, model)) is not None:
+    if trained.recorded.has_data and not trained.imported:
+        run = trained.run()
+        write("loss", losses_by_level(workdir, run, trained.model, flow_map, num=num, seed=seed))
+        if (logged := logged_losses(workdir, run, trained.model)) is not None:
             write("training", logged)
     else:
         log.warning("no loss: no run here trained %s, so that its step and its target are not known", workdir)
-    if one_step and "data" in record["config"] and flow_map.shape[-1] in (1, 3):
-        write("times", _second_time(workdir, flow_map, metric))
+    if one_step and trained.recorded.has_data and flow_map.shape[-1] in (1, 3):
+        write("times", _second_time(trained, flow_map, metric))
     elif one_step:
         log.warning("no times: they are searched for by figures of a run's held-out pictures")
 
@@ -84,17 +99,17 @@ def _write(folder: Path, about: Mapping[str, Any], name: str, found: Found) -> N
     say(f"{name:12s} {folder / name}.png")
 
 
-def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> tuple[str, FlowMap] | None:
-    """The denoiser whose trajectories the student is held against, and its folder: the one that is named, the one that
-    it was distilled from, or the one that it started from; None where there is none."""
-    config = record["config"]
-    distilled = config["objective"].get("teacher")
-    folder = named or distilled or config.get("init_from")
+def _teacher(trained: Trained, student: FlowMap, named: str | None) -> tuple[Trained, FlowMap] | None:
+    """The denoiser whose trajectories the student is held against: the one that is named, the one that it was
+    distilled from, or the one that it started from; None where there is none."""
+    recorded = trained.recorded
+    folder = named or recorded.teacher or recorded.init_from
     if not folder:
         return None
-    where = "--teacher" if named else "config.objective.teacher" if distilled else "config.init_from"
+    where = "--teacher" if named else "config.objective.teacher" if recorded.teacher else "config.init_from"
     try:
-        teacher = load(folder, mesh=make_mesh())
+        other = open_trained(folder)
+        teacher = other.load(mesh=make_mesh())
     except (ConfigError, RuntimeError) as error:
         raise ConfigError(f"{where}={folder}: {error}; name a teacher with --teacher") from error
     if teacher.kind != "denoiser":
@@ -103,20 +118,17 @@ def _teacher(record: Mapping[str, Any], student: FlowMap, named: str | None) -> 
         return None
     if teacher.shape != student.shape:
         raise ConfigError(f"{where}={folder}: is of images {teacher.shape}; the student's are {student.shape}")
-    net = read_record(split_checkpoint(folder)[0])["config"]["net"]
-    if net["class_conditional"] != config["net"]["class_conditional"]:
+    if other.model.class_conditional != trained.model.class_conditional:
         raise ConfigError(f"{where}={folder}: only one of this model and the student has classes; they must agree")
-    return folder, teacher
+    return other, teacher
 
 
-def _consistency(
-    workdir: Path, student: FlowMap, record: Mapping[str, Any], folder: str, teacher: FlowMap, *, num: int, seed: int
-) -> Found:
+def _consistency(trained: Trained, student: FlowMap, other: Trained, teacher: FlowMap, *, num: int, seed: int) -> Found:
     """The student along the teacher's PF-ODE: how much f changes from one time to the next, and to the end."""
-    path, config = student.path, record["config"]
+    path, folder = student.path, str(other.folder)
     ranges = [level_range(model.path, model.t_min, model.t_max) for model in (student, teacher)]
     levels = max(low for low, _ in ranges), min(high for _, high in ranges)
-    times = trajectory_times(TIMES, path, levels, rho=read_model_plan(Fields(config)).constants["rho"])
+    times = trajectory_times(TIMES, path, levels, rho=trained.model.constants["rho"])
     if teacher.path != path:
         teacher = replace(teacher, denoiser=carry(teacher.denoiser, teacher.path, path), path=path)
     # a model whose own end lies below the last time is held against clean data, the ODE's end
@@ -135,7 +147,7 @@ def _consistency(
             to_clean=to_clean,
         )
 
-    errors, num = _in_parts(measure, student, teacher, record, folder, num=num, seed=seed)
+    errors, num = _in_parts(measure, trained, student, other, teacher, num=num, seed=seed)
     rms = {name: np.sqrt(value).tolist() for name, value in errors._asdict().items()}
     noise = np.asarray(path.noise_level(jnp.asarray(times)), np.float64).tolist()
     panel = line_plot(
@@ -144,7 +156,7 @@ def _consistency(
             "f to f one time later": (noise[:-1], rms["step"]),
             "teacher's D to the end": (noise, rms["teacher_end"]),
         },
-        title=f"Consistency error of {workdir.name} along {num} trajectories of {Path(folder).name}",
+        title=f"Consistency error of {trained.folder.name} along {num} trajectories of {other.folder.name}",
         x_label="noise level",
         y_label="RMS over pixels",
     )
@@ -153,19 +165,17 @@ def _consistency(
 
 
 def _in_parts(
-    measure, student: FlowMap, teacher: FlowMap, record: Mapping[str, Any], folder: str, *, num: int, seed: int
+    measure, trained: Trained, student: FlowMap, other: Trained, teacher: FlowMap, *, num: int, seed: int
 ) -> tuple[ConsistencyErrors, int]:
     """The mean of what `measure` finds of parts of the trajectories, `num` or a few more so that all are equally many,
     and their number. Both models are guided as the run's own samples are."""
-    config, devices = record["config"], jax.device_count()
+    devices = jax.device_count()
     most = max(KEPT_AT_ONCE // (TIMES * int(np.prod(student.shape))), 1) * devices
     parts = -(-num // most)
     size = -(-num // (parts * devices)) * devices
-    labels = class_labels(parts * size, record["num_classes"] if config["net"]["class_conditional"] else None)
-    guidance = config.get("samples", {}).get("guidance", 1.0)
-    student, given = with_guidance(student, labels, guidance, takes=config["net"].get("guided", False))
-    takes = read_record(split_checkpoint(folder)[0])["config"]["net"].get("guided", False)
-    teacher, taught = with_guidance(teacher, labels, guidance, takes=takes)
+    labels, guidance = class_labels(parts * size, trained.num_classes), trained.samples.guidance
+    student, given = with_guidance(student, labels, guidance, takes=trained.model.guided)
+    teacher, taught = with_guidance(teacher, labels, guidance, takes=other.model.guided)
 
     mesh = make_mesh()
     compiled = jax.jit(measure, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
@@ -179,10 +189,10 @@ def _in_parts(
     return jax.tree.map(lambda *values: np.mean(values, axis=0), *found), parts * size
 
 
-def _second_time(workdir: Path, flow_map: FlowMap, metric: str) -> Found:
+def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found:
     """The metric of two-step samples over the second step's time, with the one that the search finds."""
-    best = find_times(workdir, flow_map, 2, metric=metric)
-    grid, score = grid_of(workdir), score_along(workdir, flow_map, metric)
+    best = find_times(trained, flow_map, 2, metric=metric)
+    grid, score = grid_of(trained), score_along(trained, flow_map, metric)
     seconds, values = [grid[place] for place in range(1, GRID - 1, 4)], []
     with progress("second times", len(seconds) + 2) as update:
         for second in seconds:
@@ -196,7 +206,7 @@ def _second_time(workdir: Path, flow_map: FlowMap, metric: str) -> Found:
             f"found: {noise[-1]:.3g}, {of_best:.3g}": (noise[-1:], [of_best]),
             f"one step: {of_one:.3g}": ([noise[0], noise[-2]], [of_one, of_one]),
         },
-        title=f"Where the second step of {workdir.name} stands: {SAMPLES} samples",
+        title=f"Where the second step of {trained.folder.name} stands: {SAMPLES} samples",
         x_label="noise level of the second step",
         y_label={"fd": "FD (less is better)"}.get(metric, f"{metric} (more is better)"),
         log_y=False,

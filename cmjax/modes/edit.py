@@ -1,4 +1,9 @@
-"""`--mode=edit`: a picture, edited by a consistency model that was trained for no such thing."""
+"""`--mode=edit`: a picture, edited by a consistency model that was trained for no such thing.
+
+cmjax edit --workdir=runs/mnist_ct --task=inpainting --image=3.png --mask=hole.png --num=4
+cmjax edit --workdir=runs/mnist_ct --task=super_resolution --image=3.png --patch=4
+cmjax edit --workdir=runs/mnist_ct --task=interpolation --seeds=3,8 --num=8
+"""
 
 import logging
 from pathlib import Path
@@ -6,23 +11,60 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.core.grids import path_grid
 from cmjax.core.sampling import FlowMap
-from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
-from cmjax.data.folder import read_image
-from cmjax.drawing.draw import class_labels, guided_as_trained
+from cmjax.drawing.draw import guided_as_trained
+from cmjax.drawing.given import edit_times, labels_of_edit, read_mask, read_pictures
 from cmjax.drawing.interpolation import Ends, find_ends, interpolate, seeded_ends
-from cmjax.drawing.tasks import ALL_TASKS, PICTURES, Options, edit_pictures
+from cmjax.drawing.tasks import ALL_TASKS, PICTURES, TaskSettings, edit_pictures
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
-from cmjax.runs.load import load
-from cmjax.runs.record import read_record
+from cmjax.runs.trained import open_trained
 
 log = logging.getLogger(__name__)
+
+
+OF_TASKS = {
+    "mask": ("inpainting", "blending"),
+    "patch": ("super_resolution",),
+    "sigma": ("denoising",),
+    "add_noise": ("denoising",),
+    "margin": ("outpainting",),
+    "seeds": ("interpolation",),
+}
+"""Flags that some tasks alone know."""
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The edit")
+    flags.one_of("task", None, ALL_TASKS, "What is done.")
+    flags.texts("image", "A PNG or JPEG file of any size; two for blending and interpolation.")
+    flags.integer("num", None, "How many results. Default: 1; of an interpolation, 8.", at_least=1)
+    flags.integer("seed", 0, "The same seed gives the same results.", at_least=0)
+    flags.integer("label", None, "The class, of a class-conditional model.")
+    flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
+    flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
+    flags.text("out", None, "The strip of pictures, x.png. Default: <workdir>/edits/<task>.png.")
+    flags.group("Of one task")
+    flags.text("mask", None, "inpainting, blending: a picture whose white pixels are kept.")
+    flags.integer("patch", 4, "super_resolution: pixels that it makes one of, along each side.")
+    flags.number("sigma", None, "denoising: std of the noise that is removed; black to white is 2.")
+    flags.boolean("add_noise", False, "denoising: add the noise of --sigma first.")
+    flags.number("margin", 0.25, "outpainting: share of each side that is added.", 0.0, 0.49)
+    flags.texts("seeds", "interpolation: two seeds to go between, as 3,8, in place of pictures.")
+
+
+def start(options: Options) -> None:
+    for name, tasks in OF_TASKS.items():
+        if options.given(name) and options.task not in tasks:
+            raise ConfigError(f"--{name}: only {', '.join(f'--task={task}' for task in tasks)}; this is {options.task}")
+    names = ("task", "mask", "out", "times", "seeds", "label", "seed", "patch", "sigma", "add_noise", "margin", "clip")
+    num = options.num or (8 if options.task == "interpolation" else 1)
+    run(options.workdir, images=options.image, num=num, **{name: getattr(options, name) for name in names})
 
 
 def run(
@@ -45,13 +87,14 @@ def run(
     path = to_path(out or workdir / "edits" / f"{task}.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
-    flow_map, record = load(workdir, mesh=make_mesh()), read_record(workdir)
+    trained = open_trained(workdir)
+    flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no pictures")
-    grid = read_times(times, flow_map, record["config"]["model"]["rho"])
-    flow_map, conditions = guided_as_trained(flow_map, _labels(record, num, label), record["config"])
+    grid = edit_times(times, trained)
+    flow_map, conditions = guided_as_trained(flow_map, labels_of_edit(label, num, trained), trained)
     if task == "interpolation":
         ends = _latents(images, seeds, flow_map, grid[0], conditions, options["seed"])
         results = interpolate(flow_map, ends.latents, num, time=grid[0], conditions=conditions)
@@ -59,8 +102,8 @@ def run(
         _write(path, columns, results, flow_map)
         return
     pictures = read_pictures(images, flow_map.shape, PICTURES.get(task, 1))
-    known = None if mask is None else _read_mask(mask, flow_map.shape)
-    settings = Options(times=grid if times else None, mask=known, label=conditions, path=flow_map.path, **options)
+    known = None if mask is None else read_mask(mask, flow_map.shape)
+    settings = TaskSettings(times=grid if times else None, mask=known, label=conditions, path=flow_map.path, **options)
     made = edit_pictures(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid)
     columns = {"original": made.originals[: len(pictures)], "degraded": made.degraded[:1], "result": made.results}
     _write(path, columns, made.results, flow_map)
@@ -84,49 +127,6 @@ def _latents(
     for file, error in zip(images, ends.errors, strict=True):
         say(f"{file}: found again with an error of {error:.3f} (RMS; black to white is 2)")
     return ends
-
-
-def read_times(texts: list[str] | None, flow_map: FlowMap, rho: float, steps: int = 40) -> tuple[float, ...]:
-    """The noise levels of an edit: those given, or all of a grid of `steps` points, descending."""
-    from cmjax.modes.sample import parse_times
-
-    if texts:
-        return parse_times(texts, flow_map, rho)
-    grid = path_grid(steps, path=flow_map.path, t_min=flow_map.t_min, t_max=flow_map.t_max, rho=rho)
-    return tuple(grid[::-1].tolist())
-
-
-def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) -> np.ndarray:
-    """The pictures fitted to the model's shape, said aloud, (n, h, w, c) uint8."""
-    if not files or len(files) != needed:
-        raise ConfigError(f"--image={','.join(files or [])}: {needed} picture{'s' if needed > 1 else ''} must be given")
-    return np.stack([_read_picture("image", file, shape) for file in files])
-
-
-def _read_mask(file: str, shape: tuple[int, ...]) -> np.ndarray:
-    kept = _read_picture("mask", file, (*shape[:2], 1)) >= 128
-    if kept.all() or not kept.any():
-        raise ConfigError(f"--mask={file}: it is all {'white' if kept.all() else 'black'}; white pixels are kept")
-    return kept.astype(np.float32)[None]
-
-
-def _read_picture(flag: str, file: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        picture, (height, width) = read_image(to_path(file), (shape[0], shape[1], shape[2]))
-    except DataError as error:
-        raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
-    if (height, width) != tuple(shape[:2]):
-        log.info("%s: %dx%d pixels, fitted to the model's %dx%d", file, height, width, shape[0], shape[1])
-    return picture
-
-
-def _labels(record: dict[str, Any], num: int, label: int | None) -> dict[str, np.ndarray]:
-    num_classes = record["num_classes"] if record["config"]["net"]["class_conditional"] else None
-    if label is not None and not 0 <= label < (num_classes or 0):
-        raise ConfigError(f"--label={label}: the model has {num_classes or 'no'} classes, numbered from 0")
-    if num_classes and label is None:
-        raise ConfigError(f"--label is missing: the model has {num_classes} classes, numbered from 0")
-    return class_labels(num, num_classes, label)
 
 
 def _two_seeds(seeds: list[str] | None) -> tuple[int, int]:

@@ -1,17 +1,31 @@
-"""`--mode=export`: the averaged parameters of a run, for other programs."""
+"""`--mode=export`: the averaged parameters of a run, for other programs.
+
+cmjax export --workdir=runs/digits_ct
+cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
+"""
 
 from pathlib import Path
 
+from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import read_model
+from cmjax.core.sampling import FlowMap
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.own import write_own
 from cmjax.machine.files import to_path
-from cmjax.runs.load import load
-from cmjax.runs.record import read_record
+from cmjax.runs.trained import Trained, open_trained
 
 FORMATS = ("safetensors", "npz", "diffusers")
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The file")
+    flags.one_of("format", "safetensors", FORMATS, "What it is written as.")
+    flags.text("out", None, "The file or folder. Default: in <workdir>/export.")
+
+
+def start(options: Options) -> None:
+    run(options.workdir, options.format, options.out)
 
 
 def run(workdir: Path, format: str, out: str | None) -> None:
@@ -22,12 +36,13 @@ def run(workdir: Path, format: str, out: str | None) -> None:
     path = to_path(out) if out else workdir / "export" / name
     if format != "diffusers" and path.suffix != f".{format}":
         raise ConfigError(f"--out={path}: must end in .{format}")
-    record, flow_map = read_record(workdir), load(workdir)
+    trained = open_trained(workdir)
+    flow_map = trained.load()
     try:
         if format == "diffusers":
-            _write_diffusers(path, record, flow_map)
+            _write_diffusers(path, trained, flow_map)
         else:
-            write_own(path, flow_map.params, record)
+            write_own(path, flow_map.params, dict(trained.record))
     except ForeignError as error:
         raise ConfigError(f"--format={format}: {error}") from error
     except OSError as error:
@@ -35,14 +50,13 @@ def run(workdir: Path, format: str, out: str | None) -> None:
     print(f"{workdir} -> {path}")
 
 
-def _write_diffusers(path: Path, record, flow_map) -> None:
-    config = record["config"]
-    if flow_map.kind != "consistency" or config["model"]["preconditioning"] != "consistency":
+def _write_diffusers(path: Path, trained: Trained, flow_map: FlowMap) -> None:
+    preconditioning = trained.recorded.preconditioning
+    if flow_map.kind != "consistency" or preconditioning != "consistency":
         raise ForeignError(
-            f"{flow_map.kind} with model.preconditioning={config['model']['preconditioning']!r}: "
+            f"{flow_map.kind} with model.preconditioning={preconditioning!r}: "
             "ConsistencyModelPipeline runs consistency models with the preconditioning 'consistency' alone"
         )
     if path.exists() and any(path.iterdir()):
         raise ForeignError(f"{path} exists and is not empty")
-    model = read_model(config, record["num_classes"])
-    write_diffusers(path, model.module, flow_map.params, flow_map.shape, model.constants)
+    write_diffusers(path, trained.model.module, flow_map.params, flow_map.shape, trained.model.constants)

@@ -1,4 +1,8 @@
-"""`--mode=import`: a run's folder from a peer's checkpoint, for sampling, editing, distilling and starting from."""
+"""`--mode=import`: a run's folder from a peer's checkpoint, for sampling, editing, distilling and starting from.
+
+cmjax import --source=edm-cifar10-32x32-uncond-vp.pkl --workdir=runs/edm
+cmjax import --source=cd_imagenet64_lpips.pt --workdir=runs/cd64
+"""
 
 import dataclasses
 import logging
@@ -11,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
+from cmjax.config.methods import read_model
 from cmjax.config.model import NETS
 from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.own import read_own
@@ -28,6 +34,35 @@ CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 """Of all the peers' released networks; a file that tells others is believed."""
 FIXED = ("frequencies", "phases")
 """Numbers of a Fourier embedding, which are drawn once and never trained."""
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The checkpoint")
+    flags.text("source", None, "Its file or folder.")
+    flags.one_of("format", "auto", FORMATS, "Whose it is.")
+    flags.group("What the file may not tell")
+    flags.one_of("arch-kind", None, KINDS, "What the network is.")
+    flags.integer("arch-image_size", None, "Height and width of the images.", at_least=1)
+    flags.integer("arch-head_channels", None, "Width of an attention head.", at_least=1)
+    flags.texts("arch-attention_resolutions", "As 32,16,8.")
+    flags.texts("arch-resample_filter", "Taps, as 1,3,3,1.")
+
+
+def start(options: Options) -> None:
+    run(options.source, options.format, options.workdir, _architecture(options))
+
+
+def _architecture(options: Options) -> dict[str, Any]:
+    """The --arch- options that were given."""
+    given: dict[str, Any] = {}
+    for name in ("kind", "image_size", "head_channels", "attention_resolutions", "resample_filter"):
+        value = getattr(options, f"arch-{name}")
+        if value is not None:
+            try:
+                given[name] = tuple(map(int, value)) if isinstance(value, list) else value
+            except ValueError:
+                raise ConfigError(f"--arch-{name}={','.join(value)}: must be whole numbers") from None
+    return given
 
 
 def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, Any]) -> None:
@@ -67,18 +102,15 @@ def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
     name = next(name for name, kind in NETS.items() if type(module) is kind)
     hidden = {"parent", "name", "num_classes", "dtype"}
     net = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in hidden}
-    conditional = getattr(module, "num_classes", 0) > 0
+    conditional, constants = getattr(module, "num_classes", 0) > 0, {**CONSTANTS, **foreign.constants}
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"path": "ve", "preconditioning": PRECONDITIONINGS[kind], **CONSTANTS, **foreign.constants},
-        "objective": {"name": "denoising" if kind == "denoiser" else "consistency"},
+        "model": {"path": "ve", "kind": kind, "preconditioning": PRECONDITIONINGS[kind], **constants},
         "optimizer": {"averages": ["imported"]},
     }
 
 
 def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
-    from cmjax.config.model import read_model
-
     try:
         record, params = read_own(path)
         module = read_model(record["config"], record["num_classes"]).module

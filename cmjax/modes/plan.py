@@ -1,4 +1,8 @@
-"""`--mode=plan`: whether a recipe fits a machine, which need not be there, and how fast it can be at best."""
+"""`--mode=plan`: whether a recipe fits a machine, which need not be there, and how fast it can be at best.
+
+cmjax plan --config=configs/cifar_ct.py --topology=v5e:16x16
+cmjax plan --config=configs/imagenet64_ct.py --topology=v5p:4x4x4 --config.mesh.fsdp=8
+"""
 
 import logging
 from collections.abc import Mapping
@@ -10,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
 from cmjax.config.run import Run, read_run
@@ -32,11 +37,23 @@ from cmjax.machine.topology import topology_devices
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning.advice import Memory, advise, what_fits
 from cmjax.planning.budget import bounds, page
-from cmjax.planning.unseen import DataShapes, data_shapes, frozen_shapes, readable, teacher_shapes
+from cmjax.planning.unseen import DataShapes, data_shapes, frozen_shapes, teacher_shapes
 from cmjax.runs.starting import count, mesh_of, train_step_of
 from cmjax.training.step import state_shapes, trace_train_step
 
 log = logging.getLogger(__name__)
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The plan")
+    flags.text("topology", None, "A TPU slice that need not be there, as v5e:16x16. Default: the devices here.")
+    flags.boolean("samplers", True, "Compile the samplers too; --nosamplers for the train step alone.")
+    flags.text("out", None, "A folder for plan.md, plan.json and the programs. Default: <workdir>/plan.")
+
+
+def start(options: Options) -> None:
+    folder = Path(options.out) if options.out else options.workdir / "plan"
+    run(options.recipe, folder, options.topology, options.recipe_name, samplers=options.samplers)
 
 
 def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str, *, samplers: bool = True) -> None:
@@ -47,11 +64,10 @@ def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str
     Raises: ConfigError where something does not divide, is unknown or does not fit.
     """
     devices = jax.devices() if topology is None else _slice(topology)
-    config = readable(config)
-    plan = read_run(config)
-    mesh = mesh_of(plan, devices)
-    data = data_shapes(config, plan)
-    model = plan.make_model(data.num_classes)
+    run = read_run(config, data_there=False)
+    mesh = mesh_of(run, devices)
+    data = data_shapes(run)
+    model = run.make_model(data.num_classes)
     _check_folder(folder)
     chip = chip_of(devices[0].device_kind)
     report: dict[str, Any] = {
@@ -59,18 +75,18 @@ def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str
         "machine": topology or f"{len(devices)} of {devices[0].device_kind}",
         "device_kind": devices[0].device_kind,
         "devices": mesh.size,
-        "fsdp": plan.fsdp,
-        "batch_size": plan.batch_size,
-        "grad_accumulation": plan.grad_accumulation,
-        "steps": plan.steps,
+        "fsdp": run.fsdp,
+        "batch_size": run.batch_size,
+        "grad_accumulation": run.grad_accumulation,
+        "steps": run.steps,
         "peaks": None if chip is None else vars(chip),
         "jax": jax.__version__,
     }
-    refused = _plan_training(report, config, plan, model, data, mesh, chip, folder)
+    refused = _plan_training(report, config, run, model, data, mesh, chip, folder)
     if samplers and not refused:
         report["samplers"] = {
             title: _of_program(program, operations, chip, mesh.size, repeated=True) | {"samples": samples}
-            for title, samples, operations, program in _plan_samplers(plan, model, data, mesh)
+            for title, samples, operations, program in _plan_samplers(run, model, data, mesh)
         }
     write_atomically(folder / "plan.json", to_json(report))
     write_atomically(folder / "plan.md", page(report))
@@ -83,7 +99,7 @@ def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str
 def _plan_training(
     report: dict[str, Any],
     config: Mapping[str, Any],
-    plan: Run,
+    run: Run,
     model: Model,
     data: DataShapes,
     mesh: Mesh,
@@ -91,17 +107,17 @@ def _plan_training(
     folder: Path,
 ) -> str:
     """Fill the report with what the train step takes; why it does not fit, or "" where it does."""
-    teacher, assumed = teacher_shapes(config, plan, model, data)
+    teacher, assumed = teacher_shapes(config, run, data)
     report["assumed"] = [text for text in (data.assumed, assumed) if text]
     shapes = {
-        "state": state_shapes(parameter_shapes(model.module, data.shape), plan.optimizer),
-        "frozen": frozen_shapes(plan, teacher),
-        "batch": batch_shapes(data.shape, data.dtype, data.num_classes, plan.batch_size),
+        "state": state_shapes(parameter_shapes(model.module, data.shape), run.optimizer),
+        "frozen": frozen_shapes(run, teacher),
+        "batch": batch_shapes(data.shape, data.dtype, data.num_classes, run.batch_size),
     }
     report["parameters"] = count(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
     traced = trace_train_step(
-        train_step_of(plan, model, teacher), shapes["state"], shapes["frozen"], shapes["batch"], mesh
+        train_step_of(run, model, teacher), shapes["state"], shapes["frozen"], shapes["batch"], mesh
     )
     operations = jaxpr_flops(traced.jaxpr.jaxpr)
     log.info("compiling it; this may take many minutes")
@@ -110,21 +126,21 @@ def _plan_training(
         program = compile_program(traced)
         log.info("compiled in %.0f s", program.seconds)
         write_atomically(folder / "train_step.hlo", program.text)
-        report["train_step"] = _of_program(program, operations, chip, mesh.size, repeated=plan.grad_accumulation > 1)
-        seconds, hours = report["train_step"]["seconds"], plan.steps / 3600
+        report["train_step"] = _of_program(program, operations, chip, mesh.size, repeated=run.grad_accumulation > 1)
+        seconds, hours = report["train_step"]["seconds"], run.steps / 3600
         if seconds:
             report |= {"least_hours": seconds["least"] * hours, "hours_of_arithmetic": seconds["arithmetic"] * hours}
     except DoesNotFitError as error:
         refusal = error
         report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}
-    step = report["train_step"] | {"operations_per_image": operations / plan.batch_size}
+    step = report["train_step"] | {"operations_per_image": operations / run.batch_size}
     memory = Memory.of(shapes, mesh, program, refusal, chip)
     report["train_step"] = step | {"memory": memory.table()}
     trace = partial(traced_operations, data=data, mesh=mesh)
-    report["advice"] = advise(config, plan, memory, shapes, mesh, operations, trace)
+    report["advice"] = advise(config, run, memory, shapes, mesh, operations, trace)
     if memory.fits is not False:
         return ""
-    report["fitting"] = what_fits(plan, memory, shapes, mesh)
+    report["fitting"] = what_fits(run, memory, shapes, mesh)
     return (
         f"config: the train step does not fit: it takes {memory.total / 2**30:.2f} GiB of a device's "
         f"{(memory.available or 0) / 2**30:.2f} GiB; {report['fitting']}"
@@ -133,13 +149,13 @@ def _plan_training(
 
 def traced_operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> float:
     """The operations of a configuration's train step, which is traced and not compiled."""
-    plan = read_run(config)
-    model = plan.make_model(data.num_classes)
-    teacher, _ = teacher_shapes(config, plan, model, data)
-    state = state_shapes(parameter_shapes(model.module, data.shape), plan.optimizer)
-    batch = batch_shapes(data.shape, data.dtype, data.num_classes, plan.batch_size)
-    step = train_step_of(plan, model, teacher)
-    return jaxpr_flops(trace_train_step(step, state, frozen_shapes(plan, teacher), batch, mesh).jaxpr.jaxpr)
+    run = read_run(config, data_there=False)
+    model = run.make_model(data.num_classes)
+    teacher, _ = teacher_shapes(config, run, data)
+    state = state_shapes(parameter_shapes(model.module, data.shape), run.optimizer)
+    batch = batch_shapes(data.shape, data.dtype, data.num_classes, run.batch_size)
+    step = train_step_of(run, model, teacher)
+    return jaxpr_flops(trace_train_step(step, state, frozen_shapes(run, teacher), batch, mesh).jaxpr.jaxpr)
 
 
 def _of_program(
@@ -164,22 +180,22 @@ def _of_program(
     }  # fmt: skip
 
 
-def _plan_samplers(plan: Run, model: Model, data: DataShapes, mesh: Mesh):
+def _plan_samplers(run: Run, model: Model, data: DataShapes, mesh: Mesh):
     """(name, samples at once, operations, program) of each sampler that the run draws with."""
     params = parameter_shapes(model.module, data.shape)
     flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), data.shape)
-    num = chunk_of(plan.samples["num"], data.shape, mesh.size)
+    num = chunk_of(run.samples.num, data.shape, mesh.size)
     labels = class_labels(num, data.num_classes if model.class_conditional else None)
-    flow_map, conditions = with_guidance(flow_map, labels, plan.samples["guidance"], takes=model.guided)
+    flow_map, conditions = with_guidance(flow_map, labels, run.samples.guidance, takes=model.guided)
     rows = jax.eval_shape(lambda: (jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), num)), conditions))
-    times, samples = plan.samples["times"](), {}
-    if model.kind == "denoiser":
-        name = f"{plan.samples['solver_name']}-{len(times)}"
-        samples[name] = (diffusion_sample(plan.samples["solver"], times), flow_map)
+    own, samples = run.samples, {}
+    times = own.levels(model)
+    if own.solver is not None:
+        samples[f"{own.solver_name}-{len(times)}"] = (diffusion_sample(own.solver, times), flow_map)
     else:
         for levels in dict.fromkeys((times[:1], times)):
             shape = jax.ShapeDtypeStruct((len(levels),), jnp.float32)
-            samples[f"{len(levels)}-step"] = (consistency_sample(plan.samples), (flow_map, shape))
+            samples[f"{len(levels)}-step"] = (consistency_sample(own), (flow_map, shape))
     for name, (sample, sampled) in samples.items():
         log.info("compiling the sampler %s, %d at once", name, num)
         traced = trace_sampler(sample, sampled, rows, mesh)

@@ -1,6 +1,8 @@
 """`--mode=status`: what a run is, where it stands, how fast it goes, its newest figures and what is on disk.
 
 Files are read and nothing else: no device is used, and no other process waited for.
+
+    cmjax status --workdir=runs/digits_ct
 """
 
 import contextlib
@@ -12,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cmjax.command_line import Flags, Options
+from cmjax.config.recorded import Description, describe
 from cmjax.evaluation.features import format_figures
 from cmjax.machine.files import changed_at, size_of
 from cmjax.machine.identity import is_alive, this_place
@@ -42,9 +46,13 @@ class Found:
     saved: list[int]
 
     @property
+    def description(self) -> Description:
+        return describe(self.record["config"])
+
+    @property
     def total(self) -> int:
         """Steps of the whole run."""
-        return self.record["config"]["steps"]
+        return self.description.steps
 
     @property
     def step(self) -> int:
@@ -56,6 +64,14 @@ class Found:
         """The mean of the newest records; None without any."""
         recent = [record["step_seconds"] for record in self.records[-RECENT:] if "step_seconds" in record]
         return sum(recent) / len(recent) if recent else None
+
+
+def declare(flags: Flags) -> None:
+    """No flags of its own."""
+
+
+def start(options: Options) -> None:
+    run(options.workdir)
 
 
 def run(workdir: Path) -> None:
@@ -109,20 +125,18 @@ def _objects(texts: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _what(workdir: Path, found: Found) -> str:
-    config = found.record["config"]
     name = found.record.get("recipe") or workdir.name
     count = f", {found.summary['parameters']:,} parameters" if "parameters" in found.summary else ""
-    return f"{name}: {config['objective']['name']}, network {config['net']['name']}{count}"
+    return f"{name}: {found.description.method}, network {found.description.network}{count}"
 
 
 def _made_with(found: Found) -> Rows:
-    record, config = found.record, found.record["config"]
+    record, description = found.record, found.description
     height, width, channels = record["shape"]
-    name = " in ".join(filter(None, (config.get("data", {}).get(key) for key in ("name", "data_dir")))) or "images"
     classes = f", {record['num_classes']} classes" if record["num_classes"] else ""
-    yield "data", f"{name}, {height}x{width}x{channels}{classes}"
-    if "teacher" in config["objective"]:
-        yield "teacher", config["objective"]["teacher"]
+    yield "data", f"{description.data}, {height}x{width}x{channels}{classes}"
+    if description.teacher:
+        yield "teacher", description.teacher
 
 
 def _origin(found: Found) -> tuple[str, str]:
@@ -135,7 +149,7 @@ def _progress(found: Found) -> Rows:
     if not found.step:
         yield "step", f"none of {found.total:,} recorded"
         return
-    images = found.step * found.record["config"]["batch_size"]
+    images = found.step * found.description.batch_size
     yield "step", f"{found.step:,} of {found.total:,} ({found.step / found.total:.1%}), {images:,} images"
 
 
@@ -164,7 +178,7 @@ def _speed(found: Found) -> Rows:
     if not found.records or found.step_seconds is None:
         return
     newest, seconds = found.records[-1], found.step_seconds
-    rate = found.record["config"]["batch_size"] / seconds
+    rate = found.description.batch_size / seconds
     text = f"{_number(rate)} images/s, {_number(1 / seconds)} steps/s"
     if "images_per_second_per_chip" in newest:
         chips = round(newest["images_per_second"] / newest["images_per_second_per_chip"])

@@ -1,4 +1,11 @@
-"""`--mode=train`: train, or go on with, a run, and end it with pictures, figures and a summary."""
+"""`--mode=train`: train, or go on with, a run, and end it with pictures, figures and a summary.
+
+    cmjax train --config=configs/digits_ct.py
+    cmjax train --config=configs/cifar_ct.py --config.data.data_dir=~/tensorflow_datasets --config.batch_size=256
+    cmjax train --config=configs/digits_ct.py --workdir=runs/other --config.seed=1
+
+The same command goes on with a run that was stopped.
+"""
 
 import contextlib
 import logging
@@ -10,6 +17,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
 from cmjax.config.run import Run, read_run
@@ -23,7 +31,6 @@ from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.load import newest_checkpoint
 from cmjax.runs.record import write_record
 from cmjax.runs.starting import (
     alone_in,
@@ -37,6 +44,7 @@ from cmjax.runs.starting import (
     open_together,
     train_step_of,
 )
+from cmjax.runs.trained import newest_checkpoint
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import run_loop
@@ -48,72 +56,87 @@ from cmjax.training.step import compile_train_step, state_shapes
 log = logging.getLogger(__name__)
 
 
+def declare(flags: Flags) -> None:
+    flags.group("Training")
+    flags.text("profile", None, "Trace these steps for xprof and Perfetto, as 20:25, in <workdir>/profile.")
+    flags.integer(
+        "stopped_exit_code",
+        0,
+        "Exit code of a run that SIGTERM stopped and saved, 0 to 255; for launchers that take 0 as finished.",
+        at_least=0,
+    )
+
+
+def start(options: Options) -> None:
+    run(options.recipe, options.workdir, recipe=options.recipe_name, profile=options.profile)
+
+
 def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, profile: str | None = None) -> None:
     """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one.
 
     Args: recipe: its name, for the record. profile: steps to trace, as 20:25.
     """
     began = time.perf_counter()
-    plan = read_run(config)
-    steps = _steps_to_trace(profile, plan)
+    run = read_run(config)
+    steps = _steps_to_trace(profile, run)
     with alone_in(workdir):
-        _run_alone(plan, config, workdir, began, recipe, steps)
+        _run_alone(run, config, workdir, began, recipe, steps)
 
 
-def _run_alone(plan: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
+def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
-    mesh = mesh_of(plan)
-    teacher = load_teacher(plan, mesh)
-    frozen = load_frozen(plan, teacher, mesh)
-    source = open_together(partial(_open, plan, "train"))
-    model = plan.make_model(source.num_classes)
-    check_teacher(plan, teacher, model, tuple(source.shape))
+    mesh = mesh_of(run)
+    teacher = load_teacher(run, mesh)
+    frozen = load_frozen(run, teacher, mesh)
+    source = open_together(partial(_open, run, "train"))
+    model = run.make_model(source.num_classes)
+    check_teacher(run, teacher, model, tuple(source.shape))
     has_checkpoint = first_does(lambda: newest_checkpoint(workdir)) >= 0
-    start = None if has_checkpoint else first_state(plan, model, source.shape, mesh)
+    start = None if has_checkpoint else first_state(run, model, source.shape, mesh)
     for change in first_does(lambda: write_record(workdir, config, source.shape, source.num_classes, recipe=recipe)):
         log.warning("going on with another config.%s", change)
-    pictures = Pictures(plan, model, source, workdir)
-    trained, speed = _train(plan, start, frozen, model, teacher, source, mesh, workdir, config, pictures, steps)
-    _finish(plan, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
+    pictures = Pictures(run, model, source, workdir)
+    trained, speed = _train(run, start, frozen, model, teacher, source, mesh, workdir, config, pictures, steps)
+    _finish(run, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
 
 
-def _steps_to_trace(profile: str | None, plan: Run) -> range | None:
+def _steps_to_trace(profile: str | None, run: Run) -> range | None:
     try:
-        return None if profile is None else read_steps(profile, plan.steps)
+        return None if profile is None else read_steps(profile, run.steps)
     except ValueError as error:
         raise ConfigError(f"--profile={profile}: {error}") from error
 
 
 def _train(
-    plan: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures, trace_steps
+    run: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures, trace_steps
 ):
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
     batches = Batches(
-        source, batch_size=plan.batch_size, seed=plan.seed, sharding=batch_sharding(mesh), workers=plan.workers
+        source, batch_size=run.batch_size, seed=run.seed, sharding=batch_sharding(mesh), workers=run.workers
     )
-    keep = {name: plan.checkpoint[name] for name in ("keep", "keep_every")}
-    with Checkpointer(workdir / "checkpoints", **keep) as checkpointer:
+    keep = run.checkpoint
+    with Checkpointer(workdir / "checkpoints", keep=keep.keep, keep_every=keep.keep_every) as checkpointer:
         if state is None:
-            shapes = state_shapes(parameter_shapes(model.module, source.shape), plan.optimizer)
-            state = checkpointer.restore(shapes, mesh) or first_state(plan, model, source.shape, mesh)
+            shapes = state_shapes(parameter_shapes(model.module, source.shape), run.optimizer)
+            state = checkpointer.restore(shapes, mesh) or first_state(run, model, source.shape, mesh)
         start = int(state.step)
         if start:
             log.info("going on from step %d of %s", start, workdir)
-        if start >= plan.steps:
+        if start >= run.steps:
             return state, {}
         log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
         began = time.perf_counter()
-        compiled = compile_train_step(train_step_of(plan, model, teacher), state, frozen, batches.at(start), mesh)
+        compiled = compile_train_step(train_step_of(run, model, teacher), state, frozen, batches.at(start), mesh)
         compile_seconds = time.perf_counter() - began
-        log.info("compiled in %.1f s; training steps %d to %d", compile_seconds, start, plan.steps)
-        mirrors = {name: plan.log[name] for name in ("tensorboard", "wandb")}
+        log.info("compiled in %.1f s; training steps %d to %d", compile_seconds, start, run.steps)
+        mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
         writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
-        speed = speed_on(mesh, compiled, batch_size=plan.batch_size)
+        speed = speed_on(mesh, compiled, batch_size=run.batch_size)
         began = time.perf_counter()
         with (
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
-            contextlib.closing(batches.stream(start, plan.steps)) as stream,
-            progress("training", plan.steps, start=start) as update,
+            contextlib.closing(batches.stream(start, run.steps)) as stream,
+            progress("training", run.steps, start=start) as update,
             traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
         ):
             state = run_loop(
@@ -122,34 +145,34 @@ def _train(
                 frozen,
                 stream,
                 start=start,
-                total_steps=plan.steps,
+                total_steps=run.steps,
                 speed=speed,
                 checkpointer=checkpointer,
-                save_every=plan.checkpoint["save_every"],
+                save_every=run.checkpoint.save_every,
                 write_record=writer.write if writer else lambda step, record: None,
                 flush_records=writer.flush if writer else lambda: None,
-                log_every=plan.log["every"],
+                log_every=run.log.every,
                 draw_samples=pictures.refresh,
-                sample_every=plan.samples["every"],
+                sample_every=run.samples.every,
                 update_progress=update,
             )
         seconds = time.perf_counter() - began
-    speeds = speed.at(seconds / (plan.steps - start))
+    speeds = speed.at(seconds / (run.steps - start))
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
 
 
-def _finish(plan: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:
+def _finish(run: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:
     """The last pictures and the figures, in `summary.json` and on the terminal."""
-    steps, num = int(state.step), max(plan.num_figures, plan.samples["num"])
+    steps, num = int(state.step), max(run.num_figures, run.samples.num)
     log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
     images = pictures.draw(state, num)
     grids = pictures.save_grids(images, steps)
-    first_does(lambda: _report_end(plan, state, source, workdir, images, grids, speed))
+    first_does(lambda: _report_end(run, state, source, workdir, images, grids, speed))
 
 
-def _report_end(plan: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:
+def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:
     steps, table = int(state.step), {}
-    if plan.num_figures and (held_out := can_compare(images, partial(_open, plan, "test"))) is not None:
+    if run.num_figures and (held_out := can_compare(images, partial(_open, run, "test"))) is not None:
         try:
             table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
         except ValueError as error:  # too few images, or of one class: no reason to lose the summary
@@ -159,7 +182,7 @@ def _report_end(plan: Run, state: TrainState, source: Source, workdir: Path, ima
         "checkpoint": str(workdir / "checkpoints" / str(steps)),
         "samples": grids,
         "steps": steps,
-        "images_seen": steps * plan.batch_size,
+        "images_seen": steps * run.batch_size,
         "parameters": count(state.params),
         **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,
@@ -176,7 +199,7 @@ def _report(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _open(plan: Run, split: str) -> Source:
+def _open(run: Run, split: str) -> Source:
     said = time.monotonic()
 
     def say_now_and_then(description: str, done: int, total: int) -> None:
@@ -185,4 +208,4 @@ def _open(plan: Run, split: str) -> Source:
             said = time.monotonic()
             log.info("%s %d/%d", description, done, total)
 
-    return plan.open_source(split, say_now_and_then)
+    return run.open_source(split, say_now_and_then)

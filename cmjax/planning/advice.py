@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from cmjax.config.fields import changed
 from cmjax.config.run import Run
 from cmjax.machine.chips import Chip
 from cmjax.machine.mesh import batch_sharding, bytes_per_device, make_mesh, parameter_shardings
@@ -71,7 +72,7 @@ def given(shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
 
 def advise(
     config: Mapping[str, Any],
-    plan: Run,
+    run: Run,
     memory: Memory,
     shapes: Shapes,
     mesh: Mesh,
@@ -85,42 +86,42 @@ def advise(
     rows = []
 
     def row(option: str, share: float = 1.0, **changes: int) -> None:
-        total = _estimate(plan, memory, shapes, mesh, share=share, **changes)
+        total = _estimate(run, memory, shapes, mesh, share=share, **changes)
         rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * share})
 
     for fsdp in sorted({2, 8, _fsdps(mesh.size)[-1]} & set(_fsdps(mesh.size))):
-        if fsdp > plan.fsdp:
+        if fsdp > run.fsdp:
             row(f"mesh.fsdp={fsdp}", fsdp=fsdp)
-    for parts in _parts(plan, mesh.size)[1:3]:
+    for parts in _parts(run, mesh.size)[1:3]:
         row(f"grad_accumulation={parts}", parts=parts)
-    if plan.batch_size % (2 * mesh.size * plan.grad_accumulation) == 0:
-        row(f"batch_size={plan.batch_size // 2}", share=0.5)
-    if config["net"].get("remat") is False:
-        remat = {**config, "net": {**config["net"], "remat": True}}
-        rows.append({"option": "--config.net.remat=True", "memory": None, "operations": count_operations(remat)})
+    if run.batch_size % (2 * mesh.size * run.grad_accumulation) == 0:
+        row(f"batch_size={run.batch_size // 2}", share=0.5)
+    if run.model_spec.net.get("remat") is False:
+        recomputing = count_operations(changed(config, "net.remat", True))
+        rows.append({"option": "--config.net.remat=True", "memory": None, "operations": recomputing})
     return rows
 
 
-def what_fits(plan: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
+def what_fits(run: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
     """The least change of fsdp and of gradient accumulation that is estimated to fit, as a sentence.
 
     What a compiler refuses it has shrunk already by computing again, which it will not do where it need not: an
     estimate from there may be half of what is needed.
     """
     room = (memory.available or 0) / (2 if memory.refused else 1)
-    fsdps = [plan.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > plan.fsdp)]
-    choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(plan, mesh.size)][1:]
+    fsdps = [run.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > run.fsdp)]
+    choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(run, mesh.size)][1:]
     for fsdp, parts in sorted(choices, key=lambda choice: (choice[0] * choice[1], choice[0])):
-        total = _estimate(plan, memory, shapes, mesh, fsdp=fsdp, parts=parts)
+        total = _estimate(run, memory, shapes, mesh, fsdp=fsdp, parts=parts)
         if total <= room:
-            options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != plan.fsdp else []
-            options += [f"--config.grad_accumulation={parts}"] if parts != plan.grad_accumulation else []
+            options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != run.fsdp else []
+            options += [f"--config.grad_accumulation={parts}"] if parts != run.grad_accumulation else []
             return f"by estimate {' '.join(options)} makes it fit, {total / 2**30:.2f} GiB or more: plan that"
     return "no fsdp and no gradient accumulation makes it fit by estimate: try --config.net.remat=True or more devices"
 
 
 def _estimate(
-    plan: Run,
+    run: Run,
     memory: Memory,
     shapes: Shapes,
     mesh: Mesh,
@@ -130,14 +131,14 @@ def _estimate(
     share: float = 1.0,
 ) -> int:
     """The state and what is frozen exactly; temporaries in proportion to the samples at once, beside the gradients."""
-    fsdp, parts = fsdp or plan.fsdp, parts or plan.grad_accumulation
+    fsdp, parts = fsdp or run.fsdp, parts or run.grad_accumulation
     split = make_mesh(fsdp=fsdp, devices=list(mesh.devices.flat))
     state, frozen, batch = given(shapes, split)
     params = shapes["state"].params
     gradients = bytes_per_device(params, parameter_shardings(params, mesh))
     ours = bytes_per_device(params, parameter_shardings(params, split))
-    activations = max(memory.temporaries - gradients, 0) * share * plan.grad_accumulation / parts
-    accumulated = ours if parts > 1 and plan.grad_accumulation == 1 else 0
+    activations = max(memory.temporaries - gradients, 0) * share * run.grad_accumulation / parts
+    accumulated = ours if parts > 1 and run.grad_accumulation == 1 else 0
     return round(state + frozen + batch * share + memory.other + memory.code + ours + accumulated + activations)
 
 
@@ -146,10 +147,10 @@ def _fsdps(devices: int) -> list[int]:
     return [fsdp for fsdp in (1, 2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
 
 
-def _parts(plan: Run, devices: int) -> list[int]:
+def _parts(run: Run, devices: int) -> list[int]:
     """The numbers of parts, from the present one on, in which the batch divides over the devices."""
     return [
         parts
-        for parts in range(plan.grad_accumulation, plan.batch_size // devices + 1)
-        if plan.batch_size % (parts * devices) == 0
+        for parts in range(run.grad_accumulation, run.batch_size // devices + 1)
+        if run.batch_size % (parts * devices) == 0
     ]

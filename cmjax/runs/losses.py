@@ -21,10 +21,10 @@ from cmjax.evaluation.plots import line_plot
 from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.machine.progress import progress
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.load import load, newest_checkpoint
+from cmjax.runs.trained import load, newest_checkpoint
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.method import TEACHER, Method
-from cmjax.training.optimizer import TARGET
+from cmjax.training.optimizer import EMA, TARGET
 from cmjax.training.step import prepare_inputs
 
 BINS = 12
@@ -37,23 +37,23 @@ RARE = 0.25
 Found = tuple[dict[str, Any], list[np.ndarray]]
 
 
-def losses_by_level(workdir: Path, plan: Run, model: Model, flow_map: FlowMap, *, num: int, seed: int) -> Found:
+def losses_by_level(workdir: Path, run: Run, model: Model, flow_map: FlowMap, *, num: int, seed: int) -> Found:
     """The run's own objective at its newest average, for samples whose t falls in each bin of noise levels: the mean
     loss, and the norm of the gradient of a batch of them.
 
     Raises: ConfigError where what the objective needs beside the model cannot be loaded.
     """
     mesh, edges = make_mesh(), bin_edges(model, BINS)
-    size = max(min(num, plan.batch_size // plan.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
-    batches = Batches(plan.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
-    teacher, frozen = _needed(plan.method, mesh)
+    size = max(min(num, run.batch_size // run.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
+    batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
+    teacher, frozen = _needed(run.method, mesh)
     target = None
-    if plan.method.target_rate is not None:
+    if run.method.target_rate is not None:
         shapes = parameter_shapes(model.module, flow_map.shape)
         target = restore_average(workdir / "checkpoints", shapes, TARGET, mesh=mesh)
     fixed, step = (flow_map.params, target, frozen), max(newest_checkpoint(workdir), 1) - 1
     measure = jax.jit(
-        partial(_measure, plan=plan, model=model, teacher=teacher, edges=edges, step=step),
+        partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step),
         out_shardings=replicated(mesh),
     )
     rounds, rows = -(-num // size), []
@@ -64,7 +64,7 @@ def losses_by_level(workdir: Path, plan: Run, model: Model, flow_map: FlowMap, *
             found = [jax.device_get(measure(fixed, batches.at(i), keys[i], place)) for i in range(rounds)]
             rows.append(_row(edges[place : place + 2].tolist(), *np.array(found, np.float64).T, size=size))
             update(place + 1, "")
-    return {"batch_size": size, "parameters": "ema0", "bins": rows}, _panels(workdir.name, rows, size)
+    return {"batch_size": size, "parameters": EMA, "bins": rows}, _panels(workdir.name, rows, size)
 
 
 def bin_edges(model: Model, bins: int) -> np.ndarray:
@@ -83,27 +83,27 @@ def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]
     return teacher, frozen | ({} if teacher is None else {TEACHER: teacher.params})
 
 
-def _measure(fixed, batch, key_data, place, *, plan: Run, model: Model, teacher, edges: np.ndarray, step: int):
+def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, edges: np.ndarray, step: int):
     """(loss, norm of the gradient, samples found, share of all samples) of a batch of one bin."""
     params, target_params, frozen = fixed
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
     x0, inputs = prepare_inputs(
         batch,
         data_key,
-        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
-        augment=plan.augment,
+        preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
+        augment=run.augment,
         conditions=("label",) if model.class_conditional else (),
-        label_dropout=plan.label_dropout,
+        label_dropout=run.label_dropout,
     )
     found_times, found, share = times_within(
-        plan.method.times,
+        run.method.times,
         pair_key,
         len(x0),
         step,
         within=lambda t: bin_of(model.path.noise_level(t), edges) == place,
         draws=DRAWS,
     )
-    method = replace(plan.method, times=lambda *_: found_times).with_teacher(teacher, model.path)
+    method = replace(run.method, times=lambda *_: found_times).with_teacher(teacher, model.path)
     drawn, dropout_key = method.draw(method_key, x0, jnp.asarray(step), inputs)
 
     def losses(params):
@@ -150,9 +150,9 @@ def _positive(values: list[float | None]) -> bool:
     return all(value is None or value > 0 for value in values)
 
 
-def logged_losses(workdir: Path, plan: Run, model: Model) -> Found | None:
+def logged_losses(workdir: Path, run: Run, model: Model) -> Found | None:
     """The losses by noise level that a run with `config.log.bins` recorded; None where it recorded none."""
-    path, bins = workdir / "metrics.jsonl", plan.log["bins"]
+    path, bins = workdir / "metrics.jsonl", run.log.bins
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     names = [f"loss_bin_{i:02d}" for i in range(bins)]
     records = [record for record in records if any(name in record for name in names)]

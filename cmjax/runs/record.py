@@ -11,6 +11,7 @@ from cmjax.core.typing import Params
 from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.runs.provenance import provenance
 from cmjax.training.checkpoint import save_average
+from cmjax.training.optimizer import EMA
 
 FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype")
 """Fields of the network that no checkpoint depends on: a run may go on with others, as when its memory ran out."""
@@ -101,7 +102,7 @@ def write_model(
     try:
         remove_folder(partial)
         partial.mkdir(parents=True)
-        save_average(partial / "checkpoints", params, "ema0")
+        save_average(partial / "checkpoints", params, EMA)
         write_record(partial, config, tuple(shape), num_classes, imported=imported)  # without it, no run's folder
         if is_bucket(folder):
             return

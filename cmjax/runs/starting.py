@@ -26,9 +26,9 @@ from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.inputs import ADDED
-from cmjax.runs.load import load, split_checkpoint
 from cmjax.runs.losses import bin_edges
-from cmjax.runs.record import read_record, unwritable
+from cmjax.runs.record import unwritable
+from cmjax.runs.trained import load, open_trained
 from cmjax.training.method import TEACHER
 from cmjax.training.state import TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step
@@ -64,26 +64,26 @@ def cache_compilations(workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
 
 
-def mesh_of(plan: Run, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of these devices, or of all that there are.
 
     Raises: ConfigError where `mesh.fsdp` or the batch does not divide over them.
     """
     try:
-        mesh = make_mesh(fsdp=plan.fsdp, devices=devices)
+        mesh = make_mesh(fsdp=run.fsdp, devices=devices)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
-    check_batch(plan, mesh.size)
+    check_batch(run, mesh.size)
     return mesh
 
 
-def check_batch(plan: Run, devices: int) -> None:
+def check_batch(run: Run, devices: int) -> None:
     """Raise ConfigError where a part of the batch does not divide over the devices."""
-    part = plan.batch_size // plan.grad_accumulation
+    part = run.batch_size // run.grad_accumulation
     if part % devices:
         raise ConfigError(
-            f"config.batch_size={plan.batch_size}: a part of it, {part} with config.grad_accumulation="
-            f"{plan.grad_accumulation}, must be divisible by the number of devices, {devices}"
+            f"config.batch_size={run.batch_size}: a part of it, {part} with config.grad_accumulation="
+            f"{run.grad_accumulation}, must be divisible by the number of devices, {devices}"
         )
 
 
@@ -94,22 +94,22 @@ def open_together(open_source: Callable[[], Source]) -> Source:
     return opened[0] if opened else open_source()
 
 
-def load_teacher(plan: Run, mesh: Mesh) -> FlowMap | None:
+def load_teacher(run: Run, mesh: Mesh) -> FlowMap | None:
     """The model that the objective distils, laid over the mesh as the student is; None where there is none."""
-    return _load_other(plan.method.teacher, "objective.teacher", mesh) if plan.method.teacher else None
+    return _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
 
 
-def check_teacher(plan: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
+def check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
     """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
     if teacher is None:
         return
-    name, needed = plan.method.teacher, plan.method.teacher_kind
+    name, needed = run.method.teacher, run.method.teacher_kind
     if teacher.kind != needed or teacher.shape != shape:
         raise ConfigError(
             f"config.objective: {name!r} is a {teacher.kind} of images {teacher.shape}; a {needed} of images {shape} "
             "is needed"
         )
-    conditional = read_record(split_checkpoint(name)[0])["config"]["net"]["class_conditional"]
+    conditional = open_trained(name).model.class_conditional
     if conditional != student.class_conditional:
         raise ConfigError(
             f"config.net.class_conditional={student.class_conditional}: config.objective.teacher={name!r} has "
@@ -117,45 +117,45 @@ def check_teacher(plan: Run, teacher: FlowMap | None, student: Model, shape: tup
         )
 
 
-def load_frozen(plan: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
+def load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
     """What the objective uses and training leaves alone, laid over the mesh."""
-    frozen = {name: _load_weights(name, weights.load) for name, weights in plan.method.frozen.items()}
+    frozen = {name: _load_weights(name, weights.load) for name, weights in run.method.frozen.items()}
     frozen = move(frozen, parameter_shardings(frozen, mesh))
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 
 
-def train_step_of(plan: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
+def train_step_of(run: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
     """The train step of a configuration, not yet compiled."""
     return make_train_step(
         model.function,
-        plan.method.with_teacher(teacher, model.path),
-        plan.optimizer,
-        preprocess=partial(preprocess, horizontal_flip=plan.horizontal_flip),
-        augment=plan.augment,
-        seed=plan.seed,
+        run.method.with_teacher(teacher, model.path),
+        run.optimizer,
+        preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
+        augment=run.augment,
+        seed=run.seed,
         conditions=("label",) if model.class_conditional else (),
-        label_dropout=plan.label_dropout,
-        grad_accumulation=plan.grad_accumulation,
-        skip_nonfinite=plan.skip_nonfinite,
-        schedules=plan.schedules,
-        **_bins(plan, model),
+        label_dropout=run.label_dropout,
+        grad_accumulation=run.grad_accumulation,
+        skip_nonfinite=run.skip_nonfinite,
+        schedules=run.schedules,
+        **_bins(run, model),
     )
 
 
-def _bins(plan: Run, model: Model) -> dict[str, Any]:
+def _bins(run: Run, model: Model) -> dict[str, Any]:
     """What makes the train step sum the losses by noise level, where the configuration asks for it."""
-    if not plan.log["bins"]:
+    if not run.log.bins:
         return {}
-    edges = bin_edges(model, plan.log["bins"])
-    return {"bins": plan.log["bins"], "bin_of": lambda t: bin_of(model.path.noise_level(t), edges)}
+    edges = bin_edges(model, run.log.bins)
+    return {"bins": run.log.bins, "bin_of": lambda t: bin_of(model.path.noise_level(t), edges)}
 
 
-def first_state(plan: Run, model: Model, shape: tuple[int, ...], mesh: Mesh) -> TrainState:
+def first_state(run: Run, model: Model, shape: tuple[int, ...], mesh: Mesh) -> TrainState:
     """The state of step 0, its parameters fresh or those of the run `config.init_from`."""
-    params = model.init(jax.random.key(plan.seed), shape)
-    if plan.init_from:
-        params = _started(params, _load_other(plan.init_from, "init_from", mesh), plan.init_from)
-    return init_state(params, plan.optimizer, mesh)
+    params = model.init(jax.random.key(run.seed), shape)
+    if run.init_from:
+        params = _started(params, _load_other(run.init_from, "init_from", mesh), run.init_from)
+    return init_state(params, run.optimizer, mesh)
 
 
 def count(params: Params) -> int:

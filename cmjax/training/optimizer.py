@@ -12,7 +12,16 @@ from cmjax.core.typing import Params, Schedule
 from cmjax.training import posthoc
 
 TARGET = "target"
-"""The name of the average that consistency objectives use as θ⁻."""
+"""The name of the average that consistency losses use as θ⁻."""
+
+
+def average_name(index: int) -> str:
+    """The name, in the optimizer's state and in checkpoints, of an average that is kept for sampling."""
+    return f"ema{index}"
+
+
+EMA = average_name(0)
+"""The average that samples are drawn with unless another is asked for."""
 
 
 class AveragesState(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.config.fields import Fields
-from cmjax.config.model import ModelPlan
+from cmjax.config.model import ModelSpec
 from cmjax.core import curricula, distances, ode, pairs, targets, times, weightings
 from cmjax.core.distances import Speed
 from cmjax.core.guidance import draw_guidance
@@ -68,7 +68,7 @@ def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, Frozen
     return partial(lpips, resize=resize), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
 
 
-OF_VE = (weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
+OF_VE = ("snr", "snr_plus_one", "truncated_snr", "karras")
 """Weights that take the time for the noise level."""
 DISTANCES = {
     "l1": distances.l1,
@@ -85,29 +85,34 @@ DISTANCES_OF_SPEED = {
 }
 
 
-def read_times(fields: Fields, name: str, plan: ModelPlan, **given: float) -> TimeSampler:
+def read_time_sampler(fields: Fields, name: str, spec: ModelSpec, **given: float) -> TimeSampler:
     """The field's distribution of times; `given` are parameters that the method knows already."""
-    times = fields.call(name, TIMES, path=plan.path, **_without(plan.constants, "rho"), **given)
+    chosen = fields.choice(name, TIMES, path=spec.path, **_without(spec.constants, "rho"), **given)
+    times = fields.called(name, chosen)
     try_out(fields, name, lambda: times(jax.random.key(0), 2))
-    if fields.text(name).startswith("logit_normal") and plan.path_name in ("ve", "trig"):
-        raise fields.error(name, f"gives times from 0 to 1, which are not of the path {plan.path_name}")
+    if chosen.name == "logit_normal" and spec.path_name in ("ve", "trig"):
+        raise fields.error(name, f"gives times from 0 to 1, which are not of the path {spec.path_name}")
     return times
 
 
-def read_weight(fields: Fields, plan: ModelPlan) -> Weight:
-    weight = fields.choice("weight", WEIGHTINGS, scalings=plan.scalings, **plan.constants)
-    if plan.path_name != "ve" and weight.func in OF_VE:
-        raise fields.error("weight", f"is of the path ve, not {plan.path_name}; inverse_c_out is of any")
-    return weight
+def read_weight(fields: Fields, spec: ModelSpec, *, of_t_alone: bool = False) -> Weight:
+    """The field `weight`. of_t_alone: the method knows no r."""
+    weight = fields.choice("weight", WEIGHTINGS, scalings=spec.scalings, **spec.constants)
+    if spec.path_name != "ve" and weight.name in OF_VE:
+        raise fields.error("weight", f"is of the path ve, not {spec.path_name}; inverse_c_out is of any")
+    if of_t_alone and weight.name == "inverse_gap":
+        raise fields.error("weight", "is 1/(t − r), and both points meet: choose one of t alone")
+    return weight.make
 
 
 def read_distance(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Distance], dict[str, FrozenWeights]]:
     """A function of what is frozen that gives the distance, and what it needs frozen."""
     chosen = fields.choice("distance", DISTANCES)
-    if chosen.func is not _lpips:
-        try_out(fields, "distance", lambda: chosen(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
-        return lambda frozen: chosen, {}
-    distance, weights = chosen()
+    if chosen.name != "lpips":
+        distance = chosen.make
+        try_out(fields, "distance", lambda: distance(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
+        return lambda frozen: distance, {}
+    distance, weights = chosen.make()
     return lambda frozen: partial(distance, frozen["lpips"]), {"lpips": weights}
 
 
@@ -116,9 +121,9 @@ def read_speed(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Speed],
     if not fields.has("distance"):
         return lambda frozen: distances.speed_by(distances.l2), {}
     chosen = fields.choice("distance", DISTANCES_OF_SPEED)
-    if chosen.func is not _lpips:
-        return lambda frozen: distances.speed_by(chosen), {}
-    distance, weights = chosen()
+    if chosen.name != "lpips":
+        return lambda frozen: distances.speed_by(chosen.make), {}
+    distance, weights = chosen.make()
     return lambda frozen: distances.curvature_speed(partial(distance, frozen["lpips"])), {"lpips": weights}
 
 
@@ -127,10 +132,10 @@ def read_rate(fields: Fields) -> Schedule | None:
     return fields.call("target", RATES)
 
 
-def read_guidance(fields: Fields, plan: ModelPlan, *, above: float | None = None) -> Callable[..., PerSample]:
+def read_guidance(fields: Fields, spec: ModelSpec, *, above: float | None = None) -> Callable[..., PerSample]:
     """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`."""
-    needs_input(fields, plan, "guided", "the student is given the scale of guidance")
-    needs_input(fields, plan, "class_conditional", "guidance is by classes")
+    needs_input(fields, spec, "guided", "the student is given the scale of guidance")
+    needs_input(fields, spec, "class_conditional", "guidance is by classes")
     scales = fields.numbers("guidance")
     if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
         raise fields.error("guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance")
@@ -146,21 +151,21 @@ def read_teacher(fields: Fields, name: str = "teacher", what: str = "a trained d
     return teacher
 
 
-def needs_path(fields: Fields, plan: ModelPlan, names: str) -> None:
+def needs_path(fields: Fields, spec: ModelSpec, names: str) -> None:
     """Raise ConfigError unless the model's path is among `names`, separated by spaces."""
-    if plan.path_name not in names.split():
-        raise fields.error("name", f"needs config.model.path={' or '.join(names.split())}, not {plan.path_name}")
+    if spec.path_name not in names.split():
+        raise fields.error("name", f"needs config.model.path={' or '.join(names.split())}, not {spec.path_name}")
 
 
-def needs_input(fields: Fields, plan: ModelPlan, name: str, why: str) -> None:
+def needs_input(fields: Fields, spec: ModelSpec, name: str, why: str) -> None:
     """Raise ConfigError unless the network has what its field `name` adds."""
-    if not plan.net.get(name):
+    if not spec.net.get(name):
         raise fields.error("name", f"{why}: set config.net.{name}")
 
 
-def needs_jvp(fields: Fields, plan: ModelPlan) -> None:
+def needs_jvp(fields: Fields, spec: ModelSpec) -> None:
     """Raise ConfigError where the network has no forward-mode derivative, by which tangents are taken."""
-    if plan.net.get("attention") == "cudnn":
+    if spec.net.get("attention") == "cudnn":
         raise fields.error("name", "cuDNN's attention has no forward-mode derivative: set config.net.attention=xla")
 
 

@@ -1,0 +1,235 @@
+"""The command line: its mode, the flags that the mode knows, and help for them. Nothing heavy is imported here."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags as absl_flags
+
+from cmjax.config.fields import ConfigError
+from cmjax.machine.files import ask_bucket, is_bucket, to_path
+
+MODES = {
+    "train": "cmjax.modes.train",
+    "sample": "cmjax.modes.sample",
+    "edit": "cmjax.modes.edit",
+    "gallery": "cmjax.modes.gallery",
+    "diagnose": "cmjax.modes.diagnose",
+    "average": "cmjax.modes.average",
+    "plan": "cmjax.modes.plan",
+    "status": "cmjax.modes.status",
+    "import": "cmjax.modes.importing",
+    "export": "cmjax.modes.exporting",
+}
+"""Of each mode the module that declares its flags, `declare(flags)`, and does it, `start(options)`."""
+SUMMARIES = {
+    "train": "train a recipe, or go on with a run (the default)",
+    "sample": "draw images from a run",
+    "edit": "edit a picture: inpainting, colorization, super-resolution and more",
+    "gallery": "draw one figure of all that a model does to pictures",
+    "diagnose": "measure consistency errors, losses by noise level, and the best second time",
+    "average": "make averages of the parameters of other widths",
+    "plan": "tell whether a recipe fits a machine, which need not be there",
+    "status": "tell where a run stands",
+    "import": "read a checkpoint of another program",
+    "export": "write a run's parameters for other programs",
+}
+USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
+
+
+@dataclass
+class Flags:
+    """The flags of one mode, in groups for its help."""
+
+    values: absl_flags.FlagValues = field(default_factory=absl_flags.FlagValues)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+    def group(self, title: str) -> None:
+        """Begin a group: the flags that follow stand under this title."""
+        self.groups[title] = []
+
+    def text(self, name: str, default: str | None, help: str) -> None:
+        absl_flags.DEFINE_string(name, default, help, self._named(name))
+
+    def texts(self, name: str, help: str) -> None:
+        """One value or more, separated by commas."""
+        absl_flags.DEFINE_list(name, None, help, self._named(name))
+
+    def integer(self, name: str, default: int | None, help: str, at_least: int | None = None) -> None:
+        absl_flags.DEFINE_integer(name, default, help, at_least, flag_values=self._named(name))
+
+    def number(self, name: str, default: float | None, help: str, low: float | None = None, high: Any = None) -> None:
+        absl_flags.DEFINE_float(name, default, help, low, high, self._named(name))
+
+    def boolean(self, name: str, default: bool, help: str) -> None:
+        absl_flags.DEFINE_boolean(name, default, help, flag_values=self._named(name))
+
+    def one_of(self, name: str, default: str | None, choices: Iterable[str], help: str) -> None:
+        absl_flags.DEFINE_enum(name, default, list(choices), help, flag_values=self._named(name))
+
+    def _named(self, name: str) -> absl_flags.FlagValues:
+        next(reversed(self.groups.values())).append(name)
+        return self.values
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says: the mode's flags as attributes, the recipe and the run's folder."""
+
+    mode: str
+    values: absl_flags.FlagValues
+
+    def __getattr__(self, name: str) -> Any:
+        return self.values[name].value
+
+    def given(self, name: str) -> bool:
+        """Whether the flag was written."""
+        return bool(self.values[name].present)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The configuration with the command line's changes. Raises: ConfigError where there is none."""
+        if self.values["config"].value is None:
+            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
+        try:
+            return self.values["config"].value.to_dict()
+        except (OSError, ValueError) as error:  # config_flags reports a file that fails only when it is asked
+            raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's file name, with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
+        from ml_collections import config_flags
+
+        path, _, variant = config_flags.get_config_filename(self.values["config"]).partition(":")
+        return Path(path).stem + (f"-{variant}" if variant else "")
+
+    @property
+    def workdir(self) -> Path:
+        """The run's folder; that of a bucket only when it answers."""
+        workdir = self.values["workdir"].value
+        if workdir is None:
+            if self.values["config"].value is None:
+                raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
+            return Path("runs") / self.recipe_name
+        try:
+            path = to_path(workdir)
+            if is_bucket(path):
+                ask_bucket(path)
+        except Exception as error:  # the libraries of buckets raise errors of many kinds
+            raise ConfigError(
+                f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}"
+            ) from error
+        return path
+
+
+def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
+    """The chosen mode's module and its options. `--help` is printed, and ends the program.
+
+    Raises: ConfigError where a flag is wrong or not of this mode.
+    """
+    mode, arguments = mode_of(arguments)
+    if any(argument in ("--help", "-h", "--helpfull") for argument in arguments):
+        print(_help(mode))
+        sys.exit(0)
+    chosen = mode or "train"
+    module, flags = importlib.import_module(MODES[chosen]), declared(chosen, arguments)
+    try:
+        rest = flags.values([USAGE, *arguments])[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown(error.flagname, chosen, flags)) from error
+    except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"{' '.join(str(error).split())}\n{_see(chosen)}") from error
+    if rest:
+        raise ConfigError(f"{' '.join(rest)}: options are written --name=value\n{_see(chosen)}")
+    for name in flags.values:
+        if flags.values[name].present and flags.values[name].value in ("", [], [""]):
+            raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
+    return module, Options(chosen, flags.values)
+
+
+def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The mode, None where none is named, and the arguments with --mode in place of `cmjax sample`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [f"--mode={arguments[0]}", *arguments[1:]]
+    named = [value for argument, value in _pairs(arguments) if argument in ("--mode", "-mode")]
+    if not named:
+        return None, arguments
+    if named[-1] not in MODES:
+        close = difflib.get_close_matches(named[-1], MODES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"--mode={named[-1]}: must be one of {', '.join(MODES)}{hint}")
+    return named[-1], arguments
+
+
+def declared(mode: str, arguments: list[str]) -> Flags:
+    """The flags of a mode, and those of every mode."""
+    from ml_collections import config_flags
+
+    flags = Flags()
+    flags.group("The run")
+    flags.text("workdir", None, "The run's folder, on a disk or in a bucket (gs://…). Default: runs/<recipe's name>.")
+    help = "The recipe, as configs/digits_ct.py; --config.<field>=<value> changes it."
+    config_flags.DEFINE_config_file("config", None, help, flags.values, sys_argv=[USAGE, *arguments])
+    flags.groups["The run"].append("config")
+    module = importlib.import_module(MODES[mode])
+    module.declare(flags)
+    absl_flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=flags.values)
+    return flags
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """(--name, value) of what is written as --name=value or --name value."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        yield name, value if equals else following
+
+
+def _unknown(name: str, mode: str, flags: Flags) -> str:
+    """What to say of a flag that the mode does not know: of which modes it is, or which one may have been meant."""
+    name = name.removeprefix("no") if name.removeprefix("no") in _flags_of_others(mode) else name
+    if others := _flags_of_others(mode).get(name):
+        return f"--{name}: only {', '.join(f'--mode={other}' for other in others)}; this is --mode={mode}\n{_see(mode)}"
+    known = [flag for names in flags.groups.values() for flag in names]
+    close = difflib.get_close_matches(name, [*known, "mode"], n=1)
+    hint = f" (did you mean --{close[0]}?)" if close else ""
+    return f"--{name}: --mode={mode} has no such flag{hint}\n{_see(mode)}"
+
+
+def _flags_of_others(mode: str) -> dict[str, list[str]]:
+    """The flags of the other modes, each with the modes that know it."""
+    found: dict[str, list[str]] = {}
+    for other in MODES:
+        if other != mode:
+            for names in declared(other, []).groups.values():
+                for name in names:
+                    found.setdefault(name, []).append(other)
+    return found
+
+
+def _see(mode: str) -> str:
+    return f"See python -m cmjax.main --mode={mode} --help"
+
+
+def _help(mode: str | None) -> str:
+    if mode is None:
+        modes = "\n".join(f"  {name:10s}{summary}" for name, summary in SUMMARIES.items())
+        shown = "\n\n".join((f"usage: {USAGE}", modes, "The flags of a mode: cmjax <mode> --help"))
+        return f"cmjax: consistency models in JAX\n\n{shown}"
+    module, flags = importlib.import_module(MODES[mode]), declared(mode, [])
+    sections = [(module.__doc__ or "").strip()]
+    for title, names in flags.groups.items():
+        sections.append("\n".join([f"{title}:", *(_described(flags.values[name]) for name in names)]))
+    return "\n\n".join(sections)
+
+
+def _described(flag: absl_flags.Flag) -> str:
+    default = "" if flag.default in (None, False) else f" Default: {flag.default}."
+    choices = getattr(flag.parser, "enum_values", None)
+    values = f" One of {', '.join(choices)}." if choices else ""
+    return f"  --{flag.name}\n      {flag.help}{values}{'' if 'Default:' in (flag.help or '') else default}"

@@ -1,0 +1,69 @@
+"""The section `optimizer`: the update rule, its learning rate, and the averages of the parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from cmjax.config.fields import Fields
+from cmjax.core.typing import Schedule
+from cmjax.nets.magnitude import normalize_weights
+from cmjax.training import optimizer as optimizers
+
+RULES = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}
+LEARNING_RATES = {
+    "constant": optimizers.constant_rate,
+    "cosine": optimizers.cosine_rate,
+    "linear": optimizers.linear_rate,
+    "inverse_sqrt": optimizers.inverse_sqrt_rate,
+}
+AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life, "power": optimizers.power}
+PROJECTIONS = {"edm2": normalize_weights}
+"""What training does to the updated parameters of a network, by its name."""
+
+
+def read_optimizer(
+    fields: Fields, *, steps: int, batch_size: int, target_rate: Schedule | None, network: str
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer with all averages that it tracks, and its learning rate.
+
+    Args: target_rate: of the target's average, None for none. network: its name.
+    """
+    rule = fields.choice("rule", RULES)
+    peak = fields.number("learning_rate", above=0)
+    learning_rate = fields.call("schedule", LEARNING_RATES, peak=peak, total_steps=steps, batch_size=batch_size)
+    rates: dict[str, Schedule] = {} if target_rate is None else {optimizers.TARGET: target_rate}
+    for i, average in enumerate(fields.choices("averages", AVERAGES, batch_size=batch_size)):
+        rates[optimizers.average_name(i)] = fields.called("averages", average)
+    optimizer = optimizers.make_optimizer(
+        fields.called("rule", rule),
+        learning_rate=learning_rate,
+        clip_norm=fields.number("clip_norm", at_least=0),
+        weight_decay=fields.number("weight_decay", at_least=0),
+        average_rates=rates,
+        projection=PROJECTIONS.get(network),
+    )
+    return optimizer, learning_rate
+
+
+def read_skip_nonfinite(fields: Fields) -> int:
+    """How many steps may be skipped; 0 in configurations older than the choice."""
+    return fields.integer("skip_nonfinite", at_least=0) if fields.has("skip_nonfinite") else 0
+
+
+def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The averages that a recorded configuration keeps, as they are written."""
+    written = config["optimizer"]["averages"]
+    return (str(written),) if isinstance(written, str | Mapping) else tuple(map(str, written))
+
+
+def power_widths(config: Mapping[str, Any]) -> dict[str, float]:
+    """The power-function averages that a recorded configuration keeps: their names in a checkpoint, and widths."""
+    chosen = Fields({"averages": config["optimizer"]["averages"]}).choices("averages", AVERAGES, batch_size=1)
+    powers = {optimizers.average_name(i): one.parameters for i, one in enumerate(chosen) if one.name == "power"}
+    return {name: parameters["std"] for name, parameters in powers.items()}
+
+
+def with_power_average(config: Mapping[str, Any], std: float) -> dict[str, Any]:
+    """The configuration that keeps one power-function average, of width `std`."""
+    return {**config, "optimizer": {**config["optimizer"], "averages": [f"power(std={std})"]}}

@@ -1,0 +1,72 @@
+"""What the configuration in a run's record tells of the run, for everything but training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cmjax.config.fields import Fields
+from cmjax.config.methods import read_model, read_spec
+from cmjax.config.model import Model
+from cmjax.config.optimizer import average_texts
+from cmjax.config.samples import Samples, read_samples
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run's model, and how it draws samples.
+
+    averages: as they are written. learned_without_labels: whether training left some labels out. preconditioning: its
+    name. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
+    whether the data set is recorded, which it is not for weights that no run here trained.
+    """
+
+    model: Model
+    samples: Samples
+    averages: tuple[str, ...]
+    learned_without_labels: bool
+    preconditioning: str
+    teacher: str
+    init_from: str
+    has_data: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """A run in words. data: the data set and its folder. teacher: the folder that it distils, "" for none."""
+
+    method: str
+    network: str
+    data: str
+    teacher: str
+    steps: int
+    batch_size: int
+
+
+def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorded:
+    """Read the configuration of a record, which was checked when its run began."""
+    model = read_model(config, num_classes)
+    trained = "samples" in config and "data" in config
+    samples = read_samples(Fields(config["samples"]), read_spec(Fields(config))) if trained else Samples()
+    return Recorded(
+        model=model,
+        samples=samples,
+        averages=average_texts(config),
+        learned_without_labels=bool(config.get("data", {}).get("label_dropout")),
+        preconditioning=config["model"]["preconditioning"],
+        teacher=config.get("objective", {}).get("teacher", ""),
+        init_from=config.get("init_from", ""),
+        has_data="data" in config,
+    )
+
+
+def describe(config: Mapping[str, Any]) -> Description:
+    """What a record's configuration says, without making anything of it."""
+    data, objective = config.get("data", {}), config.get("objective", {})
+    return Description(
+        method=objective.get("name") or config["model"].get("kind", "consistency"),
+        network=config["net"]["name"],
+        data=" in ".join(filter(None, (data.get("name"), data.get("data_dir")))) or "images",
+        teacher=objective.get("teacher", ""),
+        steps=config.get("steps", 0),
+        batch_size=config.get("batch_size", 0),
+    )

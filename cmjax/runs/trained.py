@@ -1,0 +1,119 @@
+"""A trained run's folder, read: its record, and its model with an average of its parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import Model
+from cmjax.config.recorded import Recorded, read_recorded
+from cmjax.config.run import Run, read_run
+from cmjax.config.samples import Samples
+from cmjax.core.sampling import FlowMap
+from cmjax.core.typing import Params
+from cmjax.machine.files import to_path
+from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.record import read_record
+from cmjax.training.checkpoint import restore_average, saved_steps
+from cmjax.training.optimizer import average_name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's folder. record: its content of `config.json`. step: of the checkpoint; None for the newest."""
+
+    folder: Path
+    step: int | None
+    record: Mapping[str, Any]
+    recorded: Recorded
+
+    @property
+    def model(self) -> Model:
+        return self.recorded.model
+
+    @property
+    def samples(self) -> Samples:
+        """How the run draws its own samples."""
+        return self.recorded.samples
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample, (h, w, c)."""
+        return tuple(self.record["shape"])
+
+    @property
+    def num_classes(self) -> int | None:
+        """The classes that the model is told; None for a model without classes."""
+        return self.record["num_classes"] if self.model.class_conditional else None
+
+    @property
+    def imported(self) -> Mapping[str, str] | None:
+        """Where the weights came from; None where this run trained them."""
+        return self.record.get("imported")
+
+    @property
+    def newest_step(self) -> int:
+        return newest_checkpoint(self.folder)
+
+    def run(self) -> Run:
+        """What the run was trained with.
+
+        Raises: ConfigError where no run here trained the weights.
+        """
+        return read_run(self.record["config"])
+
+    def parameter_shapes(self) -> Params:
+        return parameter_shapes(self.model.module, self.shape)
+
+    def load(self, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
+        """The model bound to an average of its parameters, as `load`."""
+        kept = self.recorded.averages
+        if not 0 <= average < len(kept):
+            texts = ", ".join(kept)
+            raise ConfigError(
+                f"average={average}: {self.folder} keeps {len(kept)} average(s), numbered from 0: {texts}"
+            )
+        params = restore_average(
+            self.folder / "checkpoints", self.parameter_shapes(), average_name(average), step=self.step, mesh=mesh
+        )
+        return self.model.bind(params, self.shape)
+
+
+def open_trained(workdir_or_checkpoint: str | Path) -> Trained:
+    """The run's folder, or one checkpoint of it.
+
+    Raises: ConfigError where the path is no run's folder.
+    """
+    folder, step = split_checkpoint(workdir_or_checkpoint)
+    record = read_record(folder)
+    return Trained(folder, step, record, read_recorded(record["config"], record["num_classes"]))
+
+
+def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
+    """The trained model of a run's folder, bound to an average of its parameters.
+
+    Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.
+             average: which of `config.optimizer.averages`.
+             mesh: of all devices of all processes, over which the parameters are laid as in training; every process
+             must call then. Without, they come to the first device of this process.
+    Returns: flow_map(x, t, **conditions) with x (b, h, w, c) in [-1, 1] units and t a scalar or (b,): the estimate of
+             the clean image, f(x, t) of a consistency model or D(x, t) of a teacher.
+    Raises:  ConfigError where the path is no run's folder; CheckpointError where no checkpoint can be read.
+    """
+    return open_trained(workdir_or_checkpoint).load(average=average, mesh=mesh)
+
+
+def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:
+    """`runs/x/checkpoints/400` -> (`runs/x`, 400); a run's folder -> (itself, None)."""
+    path = to_path(workdir_or_checkpoint)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def newest_checkpoint(workdir: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; -1 where there is none."""
+    return max(saved_steps(workdir / "checkpoints"), default=-1)
