@@ -26,7 +26,7 @@ from cmjax.core.solvers import ddim
 from cmjax.drawing.draw import consistency_sampler, diffusion_sampler, draw_images
 from cmjax.evaluation.plots import image_grid, save_png, with_captions
 from cmjax.modes import train
-from cmjax.runs.trained import load
+from cmjax.runs.trained import load, open_trained
 
 TEACHERS = ("edm", "trig")
 METHODS = (
@@ -107,8 +107,9 @@ def oracle_row(name: str, out: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 def sample_rows(name: str, out: Path) -> list[np.ndarray]:
     """The first samples of a method by each number of evaluations that it was trained for, (SHOWN, h, w, c) uint8."""
-    flow_map, samples = load(out / f"digits_{name}"), recipe(name, out, steps=1, data="digits")["samples"]
-    times = tuple(samples["times"])
+    trained = open_trained(out / f"digits_{name}")
+    flow_map, samples = trained.load(), trained.samples
+    times = samples.levels(trained.model)
     if flow_map.kind == "denoiser":
         samplers = [diffusion_sampler(ddim, times)]
     else:

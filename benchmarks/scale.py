@@ -21,7 +21,7 @@ from cmjax.config.run import read_run
 from cmjax.machine.chips import chip_of
 from cmjax.machine.topology import topology_devices
 from cmjax.modes.plan import traced_operations
-from cmjax.planning.unseen import data_shapes, readable
+from cmjax.planning.unseen import data_shapes
 from cmjax.runs.starting import mesh_of
 
 ROOT = Path(__file__).parents[1]
@@ -104,10 +104,10 @@ HEAD_WHOLE = (
 
 def arithmetic_line(recipe: str) -> str:
     """The operations of a published recipe, and its least hours by them alone on each slice, "" where none is known."""
-    config = readable(importlib.import_module(f"configs.{recipe}").get_config().to_dict())
-    run = read_run(config)
+    config = importlib.import_module(f"configs.{recipe}").get_config().to_dict()
+    run = read_run(config, data_there=False)
     chips = {topology: topology_devices(topology) for topology in TOPOLOGIES}
-    operations = traced_operations(config, data=data_shapes(config, run), mesh=mesh_of(run, chips[TOPOLOGIES[0]]))
+    operations = traced_operations(config, data=data_shapes(run), mesh=mesh_of(run, chips[TOPOLOGIES[0]]))
     hours = []
     for devices in chips.values():
         chip = chip_of(devices[0].device_kind)

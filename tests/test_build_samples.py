@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.samples import SOLVERS, read_solver, read_times
+from cmjax.config.samples import SOLVERS, parse_times, read_solver
 from cmjax.core.grids import karras_grid
 from cmjax.core.paths import ve
 
@@ -65,13 +65,13 @@ def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
     ],
 )
 def test_times_are_levels_or_places(text, expected):
-    np.testing.assert_array_equal(read_times(text, **MODEL), expected)
+    np.testing.assert_array_equal(parse_times(text, **MODEL), expected)
 
 
 def test_places_are_the_levels_that_the_releases_name():
     """1.382 and 0.585 for the second step of CD on ImageNet-64 and CIFAR-10."""
-    assert read_times("idx:0,22,39/40", **MODEL)[1] == pytest.approx(1.382, abs=1e-3)
-    assert read_times("idx:0,11,17/18", **MODEL)[1] == pytest.approx(0.585, abs=1e-3)
+    assert parse_times("idx:0,22,39/40", **MODEL)[1] == pytest.approx(1.382, abs=1e-3)
+    assert parse_times("idx:0,11,17/18", **MODEL)[1] == pytest.approx(0.585, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_places_are_the_levels_that_the_releases_name():
 )
 def test_wrong_times_are_named(text, message):
     with pytest.raises(ConfigError, match=message):
-        read_times(text, **MODEL)
+        parse_times(text, **MODEL)
 
 
 def test_solvers_of_the_command_line_draw():

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import read_model
+from cmjax.config.methods import read_model
 from cmjax.core import curricula, pairs
 from cmjax.core.grids import karras_grid
 from cmjax.core.ode import ddim_step, heun_step
@@ -33,7 +33,7 @@ from cmjax.evaluation.plots import _Axis, line_plot
 from cmjax.machine.mesh import make_mesh
 from cmjax.modes import diagnose, train
 from cmjax.runs.record import read_record, write_model
-from cmjax.runs.trained import load
+from cmjax.runs.trained import load, open_trained
 from cmjax.training.loop import _LateMetrics
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
@@ -309,7 +309,7 @@ def test_a_student_is_held_against_its_own_teacher(runs):
 
 
 def test_a_flow_map_is_held_against_a_teacher_of_another_path(runs):
-    assert diagnose._teacher(read_record(runs / "flow"), load(runs / "flow"), None) is None
+    assert diagnose._teacher(open_trained(runs / "flow"), load(runs / "flow"), None) is None
     found = diagnosed(runs / "flow", teacher=str(runs / "teacher"))
     assert found.keys() == {"consistency", "loss", "times"}
     assert found["consistency"]["time"][0] == pytest.approx(80 / 81, rel=1e-5)
@@ -325,7 +325,7 @@ def test_a_teacher_has_a_loss_alone(runs):
 def test_latents_have_no_second_time(runs):
     latents = dataclasses.replace(load(runs / "cd"), shape=(4, 4, 4))
     with pytest.raises(ConfigError, match=r"figures of pictures, which \(4, 4, 4\) are none"):
-        times_mode.score_along(runs / "cd", latents, "fd")
+        times_mode.score_along(open_trained(runs / "cd"), latents, "fd")
 
 
 def test_an_average_of_another_width_has_times_and_no_loss(runs):

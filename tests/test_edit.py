@@ -113,7 +113,7 @@ def left_half():
 
 def test_each_picture_has_its_result():
     pictures = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
-    options = tasks.Options(mask=left_half())
+    options = tasks.TaskSettings(mask=left_half())
     made = tasks.edit_pictures(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
     np.testing.assert_array_equal(to_uint8(made.originals), pictures)
     np.testing.assert_array_equal(made.results[:, :, :4], made.originals[:, :, :4])
@@ -132,7 +132,7 @@ def test_labels_go_with_their_pictures():
         return 0 * x + 0.1 * label[:, None, None, None]
 
     pictures, labels = np.zeros((3, *SHAPE), np.uint8), np.array([5, 0, 7])
-    options = tasks.Options(mask=left_half(), sigma=1.0, label={"label": labels})
+    options = tasks.TaskSettings(mask=left_half(), sigma=1.0, label={"label": labels})
     for task in ("inpainting", "denoising"):
         made = tasks.edit_pictures(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
         np.testing.assert_allclose(made.results[:, 0, 7, 0], 0.1 * labels, atol=1e-6, err_msg=task)
@@ -140,7 +140,7 @@ def test_labels_go_with_their_pictures():
 
 @pytest.mark.parametrize(("clip", "expected"), [(True, 1.0), (False, 3.0)])
 def test_estimates_are_clipped_unless_not_asked(clip, expected):
-    options = tasks.Options(mask=left_half(), clip=clip)
+    options = tasks.TaskSettings(mask=left_half(), clip=clip)
     beyond = gaussian_model(lambda params, x, t: 0 * x + 3)
     made = tasks.edit_pictures(beyond, np.zeros((1, *SHAPE), np.uint8), "inpainting", options, (10.0, 1.0))
     np.testing.assert_array_equal(made.results[:, :, 4:], expected)

@@ -125,8 +125,8 @@ def test_a_second_sigterm_leaves_at_once():
 import time
 import cmjax.main as main
 from cmjax.machine.signals import stop_requests
-main.parse_flags(["main", "--mode=train"])
-main.leave_on_signals(main._leave)
+_, options = main.parse(["--mode=train"])
+main.leave_on_signals(main.partial(main._leave, options))
 with stop_requests() as stop_requested:
     print("ready", flush=True)
     while not stop_requested():

@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "runs": LOWER | {"config", "runs"},
     "drawing": LOWER | {"config", "runs", "drawing"},
     "planning": LOWER | {"config", "runs", "planning"},
-    "modes": LOWER | {"config", "runs", "drawing", "planning"},
-    "main": LOWER | {"config", "runs", "drawing", "planning", "modes"},
+    "command_line": {"config", "machine"},
+    "modes": LOWER | {"config", "runs", "drawing", "planning", "command_line"},
+    "main": LOWER | {"config", "runs", "drawing", "planning", "command_line", "modes"},
     "__init__": {"core", "runs"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}

@@ -98,7 +98,7 @@ ADM_FIELDS = [name for name in ADM.__dataclass_fields__ if name not in ("parent"
 
 
 def flow_map_module(workdir):
-    from cmjax.config.model import read_model
+    from cmjax.config.methods import read_model
 
     record = read_record(workdir)
     return read_model(record["config"], record["num_classes"]).module

@@ -95,26 +95,25 @@ def test_unknown_machines_are_named(tmp_path, monkeypatch):
 
 
 def shapes_of(recipe):
-    config = unseen.readable(recipe)
-    return config, plan.read_run(config)
+    return recipe, plan.read_run(recipe, data_there=False)
 
 
 def test_data_that_is_not_here_is_known_or_assumed_or_asked_for():
-    cifar = unseen.data_shapes(*shapes_of(cifar_ct.get_config().to_dict()))
+    cifar = unseen.data_shapes(shapes_of(cifar_ct.get_config().to_dict())[1])
     assert (cifar.shape, cifar.num_classes, cifar.assumed) == ((32, 32, 3), 10, "")
-    config, run = shapes_of(imagenet64_cd.get_config().to_dict())
-    data = unseen.data_shapes(config, run)
+    _, run = shapes_of(imagenet64_cd.get_config().to_dict())
+    data = unseen.data_shapes(run)
     assert (data.shape, data.num_classes) == ((64, 64, 3), 1000)
     assert "1000 classes" in data.assumed
     with pytest.raises(ConfigError, match=r"config\.data\.image_size=0: .*'arrays' is not here"):
-        unseen.data_shapes(*shapes_of(mnist_latents_ddpm.get_config().to_dict()))
+        unseen.data_shapes(shapes_of(mnist_latents_ddpm.get_config().to_dict())[1])
 
 
 def test_weights_that_are_not_here_have_their_shapes():
     config, run = shapes_of(imagenet64_cd.get_config().to_dict())
-    data = unseen.data_shapes(config, run)
+    data = unseen.data_shapes(run)
     model = run.make_model(data.num_classes)
-    teacher, assumed = unseen.teacher_shapes(config, run, model, data)
+    teacher, assumed = unseen.teacher_shapes(config, run, data)
     frozen = unseen.frozen_shapes(run, teacher)
     assert "has the student's network" in assumed
     assert plan.count(frozen["teacher"]) == plan.count(parameter_shapes(model.module, data.shape))

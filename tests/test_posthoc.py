@@ -14,7 +14,7 @@ from scipy.integrate import quad
 
 import cmjax
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import read_model
+from cmjax.config.methods import read_model
 from cmjax.modes import average as averaging
 from cmjax.runs.record import read_record, write_record
 from cmjax.training.checkpoint import Checkpointer, CheckpointError
