@@ -86,13 +86,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
     spec = read_spec(fields)
     method = read_method(fields.section("objective"), spec, steps)
-    part = batch_size // parts
-    if method.share and not 0 < part_of(method.share, part) < part:
-        problem = f"config.objective.share={method.share} of a part of {part} must leave samples of both kinds"
-        raise fields.error("grad_accumulation", problem)
-    if spec.net.get("guided") and method.guidance is None:
-        problem = f"config.objective.name={fields.section('objective').text('name')!r} gives no scale of guidance"
-        raise fields.section("net").error("guided", f"{problem}: set it to False")
+    _check_together(fields, spec, method, batch_size // parts)
     optimizer, learning_rate = read_optimizer(
         fields.section("optimizer"),
         steps=steps,
@@ -124,6 +118,16 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     )
     fields.done()
     return run
+
+
+def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) -> None:
+    """Raise ConfigError where the method does not fit the network, or a part of the batch of `part` samples."""
+    if method.share and not 0 < part_of(method.share, part) < part:
+        problem = f"config.objective.share={method.share} of a part of {part} must leave samples of both kinds"
+        raise fields.error("grad_accumulation", problem)
+    if spec.net.get("guided") and method.guidance is None:
+        problem = f"config.objective.name={fields.section('objective').text('name')!r} gives no scale of guidance"
+        raise fields.section("net").error("guided", f"{problem}: set it to False")
 
 
 def _read_checkpoints(fields: Fields) -> Checkpoints:

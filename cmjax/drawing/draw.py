@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -110,6 +110,28 @@ def draw_images(
         update_progress(min(start + chunk, num), "")
     images = np.concatenate(drawn)[:num]
     return to_uint8(images) if images.shape[-1] in (1, 3) else images
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A numbered sequence of samples. conditions: of all that will be drawn, (num, ...)."""
+
+    sampler: Sampler
+    flow_map: FlowMap
+    seed: int
+    conditions: dict[str, np.ndarray]
+
+    def images(self, start: int, stop: int, update: Update = lambda done, text: None) -> np.ndarray:
+        """Samples start … stop − 1, as `draw_images`."""
+        return draw_images(
+            self.sampler,
+            self.flow_map,
+            stop - start,
+            seed=self.seed,
+            conditions={name: values[start:stop] for name, values in self.conditions.items()},
+            first=start,
+            update_progress=lambda done, text: update(start + done, text),
+        )
 
 
 def chunk_of(num: int, shape: tuple[int, ...], devices: int) -> int:

@@ -120,19 +120,14 @@ def _plan_training(
         train_step_of(run, model, teacher), shapes["state"], shapes["frozen"], shapes["batch"], mesh
     )
     operations = jaxpr_flops(traced.jaxpr.jaxpr)
-    log.info("compiling it; this may take many minutes")
-    program, refusal = None, None
-    try:
-        program = compile_program(traced)
-        log.info("compiled in %.0f s", program.seconds)
-        write_atomically(folder / "train_step.hlo", program.text)
+    program, refusal = _compiled(traced, folder)
+    if program is None:
+        report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}
+    else:
         report["train_step"] = _of_program(program, operations, chip, mesh.size, repeated=run.grad_accumulation > 1)
         seconds, hours = report["train_step"]["seconds"], run.steps / 3600
         if seconds:
             report |= {"least_hours": seconds["least"] * hours, "hours_of_arithmetic": seconds["arithmetic"] * hours}
-    except DoesNotFitError as error:
-        refusal = error
-        report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}
     step = report["train_step"] | {"operations_per_image": operations / run.batch_size}
     memory = Memory.of(shapes, mesh, program, refusal, chip)
     report["train_step"] = step | {"memory": memory.table()}
@@ -145,6 +140,18 @@ def _plan_training(
         f"config: the train step does not fit: it takes {memory.total / 2**30:.2f} GiB of a device's "
         f"{(memory.available or 0) / 2**30:.2f} GiB; {report['fitting']}"
     )
+
+
+def _compiled(traced: jax.stages.Traced, folder: Path) -> tuple[Program | None, DoesNotFitError | None]:
+    """The compiled train step, whose text is written to `folder`; or why the compiler refuses it."""
+    log.info("compiling it; this may take many minutes")
+    try:
+        program = compile_program(traced)
+    except DoesNotFitError as error:
+        return None, error
+    log.info("compiled in %.0f s", program.seconds)
+    write_atomically(folder / "train_step.hlo", program.text)
+    return program, None
 
 
 def traced_operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> float:

@@ -8,6 +8,7 @@ cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,12 @@ from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.samples import read_solver
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import (
+    Draw,
     Sampler,
     chain_sampler,
     class_labels,
     consistency_sampler,
     diffusion_sampler,
-    draw_images,
     with_guidance,
 )
 from cmjax.drawing.given import given_label, given_times
@@ -85,35 +86,24 @@ def run(
         raise ConfigError(f"--gamma={gamma}: it is for flow maps between any two times; this is a {flow_map.kind}")
     if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
         times = [str(t) for t in find_times(trained, flow_map, _count(times))]
-    if gamma is None:
-        sampler = _sampler(trained, times, solver, steps)
-    else:
-        levels = given_times(times, trained) if times else (flow_map.t_max,)
-        sampler = chain_sampler(levels, gamma)
+    sampler = _sampler(trained, times, solver, steps) if gamma is None else _chain(trained, times, gamma)
     settings = {"workdir": str(workdir), "checkpoint": trained.newest_step, "seed": seed, "times": times}
     settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale, "gamma": gamma}
+    _write(path, num, Draw(sampler, guided_map, seed, conditions), settings)
+    say(f"{num} images of {workdir}: {path}")
+
+
+def _write(path: Path, num: int, draw: Draw, settings: dict[str, Any]) -> None:
+    """The samples as a grid, or as an array that is drawn in parts."""
     with progress("sampling", num) as update:
-
-        def draw(start: int, stop: int) -> np.ndarray:
-            return draw_images(
-                sampler,
-                guided_map,
-                stop - start,
-                seed=seed,
-                conditions={name: values[start:stop] for name, values in conditions.items()},
-                first=start,
-                update_progress=lambda done, text: update(start + done, text),
-            )
-
         try:
             if path.suffix == ".png":
-                images = draw(0, num)
+                images = draw.images(0, num, update)
                 first_does(lambda: save_png(path, image_grid(images)))
             else:
-                write_array(path, num, draw, settings=settings)
+                write_array(path, num, lambda start, stop: draw.images(start, stop, update), settings=settings)
         except OSError as error:
             raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    say(f"{num} images of {workdir}: {path}")
 
 
 def _conditioned(
@@ -129,6 +119,10 @@ def _conditioned(
     if scale != 1 and not takes and not trained.recorded.learned_without_labels:
         log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
     return *with_guidance(flow_map, labels, scale, takes=takes), scale
+
+
+def _chain(trained: Trained, times: list[str] | None, gamma: float) -> Sampler:
+    return chain_sampler(given_times(times, trained) if times else (trained.model.constants["t_max"],), gamma)
 
 
 def _sampler(trained: Trained, times: list[str] | None, solver: str | None, steps: int | None) -> Sampler:

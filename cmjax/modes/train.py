@@ -15,11 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import Model
 from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
@@ -30,18 +27,15 @@ from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
-from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import write_record
 from cmjax.runs.starting import (
+    Setup,
     alone_in,
     cache_compilations,
-    check_teacher,
     count,
     first_state,
-    load_frozen,
-    load_teacher,
-    mesh_of,
-    open_together,
+    set_up,
+    shapes_of_state,
     train_step_of,
 )
 from cmjax.runs.trained import newest_checkpoint
@@ -50,8 +44,8 @@ from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
-from cmjax.training.state import TrainState
-from cmjax.training.step import compile_train_step, state_shapes
+from cmjax.training.state import Batch, TrainState
+from cmjax.training.step import CompiledStep, compile_train_step
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +79,15 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
 
 def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
-    mesh = mesh_of(run)
-    teacher = load_teacher(run, mesh)
-    frozen = load_frozen(run, teacher, mesh)
-    source = open_together(partial(_open, run, "train"))
-    model = run.make_model(source.num_classes)
-    check_teacher(run, teacher, model, tuple(source.shape))
+    setup = set_up(run, partial(_open, run))
     has_checkpoint = first_does(lambda: newest_checkpoint(workdir)) >= 0
-    start = None if has_checkpoint else first_state(run, model, source.shape, mesh)
-    for change in first_does(lambda: write_record(workdir, config, source.shape, source.num_classes, recipe=recipe)):
+    state = None if has_checkpoint else first_state(setup)
+    shape, num_classes = setup.source.shape, setup.source.num_classes
+    for change in first_does(lambda: write_record(workdir, config, shape, num_classes, recipe=recipe)):
         log.warning("going on with another config.%s", change)
-    pictures = Pictures(run, model, source, workdir)
-    trained, speed = _train(run, start, frozen, model, teacher, source, mesh, workdir, config, pictures, steps)
-    _finish(run, trained, source, workdir, pictures, speed | {"seconds": time.perf_counter() - began})
+    pictures = Pictures(run, setup.model, setup.source, workdir)
+    trained, speed = _train(setup, state, config, pictures, steps)
+    _finish(setup, trained, pictures, speed | {"seconds": time.perf_counter() - began})
 
 
 def _steps_to_trace(profile: str | None, run: Run) -> range | None:
@@ -108,31 +98,26 @@ def _steps_to_trace(profile: str | None, run: Run) -> range | None:
 
 
 def _train(
-    run: Run, state, frozen, model: Model, teacher, source: Source, mesh: Mesh, workdir, config, pictures, trace_steps
-):
+    setup: Setup, state: TrainState | None, config: Mapping[str, Any], pictures: Pictures, trace_steps: range | None
+) -> tuple[TrainState, dict[str, float]]:
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
+    run, mesh, workdir = setup.run, setup.mesh, pictures.workdir
     batches = Batches(
-        source, batch_size=run.batch_size, seed=run.seed, sharding=batch_sharding(mesh), workers=run.workers
+        setup.source, batch_size=run.batch_size, seed=run.seed, sharding=batch_sharding(mesh), workers=run.workers
     )
     keep = run.checkpoint
     with Checkpointer(workdir / "checkpoints", keep=keep.keep, keep_every=keep.keep_every) as checkpointer:
-        if state is None:
-            shapes = state_shapes(parameter_shapes(model.module, source.shape), run.optimizer)
-            state = checkpointer.restore(shapes, mesh) or first_state(run, model, source.shape, mesh)
+        state = state or checkpointer.restore(shapes_of_state(setup), mesh) or first_state(setup)
         start = int(state.step)
         if start:
             log.info("going on from step %d of %s", start, workdir)
         if start >= run.steps:
             return state, {}
-        log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
+        compiled, compile_seconds = _compile(setup, state, batches.at(start))
         began = time.perf_counter()
-        compiled = compile_train_step(train_step_of(run, model, teacher), state, frozen, batches.at(start), mesh)
-        compile_seconds = time.perf_counter() - began
-        log.info("compiled in %.1f s; training steps %d to %d", compile_seconds, start, run.steps)
+        speed = speed_on(mesh, compiled, batch_size=run.batch_size)
         mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
         writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
-        speed = speed_on(mesh, compiled, batch_size=run.batch_size)
-        began = time.perf_counter()
         with (
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
             contextlib.closing(batches.stream(start, run.steps)) as stream,
@@ -140,34 +125,36 @@ def _train(
             traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
         ):
             state = run_loop(
-                state,
-                train_step,
-                frozen,
-                stream,
-                start=start,
-                total_steps=run.steps,
-                speed=speed,
-                checkpointer=checkpointer,
-                save_every=run.checkpoint.save_every,
+                state, train_step, setup.frozen, stream, start=start, total_steps=run.steps, speed=speed,
+                checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
                 flush_records=writer.flush if writer else lambda: None,
-                log_every=run.log.every,
-                draw_samples=pictures.refresh,
-                sample_every=run.samples.every,
-                update_progress=update,
-            )
-        seconds = time.perf_counter() - began
+                draw_samples=pictures.refresh, sample_every=run.samples.every, update_progress=update,
+            )  # fmt: skip
+    seconds = time.perf_counter() - began
     speeds = speed.at(seconds / (run.steps - start))
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
 
 
-def _finish(run: Run, state: TrainState, source: Source, workdir: Path, pictures: Pictures, speed: dict) -> None:
+def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledStep, float]:
+    """The compiled train step, and the seconds that it took."""
+    log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
+    began = time.perf_counter()
+    train_step = train_step_of(setup.run, setup.model, setup.teacher)
+    compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh)
+    seconds = time.perf_counter() - began
+    log.info("compiled in %.1f s; training steps %d to %d", seconds, int(state.step), setup.run.steps)
+    return compiled, seconds
+
+
+def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str, float]) -> None:
     """The last pictures and the figures, in `summary.json` and on the terminal."""
-    steps, num = int(state.step), max(run.num_figures, run.samples.num)
+    run, steps = setup.run, int(state.step)
+    num = max(run.num_figures, run.samples.num)
     log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
     images = pictures.draw(state, num)
     grids = pictures.save_grids(images, steps)
-    first_does(lambda: _report_end(run, state, source, workdir, images, grids, speed))
+    first_does(lambda: _report_end(run, state, setup.source, pictures.workdir, images, grids, speed))
 
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:

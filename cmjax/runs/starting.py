@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from cmjax.machine.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
+from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
 from cmjax.runs.losses import bin_edges
 from cmjax.runs.record import unwritable
 from cmjax.runs.trained import load, open_trained
 from cmjax.training.method import TEACHER
 from cmjax.training.state import TrainState
-from cmjax.training.step import TrainStep, init_state, make_train_step
+from cmjax.training.step import TrainStep, init_state, make_train_step, state_shapes
 
 log = logging.getLogger(__name__)
 
@@ -87,19 +89,40 @@ def check_batch(run: Run, devices: int) -> None:
         )
 
 
-def open_together(open_source: Callable[[], Source]) -> Source:
+@dataclass(frozen=True)
+class Setup:
+    """All that a run trains with, laid over its mesh. frozen: what its loss uses and training leaves alone."""
+
+    run: Run
+    mesh: Mesh
+    source: Source
+    model: Model
+    teacher: FlowMap | None
+    frozen: dict[str, Params]
+
+
+def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
+    """The mesh, the data, the model and what it is taught by.
+
+    Raises: ConfigError where they do not fit each other, or cannot be loaded; DataError where the data cannot be read.
+    """
+    mesh = mesh_of(run)
+    teacher = _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
+    frozen = _load_frozen(run, teacher, mesh)
+    source = _open_together(lambda: open_source("train"))
+    model = run.make_model(source.num_classes)
+    _check_teacher(run, teacher, model, tuple(source.shape))
+    return Setup(run, mesh, source, model, teacher, frozen)
+
+
+def _open_together(open_source: Callable[[], Source]) -> Source:
     """The data, opened by the first process before the others: what it prepares on a disk of all, they find."""
     opened: list[Source] = []
     first_does(lambda: opened.append(open_source()))
     return opened[0] if opened else open_source()
 
 
-def load_teacher(run: Run, mesh: Mesh) -> FlowMap | None:
-    """The model that the objective distils, laid over the mesh as the student is; None where there is none."""
-    return _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
-
-
-def check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
+def _check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
     """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
     if teacher is None:
         return
@@ -117,7 +140,7 @@ def check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tupl
         )
 
 
-def load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
+def _load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
     """What the objective uses and training leaves alone, laid over the mesh."""
     frozen = {name: _load_weights(name, weights.load) for name, weights in run.method.frozen.items()}
     frozen = move(frozen, parameter_shardings(frozen, mesh))
@@ -150,12 +173,18 @@ def _bins(run: Run, model: Model) -> dict[str, Any]:
     return {"bins": run.log.bins, "bin_of": lambda t: bin_of(model.path.noise_level(t), edges)}
 
 
-def first_state(run: Run, model: Model, shape: tuple[int, ...], mesh: Mesh) -> TrainState:
+def first_state(setup: Setup) -> TrainState:
     """The state of step 0, its parameters fresh or those of the run `config.init_from`."""
-    params = model.init(jax.random.key(run.seed), shape)
+    run = setup.run
+    params = setup.model.init(jax.random.key(run.seed), setup.source.shape)
     if run.init_from:
-        params = _started(params, _load_other(run.init_from, "init_from", mesh), run.init_from)
-    return init_state(params, run.optimizer, mesh)
+        params = _started(params, _load_other(run.init_from, "init_from", setup.mesh), run.init_from)
+    return init_state(params, run.optimizer, setup.mesh)
+
+
+def shapes_of_state(setup: Setup) -> TrainState:
+    """The state's shapes, into which a checkpoint is restored."""
+    return state_shapes(parameter_shapes(setup.model.module, setup.source.shape), setup.run.optimizer)
 
 
 def count(params: Params) -> int:

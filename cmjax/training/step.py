@@ -82,24 +82,25 @@ def make_train_step(
             inputs,
             parts=grad_accumulation,
         )
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updated = state.replace(
-            step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
-        )
         reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
-        skipped = state.skipped
-        good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        finite = good | state.finite & (skipped < skip_nonfinite)
-        if skip_nonfinite:
-            reported["skipped"] = skipped + (finite & ~good)
-        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state).replace(
-            step=state.step + finite, finite=finite
-        )
-        loss = jnp.where(good, loss, jnp.nan)
-        return state, {"loss": loss, "grad_norm": grad_norm, "finite": finite, **reported, **tally}
+        state, of_update = _update(state, optimizer, loss, grads, skip_nonfinite=skip_nonfinite)
+        return state, {**of_update, **reported, **tally}
 
     return train_step
+
+
+def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainState, Metrics]:
+    """The state after the optimizer's update, or before it where the loss or the gradient is not finite."""
+    grad_norm = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updated = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = good | state.finite & (state.skipped < skip_nonfinite)
+    metrics = {"loss": jnp.where(good, loss, jnp.nan), "grad_norm": grad_norm, "finite": finite}
+    if skip_nonfinite:
+        metrics["skipped"] = state.skipped + (finite & ~good)
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
+    return kept.replace(step=state.step + finite, finite=finite), metrics
 
 
 def prepare_inputs(
