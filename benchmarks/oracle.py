@@ -130,7 +130,9 @@ def distil(settings: Settings) -> tuple[Any, Any, dict[str, float]]:
     first = init_params(module, jax.random.key(settings.seed), (2,))
     state = init_state(first, optimizer, mesh)
     frozen = {TEACHER: {name: jnp.asarray(value, jnp.float32) for name, value in mixture().items()}}
-    train_step = make_train_step(f, method, optimizer, preprocess=lambda x, key: x, seed=settings.seed)
+    train_step = make_train_step(
+        f, method, optimizer, prepare=lambda batch, key: (batch["image"], {}), seed=settings.seed
+    )
     start = time.perf_counter()
     compiled = compile_train_step(train_step, state, frozen, {"image": draw_data(rng, settings.batch)}, mesh)
     ready, ready_cpu = time.perf_counter(), time.process_time()

@@ -45,7 +45,7 @@ from cmjax.training.loop import run_loop
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.speed import speed_on
-from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
 Program = Callable[[], Any]
 CURRICULUM = curricula.square_root_growth(s0=2, s1=20, total_steps=40)
@@ -264,7 +264,8 @@ class _Training:
         )  # fmt: skip
         train_step = make_train_step(
             Model(net, paths.ve, CONSISTENCY), CT, optimizer,
-            preprocess=partial(preprocess, horizontal_flip=False), seed=0, schedules={"num_scales": CURRICULUM},
+            prepare=partial(prepare_inputs, preprocess=partial(preprocess, horizontal_flip=False)), seed=0,
+            schedules={"num_scales": CURRICULUM},
         )  # fmt: skip
         mesh = make_mesh()
         self.state = init_state(params, optimizer, mesh)

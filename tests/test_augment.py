@@ -18,9 +18,10 @@ from cmjax.data.batches import preprocess
 from cmjax.data.warp import SYM6, warp
 from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.starting import inputs_of
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
-from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)
 apply = jax.jit(augmenting.apply)
@@ -252,8 +253,11 @@ def train(steps, *, parts=1, state=None):
     mesh = make_mesh()
     state = state or init_state({"w": jnp.zeros(1)}, optimizer, mesh)
     step_fn = make_train_step(
-        None, method, optimizer, preprocess=partial(preprocess, horizontal_flip=False), seed=3, grad_accumulation=parts,
-        augment=partial(augmenting.augment, probabilities={"x_flip": 1.0}),
+        None, method, optimizer, seed=3, grad_accumulation=parts,
+        prepare=partial(
+            prepare_inputs, preprocess=partial(preprocess, horizontal_flip=False),
+            augment=partial(augmenting.augment, probabilities={"x_flip": 1.0}),
+        ),
     )  # fmt: skip
     compiled = compile_train_step(step_fn, state, {}, images, mesh)
     losses = []
@@ -303,8 +307,7 @@ def test_the_recipes_network_takes_the_labels():
     run = read_run(config_of("cifar_edm", "tiny"))
     model = run.make_model(10)
     step_fn = make_train_step(
-        model.function, run.method, run.optimizer, preprocess=partial(preprocess, horizontal_flip=False),
-        augment=run.augment, seed=0,
+        model.function, run.method, run.optimizer, prepare=inputs_of(run, model), seed=0,
     )  # fmt: skip
     shapes = parameter_shapes(model.module, (32, 32, 3))
     assert shapes["embedding"]["augment"]["kernel"].shape[0] == 9

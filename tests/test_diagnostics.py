@@ -183,7 +183,7 @@ def trained(bins, parts, steps=3):
         optax.scale_by_adam(), learning_rate=lambda step: 1e-2, clip_norm=1.0, weight_decay=0.0, average_rates={}
     )
     step_fn = make_train_step(
-        None, METHOD, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
+        None, METHOD, optimizer, prepare=lambda batch, key: (batch["image"], {}), seed=3, grad_accumulation=parts,
         **({"bins": bins, "bin_of": lambda t: bin_of(t, EDGES)} if bins else {}),
     )  # fmt: skip
     batch = {"image": np.random.default_rng(0).uniform(-1, 1, (32, 2, 2, 1)).astype(np.float32)}

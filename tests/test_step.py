@@ -53,7 +53,7 @@ def run(steps, *, method=CT, optimizer=None, fsdp=1, parts=1, batches=None, skip
     mesh = make_mesh(fsdp=fsdp)
     state = state or init_state(linear_params(), optimizer, mesh)
     step_fn = make_train_step(
-        MODEL, method, optimizer, preprocess=lambda x, key: x, seed=3, grad_accumulation=parts,
+        MODEL, method, optimizer, prepare=lambda batch, key: (batch["image"], {}), seed=3, grad_accumulation=parts,
         schedules={"num_scales": CURRICULUM}, skip_nonfinite=skip_nonfinite,
     )  # fmt: skip
     compiled = compile_train_step(step_fn, state, {}, BATCH, mesh)

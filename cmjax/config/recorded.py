@@ -59,6 +59,11 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
     )
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the fields that older runs did not record."""
+    return {**config, "model": {"path": "ve", **config.get("model", {})}}
+
+
 def describe(config: Mapping[str, Any]) -> Description:
     """What a record's configuration says, without making anything of it."""
     data, objective = config.get("data", {}), config.get("objective", {})

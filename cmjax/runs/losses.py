@@ -15,17 +15,17 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
-from cmjax.data.batches import Batches, preprocess
-from cmjax.evaluation.diagnostics import bin_of, level_edges, loss_and_gradient_norm, times_within
+from cmjax.data.batches import Batches
+from cmjax.evaluation.diagnostics import bin_of, loss_and_gradient_norm, times_within
 from cmjax.evaluation.plots import line_plot
 from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.machine.progress import progress
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.starting import bin_edges, inputs_of
 from cmjax.runs.trained import load, newest_checkpoint
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import EMA, TARGET
-from cmjax.training.step import prepare_inputs
 
 BINS = 12
 DRAWS = 1024
@@ -67,11 +67,6 @@ def losses_by_level(workdir: Path, run: Run, model: Model, flow_map: FlowMap, *,
     return {"batch_size": size, "parameters": EMA, "bins": rows}, _panels(workdir.name, rows, size)
 
 
-def bin_edges(model: Model, bins: int) -> np.ndarray:
-    """The noise levels (bins + 1,) between which a run's losses are sorted."""
-    return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])
-
-
 def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]:
     """The objective's teacher, and what it uses and training leaves alone."""
     try:
@@ -87,14 +82,7 @@ def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, 
     """(loss, norm of the gradient, samples found, share of all samples) of a batch of one bin."""
     params, target_params, frozen = fixed
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
-    x0, inputs = prepare_inputs(
-        batch,
-        data_key,
-        preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
-        augment=run.augment,
-        conditions=("label",) if model.class_conditional else (),
-        label_dropout=run.label_dropout,
-    )
+    x0, inputs = inputs_of(run, model)(batch, data_key)
     found_times, found, share = times_within(
         run.method.times,
         pair_key,

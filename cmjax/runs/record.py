@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
+from cmjax.config.recorded import completed
 from cmjax.core.typing import Params
 from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.runs.provenance import provenance
@@ -124,8 +125,7 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     path = to_path(workdir) / RECORD
     try:
         record = json.loads(path.read_text())
-        record["config"].get("model", {}).setdefault("path", "ve")  # of runs older than the choice
-        return record
+        return record | {"config": completed(record["config"])}
     except FileNotFoundError:
         raise ConfigError(f"{workdir} is not a run's folder: it has no {RECORD}") from None
     except (OSError, ValueError) as error:

@@ -13,27 +13,27 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
-from cmjax.core.typing import Params
+from cmjax.core.typing import Params, PRNGKey, Samples
 from cmjax.data.batches import preprocess
 from cmjax.data.sources import Source
-from cmjax.evaluation.diagnostics import bin_of
+from cmjax.evaluation.diagnostics import bin_of, level_edges
 from cmjax.machine.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
-from cmjax.runs.losses import bin_edges
 from cmjax.runs.record import unwritable
 from cmjax.runs.trained import load, open_trained
 from cmjax.training.method import TEACHER
-from cmjax.training.state import TrainState
-from cmjax.training.step import TrainStep, init_state, make_train_step, state_shapes
+from cmjax.training.state import Batch, TrainState
+from cmjax.training.step import TrainStep, init_state, make_train_step, prepare_inputs, state_shapes
 
 log = logging.getLogger(__name__)
 
@@ -153,16 +153,29 @@ def train_step_of(run: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
         model.function,
         run.method.with_teacher(teacher, model.path),
         run.optimizer,
-        preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
-        augment=run.augment,
+        prepare=inputs_of(run, model),
         seed=run.seed,
-        conditions=("label",) if model.class_conditional else (),
-        label_dropout=run.label_dropout,
         grad_accumulation=run.grad_accumulation,
         skip_nonfinite=run.skip_nonfinite,
         schedules=run.schedules,
         **_bins(run, model),
     )
+
+
+def inputs_of(run: Run, model: Model) -> Callable[[Batch, PRNGKey], tuple[Samples, dict[str, Array]]]:
+    """What makes x0 and the network's conditions of a batch, as `prepare_inputs`."""
+    return partial(
+        prepare_inputs,
+        preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
+        augment=run.augment,
+        conditions=("label",) if model.class_conditional else (),
+        label_dropout=run.label_dropout,
+    )
+
+
+def bin_edges(model: Model, bins: int) -> np.ndarray:
+    """The noise levels (bins + 1,) between which a run's losses are sorted."""
+    return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])
 
 
 def _bins(run: Run, model: Model) -> dict[str, Any]:

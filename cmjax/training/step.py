@@ -30,11 +30,8 @@ def make_train_step(
     method: Method,
     optimizer: optax.GradientTransformation,
     *,
-    preprocess: Callable[[Array, PRNGKey], Samples],
+    prepare: Callable[[Batch, PRNGKey], tuple[Samples, dict[str, Array]]],
     seed: int,
-    augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None = None,
-    conditions: Sequence[str] = (),
-    label_dropout: float = 0.0,
     grad_accumulation: int = 1,
     skip_nonfinite: int = 0,
     schedules: Mapping[str, Schedule] | None = None,
@@ -49,17 +46,12 @@ def make_train_step(
     stays for good, and `finite` turns False.
     `frozen` holds what the loss uses and training leaves alone, such as the teacher's parameters.
 
-    Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
-          given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
-          label_dropout: the share of the labels that are left out.
+    Args: prepare: (batch as stored, key) -> x0 and the network's conditions, such as `prepare_inputs` with its choices.
           grad_accumulation: the batch is processed in this many parts.
           schedules: functions of the step to report among the metrics.
           bins: how many parts the losses are summed in, (2, bins) sums and counts as `loss_bins` in the metrics;
           bin_of: times t (b,) -> the part that each sample belongs to.
     """
-    prepare = partial(
-        prepare_inputs, preprocess=preprocess, augment=augment, conditions=conditions, label_dropout=label_dropout
-    )
 
     def train_step(state, frozen, batch):
         data_key, method_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -108,11 +100,16 @@ def prepare_inputs(
     key: PRNGKey,
     *,
     preprocess: Callable[[Array, PRNGKey], Samples],
-    augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None,
-    conditions: Sequence[str],
-    label_dropout: float,
+    augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None = None,
+    conditions: Sequence[str] = (),
+    label_dropout: float = 0.0,
 ) -> tuple[Samples, dict[str, Array]]:
-    """x0 and the network's conditions of a batch as it is stored; the arguments are those of `make_train_step`."""
+    """x0 and the network's conditions, of a batch as it is stored.
+
+    Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
+          given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
+          label_dropout: the share of the labels that are left out.
+    """
     preprocess_key, augment_key, label_key = jax.random.split(key, 3)
     x0 = preprocess(batch["image"], preprocess_key)
     inputs = {name: batch[name] for name in conditions}
