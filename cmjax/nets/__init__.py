@@ -6,13 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from cmjax.nets.adm import ADM
-from cmjax.nets.base import Network
 from cmjax.nets.dit import DiT
 from cmjax.nets.edm2 import EDM2
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 
-NETS: dict[str, type[Network]] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
+NETS: dict[str, Any] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
 UNLISTED = {"adm": {"heads"}, "unet": {"skip_scale"}}
 """Fields that recipes do not list, by the network: imported networks alone set them."""
 
@@ -26,4 +25,4 @@ def defaults(name: str) -> dict[str, Any]:
     hidden = {"parent", "name", "num_classes"} | UNLISTED.get(name, set())
     fields = {f.name: f.default for f in dataclasses.fields(NETS[name]) if f.name not in hidden}
     listed = {field: default for field, default in fields.items() if default is not None}
-    return {**listed, "dtype": jnp.dtype(listed["dtype"]).name, "class_conditional": False}
+    return {**listed, "dtype": jnp.dtype(NETS[name].dtype).name, "class_conditional": False}
