@@ -2,6 +2,10 @@
 
 from ml_collections import ConfigDict
 
+from cmjax.nets import defaults
+from cmjax.nets.adm import OPENAI
+from cmjax.nets.unet import NCSNPP
+
 
 def base() -> ConfigDict:
     """A recipe without a network, an objective and a length: those are what a recipe is about."""
@@ -50,143 +54,45 @@ def _model(path: str, preconditioning: str, t_min: float, t_max: float, changes:
     return ConfigDict({**model, "sigma_data": 0.5, "rho": 7.0, **changes})
 
 
-def mlp(*, width: int, depth: int, **changes) -> ConfigDict:
-    """A network of matrix products, for the smallest images."""
-    net = ConfigDict(
-        {
-            "name": "mlp",
-            "width": width,
-            "depth": depth,
-            "frequencies": 32,
-            "max_frequency": 16.0,
-            "embedding_width": 64,
-            "dropout": 0.0,
-            "weight_head": 0,
-            **_net_options(),
-        }
-    )
+def network(name: str, **changes) -> ConfigDict:
+    """The network `name` of cmjax/nets: the defaults of its module, with `changes`."""
+    net = ConfigDict({"name": name, **defaults(name)})
     net.update(changes)
     return net
+
+
+def mlp(**changes) -> ConfigDict:
+    """A network of matrix products, for the smallest images."""
+    return network("mlp", **changes)
 
 
 def ddpmpp(**changes) -> ConfigDict:
     """DDPM++ as EDM trains it on CIFAR-10: 55.7 million parameters.   [Karras et al. 2022, app. F.2]"""
-    net = ConfigDict(
-        {
-            "name": "unet",
-            "channels": 128,
-            "channel_mult": (2, 2, 2),
-            "blocks": 4,
-            "attention_resolutions": (16,),
-            "embedding": "positional",
-            "noise_channel_mult": 1,
-            "fourier_scale": 16.0,
-            "encoder": "standard",
-            "decoder": "standard",
-            "resample_filter": (1, 1),
-            "dropout": 0.0,
-            "augment_dim": 0,
-            "modulation": "shift",
-            "weight_head": 0,
-            "attention": "xla",
-            "remat": False,
-            **_net_options(),
-        }
-    )
-    net.update(changes)
-    return net
+    return network("unet", **changes)
 
 
 def ncsnpp(**changes) -> ConfigDict:
     """NCSN++, 56.4 million parameters: what the published consistency models on CIFAR-10 use."""
-    return ddpmpp(
-        embedding="fourier", noise_channel_mult=2, encoder="residual", resample_filter=(1, 3, 3, 1), **changes
-    )
+    return network("unet", **{**NCSNPP, **changes})
 
 
 def adm(**changes) -> ConfigDict:
     """ADM as OpenAI trains it on ImageNet-64: 295.9 million parameters.   [Dhariwal & Nichol 2021]"""
-    net = ConfigDict(
-        {
-            "name": "adm",
-            "channels": 192,
-            "channel_mult": (1, 2, 3, 4),
-            "blocks": 3,
-            "attention_resolutions": (32, 16, 8),
-            "head_channels": 64,
-            "resample": "block",
-            "modulation": "scale_shift",
-            "norm_groups": 32,
-            "time_scale": 1000.0,
-            "dropout": 0.0,
-            "augment_dim": 0,
-            "weight_head": 0,
-            "attention": "xla",
-            "remat": False,
-            **_net_options(),
-        }
-    )
-    net.update(changes)
-    return net
+    return network("adm", **{**OPENAI, **changes})
 
 
 def edm2(**changes) -> ConfigDict:
     """EDM2-S as trained on ImageNet: 280 million parameters with its classes.   [Karras et al. 2024]"""
-    net = ConfigDict(
-        {
-            "name": "edm2",
-            "channels": 192,
-            "channel_mult": (1, 2, 3, 4),
-            "blocks": 3,
-            "attention_resolutions": (16, 8),
-            "head_channels": 64,
-            "resample_filter": (1, 1),
-            "noise_channel_mult": 0,
-            "embedding_channel_mult": 0,
-            "residual_balance": 0.3,
-            "attention_balance": 0.3,
-            "label_balance": 0.5,
-            "concat_balance": 0.5,
-            "clip_act": 256.0,
-            "dropout": 0.0,
-            "weight_head": 0,
-            "attention": "xla",
-            "remat": False,
-            **_net_options(),
-        }
-    )
-    net.update(changes)
-    return net
+    return network("edm2", **changes)
 
 
 def dit(**changes) -> ConfigDict:
     """DiT-B/2: 130 million parameters on 4 channels with 1000 classes.   [Peebles & Xie 2023, table 1]"""
-    net = ConfigDict(
-        {
-            "name": "dit",
-            "patch": 2,
-            "width": 768,
-            "depth": 12,
-            "heads": 12,
-            "mlp_ratio": 4.0,
-            "time_scale": 1000.0,
-            "dropout": 0.0,
-            "weight_head": 0,
-            "attention": "xla",
-            "remat": False,
-            **_net_options(),
-        }
-    )
-    net.update(changes)
-    return net
+    return network("dit", **changes)
 
 
 LPIPS = 'lpips(vgg="vgg16-397923af.pth", heads="vgg.pth")'
 """The published metric; the paths are of its weights (see README)."""
-
-
-def _net_options() -> dict:
-    return {"class_conditional": False, "two_times": False, "guided": False, "dtype": "float32"}
 
 
 def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,9 +154,8 @@ def test_scales_are_embedded_where_times_lie():
 class LoneEmbedding(EDM2):
     """What conditions the blocks of EDM2."""
 
-    @nn.compact
-    def __call__(self, x, c_noise, *, c_noise_s=None, guidance=None):
-        return self._embed(c_noise, None, added_scalars(self, c_noise, c_noise_s, guidance))
+    def body(self, x, embedding, deterministic):
+        return embedding
 
 
 def test_edm2_keeps_its_magnitude_whatever_the_gains():
@@ -166,7 +164,9 @@ def test_edm2_keeps_its_magnitude_whatever_the_gains():
     params["time_s"]["gain"], params["guidance"]["gain"] = 3.0, -2.0
     params = jax.tree.map(jnp.asarray, params)
     c_noise = jnp.linspace(-1.5, 1.0, 32)
-    seen = module.apply({"params": params}, POINT["x"], c_noise, c_noise_s=c_noise - 0.3, guidance=c_noise + 2)
+    seen = module.apply(
+        {"params": params}, jnp.zeros((32, *SHAPE)), c_noise, c_noise_s=c_noise - 0.3, guidance=c_noise + 2
+    )
     assert abs(jnp.sqrt(jnp.mean(seen**2)) - 1) < 0.1
     normalised = normalize_weights(params)
     assert normalised["time_s"]["gain"] == 3.0

@@ -1,5 +1,6 @@
 """Peers' checkpoints in and out: their recorded outputs, and what is said of files that are something else."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -94,7 +95,7 @@ def test_recorded_outputs_of_openai(name, tmp_path):
     np.testing.assert_allclose(gradient, io["grad_x"], rtol=0, atol=2e-5 * max(1, np.abs(io["grad_x"]).max()))
 
 
-ADM_FIELDS = [name for name in ADM.__dataclass_fields__ if name not in ("parent", "name")]
+ADM_FIELDS = [f.name for f in dataclasses.fields(ADM) if f.name not in ("parent", "name")]
 
 
 def flow_map_module(workdir):

@@ -20,14 +20,9 @@ from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params, PRNGKey
+from cmjax.nets import NETS
 from cmjax.nets.adapter import as_net, init_params
-from cmjax.nets.adm import ADM
-from cmjax.nets.dit import DiT
-from cmjax.nets.edm2 import EDM2
-from cmjax.nets.mlp import MLP
-from cmjax.nets.unet import UNet
 
-NETS: dict[str, Any] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PATHS: dict[str, Callable[..., Path]] = {
     "ve": lambda: paths.ve,

@@ -18,10 +18,10 @@ import numpy as np
 from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
-from cmjax.config.model import NETS
 from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.own import read_own
 from cmjax.interop.read import READERS, read_foreign
+from cmjax.nets import NETS
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import check_new, write_model
 

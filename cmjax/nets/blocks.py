@@ -1,6 +1,5 @@
 """What the U-Nets repeat: residual blocks and self-attention. Arrays are NHWC."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.machine.platform import platform
-from cmjax.nets.heads import WeightHead
 from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Pointwise, Uniform, Xavier, downsample, upsample
 
 ATTENTIONS = ("xla", "cudnn")
@@ -135,34 +133,3 @@ def attend(
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
-
-
-def check_choices(module: nn.Module, choices: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError naming the first field of `module` that is not among its choices."""
-    for name, allowed in choices.items():
-        if getattr(module, name) not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(module, name)!r}")
-
-
-def check_inputs(module: Any, x: Array, label: Array | None, augment: Array | None) -> None:
-    """Raise ValueError where a U-Net of these fields cannot take these inputs."""
-    multiple = 2 ** (len(module.channel_mult) - 1)
-    if x.shape[1] % multiple or x.shape[2] % multiple:
-        raise ValueError(
-            f"height and width must be multiples of {multiple} for the {len(module.channel_mult)} levels of "
-            f"channel_mult, got {x.shape[1]}x{x.shape[2]}"
-        )
-    if label is not None and not module.num_classes:
-        raise ValueError("label was given to a network with num_classes=0")
-    if augment is not None and not module.augment_dim:
-        raise ValueError("augment was given to a network with augment_dim=0")
-
-
-def with_weight(out: Array, c_noise: Float[Array, " b"], *, features: int, return_weight: bool) -> Any:
-    """`out`, or the pair of it and w(c_noise) of a `WeightHead`, which a network has where `features` > 0."""
-    if return_weight and not features:
-        raise ValueError("return_weight=True was asked of a network with weight_head=0")
-    if not features:
-        return out
-    weight = WeightHead(features, name="weight_head")(c_noise)
-    return (out, weight) if return_weight else out

@@ -1,16 +1,16 @@
 """DiT, the diffusion transformer: attention over patches, conditioned through layer norms that start as gates shut."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from cmjax.nets.blocks import ATTENTIONS, attend, check_choices, with_weight
-from cmjax.nets.inputs import added_scalars
+from cmjax.nets.base import Network, block_class
+from cmjax.nets.blocks import ATTENTIONS, attend
 from cmjax.nets.layers import Dropout, Pointwise, Xavier
 from cmjax.nets.magnitude import Normal
 
@@ -25,22 +25,18 @@ SIZES = {
 """The published sizes: DiT-XL/2 is `DiT(patch=2, **SIZES["XL"])`.   [Peebles & Xie 2023, table 1]"""
 
 
-class DiT(nn.Module):
-    """F(x, c_noise) of the shape of x, zero at initialisation (adaLN-Zero).   [Peebles & Xie 2023, sec. 3]
+class DiT(Network):
+    """DiT's F(x, c_noise), zero at initialisation (adaLN-Zero).   [Peebles & Xie 2023, sec. 3]
 
-    The fields' defaults are DiT-B/2.
+    The fields' defaults are DiT-B/2. The class embedding has one entry more, for no class. `Network` explains the
+    fields that are not explained here.
 
     patch: height and width of a patch, which must divide those of x. width, depth: of the transformer.
     heads: of attention, a divisor of width. mlp_ratio: width of a block's hidden layer over `width`.
     time_scale: factor of c_noise before its sines and cosines at 1e-4 to 1 rad. DiT's own times run to 1000; tangent
         losses differentiate by the time and want it small.
-    two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
-        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
-    num_classes: > 0 accepts `label`; the class embedding has one entry more, for no class.
-    dropout: probability, at the end of each residual branch. out_channels: by default those of x.
-    weight_head: > 0 adds a `WeightHead` of that many features.
-    attention: "xla" or "cudnn" (see `attend`).
-    dtype: of computation; parameters and the output are float32. remat: recompute each block in the backward pass.
+    out_channels: by default those of x. attention: "xla" or "cudnn" (see `attend`).
+    remat: recompute each block in the backward pass.
     """
 
     patch: int = 2
@@ -49,64 +45,13 @@ class DiT(nn.Module):
     heads: int = 12
     mlp_ratio: float = 4.0
     time_scale: float = 1000.0
-    two_times: bool = False
-    guided: bool = False
-    num_classes: int = 0
-    dropout: float = 0.0
     out_channels: int | None = None
-    weight_head: int = 0
     attention: str = "xla"
-    dtype: Any = jnp.float32
     remat: bool = False
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        c_noise: Float[Array, " b"],
-        *,
-        label: Int[Array, " b"] | None = None,
-        c_noise_s: Float[Array, " b"] | None = None,
-        guidance: Float[Array, " b"] | None = None,
-        deterministic: bool = True,
-        return_weight: bool = False,
-    ) -> Any:
-        """F (b, h, w, d), float32; with `return_weight` the pair of it and the weight head's w (b,).
+    choices: ClassVar = {"attention": ATTENTIONS}
 
-        x: the scaled noised image. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
-        c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
-        deterministic: False draws dropout masks from the rng "dropout".
-        """
-        self._check(x, label)
-        embedding = self._embed(c_noise, label, added_scalars(self, c_noise, c_noise_s, guidance))
-        h = to_patches(x.astype(self.dtype), self.patch)
-        h = Pointwise(self.width, dtype=self.dtype, name="patches")(h)
-        rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        h += jnp.asarray(positions(rows, columns, self.width), self.dtype)[None]
-        kind = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
-        for i in range(self.depth):
-            block = kind(self.heads, self.mlp_ratio, self.dropout, self.attention, self.dtype, name=f"block_{i}")
-            h = block(h, embedding, deterministic)
-        modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(embedding)
-        h = modulated_norm(h, *jnp.split(modulation[:, None], 2, axis=-1))
-        features = self.patch**2 * (self.out_channels or x.shape[-1])
-        h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
-        out = jnp.asarray(from_patches(h, rows, columns, self.patch), jnp.float32)
-        return with_weight(out, c_noise, features=self.weight_head, return_weight=return_weight)
-
-    def _embed(self, c_noise: Array, label: Array | None, scalars: Mapping[str, Array]) -> Array:
-        """The vector that conditions every block, (b, width), float32."""
-        embedding = TimeEmbedding(self.width, self.time_scale, name="time")(c_noise)
-        for name, value in scalars.items():
-            embedding += TimeEmbedding(self.width, self.time_scale, ZEROS, name=name)(value)
-        if self.num_classes:
-            none = self.num_classes
-            index = jnp.full(c_noise.shape, none) if label is None else jnp.where(label < 0, none, label)
-            embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)
-        return nn.silu(embedding)
-
-    def _check(self, x: Array, label: Array | None) -> None:
-        check_choices(self, {"attention": ATTENTIONS})
+    def check(self, x: Array) -> None:
         for name in ("patch", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -116,8 +61,33 @@ class DiT(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
         if self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4: sine and cosine of two coordinates")
-        if label is not None and not self.num_classes:
-            raise ValueError("label was given to a network with num_classes=0")
+
+    def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
+        embedding = TimeEmbedding(self.width, self.time_scale, name="time")(c_noise)
+        for name, value in scalars.items():
+            embedding += TimeEmbedding(self.width, self.time_scale, ZEROS, name=name)(value)
+        if self.num_classes:
+            none = self.num_classes
+            index = jnp.where(label < 0, none, label)
+            embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)
+        return nn.silu(embedding)
+
+    def body(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
+    ) -> Float[Array, "b h w d"]:
+        h = to_patches(x.astype(self.dtype), self.patch)
+        h = Pointwise(self.width, dtype=self.dtype, name="patches")(h)
+        rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
+        h += jnp.asarray(positions(rows, columns, self.width), self.dtype)[None]
+        kind = block_class(Block, remat=self.remat)
+        for i in range(self.depth):
+            block = kind(self.heads, self.mlp_ratio, self.dropout, self.attention, self.dtype, name=f"block_{i}")
+            h = block(h, embedding, deterministic)
+        modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(embedding)
+        h = modulated_norm(h, *jnp.split(modulation[:, None], 2, axis=-1))
+        features = self.patch**2 * (self.out_channels or x.shape[-1])
+        h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
+        return from_patches(h, rows, columns, self.patch)
 
 
 class TimeEmbedding(nn.Module):

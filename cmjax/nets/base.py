@@ -1,0 +1,99 @@
+"""The base of every network: its call, the checks of what it is given, its added scalars and its loss weight."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cmjax.nets.heads import WeightHead
+from cmjax.nets.inputs import added_scalars
+
+
+class Network(nn.Module, kw_only=True):
+    """F(x, c_noise), of the shape of the scaled noised sample x.
+
+    A network is a subclass with its fields, `embed` and `body`, and `check` where its fields can be wrong. The fields
+    here are those that every network has.
+
+    dropout: probability, inside each block. num_classes: > 0 accepts `label`.
+    two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
+        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
+    weight_head: > 0 adds a `WeightHead` of that many features, the learned loss weight of tangent losses.
+    dtype: of computation; parameters and the output are float32.
+    """
+
+    dropout: float = 0.0
+    num_classes: int = 0
+    two_times: bool = False
+    guided: bool = False
+    weight_head: int = 0
+    dtype: Any = jnp.float32
+
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """The values that a field may have, by the field."""
+    normalized_head: ClassVar[bool] = False
+    """Whether the weight head has EDM2's form."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b *dims"],
+        c_noise: Float[Array, " b"],
+        *,
+        label: Int[Array, " b"] | None = None,
+        augment: Float[Array, "b a"] | None = None,
+        c_noise_s: Float[Array, " b"] | None = None,
+        guidance: Float[Array, " b"] | None = None,
+        deterministic: bool = True,
+        return_weight: bool = False,
+    ) -> Any:
+        """F (b, ...), float32; with `return_weight` the pair of it and the weight head's w (b,).
+
+        x: the scaled noised sample. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
+        augment: how x was augmented, of a network with augment_dim; None for samples as they are.
+        c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
+        deterministic: False draws dropout masks from the rng "dropout".
+
+        Raises: ValueError naming the field that has a wrong value, or the input that the network does not take.
+        """
+        augment_dim = getattr(self, "augment_dim", 0)
+        for name, allowed in self.choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if label is not None and not self.num_classes:
+            raise ValueError("label was given to a network with num_classes=0")
+        if augment is not None and not augment_dim:
+            raise ValueError("augment was given to a network with augment_dim=0")
+        if return_weight and not self.weight_head:
+            raise ValueError("return_weight=True was asked of a network with weight_head=0")
+        self.check(x)
+        scalars = added_scalars(self, c_noise, c_noise_s, guidance)
+        label = jnp.full(c_noise.shape, -1) if label is None else label
+        augment = jnp.zeros((len(c_noise), augment_dim)) if augment is None else augment
+        out = jnp.asarray(self.body(x, self.embed(c_noise, label, augment, scalars), deterministic), jnp.float32)
+        if not self.weight_head:
+            return out
+        weight = WeightHead(self.weight_head, self.normalized_head, name="weight_head")(c_noise)
+        return (out, weight) if return_weight else out
+
+    def check(self, x: Array) -> None:
+        """Raise ValueError naming a field whose value is wrong, or does not fit x."""
+
+    def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
+        """The vector that conditions every block, (b, e).
+
+        label: (b,), -1 for no class. augment: (b, a). scalars: (b,) each, as of `added_scalars`; each has an embedding
+        of its name whose output starts at zero.
+        """
+        raise NotImplementedError
+
+    def body(self, x: Array, embedding: Array, deterministic: bool) -> Array:
+        """F (b, ...)."""
+        raise NotImplementedError
+
+
+def block_class(kind: Any, *, remat: bool) -> Any:
+    """The class of a block called with (h, embedding, deterministic), whose backward pass recomputes it if `remat`."""
+    return nn.remat(kind, static_argnums=(3,)) if remat else kind
