@@ -1,13 +1,32 @@
-"""Changes that the site makes to its pages: equations become MathML, which a browser draws without a script."""
+"""Changes that the site makes to its pages.
+
+Equations become MathML, which a browser draws without a script. `<!-- include CONTRIBUTING.md -->` becomes that file,
+with its relative links made absolute.
+"""
 
 import html
 import re
+from pathlib import Path
 
 from latex2mathml.converter import convert
 
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 IN_NOTEBOOK = re.compile(r"(?<!\$)\$\$(.+?)\$\$(?!\$)|(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])", re.DOTALL)
 CODE = re.compile(r"(<(?:pre|code|script|style|svg)\b.*?</(?:pre|code|script|style|svg)>)", re.DOTALL)
+INCLUDE = re.compile(r"<!-- include (\S+) -->")
+ROOT = Path(__file__).parents[1]
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """The page with the files that it includes. Their headings go one level down where the page has its own title."""
+
+    def include(found: re.Match) -> str:
+        path = ROOT / found[1]
+        source = f"{config.repo_url}/blob/main/{Path(found[1]).parent.as_posix()}".removesuffix("/.")
+        text = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", rf"]({source}/\1)", path.read_text())
+        return re.sub(r"(?m)^(?=#+ )", "#", text) if markdown.startswith("# ") else text
+
+    return INCLUDE.sub(include, markdown)
 
 
 def _mathml(latex: str, *, block: bool) -> str:

@@ -107,7 +107,7 @@ def exact(x):
 
 # %% [markdown]
 # 4,096 points of noise and their trajectories. A point's colour is the direction of its noise, so the colours show where
-# each point of noise goes. For the drawing, $x_t$ is divided by $\sqrt{t^2 + 0.5^2}$, so that all times fit.
+# each point of noise goes. For the drawing, $x_t$ is divided by $\sqrt{t^2 + 0.5^2}$, so that all times fit; a dot is the end of a trajectory.
 
 # %%
 noise = jax.random.normal(jax.random.key(1), (4096, 2))
@@ -122,10 +122,11 @@ def scatter(axes, points, title):
 
 
 def draw_paths(axes, title):
-    shown = np.asarray(paths[::8, :240]) * SIGMA_DATA
+    shown = np.asarray(paths[::8, :500]) * SIGMA_DATA
     shown = shown / np.sqrt(np.asarray(karras_grid(513))[::-1][::8] ** 2 + SIGMA_DATA**2)[:, None, None]
     for i in range(shown.shape[1]):
-        axes.plot(shown[:, i, 0], shown[:, i, 1], color=colours[i], linewidth=0.6)
+        axes.plot(shown[:, i, 0], shown[:, i, 1], color=colours[i], linewidth=0.7)
+    axes.scatter(shown[-1, :, 0], shown[-1, :, 1], s=5, color=colours[:500], linewidths=0)
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[], title=title)
 
 
@@ -151,7 +152,7 @@ scatter(right, ends, "their ends: data")
 
 
 # %%
-def init_params(key, width=96, depth=3, waves=8):
+def init_params(key, width=64, depth=3, waves=8):
     """A residual network on (x, time), as a pytree of arrays. The last layer starts at zero."""
     keys = iter(jax.random.split(key, 2 * depth + 1))
 
