@@ -1,4 +1,4 @@
-"""Latent consistency models: LCM's own formulas, the example's latents, and the commands of docs/howto/latents.md from end to end."""
+"""Latent consistency models: LCM's own formulas, the example's latents, and the commands of their page, run."""
 
 import contextlib
 import os

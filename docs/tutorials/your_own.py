@@ -69,7 +69,7 @@ class Block(nnx.Module):
 class DigitNet(nnx.Module):
     """F(x, c_noise, label) of the shape of x, (b, 8, 8, 1)."""
 
-    def __init__(self, rngs, *, width=256, depth=3):
+    def __init__(self, rngs, *, width=192, depth=2):
         self.first = nnx.Linear(64, width, rngs=rngs)
         self.time = nnx.Linear(32, width, rngs=rngs)
         self.label = nnx.Embed(10, width, rngs=rngs)
@@ -118,7 +118,7 @@ print("f(x, t_min) = x:", bool(jnp.allclose(same, x, atol=1e-6)))
 # becomes finer as training goes on.
 
 # %%
-STEPS, BATCH = 1500, 128
+STEPS, BATCH = 1500, 64
 curriculum = cmjax.curricula.doubling(s0=10, s1=40, total_steps=STEPS)
 draw_times = cmjax.pairs.grid_pairs(
     curriculum,
