@@ -106,8 +106,9 @@ def exact(x):
 
 
 # %% [markdown]
-# 4,096 points of noise and their trajectories. A point's colour is the direction of its noise, so the colours show where
-# each point of noise goes. For the drawing, $x_t$ is divided by $\sqrt{t^2 + 0.5^2}$, so that all times fit; a dot is the end of a trajectory.
+# 4,096 points of noise and their trajectories. A point's colour is the direction of its noise, so the colours show
+# where each point of noise goes. For the drawing, $x_t$ is divided by $\sqrt{t^2 + 0.5^2}$, so that all times fit; a
+# dot is the end of a trajectory.
 
 # %%
 noise = jax.random.normal(jax.random.key(1), (4096, 2))
@@ -227,8 +228,8 @@ def loss(params, target_params, x0, z, t, r, target_point):
 # %% [markdown]
 # ## Training
 #
-# The grid starts coarse, so that what is known at the clean end reaches the noisy end in a few steps. It doubles from 16
-# to 64 intervals, which brings the target nearer to the student and makes it more exact. One `lax.scan` is the whole
+# The grid starts coarse, so that what is known at the clean end reaches the noisy end in a few steps. It doubles from
+# 16 to 64 intervals, which brings the target nearer to the student and makes it more exact. One `lax.scan` is the whole
 # training; the data, the noise and the times of all its steps are drawn before it.
 
 

@@ -47,9 +47,9 @@ print(images.shape, float(images.min()), float(images.max()))
 # %% [markdown]
 # ## Network
 #
-# The library calls `net(params, x, c_noise, *, key=None, **conditions)`. `x` is the noised sample, already scaled to unit
-# variance, `c_noise` $(b,)$ tells the time, and `conditions` are further inputs of your own; here it is `label`. The
-# result has the shape of `x`. `key` is for dropout; this network has none.
+# The library calls `net(params, x, c_noise, *, key=None, **conditions)`. `x` is the noised sample, already scaled to
+# unit variance, `c_noise` $(b,)$ tells the time, and `conditions` are further inputs of your own; here it is `label`.
+# The result has the shape of `x`. `key` is for dropout; this network has none.
 
 
 # %%
@@ -98,8 +98,8 @@ def net(params, x, c_noise, *, label, key=None):
 #
 # ## Model
 #
-# A `Model` is a network with a path, which says what the times mean, and its scalings, which make the network a denoiser
-# or a consistency function. Here it is the consistency function of Song et al. on the path $x_t = x_0 + t\,z$.
+# A `Model` is a network with a path, which says what the times mean, and its scalings, which make the network a
+# denoiser or a consistency function. Here it is the consistency function of Song et al. on the path $x_t = x_0 + t\,z$.
 
 # %%
 T_MIN, T_MAX, SIGMA_DATA = 0.002, 80.0, 0.5
@@ -129,6 +129,7 @@ draw_times = cmjax.pairs.grid_pairs(
 )
 
 
+@jax.jit
 def draw_batch(key, step):
     rows_key, noise_key, times_key = jax.random.split(key, 3)
     rows = jax.random.randint(rows_key, (BATCH,), 0, len(images))
@@ -139,13 +140,13 @@ def draw_batch(key, step):
 distance = partial(cmjax.distances.pseudo_huber, c=0.03)
 ct = partial(cmjax.losses.ct, distance=distance, weight=cmjax.weightings.inverse_gap)
 batch = draw_batch(jax.random.key(0), 0)
-print(ct(model, params, None, batch).shape)
+print(jax.jit(partial(ct, model))(params, None, batch).shape)
 
 # %% [markdown]
 # ## A loss of your own
 #
-# A loss of the library has the signature `loss(model, params, key, batch, **choices) -> (b,)`, and yours can have it too.
-# This one adds to CT a term that asks for the clean data at $t$, as a denoiser's loss does, with a share that you
+# A loss of the library has the signature `loss(model, params, key, batch, **choices) -> (b,)`, and yours can have it
+# too. This one adds to CT a term that asks for the clean data at $t$, as a denoiser's loss does, with a share that you
 # choose. It is an example of how to write one, not a published method.
 
 
@@ -169,10 +170,8 @@ def train(loss):
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 50, STEPS))
 
     @jax.jit
-    def update(state, step):
+    def update(state, batch):
         params, average, optimizer_state = state
-        key = jax.random.fold_in(jax.random.key(1), step)
-        batch = draw_batch(key, step)
         value, gradient = jax.value_and_grad(lambda p: loss(model, p, None, batch).mean())(params)
         change, optimizer_state = optimizer.update(gradient, optimizer_state)
         params = optax.apply_updates(params, change)
@@ -181,7 +180,7 @@ def train(loss):
 
     state, values = (params, params, optimizer.init(params)), []
     for step in range(STEPS):
-        state, value = update(state, jnp.asarray(step))
+        state, value = update(state, draw_batch(jax.random.key(step), step))
         values.append(float(value))
     return state[1], values
 
@@ -192,8 +191,8 @@ anchored, anchored_values = train(partial(anchored_ct, share=0.1))
 # %% [markdown]
 # ## Samples
 #
-# `sample_fn` takes a function `flow_map(x, t, **conditions)`: the model with its parameters bound. `times` are the noise
-# levels of the evaluations, one for each; everything after them goes to the network.
+# `sample_fn` takes a function `flow_map(x, t, **conditions)`: the model with its parameters bound. `times` are the
+# noise levels of the evaluations, one for each; everything after them goes to the network.
 
 # %%
 wanted = jnp.tile(jnp.arange(10), 4)
@@ -214,15 +213,15 @@ drawn = {
 }
 
 # %%
-figure, panels = plt.subplots(1, 4, figsize=(12, 1.9), layout="constrained")
-for axes, (name, pictures) in zip(panels, drawn.items(), strict=True):
-    grid = np.asarray(pictures).reshape(4, 10, 8, 8).transpose(0, 2, 1, 3).reshape(32, 80)
-    axes.imshow(grid, cmap="gray", vmin=-1, vmax=1)
-    axes.set(title=name, xticks=np.arange(10) * 8 + 3.5, yticks=[])
+figure, panels = plt.subplots(2, 2, figsize=(9, 4.6), layout="constrained")
+for axes, (name, pictures) in zip(panels.flat, drawn.items(), strict=True):
+    framed = np.pad(np.asarray(pictures)[:, :, :, 0], ((0, 0), (0, 1), (0, 1)), constant_values=0.2)
+    axes.imshow(framed.reshape(4, 10, 9, 9).transpose(0, 2, 1, 3).reshape(36, 90), cmap="gray", vmin=-1, vmax=1)
+    axes.set(title=name, xticks=np.arange(10) * 9 + 3.5, yticks=[])
     axes.set_xticklabels(range(10))
 
 # %% [markdown]
-# Each column is one class. To ask how well the classes are met, a nearest-neighbour classifier on the training images
+# Each column is one class. How well are the classes met? A nearest-neighbour classifier on the training images
 # reads the samples:
 
 
@@ -240,6 +239,8 @@ for name, pictures in drawn.items():
 # ## What else fits
 #
 # - Another method: replace `ct` and its times. [Methods](../methods.md) has the losses, and which times they take.
-# - Distillation: `cmjax.losses.cd` takes a `teacher`, any function `(x, t, **conditions)` that estimates the clean data.
+# - Distillation: `cmjax.losses.cd` takes a `teacher`, any function `(x, t, **conditions)` that estimates the clean
+#   data.
 # - Other paths: `cmjax.paths.trig`, `linear`, `vp`, `ddpm`, or a `Path` of your own.
-# - Several devices: put the batch on a `jax.sharding.Mesh` and jit `update` as usual. The losses know nothing of devices.
+# - Several devices: put the batch on a `jax.sharding.Mesh` and jit `update` as usual. The losses know nothing of
+#   devices.
