@@ -351,9 +351,8 @@ for name, points in {
     print(f"{name}: {float(energy_distance(points, fresh)):.4f}")
 
 # %% [markdown]
-# The row *exact* is what chance leaves between two sets of so many points. Whether a second step helps depends on where
-# the model errs: it helps the digits of [Methods](../methods.md), where one step is far off. On these data one step is
-# nearly right, and the second adds an error of its own.
+# The row *exact* is what chance leaves between two sets of so many points. On the digits of [Methods](../methods.md) a
+# second step helps most methods. On these data one step is nearly right, and a second step adds an error of its own.
 
 # %% [markdown]
 # ## The same with cmjax

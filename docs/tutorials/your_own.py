@@ -120,7 +120,7 @@ print("f(x, t_min) = x:", bool(jnp.allclose(same, x, atol=1e-6)))
 # becomes finer as training goes on.
 
 # %%
-STEPS, BATCH = 1500, 64
+STEPS, BATCH = 1000, 64
 curriculum = cmjax.curricula.doubling(s0=10, s1=40, total_steps=STEPS)
 draw_times = cmjax.pairs.grid_pairs(
     curriculum,
@@ -157,7 +157,7 @@ def anchored_ct(model, params, key, batch, *, share):
     """(1 − share)·CT + share·|f(x_t, t) − x0| with both distances pseudo-Huber, (b,)."""
     t = batch.times.t
     estimate = model(params, batch.noised(model.path, t), t, key=key, **batch.conditions)
-    anchor = distance(estimate, batch.x0) / t  # 1/t as the weight: about 1/(t − r) in the first stage
+    anchor = distance(estimate, batch.x0) / t  # the weight 1/t is of the size of 1/(t − r) on a coarse grid
     return (1 - share) * ct(model, params, key, batch) + share * anchor
 
 
