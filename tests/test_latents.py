@@ -1,4 +1,4 @@
-"""Latent consistency models: LCM's own formulas, the example's latents, and the README's commands from end to end."""
+"""Latent consistency models: LCM's own formulas, the example's latents, and the commands of their page, run."""
 
 import contextlib
 import os
@@ -232,7 +232,7 @@ def test_what_pca_leaves_out_is_all_that_a_round_trip_loses():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the README's commands on latents have been run: scikit-learn's digits for MNIST, five steps each."""
+    """Where the commands of the page on latents have been run: scikit-learn's digits for MNIST, five steps each."""
     folder = tmp_path_factory.mktemp("latents")
     (folder / "configs").symlink_to(ROOT / "configs")
     train, test = digits("train"), digits("test")
@@ -242,7 +242,7 @@ def folder(tmp_path_factory):
     )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
-    section = (ROOT / "README.md").read_text().partition("\n## Latents\n")[2].partition("\n## ")[0]
+    section = (ROOT / "docs" / "howto" / "latents.md").read_text()
     lines = re.search(r"```sh\n(.*?)```", section, flags=re.DOTALL)[1].replace("\\\n", "").splitlines()
     small = ["--config.steps=5", "--config.net.width=32", "--config.net.depth=1", "--config.batch_size=32"]
     for line in lines:
@@ -260,7 +260,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_readmes_commands_make_latents_models_and_pictures(folder):
+def test_the_pages_commands_make_latents_models_and_pictures(folder):
     latents = arrays(folder / "latents" / "latents.npz", "train")
     assert (len(latents), latents.shape, latents.num_classes) == (1500, (4, 4, 4), 10)
     samples = np.load(folder / "samples.npz")["images"]

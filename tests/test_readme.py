@@ -1,4 +1,4 @@
-"""The README's blocks, run."""
+"""The blocks of the README and of the docs' pages, run; their links and promises."""
 
 import re
 import shlex
@@ -8,18 +8,27 @@ from pathlib import Path
 
 import pytest
 
+import cmjax
+
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-COMMANDS = [
-    line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if "cmjax.main" in line
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("start", "howto/sampling", "howto/editing", "howto/evaluation")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("howto/import_export", "howto/runs")),
 ]
+BLOCKS = [found for page in PAGES for found in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+PYTHON = list(dict.fromkeys(code for language, code in BLOCKS if language == "python"))
+COMMANDS = list(
+    dict.fromkeys(
+        line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if "cmjax.main" in line
+    )
+)
 SHORT = ("--config.steps=20", "--config.figures.num=0", "--config.samples.every=0")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the recipes in it and, after `test_commands`, their runs."""
+    """A folder with the recipes in it and, after `test_commands_then_python`, their runs."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder
@@ -36,7 +45,7 @@ def python(folder, *arguments):
 
 def test_commands_then_python(folder):
     assert len(COMMANDS) == 9
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     for line in COMMANDS:
         _python, *arguments = shlex.split(line)
         python(folder, *arguments, *(SHORT if "--config=configs" in line else ()))
@@ -46,3 +55,21 @@ def test_commands_then_python(folder):
     assert (folder / "runs" / "imported" / "config.json").is_file()
     for code in PYTHON:
         python(folder, "-c", code)
+
+
+def test_the_readme_fits_one_look_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    headings = {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in re.findall(r"(?m)^#+ (.+)$", text)}
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in headings
+        elif "://" not in link:
+            assert (ROOT / link.partition("#")[0]).exists(), link
+
+
+def test_every_method_is_in_the_readme_and_has_a_section_of_its_own():
+    readme, methods = (ROOT / "README.md").read_text(), (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in cmjax.losses.__all__ if f"`{name}`" not in readme] == []
+    assert sorted(re.findall(r"(?m)^#### `(\w+)`", methods)) == sorted(cmjax.losses.__all__)
