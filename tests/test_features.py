@@ -8,7 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from cmjax.evaluation import features, metrics
-from cmjax.evaluation.features import classifier_features, figures, format_figures
+from cmjax.evaluation.features import classifier_features
+from cmjax.evaluation.figures import figures, format_figures
 
 
 @pytest.fixture(scope="module")

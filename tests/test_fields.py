@@ -17,6 +17,26 @@ def test_a_choice_is_called_with_what_is_written_and_what_is_given():
     assert int(call("square_root_growth(s0=2, s1=20)")(100)) == 21
 
 
+def test_a_choice_keeps_its_name_and_its_parameters():
+    fields = Fields({"curriculum": "square_root_growth(s0=2, s1=20)"})
+    choice = fields.choice("curriculum", CURRICULA, total_steps=100)
+    assert (choice.name, choice.parameters) == ("square_root_growth", {"s0": 2, "s1": 20})
+    assert str(choice) == "square_root_growth(s0=2, s1=20)"
+    assert int(choice.make()(100)) == 21
+
+
+def test_a_section_is_a_choice_whose_parameters_are_fields():
+    assert int(call({"name": "square_root_growth", "s0": 2, "s1": 20})(100)) == 21
+    for section, message in (
+        ({"name": "constnat", "num_scales": 3}, "must be one of constant"),
+        ({"name": "constant", "n": 3}, "constant takes num_scales, not n"),
+        ({"num_scales": 3}, "must have the field name, one of constant, square_root_growth"),
+        (3, "must be one of constant, square_root_growth"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call(section)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

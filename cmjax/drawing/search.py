@@ -8,7 +8,7 @@ from functools import cache
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
-from cmjax.evaluation.figures import distance_to, neighbours_of
+from cmjax.evaluation.figures import METRICS, judge_of
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
@@ -22,9 +22,6 @@ GRID = 40
 
 SAMPLES = 1000
 """Drawn for each try, always of the same noise."""
-
-METRICS = ("fd", "precision", "recall", "density", "coverage")
-"""What times may be searched by. The Fréchet distance is better small, the others large."""
 
 
 def find_times(trained: Trained, flow_map: FlowMap, count: int, *, metric: str = "fd") -> tuple[float, ...]:
@@ -66,9 +63,8 @@ def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[t
 
     @cache
     def score():  # made by the first process alone, which scores for all
-        if metric == "fd":
-            return distance_to(open_source("test"), open_source("train"), cache_dir=trained.folder.parent / ".cache")
-        return neighbours_of(open_source("test"), metric)
+        held_out, train = open_source("test"), open_source("train")
+        return judge_of(held_out, train, metric, cache_dir=trained.folder.parent / ".cache")
 
     flow_map, conditions = guided_as_trained(flow_map, class_labels(SAMPLES, trained.num_classes), trained)
     along = consistency_samplers(trained.samples)
@@ -88,7 +84,11 @@ def grid_of(trained: Trained) -> list[float]:
 
 def _search(trained: Trained, flow_map: FlowMap, count: int, metric: str) -> tuple[list[float], dict[str, float]]:
     """The levels, and the metric of every choice that was tried, by its levels."""
-    score, grid, sign = score_along(trained, flow_map, metric), grid_of(trained), 1 if metric == "fd" else -1
+    score, grid, sign = (
+        score_along(trained, flow_map, metric),
+        grid_of(trained),
+        -1 if METRICS[metric].larger_is_better else 1,
+    )
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):

@@ -1,4 +1,4 @@
-"""Features of a small classifier that is trained on the data set itself, and the table of figures made with them.
+"""Features of a small classifier that is trained on the data set itself.
 
 Inception features were made for natural images of 299 pixels and have to be downloaded. For digits, or a data set of
 one's own, a two-layer perceptron trained in seconds on the same data separates good samples from bad ones. Its
@@ -10,14 +10,14 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int, Integer
 
-from cmjax.evaluation.metrics import Images, check_images, frechet_distance, prdc, squared_radii, statistics
+from cmjax.evaluation.metrics import Images, check_images
 from cmjax.machine.files import AnyPath, to_path, write_atomically
 
 Labels = Integer[np.ndarray, " _"]
@@ -171,65 +171,3 @@ def _read(path: AnyPath, *, layers: int) -> ClassifierFeatures | None:
     except Exception as error:  # a damaged zip fails in many ways, and training again answers them all
         logging.getLogger(__name__).warning("The cached classifier %s cannot be read, training anew: %s", path, error)
         return None
-
-
-def figures(
-    rows: Mapping[str, Images],
-    *,
-    held_out: Images,
-    features: Callable[[np.ndarray], np.ndarray] | None,
-    k: int = 5,
-) -> dict[str, dict[str, float | None]]:
-    """Compare each set of images with the held-out images: one reference set and one rule for every row.
-
-    Rows that give the others their scale are the training images (what a perfect model would reach) and
-    `metrics.fitted_gaussian` of them. Every figure depends on the number of images, so a row that has more than the
-    smallest one is represented by a fixed random choice of as many.
-
-    Args:    rows: name -> (n, h, w, c) uint8. held_out: (m, h, w, c) uint8. Coverage grows with n/m.
-             features: images -> (n, d) for the Fréchet distance; None leaves it None. k: neighbours, k < n, k < m.
-    Returns: name -> {"fd", "precision", "recall", "density", "coverage"}: the Fréchet distance of the features, and
-             `metrics.prdc` on pixels.
-    Raises:  ValueError naming the row whose images do not fit held_out, or k.
-    """
-    check_images(held_out, "held_out")
-    for name, images in rows.items():
-        check_images(images, f"rows[{name!r}]")
-        if images.shape[1:] != held_out.shape[1:]:
-            raise ValueError(f"rows[{name!r}] must be images of {held_out.shape[1:]}, got {images.shape[1:]}")
-        if len(images) <= k:
-            raise ValueError(f"rows[{name!r}] must hold more than k={k} images, got {len(images)}")
-    reference = None if features is None else statistics(features(held_out))
-    # whole pixel values: prdc does not see the scale, and is exact on integers
-    real = held_out.reshape(len(held_out), -1).astype(np.float64)
-    radii = squared_radii(real, k=k)
-    smallest = min(map(len, rows.values()), default=0)
-    table: dict[str, dict[str, float | None]] = {}
-    for name, images in rows.items():
-        if len(images) > smallest:
-            images = images[np.random.default_rng(0).permutation(len(images))[:smallest]]
-        fd = None if features is None or reference is None else frechet_distance(reference, features(images))
-        neighbours = prdc(real, images.reshape(len(images), -1), k=k, real_radii=radii)
-        table[name] = {"fd": fd, **neighbours._asdict()}
-    return table
-
-
-def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:
-    """The table of `figures` as aligned plain text, one line a row; "-" stands for None.
-
-    >>> table = {"1 step": {"fd": 12.345, "precision": 0.5}, "fitted Gaussian": {"fd": None, "precision": 1}}
-    >>> print(format_figures(table))
-                         fd  precision
-    1 step           12.345      0.500
-    fitted Gaussian       -      1.000
-    """
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    cells = [["", *columns]]
-    for name, row in table.items():
-        values = (row.get(column) for column in columns)
-        cells.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    )

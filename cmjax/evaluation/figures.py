@@ -2,13 +2,24 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
-from cmjax.evaluation.features import classifier_features, figures
-from cmjax.evaluation.metrics import fitted_gaussian, frechet_distance, prdc, squared_radii, statistics
+from cmjax.evaluation.features import classifier_features
+from cmjax.evaluation.metrics import (
+    Images,
+    check_images,
+    fitted_gaussian,
+    frechet_distance,
+    prdc,
+    squared_radii,
+    statistics,
+)
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +33,112 @@ FITTED_TO = 10_000
 """Training images that the Gaussian is fitted to, at most."""
 
 NEIGHBOURS = 5
-"""k of `prdc`, as in `evaluation.features.figures`."""
+"""k of `prdc`, as published."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images (m, h, w, c) uint8, and the features by which others are held against them, None for none.
+
+    k: the neighbours of `prdc`.
+    """
+
+    images: Images
+    features: Callable[[np.ndarray], np.ndarray] | None
+    k: int = NEIGHBOURS
+
+    @cached_property
+    def statistics(self) -> Any:
+        return None if self.features is None else statistics(self.features(self.images))
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """(m, h·w·c): whole pixel values. prdc does not see the scale, and is exact on integers."""
+        return self.images.reshape(len(self.images), -1).astype(np.float64)
+
+    @cached_property
+    def radii(self) -> np.ndarray:
+        return squared_radii(self.pixels, k=self.k)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Images (n, h, w, c) uint8 beside a reference; what several metrics need is computed once."""
+
+    images: Images
+    reference: Reference
+
+    @cached_property
+    def neighbours(self) -> Any:
+        flat = self.images.reshape(len(self.images), -1)
+        return prdc(self.reference.pixels, flat, k=self.reference.k, real_radii=self.reference.radii)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of `Compared` images; None where it cannot be had. larger_is_better: or smaller."""
+
+    of: Callable[[Compared], float | None]
+    larger_is_better: bool
+
+
+def frechet(compared: Compared) -> float | None:
+    """The Fréchet distance of the features."""
+    reference = compared.reference
+    if reference.features is None:
+        return None
+    return frechet_distance(reference.statistics, reference.features(compared.images))
+
+
+METRICS: dict[str, Metric] = {
+    "fd": Metric(frechet, larger_is_better=False),
+    "precision": Metric(lambda compared: compared.neighbours.precision, larger_is_better=True),
+    "recall": Metric(lambda compared: compared.neighbours.recall, larger_is_better=True),
+    "density": Metric(lambda compared: compared.neighbours.density, larger_is_better=True),
+    "coverage": Metric(lambda compared: compared.neighbours.coverage, larger_is_better=True),
+}
+"""Every figure that a run ends with, and that times are searched by."""
+
+
+def figures(
+    rows: Mapping[str, Images],
+    *,
+    held_out: Images,
+    features: Callable[[np.ndarray], np.ndarray] | None,
+    k: int = NEIGHBOURS,
+) -> dict[str, dict[str, float | None]]:
+    """`METRICS` of each set of images against the held-out ones: one reference set and one rule for every row.
+
+    Rows that give the others their scale are the training images (what a perfect model would reach) and
+    `metrics.fitted_gaussian` of them. Every figure depends on the number of images, so a row that has more than the
+    smallest one is represented by a fixed random choice of as many.
+
+    Args:    rows: name -> (n, h, w, c) uint8. held_out: (m, h, w, c) uint8. Coverage grows with n/m.
+             features: images -> (n, d) for the Fréchet distance; None leaves it None. k: neighbours, k < n, k < m.
+    Returns: name -> {metric: value}; precision, recall, density and coverage are on pixels.
+    Raises:  ValueError naming the row whose images do not fit held_out, or k.
+    """
+    check_images(held_out, "held_out")
+    for name, images in rows.items():
+        check_images(images, f"rows[{name!r}]")
+        if images.shape[1:] != held_out.shape[1:]:
+            raise ValueError(f"rows[{name!r}] must be images of {held_out.shape[1:]}, got {images.shape[1:]}")
+        if len(images) <= k:
+            raise ValueError(f"rows[{name!r}] must hold more than k={k} images, got {len(images)}")
+    reference, smallest = Reference(held_out, features, k), min(map(len, rows.values()), default=0)
+    table: dict[str, dict[str, float | None]] = {}
+    for name, images in rows.items():
+        if len(images) > smallest:
+            images = images[np.random.default_rng(0).permutation(len(images))[:smallest]]
+        compared = Compared(images, reference)
+        table[name] = {metric: one.of(compared) for metric, one in METRICS.items()}
+    return table
 
 
 def compare(
     samples: Mapping[str, np.ndarray], train: Source, held_out: Source, *, cache_dir: Path
 ) -> dict[str, dict[str, float | None]]:
-    """`evaluation.features.figures` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
+    """`figures` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
     num = min(len(images) for images in samples.values())
     real = _some(train, max(num, FITTED_TO))
     reference = _some(held_out, MOST_HELD_OUT)["image"]
@@ -41,30 +151,34 @@ def compare(
     return figures(rows, held_out=reference, features=features)
 
 
-def distance_to(held_out: Source, train: Source, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
-    """The Fréchet distance of images (n, h, w, c) uint8 to the held-out ones: of features of a classifier of the data
-    where it has labels, and of pixels where it has none."""
-    reference, real = _some(held_out, MOST_HELD_OUT)["image"], _some(train, FITTED_TO)
-    if "label" in real:
-        features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
-    elif reference[0].size <= LARGEST_GAUSSIAN:
+def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
+    """One of `METRICS` of images (n, h, w, c) uint8 against the held-out ones. The features of "fd" are those of a
+    classifier of the data where it has labels, and pixels where it has none.
 
-        def features(images):
-            return images.reshape(len(images), -1) / 255.0
-    else:
-        raise DataError("the data have no labels, and pixels too many to compare by; name the times yourself")
-    target = statistics(features(reference))
-    return lambda images: frechet_distance(statistics(features(images)), target)
+    Raises: DataError where there are neither labels nor few enough pixels.
+    """
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+    if metric == "fd":
+        real = _some(train, FITTED_TO)
+        if "label" in real:
+            features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
+        elif real["image"][0].size <= LARGEST_GAUSSIAN:
+            features = _pixels
+        else:
+            raise DataError("the data have no labels, and pixels too many to compare by; name the times yourself")
+    reference = Reference(_some(held_out, MOST_HELD_OUT)["image"], features)
+
+    def judge(images: np.ndarray) -> float:
+        value = METRICS[metric].of(Compared(images, reference))
+        if value is None:
+            raise ValueError(f"{metric} needs features")
+        return value
+
+    return judge
 
 
-def neighbours_of(held_out: Source, metric: str) -> Callable[[np.ndarray], float]:
-    """One of `metrics.prdc`, by its name, of images (n, h, w, c) uint8 and the held-out ones, on pixels."""
-    reference = _some(held_out, MOST_HELD_OUT)["image"]
-    real = reference.reshape(len(reference), -1)
-    radii = squared_radii(real, k=NEIGHBOURS)
-    return lambda images: getattr(
-        prdc(real, images.reshape(len(images), -1), k=NEIGHBOURS, real_radii=radii), metric
-    )  # fmt: skip
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 255.0
 
 
 def _some(source: Source, most: int) -> dict[str, np.ndarray]:
@@ -83,3 +197,24 @@ def can_compare(samples: Mapping[str, np.ndarray], open_held_out) -> Source | No
     except DataError as error:
         log.info("no figures: there are no held-out images (%s)", error)
         return None
+
+
+def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The table of `figures` as aligned plain text, one line a row; "-" stands for None.
+
+    >>> table = {"1 step": {"fd": 12.345, "precision": 0.5}, "fitted Gaussian": {"fd": None, "precision": 1}}
+    >>> print(format_figures(table))
+                         fd  precision
+    1 step           12.345      0.500
+    fitted Gaussian       -      1.000
+    """
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    cells = [["", *columns]]
+    for name, row in table.items():
+        values = (row.get(column) for column in columns)
+        cells.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in cells
+    )

@@ -21,8 +21,9 @@ from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.drawing.draw import class_labels, with_guidance
-from cmjax.drawing.search import GRID, METRICS, SAMPLES, find_times, grid_of, score_along
+from cmjax.drawing.search import GRID, SAMPLES, find_times, grid_of, score_along
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
+from cmjax.evaluation.figures import METRICS
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.machine.files import to_json, to_path, write_atomically
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
@@ -208,7 +209,7 @@ def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found:
         },
         title=f"Where the second step of {trained.folder.name} stands: {SAMPLES} samples",
         x_label="noise level of the second step",
-        y_label={"fd": "FD (less is better)"}.get(metric, f"{metric} (more is better)"),
+        y_label=f"{metric} ({'more' if METRICS[metric].larger_is_better else 'less'} is better)",
         log_y=False,
     )
     numbers = {"metric": metric, "first_time": best[0], "second_time": seconds, "noise_level": noise[:-1]}

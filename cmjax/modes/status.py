@@ -16,7 +16,7 @@ from typing import Any
 
 from cmjax.command_line import Flags, Options
 from cmjax.config.recorded import Description, describe
-from cmjax.evaluation.features import format_figures
+from cmjax.evaluation.figures import format_figures
 from cmjax.machine.files import changed_at, size_of
 from cmjax.machine.identity import is_alive, this_place
 from cmjax.machine.lock import MARK, SILENT_SECONDS

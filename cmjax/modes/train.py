@@ -21,8 +21,7 @@ from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
-from cmjax.evaluation.features import format_figures
-from cmjax.evaluation.figures import can_compare, compare
+from cmjax.evaluation.figures import can_compare, compare, format_figures
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first

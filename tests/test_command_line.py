@@ -1,0 +1,85 @@
+"""What the command line understands, and what it says of the rest; nothing here starts a backend."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cmjax import command_line
+from cmjax.command_line import MODES, SUMMARIES, declared, parse
+from cmjax.config.fields import ConfigError
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections, which reads the recipes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mode=smple"], r"--mode=smple: must be one of train, .* \(did you mean sample\?\)"),
+        (["smple"], r"--mode=smple: must be one of"),
+        (["sample", "--patch=3"], "--patch: only --mode=edit; this is --mode=sample"),
+        (["--mode=edit", "--stopped_exit_code=3"], "--stopped_exit_code: only --mode=train; this is --mode=edit"),
+        (["--mode=train", "--num=3"], r"--num: only .*--mode=sample.*; this is --mode=train"),
+        (["--nun=3", "--mode=sample"], r"--nun: --mode=sample has no such flag \(did you mean --num\?\)"),
+        (["sample", "--noclip"], "--clip: only --mode=edit"),
+        (["sample", "--num=0"], "num"),
+        (["sample", "--num=many"], "num"),
+        (["sample", "images"], "images: options are written --name=value"),
+        (["--workdir="], "--workdir= is empty"),
+        (["sample", "--times="], "--times= is empty"),
+        (["gallery", "--image", ""], "--image= is empty"),
+        (["edit", "--task=inpaint"], "task"),
+        (["--config=configs/none.py"], "none.py"),
+        (["--config=configs/digits_ct.py", "--config.stepz=3"], "stepz"),
+        (["--config=configs/digits_ct.py", "--config.steps=abc"], "abc"),
+    ],
+)
+def test_what_a_mode_does_not_know_is_refused_in_a_line(monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=said):
+        parse(arguments)
+
+
+def test_a_mode_reads_its_own_flags():
+    module, options = parse(["sample", "--workdir=runs/x", "--num", "3", "--times=80,0.8"])
+    assert module is importlib.import_module("cmjax.modes.sample")
+    assert (options.mode, options.num, options.seed, options.times) == ("sample", 3, 0, ["80", "0.8"])
+    assert (options.given("num"), options.given("seed")) == (True, False)
+    assert options.workdir == Path("runs/x")
+    with pytest.raises(ConfigError, match="--config is missing"):
+        _ = options.recipe
+
+
+def test_a_recipe_names_the_runs_folder(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, options = parse(["--config=configs/cifar_ct.py:tiny", "--config.batch_size=16"])
+    assert (options.mode, str(options.workdir), options.recipe["batch_size"]) == ("train", "runs/cifar_ct-tiny", 16)
+    with pytest.raises(ConfigError, match="--workdir is missing"):
+        _ = parse(["sample"])[1].workdir
+
+
+def test_every_mode_has_a_summary_and_documents_its_flags():
+    assert list(SUMMARIES) == list(MODES)
+    files = {path.stem for path in (ROOT / "cmjax" / "modes").glob("*.py")} - {"__init__"}
+    assert files == {name.rpartition(".")[2] for name in MODES.values()}
+    for mode in MODES:
+        help = command_line._help(mode)
+        assert f"cmjax {mode} " in help
+        for names in declared(mode, []).groups.values():
+            for name in names:
+                assert f"--{name}\n" in help
+
+
+def test_help_and_errors_of_the_program():
+    """As a user meets them: help ends well and is written on standard output, an error is one line and ends badly."""
+    for arguments, code in ((["--help"], 0), (["status", "--help"], 0), (["--mode=nothing"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "cmjax.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert (done.stdout != "") == (code == 0)
+    assert done.stderr.startswith("error: --mode=nothing")
