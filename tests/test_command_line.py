@@ -32,7 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_colle
         (["sample", "--times="], "--times= is empty"),
         (["gallery", "--image", ""], "--image= is empty"),
         (["edit", "--task=inpaint"], "task"),
-        (["--config=configs/none.py"], "none.py"),
         (["--config=configs/digits_ct.py", "--config.stepz=3"], "stepz"),
         (["--config=configs/digits_ct.py", "--config.steps=abc"], "abc"),
     ],
@@ -57,6 +56,8 @@ def test_a_recipe_names_the_runs_folder(monkeypatch):
     monkeypatch.chdir(ROOT)
     _, options = parse(["--config=configs/cifar_ct.py:tiny", "--config.batch_size=16"])
     assert (options.mode, str(options.workdir), options.recipe["batch_size"]) == ("train", "runs/cifar_ct-tiny", 16)
+    with pytest.raises(ConfigError, match=r"--config: .*none\.py"):
+        _ = parse(["--config=configs/none.py"])[1].recipe
     with pytest.raises(ConfigError, match="--workdir is missing"):
         _ = parse(["sample"])[1].workdir
 
