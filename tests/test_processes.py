@@ -131,7 +131,7 @@ def test_reading_a_recipe_starts_no_backend():
     program = """
 import importlib, pathlib
 from jax._src import xla_bridge
-from cmjax.build import read_run
+from cmjax.config.run import read_run
 for path in sorted(pathlib.Path("configs").glob("*_*.py")):
     if path.stem != "__init__":
         config = importlib.import_module(f"configs.{path.stem}").get_config()
