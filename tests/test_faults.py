@@ -210,6 +210,12 @@ def test_what_a_run_may_change_of_its_network(tmp_path):
     assert {change.split(":")[0] for change in changed} >= {"net.remat", "net.attention", "net.dropout"}
     with pytest.raises(ConfigError, match=r"net\.blocks"):
         write_record(tmp_path, config | {"net": config["net"] | {"blocks": 2}}, (32, 32, 3), 10)
+    another_rate = {"target": "ema(rate=0.5)"}
+    changed = write_record(tmp_path, config | {"objective": config["objective"] | another_rate}, (32, 32, 3), 10)
+    assert "objective.target: 'scheduled_ema(mu0=0.9)' -> 'ema(rate=0.5)'" in changed
+    none = config["objective"] | {"target": "stop_gradient"}
+    with pytest.raises(ConfigError, match=r"objective\.target: .* -> 'stop_gradient'"):
+        write_record(tmp_path, config | {"objective": none}, (32, 32, 3), 10)
 
 
 def test_records_wait_for_room_on_a_full_disk(tmp_path, caplog):

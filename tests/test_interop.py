@@ -297,6 +297,17 @@ def test_what_is_exported_comes_back_unchanged(conditional_run, tmp_path, format
         write_record(tmp_path / "back", read_record(tmp_path / "back")["config"], (16, 16, 3), 3)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("consistency", "consistency"), ("denoising", "denoiser")])
+def test_a_folder_that_was_imported_before_is_read(conditional_run, tmp_path, name, kind):
+    """Its record has an objective in place of the kind of model."""
+    record = read_record(conditional_run)
+    model = {field: value for field, value in record["config"]["model"].items() if field != "kind"}
+    record["config"] = record["config"] | {"model": model, "objective": {"name": name}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    os.symlink(conditional_run / "checkpoints", tmp_path / "checkpoints")
+    assert cmjax.load(tmp_path).kind == kind
+
+
 def test_an_imported_model_is_sampled_like_any_other(conditional_run, tmp_path):
     options = {"num": 3, "seed": 0, "times": None, "solver": None, "steps": None, "label": 2, "guidance": None}
     sample.run(conditional_run, out=str(tmp_path / "x.npz"), **options)

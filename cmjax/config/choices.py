@@ -38,7 +38,9 @@ CURRICULA = {
     "square_root_growth": curricula.square_root_growth,
     "doubling": curricula.doubling,
 }
-RATES = {"stop_gradient": lambda: None, "ema": targets.constant_rate}
+NO_AVERAGE = "stop_gradient"
+"""The target of a method that needs no average: the student itself, without gradient."""
+RATES = {NO_AVERAGE: lambda: None, "ema": targets.constant_rate}
 RATES_BY_GRID = RATES | {"scheduled_ema": targets.scheduled_rate}
 WEIGHTINGS = {
     "uniform": weightings.uniform,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cmjax.config.choices import NO_AVERAGE
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_model, read_spec
 from cmjax.config.model import Model
@@ -57,6 +58,19 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         init_from=config.get("init_from", ""),
         has_data="data" in config,
     )
+
+
+FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype", "model.rho")
+"""Fields of the network and of its path that no checkpoint depends on, as when a run's memory ran out."""
+SHAPES_STATE = ("net.", "model.", "objective.name", "optimizer.rule", "optimizer.averages")
+"""The sections and fields that a run's checkpoints depend on."""
+
+
+def shapes_state(field: str, old: Any, new: Any) -> bool:
+    """Whether a run's checkpoints depend on this change of a field, so that the run cannot go on with it."""
+    if field == "objective.target":  # an average of the parameters is kept, whatever its rate, or none is
+        return NO_AVERAGE in (old, new)
+    return field.startswith(SHAPES_STATE) and field not in FREE
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:

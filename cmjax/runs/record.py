@@ -1,4 +1,4 @@
-"""A run's folder: its `config.json`, and the trained model in it."""
+"""A run's record, its `config.json`: what the run is, and whether it may go on."""
 
 import json
 import os
@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.recorded import completed
+from cmjax.config.recorded import completed, shapes_state
 from cmjax.core.typing import Params
 from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.runs.provenance import provenance
 from cmjax.training.checkpoint import save_average
 from cmjax.training.optimizer import EMA
-
-FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype")
-"""Fields of the network that no checkpoint depends on: a run may go on with others, as when its memory ran out."""
-
-SHAPES_STATE = ("net.", "model.", "objective.name", "objective.target", "optimizer.rule", "optimizer.averages")
-"""The fields that a run's checkpoints depend on; a run cannot go on when they change."""
 
 RECORD = "config.json"
 
@@ -60,15 +54,14 @@ def write_record(
         if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
             raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")
         differing = dict(_differences(old["config"], config))
-        shaping = [name for name in differing if name.startswith(SHAPES_STATE) and name not in FREE]
-        fatal = [f"  {field}: {differing[field]}" for field in shaping]
+        fatal = [f"  {field}: {_told(*pair)}" for field, pair in differing.items() if shapes_state(field, *pair)]
         if fatal:
             raise ConfigError(
                 f"--workdir={workdir} was made by another configuration, which its checkpoints depend on:\n"
                 + "\n".join(fatal)
                 + "\nName another --workdir, or use the old values."
             )
-        changed = [f"{field}: {change}" for field, change in differing.items()]
+        changed = [f"{field}: {_told(*pair)}" for field, pair in differing.items()]
     write_atomically(workdir / RECORD, to_json(record))
     return changed
 
@@ -134,11 +127,16 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{workdir} is not a run's folder: its {RECORD} is of another program") from None
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The fields that differ, with their old and new values; None for a field that is missing."""
     before, after = dict(_leaves(old)), dict(_leaves(json.loads(to_json(new))))
     for field in sorted(before.keys() | after.keys()):
         if before.get(field) != after.get(field):
-            yield field, f"{before.get(field)!r} -> {after.get(field)!r}"
+            yield field, (before.get(field), after.get(field))
+
+
+def _told(old: Any, new: Any) -> str:
+    return f"{old!r} -> {new!r}"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
