@@ -38,9 +38,11 @@ ROWS = [
     *((recipe, topology, ()) for recipe, topology in product(WHOLE, TOPOLOGIES)),
     ("cifar_ct", "v5e:2x2", ("--config.grad_accumulation=4",)),
     *(("cifar_ct", topology, (ONE_BLOCK, CIFAR_HUBER)) for topology in TOPOLOGIES),
+    *(("cifar_cd", topology, (ONE_BLOCK, CIFAR_HUBER)) for topology in TOPOLOGIES),
     *(("cifar_edm", topology, (ONE_BLOCK,)) for topology in TOPOLOGIES),
     *(("imagenet64_ct", topology, (ONE_BLOCK, IMAGENET_HUBER)) for topology in TOPOLOGIES),
     ("imagenet64_ct", "v5e:16x16", (ONE_BLOCK, IMAGENET_HUBER, "--config.mesh.fsdp=16")),
+    *(("imagenet64_cd", topology, (ONE_BLOCK, IMAGENET_HUBER)) for topology in TOPOLOGIES),
     *(("imagenet64_edm", topology, (ONE_BLOCK,)) for topology in TOPOLOGIES),
     (
         "cifar_ct",
