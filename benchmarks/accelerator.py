@@ -6,7 +6,8 @@
     python benchmarks/accelerator.py --out=x.json --toy                   # tiny networks, on any machine
 
 Parts run in the order of their importance until the time is up; what did not run is named with its reason. Each is a
-process of its own, which has the device for itself from its compilation on: the next one is traced meanwhile.
+process of its own, which has the device for itself while it measures; the next ones compile meanwhile. That needs
+kernels that are not tuned on the device (see `accelerator_parts.UNTUNED`); the part `tuned` says what tuning gives.
 
 Rates are of the matrix products and convolutions in the traced program, as in `step_time.py`; the yardstick is the rate
 of an 8192×8192 matrix product of random numbers in the same dtype, measured first.
@@ -42,20 +43,20 @@ class Worker:
     records: Path
     process: subprocess.Popen[str]
     log: Path
-    traced: threading.Event = field(default_factory=threading.Event)
+    ready: threading.Event = field(default_factory=threading.Event)
 
     def listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.strip() == "traced":
-                self.traced.set()
-        self.traced.set()  # it ended
+            if line.strip() == "ready":
+                self.ready.set()
+        self.ready.set()  # it ended
 
     def run(self, seconds: float) -> str:
         """Give it the device; "" when it is done, or what went wrong."""
         end = time.monotonic() + seconds
-        if not self.traced.wait(seconds):
-            return self.stop(f"not traced within {seconds:.0f} s")
+        if not self.ready.wait(seconds):
+            return self.stop(f"not compiled within {seconds:.0f} s; {self._last_line()}")
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.write("go\n")
@@ -63,7 +64,7 @@ class Worker:
         try:
             code = self.process.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            return self.stop("the time was up")
+            return self.stop(f"the time was up; {self._last_line()}")
         return "" if code == 0 else f"failed: {self._last_line()}"
 
     def stop(self, why: str) -> str:
@@ -79,7 +80,7 @@ class Worker:
 def start(part: str, folder: Path, toy: bool) -> Worker:
     records, log = folder / f"{part}.jsonl", folder / f"{part}.log"
     environment = {
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the next part is being traced beside
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the next parts are compiled beside
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **os.environ,
@@ -98,14 +99,14 @@ def start(part: str, folder: Path, toy: bool) -> Worker:
 
 
 def run(parts: list[str], options: argparse.Namespace, folder: Path) -> None:
-    """Run the parts in order, each traced while those before it have the device; write what is known after each."""
+    """Run the parts in order, each compiled while those before it have the device; write what is known after each."""
     began, end = time.monotonic(), time.monotonic() + options.seconds
     ahead, waiting, report = [], list(parts), Report(options)
     while ahead or waiting:
         while waiting and len(ahead) <= options.ahead:
             ahead.append(start(waiting.pop(0), folder, options.toy))
         worker, left = ahead.pop(0), end - time.monotonic()
-        problem = worker.run(left) if left > 1 else worker.stop("the time was up")
+        problem = worker.run(min(left, options.part_seconds)) if left > 1 else worker.stop("the time was up")
         report.add(worker, problem, time.monotonic() - began)
         print(f"{time.monotonic() - began:6.1f} s  {worker.part}: {problem or 'done'}", flush=True)
 
@@ -203,9 +204,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the JSON file to write")
     parser.add_argument("--toy", action="store_true", help="tiny networks")
     parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--part-seconds", type=float, default=200, help="of one part, at most")
     parser.add_argument("--only", default="", help="parts, separated by commas")
     parser.add_argument("--try", action="store_true", dest="trials", help="variants as well")
-    parser.add_argument("--ahead", type=int, default=2 if (os.cpu_count() or 1) >= 8 else 0, help="parts traced ahead")
+    ahead = 4 if (os.cpu_count() or 1) >= 8 else 0
+    parser.add_argument("--ahead", type=int, default=ahead, help="parts compiled ahead")
     options = parser.parse_args()
     known = [*PARTS, *TRIALS]
     parts = options.only.split(",") if options.only else [*PARTS, *(TRIALS if options.trials else ())]

@@ -2,7 +2,8 @@
 
     python -m benchmarks.accelerator_parts PART OUT.jsonl [--toy]
 
-It says `traced` on standard output when only the device is missing, and begins with a line on standard input.
+It says `ready` on standard output when only the device is missing, and begins with a line on standard input. Programs
+that XLA does not tune are compiled before, which needs processors alone; those that it tunes, after.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,12 @@ BATCHES = {"ddpmpp": 256, "adm": 64, "edm2": 64, "dit_b": 256, "dit_xl": 64}
 STEPS = ("ect", "denoising", "scm", "meanflow")
 
 
+UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+"""cuDNN's and cuBLAS' own choice of kernels. Trying them all takes minutes for each U-Net."""
+
+
 def wait_for_the_device() -> None:
-    print("traced", flush=True)
+    print("ready", flush=True)
     sys.stdin.readline()
 
 
@@ -51,9 +57,13 @@ def seconds_of(call: Callable[[], Any], *, at_least: float = 0.4, rounds: int = 
 
 
 def compiled_together(cases: list[Case]) -> list[Program | Exception]:
-    """The programs, traced before the device is there and compiled in threads after; or why one was not."""
+    """The programs, compiled in threads; or why one was not."""
+    start = time.perf_counter()
     lowered = [programs.lower(case) for case in cases]
-    wait_for_the_device()
+    print(f"traced after {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    tuned = any("xla_gpu_autotune_level" not in case.options for case in cases)
+    if tuned:
+        wait_for_the_device()
 
     def compiled(compile_it: Callable[[], Program]) -> Program | Exception:
         try:
@@ -62,11 +72,18 @@ def compiled_together(cases: list[Case]) -> list[Program | Exception]:
             return error
 
     with ThreadPoolExecutor(len(lowered)) as pool:
-        return list(pool.map(compiled, lowered))
+        done = list(pool.map(compiled, lowered))
+    print(f"compiled after {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    if not tuned:
+        wait_for_the_device()
+    return done
 
 
-def measure_all(cases: list[Case], record: Record) -> list[Program | Exception]:
-    """Compile and measure the programs, a record of each."""
+def measure_all(cases: list[Case], record: Record, *, toy: bool, tuned: bool = False) -> list[Program | Exception]:
+    """Compile and measure the programs, or small ones of their kind where `toy`; a record of each."""
+    cases = programs.with_toys(cases, toy)
+    if jax.default_backend() == "gpu" and not tuned:
+        cases = [replace(case, options={**UNTUNED, **case.options}) for case in cases]
     compiled = compiled_together(cases)
     for case, program in zip(cases, compiled, strict=True):
         if isinstance(program, Program):
@@ -119,7 +136,7 @@ def yardstick(toy: bool, record: Record) -> None:
 def _net(net: str, methods: tuple[str, ...] = STEPS, dtype: str = "bfloat16", batch: int = 0) -> Callable[..., None]:
     def part(toy: bool, record: Record) -> None:
         cases = [Case(net, method, batch or BATCHES[net], dtype) for method in (*methods, "forward")]
-        measure_all(programs.with_toys(cases, toy), record)
+        measure_all(cases, record, toy=toy)
 
     return part
 
@@ -127,7 +144,7 @@ def _net(net: str, methods: tuple[str, ...] = STEPS, dtype: str = "bfloat16", ba
 def ddpmpp(toy: bool, record: Record) -> None:
     """All steps of DDPM++, where their time goes, the loop around the step, and the cache."""
     cases = [Case("ddpmpp", method, BATCHES["ddpmpp"]) for method in (*STEPS, "forward")]
-    ect = measure_all(programs.with_toys(cases, toy), record)[0]
+    ect = measure_all(cases, record, toy=toy)[0]
     if isinstance(ect, Exception):
         return
     ect.prepare()
@@ -137,6 +154,15 @@ def ddpmpp(toy: bool, record: Record) -> None:
     start = time.perf_counter()
     again = programs.lower(ect.case)()
     record("cache", seconds=again.seconds, cold=ect.seconds, whole=time.perf_counter() - start)
+
+
+def tuned(toy: bool, record: Record) -> None:
+    """The ECT step of DDPM++ with the kernels that XLA chooses by trying them, as the trainer compiles it."""
+    cases = [Case("ddpmpp", "ect", BATCHES["ddpmpp"], label="tuned")]
+    for program in measure_all(cases, record, toy=toy, tuned=True):
+        if isinstance(program, Program):
+            program.prepare()
+            record("kernels", of="ect, tuned", **kernels(program))
 
 
 def _loop(ect: Program, record: Record) -> None:
@@ -200,7 +226,7 @@ def kernels(program: Program, calls: int = 3, top: int = 30) -> dict[str, Any]:
 def sampling(toy: bool, record: Record) -> None:
     """The latency of one sample and the throughput of 256, in one, two and four evaluations."""
     cases = [Case("ddpmpp", "sample", batch, nfe=nfe) for batch in (1, 256) for nfe in (1, 2, 4)]
-    measure_all(programs.with_toys(cases, toy), record)
+    measure_all(cases, record, toy=toy)
 
 
 def torch_step(toy: bool, record: Record) -> None:
@@ -231,21 +257,22 @@ def _tried(net: str, method: str, variants: dict[str, dict[str, Any]]) -> Callab
     def part(toy: bool, record: Record) -> None:
         base = {"batch": BATCHES[net]}
         cases = [Case(net, method, label=label, **base | change) for label, change in variants.items()]
-        measure_all(programs.with_toys(cases, toy), record)
+        measure_all(cases, record, toy=toy)
 
     return part
 
 
 PARTS: dict[str, Callable[[bool, Record], None]] = {
     "yardstick": yardstick,
+    "torch": torch_step,  # first, for the others compile meanwhile
     "ddpmpp": ddpmpp,
-    "torch": torch_step,
-    "sampling": sampling,
     "dit_b": _net("dit_b"),
+    "sampling": sampling,
+    "tuned": tuned,
     "edm2": _net("edm2"),
     "adm": _net("adm"),
-    "ddpmpp_f32": _net("ddpmpp", ("ect", "denoising"), "float32", 128),
     "dit_xl": _net("dit_xl"),
+    "ddpmpp_f32": _net("ddpmpp", ("ect", "denoising"), "float32", 128),
     "dit_b_f32": _net("dit_b", ("ect", "denoising"), "float32", 128),
 }
 """In the order of their importance."""
@@ -261,7 +288,9 @@ TRIALS: dict[str, Callable[[bool, Record], None]] = {
         "state not donated": {"donate": False},
         "four steps in one dispatch": {"steps": 4},
         "no command buffers": {"options": {"xla_gpu_enable_command_buffer": ""}},
-        "no Triton products": {"options": {"xla_gpu_enable_triton_gemm": False}},
+        "fused convolutions": {"options": {"xla_gpu_experimental_enable_conv_fusion": True}},
+        "autotuned fusions": {"options": {"xla_gpu_experimental_enable_fusion_autotuner": True}},
+        "convolutions NCHW": {"options": {"xla_gpu_force_conv_nchw": True}},
     }),
     "try_dropout": _tried("ddpmpp", "denoising", {
         "none": {},

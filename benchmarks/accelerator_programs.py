@@ -1,4 +1,4 @@
-"""The programs that `accelerator.py` measures: networks, methods, and their train steps as the trainer compiles them."""
+"""What `accelerator.py` measures: networks, methods, and their train steps as the trainer compiles them."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
-"""DDPM++ and its ECT step in plain PyTorch, for `accelerator.py` to compare with: the network of `cmjax.nets.unet.UNet`.
+"""DDPM++ and its ECT step in plain PyTorch, for `accelerator.py`: the network of `cmjax.nets.unet.UNet`.
 
-Channels-last, bfloat16 by autocast, fused kernels where PyTorch has them: attention, RAdam and the average by `foreach`.
+Channels-last, bfloat16 by autocast; fused attention; RAdam and the average by `foreach`.
 """
 
 from collections.abc import Callable
