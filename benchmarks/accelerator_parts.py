@@ -289,8 +289,6 @@ TRIALS: dict[str, Callable[[bool, Record], None]] = {
         "four steps in one dispatch": {"steps": 4},
         "no command buffers": {"options": {"xla_gpu_enable_command_buffer": ""}},
         "fused convolutions": {"options": {"xla_gpu_experimental_enable_conv_fusion": True}},
-        "autotuned fusions": {"options": {"xla_gpu_experimental_enable_fusion_autotuner": True}},
-        "convolutions NCHW": {"options": {"xla_gpu_force_conv_nchw": True}},
     }),
     "try_dropout": _tried("ddpmpp", "denoising", {
         "none": {},
