@@ -6,8 +6,7 @@
     python benchmarks/accelerator.py --out=x.json --toy                   # tiny networks, on any machine
 
 Parts run in the order of their importance until the time is up; what did not run is named with its reason. Each is a
-process of its own, which has the device for itself while it measures; the next ones compile meanwhile. That needs
-kernels that are not tuned on the device (see `accelerator_parts.UNTUNED`); the part `tuned` says what tuning gives.
+process of its own, which has the device for itself once its first program is traced; the next ones prepare meanwhile.
 
 Rates are of the matrix products and convolutions in the traced program, as in `step_time.py`; the yardstick is the rate
 of an 8192×8192 matrix product of random numbers in the same dtype, measured first.
@@ -30,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accelerator_parts import PARTS, TRIALS  # noqa: E402
+from benchmarks.accelerator_parts import PARTS  # noqa: E402
 
 GOALS = {"share of the bf16 rate, ECT step of DDPM++": 0.45, "over compiled PyTorch": 1.0, "sCM over denoising": 2.2}
 
@@ -77,18 +76,19 @@ class Worker:
         return lines[-1][:300] if lines else f"exit code {self.process.returncode}"
 
 
-def start(part: str, folder: Path, toy: bool) -> Worker:
+def start(part: str, folder: Path, options: argparse.Namespace) -> Worker:
     records, log = folder / f"{part}.jsonl", folder / f"{part}.log"
     environment = {
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the next parts are compiled beside
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the next parts are prepared beside
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    if toy:  # what takes time is compilation
+    if options.toy:  # what takes time is compilation
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    command = [sys.executable, "-m", "benchmarks.accelerator_parts", part, str(records), *(["--toy"] if toy else [])]
+    command = [sys.executable, "-m", "benchmarks.accelerator_parts", part, str(records)]
+    command += ["--toy"] * options.toy + ["--try"] * options.trials
     with log.open("w") as errors:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -99,12 +99,12 @@ def start(part: str, folder: Path, toy: bool) -> Worker:
 
 
 def run(parts: list[str], options: argparse.Namespace, folder: Path) -> None:
-    """Run the parts in order, each compiled while those before it have the device; write what is known after each."""
+    """Run the parts in order, each prepared while those before it have the device; write what is known after each."""
     began, end = time.monotonic(), time.monotonic() + options.seconds
     ahead, waiting, report = [], list(parts), Report(options)
     while ahead or waiting:
         while waiting and len(ahead) <= options.ahead:
-            ahead.append(start(waiting.pop(0), folder, options.toy))
+            ahead.append(start(waiting.pop(0), folder, options))
         worker, left = ahead.pop(0), end - time.monotonic()
         problem = worker.run(min(left, options.part_seconds)) if left > 1 else worker.stop("the time was up")
         report.add(worker, problem, time.monotonic() - began)
@@ -204,16 +204,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the JSON file to write")
     parser.add_argument("--toy", action="store_true", help="tiny networks")
     parser.add_argument("--seconds", type=float, default=540)
-    parser.add_argument("--part-seconds", type=float, default=200, help="of one part, at most")
+    parser.add_argument("--part-seconds", type=float, default=300, help="of one part, at most")
     parser.add_argument("--only", default="", help="parts, separated by commas")
     parser.add_argument("--try", action="store_true", dest="trials", help="variants as well")
-    ahead = 4 if (os.cpu_count() or 1) >= 8 else 0
-    parser.add_argument("--ahead", type=int, default=ahead, help="parts compiled ahead")
+    ahead = 2 if (os.cpu_count() or 1) >= 8 else 0
+    parser.add_argument("--ahead", type=int, default=ahead, help="parts prepared ahead")
     options = parser.parse_args()
-    known = [*PARTS, *TRIALS]
-    parts = options.only.split(",") if options.only else [*PARTS, *(TRIALS if options.trials else ())]
-    if unknown := [part for part in parts if part not in known]:
-        parser.error(f"--only={','.join(unknown)}: choose from {', '.join(known)}")
+    parts = options.only.split(",") if options.only else list(PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--only={','.join(unknown)}: choose from {', '.join(PARTS)}")
     if find_spec("torch") is None:
         parts = [part for part in parts if part != "torch"]
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)

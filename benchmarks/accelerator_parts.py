@@ -1,9 +1,8 @@
 """One part of `accelerator.py`, in a process of its own: it prepares, waits for the device, measures, writes records.
 
-    python -m benchmarks.accelerator_parts PART OUT.jsonl [--toy]
+    python -m benchmarks.accelerator_parts PART OUT.jsonl [--toy] [--try]
 
-It says `ready` on standard output when only the device is missing, and begins with a line on standard input. Programs
-that XLA does not tune are compiled before, which needs processors alone; those that it tunes, after.
+It says `ready` on standard output when only the device is missing, and begins with a line on standard input.
 """
 
 import argparse
@@ -13,9 +12,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,6 @@ BATCHES = {"ddpmpp": 256, "adm": 64, "edm2": 64, "dit_b": 256, "dit_xl": 64}
 STEPS = ("ect", "denoising", "scm", "meanflow")
 
 
-UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-"""cuDNN's and cuBLAS' own choice of kernels. Trying them all takes minutes for each U-Net."""
-
-
 def wait_for_the_device() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -42,9 +38,10 @@ def wait_for_the_device() -> None:
 
 def seconds_of(call: Callable[[], Any], *, at_least: float = 0.4, rounds: int = 3) -> float:
     """Seconds of one call: the median over rounds of so many calls in a row that they take `at_least` seconds."""
-    jax.block_until_ready(call())
-    start = time.perf_counter()
-    jax.block_until_ready(call())
+    for _ in range(3):  # the first loads kernels, the second may record them
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        print(f"a call of {time.perf_counter() - start:.2f} s", file=sys.stderr, flush=True)
     calls = max(1, round(at_least / (time.perf_counter() - start)))
     measured = []
     for _ in range(rounds):
@@ -56,41 +53,35 @@ def seconds_of(call: Callable[[], Any], *, at_least: float = 0.4, rounds: int = 
     return statistics.median(measured)
 
 
-def compiled_together(cases: list[Case]) -> list[Program | Exception]:
-    """The programs, compiled in threads; or why one was not."""
-    start = time.perf_counter()
-    lowered = [programs.lower(case) for case in cases]
-    print(f"traced after {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    tuned = any("xla_gpu_autotune_level" not in case.options for case in cases)
-    if tuned:
+def compiled(lowered: Callable[[], Program]) -> Program | Exception:
+    try:
+        return lowered()
+    except Exception as error:  # an option that this XLA does not know, or no memory
+        return error
+
+
+def measure_all(stages: list[list[Case]], record: Record, *, toy: bool) -> Iterator[Program | Exception]:
+    """Compile the programs of each stage together and measure them, a record of each; or why one could not be compiled.
+
+    On a GPU XLA tries the kernels of each convolution and product, which takes minutes for a U-Net. What it found in
+    one stage serves the next, whose programs are traced meanwhile; all at once, each would try them all again.
+    """
+    stages = [programs.with_toys(stage, toy) for stage in stages if stage]
+    with ThreadPoolExecutor(8) as pool:
+        lowered = [programs.lower(case) for case in stages[0]]
         wait_for_the_device()
-
-    def compiled(compile_it: Callable[[], Program]) -> Program | Exception:
-        try:
-            return compile_it()
-        except Exception as error:  # an option that this XLA does not know, or no memory
-            return error
-
-    with ThreadPoolExecutor(len(lowered)) as pool:
-        done = list(pool.map(compiled, lowered))
-    print(f"compiled after {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if not tuned:
-        wait_for_the_device()
-    return done
-
-
-def measure_all(cases: list[Case], record: Record, *, toy: bool, tuned: bool = False) -> list[Program | Exception]:
-    """Compile and measure the programs, or small ones of their kind where `toy`; a record of each."""
-    cases = programs.with_toys(cases, toy)
-    if jax.default_backend() == "gpu" and not tuned:
-        cases = [replace(case, options={**UNTUNED, **case.options}) for case in cases]
-    compiled = compiled_together(cases)
-    for case, program in zip(cases, compiled, strict=True):
-        if isinstance(program, Program):
-            measure(program, record)
-        else:
-            record("program", **described(case), error=one_line(program))
-    return compiled
+        for stage, following in zip(stages, [*stages[1:], []], strict=True):
+            start = time.perf_counter()
+            begun = [pool.submit(compiled, compile_it) for compile_it in lowered]
+            lowered = [programs.lower(case) for case in following]
+            done = [future.result() for future in begun]
+            print(f"compiled {len(done)} after {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            for case, program in zip(stage, done, strict=True):
+                if isinstance(program, Program):
+                    measure(program, record)
+                else:
+                    record("program", **described(case), error=one_line(program))
+                yield program
 
 
 def described(case: Case) -> dict[str, Any]:
@@ -119,50 +110,54 @@ def measure(program: Program, record: Record) -> None:
 # The parts.
 
 
-def yardstick(toy: bool, record: Record) -> None:
+def yardstick(options: argparse.Namespace, record: Record) -> None:
     """The rates of matrix products of random numbers, and of copying."""
     wait_for_the_device()
-    n = 256 if toy else 8192
+    n = 256 if options.toy else 8192
     a32 = jax.random.normal(jax.random.key(0), (n, n))
     for name, dtype, precision in (("bfloat16", jnp.bfloat16, None), ("float32", jnp.float32, None),
                                    ("float32_highest", jnp.float32, "highest")):  # fmt: skip
         a = a32.astype(dtype)
         product = jax.jit(lambda a, precision=precision: jnp.matmul(a, a, precision=precision))
         record("rate", name=name, flops=2 * n**3 / seconds_of(lambda product=product, a=a: product(a)))
-    copy, big = jax.jit(lambda x: x + 1), jnp.ones((1 if toy else 512, 2**20))
+    copy, big = jax.jit(lambda x: x + 1), jnp.ones((1 if options.toy else 512, 2**20))
     record("rate", name="copy_bytes", flops=2 * big.nbytes / seconds_of(lambda: copy(big)))
 
 
-def _net(net: str, methods: tuple[str, ...] = STEPS, dtype: str = "bfloat16", batch: int = 0) -> Callable[..., None]:
-    def part(toy: bool, record: Record) -> None:
-        cases = [Case(net, method, batch or BATCHES[net], dtype) for method in (*methods, "forward")]
-        measure_all(cases, record, toy=toy)
-
-    return part
+def steps_of(net: str, options: argparse.Namespace, record: Record) -> None:
+    """Train steps and forward pass of a network, and what is tried of it."""
+    list(measure_all(_stages(net, options), record, toy=options.toy))
 
 
-def ddpmpp(toy: bool, record: Record) -> None:
+def _stages(net: str, options: argparse.Namespace) -> list[list[Case]]:
+    """The ECT step, then the other programs, then what is tried."""
+    name, _, dtype = net.partition("_f32")
+    dtype, methods = ("float32", ("ect", "denoising")) if net.endswith("_f32") else ("bfloat16", STEPS)
+    batch = BATCHES[name] // (2 if dtype == "float32" else 1)
+    xla = UNTUNED if name.startswith("dit") and jax.default_backend() == "gpu" else {}
+    cases = [Case(name, method, batch, dtype, options=xla) for method in (*methods, "forward")]
+    tried = TRIALS.get(net, {}).items() if options.trials else ()
+    trials = [
+        replace(Case(name, method, batch, dtype, options=xla, label=label), **changes)
+        for label, (method, changes) in tried
+    ]
+    return [cases[:1], cases[1:], trials]
+
+
+def ddpmpp(options: argparse.Namespace, record: Record) -> None:
     """All steps of DDPM++, where their time goes, the loop around the step, and the cache."""
-    cases = [Case("ddpmpp", method, BATCHES["ddpmpp"]) for method in (*STEPS, "forward")]
-    ect = measure_all(cases, record, toy=toy)[0]
-    if isinstance(ect, Exception):
-        return
-    ect.prepare()
-    record("kernels", of="ect", **kernels(ect))
-    _loop(ect, record)
-    ect.release()
-    start = time.perf_counter()
-    again = programs.lower(ect.case)()
-    record("cache", seconds=again.seconds, cold=ect.seconds, whole=time.perf_counter() - start)
-
-
-def tuned(toy: bool, record: Record) -> None:
-    """The ECT step of DDPM++ with the kernels that XLA chooses by trying them, as the trainer compiles it."""
-    cases = [Case("ddpmpp", "ect", BATCHES["ddpmpp"], label="tuned")]
-    for program in measure_all(cases, record, toy=toy, tuned=True):
-        if isinstance(program, Program):
-            program.prepare()
-            record("kernels", of="ect, tuned", **kernels(program))
+    measured = measure_all(_stages("ddpmpp", options), record, toy=options.toy)
+    ect = next(measured)
+    if isinstance(ect, Program):
+        ect.prepare()
+        record("kernels", of="ect", **kernels(ect))
+        _loop(ect, record)
+        ect.release()
+    list(measured)
+    if isinstance(ect, Program):
+        start = time.perf_counter()
+        again = programs.lower(ect.case)()
+        record("cache", seconds=again.seconds, cold=ect.seconds, whole=time.perf_counter() - start)
 
 
 def _loop(ect: Program, record: Record) -> None:
@@ -223,23 +218,25 @@ def kernels(program: Program, calls: int = 3, top: int = 30) -> dict[str, Any]:
     return {"total_ms": sum(time_of.values()), "longest": rows, "names": len(time_of)}
 
 
-def sampling(toy: bool, record: Record) -> None:
+def sampling(options: argparse.Namespace, record: Record) -> None:
     """The latency of one sample and the throughput of 256, in one, two and four evaluations."""
     cases = [Case("ddpmpp", "sample", batch, nfe=nfe) for batch in (1, 256) for nfe in (1, 2, 4)]
-    measure_all(cases, record, toy=toy)
+    list(measure_all([cases], record, toy=options.toy))
 
 
-def torch_step(toy: bool, record: Record) -> None:
+def torch_step(options: argparse.Namespace, record: Record) -> None:
     """PyTorch's ECT step of the same network, eager and compiled."""
     import torch
 
     from benchmarks import torch_ddpmpp
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = 4 if toy else BATCHES["ddpmpp"]
-    sizes = {"channels": 8, "mult": (1, 2), "blocks": 1, "size": 8, "attention": (4,)} if toy else {}
+    batch = 4 if options.toy else BATCHES["ddpmpp"]
+    sizes = {"channels": 8, "mult": (1, 2), "blocks": 1, "size": 8, "attention": (4,)} if options.toy else {}
     wait_for_the_device()
-    for compiled in (False,) if toy else (False, True):
+    for compiled in (False,) if options.toy else (True, False):
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         step, facts = torch_ddpmpp.trainer(batch, compiled=compiled, device=device, **sizes)
         float(step())
@@ -253,63 +250,48 @@ def torch_step(toy: bool, record: Record) -> None:
         )  # fmt: skip
 
 
-def _tried(net: str, method: str, variants: dict[str, dict[str, Any]]) -> Callable[..., None]:
-    def part(toy: bool, record: Record) -> None:
-        base = {"batch": BATCHES[net]}
-        cases = [Case(net, method, label=label, **base | change) for label, change in variants.items()]
-        measure_all(cases, record, toy=toy)
-
-    return part
-
-
-PARTS: dict[str, Callable[[bool, Record], None]] = {
+Part = Callable[[argparse.Namespace, Record], None]
+PARTS: dict[str, Part] = {
     "yardstick": yardstick,
-    "torch": torch_step,  # first, for the others compile meanwhile
     "ddpmpp": ddpmpp,
-    "dit_b": _net("dit_b"),
+    "dit_b": partial(steps_of, "dit_b"),
+    "torch": torch_step,
     "sampling": sampling,
-    "tuned": tuned,
-    "edm2": _net("edm2"),
-    "adm": _net("adm"),
-    "dit_xl": _net("dit_xl"),
-    "ddpmpp_f32": _net("ddpmpp", ("ect", "denoising"), "float32", 128),
-    "dit_b_f32": _net("dit_b", ("ect", "denoising"), "float32", 128),
+    "edm2": partial(steps_of, "edm2"),
+    "adm": partial(steps_of, "adm"),
+    "dit_xl": partial(steps_of, "dit_xl"),
+    "ddpmpp_f32": partial(steps_of, "ddpmpp_f32"),
+    "dit_b_f32": partial(steps_of, "dit_b_f32"),
 }
 """In the order of their importance."""
 
+UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+"""cuBLAS' own choice of kernels, for networks without convolutions. Convolutions need tuning."""
+
 CUDNN = {"changes": {"attention": "cudnn"}}
-TRIALS: dict[str, Callable[[bool, Record], None]] = {
-    "try_ddpmpp": _tried("ddpmpp", "ect", {
-        "as it is": {},
-        "attention cudnn": CUDNN,
-        "batch 128": {"batch": 128},
-        "batch 512": {"batch": 512},
-        "remat": {"changes": {"remat": True}},
-        "state not donated": {"donate": False},
-        "four steps in one dispatch": {"steps": 4},
-        "no command buffers": {"options": {"xla_gpu_enable_command_buffer": ""}},
-        "fused convolutions": {"options": {"xla_gpu_experimental_enable_conv_fusion": True}},
-    }),
-    "try_dropout": _tried("ddpmpp", "denoising", {
-        "none": {},
-        "0.13, threefry": {"changes": {"dropout": 0.13}},
-        "0.13, rbg": {"changes": {"dropout": 0.13}, "rng": "rbg"},
-    }),
-    "try_dit_b": _tried("dit_b", "ect", {
-        "as it is": {},
-        "attention cudnn": CUDNN,
-        "batch 512": {"batch": 512, **CUDNN},
-        "remat": {"changes": {"remat": True}},
-    }),
-}  # fmt: skip
-"""What `--try` runs beside."""
+TRIALS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "ddpmpp": {
+        "attention cudnn": ("ect", CUDNN),
+        "no command buffers": ("ect", {"options": {"xla_gpu_enable_command_buffer": ""}}),
+        "dropout 0.13, threefry": ("denoising", {"changes": {"dropout": 0.13}}),
+        "dropout 0.13, rbg": ("denoising", {"changes": {"dropout": 0.13}, "rng": "rbg"}),
+    },
+    "dit_b": {
+        "attention cudnn": ("ect", CUDNN),
+        "remat": ("ect", {"changes": {"remat": True}}),
+        "state not donated": ("ect", {"donate": False}),
+        "four steps in one dispatch": ("ect", {"steps": 4}),
+    },
+}
+"""What `--try` runs beside: label -> method and what is changed of its case."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=[*PARTS, *TRIALS])
+    parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("out", type=Path)
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--try", action="store_true", dest="trials")
     options = parser.parse_args()
 
     def record(kind: str, **values: Any) -> None:
@@ -319,7 +301,7 @@ def main() -> None:
     device = jax.devices()[0] if options.part != "torch" else None
     if device is not None:
         record("device", device=device.device_kind, jax=jax.__version__)
-    (PARTS | TRIALS)[options.part](options.toy, record)
+    PARTS[options.part](options, record)
 
 
 if __name__ == "__main__":
