@@ -7,7 +7,6 @@ It says `ready` on standard output when only the device is missing, and begins w
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import accelerator_programs as programs
-from benchmarks.accelerator_programs import Case, Program
+from benchmarks.accelerator_programs import Case, Program, seconds_of
 
 Record = Callable[..., None]
 BATCHES = {"ddpmpp": 256, "adm": 64, "edm2": 64, "dit_b": 256, "dit_xl": 64}
@@ -34,23 +33,6 @@ STEPS = ("ect", "denoising", "scm", "meanflow")
 def wait_for_the_device() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
-
-
-def seconds_of(call: Callable[[], Any], *, at_least: float = 0.4, rounds: int = 3) -> float:
-    """Seconds of one call: the median over rounds of so many calls in a row that they take `at_least` seconds."""
-    for _ in range(3):  # the first loads kernels, the second may record them
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        print(f"a call of {time.perf_counter() - start:.2f} s", file=sys.stderr, flush=True)
-    calls = max(1, round(at_least / (time.perf_counter() - start)))
-    measured = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            out = call()
-        jax.block_until_ready(out)
-        measured.append((time.perf_counter() - start) / calls)
-    return statistics.median(measured)
 
 
 def compiled(lowered: Callable[[], Program]) -> Program | Exception:
@@ -266,7 +248,7 @@ PARTS: dict[str, Part] = {
 """In the order of their importance."""
 
 UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-"""cuBLAS' own choice of kernels, for networks without convolutions. Convolutions need tuning."""
+"""cuBLAS' own choice of kernels, for networks without convolutions: those take minutes without tuning."""
 
 CUDNN = {"changes": {"attention": "cudnn"}}
 TRIALS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {

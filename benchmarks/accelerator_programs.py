@@ -1,5 +1,7 @@
 """What `accelerator.py` measures: networks, methods, and their train steps as the trainer compiles them."""
 
+import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -205,6 +207,23 @@ def _arguments(case: Case) -> tuple[Any, ...]:
 def _own_jit(case: Case) -> bool:
     """Whether the train step is compiled here, in a form that the trainer does not have."""
     return case.steps > 1 or not case.donate
+
+
+def seconds_of(call: Callable[[], Any], *, at_least: float = 0.4, rounds: int = 3) -> float:
+    """Seconds of one call: the median over rounds of so many calls in a row that they take `at_least` seconds."""
+    for _ in range(3):  # the first loads kernels, the second may record them
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        print(f"a call of {time.perf_counter() - start:.2f} s", file=sys.stderr, flush=True)
+    calls = max(1, round(at_least / (time.perf_counter() - start)))
+    measured = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            out = call()
+        jax.block_until_ready(out)
+        measured.append((time.perf_counter() - start) / calls)
+    return statistics.median(measured)
 
 
 def lower(case: Case) -> Callable[[], Program]:

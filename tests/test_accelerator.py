@@ -3,19 +3,22 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import accelerator_parts
 from benchmarks.accelerator import goals, page
+from benchmarks.accelerator_programs import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_toy_part_runs_and_is_reported_with_what_did_not(tmp_path):
+def test_a_part_runs_in_a_process_of_its_own_and_is_reported(tmp_path):
     out = tmp_path / "x.json"
     script = str(ROOT / "benchmarks/accelerator.py")
-    command = [sys.executable, script, f"--out={out}", "--toy", "--only=yardstick,sampling", "--seconds=120"]
+    command = [sys.executable, script, f"--out={out}", "--toy", "--only=yardstick", "--seconds=120"]
     subprocess.run(command, check=True, capture_output=True)
     data = json.loads(out.read_text())
     assert data["parts"]["yardstick"]["problem"] == ""
@@ -23,6 +26,19 @@ def test_a_toy_part_runs_and_is_reported_with_what_did_not(tmp_path):
     assert set(rates) == {"bfloat16", "float32", "float32_highest", "copy_bytes"}
     assert min(rates.values()) > 0
     assert "float32" in out.with_suffix(".md").read_text()
+
+
+def test_programs_are_measured_and_what_cannot_be_compiled_says_why(monkeypatch):
+    monkeypatch.setattr(accelerator_parts, "wait_for_the_device", lambda: None)
+    records = []
+    case = Case("dit_b", "forward", 2, "float32")
+    stages = [[case], [replace(case, label="broken", options={"xla_no_such_option": 1})]]
+    list(accelerator_parts.measure_all(stages, lambda kind, **values: records.append(values), toy=True))
+    measured, broken = records
+    assert measured["images_per_second"] == pytest.approx(2e3 / measured["ms"])
+    tokens, width, hidden = 2 * 16, 32, 4 * 32
+    assert measured["flops"] * measured["ms"] / 1e3 > 2 * tokens * width * (4 * width + 2 * hidden)
+    assert "xla_no_such_option" in broken["error"]
 
 
 def test_goals_compare_what_was_measured():
