@@ -45,8 +45,8 @@ def compiled(lowered: Callable[[], Program]) -> Program | Exception:
 def measure_all(stages: list[list[Case]], record: Record, *, toy: bool) -> Iterator[Program | Exception]:
     """Compile the programs of each stage together and measure them, a record of each; or why one could not be compiled.
 
-    On a GPU XLA tries the kernels of each convolution and product, which takes minutes for a U-Net. What it found in
-    one stage serves the next, whose programs are traced meanwhile; all at once, each would try them all again.
+    On a GPU XLA tries the kernels of each convolution and product, which takes a minute for a U-Net. The first stage
+    is alone, so that the next, whose programs are traced meanwhile, may find its choices in XLA's cache.
     """
     stages = [programs.with_toys(stage, toy) for stage in stages if stage]
     with ThreadPoolExecutor(8) as pool:
@@ -248,7 +248,7 @@ PARTS: dict[str, Part] = {
 """In the order of their importance."""
 
 UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-"""cuBLAS' own choice of kernels, for networks without convolutions: those take minutes without tuning."""
+"""cuBLAS' own choice of kernels, for networks without convolutions: a U-Net's first call takes over a minute so."""
 
 CUDNN = {"changes": {"attention": "cudnn"}}
 TRIALS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
