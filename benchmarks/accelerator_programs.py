@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmjax import Batch, Model
+from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, preconditioning, times, weightings
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.batches import preprocess
@@ -25,8 +25,9 @@ from cmjax.nets.dit import SIZES, DiT
 from cmjax.nets.edm2 import EDM2
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.nets.unet import UNet
+from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
-from cmjax.training.step import CompiledStep, make_train_step, state_shapes, trace_train_step
+from cmjax.training.step import CompiledStep, make_train_step, prepare_inputs, state_shapes, trace_train_step
 
 SIGMA_DATA = 0.5
 NETS: dict[str, tuple[Any, tuple[int, int, int]]] = {
@@ -115,17 +116,6 @@ METHODS: dict[str, Callable[[Any], tuple[Any, Any, Any]]] = {
     "meanflow": _meanflow,
 }
 """net -> model, loss and times."""
-
-
-def objective(model: Any, loss: Any, draw: Any) -> Callable[..., jax.Array]:
-    """What `make_train_step` differentiates, (b,)."""
-
-    def of_batch(params, target_params, frozen, key, x0, step, conditions):
-        times_key, noise_key, dropout_key = jax.random.split(key, 3)
-        batch = Batch(x0, jax.random.normal(noise_key, x0.shape), draw(times_key, len(x0), step))
-        return loss(model, params, dropout_key, batch)
-
-    return of_batch
 
 
 def _optimizer(case: Case) -> optax.GradientTransformation:
@@ -256,9 +246,9 @@ def _trace(case: Case) -> jax.stages.Traced:
     if case.method == "sample":
         return _trace_sampler(case, net, shapes)
     optimizer = _optimizer(case)
-    step = make_train_step(
-        objective(*METHODS[case.method](net)), optimizer, preprocess=partial(preprocess, horizontal_flip=False), seed=0
-    )
+    model, loss, draw = METHODS[case.method](net)
+    prepare = partial(prepare_inputs, preprocess=partial(preprocess, horizontal_flip=False))
+    step = make_train_step(model, Method(loss, draw), optimizer, prepare=prepare, seed=0)
     state = state_shapes(shapes, optimizer)
     image = jax.ShapeDtypeStruct(x.shape, jnp.uint8 if case.shape[-1] == 3 else jnp.float32)
     if not _own_jit(case):
