@@ -147,7 +147,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         raise ConfigError(f"{' '.join(str(error).split())}\n{_see(chosen)}") from error
     if rest:
         raise ConfigError(f"{' '.join(rest)}: options are written --name=value\n{_see(chosen)}")
-    for name in flags.values:
+    for name in (name for names in flags.groups.values() for name in names if name != "config"):
         if flags.values[name].present and flags.values[name].value in ("", [], [""]):
             raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
     return module, Options(chosen, flags.values)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from cmjax.config.fields import Fields
-from cmjax.config.run import RULES
+from cmjax.config.optimizer import RULES
 from cmjax.training.optimizer import make_optimizer
 from configs import cifar_continuous_ct, cifar_edm
 
