@@ -3,10 +3,12 @@
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import cmjax.main
 from cmjax import command_line
 from cmjax.command_line import MODES, SUMMARIES, declared, parse
 from cmjax.config.fields import ConfigError
@@ -72,6 +74,12 @@ def test_every_mode_has_a_summary_and_documents_its_flags():
         for names in declared(mode, []).groups.values():
             for name in names:
                 assert f"--{name}\n" in help
+
+
+def test_the_console_script_is_the_same_program():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["cmjax"].partition(":")
+    assert getattr(importlib.import_module(module), function) is cmjax.main.main
 
 
 def test_help_and_errors_of_the_program():
