@@ -115,3 +115,13 @@ def test_every_method_has_a_recipe(data):
 def test_the_published_network_has_its_size():
     params = shapes_of("cifar_ct", "")[2]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 56_395_651
+
+
+def test_a_recipe_may_write_a_choice_as_a_section():
+    """Its parameters are then fields, which the command line can set one by one."""
+    config = importlib.import_module("configs.digits_ct").get_config()
+    for written in ("pseudo_huber(c=0.1)", {"name": "pseudo_huber", "c": 0.1}):
+        objective = {**config.objective.to_dict(), "distance": written}
+        method = read_run({**config.to_dict(), "objective": objective}).method
+        distance = method.by_frozen["distance"]({})
+        assert (distance.func.__name__, distance.keywords) == ("pseudo_huber", {"c": 0.1})
