@@ -1,4 +1,4 @@
-"""The command line: its mode, the flags that the mode knows, and help for them. Nothing heavy is imported here."""
+"""The command line: its mode, the flags that the mode knows, and their help. A mode is imported when it is chosen."""
 
 import difflib
 import importlib
@@ -192,8 +192,9 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 def _unknown(name: str, mode: str, flags: Flags) -> str:
     """What to say of a flag that the mode does not know: of which modes it is, or which one may have been meant."""
-    name = name.removeprefix("no") if name.removeprefix("no") in _flags_of_others(mode) else name
-    if others := _flags_of_others(mode).get(name):
+    elsewhere = _flags_of_others(mode)
+    name = name.removeprefix("no") if name.removeprefix("no") in elsewhere else name
+    if others := elsewhere.get(name):
         return f"--{name}: only {', '.join(f'--mode={other}' for other in others)}; this is --mode={mode}\n{_see(mode)}"
     known = [flag for names in flags.groups.values() for flag in names]
     close = difflib.get_close_matches(name, [*known, "mode"], n=1)

@@ -14,7 +14,7 @@ from cmjax.config.samples import Samples, read_samples
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run's model, and how it draws samples.
+    """A run's model, and where it comes from.
 
     averages: as they are written. learned_without_labels: whether training left some labels out. preconditioning: its
     name. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
@@ -22,7 +22,6 @@ class Recorded:
     """
 
     model: Model
-    samples: Samples
     averages: tuple[str, ...]
     learned_without_labels: bool
     preconditioning: str
@@ -45,12 +44,8 @@ class Description:
 
 def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorded:
     """Read the configuration of a record, which was checked when its run began."""
-    model = read_model(config, num_classes)
-    trained = "samples" in config and "data" in config
-    samples = read_samples(Fields(config["samples"]), read_spec(Fields(config))) if trained else Samples()
     return Recorded(
-        model=model,
-        samples=samples,
+        model=read_model(config, num_classes),
         averages=average_texts(config),
         learned_without_labels=bool(config.get("data", {}).get("label_dropout")),
         preconditioning=config["model"]["preconditioning"],
@@ -58,6 +53,16 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         init_from=config.get("init_from", ""),
         has_data="data" in config,
     )
+
+
+def recorded_samples(config: Mapping[str, Any]) -> Samples:
+    """How the run draws its own samples; the defaults of `Samples` for weights that no run here trained.
+
+    Raises: ConfigError where a library that its solver needs is not installed.
+    """
+    fields = Fields(config)
+    trained = fields.has("samples") and fields.has("data")
+    return read_samples(fields.section("samples"), read_spec(fields)) if trained else Samples()
 
 
 FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype", "model.rho")

@@ -84,11 +84,8 @@ def grid_of(trained: Trained) -> list[float]:
 
 def _search(trained: Trained, flow_map: FlowMap, count: int, metric: str) -> tuple[list[float], dict[str, float]]:
     """The levels, and the metric of every choice that was tried, by its levels."""
-    score, grid, sign = (
-        score_along(trained, flow_map, metric),
-        grid_of(trained),
-        -1 if METRICS[metric].larger_is_better else 1,
-    )
+    score, grid = score_along(trained, flow_map, metric), grid_of(trained)
+    sign = -1 if METRICS[metric].larger_is_better else 1
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):

@@ -76,10 +76,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of `Compared` images; None where it cannot be had. larger_is_better: or smaller."""
+    """A figure of `Compared` images; None where it cannot be had.
+
+    larger_is_better: or smaller. of_features: it needs the reference's features, and not the pixels alone.
+    """
 
     of: Callable[[Compared], float | None]
     larger_is_better: bool
+    of_features: bool = False
 
 
 def frechet(compared: Compared) -> float | None:
@@ -91,7 +95,7 @@ def frechet(compared: Compared) -> float | None:
 
 
 METRICS: dict[str, Metric] = {
-    "fd": Metric(frechet, larger_is_better=False),
+    "fd": Metric(frechet, larger_is_better=False, of_features=True),
     "precision": Metric(lambda compared: compared.neighbours.precision, larger_is_better=True),
     "recall": Metric(lambda compared: compared.neighbours.recall, larger_is_better=True),
     "density": Metric(lambda compared: compared.neighbours.density, larger_is_better=True),
@@ -152,13 +156,13 @@ def compare(
 
 
 def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
-    """One of `METRICS` of images (n, h, w, c) uint8 against the held-out ones. The features of "fd" are those of a
-    classifier of the data where it has labels, and pixels where it has none.
+    """One of `METRICS` of images (n, h, w, c) uint8 against the held-out ones. Its features, where it needs
+    some, are those of a classifier of the data where it has labels, and pixels where it has none.
 
     Raises: DataError where there are neither labels nor few enough pixels.
     """
     features: Callable[[np.ndarray], np.ndarray] | None = None
-    if metric == "fd":
+    if METRICS[metric].of_features:
         real = _some(train, FITTED_TO)
         if "label" in real:
             features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
-from cmjax.config.recorded import Recorded, read_recorded
+from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
 from cmjax.config.run import Run, read_run
 from cmjax.config.samples import Samples
 from cmjax.core.sampling import FlowMap
@@ -34,10 +35,10 @@ class Trained:
     def model(self) -> Model:
         return self.recorded.model
 
-    @property
+    @cached_property
     def samples(self) -> Samples:
-        """How the run draws its own samples."""
-        return self.recorded.samples
+        """How the run draws its own samples, as `recorded_samples`. A model is loaded without it."""
+        return recorded_samples(self.record["config"])
 
     @property
     def shape(self) -> tuple[int, ...]:
