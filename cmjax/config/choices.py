@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from cmjax.core.typing import (
     Schedule,
     TimeSampler,
     Weight,
+    Within,
 )
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import lpips
@@ -65,7 +66,7 @@ NORMALIZATIONS = {
 }
 
 
-def _lpips(*, vgg: str, heads: str, resize: int = 224) -> tuple[Callable, FrozenWeights]:
+def _lpips(*, vgg: str, heads: str, resize: Annotated[int, Within(16, 4096)] = 224) -> tuple[Callable, FrozenWeights]:
     """LPIPS, and its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`."""
     return partial(lpips, resize=resize), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
 

@@ -7,10 +7,16 @@ as a section, `{"name": "pseudo_huber", "c": 0.03}`, whose parameters are fields
 import ast
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from cmjax.core.typing import Real, Within
+
+LARGEST = 3e38
+"""Of float32, in which everything is computed."""
 
 
 class ConfigError(ValueError):
@@ -72,7 +78,9 @@ class Fields:
     def number(self, field: str, *, at_least: float | None = None, above: float | None = None) -> float:
         value = self.value(field)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(field, "must be a number")
+            raise self.error(field, f"must be a number{_like_a_number(value)}")
+        if not abs(value) <= LARGEST:  # also what is not a number
+            raise self.error(field, f"must be a finite number of at most {LARGEST:g}")
         if at_least is not None and not value >= at_least:
             raise self.error(field, f"must be at least {at_least}")
         if above is not None and not value > above:
@@ -83,6 +91,8 @@ class Fields:
         value = self.number(field, at_least=at_least)
         if value % 1 != 0:
             raise self.error(field, "must be a whole number")
+        if value >= 2**31:
+            raise self.error(field, "must be below 2^31, for it is counted in int32")
         return int(value)
 
     def boolean(self, field: str) -> bool:
@@ -99,7 +109,7 @@ class Fields:
 
     def numbers(self, field: str) -> tuple[float, ...]:
         value = self.value(field)
-        if not isinstance(value, Iterable) or not all(isinstance(v, int | float) for v in value) or not list(value):
+        if not isinstance(value, Iterable) or not list(value) or any(problem_of(v, Real) for v in value):
             raise self.error(field, "must be one or more numbers, like (80.0, 0.8)")
         return tuple(float(v) for v in value)
 
@@ -136,12 +146,15 @@ class Fields:
         name, written = self._named(field, value, choices)
         if name not in choices:
             raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(name, choices)}")
-        parameters = inspect.signature(choices[name]).parameters.values()
+        parameters = list(inspect.signature(choices[name]).parameters.values())
         settable = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY or p.default is not p.empty]
         free = [p for p in settable if p not in given]
         if unknown := [p for p in written if p not in free]:
             takes = ", ".join(free) or "no parameters"
             raise self.error(field, f"{name} takes {takes}, not {', '.join(unknown)}{_suggestion(unknown[0], free)}")
+        for parameter in (p for p in parameters if p.name in written):
+            if problem := problem_of(written[parameter.name], parameter.annotation):
+                raise self.error(field, f"{parameter.name} {problem}, not {written[parameter.name]!r}")
         required = [p.name for p in parameters if p.name in free and p.default is p.empty]
         if missing := [p for p in required if p not in written]:
             example = ", ".join(f"{p}=…" for p in missing)
@@ -182,10 +195,41 @@ class Fields:
             raise ConfigError(f"{names}: nothing reads this here; remove it{_suggestion(self.remaining()[0], known)}")
 
 
+def problem_of(value: Any, annotation: Any) -> str | None:
+    """What is wrong with the value of a parameter, as "must be above 0"; None where nothing is.
+
+    annotation: of the parameter: a type, a Literal, a range as `Within` has it, or one of these or None.
+    """
+    options = get_args(annotation)
+    if type(None) in options:
+        return None if value is None else problem_of(value, next(o for o in options if o is not type(None)))
+    if get_origin(annotation) is Literal:
+        return None if value in options else f"must be one of {', '.join(options)}{_suggestion(str(value), options)}"
+    kind, ranges = (options[0], options[1:]) if get_origin(annotation) is Annotated else (annotation, ())
+    if kind is bool or kind is str:
+        return None if isinstance(value, kind) else f"must be {'True or False' if kind is bool else 'a text'}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "must be a number"
+    if not math.isfinite(value):
+        return "must be a finite number"
+    problems = (of.problem(value) for of in ranges if isinstance(of, Within))
+    if problem := next(filter(None, problems), None):
+        return problem
+    return "must be a whole number" if kind is int and value % 1 else None
+
+
 def changed(config: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
     """The configuration with another value of the field, whose sections are separated by dots: "net.remat"."""
     section, dot, rest = field.partition(".")
     return {**config, section: changed(config[section], rest, value) if dot else value}
+
+
+def _like_a_number(value: Any) -> str:
+    """A word about a text that was meant as a number, such as "1e-3" of a recipe."""
+    try:
+        return f": write {float(value):g} without quotes" if isinstance(value, str) else ""
+    except ValueError:
+        return ""
 
 
 def _suggestion(word: str, choices: Iterable[str]) -> str:

@@ -6,11 +6,22 @@ from typing import Any
 import optax
 
 from cmjax.config.fields import Fields
-from cmjax.core.typing import Schedule
+from cmjax.core.typing import Positive, Rate, Schedule
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.training import optimizer as optimizers
 
-RULES = {"adam": optax.scale_by_adam, "radam": optax.scale_by_radam}
+
+def _adam(*, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8, nesterov: bool = False):
+    return optax.scale_by_adam(b1, b2, eps, nesterov=nesterov)
+
+
+def _radam(
+    *, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8, threshold: Positive = 5.0, nesterov: bool = False
+):
+    return optax.scale_by_radam(b1, b2, eps, threshold=threshold, nesterov=nesterov)
+
+
+RULES = {"adam": _adam, "radam": _radam}
 LEARNING_RATES = {
     "constant": optimizers.constant_rate,
     "cosine": optimizers.cosine_rate,

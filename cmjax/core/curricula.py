@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from cmjax.core.typing import Schedule, Step
+from cmjax.core.typing import Count, Schedule, Step
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Curriculum:
         return jnp.asarray(self.num_scales)[self.stage(step)]
 
 
-def constant(*, num_scales: int) -> Curriculum:
+def constant(*, num_scales: Count) -> Curriculum:
     """The same N at every step.   [Song et al. 2023, consistency distillation]"""
     return Curriculum(np.zeros(1, np.int32), np.full(1, num_scales, np.int32))
 
 
-def square_root_growth(*, s0: int, s1: int, total_steps: int) -> Curriculum:
+def square_root_growth(*, s0: Count, s1: Count, total_steps: int) -> Curriculum:
     """N(k) = ⌈√(k/K·((s1+1)² − s0²) + s0²) − 1⌉ + 1, K = total_steps.   [Song et al. 2023, app. C]
 
     N is the smallest integer with N² >= k/K·((s1+1)² − s0²) + s0². So N exceeds j from the first integer k that is
@@ -54,7 +54,7 @@ def square_root_growth(*, s0: int, s1: int, total_steps: int) -> Curriculum:
     return _stages(starts, [s0] + [j + 1 for j in passed])
 
 
-def doubling(*, s0: int, s1: int, total_steps: int) -> Curriculum:
+def doubling(*, s0: Count, s1: Count, total_steps: int) -> Curriculum:
     """N(k) = min(s0·2^⌊k/K'⌋, s1) + 1, K' = ⌊K/(log2⌊s1/s0⌋ + 1)⌋.   [Song & Dhariwal 2024, sec. 3.4]
 
     Args:   s0: intervals at step 0, >= 2. s1: intervals at the end, >= s0. total_steps: K, at least the number of
@@ -69,7 +69,7 @@ def doubling(*, s0: int, s1: int, total_steps: int) -> Curriculum:
     return _stages([i * length for i in range(stages)], [min(s0 * 2**i, s1) + 1 for i in range(stages)])
 
 
-def halving(*, start: int, end: int, total_steps: int) -> Curriculum:
+def halving(*, start: Count, end: Count, total_steps: int) -> Curriculum:
     """Equally long stages of `start`, start/2, …, `end` intervals; N = intervals + 1.   [Salimans & Ho 2022, alg. 2]
 
     Raises: ValueError where start is not end times a power of two, or total_steps is below the number of stages.
@@ -83,7 +83,7 @@ def halving(*, start: int, end: int, total_steps: int) -> Curriculum:
     return _stages([i * total_steps // int(count) for i in stages], [start // 2**i + 1 for i in stages])
 
 
-def equal_stages(*, count: int, total_steps: int) -> Schedule:
+def equal_stages(*, count: Count, total_steps: int) -> Schedule:
     """step -> its stage, from 0 to count − 1; all stages are equally long.   [Geng et al. 2024, ECT]"""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

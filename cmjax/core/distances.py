@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmjax.core.typing import Distance, PerSample, Samples
+from cmjax.core.typing import Count, Distance, NotNegative, PerSample, Samples
 
 Speed = Callable[[Samples, Samples], PerSample]
 """(f, df/dt), both (b, ...) -> how fast f changes, (b,): the limit of d(f(t), f(t − h))/h^p, p the distance's power."""
@@ -17,7 +17,7 @@ def l1(x: Samples, y: Samples) -> PerSample:
     return jnp.mean(_flat(jnp.abs(x - y)), axis=1)
 
 
-def l2(x: Samples, y: Samples, *, resize: int | None = None) -> PerSample:
+def l2(x: Samples, y: Samples, *, resize: Count | None = None) -> PerSample:
     """Mean squared difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]
 
     `resize`: compare images (b, h, w, c) at this height and width, by bilinear interpolation without smoothing; 32 is
@@ -36,7 +36,7 @@ def linf(x: Samples, y: Samples) -> PerSample:
     return jnp.take_along_axis(gaps, jnp.argmax(gaps, axis=1, keepdims=True), axis=1)[:, 0]
 
 
-def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
+def pseudo_huber(x: Samples, y: Samples, *, c: NotNegative) -> PerSample:
     """√(‖x − y‖² + c²) − c with the norm over all of a sample's elements, (b,).   [Song & Dhariwal 2024, eq. 8]
 
     The paper's choice is c = 0.00054·√D for D elements. The gradient is finite everywhere, also at c = 0, x = y.
@@ -46,7 +46,7 @@ def pseudo_huber(x: Samples, y: Samples, *, c: float) -> PerSample:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) - c
 
 
-def adaptive(x: Samples, y: Samples, *, p: float, c: float) -> PerSample:
+def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSample:
     """‖x − y‖²/sg(‖x − y‖² + c)^p over a sample's elements, (b,).
 
     p = 0 is the squared norm; p = 1 weighs all samples alike. The gradient is finite everywhere, also at c = 0, x = y.

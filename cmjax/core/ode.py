@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.core.paths import Path, per_sample
-from cmjax.core.typing import BoundDenoiser, OdeStep, Samples, Time, Velocity
+from cmjax.core.typing import AtLeastOne, BoundDenoiser, OdeStep, Samples, Time, Velocity
 
 
 def ode_velocity(denoise: BoundDenoiser, path: Path) -> Velocity:
@@ -35,7 +35,7 @@ def halfway(t: Time, r: Time, rho: float) -> Array:
     return ((jnp.asarray(t) ** (1 / rho) + jnp.asarray(r) ** (1 / rho)) / 2) ** rho
 
 
-def midpoint_step(velocity: Velocity, x: Samples, t: Time, r: Time, *, rho: float = 1.0) -> Samples:
+def midpoint_step(velocity: Velocity, x: Samples, t: Time, r: Time, *, rho: AtLeastOne = 1.0) -> Samples:
     """x + (r − t)·v(x_m, m) with x_m an Euler step to the middle m: second order, two evaluations.
 
     m lies halfway between t and r in t^(1/rho). `rho=3` is the released OpenAI code's `sample_dpm`, a relative of

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,19 @@ from cmjax.core.batch import Times
 from cmjax.core.curricula import Curriculum
 from cmjax.core.grids import karras_grid
 from cmjax.core.times import part_of
-from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
+from cmjax.core.typing import (
+    AboveOne,
+    Count,
+    LogMean,
+    LogStd,
+    NotNegative,
+    PerSample,
+    PRNGKey,
+    Schedule,
+    Share,
+    Step,
+    TimeSampler,
+)
 
 TimesSampler = Callable[[PRNGKey, int, Step], Times]
 """(key, batch_size, step) -> Times. A curriculum acts through `step`."""
@@ -29,14 +42,16 @@ def uniform_intervals(grid: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " 
     return np.full(len(grid) - 1, 1 / (len(grid) - 1))
 
 
-def lognormal_intervals(grid: Float64[np.ndarray, " n"], *, mean: float, std: float) -> Float64[np.ndarray, " n-1"]:
+def lognormal_intervals(grid: Float64[np.ndarray, " n"], *, mean: LogMean, std: LogStd) -> Float64[np.ndarray, " n-1"]:
     """The probabilities p(i) ∝ Pr(t_i < t < t_{i+1}) for ln t ~ N(mean, std²).   [Song & Dhariwal 2024, sec. 3.5]
 
-    Raises: ValueError where std is not positive.
+    Raises: ValueError where std is not positive, or no time of the grid is probable.
     """
     if std <= 0:
         raise ValueError(f"std must be positive, got {std}")
     below = np.array([math.erf((math.log(t) - mean) / (math.sqrt(2) * std)) for t in grid])
+    if not below[-1] > below[0]:
+        raise ValueError(f"no time of the grid is probable with mean={mean} and std={std}")
     return np.diff(below) / (below[-1] - below[0])
 
 
@@ -84,7 +99,14 @@ def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
     return draw
 
 
-def shrinking_gap(*, q: float, stage: Schedule, k: float = 8.0, b: float = 1.0, adjust: str = "sigmoid") -> Ratio:
+def shrinking_gap(
+    *,
+    q: AboveOne,
+    stage: Schedule,
+    k: NotNegative = 8.0,
+    b: NotNegative = 1.0,
+    adjust: Literal["sigmoid", "constant"] = "sigmoid",
+) -> Ratio:
     """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1.
 
     Where r = 0 the target is the clean data itself, so the model learns to denoise; every stage brings r nearer to t.
@@ -106,7 +128,7 @@ def shrinking_gap(*, q: float, stage: Schedule, k: float = 8.0, b: float = 1.0, 
     return ratio
 
 
-def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> TimesSampler:
+def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share) -> TimesSampler:
     """t, the larger of two draws, and the destination s: the smaller draw for a share `apart`, s = t for the rest.
 
     [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers, for ImageNet]
@@ -122,7 +144,7 @@ def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> T
     return draw
 
 
-def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: float) -> TimesSampler:
+def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share) -> TimesSampler:
     """t, and the destination s = min(t, another draw) for a share `apart`; s = t for the rest.
 
     Unlike in `sorted_pairs`, t keeps its own distribution, and s = t occurs more often than with probability 1 − apart.
@@ -160,7 +182,7 @@ def between(pairs: TimesSampler, share: Schedule) -> TimesSampler:
     return draw
 
 
-def dyadic_pairs(*, steps: int, share: float, t_max: float = 1.0) -> TimesSampler:
+def dyadic_pairs(*, steps: Count, share: float, t_max: float = 1.0) -> TimesSampler:
     """Times on dyadic grids, for shortcut models: [0, t_max] in 1, 2, 4, … or `steps` equal intervals.
 
     Each sample of the first `share` of the batch draws one of the grids coarser than `steps`, all equally probable, and
@@ -205,7 +227,7 @@ def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSam
     return draw
 
 
-def skipping_pairs(*, steps: int, skip: int) -> TimesSampler:
+def skipping_pairs(*, steps: Count, skip: Count) -> TimesSampler:
     """t = (i + skip)/steps and r = i/steps, i uniform: `skip` steps of a discrete model apart.   [Luo et al. 2023]
 
     Raises: ValueError where skip lies outside [1, steps).

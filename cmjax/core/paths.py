@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from cmjax.core.typing import Denoiser, Params, Samples, Time
+from cmjax.core.typing import Count, Denoiser, Inside, Params, Positive, Samples, Time
 
 
 def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:
@@ -130,7 +130,7 @@ def trig(*, sigma_data: float) -> Path:
 
 
 @lru_cache
-def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
+def vp(*, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> Path:
     """ln a² = −β_min·t − (β_max − β_min)·t²/2, b² = 1 − a², t in (0, 1].   [Song et al. 2021, VP-SDE, eq. 33]"""
     slope = beta_max - beta_min
 
@@ -142,7 +142,13 @@ def vp(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 
 
 @lru_cache
-def ddpm(*, schedule: str = "linear", beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Path:
+def ddpm(
+    *,
+    schedule: Literal["linear", "scaled_linear"] = "linear",
+    beta_start: Inside = 1e-4,
+    beta_end: Inside = 0.02,
+    steps: Count = 1000,
+) -> Path:
     """The path of discrete diffusion: step i is at time t = i/steps, with a² = Π_{j≤i}(1 − β_j) and b² = 1 − a².
 
     Between steps ln a² is interpolated linearly. `schedule`: "linear" spaces β_j evenly [Ho et al. 2020],

@@ -4,13 +4,13 @@ They make denoisers, and consistency functions and flow maps whose boundary cond
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.paths import Path, per_sample
-from cmjax.core.typing import Samples
+from cmjax.core.typing import Positive, Samples
 
 
 class Scalings(NamedTuple):
@@ -92,7 +92,12 @@ PREDICTIONS = {"epsilon": epsilon, "v": v_prediction}
 
 
 def lcm(
-    t: Array, *, path: Path, prediction: str = "epsilon", scaling: float = 10_000.0, sigma_data: float = 0.5
+    t: Array,
+    *,
+    path: Path,
+    prediction: Literal["epsilon", "v"] = "epsilon",
+    scaling: Positive = 10_000.0,
+    sigma_data: float = 0.5,
 ) -> Scalings:
     """LCM's consistency function, σ_d²/(τ² + σ_d²)·x + τ/√(τ² + σ_d²)·D with τ = scaling·t.
 

@@ -7,6 +7,7 @@ Solvers of the ODE draw no noise and ignore `noises`.
 """
 
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,19 @@ from cmjax.core.ode import (
     solve_to_tolerance,
 )
 from cmjax.core.paths import Path
-from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Samples
+from cmjax.core.typing import (
+    AtLeastOne,
+    BoundDenoiser,
+    Integrator,
+    Noises,
+    NotNegative,
+    OdeStep,
+    Samples,
+    Within,
+)
 
 Times = Float[Array, " n"]
+Tolerance = Annotated[float, Within(1e-12, 1)]
 
 
 def by_ode(
@@ -72,7 +83,7 @@ def midpoint(
     noises: Noises,
     *,
     path: Path,
-    rho: float = 1.0,
+    rho: AtLeastOne = 1.0,
     to_zero: bool = True,
 ) -> Samples:
     """The midpoint method: second order, 2N − 1 evaluations. `rho` sets the middle time, see `midpoint_step`.
@@ -99,8 +110,8 @@ def tsit5(
     noises: Noises,
     *,
     path: Path,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: Tolerance = 1e-5,
+    atol: Tolerance = 1e-5,
     to_zero: bool = True,
 ) -> Samples:
     """Tsitouras' method with as many steps as the tolerances need, see `solve_to_tolerance`; it needs diffrax."""
@@ -140,10 +151,10 @@ def churn(
     noises: Noises,
     *,
     path: Path,
-    s_churn: float,
-    s_min: float = 0.0,
-    s_max: float = np.inf,
-    s_noise: float = 1.0,
+    s_churn: NotNegative,
+    s_min: NotNegative = 0.0,
+    s_max: NotNegative = np.inf,
+    s_noise: NotNegative = 1.0,
     to_zero: bool = True,
 ) -> Samples:
     """EDM's stochastic sampler: before every Heun step it adds noise and moves back to the higher noise level.

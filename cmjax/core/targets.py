@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.core.curricula import Curriculum
-from cmjax.core.typing import Schedule
+from cmjax.core.typing import Inside, Schedule
 
 
-def constant_rate(*, mu: float) -> Schedule:
+def constant_rate(*, mu: Inside) -> Schedule:
     """The same rate μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
     _check_rate("mu", mu)
     return lambda step: jnp.asarray(mu)
 
 
-def scheduled_rate(*, mu0: float, curriculum: Curriculum, ema_uses_intervals: bool = False) -> Schedule:
+def scheduled_rate(*, mu0: Inside, curriculum: Curriculum, ema_uses_intervals: bool = False) -> Schedule:
     """μ(k) = exp(s0·ln μ0/N(k)), with s0 = N(0) and 0 < mu0 < 1.   [Song et al. 2023, app. C]
 
     `ema_uses_intervals` divides by N − 1 instead of N, as the released CIFAR-10 code does.

@@ -4,23 +4,30 @@ Distributions of the noise level are converted by the path's `time_of`, so they 
 """
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cmjax.core.paths import Path
-from cmjax.core.typing import TimeSampler
+from cmjax.core.typing import LARGE, AtLeastOne, LogMean, LogStd, NotNegative, Positive, TimeSampler, Within
 
 
-def lognormal(*, mean: float, std: float, path: Path) -> TimeSampler:
+def lognormal(*, mean: LogMean, std: LogStd, path: Path) -> TimeSampler:
     """The time of the noise level σ with ln σ ~ N(mean, std²).   [Karras et al. 2022, table 1]"""
     _check_positive("std", std)
     return lambda key, batch_size: path.time_at(jnp.exp(mean + std * jax.random.normal(key, (batch_size,))))
 
 
 def student(
-    *, df: float, scale: float, path: Path, lowest: float = 1.0, highest: float = 80.0, points: int = 4096
+    *,
+    df: Positive,
+    scale: Positive,
+    path: Path,
+    lowest: Positive = 1.0,
+    highest: Positive = 80.0,
+    points: Annotated[int, Within(2, LARGE)] = 4096,
 ) -> TimeSampler:
     """The time of the noise level σ in [lowest, highest], with ln σ ~ truncated Student-t.   [Lee et al. 2025, TCM]
 
@@ -44,7 +51,7 @@ def student(
     return draw
 
 
-def uniform(*, t_min: float, t_max: float, rho: float = 1.0) -> TimeSampler:
+def uniform(*, t_min: NotNegative, t_max: Positive, rho: AtLeastOne = 1.0) -> TimeSampler:
     """The time t with t^(1/rho) uniform between its values at t_min and t_max.   [Song et al. 2023, app. B.2]"""
     if not 0 <= t_min < t_max:
         raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {t_min} and {t_max}")
@@ -52,7 +59,7 @@ def uniform(*, t_min: float, t_max: float, rho: float = 1.0) -> TimeSampler:
     return lambda key, batch_size: (low + (high - low) * jax.random.uniform(key, (batch_size,))) ** rho
 
 
-def logit_normal(*, mean: float, std: float) -> TimeSampler:
+def logit_normal(*, mean: LogMean, std: LogStd) -> TimeSampler:
     """t = sigmoid(n) in (0, 1) with n ~ N(mean, std²), for the linear path.   [Esser et al. 2024, sec. 3.1]"""
     _check_positive("std", std)
     return lambda key, batch_size: jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,)))

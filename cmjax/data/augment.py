@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from cmjax.core.typing import Share
 from cmjax.data.warp import warp
 
 Probabilities = Mapping[str, float]
@@ -56,7 +57,7 @@ GEOMETRY = ("scale", "rotation", "stretch", "translation")
 COLOR = ("brightness", "contrast", "luma_flip", "hue", "saturation")
 
 
-def edm(*, probability: float) -> Probabilities:
+def edm(*, probability: Share) -> Probabilities:
     """EDM's pipe, 9 labels: each image mirrored or not, and five more augmentations, each at `probability`.
 
     Published: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQ-v2.   [Karras et al. 2022, app. F.2]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from cmjax.core.typing import Params, Schedule
+from cmjax.core.typing import Count, NotNegative, Params, Positive, Rate, Schedule, Steps
 from cmjax.training import posthoc
 
 TARGET = "target"
@@ -95,24 +95,24 @@ def make_optimizer(
     )
 
 
-def constant_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+def constant_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
     """The learning rate `peak` after a linear warm-up."""
     return _warmed_up(optax.constant_schedule(peak), peak, warmup_steps)
 
 
-def cosine_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+def cosine_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
     """From `peak` to zero along a half cosine, after a linear warm-up."""
     return _warmed_up(optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1)), peak, warmup_steps)
 
 
-def linear_rate(*, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+def linear_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
     """From `peak` to zero along a line, after a linear warm-up."""
     decay = optax.linear_schedule(peak, 0.0, max(total_steps - warmup_steps, 1))
     return _warmed_up(decay, peak, warmup_steps)
 
 
 def inverse_sqrt_rate(
-    *, peak: float, total_steps: int, batch_size: int, flat_steps: int, warmup_mimg: float
+    *, peak: float, total_steps: int, batch_size: int, flat_steps: Count, warmup_mimg: NotNegative
 ) -> Schedule:
     """peak/√(max(step/flat_steps, 1)), after a linear warm-up of `warmup_mimg` million images.   [Karras et al. 2024,
     eq. 67]"""
@@ -135,14 +135,14 @@ def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), schedule], [warmup_steps])
 
 
-def ema(*, rate: float, batch_size: int) -> Schedule:
+def ema(*, rate: Rate, batch_size: int) -> Schedule:
     """μ = `rate` at every step."""
     if not 0 <= rate < 1:
         raise ValueError(f"rate must lie in [0, 1), got {rate}")
     return lambda step: jnp.asarray(rate)
 
 
-def half_life(*, mimg: float, batch_size: int, ramp_up: float = 0.05) -> Schedule:
+def half_life(*, mimg: Positive, batch_size: int, ramp_up: NotNegative = 0.05) -> Schedule:
     """μ = 2^(−batch/half-life), the half-life in images: `mimg` million, or `ramp_up` of the images seen if that is
     fewer; ramp_up = 0 turns that off.   [Karras et al. 2022, table 7]"""
     if mimg <= 0 or ramp_up < 0:
@@ -157,7 +157,7 @@ def half_life(*, mimg: float, batch_size: int, ramp_up: float = 0.05) -> Schedul
     return rate
 
 
-def power(*, std: float, batch_size: int) -> Schedule:
+def power(*, std: Positive, batch_size: int) -> Schedule:
     """μ = (1 − 1/t)^(γ+1), t the updates done with this one: the average weighs update τ by τ^γ, and the first replaces
     what was there.   [Karras et al. 2024, eqs. 126 and 127]
 

@@ -17,7 +17,7 @@ from cmjax.core.guidance import NO_LABEL
 from cmjax.core.model import Model
 from cmjax.core.paths import linear, per_sample
 from cmjax.core.times import part_of
-from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
+from cmjax.core.typing import Distance, Inside, Params, PerSample, Positive, PRNGKey, Samples, Share, Time
 
 AlphaWeight = Callable[[PerSample, PerSample], PerSample]
 """(the mean squared residual, α), both (b,) -> the residual's weight (b,)."""
@@ -154,7 +154,7 @@ def inverse_alpha(gap: PerSample, alpha: PerSample) -> PerSample:
     return 1 / alpha
 
 
-def adaptive_alpha(gap: PerSample, alpha: PerSample, *, c: float) -> PerSample:
+def adaptive_alpha(gap: PerSample, alpha: PerSample, *, c: Positive) -> PerSample:
     """The weight α/(‖Δ‖²/D + c), Δ the residual, with which all samples count about equally.
 
     [Zhang et al. 2025, α-Flow, the released code]
@@ -163,7 +163,7 @@ def adaptive_alpha(gap: PerSample, alpha: PerSample, *, c: float) -> PerSample:
 
 
 def alpha_schedule(
-    *, total_steps: int, start: float = 0.0, end: float = 1.0, clamp: float = 0.005, steepness: float = 25.0
+    *, total_steps: int, start: Share = 0.0, end: Share = 1.0, clamp: Inside = 0.005, steepness: Positive = 25.0
 ) -> Callable[[Array | int], Array]:
     """step -> α, which falls from 1 to 0 by a sigmoid, centred between the shares `start` and `end` of the run.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from cmjax.core.model import Model
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule
+from cmjax.core.typing import Conditions, Params, PerSample, Positive, PRNGKey, Samples, Schedule, Steps
 
 Gain = Callable[[PerSample], PerSample]
 """t -> a bounded factor that keeps the derivative finite: cos t on the TrigFlow path, 1 on the linear one."""
@@ -67,7 +67,7 @@ def tangent(
     return Tangent(out, jax.lax.stop_gradient(g), log_weight)
 
 
-def ramp(*, length: int) -> Schedule:
+def ramp(*, length: Steps) -> Schedule:
     """The tangent's warm-up: step -> a factor that rises from 0 to 1 over the first `length` steps; 1 if `length` is 0.
 
     [Lu & Song 2025, sCM, sec. 4.2]   Raises: ValueError where length is negative.
@@ -77,17 +77,17 @@ def ramp(*, length: int) -> Schedule:
     return lambda step: jnp.minimum(jnp.asarray(step, jnp.float32) / length, 1.0) if length else jnp.ones(())
 
 
-def unit_norm(g: Samples, *, c: float = 0.1) -> Samples:
+def unit_norm(g: Samples, *, c: Positive = 0.1) -> Samples:
     """g/(‖g‖₂ + c), the norm over a sample's elements.   [Lu & Song 2025, sCM, sec. 4.2]"""
     return g / (_norm(g) + c)
 
 
-def unit_rms(g: Samples, *, c: float = 0.1) -> Samples:
+def unit_rms(g: Samples, *, c: Positive = 0.1) -> Samples:
     """g/(rms(g) + c), with the root mean square over a sample's elements in place of the norm."""
     return g / (_norm(g) / (g[0].size ** 0.5) + c)
 
 
-def clipped(g: Samples, *, bound: float = 1.0) -> Samples:
+def clipped(g: Samples, *, bound: Positive = 1.0) -> Samples:
     """g with every element clipped to [−bound, bound].   [Lu & Song 2025, sCM, sec. 4.2]"""
     return jnp.clip(g, -bound, bound)
 
