@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
 from cmjax.config.fields import ConfigError
 from cmjax.machine.files import ask_bucket, is_bucket, to_path
+from cmjax.recipes import FOLDER, change, find_recipe, list_recipes, load_recipe
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 MODES = {
     "train": "cmjax.modes.train",
@@ -83,6 +87,7 @@ class Options:
 
     mode: str
     values: absl_flags.FlagValues
+    config: "ConfigDict | None"
 
     def __getattr__(self, name: str) -> Any:
         return self.values[name].value
@@ -94,27 +99,22 @@ class Options:
     @property
     def recipe(self) -> dict[str, Any]:
         """The configuration with the command line's changes. Raises: ConfigError where there is none."""
-        if self.values["config"].value is None:
-            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py")
-        try:
-            return self.values["config"].value.to_dict()
-        except (OSError, ValueError) as error:  # config_flags reports a file that fails only when it is asked
-            raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
+        if self.config is None:
+            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py; --list tells them")
+        return self.config.to_dict()
 
     @property
     def recipe_name(self) -> str:
         """The recipe's file name, with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
-        from ml_collections import config_flags
-
-        path, _, variant = config_flags.get_config_filename(self.values["config"]).partition(":")
-        return Path(path).stem + (f"-{variant}" if variant else "")
+        file, variant = find_recipe(self.values["config"].value or "")
+        return file.stem + (f"-{variant}" if variant else "")
 
     @property
     def workdir(self) -> Path:
         """The run's folder; that of a bucket only when it answers."""
         workdir = self.values["workdir"].value
         if workdir is None:
-            if self.values["config"].value is None:
+            if self.config is None:
                 raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
             return Path("runs") / self.recipe_name
         try:
@@ -137,20 +137,52 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     if any(argument in ("--help", "-h", "--helpfull") for argument in arguments):
         print(_help(mode))
         sys.exit(0)
+    if "--list" in arguments:
+        print(_list())
+        sys.exit(0)
     chosen = mode or "train"
-    module, flags = importlib.import_module(MODES[chosen]), declared(chosen, arguments)
+    module, flags = importlib.import_module(MODES[chosen]), declared(chosen)
+    arguments, changes = _changes(arguments)
     try:
         rest = flags.values([USAGE, *arguments])[1:]
     except absl_flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown(error.flagname, chosen, flags)) from error
-    except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+    except absl_flags.Error as error:
         raise ConfigError(f"{' '.join(str(error).split())}\n{_see(chosen)}") from error
     if rest:
         raise ConfigError(f"{' '.join(rest)}: options are written --name=value\n{_see(chosen)}")
-    for name in (name for names in flags.groups.values() for name in names if name != "config"):
+    for name in (name for names in flags.groups.values() for name in names):
         if flags.values[name].present and flags.values[name].value in ("", [], [""]):
             raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
-    return module, Options(chosen, flags.values)
+    return module, Options(chosen, flags.values, _changed(flags.values["config"].value, changes))
+
+
+def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """The arguments without those that change a recipe, and of these each field with what is written of it."""
+    rest, changes, arguments = [], [], list(arguments)
+    while arguments:
+        name, equals, value = (argument := arguments.pop(0)).partition("=")
+        name = "--" + name.lstrip("-")
+        if name.startswith("--noconfig."):
+            changes.append((name.removeprefix("--noconfig."), "False"))
+        elif not name.startswith("--config.") or not argument.startswith("-"):
+            rest.append(argument)
+        else:
+            follows = not equals and arguments and not arguments[0].startswith("--")
+            changes.append((name.removeprefix("--config."), value if equals else arguments.pop(0) if follows else None))
+    return rest, changes
+
+
+def _changed(recipe: str | None, changes: list[tuple[str, str | None]]) -> "ConfigDict | None":
+    """The recipe's configuration with its changes, None where no recipe is named."""
+    if recipe is None:
+        if changes:
+            raise ConfigError(f"--config.{changes[0][0]}: of which recipe? Name it, as --config=configs/digits_ct.py")
+        return None
+    config = load_recipe(recipe)
+    for name, text in changes:
+        change(config, name, text)
+    return config
 
 
 def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -167,18 +199,13 @@ def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
     return named[-1], arguments
 
 
-def declared(mode: str, arguments: list[str]) -> Flags:
+def declared(mode: str) -> Flags:
     """The flags of a mode, and those of every mode."""
-    from ml_collections import config_flags
-
     flags = Flags()
     flags.group("The run")
     flags.text("workdir", None, "The run's folder, on a disk or in a bucket (gs://…). Default: runs/<recipe's name>.")
-    help = "The recipe, as configs/digits_ct.py; --config.<field>=<value> changes it."
-    config_flags.DEFINE_config_file("config", None, help, flags.values, sys_argv=[USAGE, *arguments])
-    flags.groups["The run"].append("config")
-    module = importlib.import_module(MODES[mode])
-    module.declare(flags)
+    flags.text("config", None, "The recipe, as configs/digits_ct.py or digits_ct; --config.<field>=<value> changes it.")
+    importlib.import_module(MODES[mode]).declare(flags)
     absl_flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=flags.values)
     return flags
 
@@ -207,7 +234,7 @@ def _flags_of_others(mode: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for other in MODES:
         if other != mode:
-            for names in declared(other, []).groups.values():
+            for names in declared(other).groups.values():
                 for name in names:
                     found.setdefault(name, []).append(other)
     return found
@@ -220,13 +247,23 @@ def _see(mode: str) -> str:
 def _help(mode: str | None) -> str:
     if mode is None:
         modes = "\n".join(f"  {name:10s}{summary}" for name, summary in SUMMARIES.items())
-        shown = "\n\n".join((f"usage: {USAGE}", modes, "The flags of a mode: cmjax <mode> --help"))
+        more = "The flags of a mode: cmjax <mode> --help\nThe recipes:         cmjax --list"
+        shown = "\n\n".join((f"usage: {USAGE}", modes, more))
         return f"cmjax: consistency models in JAX\n\n{shown}"
-    module, flags = importlib.import_module(MODES[mode]), declared(mode, [])
+    module, flags = importlib.import_module(MODES[mode]), declared(mode)
     sections = [(module.__doc__ or "").strip()]
     for title, names in flags.groups.items():
         sections.append("\n".join([f"{title}:", *(_described(flags.values[name]) for name in names)]))
     return "\n\n".join(sections)
+
+
+def _list() -> str:
+    recipes = list_recipes()
+    if not recipes:
+        return f"There are no recipes in {FOLDER}/ here; the folder comes with cmjax's sources."
+    width = max(map(len, recipes)) + 2
+    lines = [f"  {name:{width}s}{about}" for name, about in recipes.items()]
+    return "\n".join(["The recipes of configs/, for --config=<name>:", "", *lines])
 
 
 def _described(flag: absl_flags.Flag) -> str:

@@ -1,19 +1,15 @@
 """The program: `python -m cmjax.main --config=configs/digits_ct.py`, or `cmjax sample --workdir=runs/digits_ct`."""
 
-import logging
 import os
 import signal
 import sys
-import traceback
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from cmjax.command_line import Options, parse
-from cmjax.config.fields import ConfigError
-from cmjax.machine.lock import release_all
-from cmjax.machine.quiet import quiet_libraries
 from cmjax.machine.signals import leave_on_signals
-from cmjax.machine.xla import prefer_fast_convolutions
+
+if TYPE_CHECKING:
+    from cmjax.command_line import Options
 
 ALONE = ("plan", "average", "import", "export")
 """Modes that one process does in a moment."""
@@ -21,19 +17,34 @@ ALONE = ("plan", "average", "import", "export")
 
 def main() -> None:
     """Do what the command line says, and end with one line where it cannot be done."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    leave_on_signals(partial(_leave, None))  # before the imports, which take a second
+    from cmjax.command_line import parse
+    from cmjax.config.fields import ConfigError
+    from cmjax.machine.quiet import quiet_libraries
+
     quiet_libraries()
-    prefer_fast_convolutions()
     try:
         module, options = parse(sys.argv[1:])
+        leave_on_signals(partial(_leave, options))
+        _do(module, options)
+        sys.stdout.flush()
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    leave_on_signals(partial(_leave, options))
-    from cmjax.data.sources import DataError
-    from cmjax.machine.processes import OtherProcessError
-    from cmjax.training.checkpoint import CheckpointError
-    from cmjax.training.loop import NonFiniteLoss, Stopped
+    except BrokenPipeError:  # of `cmjax … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
+
+def _do(module, options: "Options") -> None:
+    from cmjax.config.fields import ConfigError
+    from cmjax.data.base import DataError
+    from cmjax.machine.memory import out_of_memory
+    from cmjax.machine.processes import OtherProcessError
+    from cmjax.machine.xla import prefer_fast_convolutions
+    from cmjax.training.loop import NonFiniteLoss, Stopped
+    from cmjax.training.newest import CheckpointError
+
+    prefer_fast_convolutions()
     try:
         if options.mode != "status":  # files are all it needs: it waits for no other process
             _join(options.mode)
@@ -45,14 +56,22 @@ def main() -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(_code(options, stopped.number))
-    except Exception:
-        _end(1, traceback.format_exc())
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        import traceback
+
+        problem = out_of_memory(error)
+        _end(1, traceback.format_exc() if problem is None else f"error: {problem}")
 
 
 def _join(mode: str) -> None:
     """Join the other processes of the job: the first thing that a mode does."""
+    import logging
+
     import jax
 
+    from cmjax.config.fields import ConfigError
     from cmjax.machine.processes import join_processes
 
     try:
@@ -81,21 +100,24 @@ def _end(code: int, message: str | None) -> NoReturn:
     sys.exit(code)
 
 
-def _code(options: Options, number: int) -> int:
+def _code(options: "Options", number: int) -> int:
     """The exit code of a program that a signal ended."""
     return options.stopped_exit_code if options.mode == "train" and number == signal.SIGTERM else 128 + number
 
 
-def _leave(options: Options, number: int, second: bool) -> None:
+def _leave(options: "Options | None", number: int, second: bool) -> None:
     """End at once by a signal: nothing has been computed since the last save, or the user asked twice."""
     name, code = signal.Signals(number).name, 128 + number
     if second:
         message = f"left at once by a second {name}; what was not saved is lost"
+    elif options is None:
+        message = f"stopped by {name}; nothing was begun"
     else:
         goes_on = "starts again" if options.mode == "train" else "goes on with what is missing"
         message, code = f"stopped by {name}; the same command {goes_on}", _code(options, number)
     print(message, file=sys.stderr, flush=True)
-    release_all()
+    if "cmjax.machine.lock" in sys.modules:
+        sys.modules["cmjax.machine.lock"].release_all()
     os._exit(code)
 
 

@@ -180,10 +180,16 @@ def spoilt(tmp_path):
 
 def test_a_batch_that_is_not_finite_stops_the_run_or_is_skipped(spoilt, tmp_path, caplog):
     workdir = tmp_path / "run"
-    for _ in range(2):  # what it saved leads to the same step again
-        with pytest.raises(NonFiniteLoss, match=r"not finite at step [0-3];.*optimizer.skip_nonfinite=10") as first:
+    every = {"checkpoint__save_every": 1}
+    with pytest.raises(NonFiniteLoss, match=r"not finite at step [0-3]\..*optimizer.skip_nonfinite=10") as first:
+        train.run(config_of(**spoilt, **every), workdir)
+    reached = first.value.step
+    assert f"goes on from step {reached}" in str(first.value)
+    for step in range(reached, 0, -1):  # what led to it is put aside, and then what led to that
+        with pytest.raises(NonFiniteLoss, match=f"put aside as ruined-{step}") as again:
             train.run(config_of(**spoilt), workdir)
-        assert (workdir / "checkpoints" / str(first.value.step)).is_dir()
+        assert (workdir / "checkpoints" / f"ruined-{step}").is_dir()
+        assert again.value.step == reached
     with pytest.raises(NonFiniteLoss, match="after 1 steps that were skipped") as second:
         train.run(config_of(**spoilt, optimizer__skip_nonfinite=1), workdir)
     assert 4 <= second.value.step < 8

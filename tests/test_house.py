@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "cmjax").rglob("*.py"))
 GROUND = {"core", "nets", "data"}
-GROUND_AND_BELOW = GROUND | {"machine"}
+GROUND_AND_BELOW = GROUND | {"machine", "ranges"}
 LOWER = GROUND_AND_BELOW | {"training", "evaluation", "interop"}
 MAY_IMPORT = {
-    "core": {"core"},
-    "nets": {"nets", "machine"},
-    "data": {"data", "machine"},
+    "ranges": set(),
+    "core": {"core", "ranges"},
+    "nets": {"nets", "machine", "ranges"},
+    "data": {"data", "machine", "ranges"},
     "machine": {"machine"},
     "training": GROUND_AND_BELOW | {"training"},
     "evaluation": GROUND_AND_BELOW | {"evaluation"},
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "runs": LOWER | {"config", "runs"},
     "drawing": LOWER | {"config", "runs", "drawing"},
     "planning": LOWER | {"config", "runs", "planning"},
-    "command_line": {"config", "machine"},
+    "recipes": {"config"},
+    "command_line": {"config", "machine", "recipes"},
     "modes": LOWER | {"config", "runs", "drawing", "planning", "command_line"},
     "main": LOWER | {"config", "runs", "drawing", "planning", "command_line", "modes"},
     "__init__": {"core", "runs"},

@@ -13,18 +13,11 @@ from cmjax.core import curricula, distances, ode, pairs, targets, times, weighti
 from cmjax.core.distances import Speed
 from cmjax.core.guidance import draw_guidance
 from cmjax.core.losses import tangents
-from cmjax.core.typing import (
-    Distance,
-    Params,
-    PerSample,
-    Schedule,
-    TimeSampler,
-    Weight,
-    Within,
-)
+from cmjax.core.typing import Distance, Params, PerSample, Schedule, TimeSampler, Weight
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import lpips
 from cmjax.nets.lpips import parameter_shapes as lpips_shapes
+from cmjax.ranges import Within
 from cmjax.training.method import FrozenWeights
 
 TIMES = {

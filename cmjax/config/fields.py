@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cmjax.core.typing import Real, Within
+from cmjax.ranges import Real, Within
 
 LARGEST = 3e38
 """Of float32, in which everything is computed."""
@@ -75,12 +75,14 @@ class Fields:
             raise self.error(field, "must be a section of fields, not a single value")
         return self._sections.setdefault(field, Fields(value, self.name(field)))
 
-    def number(self, field: str, *, at_least: float | None = None, above: float | None = None) -> float:
+    def number(
+        self, field: str, *, at_least: float | None = None, above: float | None = None, at_most: float = LARGEST
+    ) -> float:
         value = self.value(field)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(field, f"must be a number{_like_a_number(value)}")
-        if not abs(value) <= LARGEST:  # also what is not a number
-            raise self.error(field, f"must be a finite number of at most {LARGEST:g}")
+        if not value <= at_most or not math.isfinite(value):
+            raise self.error(field, f"must be a finite number of at most {at_most:g}")
         if at_least is not None and not value >= at_least:
             raise self.error(field, f"must be at least {at_least}")
         if above is not None and not value > above:

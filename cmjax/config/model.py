@@ -2,17 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.fields import ConfigError, Fields, problem_of
 from cmjax.core import model as core
 from cmjax.core import paths
 from cmjax.core import preconditioning as scalings
@@ -21,8 +21,11 @@ from cmjax.core.paths import Path
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params, PRNGKey
 from cmjax.nets import NETS
-from cmjax.nets.adapter import as_net, init_params
+from cmjax.nets.adapter import as_net, init_params, parameter_shapes
+from cmjax.ranges import LARGE, NotNegative, Within
 
+Size = Annotated[int, Within(0, 2**14)]
+"""Of a network's field that is a whole number, unless the module says more."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PATHS: dict[str, Callable[..., Path]] = {
     "ve": lambda: paths.ve,
@@ -127,9 +130,9 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
     module_class = NETS[net.one_of("name", NETS)]
     conditional = net.boolean("class_conditional")
     knobs: dict[str, Any] = {"dtype": DTYPES[net.one_of("dtype", DTYPES)]}
-    free = {f.name: f.default for f in dataclasses.fields(module_class)}
+    free = {f.name: f for f in dataclasses.fields(module_class)}
     for name in set(net.remaining()) & set(free) - {"parent", "name", "num_classes"}:
-        knobs[name] = _like(net, name, free[name])
+        knobs[name] = _network_field(net, name, free[name], module_class.choices)
 
     if bool(knobs.get("two_times")) != (kind == "flow_map"):
         raise net.error("two_times", f"{made_by} gives it {'two times' if kind == 'flow_map' else 'one time'}")
@@ -147,8 +150,8 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
 
 def _read_path(section: Fields, kind: str) -> tuple[str, Path, dict[str, float]]:
     """The path's name, the path, and the constants of the section `model`."""
-    constants = {name: section.number(name, above=0) for name in ("sigma_data", "t_max")}
-    constants["rho"] = section.number("rho", at_least=1)
+    constants = {name: section.number(name, above=0, at_most=LARGE) for name in ("sigma_data", "t_max")}
+    constants["rho"] = section.number("rho", at_least=1, at_most=100)
     chosen = section.choice("path", PATHS, **constants)
     name, path = chosen.name, section.called("path", chosen)
     constants["t_min"] = section.number("t_min", at_least=0)
@@ -163,14 +166,23 @@ def _read_path(section: Fields, kind: str) -> tuple[str, Path, dict[str, float]]
     return name, path, constants
 
 
-def _like(fields: Fields, name: str, default: Any) -> Any:
-    """The field's value, of the type of a network field's default."""
-    if isinstance(default, bool):
+def _network_field(fields: Fields, name: str, field: dataclasses.Field, choices: Mapping[str, Sequence[str]]) -> Any:
+    """The value of a network's field, of its kind and in its range."""
+    if name in choices:
+        return fields.one_of(name, choices[name])
+    if isinstance(field.default, bool):
         return fields.boolean(name)
-    if isinstance(default, int):
-        return fields.integer(name, at_least=0)
-    if isinstance(default, float):
-        return fields.number(name, at_least=0)
-    if isinstance(default, tuple):
+    if isinstance(field.default, tuple):
         return tuple(int(v) if v == int(v) else v for v in fields.numbers(name))
-    return fields.value(name)
+    kind: Any = {int: Size, float: NotNegative}.get(field.type, field.type)
+    if problem := problem_of(fields.value(name), kind):
+        raise fields.error(name, problem)
+    return fields.integer(name, at_least=0) if isinstance(field.default, int) else fields.value(name)
+
+
+def check_network(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where the network cannot be made for samples of `shape` (h, w, c). Nothing is computed."""
+    try:
+        parameter_shapes(module, shape)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.net: for images of {shape}: {' '.join(str(error).split())}") from error

@@ -6,8 +6,9 @@ from typing import Any
 import optax
 
 from cmjax.config.fields import Fields
-from cmjax.core.typing import Positive, Rate, Schedule
+from cmjax.core.typing import Schedule
 from cmjax.nets.magnitude import normalize_weights
+from cmjax.ranges import Positive, Rate
 from cmjax.training import optimizer as optimizers
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from cmjax.core.typing import Count, Schedule, Step
+from cmjax.core.typing import Schedule, Step
+from cmjax.ranges import Count
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmjax.core.typing import Count, Distance, NotNegative, PerSample, Samples
+from cmjax.core.typing import Distance, PerSample, Samples
+from cmjax.ranges import Count, NotNegative
 
 Speed = Callable[[Samples, Samples], PerSample]
 """(f, df/dt), both (b, ...) -> how fast f changes, (b,): the limit of d(f(t), f(t − h))/h^p, p the distance's power."""

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.core.paths import Path, per_sample
-from cmjax.core.typing import AtLeastOne, BoundDenoiser, OdeStep, Samples, Time, Velocity
+from cmjax.core.typing import BoundDenoiser, OdeStep, Samples, Time, Velocity
+from cmjax.ranges import AtLeastOne
 
 
 def ode_velocity(denoise: BoundDenoiser, path: Path) -> Velocity:

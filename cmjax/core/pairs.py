@@ -13,19 +13,8 @@ from cmjax.core.batch import Times
 from cmjax.core.curricula import Curriculum
 from cmjax.core.grids import karras_grid
 from cmjax.core.times import part_of
-from cmjax.core.typing import (
-    AboveOne,
-    Count,
-    LogMean,
-    LogStd,
-    NotNegative,
-    PerSample,
-    PRNGKey,
-    Schedule,
-    Share,
-    Step,
-    TimeSampler,
-)
+from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
+from cmjax.ranges import AboveOne, Count, LogMean, LogStd, NotNegative, Share
 
 TimesSampler = Callable[[PRNGKey, int, Step], Times]
 """(key, batch_size, step) -> Times. A curriculum acts through `step`."""

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from cmjax.core.typing import Count, Denoiser, Inside, Params, Positive, Samples, Time
+from cmjax.core.typing import Denoiser, Params, Samples, Time
+from cmjax.ranges import Count, Inside, Positive
 
 
 def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.paths import Path, per_sample
-from cmjax.core.typing import Positive, Samples
+from cmjax.core.typing import Samples
+from cmjax.ranges import Positive
 
 
 class Scalings(NamedTuple):

@@ -24,16 +24,8 @@ from cmjax.core.ode import (
     solve_to_tolerance,
 )
 from cmjax.core.paths import Path
-from cmjax.core.typing import (
-    AtLeastOne,
-    BoundDenoiser,
-    Integrator,
-    Noises,
-    NotNegative,
-    OdeStep,
-    Samples,
-    Within,
-)
+from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Samples
+from cmjax.ranges import AtLeastOne, NotNegative, Within
 
 Times = Float[Array, " n"]
 Tolerance = Annotated[float, Within(1e-12, 1)]

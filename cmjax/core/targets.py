@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.core.curricula import Curriculum
-from cmjax.core.typing import Inside, Schedule
+from cmjax.core.typing import Schedule
+from cmjax.ranges import Inside
 
 
 def constant_rate(*, mu: Inside) -> Schedule:

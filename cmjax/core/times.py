@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.core.paths import Path
-from cmjax.core.typing import LARGE, AtLeastOne, LogMean, LogStd, NotNegative, Positive, TimeSampler, Within
+from cmjax.core.typing import TimeSampler
+from cmjax.ranges import LARGE, AtLeastOne, LogMean, LogStd, NotNegative, Positive, Within
 
 
 def lognormal(*, mean: LogMean, std: LogStd, path: Path) -> TimeSampler:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from cmjax.core.typing import Share
 from cmjax.data.warp import warp
+from cmjax.ranges import Share
 
 Probabilities = Mapping[str, float]
 """Of each augmentation that may happen, by its name in `Draws`, that it does; others are not in the labels either."""

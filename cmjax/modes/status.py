@@ -158,7 +158,7 @@ def _state(found: Found) -> str:
     who = f"process {mark.get('pid')} on {mark.get('host')}" if mark else ""
     if mark and found.alive:
         return f"running{_since(mark)}: {who}; {ago}"
-    if found.summary.get("steps", 0) >= found.total:
+    if found.summary.get("steps", 0) >= found.total and found.summary.get("finished", True):
         return f"finished {_duration(found.age)} ago"
     if found.saved and found.saved[-1] >= found.total:
         return "trained to the end; the last pictures and the summary are missing, and the same command makes them"

@@ -10,9 +10,10 @@ The same command goes on with a run that was stopped.
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from cmjax.command_line import Flags, Options
@@ -23,6 +24,7 @@ from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
 from cmjax.evaluation.figures import can_compare, compare, format_figures
 from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.memory import program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
@@ -40,7 +42,7 @@ from cmjax.runs.starting import (
 from cmjax.runs.trained import newest_checkpoint
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter
-from cmjax.training.loop import run_loop
+from cmjax.training.loop import NonFiniteLoss, Stopped, run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
 from cmjax.training.state import Batch, TrainState
@@ -79,13 +81,20 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
 def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
     setup = set_up(run, partial(_open, run))
-    has_checkpoint = first_does(lambda: newest_checkpoint(workdir)) >= 0
-    state = None if has_checkpoint else first_state(setup)
+    reached = first_does(lambda: newest_checkpoint(workdir))
+    if reached > run.steps:
+        raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
+    state = None if reached >= 0 else first_state(setup)
     shape, num_classes = setup.source.shape, setup.source.num_classes
     for change in first_does(lambda: write_record(workdir, config, shape, num_classes, recipe=recipe)):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(run, setup.model, setup.source, workdir)
-    trained, speed = _train(setup, state, config, pictures, steps)
+    try:
+        trained, speed = _train(setup, state, config, pictures, steps)
+    except Stopped as stopped:
+        step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
+        first_does(lambda: _write_summary(run, workdir, step, by))
+        raise
     _finish(setup, trained, pictures, speed | {"seconds": time.perf_counter() - began})
 
 
@@ -111,6 +120,7 @@ def _train(
         if start:
             log.info("going on from step %d of %s", start, workdir)
         if start >= run.steps:
+            log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
             return state, {}
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
         began = time.perf_counter()
@@ -122,6 +132,7 @@ def _train(
             contextlib.closing(batches.stream(start, run.steps)) as stream,
             progress("training", run.steps, start=start) as update,
             traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
+            _going_back(checkpointer, start),
         ):
             state = run_loop(
                 state, train_step, setup.frozen, stream, start=start, total_steps=run.steps, speed=speed,
@@ -135,12 +146,32 @@ def _train(
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
 
 
+@contextlib.contextmanager
+def _going_back(checkpointer: Checkpointer, start: int) -> Iterator[None]:
+    """Within, a loss that is not finite tells where the same command goes on. A checkpoint from which training failed
+    before the next one was saved is put aside, for it may be ruined."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        newest = checkpointer.newest()
+        goes_on = f"start again with the same command, which goes on from step {newest}"
+        if newest == start > 0:
+            checkpointer.put_aside(start, "ruined")
+            newest = checkpointer.newest()
+            place = f"from step {newest}" if newest else "at step 0, for no other is left"
+            goes_on = f"start again with the same command: the checkpoint of step {start}, which led here, is put "
+            goes_on += f"aside as ruined-{start}, and the run goes on {place}"
+        raise NonFiniteLoss(error.step, error.skipped, goes_on) from error
+
+
 def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledStep, float]:
     """The compiled train step, and the seconds that it took."""
     log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
     began = time.perf_counter()
     train_step = train_step_of(setup.run, setup.model, setup.teacher)
     compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh)
+    if problem := too_little("the compiled train step", program_bytes(compiled.executable)):
+        raise ConfigError(f"config: {problem}")
     seconds = time.perf_counter() - began
     log.info("compiled in %.1f s; training steps %d to %d", seconds, int(state.step), setup.run.steps)
     return compiled, seconds
@@ -163,18 +194,27 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
             table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
         except ValueError as error:  # too few images, or of one class: no reason to lose the summary
             log.warning("no figures: %s", error)
-    summary = {
-        "workdir": str(workdir),
-        "checkpoint": str(workdir / "checkpoints" / str(steps)),
+    more = {
         "samples": grids,
-        "steps": steps,
-        "images_seen": steps * run.batch_size,
         "parameters": count(state.params),
         **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,
     }
+    print(_report(_write_summary(run, workdir, steps, more)))
+
+
+def _write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `summary.json`, of a run that is finished or was stopped, and give it back."""
+    summary = {
+        "workdir": str(workdir),
+        "checkpoint": str(workdir / "checkpoints" / str(steps)),
+        "finished": "stopped_by" not in more,
+        "steps": steps,
+        "images_seen": steps * run.batch_size,
+        **more,
+    }
     write_atomically(workdir / "summary.json", to_json(summary))
-    print(_report(summary))
+    return summary
 
 
 def _report(summary: dict[str, Any]) -> str:

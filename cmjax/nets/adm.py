@@ -14,6 +14,7 @@ from cmjax.nets.blocks import MODULATIONS, ResidualBlock
 from cmjax.nets.inputs import AddedEmbedding
 from cmjax.nets.layers import Conv, FanIn, GroupNorm, upsample
 from cmjax.nets.unet_base import UNetBase
+from cmjax.ranges import Depth, Width
 
 
 class ADM(UNetBase):
@@ -30,9 +31,9 @@ class ADM(UNetBase):
     augment_dim: > 0 accepts `augment`.
     """
 
-    channels: int = 192
+    channels: Width = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: int = 3
+    blocks: Depth = 3
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
     head_channels: int = 64
     heads: int = 0

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.nets.heads import WeightHead
 from cmjax.nets.inputs import added_scalars
+from cmjax.ranges import Rate
 
 
 class Network(nn.Module, kw_only=True):
@@ -24,7 +25,7 @@ class Network(nn.Module, kw_only=True):
     dtype: of computation; parameters and the output are float32.
     """
 
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     num_classes: int = 0
     two_times: bool = False
     guided: bool = False

@@ -13,6 +13,7 @@ from cmjax.nets.base import Network, block_class
 from cmjax.nets.blocks import ATTENTIONS, attend
 from cmjax.nets.layers import Dropout, Pointwise, Xavier
 from cmjax.nets.magnitude import Normal
+from cmjax.ranges import Depth, Width
 
 ZEROS, SMALL = nn.initializers.zeros, Normal(0.02)
 
@@ -39,10 +40,10 @@ class DiT(Network):
     remat: recompute each block in the backward pass.
     """
 
-    patch: int = 2
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
+    patch: Width = 2
+    width: Width = 768
+    depth: Depth = 12
+    heads: Width = 12
     mlp_ratio: float = 4.0
     time_scale: float = 1000.0
     out_channels: int | None = None

@@ -13,6 +13,7 @@ from cmjax.nets.blocks import attend
 from cmjax.nets.layers import Dropout, Filter, downsample, upsample
 from cmjax.nets.magnitude import Fourier, MPConv, MPLinear, mp_concat, mp_silu, mp_sum, normalize
 from cmjax.nets.unet_base import UNetBase
+from cmjax.ranges import Depth, Width
 
 
 class EDM2(UNetBase):
@@ -30,11 +31,11 @@ class EDM2(UNetBase):
     clip_act: bound of every block's output; 0 for none.
     """
 
-    channels: int = 192
+    channels: Width = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: int = 3
+    blocks: Depth = 3
     attention_resolutions: tuple[int, ...] = (16, 8)
-    head_channels: int = 64
+    head_channels: Width = 64
     resample_filter: Filter = (1, 1)
     noise_channel_mult: int = 0
     embedding_channel_mult: int = 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.nets.base import Network
+from cmjax.ranges import Depth, Width
 
 LOWEST = 0.25
 """The lowest frequency of the waves, rad per unit of time."""
@@ -25,10 +26,10 @@ class MLP(Network):
         losses want it.
     """
 
-    width: int = 512
-    depth: int = 4
-    frequencies: int = 32
-    embedding_width: int = 64
+    width: Width = 512
+    depth: Depth = 4
+    frequencies: Width = 32
+    embedding_width: Width = 64
     max_frequency: float = 16.0
 
     def check(self, x: Array) -> None:

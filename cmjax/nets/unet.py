@@ -14,6 +14,7 @@ from cmjax.nets.blocks import MODULATIONS, ResidualBlock
 from cmjax.nets.inputs import AddedEmbedding
 from cmjax.nets.layers import Conv, Filter, GroupNorm, Pointwise, Xavier, downsample, upsample
 from cmjax.nets.unet_base import UNetBase
+from cmjax.ranges import Depth, Width
 
 
 class UNet(UNetBase):
@@ -31,9 +32,9 @@ class UNet(UNetBase):
     modulation: how the embedding enters a block, "shift", "scale_shift" or "double_norm" (see `ResidualBlock`).
     """
 
-    channels: int = 128
+    channels: Width = 128
     channel_mult: tuple[int, ...] = (2, 2, 2)
-    blocks: int = 4
+    blocks: Depth = 4
     attention_resolutions: tuple[int, ...] = (16,)
     embedding: str = "positional"
     noise_channel_mult: int = 1

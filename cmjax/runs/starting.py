@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import Model
+from cmjax.config.model import Model, check_network
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params, PRNGKey, Samples
@@ -25,7 +26,8 @@ from cmjax.data.sources import Source
 from cmjax.evaluation.diagnostics import bin_of, level_edges
 from cmjax.machine.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
-from cmjax.machine.mesh import make_mesh, move, parameter_shardings
+from cmjax.machine.memory import GIB, too_little
+from cmjax.machine.mesh import bytes_per_device, make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
@@ -111,8 +113,22 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     frozen = _load_frozen(run, teacher, mesh)
     source = _open_together(lambda: open_source("train"))
     model = run.make_model(source.num_classes)
+    check_network(model.module, tuple(source.shape))
     _check_teacher(run, teacher, model, tuple(source.shape))
-    return Setup(run, mesh, source, model, teacher, frozen)
+    setup = Setup(run, mesh, source, model, teacher, frozen)
+    _check_memory(setup)
+    return setup
+
+
+def _check_memory(setup: Setup) -> None:
+    """Raise ConfigError where a device has no room for the least that it holds: state, gradients and a batch."""
+    state, run = shapes_of_state(setup), setup.run
+    shapes = {"state": state, "gradients": state.params}
+    bytes_of = {name: bytes_per_device(tree, parameter_shardings(tree, setup.mesh)) for name, tree in shapes.items()}
+    bytes_of["a batch"] = 4 * math.prod(setup.source.shape) * run.batch_size // run.grad_accumulation // setup.mesh.size
+    parts = ", ".join(f"{name} {size / GIB:.3g} GiB" for name, size in bytes_of.items())
+    if problem := too_little(f"training {count(state.params):,} parameters ({parts})", sum(bytes_of.values())):
+        raise ConfigError(f"config: {problem}")
 
 
 def _open_together(open_source: Callable[[], Source]) -> Source:

@@ -140,13 +140,20 @@ class Checkpointer:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             return move(_join(like, {name: restored[name] for name in items}), parameter_shardings(like, mesh))
 
-        return newest_readable(self.folder, self._manager.all_steps, read, on_damaged=self._put_aside)
+        return newest_readable(
+            self.folder, self._manager.all_steps, read, on_damaged=lambda step: self.put_aside(step, "damaged")
+        )
 
-    def _put_aside(self, step: int) -> None:
+    def newest(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        return max(self._manager.all_steps(), default=0)
+
+    def put_aside(self, step: int, what: str) -> None:
+        """Rename a checkpoint to `<what>-<step>`, so that no run goes on from it. Every process must call it."""
         if is_bucket(self.folder):
             log.warning("remove %s: a bucket's folders cannot be renamed", self.folder / str(step))
             return
-        first_does(lambda: os.replace(self.folder / str(step), self.folder / f"damaged-{step}"))
+        first_does(lambda: os.replace(self.folder / str(step), self.folder / f"{what}-{step}"))
         self._manager.reload()
 
 

@@ -25,24 +25,25 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient was not finite at `step`, after `skipped` others; the state before it is saved."""
+    """The loss or its gradient was not finite at `step`, after `skipped` others. Nothing is saved of the state before,
+    which may be ruined already."""
 
-    def __init__(self, step: int, skipped: int = 0):
+    def __init__(self, step: int, skipped: int = 0, goes_on: str = "start again with the same command"):
         before = f", after {skipped} steps that were skipped" if skipped else ""
         super().__init__(
-            f"the loss or its gradient is not finite at step {step}{before}; the state before it is saved. Lower "
-            "optimizer.learning_rate or set optimizer.clip_norm, and start again with the same command; or go past "
-            f"such steps, with --config.optimizer.skip_nonfinite={max(10, 2 * skipped)} up to that many"
+            f"the loss or its gradient is not finite at step {step}{before}. Lower optimizer.learning_rate or set "
+            f"optimizer.clip_norm, and {goes_on}; or go past such steps, with "
+            f"--config.optimizer.skip_nonfinite={max(10, 2 * skipped)} up to that many"
         )
-        self.step = step
+        self.step, self.skipped = step, skipped
 
 
 class Stopped(Exception):
     """The run was asked to stop by the signal `number` and has saved its state."""
 
     def __init__(self, step: int, number: int):
-        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
-        self.number = number
+        super().__init__(f"stopped at step {step}, saved and not finished; the same command goes on from there")
+        self.step, self.number = step, number
 
 
 def run_loop(
@@ -67,7 +68,7 @@ def run_loop(
 
     `flush_records` is called before each save: no record of a step that a checkpoint has is lost.
 
-    Raises: NonFiniteLoss, or Stopped on SIGTERM and Ctrl-C; either way with the state saved.
+    Raises: Stopped on SIGTERM and Ctrl-C, with the state saved; NonFiniteLoss.
     """
     late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed)
     with stop_requests() as stop_requested:
@@ -84,9 +85,6 @@ def run_loop(
                     raise Stopped(done, stop)
                 if sample_every and done % sample_every == 0 and done < total_steps:
                     draw_samples(state, done)
-        except NonFiniteLoss as error:
-            checkpointer.save(state, error.step)
-            raise
         finally:
             checkpointer.wait()
         if not all_agree(not stop_requested()):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from cmjax.core.typing import Count, NotNegative, Params, Positive, Rate, Schedule, Steps
+from cmjax.core.typing import Params, Schedule
+from cmjax.ranges import Count, NotNegative, Positive, Rate, Steps
 from cmjax.training import posthoc
 
 TARGET = "target"

@@ -17,7 +17,8 @@ from cmjax.core.guidance import NO_LABEL
 from cmjax.core.model import Model
 from cmjax.core.paths import linear, per_sample
 from cmjax.core.times import part_of
-from cmjax.core.typing import Distance, Inside, Params, PerSample, Positive, PRNGKey, Samples, Share, Time
+from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
+from cmjax.ranges import Inside, Positive, Share
 
 AlphaWeight = Callable[[PerSample, PerSample], PerSample]
 """(the mean squared residual, α), both (b,) -> the residual's weight (b,)."""

@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from cmjax.core.model import Model
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import Conditions, Params, PerSample, Positive, PRNGKey, Samples, Schedule, Steps
+from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule
+from cmjax.ranges import Positive, Steps
 
 Gain = Callable[[PerSample], PerSample]
 """t -> a bounded factor that keeps the derivative finite: cos t on the TrigFlow path, 1 on the linear one."""

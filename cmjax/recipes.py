@@ -1,0 +1,188 @@
+"""Recipes: Python files whose `get_config()` gives a configuration, and the changes that a command line makes to it."""
+
+import ast
+import difflib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from cmjax.config.fields import ConfigError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+FOLDER = Path("configs")
+"""Of the recipes that are called by their names."""
+YES, NO = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def find_recipe(text: str) -> tuple[Path, str]:
+    """The file and the variant of `--config=<text>`: a path, or the name of a recipe in configs/, as cifar_ct:tiny.
+
+    Raises: ConfigError where there is no such file.
+    """
+    path, _, variant = text.partition(":")
+    if not path:
+        raise ConfigError("--config= is empty: name a recipe, as --config=configs/digits_ct.py")
+    file = Path(path) if path.endswith(".py") or os.sep in path else FOLDER / f"{path}.py"
+    if Path(path).is_file() and not path.endswith(".py"):
+        raise ConfigError(f"--config={text}: a recipe is a Python file, as configs/digits_ct.py")
+    if not file.is_file():
+        known = list_recipes(file.parent)
+        what = "is a folder" if file.is_dir() else f"there is no file {file}{_meant(file.stem, known)}"
+        raise ConfigError(f"--config={text}: {what}; --list tells the recipes in {FOLDER}")
+    return file, variant
+
+
+def load_recipe(text: str) -> "ConfigDict":
+    """The configuration of the recipe that `--config=<text>` names.
+
+    Raises: ConfigError where it cannot be run, or gives no configuration.
+    """
+    from ml_collections import ConfigDict
+
+    file, variant = find_recipe(text)
+    try:
+        module = _run(file)
+        if not callable(getattr(module, "get_config", None)):
+            raise ConfigError(f"--config={text}: {file} has no function get_config; {FOLDER}/digits_ct.py shows one")
+        config = module.get_config(variant) if variant else module.get_config()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        if variant and (isinstance(error, ValueError) or "argument" in str(error)):
+            known = str(error) if isinstance(error, ValueError) else f"the recipe has no variants, so no :{variant}"
+            raise ConfigError(f"--config={text}: {known}") from error
+        raise ConfigError(f"--config={text}: {_told(error, file)}") from error
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise ConfigError(f"--config={text}: get_config() gave {kind}, and not an ml_collections.ConfigDict")
+    return config
+
+
+def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
+    """The recipes in a folder: each name, and the first line of its docstring. None of them is run."""
+    found = {}
+    for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
+        try:
+            tree = ast.parse(file.read_text())
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        if any(isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body):
+            found[file.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def change(config: "ConfigDict", name: str, text: str | None) -> None:
+    """Set a field, as "net.width", to what the command line says of it; None is a flag without a value.
+
+    Raises: ConfigError where there is no such field, or its value is of another kind.
+    """
+    section: Any = config
+    holder: Any = config
+    old: Any = None
+    places = name.split(".")
+    for depth, place in enumerate(places):
+        path = ".".join(places[:depth])
+        if not hasattr(section, "keys"):
+            problem = f"config.{path}={section!r} has no fields: write --config.{path}=<value>"
+            raise ConfigError(f"--config.{name}: {problem}")
+        if place not in section:
+            owner = f"config.{path}" if path else "config"
+            hint, fields = _meant(place, section.keys()), ", ".join(section.keys())
+            raise ConfigError(f"--config.{name}: {owner} has no field {place}{hint}; it has {fields}")
+        old, holder, section = section[place], section, section[place]
+    if hasattr(old, "keys") and "name" not in old:
+        raise ConfigError(f"--config.{name}: it is a section: change one of its fields, {', '.join(old.keys())}")
+    with config.ignore_type():
+        holder[places[-1]] = _value(name, text, old)
+
+
+def _value(name: str, text: str | None, old: Any) -> Any:
+    """What is written, of the kind of the field's old value."""
+    if isinstance(old, bool):
+        if text is None or text.lower() in YES:
+            return True
+        if text.lower() in NO:
+            return False
+        raise ConfigError(f"--config.{name}={text}: must be True or False")
+    if text is None:
+        raise ConfigError(f"--config.{name}: give it a value, as --config.{name}={old}")
+    if isinstance(old, int | float):
+        if (number := _number(text)) is not None:
+            return float(number) if isinstance(old, float) else number
+        if "," not in text:
+            raise ConfigError(f"--config.{name}={text}: must be a number, as {old}")
+        old = ()
+    if isinstance(old, tuple | list):
+        return tuple(_literal(part) for part in _parts(text))
+    return text if isinstance(old, str) or hasattr(old, "keys") else _literal(text)
+
+
+def _number(text: str) -> int | float | None:
+    """The number that is written, whole where it is: 1e3 too; None where it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else number
+
+
+def _parts(text: str) -> list[Any]:
+    """The elements of a sequence, "(80, 0.8)" or "80,0.8"; a comma within brackets separates none."""
+    try:
+        written = ast.literal_eval(text.strip())
+        return list(written) if isinstance(written, tuple | list) else [text]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    parts, depth = [""], 0
+    for letter in text.strip():
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _literal(part: Any) -> Any:
+    try:
+        return ast.literal_eval(part) if isinstance(part, str) else part
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return part
+
+
+def _run(file: Path) -> ModuleType:
+    """The module of a file, which may import its neighbours, as `from configs import common`."""
+    for folder in (os.getcwd(), str(file.absolute().parent.parent)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _told(error: BaseException, file: Path) -> str:
+    """An error of a recipe in one line, with its place there: "configs/x.py, line 3: KeyError: 'x'"."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
+    place = f"{file}, line {own[-1].lineno}: " if own else ""
+    return " ".join(f"{place}{type(error).__name__}: {error}".split())
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
