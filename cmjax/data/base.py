@@ -49,10 +49,11 @@ class ArraySource:
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
             raise DataError(
-                f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}"
+                f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}; "
+                "convert them, as by images.astype(np.uint8)"
             )
-        if len(images) == 0:
-            raise DataError("images must hold at least one example, got none")
+        if 0 in images.shape:
+            raise DataError(f"images must hold at least one example, got shape {images.shape}")
         if labels is None:
             object.__setattr__(self, "num_classes", None)
             return
