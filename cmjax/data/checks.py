@@ -34,7 +34,7 @@ def check_pictures(images: np.ndarray, where: str, *, warn: bool = True) -> None
     float32 values must be finite. With 1 or 3 channels they must be pictures in [-1, 1], or latents: some values below
     0, and all within ±30. Of an array that is mapped from its file, some pictures are checked.
 
-    Args: where: the file and the array, for messages, in which the index of a picture follows it. warn: whether what looks wrong is said in a warning.
+    Args: where: the file and the array, for messages. warn: whether what looks wrong is said in a warning.
     """
     (low, low_at), (high, high_at) = _extremes(images, where)
     if images.dtype == np.uint8:
@@ -100,9 +100,7 @@ def _extremes(images: np.ndarray, where: str) -> tuple[tuple[float, int], tuple[
             least, most = float(block.min()), float(block.max())
         if not (np.isfinite(least) and np.isfinite(most)):
             finite = np.isfinite(block).all(axis=(1, 2, 3))
-            raise DataError(
-                f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew"
-            )
+            raise DataError(f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew")
         if least < low[0]:
             low = least, int(rows[_row_of(block.argmin(), block)])
         if most > high[0]:
