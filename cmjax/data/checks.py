@@ -38,8 +38,8 @@ def check_pictures(images: np.ndarray, where: str, *, warn: bool = True) -> None
     """
     (low, low_at), (high, high_at) = _extremes(images, where)
     if images.dtype == np.uint8:
-        if warn and high <= 1:
-            log.warning("%s: no value is above %d, so the pictures are nearly black; uint8 is 0 to 255", where, high)
+        if warn and high == 1:
+            log.warning("%s: no value is above 1, so the pictures are nearly black; uint8 goes from 0 to 255", where)
         return
     if images.shape[3] not in (1, 3):
         return
@@ -81,7 +81,7 @@ def check_varied(source: Source, where: str) -> None:
     if len(source) == 1:
         raise DataError(f"{where}: holds one picture to train on; add pictures")
     in_memory = isinstance(source, ArraySource)
-    rows = _spread(len(source), SAMPLED if in_memory else DECODED)
+    rows = spread(len(source), SAMPLED if in_memory else DECODED)
     images = source.gather(rows)["image"]
     first = images[0]
     if (images != first).any() or (in_memory and any((block != first).any() for _, block in _blocks(source.images))):
@@ -117,7 +117,7 @@ def _row_of(place: np.intp, block: np.ndarray) -> int:
 def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices (m,) and the pictures there (m, h, w, c): of all, or of some where the array is mapped from its file."""
     if isinstance(images, np.memmap):
-        rows = _spread(len(images), SAMPLED)
+        rows = spread(len(images), SAMPLED)
         yield rows, np.asarray(images[rows])
         return
     size = max(1, BLOCK_VALUES // max(1, images[0].size))
@@ -126,6 +126,6 @@ def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.arange(start, start + len(block)), block
 
 
-def _spread(length: int, most: int) -> np.ndarray:
+def spread(length: int, most: int) -> np.ndarray:
     """At most `most` indices of range(length), evenly spaced, the first and the last among them."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmjax.data.base import DataError, Source
+from cmjax.data.checks import spread
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
 from cmjax.machine.files import AnyPath, files_below, is_bucket, to_path
@@ -77,7 +78,7 @@ def picture_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
 
     images = _listed(to_path(data_dir).expanduser())[0]
     sizes = []
-    for file in images[:: -(-len(images) // HEADERS) or 1]:
+    for file in (images[i] for i in spread(len(images), HEADERS)):
         # damaged files raise errors of many kinds
         with contextlib.suppress(Exception), file.open("rb") as opened, Image.open(opened) as image:
             sizes.append(image.size)

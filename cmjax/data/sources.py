@@ -73,7 +73,8 @@ def _npz_source(
     try:
         source = ArraySource(contents[images], contents.get(labels))
     except DataError as error:
-        raise DataError(f'{path}: "{images}" and "{labels}": {error}') from error
+        named = f'"{images}" and "{labels}"' if labels in contents else f'"{images}"'
+        raise DataError(f"{path}: {named}: {error}") from error
     check_pictures(source.images, f'{path}: "{images}"', warn=split == "train" and images == "images")
     if source.labels is not None:
         check_labels(source.labels, f'{path}: "{labels}"')

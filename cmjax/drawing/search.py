@@ -68,9 +68,9 @@ def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[t
             raise ConfigError(f"--times=auto: the search is by figures; {why}; name the times, as --times=80,0.8")
         return judge_of(held_out, train, metric, cache_dir=trained.folder.parent / ".cache")
 
+    first_does(lambda: score() and None)
     flow_map, conditions = guided_as_trained(flow_map, class_labels(SAMPLES, trained.num_classes), trained)
     along = consistency_samplers(trained.samples)
-    first_does(lambda: score() and None)
 
     def score_of(times: tuple[float, ...]) -> float:
         images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)

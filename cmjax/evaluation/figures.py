@@ -197,31 +197,35 @@ def _some(source: Source, most: int) -> dict[str, np.ndarray]:
     return source.gather(np.random.default_rng(0).permutation(len(source))[:most])
 
 
-def why_not_compared(train: Source, *, num: int, held_out: int) -> str:
-    """Why there cannot be `figures` of `num` samples, training images and `held_out` others; "" where there can be."""
+def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:
+    """Why there cannot be `figures` of `num` samples, training images and `held_out` others; "" where there can be.
+
+    held_out: None where their number is not known yet.
+    """
     channels = train.shape[-1]
     if channels not in (1, 3):
         return f"figures are of pictures, and the data have {channels} channels"
     if train.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
         return "figures are of uint8 pictures, and the data are floats"
     for there, what in ((num, "samples"), (len(train), "training pictures"), (held_out, "held-out pictures")):
-        if there <= NEIGHBOURS:
+        if there is not None and there <= NEIGHBOURS:
             return f"figures need at least {NEIGHBOURS + 1} {what}, and there are {there}"
     return ""
 
 
 def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out: Callable[[], Source]) -> Source | None:
     """The held-out images, or None with a word about why there are no figures."""
-    num = min(len(images) for images in samples.values())
-    try:
-        held_out = open_held_out()
-    except DataError as error:
-        log.info("no figures: there are no held-out pictures (%s)", error)
-        return None
-    if why := why_not_compared(train, num=num, held_out=len(held_out)):
+    num, held_out = min(len(images) for images in samples.values()), None
+    why = why_not_compared(train, num=num, held_out=None)
+    if not why:
+        try:
+            held_out = open_held_out()
+            why = why_not_compared(train, num=num, held_out=len(held_out))
+        except DataError as error:
+            why = f"there are no held-out pictures ({error})"
+    if why:
         log.info("no figures: %s", why)
-        return None
-    return held_out
+    return None if why else held_out
 
 
 def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -139,7 +139,7 @@ def _warn_of_figures(run: Run, source: Source) -> None:
     except DataError as error:
         why = f"there are no held-out pictures ({error})"
     if why:
-        log.warning("the run will end without figures: %s; config.figures.num=0 asks for none", why)
+        log.warning("the run will end without figures: %s; set config.figures.num=0 if none are wanted", why)
 
 
 def _check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
