@@ -91,6 +91,7 @@ def test_arrays_that_cannot_be_trained_on(tmp_path, arrays, line):
         (abs(LATENTS), ""),
         (3 * FLOATS, "values from -3 to 3 leave [-1, 1]: they are taken as latents"),
         ((FLOATS + 1) / 2, "all values lie in [0, 1], so the dark half is missing"),
+        (np.tile(PIXELS, (1, 2, 2, 1)).transpose(0, 3, 1, 2), "(3, 8, 8) have channels first; they must come last"),
         (PIXELS // 128, "no value is above 1, so the pictures are nearly black"),
     ],
 )

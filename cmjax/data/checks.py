@@ -36,12 +36,15 @@ def check_pictures(images: np.ndarray, where: str, *, warn: bool = True) -> None
 
     Args: where: the file and the array, for messages. warn: whether what looks wrong is said in a warning.
     """
+    height, width, channels = images.shape[1:]
+    if warn and height in (1, 3) and width == channels > 4:
+        log.warning("%s: pictures of %s have channels first; they must come last", where, images.shape[1:])
     (low, low_at), (high, high_at) = _extremes(images, where)
     if images.dtype == np.uint8:
         if warn and high == 1:
             log.warning("%s: no value is above 1, so the pictures are nearly black; uint8 goes from 0 to 255", where)
         return
-    if images.shape[3] not in (1, 3):
+    if channels not in (1, 3):
         return
     if low >= 0 and high > 1 + ROUNDING:
         raise DataError(
