@@ -5,6 +5,8 @@ import logging
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +112,10 @@ def test_an_array_that_stays_in_its_file_is_checked_by_some_of_its_pictures(tmp_
     for place, value, line in ((0, np.nan, "[0] holds NaN"), (999, np.inf, "[999] holds NaN")):
         np.savez(tmp_path / "x.npz", images=with_one(images, place, value))
         assert line in said(data_of("arrays", tmp_path / "x.npz", data__memory_limit_gb=1e-9))
-    np.savez(tmp_path / "x.npz", images=images * 0)
-    assert "all looked at" in said(data_of("arrays", tmp_path / "x.npz", data__memory_limit_gb=1e-9))
+    for held_out in ({}, {"test_images": images}):
+        np.savez(tmp_path / "x.npz", images=images * 0, **held_out)
+        message = said(data_of("arrays", tmp_path / "x.npz", data__memory_limit_gb=1e-9))
+        assert "every pixel of the 16 pictures looked at is 0.0" in message
 
 
 def test_labels_may_be_some_of_a_thousand():
@@ -320,19 +324,9 @@ def test_the_fewest_pictures_that_figures_are_made_of(tmp_path):
 
 
 def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
-    class Trained:
-        folder, samples, num_classes = tmp_path, None, None
-
-        class recorded:
-            has_data = True
-
-        @staticmethod
-        def run():
-            return read_run(data_of("arrays", tmp_path / "x.npz"))
-
-    class Flow:
-        shape = (4, 4, 3)
-
     np.savez(tmp_path / "x.npz", images=PIXELS[:50])
-    with pytest.raises(ConfigError, match="figures need at least 6 held-out pictures, and there are 5; name the times"):
-        search.score_along(Trained, Flow, "fd")
+    run = read_run(data_of("arrays", tmp_path / "x.npz"))
+    trained: Any = SimpleNamespace(run=lambda: run, recorded=SimpleNamespace(has_data=True), folder=tmp_path)
+    flow_map: Any = SimpleNamespace(shape=(4, 4, 3))
+    with pytest.raises(ConfigError, match="figures need at least 6 held-out pictures, and there are 5; name them"):
+        search.score_along(trained, flow_map, "fd")

@@ -70,7 +70,7 @@ def check_pictures(images: np.ndarray, where: str, *, warn: bool = True) -> None
 
 
 def check_labels(labels: np.ndarray, where: str) -> None:
-    """Raise DataError where integer labels (n,) make far more classes than there are different ones."""
+    """Raise DataError where labels (n,), integers from 0, make far more classes than there are different labels."""
     different, classes = len(np.unique(labels)), int(labels.max()) + 1
     if classes > max(USUAL_CLASSES, 10 * different):
         raise DataError(
@@ -83,13 +83,13 @@ def check_varied(source: Source, where: str) -> None:
     """Raise DataError unless a source holds pictures that differ. Of data that are not in memory, some are read."""
     if len(source) == 1:
         raise DataError(f"{where}: holds one picture to train on; add pictures")
-    in_memory = isinstance(source, ArraySource)
+    in_memory = isinstance(source, ArraySource) and not isinstance(source.images, np.memmap)
     rows = spread(len(source), SAMPLED if in_memory else DECODED)
     images = source.gather(rows)["image"]
     first = images[0]
     if (images != first).any() or (in_memory and any((block != first).any() for _, block in _blocks(source.images))):
         return
-    how_many = f"all {len(source)} pictures" if in_memory else f"{len(rows)} of {len(source)} pictures, all looked at,"
+    how_many = f"all {len(source)} pictures" if in_memory else f"the {len(rows)} pictures looked at"
     if (first == first.flat[0]).all():
         raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
     raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")

@@ -64,16 +64,15 @@ def folder(
 
 
 def check_folder(data_dir: str | AnyPath) -> None:
-    """Raise DataError unless `data_dir` is a folder with image files in it. No file is opened."""
+    """Raise DataError unless `data_dir` is a folder. One on a disk must have an image file in it."""
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
-    if not _listed(root)[0]:
+    if not is_bucket(root) and not any(map(_is_image, root.rglob("*"))):
         raise DataError(_without_images(root))
 
 
 def picture_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
-    """(width, height) of some of the pictures below a folder, read from their headers; those that cannot be read are
-    left out."""
+    """(width, height) of some pictures below a folder, read from the files' headers. Damaged files are left out."""
     from PIL import Image
 
     images = _listed(to_path(data_dir).expanduser())[0]
@@ -125,17 +124,21 @@ def _files(root: AnyPath, split: str) -> tuple[list[AnyPath], np.ndarray | None,
 
 
 def _listed(top: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
-    """The image files below a folder and the other files, sorted, without an operating system's own: those with a dot
-    before their names.
+    """The image files below a folder, and the other files, sorted.
 
     Raises: DataError where a folder cannot be listed.
     """
     try:
-        files = [file for file in files_below(top) if not file.name.startswith(".")]
+        files = files_below(top)
     except PermissionError as error:
         raise DataError(f"{error.filename or top}: cannot be read: permission denied") from error
-    images = [file for file in files if file.suffix.lower() in SUFFIXES]
-    return images, [file for file in files if file.suffix.lower() not in SUFFIXES]
+    images = [file for file in files if _is_image(file)]
+    return images, [file for file in files if not _is_image(file) and not file.name.startswith(".")]
+
+
+def _is_image(file: AnyPath) -> bool:
+    """By its name. Files whose names begin with a dot are an operating system's own."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
 def _without_images(top: AnyPath) -> str:

@@ -65,7 +65,7 @@ def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[t
     def score():  # made by the first process alone, which scores for all
         held_out, train = open_source("test"), open_source("train")
         if why := why_not_compared(train, num=SAMPLES, held_out=len(held_out)):
-            raise ConfigError(f"--times=auto: the search is by figures; {why}; name the times, as --times=80,0.8")
+            raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
         return judge_of(held_out, train, metric, cache_dir=trained.folder.parent / ".cache")
 
     first_does(lambda: score() and None)

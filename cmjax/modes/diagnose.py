@@ -86,10 +86,8 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
     else:
         log.warning("no loss: no run here trained %s, so that its step and its target are not known", workdir)
     if one_step and trained.recorded.has_data and flow_map.shape[-1] in (1, 3):
-        try:
-            write("times", _second_time(trained, flow_map, metric))
-        except (ConfigError, DataError, OtherProcessError) as error:  # the last of four, and the others are written
-            log.warning("no times: %s", error)
+        if (times := _second_time(trained, flow_map, metric)) is not None:
+            write("times", times)
     elif one_step:
         log.warning("no times: they are searched for by figures of a run's held-out pictures")
 
@@ -194,9 +192,14 @@ def _in_parts(
     return jax.tree.map(lambda *values: np.mean(values, axis=0), *found), parts * size
 
 
-def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found:
-    """The metric of two-step samples over the second step's time, with the one that the search finds."""
-    best = find_times(trained, flow_map, 2, metric=metric)
+def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found | None:
+    """The metric of two-step samples over the second step's time, with the one that the search finds; None, with a word
+    about why, where the data are not enough to search with."""
+    try:
+        best = find_times(trained, flow_map, 2, metric=metric)
+    except (ConfigError, DataError, OtherProcessError) as error:
+        log.warning("no times: %s", error)
+        return None
     grid, score = grid_of(trained), score_along(trained, flow_map, metric)
     seconds, values = [grid[place] for place in range(1, GRID - 1, 4)], []
     with progress("second times", len(seconds) + 2) as update:
