@@ -13,10 +13,10 @@ BLOCK_VALUES = 2**22
 """Values that are looked at together: they stay in a processor's cache."""
 
 SAMPLED = 64
-"""Pictures that are looked at where all would take too long: of an array that stays in its file."""
+"""Pictures that are checked of an array that stays in its file."""
 
 DECODED = 16
-"""Pictures that are decoded to see whether they differ."""
+"""Pictures that are decoded, or read, to see whether they differ."""
 
 LARGEST_LATENT = 30
 """Largest |value| of latents in 1 or 3 channels. Those of published autoencoders are a few units."""
@@ -83,13 +83,13 @@ def check_varied(source: Source, where: str) -> None:
     """Raise DataError unless a source holds pictures that differ. Of data that are not in memory, some are read."""
     if len(source) == 1:
         raise DataError(f"{where}: holds one picture to train on; add pictures")
-    in_memory = isinstance(source, ArraySource) and not isinstance(source.images, np.memmap)
-    rows = spread(len(source), SAMPLED if in_memory else DECODED)
+    whole = source.images if isinstance(source, ArraySource) and not isinstance(source.images, np.memmap) else None
+    rows = spread(len(source), DECODED)
     images = source.gather(rows)["image"]
     first = images[0]
-    if (images != first).any() or (in_memory and any((block != first).any() for _, block in _blocks(source.images))):
+    if (images != first).any() or (whole is not None and any((block != first).any() for _, block in _blocks(whole))):
         return
-    how_many = f"all {len(source)} pictures" if in_memory else f"the {len(rows)} pictures looked at"
+    how_many = f"the {len(rows)} pictures looked at" if whole is None else f"all {len(whole)} pictures"
     if (first == first.flat[0]).all():
         raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
     raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")
