@@ -300,11 +300,11 @@ def config_of(recipe, variant="", **fields):
 )  # fmt: skip
 def test_a_configuration_that_does_not_fit_is_refused_by_name(recipe, fields, message):
     with pytest.raises(ConfigError, match=message):
-        read_run(config_of(recipe, **fields))
+        read_run(config_of(recipe, **fields), data_there=False)
 
 
 def test_the_recipes_network_takes_the_labels():
-    run = read_run(config_of("cifar_edm", "tiny"))
+    run = read_run(config_of("cifar_edm", "tiny"), data_there=False)
     model = run.make_model(10)
     step_fn = make_train_step(
         model.function, run.method, run.optimizer, prepare=inputs_of(run, model), seed=0,
@@ -321,7 +321,7 @@ def test_the_recipes_network_takes_the_labels():
 @pytest.mark.parametrize("variant", ["", "tiny"])
 def test_a_student_starts_from_a_teacher_that_takes_labels(variant):
     teacher, student = (
-        parameter_shapes(read_run(config_of(name, variant)).make_model(10).module, (32, 32, 3))
+        parameter_shapes(read_run(config_of(name, variant), data_there=False).make_model(10).module, (32, 32, 3))
         for name in ("cifar_edm", "cifar_cd")
     )
     assert jax.tree.map(lambda x: x.shape, teacher) == jax.tree.map(lambda x: x.shape, student)

@@ -29,7 +29,7 @@ def read(name, variant=""):
     config = module.get_config(variant) if variant else module.get_config()
     if config.data.name != "digits":
         config.data.data_dir = "somewhere"
-    return config, read_run(config.to_dict())
+    return config, read_run(config.to_dict(), data_there=False)
 
 
 @cache

@@ -5,6 +5,7 @@ import random
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 from by_hand import (
     DATA,
@@ -23,6 +24,9 @@ from by_hand import (
     write_zip,
 )
 
+from cmjax.interop.keys import ForeignError
+from cmjax.interop.lpips import load_lpips
+from cmjax.interop.own import read_own
 from cmjax.interop.pickles import read_persistent, read_torch, state_dict
 
 
@@ -151,3 +155,27 @@ def test_damage_is_a_value_error_or_is_not_seen(tmp_path):
             except ValueError:
                 refused += 1
     assert refused > 400
+
+
+def test_an_npz_that_holds_no_plain_arrays(tmp_path):
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], object))
+    np.savez(tmp_path / "whole.npz", a=np.zeros(4))
+    np.save(tmp_path / "one.npy", np.zeros(4))
+    files = {
+        "is no .npz file": pickle.dumps({"a": 1}),
+        "is an .npy file, which holds one array": (tmp_path / "one.npy").read_bytes(),
+        '"a" holds Python objects, which are not read': (tmp_path / "objects.npz").read_bytes(),
+        "only a part of it is here": (tmp_path / "whole.npz").read_bytes()[:100],
+    }
+    path = tmp_path / "x.npz"
+    for message, content in files.items():
+        path.write_bytes(content)
+        for read, error in ((read_own, ForeignError), (lambda path: load_lpips(path, path), ValueError)):
+            with pytest.raises(error, match=message) as caught:
+                read(path)
+            assert str(path) in str(caught.value)
+            assert "pickle" not in str(caught.value)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "no array")
+    with pytest.raises(ForeignError, match=r'"notes\.txt" is no array'):
+        read_own(path)

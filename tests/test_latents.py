@@ -141,7 +141,7 @@ def test_the_guided_step_is_the_papers_in_terms_of_the_noise():
         seen.append((x, t, label, guidance))
         return x
 
-    method = read_run(recipe(mnist_latents_lcm)).method
+    method = read_run(recipe(mnist_latents_lcm), data_there=False).method
     times = Times(jnp.asarray(steps / 1000), jnp.asarray((steps - 20) / 1000))
     evaluate(method, student, Model(net, STABLE, partial(epsilon, path=STABLE)), x0, times, label=label)
     (x_t, _, _, scale), (x_r, r, told, scale_too) = seen
@@ -162,7 +162,7 @@ def test_no_gradient_at_the_exact_map_as_the_skip_goes_to_zero():
     """On Gaussian data DDIM's step errs as its square, and with it the gradient of the exact student."""
     config = recipe(mnist_latents_lcm)
     config["objective"]["distance"] = "l2"
-    method, t = read_run(config).method, jnp.linspace(0.15, 0.95, 16)
+    method, t = read_run(config, data_there=False).method, jnp.linspace(0.15, 0.95, 16)
     x0, f = exact.data(jax.random.key(2), 16), exact.consistency_model(STABLE)
 
     def student(params, x, t, *, key=None, label, guidance):
@@ -185,8 +185,10 @@ def test_no_gradient_at_the_exact_map_as_the_skip_goes_to_zero():
 @pytest.mark.parametrize("path", ["vp", "ddpm"])
 def test_a_teacher_that_predicts_v_learns_and_teaches(path):
     """Its loss falls, on classes that are points; its student's has a gradient, finite at 4096 pairs."""
-    teacher_run = read_run(recipe(mnist_latents_ddpm, path=path, preconditioning="v"))
-    student_run = read_run(recipe(mnist_latents_lcm, path=path, preconditioning='lcm(prediction="v")'))
+    teacher_run = read_run(recipe(mnist_latents_ddpm, path=path, preconditioning="v"), data_there=False)
+    student_run = read_run(
+        recipe(mnist_latents_lcm, path=path, preconditioning='lcm(prediction="v")'), data_there=False
+    )
     label = jnp.arange(256) % 3
     x0 = jnp.broadcast_to(label[:, None, None, None] - 1.0, (256, 2, 2, 4))
     teacher, student = teacher_run.make_model(3), student_run.make_model(3)

@@ -165,7 +165,7 @@ def test_load_gives_a_flow_map_that_jits(runs):
         (("--config=configs/digits_ct.py", "--config.batch_size=6", "--config.grad_accumulation=4"), "must divide"),
         (("--config=configs/digits_ct.py", "--config.samples.times=(0.8,80.0)"), "must descend"),
         (("--config=configs/digits_cd.py", "--config.objective.teacher=no/digits_edm"), "configs/digits_edm.py"),
-        (("--config=configs/digits_ct.py", "--config.data.name=folder", "--config.data.data_dir=empty"), "image_size"),
+        (("--config=configs/digits_ct.py", "--config.data.name=folder", "--config.data.data_dir=x"), "no such folder"),
         (("--config=configs/cifar_ct.py",), "data_dir"),
         (("--config=configs/digits_ct.py", "--config.mesh.fsdp=3"), "config.mesh.fsdp=3"),
         (("--mode=sample",), "--workdir"),
@@ -213,7 +213,7 @@ def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(run, tmp_pat
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "few.npz", images=images)
     arguments = ("--config.data.name=arrays", f"--config.data.data_dir={tmp_path / 'few.npz'}")
-    run(*train("digits_ct", tmp_path / "run", 3, *arguments))
+    run(*train("digits_ct", tmp_path / "run", 3, *arguments, "--config.batch_size=16"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["figures"] == {}
 
 

@@ -102,21 +102,30 @@ def test_arrays_errors_name_the_file_and_the_field(tmp_path):
     image = np.zeros((4, 2, 2, 1), np.uint8)
     (tmp_path / "text.npz").write_text("not an archive")
     np.save(tmp_path / "one.npy", image)
+    whole = save(tmp_path / "whole.npz", images=image).read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "changed.npz").write_bytes(whole.replace(bytes(image), bytes(image + 1)))
     cases = [
         (tmp_path / "missing.npz", "no such file"),
-        (tmp_path / "text.npz", "cannot be read"),
-        (tmp_path / "one.npy", "cannot be read"),
-        (save(tmp_path / "object.npz", images=np.array([{}], object)), "cannot be read"),
+        (tmp_path / "text.npz", "is no .npz file"),
+        (tmp_path / "one.npy", "is an .npy file, which holds one array"),
+        (tmp_path / "half.npz", "only a part of it is here"),
+        (tmp_path / "changed.npz", "is damaged"),
+        (tmp_path, "is a folder"),
+        (save(tmp_path / "object.npz", images=np.array([{}], object)), '"images" holds Python objects'),
         (save(tmp_path / "named.npz", pictures=image), '"images"; it has pictures'),
         (save(tmp_path / "rank.npz", images=image[0]), '"images"'),
         (save(tmp_path / "labels.npz", images=image, labels=np.zeros(3, int)), '"labels"'),
-        (save(tmp_path / "half.npz", images=image, labels=np.zeros(4, int), test_images=image), '"test_labels"'),
+        (save(tmp_path / "pair.npz", images=image, labels=np.zeros(4, int), test_images=image), '"test_labels"'),
         (save(tmp_path / "sizes.npz", images=image, test_images=image[:, :1]), "differ"),
     ]
     for path, message in cases:
-        with pytest.raises(DataError, match=message) as error:
-            arrays(path, "train")
-        assert str(path) in str(error.value)
+        for limit in (10**9, 0):
+            if path.name != "changed.npz" or limit:  # its checksum is not read where it is mapped
+                with pytest.raises(DataError, match=message) as error:
+                    arrays(path, "train", memory_limit_bytes=limit)
+                assert str(path) in str(error.value)
+                assert "pickle" not in str(error.value)
 
 
 def write(path: Path, image: np.ndarray, **options) -> None:

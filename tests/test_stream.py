@@ -54,3 +54,15 @@ def test_parts_of_another_draw_are_refused(tmp_path):
         stream.write_array(tmp_path / "x.npz", 10, draw, settings={"seed": 0})
     with pytest.raises(ConfigError, match="seed 0 -> 1"):
         stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 1})
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    draw, _ = drawer(stops_at=8)
+    with pytest.raises(Killed):
+        stream.write_array(tmp_path / "x.npz", 10, draw, settings={"seed": 0})
+    part = tmp_path / "x.npz.parts" / "00000004.npy"
+    part.write_bytes(b"not an array")
+    with pytest.raises(ConfigError, match=f"{part} is damaged: remove it"):
+        stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 0})
+    part.unlink()
+    stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 0})

@@ -1,8 +1,10 @@
 """The section `data`: where images come from, and what is done to them and to their labels."""
 
+import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Array
@@ -10,9 +12,18 @@ from jaxtyping import Array
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
+from cmjax.data.checks import check_varied
+from cmjax.data.folder import check_folder, picture_sizes
+from cmjax.data.known import KNOWN
+from cmjax.data.npz import check_is_file
+from cmjax.data.tfds import BUILDERS, is_prepared, names_in
 from cmjax.data.workers import check_grain
+from cmjax.machine.files import is_bucket, to_path
 
 AUGMENTATIONS = {"edm": augment.edm}
+
+USUAL_SIZES = (8, 16, 28, 32, 64)
+"""Heights and widths that models of pixels are trained at."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class Data:
     def open(self, split: str, progress: Callable[..., Any] | None = None) -> sources.Source:
         """The examples of a split. progress: (description, done, total), called now and then.
 
-        Raises: DataError where they cannot be read; ConfigError where the images are of another size than asked for.
+        Raises: DataError where they cannot be read, or the training pictures are all the same; ConfigError where the
+                images are of another size than asked for.
         """
         source = SOURCES.get(self.name, _tfds)(self, split, progress)
         for field, size, found in (
@@ -39,7 +51,14 @@ class Data:
             if size and size not in found:
                 problem = f"the images of {self.name} are {source.shape}; set it to 0 or to theirs"
                 raise ConfigError(f"config.data.{field}={size!r}: {problem}")
+        if split == "train":
+            check_varied(source, self.data_dir or self.name)
         return source
+
+    def count(self, split: str) -> int:
+        """The number of examples of a split, of which as few as possible are read. Raises: DataError, as `open`."""
+        limit = self.memory_limit_bytes if self.name == "arrays" else 0  # a compressed array is read whole either way
+        return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split, None))
 
 
 def _digits(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
@@ -73,18 +92,65 @@ SOURCES: dict[str, Callable[[Data, str, Callable[..., Any] | None], sources.Sour
 
 
 def read_data(fields: Fields, *, there: bool = True) -> Data:
-    """The section's data set. there: False where nothing will be read, so that its folder need not be told."""
+    """The section's data set. there: False where nothing will be read, so that its folder need not be there.
+
+    Raises: ConfigError, of the name and the folder first.
+    """
     name, data_dir = fields.text("name"), fields.text("data_dir")
+    if there:
+        _check_there(fields, name, data_dir)
     size, channels = fields.integer("image_size", at_least=0), fields.integer("channels", at_least=0)
-    if name != "digits" and not data_dir and there:
-        raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
     limit = int(1e9 * (fields.number("memory_limit_gb", above=0) if fields.has("memory_limit_gb") else 4.0))
     corrupt = fields.integer("max_corrupt", at_least=0) if fields.has("max_corrupt") else 10
     if name == "folder" and not size:
-        raise fields.error("image_size", "must be given for a folder of images, in pixels")
+        raise fields.error("image_size", f"must be given for a folder of images, in pixels{_usual_size(data_dir)}")
     return Data(name, data_dir, size, channels, limit, corrupt)
+
+
+def _check_there(fields: Fields, name: str, data_dir: str) -> None:
+    """Raise ConfigError where no data set has this name, or there is nothing of it where it should be."""
+    _check_name(fields, name, data_dir)
+    if name == "digits":
+        return
+    if not data_dir:
+        raise fields.error("data_dir", f"must be given for config.data.name={name!r}")
+    try:
+        if name == "folder":
+            check_folder(data_dir)
+        elif name == "arrays":
+            check_is_file(to_path(data_dir).expanduser())
+    except (DataError, ImportError) as error:
+        raise ConfigError(f"config.data.data_dir={error}") from error
+    except OSError as error:
+        raise fields.error("data_dir", f"cannot be read: {error.strerror or error}") from error
+
+
+def _check_name(fields: Fields, name: str, data_dir: str) -> None:
+    if name in SOURCES or name in BUILDERS or (data_dir and is_bucket(data_dir)):
+        return
+    root = Path(data_dir).expanduser()
+    if is_prepared(root, name) if data_dir else name in KNOWN:
+        return
+    there = names_in(root) if data_dir else []
+    known = [*SOURCES, *BUILDERS]
+    close = difflib.get_close_matches(name, [*known, *(there if data_dir else KNOWN)], n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    where = f"config.data.data_dir={data_dir!r}, which has {', '.join(there) or 'none'}" if data_dir else "data_dir"
+    raise fields.error("name", f"must be one of {', '.join(known)}{hint}, or a TFDS data set prepared in {where}")
+
+
+def _usual_size(data_dir: str) -> str:
+    """What to say of the size of a folder's pictures, and which one is usual for training."""
+    there = data_dir and not is_bucket(data_dir) and Path(data_dir).expanduser().is_dir()
+    sizes = sorted(set(picture_sizes(data_dir)), key=lambda size: size[0] * size[1]) if there else []
+    if not sizes:
+        return ""
+    (small, large), shortest = (sizes[0], sizes[-1]), min(map(min, sizes))
+    span = "{}x{}".format(*small) + ("" if small == large else " to {}x{}".format(*large))
+    fits = max((size for size in USUAL_SIZES if size <= shortest), default=shortest)
+    return f"; the pictures are {span}; {fits} is a usual choice"
 
 
 def read_label_dropout(data: Fields, net: Fields) -> float:

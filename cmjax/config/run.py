@@ -40,7 +40,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run needs, read from a configuration and checked; nothing has touched a device or data yet."""
+    """What a training run needs, read from a configuration and checked. No device was touched, and no data read."""
 
     seed: int
     steps: int
@@ -80,6 +80,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     Raises: ConfigError naming the field, the value and the choices.
     """
     fields = Fields(config)
+    data = read_data(fields.section("data"), there=data_there)
     steps, batch_size = fields.integer("steps", at_least=1), fields.integer("batch_size", at_least=1)
     parts = fields.integer("grad_accumulation", at_least=1)
     if batch_size % parts:
@@ -105,7 +106,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         label_dropout=read_label_dropout(fields.section("data"), fields.section("net")),
         workers=read_workers(fields.section("data")),
         augment=read_augment(fields.section("data"), fields.section("net"), spec.kind),
-        data=read_data(fields.section("data"), there=data_there),
+        data=data,
         model_spec=spec,
         method=method,
         optimizer=optimizer,

@@ -48,11 +48,13 @@ class ArraySource:
     def __post_init__(self):
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+            fitting = "float32" if np.issubdtype(images.dtype, np.floating) else "uint8"
+            remedy = f"; save images.astype(np.{fitting})" if images.ndim == 4 else ""
             raise DataError(
-                f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}"
+                f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}{remedy}"
             )
-        if len(images) == 0:
-            raise DataError("images must hold at least one example, got none")
+        if 0 in images.shape:
+            raise DataError(f"images must hold at least one example, got shape {images.shape}")
         if labels is None:
             object.__setattr__(self, "num_classes", None)
             return
@@ -63,8 +65,10 @@ class ArraySource:
             )
         low, high = int(labels.min()), int(labels.max())
         classes = high + 1 if self.num_classes is None else self.num_classes
-        if low < 0 or high >= classes:
-            raise DataError(f"labels must lie in 0..{max(classes, 1) - 1}, got {low}..{high}")
+        if low < 0:
+            raise DataError(f"labels must be numbered from 0, got {low}..{high}")
+        if high >= classes:
+            raise DataError(f"labels must lie in 0..{classes - 1}, got {low}..{high}")
         object.__setattr__(self, "labels", labels.astype(np.int32))
         object.__setattr__(self, "num_classes", classes)
 

@@ -1,21 +1,30 @@
 """A folder of PNG and JPEG files as a source, with class subfolders as labels."""
 
+import contextlib
 import hashlib
+import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source
+from cmjax.data.checks import spread
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
-from cmjax.machine.files import AnyPath, files_below, to_path
+from cmjax.machine.files import AnyPath, files_below, is_bucket, to_path
 
 if TYPE_CHECKING:
     from PIL import Image
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".png", ".jpg", ".jpeg")
 """Of the files that are read, in small or capital letters."""
+
+HEADERS = 50
+"""Pictures whose sizes are read, to suggest one."""
 
 
 def folder(
@@ -54,16 +63,47 @@ def folder(
     return loaded_if_small(source, f"reading {root.name}", progress, memory_limit_bytes=memory_limit_bytes)
 
 
+def check_folder(data_dir: str | AnyPath) -> None:
+    """Raise DataError unless `data_dir` is a folder. One on a disk must have an image file in it."""
+    root = to_path(data_dir).expanduser()
+    _check_is_folder(root)
+    if not is_bucket(root) and not any(map(_is_image, root.rglob("*"))):
+        raise DataError(_without_images(root))
+
+
+def picture_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
+    """(width, height) of some pictures below a folder, read from the files' headers. Damaged files are left out."""
+    from PIL import Image
+
+    images = _listed(to_path(data_dir).expanduser())[0]
+    sizes = []
+    for file in (images[i] for i in spread(len(images), HEADERS)):
+        # damaged files raise errors of many kinds
+        with contextlib.suppress(Exception), file.open("rb") as opened, Image.open(opened) as image:
+            sizes.append(image.size)
+    return sizes
+
+
+def _check_is_folder(root: AnyPath) -> None:
+    if root.is_dir():
+        return
+    if root.is_file():
+        raise DataError(f'{root}: is a file, and a folder of PNG or JPEG files is needed; .npz files are "arrays"')
+    raise DataError(f"{root}: no such folder; a folder of PNG or JPEG files is needed")
+
+
 def _files(root: AnyPath, split: str) -> tuple[list[AnyPath], np.ndarray | None, int | None]:
     """The image files of a split in sorted order, their labels, and how many classes there are over both splits."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data_dir must be a folder of PNG or JPEG files")
+    _check_is_folder(root)
     own_folders = all((root / name).is_dir() for name in ("train", "test"))
     tops = {name: root / name if own_folders else root for name in ("train", "test")}
-    found = {top: _images_below(top) for top in set(tops.values())}
+    listed = {top: _listed(top) for top in set(tops.values())}
+    found = {top: images for top, (images, _) in listed.items()}
     top = tops[split]
     if not found[top]:
-        raise DataError(f"{top}: holds no image files ({', '.join(SUFFIXES)}); put images or class subfolders into it")
+        raise DataError(_without_images(top))
+    if split == "train":
+        _say_what_is_left_out(top, *listed[top])
     files = found[top]
     if not own_folders:
         files = [file for file in files if _held_out(file.relative_to(root)) == (split == "test")]
@@ -83,9 +123,56 @@ def _files(root: AnyPath, split: str) -> tuple[list[AnyPath], np.ndarray | None,
     return files, np.array([number[_class_name(file, top)] for file in files], np.int32), len(classes)
 
 
-def _images_below(top: AnyPath) -> list[AnyPath]:
-    """Files whose names begin with a dot are an operating system's own."""
-    return [file for file in files_below(top) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+def _listed(top: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
+    """The image files below a folder, and the other files, sorted.
+
+    Raises: DataError where a folder cannot be listed.
+    """
+    try:
+        files = files_below(top)
+    except PermissionError as error:
+        raise DataError(f"{error.filename or top}: cannot be read: permission denied") from error
+    images = [file for file in files if _is_image(file)]
+    return images, [file for file in files if not _is_image(file) and not file.name.startswith(".")]
+
+
+def _is_image(file: AnyPath) -> bool:
+    """By its name. Files whose names begin with a dot are an operating system's own."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+
+
+def _without_images(top: AnyPath) -> str:
+    """What to say of a folder in which there is no image file."""
+    if _locked(top):
+        return f"{top}: cannot be read: permission denied"
+    others = _listed(top)[1]
+    if not others:
+        return f"{top}: holds no image files ({', '.join(SUFFIXES)}); put images or class subfolders into it"
+    return f"{top}: holds no image files ({', '.join(SUFFIXES)}), but {_such_as(top, others)}; convert them to PNG"
+
+
+def _say_what_is_left_out(top: AnyPath, images: list[AnyPath], others: list[AnyPath]) -> None:
+    """Warn of other files, of subfolders without pictures, and of classes that are one."""
+    if others:
+        log.warning("%s: %s, not read: neither PNG nor JPEG", top, _such_as(top, others))
+    classes = {_class_name(file, top) for file in images}
+    if not is_bucket(top):
+        empty = {sub.name for sub in top.iterdir() if sub.is_dir() and not sub.name.startswith(".")} - classes
+        for name in sorted(empty):
+            why = "cannot be read: permission denied" if _locked(top / name) else "holds no image files"
+            log.warning("%s: %s, and is no class", top / name, why)
+    if len(classes) == 1 and classes != {""}:
+        log.warning('%s: has one class subfolder, "%s"; its label tells nothing', top, *classes)
+
+
+def _such_as(top: AnyPath, files: list[AnyPath]) -> str:
+    name = files[0].relative_to(top)
+    return f"1 other file, {name}" if len(files) == 1 else f"{len(files)} other files, such as {name}"
+
+
+def _locked(folder: AnyPath) -> bool:
+    """Whether a folder on a disk may not be listed."""
+    return not is_bucket(folder) and not os.access(folder, os.R_OK | os.X_OK)
 
 
 def _class_name(file: AnyPath, top: AnyPath) -> str:

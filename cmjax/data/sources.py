@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.data.base import ArraySource, DataError, Source, Subset, shuffled
+from cmjax.data.checks import check_labels, check_pictures
 from cmjax.data.folder import folder
 from cmjax.data.npz import read_npz
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
@@ -38,7 +39,7 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
             split: "train" or "test". "test" is "test_images" with "test_labels" where the file has them, else a tenth
             of "images" that a fixed permutation takes out of "train". memory_limit_bytes: arrays of a larger file
             stay in it, mapped into memory, where it is not compressed.
-    Raises: DataError naming the file, the array and what is wrong with it.
+    Raises: DataError naming the file, the array and what is wrong with it: see `checks` for what pictures must be.
     """
     _check_split(split)
     contents = read_npz(to_path(path).expanduser(), memory_limit_bytes=memory_limit_bytes)
@@ -48,16 +49,16 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
         if ("labels" in contents) != ("test_labels" in contents):
             raise DataError(f'{path}: needs both "labels" and "test_labels", or neither')
         named = {"train": ("images", "labels"), "test": ("test_images", "test_labels")}
-        sources = {key: _npz_source(path, contents, *names) for key, names in named.items()}
+        sources = {key: _npz_source(path, contents, *names, split) for key, names in named.items()}
         if sources["train"].shape != sources["test"].shape:
             raise DataError(
                 f'{path}: "images" of {sources["train"].shape} and "test_images" of {sources["test"].shape} differ'
             )
         num_classes = max((source.num_classes or 0) for source in sources.values()) or None
         return ArraySource(sources[split].images, sources[split].labels, num_classes)
-    whole = _npz_source(path, contents, "images", "labels")
+    whole = _npz_source(path, contents, "images", "labels", split)
     if len(whole) < 2:
-        raise DataError(f'{path}: "images" holds one example; a held-out tenth needs at least 2, or add "test_images"')
+        raise DataError(f'{path}: "images" holds one picture; training needs several, and a tenth of them is held out')
     order = shuffled(len(whole), seed=0)
     held_out = max(1, len(whole) // 10)
     rows = np.sort(order[held_out:] if split == "train" else order[:held_out])
@@ -66,11 +67,18 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
     return ArraySource(whole.images[rows], None if whole.labels is None else whole.labels[rows], whole.num_classes)
 
 
-def _npz_source(path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str) -> ArraySource:
+def _npz_source(
+    path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str, split: str
+) -> ArraySource:
     try:
-        return ArraySource(contents[images], contents.get(labels))
+        source = ArraySource(contents[images], contents.get(labels))
     except DataError as error:
-        raise DataError(f'{path}: "{images}" and "{labels}": {error}') from error
+        named = f'"{images}" and "{labels}"' if labels in contents else f'"{images}"'
+        raise DataError(f"{path}: {named}: {error}") from error
+    check_pictures(source.images, f'{path}: "{images}"', warn=split == "train" and images == "images")
+    if source.labels is not None:
+        check_labels(source.labels, f'{path}: "{labels}"')
+    return source
 
 
 def _check_split(split: str) -> None:

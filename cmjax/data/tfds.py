@@ -52,6 +52,16 @@ def tfds(
     return loaded_if_small(source, f"reading {name}", progress, memory_limit_bytes=memory_limit_bytes)
 
 
+def names_in(root: Path) -> list[str]:
+    """The data sets that are prepared in TFDS's folder, sorted."""
+    return sorted({str(info.parent.parent.relative_to(root)) for info in root.glob("*/*/dataset_info.json")})
+
+
+def is_prepared(root: Path, name: str) -> bool:
+    """Whether a data set is prepared in TFDS's folder."""
+    return _prepared(root, name) is not None
+
+
 def _prepared(root: Path, name: str) -> Path | None:
     """The newest version of `name` that is complete: TFDS writes dataset_info.json last."""
     base = root / name
@@ -68,10 +78,9 @@ def _version(name: str) -> tuple[int, ...]:
 
 def _prepare(root: Path, name: str, progress: Progress | None) -> None:
     if name not in BUILDERS:
-        there = sorted(str(info.parent.parent.relative_to(root)) for info in root.glob("*/*/dataset_info.json"))
         raise DataError(
             f'{root / name}: no data set "{name}" is prepared there. Prepared in {root}: '
-            f"{', '.join(sorted(set(there))) or 'none'}; can be downloaded: {', '.join(BUILDERS)}"
+            f"{', '.join(names_in(root)) or 'none'}; can be downloaded: {', '.join(BUILDERS)}"
         )
     from cmjax.data.builders.preparing import prepare
 

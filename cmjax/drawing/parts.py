@@ -42,7 +42,7 @@ def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *,
 
 
 def _join(path: Path, files: list[Path], folder: Path) -> None:
-    _write_npz(path, np.concatenate([np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) for file in files]))
+    _write_npz(path, np.concatenate([_read_npy(file) for file in files]))
     remove_folder(folder)
 
 
@@ -57,6 +57,13 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         changes = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in differing)
         raise ConfigError(f"{folder} has parts of another draw ({changes}): remove it, or name another --out")
     log.info("going on from the parts in %s", folder)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{path} is damaged: remove it, and the same command draws this part anew") from error
 
 
 def _npy(array: np.ndarray) -> bytes:

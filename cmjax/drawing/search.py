@@ -8,7 +8,7 @@ from functools import cache
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
-from cmjax.evaluation.figures import METRICS, judge_of
+from cmjax.evaluation.figures import METRICS, judge_of, why_not_compared
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
@@ -64,11 +64,13 @@ def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[t
     @cache
     def score():  # made by the first process alone, which scores for all
         held_out, train = open_source("test"), open_source("train")
+        if why := why_not_compared(train, num=SAMPLES, held_out=len(held_out)):
+            raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
         return judge_of(held_out, train, metric, cache_dir=trained.folder.parent / ".cache")
 
+    first_does(lambda: score() and None)
     flow_map, conditions = guided_as_trained(flow_map, class_labels(SAMPLES, trained.num_classes), trained)
     along = consistency_samplers(trained.samples)
-    first_does(lambda: score() and None)
 
     def score_of(times: tuple[float, ...]) -> float:
         images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)

@@ -19,6 +19,7 @@ from jaxtyping import Float64, Int, Integer
 
 from cmjax.evaluation.metrics import Images, check_images
 from cmjax.machine.files import AnyPath, to_path, write_atomically
+from cmjax.machine.npz import load_npz
 
 Labels = Integer[np.ndarray, " _"]
 """(n,): the class of each image; any integers."""
@@ -160,12 +161,11 @@ def _encode(features: ClassifierFeatures) -> bytes:
 def _read(path: AnyPath, *, layers: int) -> ClassifierFeatures | None:
     """The classifier in `path`; None where there is none, or none that can be read (zip members have checksums)."""
     try:
-        # opened here, because np.load leaves its own file open when the zip is damaged
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            weights = [file[f"weight{i}"] for i in range(layers)]
-            biases = [file[f"bias{i}"] for i in range(layers)]
-            height, width, channels = (int(side) for side in file["image_shape"])
-            return ClassifierFeatures(weights, biases, file["classes"], (height, width, channels))
+        arrays = load_npz(path)
+        weights = [arrays[f"weight{i}"] for i in range(layers)]
+        biases = [arrays[f"bias{i}"] for i in range(layers)]
+        height, width, channels = (int(side) for side in arrays["image_shape"])
+        return ClassifierFeatures(weights, biases, arrays["classes"], (height, width, channels))
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged zip fails in many ways, and training again answers them all

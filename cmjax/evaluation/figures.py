@@ -150,7 +150,7 @@ def compare(
     if reference[0].size <= LARGEST_GAUSSIAN:
         rows["fitted Gaussian"] = fitted_gaussian(real["image"], num, 0)
     features = None
-    if "label" in real:
+    if _has_classes(real):
         features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
     return figures(rows, held_out=reference, features=features)
 
@@ -164,12 +164,14 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     features: Callable[[np.ndarray], np.ndarray] | None = None
     if METRICS[metric].of_features:
         real = _some(train, FITTED_TO)
-        if "label" in real:
+        if _has_classes(real):
             features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
         elif real["image"][0].size <= LARGEST_GAUSSIAN:
             features = _pixels
         else:
-            raise DataError("the data have no labels, and pixels too many to compare by; name the times yourself")
+            raise DataError(
+                "the data have no different labels, and too many pixels to compare by; name the times yourself"
+            )
     reference = Reference(_some(held_out, MOST_HELD_OUT)["image"], features)
 
     def judge(images: np.ndarray) -> float:
@@ -181,6 +183,11 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     return judge
 
 
+def _has_classes(examples: Mapping[str, np.ndarray]) -> bool:
+    """Whether a classifier can be trained on these examples."""
+    return "label" in examples and len(np.unique(examples["label"])) > 1
+
+
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
 
@@ -190,17 +197,35 @@ def _some(source: Source, most: int) -> dict[str, np.ndarray]:
     return source.gather(np.random.default_rng(0).permutation(len(source))[:most])
 
 
-def can_compare(samples: Mapping[str, np.ndarray], open_held_out) -> Source | None:
+def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:
+    """Why there cannot be `figures` of `num` samples, training images and `held_out` others; "" where there can be.
+
+    held_out: None where their number is not known yet.
+    """
+    channels = train.shape[-1]
+    if channels not in (1, 3):
+        return f"figures are of pictures, and the data have {channels} channels"
+    if train.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
+        return "figures are of uint8 pictures, and the data are floats"
+    for there, what in ((num, "samples"), (len(train), "training pictures"), (held_out, "held-out pictures")):
+        if there is not None and there <= NEIGHBOURS:
+            return f"figures need at least {NEIGHBOURS + 1} {what}, and there are {there}"
+    return ""
+
+
+def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out: Callable[[], Source]) -> Source | None:
     """The held-out images, or None with a word about why there are no figures."""
-    shape = next(iter(samples.values())).shape
-    if shape[-1] not in (1, 3):
-        log.info("no figures: they are defined on images, and these samples have %d channels", shape[-1])
-        return None
-    try:
-        return open_held_out()
-    except DataError as error:
-        log.info("no figures: there are no held-out images (%s)", error)
-        return None
+    num, held_out = min(len(images) for images in samples.values()), None
+    why = why_not_compared(train, num=num, held_out=None)
+    if not why:
+        try:
+            held_out = open_held_out()
+            why = why_not_compared(train, num=num, held_out=len(held_out))
+        except DataError as error:
+            why = f"there are no held-out pictures ({error})"
+    if why:
+        log.info("no figures: %s", why)
+    return None if why else held_out
 
 
 def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:

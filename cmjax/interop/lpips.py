@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.interop.pickles import read_torch
+from cmjax.machine.npz import load_npz
 from cmjax.nets.lpips import WIDTHS
 
 
@@ -49,8 +50,7 @@ def _take(arrays: dict[str, np.ndarray], key: str, shape: tuple[int, ...], path:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        return load_npz(path)
     arrays = read_torch(path)
     if not isinstance(arrays, dict) or not all(isinstance(value, np.ndarray) for value in arrays.values()):
         raise ValueError(f"{path} is no state dict: it holds something else than arrays by key")

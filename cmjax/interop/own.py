@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.modules import non_finite
 from cmjax.interop.read import read_safetensors
 from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.npz import load_npz
 
 RECORD = "cmjax"
 """The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""
@@ -38,11 +38,12 @@ def read_own(path: Path) -> tuple[dict[str, Any], Any]:
     """The record and the parameters that `write_own` wrote. Raises: ForeignError."""
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            text = str(arrays.pop(RECORD, ""))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ForeignError(f"{path} is no whole .npz of arrays: {error}") from error
+            arrays = load_npz(path)
+        except ValueError as error:
+            raise ForeignError(str(error)) from error
+        except OSError as error:
+            raise ForeignError(f"{path} cannot be read: {error.strerror or error}") from error
+        text = str(arrays.pop(RECORD, ""))
     else:
         arrays, metadata = read_safetensors(path)
         text = metadata.get(RECORD, "")

@@ -20,6 +20,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.data.base import DataError
 from cmjax.drawing.draw import class_labels, with_guidance
 from cmjax.drawing.search import GRID, SAMPLES, find_times, grid_of, score_along
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
@@ -27,7 +28,7 @@ from cmjax.evaluation.figures import METRICS
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.machine.files import to_json, to_path, write_atomically
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
-from cmjax.machine.processes import first_does, say
+from cmjax.machine.processes import OtherProcessError, first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.losses import logged_losses, losses_by_level
 from cmjax.runs.trained import Trained, open_trained
@@ -85,7 +86,8 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
     else:
         log.warning("no loss: no run here trained %s, so that its step and its target are not known", workdir)
     if one_step and trained.recorded.has_data and flow_map.shape[-1] in (1, 3):
-        write("times", _second_time(trained, flow_map, metric))
+        if (times := _second_time(trained, flow_map, metric)) is not None:
+            write("times", times)
     elif one_step:
         log.warning("no times: they are searched for by figures of a run's held-out pictures")
 
@@ -190,9 +192,14 @@ def _in_parts(
     return jax.tree.map(lambda *values: np.mean(values, axis=0), *found), parts * size
 
 
-def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found:
-    """The metric of two-step samples over the second step's time, with the one that the search finds."""
-    best = find_times(trained, flow_map, 2, metric=metric)
+def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found | None:
+    """The metric of two-step samples over the second step's time, with the one that the search finds; None, with a word
+    about why, where the data are not enough to search with."""
+    try:
+        best = find_times(trained, flow_map, 2, metric=metric)
+    except (ConfigError, DataError, OtherProcessError) as error:
+        log.warning("no times: %s", error)
+        return None
     grid, score = grid_of(trained), score_along(trained, flow_map, metric)
     seconds, values = [grid[place] for place in range(1, GRID - 1, 4)], []
     with progress("second times", len(seconds) + 2) as update:

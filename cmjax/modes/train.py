@@ -189,10 +189,10 @@ def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:
     steps, table = int(state.step), {}
-    if run.num_figures and (held_out := can_compare(images, partial(_open, run, "test"))) is not None:
+    if run.num_figures and (held_out := can_compare(images, source, partial(_open, run, "test"))) is not None:
         try:
             table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
-        except ValueError as error:  # too few images, or of one class: no reason to lose the summary
+        except ValueError as error:  # no reason to lose the summary
             log.warning("no figures: %s", error)
     more = {
         "samples": grids,

@@ -22,8 +22,9 @@ from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params, PRNGKey, Samples
 from cmjax.data.batches import preprocess
-from cmjax.data.sources import Source
+from cmjax.data.sources import DataError, Source
 from cmjax.evaluation.diagnostics import bin_of, level_edges
+from cmjax.evaluation.figures import why_not_compared
 from cmjax.machine.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.memory import GIB, too_little
@@ -112,6 +113,12 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     teacher = _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
     frozen = _load_frozen(run, teacher, mesh)
     source = _open_together(lambda: open_source("train"))
+    if run.batch_size > len(source):
+        raise ConfigError(
+            f"config.batch_size={run.batch_size}: the data have {len(source)} pictures to train on; set it to at most "
+            "so many, or give more pictures"
+        )
+    first_does(lambda: _warn_of_figures(run, source))
     model = run.make_model(source.num_classes)
     check_network(model.module, tuple(source.shape))
     _check_teacher(run, teacher, model, tuple(source.shape))
@@ -136,6 +143,19 @@ def _open_together(open_source: Callable[[], Source]) -> Source:
     opened: list[Source] = []
     first_does(lambda: opened.append(open_source()))
     return opened[0] if opened else open_source()
+
+
+def _warn_of_figures(run: Run, source: Source) -> None:
+    """Say, before a run trains, where it will end without figures of pictures."""
+    if not run.num_figures or source.shape[-1] not in (1, 3):
+        return
+    try:
+        held_out = run.data.count("test")
+        why = why_not_compared(source, num=max(run.num_figures, run.samples.num), held_out=held_out)
+    except DataError as error:
+        why = f"there are no held-out pictures ({error})"
+    if why:
+        log.warning("the run will end without figures: %s; set config.figures.num=0 if none are wanted", why)
 
 
 def _check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,336 @@
+"""What a user is told of data that cannot be trained on: one line, before a device is asked or a file read whole."""
+
+import importlib
+import logging
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
+from cmjax.data.base import ArraySource, DataError
+from cmjax.data.checks import LARGEST_LATENT, check_labels, check_pictures, check_varied
+from cmjax.drawing import search
+from cmjax.evaluation.figures import can_compare, compare, judge_of, why_not_compared
+from cmjax.runs.starting import set_up
+
+RANDOM = np.random.default_rng(0)
+PIXELS = RANDOM.integers(0, 256, (60, 4, 4, 3)).astype(np.uint8)
+FLOATS = (PIXELS / 127.5 - 1).astype(np.float32)
+LATENTS = RANDOM.normal(size=(60, 4, 4, 4)).astype(np.float32)
+
+
+def with_one(images, place, value):
+    changed = images.copy()
+    changed[place, 1, 2, 0] = value
+    return changed
+
+
+def config_of(**fields):
+    config = importlib.import_module("configs.digits_ct").get_config()
+    config.net.width, config.net.depth, config.batch_size = 8, 1, 8
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config.to_dict()
+
+
+def save(path, arrays):
+    np.savez(path, **arrays)
+
+
+def data_of(name, data_dir, **fields):
+    return config_of(data__name=name, data__data_dir=str(data_dir), **fields)
+
+
+def said(config):
+    """What opening the data of a configuration ends with, which must be one line."""
+    with pytest.raises((ConfigError, DataError)) as caught:
+        read_run(config).open_source("train")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "line"),
+    [
+        ({"images": with_one(FLOATS, 41, np.nan)}, '"images"[41] holds NaN or infinity'),
+        ({"images": with_one(LATENTS, 7, -np.inf)}, '"images"[7] holds NaN or infinity'),
+        ({"images": LATENTS, "test_images": with_one(LATENTS, 3, np.inf)}, '"test_images"[3] holds NaN or infinity'),
+        (
+            {"images": with_one(PIXELS, 5, 255).astype(np.float32).clip(0, 255)},
+            "reaches 255 and no picture has a value",
+        ),
+        ({"images": with_one((FLOATS + 1) / 2, 5, 1.5)}, '"images"[5] reaches 1.5 and no picture has a value below 0'),
+        ({"images": with_one(FLOATS, 9, -LARGEST_LATENT - 1)}, '"images"[9] reaches -31, which is neither a picture'),
+        ({"images": PIXELS * 0 + 7}, "every pixel of all 54 pictures is 7"),
+        ({"images": PIXELS[:1].repeat(60, axis=0)}, "all 54 pictures are the same"),
+        ({"images": PIXELS[:1]}, '"images" holds one picture'),
+        ({"images": PIXELS[:1], "test_images": PIXELS}, "holds one picture to train on"),
+        (
+            {"images": PIXELS, "labels": np.arange(60) % 2 * 999_999},
+            '"labels"[1] is 999999, which makes 1000000 classes',
+        ),
+        ({"images": PIXELS, "labels": np.arange(60) - 1}, "labels must be numbered from 0, got -1..58"),
+        ({"images": PIXELS.astype(int)}, "int64; save images.astype(np.uint8)"),
+        ({"images": FLOATS.astype(float)}, "float64; save images.astype(np.float32)"),
+    ],
+)
+def test_arrays_that_cannot_be_trained_on(tmp_path, arrays, line):
+    np.savez(tmp_path / "x.npz", **arrays)
+    message = said(data_of("arrays", tmp_path / "x.npz"))
+    assert line in message
+    assert str(tmp_path / "x.npz") in message
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        (PIXELS, ""),
+        (FLOATS, ""),
+        (FLOATS * (1 + 1e-6), ""),
+        (20 * LATENTS, ""),
+        (abs(LATENTS), ""),
+        (3 * FLOATS, "values from -3 to 3 leave [-1, 1]: they are taken as latents"),
+        ((FLOATS + 1) / 2, "all values lie in [0, 1], so the dark half is missing"),
+        (np.tile(PIXELS, (1, 2, 2, 1)).transpose(0, 3, 1, 2), "(3, 8, 8) have channels first; they must come last"),
+        (PIXELS // 128, "no value is above 1, so the pictures are nearly black"),
+    ],
+)
+def test_arrays_that_look_wrong_are_a_warning_once(tmp_path, caplog, images, line):
+    np.savez(tmp_path / "x.npz", images=images, test_images=images)
+    run = read_run(data_of("arrays", tmp_path / "x.npz"))
+    for split in ("train", "test"):
+        assert len(run.open_source(split)) == 60
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(line)
+    assert line in "".join(messages)
+
+
+def test_an_array_that_stays_in_its_file_is_checked_by_some_of_its_pictures(tmp_path):
+    images = np.zeros((1000, 4, 4, 4), np.float32) + np.arange(1000, dtype=np.float32)[:, None, None, None]
+    for place, value, line in ((0, np.nan, "[0] holds NaN"), (999, np.inf, "[999] holds NaN")):
+        np.savez(tmp_path / "x.npz", images=with_one(images, place, value))
+        assert line in said(data_of("arrays", tmp_path / "x.npz", data__memory_limit_gb=1e-9))
+    for arrays in ({"images": images * 0}, {"images": images * 0, "test_images": images}):
+        save(tmp_path / "x.npz", arrays)
+        message = said(data_of("arrays", tmp_path / "x.npz", data__memory_limit_gb=1e-9))
+        assert "every pixel of the 16 pictures looked at is 0.0" in message
+
+
+def test_labels_may_be_some_of_a_thousand():
+    check_labels(np.array([0, 999]), "x")
+    check_labels(np.arange(2000), "x")
+    with pytest.raises(DataError, match="only 2 labels are different"):
+        check_labels(np.array([0, 1000]), "x")
+
+
+def test_one_picture_that_differs_is_found_anywhere():
+    images = np.zeros((3000, 40, 40, 1), np.uint8)
+    with pytest.raises(DataError, match="every pixel of all 3000 pictures is 0"):
+        check_varied(ArraySource(images), "x")
+    images[2891, 39, 39] = 1
+    check_varied(ArraySource(images), "x")
+
+
+def test_the_checks_take_one_pass():
+    images = np.tile(FLOATS, (2000, 1, 1, 1))
+    began = time.process_time()
+    copied = images.copy()
+    one_copy = time.process_time() - began
+    began = time.process_time()
+    check_pictures(copied, "x")
+    assert time.process_time() - began < 20 * one_copy + 0.5
+
+
+def picture(path: Path, width=8, height=8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RANDOM.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes, and beside them what no picture is."""
+    for i in range(20):
+        for name in ("cats", "dogs"):
+            picture(tmp_path / "two" / name / f"{i}.png")
+    (tmp_path / "two" / "emus").mkdir()
+    (tmp_path / "two" / "notes.txt").write_text("x")
+    (tmp_path / "two" / "dogs" / "a.webp").write_text("x")
+    return tmp_path
+
+
+def test_a_wrong_folder_is_the_first_that_is_said(pictures):
+    (pictures / "nothing").mkdir()
+    (pictures / "webp").mkdir()
+    (pictures / "webp" / "a.webp").write_text("x")
+    wrong = {"data__channels": 2, "data__label_dropout": 7.0, "steps": 0}
+    for name, line in (
+        ("missing", "missing: no such folder; a folder of PNG or JPEG files is needed"),
+        ("nothing", "nothing: holds no image files (.png, .jpg, .jpeg); put images"),
+        ("webp", "webp: holds no image files (.png, .jpg, .jpeg), but 1 other file, a.webp; convert"),
+        ("two/notes.txt", "notes.txt: is a file, and a folder of PNG or JPEG files is needed"),
+    ):
+        message = said(data_of("folder", pictures / name, **wrong))
+        assert message.startswith(f"config.data.data_dir={pictures}")
+        assert line in message
+    assert "is a folder; give the path of an .npz" in said(data_of("arrays", pictures, **wrong))
+    assert "no.npz: no such file" in said(data_of("arrays", pictures / "no.npz", **wrong))
+
+
+def test_a_size_is_suggested_from_the_pictures(tmp_path):
+    folders = {
+        "large": ([(160, 120), (320, 240)], "; the pictures are 160x120 to 320x240; 64 is a usual choice"),
+        "small": ([(28, 28)], "; the pictures are 28x28; 28 is a usual choice"),
+        "tiny": ([(5, 6)], "; the pictures are 5x6; 5 is a usual choice"),
+    }
+    for name, (sizes, suggestion) in folders.items():
+        for i, size in enumerate(sizes):
+            picture(tmp_path / name / f"{i:02d}.png", *size)
+        for i in range(len(sizes), 60):
+            (tmp_path / name / f"{i:02d}.png").symlink_to(tmp_path / name / f"{i % len(sizes):02d}.png")
+        (tmp_path / name / "99.png").write_bytes(b"damaged")
+        message = said(data_of("folder", tmp_path / name))
+        assert message == f"config.data.image_size=0: must be given for a folder of images, in pixels{suggestion}"
+
+
+def test_what_of_a_folder_is_not_read_is_said_once(pictures, caplog):
+    run = read_run(data_of("folder", pictures / "two", data__image_size=8))
+    for split in ("train", "test"):
+        assert run.open_source(split).num_classes == 2
+    top = pictures / "two"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{top}: 2 other files, such as dogs/a.webp, not read: neither PNG nor JPEG",
+        f"{top / 'emus'}: holds no image files, and is no class",
+    ]
+
+
+def test_a_single_class_is_said(tmp_path, caplog):
+    for i in range(20):
+        picture(tmp_path / "cats" / f"{i}.png")
+    read_run(data_of("folder", tmp_path, data__image_size=8)).open_source("train")
+    assert caplog.messages == [f'{tmp_path}: has one class subfolder, "cats"; its label tells nothing']
+
+
+def test_a_folder_that_may_not_be_read(pictures, caplog, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in ("emus", "locked"))
+    (pictures / "locked").mkdir()
+    assert "locked: cannot be read: permission denied" in said(data_of("folder", pictures / "locked"))
+    read_run(data_of("folder", pictures / "two", data__image_size=8)).open_source("train")
+    assert f"{pictures / 'two' / 'emus'}: cannot be read: permission denied, and is no class" in caplog.messages
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder / "cats"))
+
+    monkeypatch.setattr("cmjax.data.folder.files_below", refuse)
+    assert "cats: cannot be read: permission denied" in said(data_of("folder", pictures / "two"))
+
+
+@pytest.mark.parametrize("limit_gb", [1.0, 1e-9])
+def test_pictures_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
+    for i in range(30):
+        picture(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / "0.png").read_bytes())
+    config = data_of("folder", tmp_path, data__image_size=8, data__memory_limit_gb=limit_gb)
+    assert "are the same; there is nothing to learn" in said(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("cifr10", "(did you mean cifar10?)"),
+        ("aray", "(did you mean arrays?)"),
+        (
+            "celebrities",
+            "must be one of digits, arrays, folder, cifar10, mnist, or a TFDS data set prepared in data_dir",
+        ),
+    ],
+)
+def test_a_name_that_is_none_is_said_before_its_folder_is_asked_for(name, line):
+    message = said(data_of(name, ""))
+    assert message.startswith(f"config.data.name={name!r}: must be one of")
+    assert line in message
+
+
+def test_names_are_those_of_the_folder_too(tmp_path):
+    (tmp_path / "my_pictures" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "my_pictures" / "1.0.0" / "dataset_info.json").write_text("{}")
+    message = said(data_of("my_picture", tmp_path))
+    assert "(did you mean my_pictures?)" in message
+    assert message.endswith(f"prepared in config.data.data_dir='{tmp_path}', which has my_pictures")
+    assert read_run(data_of("my_pictures", tmp_path)).data.name == "my_pictures"
+    assert said(data_of("cifar100", "")).startswith("config.data.data_dir='': must be given")
+
+
+def set_up_of(tmp_path, images, **fields):
+    np.savez(tmp_path / "x.npz", images=images)
+    run = read_run(data_of("arrays", tmp_path / "x.npz", **fields))
+    return set_up(run, run.open_source)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.batch_size=56: the data have 54 pictures to train on; set it to at"):
+        set_up_of(tmp_path, PIXELS, batch_size=56)
+    assert len(set_up_of(tmp_path, PIXELS, batch_size=52).source) == 54
+
+
+@pytest.mark.parametrize(
+    ("images", "fields", "line"),
+    [
+        (PIXELS, {}, ""),
+        (PIXELS[:50], {}, "figures need at least 6 held-out pictures, and there are 5"),
+        (PIXELS, {"figures__num": 3, "samples__num": 4}, "figures need at least 6 samples, and there are 4"),
+        (FLOATS, {}, "figures are of uint8 pictures, and the data are floats"),
+        (PIXELS[:50], {"figures__num": 0}, ""),
+        (LATENTS[:20], {}, ""),
+    ],
+)
+def test_figures_that_cannot_be_made_are_said_at_the_start(tmp_path, caplog, images, fields, line):
+    set_up_of(tmp_path, images, **fields)
+    assert len(caplog.messages) == bool(line)
+    if line:
+        assert caplog.messages == [
+            f"the run will end without figures: {line}; set config.figures.num=0 if none are wanted"
+        ]
+
+
+def test_figures_that_cannot_be_made_are_said_at_the_end(caplog):
+    def none():
+        raise DataError("x.npz: nothing held out")
+
+    train, few = ArraySource(PIXELS), ArraySource(PIXELS[:5])
+    with caplog.at_level(logging.INFO):
+        assert can_compare({"1-step": PIXELS}, train, lambda: few) is None
+        assert can_compare({"1-step": PIXELS[:5]}, train, lambda: train) is None
+        assert can_compare({"1-step": PIXELS}, ArraySource(LATENTS), none) is None
+        assert can_compare({"1-step": PIXELS}, train, none) is None
+        assert can_compare({"1-step": PIXELS}, train, lambda: train) is train
+    assert caplog.messages == [
+        "no figures: figures need at least 6 held-out pictures, and there are 5",
+        "no figures: figures need at least 6 samples, and there are 5",
+        "no figures: figures are of pictures, and the data have 4 channels",
+        "no figures: there are no held-out pictures (x.npz: nothing held out)",
+    ]
+
+
+def test_the_fewest_pictures_that_figures_are_made_of(tmp_path):
+    """So many pictures have figures, also where all are of one class, of which no classifier can be made."""
+    train = ArraySource(PIXELS[:6], np.zeros(6, int))
+    assert why_not_compared(train, num=6, held_out=6) == ""
+    table = compare({"1-step": PIXELS[:6]}, train, ArraySource(PIXELS[6:12]), cache_dir=tmp_path)
+    assert table["1-step"]["fd"] is None
+    assert table["1-step"]["recall"] is not None
+    assert np.isfinite(judge_of(train, train, "fd", cache_dir=tmp_path)(PIXELS[:6]))
+
+
+def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
+    np.savez(tmp_path / "x.npz", images=PIXELS[:50])
+    run = read_run(data_of("arrays", tmp_path / "x.npz"))
+    trained: Any = SimpleNamespace(run=lambda: run, recorded=SimpleNamespace(has_data=True), folder=tmp_path)
+    flow_map: Any = SimpleNamespace(shape=(4, 4, 3))
+    with pytest.raises(ConfigError, match="figures need at least 6 held-out pictures, and there are 5; name them"):
+        search.score_along(trained, flow_map, "fd")
