@@ -212,7 +212,7 @@ def declared(mode: str) -> Flags:
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
     """(--name, value) of what is written as --name=value or --name value."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         yield name, value if equals else following
 

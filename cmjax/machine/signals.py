@@ -58,7 +58,9 @@ _listener: _Listener | None = None
 def leave_on_signals(leave: Leave) -> None:
     """From now on SIGTERM and Ctrl-C call `leave` in a thread, at any moment but within `stop_requests`."""
     global _listener
-    _listener = _Listener(leave)
+    if _listener is None:
+        _listener = _Listener(leave)
+    _listener.leave = leave
 
 
 @contextlib.contextmanager

@@ -109,6 +109,9 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
 
     Raises: ConfigError where they do not fit each other, or cannot be loaded; DataError where the data cannot be read.
     """
+    for name, field in ((run.method.teacher, "objective.teacher"), (run.init_from, "init_from")):
+        if name:
+            _named(name, field, open_trained)  # before a device is started
     mesh = mesh_of(run)
     teacher = _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
     frozen = _load_frozen(run, teacher, mesh)
@@ -243,8 +246,13 @@ def count(params: Params) -> int:
 
 def _load_other(workdir: str, field_name: str, mesh: Mesh) -> FlowMap:
     """Another run's model, which this one starts from or distils."""
+    return _named(workdir, field_name, partial(load, mesh=mesh))
+
+
+def _named(workdir: str, field_name: str, read: Callable[[str], Any]) -> Any:
+    """What `read` gives of another run's folder. Raises: ConfigError naming the field that names the folder."""
     try:
-        return load(workdir, mesh=mesh)
+        return read(workdir)
     except (ConfigError, RuntimeError) as error:
         recipe, _, variant = Path(workdir).name.partition("-")
         raise ConfigError(
