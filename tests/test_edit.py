@@ -50,7 +50,8 @@ def pictures(tmp_path_factory):
 
 
 def run(workdir, task, images, out, **changes):
-    given = {"mask": None, "times": ["10", "1"], "num": 1, "seeds": None, "label": None} | FLAGS | changes
+    times = ["10"] if task == "interpolation" else ["10", "1"]
+    given = {"mask": None, "times": times, "num": 1, "seeds": None, "label": None} | FLAGS | changes
     edit.run(workdir, task=task, images=images, out=str(out), **given)
 
 
@@ -79,7 +80,8 @@ def test_every_task_writes_its_strip_and_its_result(workdir, pictures, tmp_path,
     run(workdir, task, images, tmp_path / "x.png", mask=mask, sigma=0.5, add_noise=True)
     assert pixels(tmp_path / "x.png").shape == (64 + 4, cells * 66 + 2, 3)
     assert pixels(tmp_path / "x-result.png").shape == SHAPE
-    assert ("30x20 pixels, fitted to the model's 8x8" in caplog.text) == (task == "colorization")
+    said = "large.jpg: 20x30 pixels, cropped to its middle 20x20 and resized to the model's 8x8"
+    assert (said in caplog.text) == (task == "colorization")
 
 
 def test_known_pixels_come_back_as_they_were(workdir, pictures, tmp_path):
@@ -181,7 +183,7 @@ def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
         ("colorization", ["broken.png"], {}, "broken.png cannot be read"),
         ("colorization", None, {}, "1 picture must be given"),
         ("blending", ["a.png"], {"mask": "mask.png"}, "2 pictures must be given"),
-        ("super_resolution", ["a.png"], {"patch": 3}, "patch=3 does not divide"),
+        ("super_resolution", ["a.png"], {"patch": 3}, "--patch=3: must be at least 2, and divide the model's 8x8"),
         ("denoising", ["a.png"], {}, "--sigma is missing"),
         ("denoising", ["a.png"], {"sigma": 100.0}, r"--sigma=100.0: must lie in \[0.002, 80\]"),
         ("colorization", ["a.png"], {"label": 1}, "the model has no classes"),
@@ -221,8 +223,8 @@ def test_a_network_that_takes_the_scale_of_guidance_is_told_it(pictures, tmp_pat
 
 
 def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch):
-    traced, loop = [], tasks.edit
-    monkeypatch.setattr(tasks, "edit", lambda *args, **kwargs: traced.append(args) or loop(*args, **kwargs))
+    traced, step = [], tasks.edit_step
+    monkeypatch.setattr(tasks, "edit_step", lambda *args, **kwargs: traced.append(args) or step(*args, **kwargs))
     with pytest.raises(ConfigError, match="--image is missing"):
         gallery.run(workdir, images=None, out=None, seed=0, times=None)
     given = [str(pictures / name) for name in ("a.png", "b.png")]

@@ -212,7 +212,13 @@ def test_what_is_transparent_is_laid_over_the_background(tmp_path):
     write(tmp_path / "la.png", np.concatenate([rgb[..., :1], half], axis=2))
     Image.fromarray(rgb).quantize(4).save(tmp_path / "palette.png", transparency=0)
     Image.fromarray(rgb).save(tmp_path / "key.png", transparency=(200, 0, 0))
-    expected = {"clear": 255, "pale": 255 - 0.2 * 55, "la": 255, "palette": 255, "key": 255}  # of red, the first channel
+    expected = {
+        "clear": 255,
+        "pale": 255 - 0.2 * 55,
+        "la": 255,
+        "palette": 255,
+        "key": 255,
+    }  # of red, the first channel
     for name, level in expected.items():
         assert read_image(tmp_path / f"{name}.png", (4, 4, 3))[0][0, 0, 0] == level, name
     assert read_image(tmp_path / "clear.png", (4, 4, 3))[0][0, 3].tolist() == [200, 0, 0]

@@ -89,7 +89,7 @@ def _rows(
     base = TaskSettings(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
-            log.info("%s: left out, the pictures are %dx%dx%d", task, h, w, c)
+            log.info("%s: left out, the pictures are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
             continue
         if task == "interpolation":
             shown = class_labels(3 * COLUMNS, trained.num_classes, 0)
@@ -112,7 +112,7 @@ def _pictures(trained: Trained, files: list[str] | None, seed: int) -> tuple[np.
     """COLUMNS pictures, uint8, given or held out from the run's data, and their labels where the model has classes."""
     conditional = trained.model.class_conditional
     if files:
-        given = read_pictures(files, trained.shape, len(files))
+        given, _ = read_pictures(files, trained.shape, len(files))
         chosen = given[np.arange(COLUMNS) % len(given)]
         return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
     if not trained.recorded.has_data:
