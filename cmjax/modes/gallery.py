@@ -20,7 +20,8 @@ from cmjax.drawing.draw import class_labels, guided_as_trained
 from cmjax.drawing.given import edit_times, read_pictures
 from cmjax.drawing.interpolation import interpolate, seeded_ends
 from cmjax.drawing.tasks import ALL_TASKS, TaskSettings, edit_pictures
-from cmjax.evaluation.plots import image_grid, save_png, with_captions
+from cmjax.evaluation.plots import save_png
+from cmjax.evaluation.sheets import sheet
 from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
@@ -30,7 +31,11 @@ from cmjax.runs.trained import Trained, open_trained
 log = logging.getLogger(__name__)
 
 COLUMNS = 4
-"""Pictures in a row, each as original, degraded and result."""
+"""Pictures in a row, each under these headings."""
+
+HEADINGS = ("original", "degraded", "result")
+LEFT_TO_RIGHT = "interpolation,\nleft to right"
+"""The caption of the row whose pictures are not what the headings say."""
 
 
 def declare(flags: Flags) -> None:
@@ -62,12 +67,14 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
             rows.append(row)
             names.append(name)
             update(i + 1, name)
-    picture = image_grid(to_uint8(np.concatenate(rows)), columns=3 * COLUMNS)
+    captions = [LEFT_TO_RIGHT if name == "interpolation" else name for name in names]
+    title = f"What {trained.title} makes of pictures"
+    picture = sheet([to_uint8(row) for row in rows], captions, headings=HEADINGS, title=title)
     try:
-        first_does(lambda: save_png(path, with_captions(picture, names)))
+        first_does(lambda: save_png(path, picture))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    say(f"{path}: a row for each of {', '.join(names)}; original | degraded | result")
+    say(f"{path}: a row for each of {', '.join(names)}, of {trained.title}; {' | '.join(HEADINGS)}")
 
 
 def _rows(

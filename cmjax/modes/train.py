@@ -26,6 +26,7 @@ from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
+from cmjax.runs.curve import save_losses
 from cmjax.runs.record import write_record
 from cmjax.runs.starting import (
     Setup,
@@ -167,6 +168,7 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
         "workdir": str(workdir),
         "checkpoint": str(workdir / "checkpoints" / str(steps)),
         "samples": grids,
+        **({"losses": losses} if (losses := save_losses(workdir, steps)) else {}),
         "steps": steps,
         "images_seen": steps * run.batch_size,
         "parameters": count(state.params),
