@@ -10,6 +10,7 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.core.editing import (
+    LUMA,
     EditStep,
     Operator,
     colorization,
@@ -94,9 +95,9 @@ def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSetti
 def _colorization(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
     if images.shape[-1] != 3:
         raise ConfigError("--task=colorization: the model's images have no color")
-    operator = colorization()
-    grey = jnp.broadcast_to(operator.forward(images)[..., :1] / 3**0.5, images.shape)  # for the eye
-    return Edit(images, operator, grid, degraded=grey)
+    luma = jnp.asarray(LUMA) / sum(LUMA)  # white stays white, for the eye
+    grey = jnp.broadcast_to(jnp.sum(images * luma[None, None, None], axis=-1, keepdims=True), images.shape)
+    return Edit(images, colorization(), grid, degraded=grey)
 
 
 def _super_resolution(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:

@@ -157,7 +157,7 @@ def _consistency(trained: Trained, student: FlowMap, other: Trained, teacher: Fl
             "f to f one time later": (noise[:-1], rms["step"]),
             "teacher's D to the end": (noise, rms["teacher_end"]),
         },
-        title=f"Consistency error of {trained.title}, along {num} trajectories of {other.title}",
+        title=f"{trained.title}: consistency error along {num} trajectories of {other.title}",
         x_label="noise level",
         y_label="RMS over pixels",
     )
@@ -207,7 +207,7 @@ def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found:
             f"found: {noise[-1]:.3g}, {of_best:.3g}": (noise[-1:], [of_best]),
             f"one step: {of_one:.3g}": ([noise[0], noise[-2]], [of_one, of_one]),
         },
-        title=f"Where the second step of {trained.title}, stands: {SAMPLES} samples",
+        title=f"{trained.title}: {metric} of two steps by where the second stands, {SAMPLES} samples",
         x_label="noise level of the second step",
         y_label=f"{metric} ({'more' if METRICS[metric].larger_is_better else 'less'} is better)",
         log_y=False,

@@ -48,7 +48,7 @@ OF_TASKS = {
 def declare(flags: Flags) -> None:
     flags.group("The edit")
     flags.one_of("task", None, ALL_TASKS, "What is done.")
-    flags.texts("image", "A PNG or JPEG file of any size; two for blending and interpolation.")
+    flags.texts("image", "A PNG or JPEG file of any size, laid over white; two for blending and interpolation.")
     flags.integer("num", None, "How many results. Default: 1; of an interpolation, 8.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same results.", at_least=0)
     flags.integer("label", None, "The class, of a class-conditional model.")
@@ -56,11 +56,13 @@ def declare(flags: Flags) -> None:
     flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
     flags.text("out", None, "The strip of pictures, x.png. Default: <workdir>/edits/<task>.png.")
     flags.group("Of one task")
-    flags.text("mask", None, "inpainting, blending: a picture whose white pixels are kept.")
+    flags.text(
+        "mask", None, "inpainting, blending: white pixels are kept; of the size of the picture or of the model's."
+    )
     flags.integer("patch", 4, "super_resolution: pixels that it makes one of, along each side.")
     flags.number("sigma", None, "denoising: std of the noise that is removed; black to white is 2.")
     flags.boolean("add_noise", False, "denoising: add the noise of --sigma first.")
-    flags.number("margin", 0.25, "outpainting: share of each side that is added.", 0.0, 0.49)
+    flags.number("margin", 0.25, "outpainting: share of each side that is added, above 0.", 0.0, 0.49)
     flags.texts("seeds", "interpolation: two seeds to go between, as 3,8, in place of pictures.")
 
 

@@ -68,7 +68,7 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
             names.append(name)
             update(i + 1, name)
     captions = [LEFT_TO_RIGHT if name == "interpolation" else name for name in names]
-    title = f"What {trained.title} makes of pictures"
+    title = f"{trained.title}: edits"
     picture = sheet([to_uint8(row) for row in rows], captions, headings=HEADINGS, title=title)
     try:
         first_does(lambda: save_png(path, picture))

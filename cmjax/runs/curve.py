@@ -45,7 +45,7 @@ def save_losses(workdir: Path, step: int) -> str | None:
     shown = np.unique(np.minimum(places, len(steps) - 1))  # the last place may be rounded to one beyond
     picture = line_plot(
         {name: (steps[shown].tolist(), values[shown].tolist()) for name, values in curves.items()},
-        title=f"Loss of {absolute(workdir).name}, up to step {step}",
+        title=f"{absolute(workdir).name}, step {step}: loss in training",
         x_label="step",
         y_label="loss",
         log_y=bool((losses > 0).all()),

@@ -113,9 +113,9 @@ def _row(edges, loss, norm, count, share, *, size: int) -> dict[str, Any]:
 def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray]:
     middles = [(row["from"] * row["to"]) ** 0.5 for row in rows]
     titles = {
-        "loss": f"Loss of {name}, by noise level",
-        "gradient_norm": f"Its gradient's norm, of batches of {size} samples of one bin: {name}",
-        "share": f"The share of training's samples in each bin: {name}",
+        "loss": f"{name}: loss by noise level",
+        "gradient_norm": f"{name}: norm of the gradient, of batches of {size} samples of one bin",
+        "share": f"{name}: share of training's samples in each bin",
     }
     panels = []
     for key, title in titles.items():
@@ -153,7 +153,7 @@ def logged_losses(trained: Trained, run: Run) -> Found | None:
             for i in range(bins)
             if any(names[i] in record for record in records)
         },
-        title=f"Loss of {trained.title}, by noise level, as it trained",
+        title=f"{trained.title}: loss in training, by noise level",
         x_label="step",
         y_label="loss",
         log_x=False,
