@@ -307,8 +307,8 @@ def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
     assert traced == [(36, *SHAPE)]
     assert watched == [140, 36, 72, 106, 140]
     keys = jax.random.wrap_key_data(jax.numpy.asarray(keys_of(0, np.arange(70))))
-    operator = inpainting(jax.numpy.asarray(left_half()))
-    expected = core_edit(gaussian_model(), keys, made.originals, operator, times=(10.0, 1.0))
+    operator, originals = inpainting(jax.numpy.asarray(left_half())), jax.numpy.asarray(made.originals)
+    expected = core_edit(gaussian_model(), keys, originals, operator, times=(10.0, 1.0))
     np.testing.assert_allclose(made.results, expected, atol=1e-6)
 
 

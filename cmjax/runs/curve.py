@@ -32,31 +32,35 @@ def recorded(workdir: Path) -> list[dict[str, Any]]:
 
 def save_losses(workdir: Path, step: int) -> str | None:
     """Draw the loss of all steps up to `step` in `losses.png`; its path, or None where there is none."""
-    points = [(record["step"], record["loss"]) for record in recorded(workdir) if "loss" in record]
-    steps, losses = np.array(points, np.float64).reshape(-1, 2).T
-    drawn = np.isfinite(losses) & (steps > 0)
-    steps, losses = steps[drawn], losses[drawn]
-    if not len(steps):
+    try:
+        records = [record for record in recorded(workdir) if "loss" in record]
+        steps, losses = (np.array([record[name] for record in records], np.float64) for name in ("step", "loss"))
+        drawn = np.isfinite(losses) & (steps > 0)
+        if not drawn.any():
+            return None
+        title = f"{absolute(workdir).name}, step {step}: loss in training"
+        save_png(workdir / PICTURE, _curve(steps[drawn], losses[drawn], title))
+        return str(workdir / PICTURE)
+    except OSError as error:  # a full disk is no reason to lose the summary
+        log.warning("no picture of the losses: %s", error.strerror or error)
         return None
+
+
+def _curve(steps: np.ndarray, losses: np.ndarray, title: str) -> np.ndarray:
+    """The losses over the ascending steps, and where there are many their mean in front of them."""
     curves, many = {"recorded": losses}, len(steps) > MANY
     if many:
         curves = {"mean within 10%": _nearby_means(steps, losses), **curves}
     places = np.searchsorted(steps, np.geomspace(steps[0], steps[-1], MOST))
     shown = np.unique(np.minimum(places, len(steps) - 1))  # the last place may be rounded to one beyond
-    picture = line_plot(
+    return line_plot(
         {name: (steps[shown].tolist(), values[shown].tolist()) for name, values in curves.items()},
-        title=f"{absolute(workdir).name}, step {step}: loss in training",
+        title=title,
         x_label="step",
         y_label="loss",
         log_y=bool((losses > 0).all()),
         faint=("recorded",) if many else (),
     )
-    try:
-        save_png(workdir / PICTURE, picture)
-    except OSError as error:  # a full disk is no reason to lose the summary
-        log.warning("no picture of the losses: %s", error.strerror or error)
-        return None
-    return str(workdir / PICTURE)
 
 
 def _nearby_means(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
