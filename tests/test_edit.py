@@ -139,6 +139,12 @@ def test_each_picture_has_its_result():
     np.testing.assert_array_equal(pairs.degraded[:, :, 4:], pairs.originals[1::2, :, 4:])
 
 
+def test_a_grey_picture_is_shown_as_it_is():
+    grey = jax.numpy.asarray(np.linspace(-1, 1, 5, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 3)))
+    shown = tasks._colorization(grey, (1.0,), tasks.TaskSettings()).degraded
+    np.testing.assert_allclose(shown, grey, atol=1e-6)
+
+
 def test_labels_go_with_their_pictures():
     def by_label(params, x, t, label):
         return 0 * x + 0.1 * label[:, None, None, None]
