@@ -29,7 +29,7 @@ from cmjax.evaluation.diagnostics import (
     times_within,
     trajectory_times,
 )
-from cmjax.evaluation.plots import _Axis, line_plot
+from cmjax.evaluation.plots import _Axis, _Canvas, line_plot
 from cmjax.machine.mesh import make_mesh
 from cmjax.modes import diagnose, train
 from cmjax.runs.record import read_record, write_model
@@ -290,8 +290,12 @@ def diagnosed(workdir, **options):
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-def test_a_student_is_held_against_its_own_teacher(runs):
+def test_a_student_is_held_against_its_own_teacher(runs, monkeypatch):
+    titles, axes = [], _Canvas.axes
+    monkeypatch.setattr(_Canvas, "axes", lambda self, title, *words: titles.append(title) or axes(self, title, *words))
     found = diagnosed(runs / "cd")
+    assert len(titles) >= 6
+    assert [title for title in titles if "cd, step 3" not in title] == []
     assert found.keys() == {"consistency", "loss", "times", "training"}
     along = found["consistency"]
     assert along["teacher"] == str(runs / "teacher")
@@ -306,6 +310,13 @@ def test_a_student_is_held_against_its_own_teacher(runs):
     assert found["times"]["found"]["second_time"] < found["times"]["first_time"] == 80
     tried = json.loads((runs / "cd" / "times.json").read_text())["found"]["2, recall"]["recall"]
     assert value == max(tried.values())
+
+
+def test_a_run_ends_with_a_picture_of_its_losses(runs):
+    summary = json.loads((runs / "cd" / "summary.json").read_text())
+    assert summary["losses"] == str(runs / "cd" / "losses.png")
+    with Image.open(summary["losses"]) as picture:
+        assert picture.size == (960, 400)
 
 
 def test_a_flow_map_is_held_against_a_teacher_of_another_path(runs):

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.config.fields import ConfigError
 from cmjax.core.paths import linear
 from cmjax.core.sampling import FlowMap, sample_chain
-from cmjax.drawing.draw import chain_sampler, draw_images, with_guidance
+from cmjax.drawing.draw import chain_sampler, draw_images, rows_in_chunks, with_guidance
+from cmjax.modes import sample
 
+GREY = (28, 28, 1)
 SHAPE = (2, 2, 4)  # of latents, which are not rounded
 
 
@@ -25,6 +28,22 @@ def test_a_chain_is_the_librarys(gamma):
     expected = sample_chain(flow_map, keys, (3, *SHAPE), times=(1.0, 0.5, 0.0), gamma=gamma)
     np.testing.assert_allclose(drawn, expected, atol=1e-6)
     np.testing.assert_allclose(drawn, 0.3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num", "shape"), [(10_001, GREY), (2000, (256, 256, 3)), (10_000, (512, 512, 4))])
+def test_a_grid_that_nobody_can_look_at_is_refused(num, shape):
+    with pytest.raises(ConfigError, match=rf"--num={num}: .*write an array, as --out=x\.npz"):
+        sample._check_grid(num, shape)
+    sample._check_grid(10_000, GREY)
+
+
+def test_rows_come_in_equal_parts():
+    rows = {"a": np.arange(70), "labels": {}, "b": jnp.arange(140.0).reshape(70, 2)}
+    parts = list(rows_in_chunks(rows, (512, 512, 3)))
+    assert {len(part["a"]) for part in parts} == {36}  # of at most 16 on each of four devices
+    joined = np.concatenate([part["b"] for part in parts])
+    np.testing.assert_array_equal(joined[:70], rows["b"])
+    assert (joined[70:] == joined[69]).all()
 
 
 def test_guidance_is_told_or_made_of_two_evaluations():

@@ -1,15 +1,21 @@
 """Editing and the gallery from the command line's side: pictures in, strips out, and what is said of wrong input."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax.command_line import parse
 from cmjax.config.fields import ConfigError
+from cmjax.core.editing import edit as core_edit
+from cmjax.core.editing import inpainting
 from cmjax.core.oracles import gaussian_flow_map
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
-from cmjax.drawing import interpolation, tasks
+from cmjax.drawing import draw, given, interpolation, tasks
+from cmjax.drawing.draw import keys_of
 from cmjax.drawing.interpolation import find_ends, interpolate
 from cmjax.interop.keys import Foreign
 from cmjax.modes import edit, gallery, importing
@@ -44,14 +50,19 @@ def pictures(tmp_path_factory):
     mask = np.zeros((8, 8), np.uint8)
     mask[:, :4] = 255
     Image.fromarray(mask).save(folder / "mask.png")
+    tall = np.zeros((20, 10), np.uint8)
+    tall[:10] = 255
+    Image.fromarray(tall).save(folder / "tall.png")
+    Image.merge("LA", [Image.new("L", (8, 8), 255), Image.fromarray(mask)]).save(folder / "clear.png")
     Image.new("L", (8, 8), 255).save(folder / "white.png")
     (folder / "broken.png").write_bytes(b"\x89PNG broken")
     return folder
 
 
 def run(workdir, task, images, out, **changes):
-    given = {"mask": None, "times": ["10", "1"], "num": 1, "seeds": None, "label": None} | FLAGS | changes
-    edit.run(workdir, task=task, images=images, out=str(out), **given)
+    times = ["10"] if task == "interpolation" else ["10", "1"]
+    flags = {"mask": None, "times": times, "num": 1, "seeds": None, "label": None} | FLAGS | changes
+    edit.run(workdir, task=task, images=images, out=str(out), **flags)
 
 
 def pixels(path):
@@ -79,7 +90,8 @@ def test_every_task_writes_its_strip_and_its_result(workdir, pictures, tmp_path,
     run(workdir, task, images, tmp_path / "x.png", mask=mask, sigma=0.5, add_noise=True)
     assert pixels(tmp_path / "x.png").shape == (64 + 4, cells * 66 + 2, 3)
     assert pixels(tmp_path / "x-result.png").shape == SHAPE
-    assert ("30x20 pixels, fitted to the model's 8x8" in caplog.text) == (task == "colorization")
+    said = "large.jpg: 20x30 pixels, cropped to its middle 20x20 and resized to the model's 8x8"
+    assert (said in caplog.text) == (task == "colorization")
 
 
 def test_known_pixels_come_back_as_they_were(workdir, pictures, tmp_path):
@@ -125,6 +137,12 @@ def test_each_picture_has_its_result():
     assert len(pairs.degraded) == len(pairs.results) == 2
     np.testing.assert_array_equal(pairs.results[:, :, :4], pairs.originals[0::2, :, :4])
     np.testing.assert_array_equal(pairs.degraded[:, :, 4:], pairs.originals[1::2, :, 4:])
+
+
+def test_a_grey_picture_is_shown_as_it_is():
+    grey = jax.numpy.asarray(np.linspace(-1, 1, 5, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 3)))
+    shown = tasks._colorization(grey, (1.0,), tasks.TaskSettings()).degraded
+    np.testing.assert_allclose(shown, grey, atol=1e-6)
 
 
 def test_labels_go_with_their_pictures():
@@ -181,9 +199,14 @@ def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
         ("colorization", ["broken.png"], {}, "broken.png cannot be read"),
         ("colorization", None, {}, "1 picture must be given"),
         ("blending", ["a.png"], {"mask": "mask.png"}, "2 pictures must be given"),
-        ("super_resolution", ["a.png"], {"patch": 3}, "patch=3 does not divide"),
+        ("super_resolution", ["a.png"], {"patch": 3}, "--patch=3: must be at least 2, and divide the model's 8x8"),
         ("denoising", ["a.png"], {}, "--sigma is missing"),
         ("denoising", ["a.png"], {"sigma": 100.0}, r"--sigma=100.0: must lie in \[0.002, 80\]"),
+        ("inpainting", ["a.png"], {"mask": "tall.png"}, "10x20 pixels; it must have the size of the picture, 8x8, or"),
+        ("outpainting", ["a.png"], {"margin": 0.0}, "--margin=0: must be above 0"),
+        ("outpainting", ["a.png"], {"margin": 0.03}, "--margin=0.03: adds no pixel to the model's 8x8"),
+        ("super_resolution", ["a.png"], {"patch": 1}, "--patch=1: must be at least 2"),
+        ("interpolation", None, {"times": ["10", "1"]}, "--times=10,1: interpolation is one evaluation"),
         ("colorization", ["a.png"], {"label": 1}, "the model has no classes"),
         ("colorization", ["a.png"], {"times": ["1", "2"]}, "times must descend"),
         ("interpolation", None, {"seeds": ["1"]}, "--seeds=1"),
@@ -197,6 +220,102 @@ def test_wrong_input_is_named(workdir, pictures, tmp_path, task, names, changes,
     with pytest.raises(ConfigError, match=said):
         run(workdir, task, images, tmp_path / "x.png", **changes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "how"),
+    [
+        ((480, 640), (28, 28), "cropped to its middle 480x480 and resized to the model's 28x28"),
+        ((480, 480), (28, 28), "resized to the model's 28x28"),
+        ((28, 40), (28, 28), "cropped to its middle 28x28"),
+        ((30, 10), (8, 16), "cropped to its middle 10x5 and resized to the model's 16x8"),
+        ((1, 1), (8, 8), "resized to the model's 8x8"),
+        ((8, 8), (8, 8), ""),
+    ],
+)
+def test_how_a_picture_is_fitted_is_said_width_first(size, model, how):
+    assert given.how_fitted(size, model) == how
+
+
+def test_a_mask_has_the_size_of_the_picture_or_of_the_models(pictures):
+    cropped = given.read_mask(str(pictures / "tall.png"), SHAPE, [(20, 10), (8, 8)])
+    np.testing.assert_array_equal(cropped[0, :, 4, 0], [1, 1, 1, 1, 0, 0, 0, 0])  # the middle 10 of 20 rows
+    np.testing.assert_array_equal(given.read_mask(str(pictures / "mask.png"), SHAPE, [(20, 10)]), left_half())
+    np.testing.assert_array_equal(given.read_mask(str(pictures / "clear.png"), SHAPE, []), left_half())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "--task is missing: one of inpainting"),
+        ("--task=strokes --mask=m.png", "--mask: only --task=inpainting, --task=blending; this is strokes"),
+        ("--task=strokes --patch=4", "--patch: only --task=super_resolution"),
+        ("--task=denoising --noclip", "--noclip: only .*; this is denoising"),
+        ("--task=denoising --times=80", "--times: only "),
+        ("--task=denoising --sigma=1 --seed=1", "--seed: denoising draws nothing at random"),
+        ("--task=denoising --sigma=1 --num=2", "--num: denoising draws nothing at random"),
+        ("--task=interpolation --clip", "--clip: only "),
+        ("--task=interpolation --seeds=1,2 --seed=1", "--seed: interpolation without pictures"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(flags, said):
+    module, options = parse(["--mode=edit", "--workdir=nowhere", *flags.split()])
+    with pytest.raises(ConfigError, match=said):
+        module.start(options)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--task=denoising --sigma=1 --seed=1 --add_noise", "--task=strokes --times=9 --noclip"]
+)
+def test_flags_of_the_task_are_taken(flags):
+    module, options = parse(["--mode=edit", "--workdir=nowhere", *flags.split()])
+    with pytest.raises(ConfigError, match="nowhere is not a run's folder"):
+        module.start(options)
+
+
+def test_results_of_an_earlier_edit_do_not_stay(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path, black = tmp_path / "x[1].png", np.zeros((3, *SHAPE), np.float32)
+    others = ["x[1]-result-old.png", "x[1]-result-01.png", "x1-result.png", "x[1]-result-7.png"]
+    for name in others:
+        (tmp_path / name).touch()
+    edit._write(path, {"result": black}, black, gaussian_model(), [tmp_path / others[-1]])
+    assert {file.name for file in tmp_path.iterdir()} == {
+        path.name,
+        *(f"x[1]-result-{i}.png" for i in range(3)),
+        *others,
+    }
+    edit._write(path, {"result": black[:1]}, black[:1], gaussian_model(), [tmp_path / others[-1]])
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "x[1]-result.png", *others}
+    assert "removed 3 results of an earlier edit" in caplog.text
+
+
+def test_an_edit_does_not_write_over_its_own_picture(workdir, tmp_path):
+    picture = tmp_path / "x-result.png"
+    with pytest.raises(ConfigError, match=r"would write over .*x-result\.png"):
+        run(workdir, "strokes", [str(picture)], tmp_path / "x.png")
+
+
+def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
+    monkeypatch.setattr(draw, "PIXELS_AT_ONCE", 1)  # then 16 on each of four devices
+    pictures, traced, watched = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8), [], []
+
+    def exact(params, x, t):
+        traced.append(x.shape)
+        return gaussian_flow_map(x, t, 0.002, mean=0.1, variance=0.25)
+
+    def watch(total):
+        watched.append(total)
+        return contextlib.nullcontext(lambda done, text: watched.append(done))
+
+    model, options = gaussian_model(exact), tasks.TaskSettings(mask=left_half(), clip=False)
+    made = tasks.edit_pictures(model, pictures, "inpainting", options, (10.0, 1.0), watch)
+    assert traced == [(36, *SHAPE)]
+    assert watched == [140, 36, 72, 106, 140]
+    keys = jax.random.wrap_key_data(jax.numpy.asarray(keys_of(0, np.arange(70))))
+    operator, originals = inpainting(jax.numpy.asarray(left_half())), jax.numpy.asarray(made.originals)
+    expected = core_edit(gaussian_model(), keys, originals, operator, times=(10.0, 1.0))
+    np.testing.assert_allclose(made.results, expected, atol=1e-6)
 
 
 def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
@@ -214,20 +333,21 @@ def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
 def test_a_network_that_takes_the_scale_of_guidance_is_told_it(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(interpolation, "STEPS", 1)
     guided = make_run(tmp_path / "guided", num_classes=3, guided=True)
-    given = [str(pictures / name) for name in ("a.png", "b.png")]
-    for task, names in [("colorization", given[:1]), ("denoising", given[:1]), ("interpolation", given)]:
+    both = [str(pictures / name) for name in ("a.png", "b.png")]
+    for task, names in [("colorization", both[:1]), ("denoising", both[:1]), ("interpolation", both)]:
         run(guided, task, names, tmp_path / "x.png", label=2, sigma=0.5, num=2)
-    gallery.run(guided, images=given, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
+    gallery.run(guided, images=both, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
 
 
-def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch):
-    traced, loop = [], tasks.edit
-    monkeypatch.setattr(tasks, "edit", lambda *args, **kwargs: traced.append(args) or loop(*args, **kwargs))
+def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch, capsys):
+    traced, step = [], tasks.edit_step
+    monkeypatch.setattr(tasks, "edit_step", lambda *args, **kwargs: traced.append(args) or step(*args, **kwargs))
     with pytest.raises(ConfigError, match="--image is missing"):
         gallery.run(workdir, images=None, out=None, seed=0, times=None)
-    given = [str(pictures / name) for name in ("a.png", "b.png")]
-    gallery.run(workdir, images=given, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
+    both = [str(pictures / name) for name in ("a.png", "b.png")]
+    gallery.run(workdir, images=both, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
     height, width, _ = pixels(tmp_path / "g.png").shape
-    assert height == 8 * 66 + 2
-    assert width > 12 * 66
+    assert height == 58 + 8 * 66 + 2
+    assert width > 12 * 66 + 3 * 14
+    assert ", of model; original | degraded | result" in capsys.readouterr().out
     assert len(traced) == len(tasks.TASKS)  # compiled once for each

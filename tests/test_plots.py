@@ -1,10 +1,16 @@
 """Pictures: every pixel where it belongs, and files that are whole or absent."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.evaluation.plots import GREY, image_grid, save_png
+from cmjax.evaluation.plots import GREY, PALE, cell_size, image_grid, line_plot, save_png
+from cmjax.evaluation.sheets import BETWEEN_GROUPS, sheet
+from cmjax.runs import curve
+
+ONE_PIXEL = np.zeros((1, 1, 3), np.uint8)
 
 
 def _images(n, h, w, c, seed=0):
@@ -73,6 +79,68 @@ def test_constant_latents_have_a_picture():
 def test_a_wrong_argument_is_named(images, knobs, message):
     with pytest.raises(ValueError, match=message):
         image_grid(images, **knobs)
+
+
+def test_a_sheet_has_headings_and_its_groups_lie_apart():
+    rows = [_images(4, 64, 64, 1, seed=seed) for seed in range(2)]
+    picture = sheet(rows, ["a", "two\nlines"], headings=("one", "other"), title="Of a run")
+    grid = picture[58:, -(2 * (2 * 66 + 2) + BETWEEN_GROUPS) :]
+    assert grid.shape[0] == 2 * 66 + 2
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = 2 + 66 * i, 2 + 66 * j + (j // 2) * (2 + BETWEEN_GROUPS)
+            shown = grid[top : top + 64, left : left + 64]
+            np.testing.assert_array_equal(shown, np.broadcast_to(image, (64, 64, 3)))
+    assert (grid[:, 2 * 66 + 2 :][:, :BETWEEN_GROUPS] == GREY).all()
+    dark = np.nonzero((picture[38:58] < 100).all(axis=2).any(axis=0))[0] - (picture.shape[1] - grid.shape[1])
+    for middle in (35, 101, 35 + 148, 101 + 148):  # words around the middle of each column
+        around = dark[abs(dark - middle) < 33]
+        assert abs((around.min() + around.max()) / 2 - middle) < 2
+
+
+def test_cells_are_as_large_as_said():
+    assert image_grid(_images(6, 30, 40, 3), columns=3).shape[:2] == tuple(np.multiply(cell_size((30, 40)), (2, 3)) + 2)
+
+
+def records(folder, *lines):
+    (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"step": 9, "lo')
+    return folder
+
+
+def test_the_losses_of_all_records_are_drawn(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(curve, "line_plot", lambda curves, **words: drawn.update(curves=curves, **words) or ONE_PIXEL)
+    few = records(
+        tmp_path, {"step": 1, "loss": 4.0}, {"step": 2}, {"step": 3, "loss": float("nan")}, {"step": 4, "loss": 2}
+    )
+    assert curve.save_losses(few, 4) == str(tmp_path / "losses.png")
+    assert drawn["curves"] == {"recorded": ([1.0, 4.0], [4.0, 2.0])}
+    assert drawn["log_y"]
+    assert drawn["title"] == f"{tmp_path.name}, step 4: loss in training"
+    many = records(tmp_path, *({"step": i, "loss": -float(i)} for i in range(1, 5001)))
+    curve.save_losses(many, 5000)
+    assert not drawn["log_y"]
+    assert drawn["faint"] == ("recorded",)
+    for name in ("recorded", "mean within 10%"):
+        steps, losses = map(np.array, drawn["curves"][name])
+        assert (steps[0], steps[-1]) == (1, 5000)
+        assert 500 < len(steps) <= 1000
+    inside = steps < 4500
+    np.testing.assert_allclose(losses[inside], -(np.ceil(steps / 1.1) + np.floor(steps * 1.1))[inside] / 2, rtol=1e-3)
+
+
+def test_a_run_without_losses_has_no_curve(tmp_path):
+    assert curve.save_losses(tmp_path, 0) is None
+    assert curve.save_losses(records(tmp_path, {"step": 5}), 5) is None
+    assert not (tmp_path / "losses.png").exists()
+
+
+def test_a_faint_curve_lies_behind():
+    words = {"title": "", "x_label": "", "y_label": "", "log_x": False, "log_y": False}
+    picture = line_plot({"front": ([0, 1], [0, 1]), "back": ([0, 1], [0, 1])}, **words, faint=("back",))
+    within = picture[62:-48, 75:725].reshape(-1, 3)
+    assert (within == [0, 90, 160]).all(axis=1).any()
+    assert not (within == PALE).all(axis=1).any()
 
 
 def test_a_saved_picture_reads_back(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cmjax.data.base import ArraySource, DataError, Source
 from cmjax.data.decoding import decode_image
+from cmjax.data.folder import read_image
 from cmjax.data.on_demand import OnDemandSource
 from cmjax.data.sources import arrays, digits, folder, tfds
 
@@ -202,12 +203,54 @@ def test_folder_converts_colours(tmp_path):
     write(tmp_path / "train" / "b.png", alpha)
     write(tmp_path / "train" / "c.png", np.full((4, 4), 76, np.uint8))
     write(tmp_path / "train" / "d.png", np.full((4, 4), 76 * 256 + 9, np.uint16))
-    Image.fromarray(rgb).quantize(4).save(tmp_path / "train" / "e.png", transparency=b"\x00\xff")
+    Image.fromarray(rgb).quantize(4).save(tmp_path / "train" / "e.png", transparency=b"\xff\x00")
+    Image.fromarray(rgb).convert("CMYK").save(tmp_path / "train" / "f.jpg", quality=100)
     write(tmp_path / "test" / "a.png", rgb)
     grey = everything(folder(tmp_path, "train", image_size=4, channels=1))["image"]
-    assert (grey == 76).all()
+    np.testing.assert_allclose(grey, 76, atol=1)  # a JPEG rounds
     colour = everything(folder(tmp_path, "train", image_size=4, channels=3))["image"]
-    assert colour[:, 0, 0].tolist() == [[255, 0, 0], [255, 0, 0], [76, 76, 76], [76, 76, 76], [255, 0, 0]]
+    expected = [[255, 0, 0], [255, 0, 0], [76, 76, 76], [76, 76, 76], [255, 0, 0], [255, 0, 0]]
+    np.testing.assert_allclose(colour[:, 0, 0], expected, atol=1)
+
+
+def test_what_is_transparent_is_laid_over_the_background(tmp_path):
+    rgb, half = np.full((4, 4, 3), (200, 0, 0), np.uint8), np.full((4, 4, 1), 255, np.uint8)
+    half[:, :2] = 0
+    for name, alpha in (("clear", half), ("pale", 0 * half + 51)):
+        write(tmp_path / f"{name}.png", np.concatenate([rgb, alpha], axis=2))
+    write(tmp_path / "la.png", np.concatenate([rgb[..., :1], half], axis=2))
+    Image.fromarray(rgb).quantize(4).save(tmp_path / "palette.png", transparency=0)
+    Image.fromarray(rgb).save(tmp_path / "key.png", transparency=(200, 0, 0))
+    expected = {
+        "clear": 255,
+        "pale": 255 - 0.2 * 55,
+        "la": 255,
+        "palette": 255,
+        "key": 255,
+    }  # of red, the first channel
+    for name, level in expected.items():
+        assert read_image(tmp_path / f"{name}.png", (4, 4, 3))[0][0, 0, 0] == level, name
+    assert read_image(tmp_path / "clear.png", (4, 4, 3))[0][0, 3].tolist() == [200, 0, 0]
+    assert read_image(tmp_path / "clear.png", (4, 4, 1), background="black")[0][0, 0] == 0
+
+
+def test_what_is_no_picture_is_said_in_one_line(tmp_path):
+    def said(name):
+        with pytest.raises(DataError) as caught:
+            read_image(tmp_path / name, (4, 4, 3))
+        return str(caught.value)
+
+    frames = [Image.fromarray(noise(4, 4, 3, seed=seed)) for seed in range(3)]
+    for name in ("a.gif", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert said(name).startswith("it is an animation of 3 pictures")
+    (tmp_path / "text.png").write_text("hello")
+    assert said("text.png") == "it is no picture, or of a kind that is not known here"
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    assert said("float.tiff").startswith("its pixels are floating-point numbers")
+    frames[0].save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=frames[1:], quality=100)
+    picture, size = read_image(tmp_path / "camera.jpg", (4, 4, 3))
+    assert (picture.shape, size) == ((4, 4, 3), (4, 4))
 
 
 def test_folder_turns_photographs_upright(tmp_path):

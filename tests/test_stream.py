@@ -48,12 +48,35 @@ def test_a_draw_that_was_stopped_goes_on(tmp_path, num):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_parts_of_another_draw_are_refused(tmp_path):
-    draw, _ = drawer(stops_at=4)
+@pytest.mark.parametrize("num", [10, 3])
+def test_parts_of_another_draw_are_named_and_removed(tmp_path, caplog, num):
+    path, other = tmp_path / "x.npz", drawer(stops_at=4)[0]
     with pytest.raises(Killed):
-        stream.write_array(tmp_path / "x.npz", 10, draw, settings={"seed": 0})
-    with pytest.raises(ConfigError, match="seed 0 -> 1"):
-        stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 1})
+        stream.write_array(path, 10, other, settings={"seed": 0})
+    draw, drawn = drawer()
+    stream.write_array(path, num, draw, settings={"seed": 1})
+    assert "seed 0 -> 1" in caplog.text
+    assert drawn[0] == (0, min(num, 4))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_without_their_settings_are_not_taken(tmp_path):
+    path, other = tmp_path / "x.npz", drawer(stops_at=4)[0]
+    with pytest.raises(Killed):
+        stream.write_array(path, 10, other, settings={"seed": 0})
+    (tmp_path / "x.npz.parts" / "settings.json").unlink()  # a removal was cut short
+    draw, drawn = drawer()
+    stream.write_array(path, 10, draw, settings={"seed": 0})
+    assert drawn == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_parts_that_cannot_be_removed_are_an_error(tmp_path, monkeypatch):
+    path, other = tmp_path / "x.npz", drawer(stops_at=4)[0]
+    with pytest.raises(Killed):
+        stream.write_array(path, 10, other, settings={"seed": 0})
+    monkeypatch.setattr(stream, "remove_folder", lambda folder: None)
+    with pytest.raises(ConfigError, match=r"seed 0 -> 1.*cannot be removed"):
+        stream.write_array(path, 10, drawer()[0], settings={"seed": 1})
 
 
 def test_a_damaged_part_is_named(tmp_path):

@@ -7,14 +7,14 @@ All edits use the same loop (`edit`); they differ in the map.   [Song et al. 202
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core.paths import ve
+from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import Times, forward_scales, gaussian
 from cmjax.core.typing import Keys, PerSample, Samples, Time
 
@@ -73,20 +73,52 @@ def edit(
     t_min = getattr(flow_map, "t_min", None) if t_min is None else t_min
     if t_min is None:
         raise ValueError("t_min must be given for a flow_map that has no attribute t_min")
-    times = jnp.asarray(times, images.dtype)
+
+    def complete(x, step):
+        return edit_step(flow_map, key, images, operator, x, step, clip=clip, **conditions), None
+
+    x = operator.degrade(images) if start is None else start
+    return jax.lax.scan(complete, x, edit_steps(path, jnp.asarray(times, images.dtype), t_min))[0]
+
+
+class EditStep(NamedTuple):
+    """One evaluation of `edit`, or n of them, (n,). x becomes kept·x + added·z before it; z is of (key, index)."""
+
+    index: Array
+    t: Array
+    kept: Array
+    added: Array
+
+
+def edit_steps(path: Path, times: Times, t_min: float) -> EditStep:
+    """The evaluations of `edit` along the descending `times` (n,).   [Song et al. 2023, alg. 4]
+
+    Raises: ValueError where `times` is empty.
+    """
+    times = jnp.asarray(times)
     if times.ndim != 1 or not len(times):
         raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
     kept, added = forward_scales(path, times, t_min)
     first = times[0]  # here the start counts as clean data
     kept, added = kept.at[0].set(path.a(first)), added.at[0].set(path.b(first))
+    return EditStep(jnp.arange(len(times)), times, kept, added)
 
-    def renoise_and_complete(x, step):
-        index, t, gain, noise_scale = step
-        x = flow_map(gain * x + noise_scale * gaussian(key, x.shape, index), t, **conditions)
-        return operator.combine(images, jnp.clip(x, -1, 1) if clip else x), None
 
-    x = operator.degrade(images) if start is None else start
-    return jax.lax.scan(renoise_and_complete, x, (jnp.arange(len(times)), times, kept, added))[0]
+def edit_step(
+    flow_map: Any,
+    key: Keys,
+    images: Samples,
+    operator: Operator,
+    x: Samples,
+    step: EditStep,
+    *,
+    clip: bool = False,
+    **conditions: Any,
+) -> Samples:
+    """x (b, h, w, c) after one evaluation of `edit`, whose arguments the others are. step: a single one."""
+    index, t, kept, added = step
+    x = flow_map(kept * x + added * gaussian(key, x.shape, index), t, **conditions)
+    return operator.combine(images, jnp.clip(x, -1, 1) if clip else x)
 
 
 def inpainting(known: Float[Array, "*b h w c"]) -> Operator:

@@ -184,30 +184,50 @@ def _held_out(name: AnyPath) -> bool:
     return int.from_bytes(hashlib.sha256(name.as_posix().encode()).digest()[:8], "big") % 10 == 0
 
 
-def read_image(file: AnyPath, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def read_image(
+    file: AnyPath, shape: tuple[int, int, int], *, background: str = "white"
+) -> tuple[np.ndarray, tuple[int, int]]:
     """A picture fitted to `shape` (h, w, c), c of 1 or 3: turned upright, resized (Lanczos) and centre cropped, uint8.
 
-    Returns: it and the (height, width) that it had. Raises: DataError saying why the file cannot be read.
+    Args:    background: the colour behind what is transparent.
+    Returns: it and the (height, width) that it had, upright.
+    Raises:  DataError saying why the file cannot be read. An animation is no picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     height, width, channels = shape
     try:
         with file.open("rb") as opened, Image.open(opened) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG, whose other pictures are previews
+                raise DataError(f"it is an animation of {frames} pictures; save one of them as a file of its own")
             upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(_in_mode(upright, channels), (width, height), Image.Resampling.LANCZOS)
+            fitted = ImageOps.fit(_in_mode(upright, channels, background), (width, height), Image.Resampling.LANCZOS)
         return np.asarray(fitted, np.uint8).reshape(shape), (upright.height, upright.width)
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError("it is no picture, or of a kind that is not known here") from error
     except Exception as error:  # damaged files raise errors of many kinds
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
-def _in_mode(image: "Image.Image", channels: int) -> "Image.Image":
+def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Image":
+    """The picture in 8-bit grey or RGB, what is transparent laid over `background`."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` clips instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        levels, clear = np.asarray(image).astype(np.int64), image.info.get("transparency")
+        if levels.min() < 0 or levels.max() > 65535:
+            raise DataError("its pixels have more than 16 bits")
+        grey = Image.fromarray((levels >> 8).astype(np.uint8))
+        alpha = Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
+        image = grey if clear is None else Image.merge("LA", (grey, alpha))
+    elif image.mode == "F":
+        raise DataError("its pixels are floating-point numbers; 8 and 16 bits are read")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("L" if channels == 1 else "RGB")
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -139,6 +139,19 @@ def chunk_of(num: int, shape: tuple[int, ...], devices: int) -> int:
     most = max(PIXELS_AT_ONCE // math.prod(shape), 16) * devices
     chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
     return -(-num // (chunks * devices)) * devices
+
+
+def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
+    """The rows, a tree of host arrays (n, ...), in equally long parts of as many samples as are drawn at once.
+
+    The last row is repeated until the last part is as long as the others: a function is compiled for all of them once.
+    """
+    rows = jax.tree.map(np.asarray, rows)
+    num = len(jax.tree.leaves(rows)[0])
+    chunk = chunk_of(num, shape, jax.device_count())
+    for start in range(0, num, chunk):
+        here = np.minimum(np.arange(start, start + chunk), num - 1)
+        yield jax.tree.map(lambda row, here=here: row[here], rows)
 
 
 def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:

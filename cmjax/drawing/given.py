@@ -46,25 +46,64 @@ def labels_of_edit(label: int | None, num: int, trained: Trained) -> dict[str, n
     return class_labels(num, trained.num_classes, given_label(label, trained))
 
 
-def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) -> np.ndarray:
-    """The pictures fitted to the model's shape, said aloud, (n, h, w, c) uint8."""
+Size = tuple[int, int]
+"""(height, width)."""
+
+
+def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:
+    """The pictures fitted to the model's shape, (n, h, w, c) uint8, and the sizes that they had. The log says how."""
     if not files or len(files) != needed:
         raise ConfigError(f"--image={','.join(files or [])}: {needed} picture{'s' if needed > 1 else ''} must be given")
-    return np.stack([_read_picture("image", file, shape) for file in files])
+    read = [_read_picture("image", file, shape) for file in files]
+    for file, (_, size) in zip(files, read, strict=True):
+        _say_how(file, size, shape)
+    return np.stack([picture for picture, _ in read]), [size for _, size in read]
 
 
-def read_mask(file: str, shape: tuple[int, ...]) -> np.ndarray:
-    kept = _read_picture("mask", file, (*shape[:2], 1)) >= 128
+def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.ndarray:
+    """1 where the mask is white, (1, h, w, 1). What is transparent counts as black.
+
+    Raises: ConfigError where its size is neither one of `sizes`, the pictures' own, nor the model's, or nothing is left
+            to be kept or made.
+    """
+    picture, size = _read_picture("mask", file, (*shape[:2], 1), background="black")
+    own, model = dict.fromkeys(map(_told, sizes)), _told((shape[0], shape[1]))
+    if _told(size) not in (*own, model):
+        raise ConfigError(
+            f"--mask={file}: {_told(size)} pixels; it must have the size of the picture, {' or '.join(own)}, or of "
+            f"the model's pictures, {model}"
+        )
+    _say_how(file, size, shape)
+    kept = picture >= 128
     if kept.all() or not kept.any():
-        raise ConfigError(f"--mask={file}: it is all {'white' if kept.all() else 'black'}; white pixels are kept")
+        colour = "white" if kept.all() else "black"
+        raise ConfigError(f"--mask={file}: what the model sees of it is all {colour}; white pixels are kept")
     return kept.astype(np.float32)[None]
 
 
-def _read_picture(flag: str, file: str, shape: tuple[int, ...]) -> np.ndarray:
+def _read_picture(
+    flag: str, file: str, shape: tuple[int, ...], *, background: str = "white"
+) -> tuple[np.ndarray, Size]:
     try:
-        picture, (height, width) = read_image(to_path(file), (shape[0], shape[1], shape[2]))
+        return read_image(to_path(file), (shape[0], shape[1], shape[2]), background=background)
     except DataError as error:
         raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
-    if (height, width) != tuple(shape[:2]):
-        log.info("%s: %dx%d pixels, fitted to the model's %dx%d", file, height, width, shape[0], shape[1])
-    return picture
+
+
+def _say_how(file: str, size: Size, shape: tuple[int, ...]) -> None:
+    if how := how_fitted(size, (shape[0], shape[1])):
+        log.info("%s: %s pixels, %s", file, _told(size), how)
+
+
+def how_fitted(size: Size, model: Size) -> str:
+    """What `read_image` does to a picture of this size: it crops and resizes, and stretches nothing."""
+    scale = max(new / old for new, old in zip(model, size, strict=True))
+    middle = (round(model[0] / scale), round(model[1] / scale))
+    done = [f"cropped to its middle {_told(middle)}"] * (middle != size)
+    done += [f"resized to the model's {_told(model)}"] * (middle != model)
+    return " and ".join(done)
+
+
+def _told(size: Size) -> str:
+    """Width before height, as people write it."""
+    return f"{size[1]}x{size[0]}"

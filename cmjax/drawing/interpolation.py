@@ -9,8 +9,8 @@ import numpy as np
 from cmjax.core.editing import invert, slerp
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
-from cmjax.drawing.draw import over_devices
-from cmjax.machine.progress import progress
+from cmjax.drawing.draw import over_devices, rows_in_chunks
+from cmjax.machine.progress import Watch, progress, unwatched
 
 STARTS = 4
 """Latents that the descent starts from for each picture; the one that ends nearest is kept."""
@@ -61,10 +61,24 @@ def find_ends(
 
 
 def interpolate(
-    flow_map: FlowMap, ends: jax.Array, num: int, *, time: float, conditions: dict[str, np.ndarray]
+    flow_map: FlowMap,
+    ends: jax.Array,
+    num: int,
+    *,
+    time: float,
+    conditions: dict[str, np.ndarray],
+    watch: Watch = unwatched,
 ) -> np.ndarray:
-    """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1]."""
+    """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
+
+    watch: is told the pictures.
+    """
     first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
-    latents = slerp(first, last, jnp.linspace(0, 1, num))
+    rows = {"z": slerp(first, last, jnp.linspace(0, 1, num)), "labels": conditions}
     draw = over_devices(lambda f, rows: f(f.path.b(jnp.asarray(time)) * rows["z"], time, **rows["labels"]))
-    return draw(flow_map, {"z": latents, "labels": conditions})
+    drawn = []
+    with watch(num) as update:
+        for part in rows_in_chunks(rows, flow_map.shape):
+            drawn.append(draw(flow_map, part))
+            update(min(len(drawn) * len(part["z"]), num), "")
+    return np.concatenate(drawn)[:num]

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 PART = 1024
 """Samples of a part: a number that no device count changes, so that another machine can go on."""
 
+RECORD = "settings.json"
+
 
 def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *, settings: Mapping[str, Any]) -> None:
     """Write samples 0 … num − 1 to the .npz `path`, as `images`; draw(start, stop) makes some of them.
@@ -25,15 +27,16 @@ def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *,
     Until all are there, the finished parts lie in a folder beside it, `<path>.parts`: a draw that was stopped goes on
     from them, and no sample is lost or drawn twice.
 
-    Args:   settings: what the samples depend on; parts of other settings are refused.
-    Raises: ConfigError where the folder is of another draw.
+    Args:   settings: what the samples depend on. Parts of other settings are removed, and the log says so.
+    Raises: ConfigError where they cannot be removed.
     """
+    folder, settings = path.with_name(f"{path.name}.parts"), dict(settings) | {"num": num, "part": PART}
     if num <= PART:
+        first_does(lambda: _remove_others(folder, settings))
         images = draw(0, num)
         first_does(lambda: _write_npz(path, images))
         return
-    folder = path.with_name(f"{path.name}.parts")
-    first_does(lambda: _claim(folder, dict(settings) | {"num": num, "part": PART}))
+    first_does(lambda: _claim(folder, settings))
     files = {start: folder / f"{start:08d}.npy" for start in range(0, num, PART)}
     for start in first_does(lambda: [place for place, file in files.items() if not file.exists()]):
         images = draw(start, min(start + PART, num))
@@ -47,16 +50,34 @@ def _join(path: Path, files: list[Path], folder: Path) -> None:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder of a draw's parts, or check that it is of the same draw."""
-    record = folder / "settings.json"
-    if not record.exists():
-        write_atomically(record, to_json(settings))
+    """Make the folder of a draw's parts, or go on with it. Parts of another draw are removed."""
+    if _settings(folder) == json.loads(to_json(settings)):
+        log.info("going on from the parts in %s", folder)
         return
-    old, new = json.loads(record.read_text()), json.loads(to_json(settings))
-    if differing := [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]:
-        changes = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in differing)
-        raise ConfigError(f"{folder} has parts of another draw ({changes}): remove it, or name another --out")
-    log.info("going on from the parts in %s", folder)
+    _remove_others(folder, settings)
+    write_atomically(folder / RECORD, to_json(settings))
+
+
+def _remove_others(folder: Path, settings: dict[str, Any]) -> None:
+    """Remove the parts of another draw, and say what differs."""
+    if not folder.exists():
+        return
+    old, new = _settings(folder), json.loads(to_json(settings))
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    told = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in differing)
+    changes = told if old else "its settings are not known"
+    log.warning("%s has parts of another draw (%s), which are removed", folder, changes)
+    remove_folder(folder)
+    if folder.exists():
+        raise ConfigError(f"{folder} has parts of another draw ({changes}) and cannot be removed; name another --out")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the parts were drawn with; empty where that is not known, as after a removal that was cut short."""
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -38,15 +38,19 @@ def image_grid(
     rgb = _rgb(images)
     factor = math.ceil(min_side / min(rgb.shape[1:3]))
     rgb = rgb.repeat(factor, axis=1).repeat(factor, axis=2)
-
-    n, height, width, _ = rgb.shape
-    height, width = height + gap, width + gap
+    n, (height, width) = len(rgb), cell_size(images.shape[1:3], gap=gap, min_side=min_side)
     across = min(n, math.ceil(math.sqrt(n * height / width)) if columns is None else columns)
     rows = math.ceil(n / across)
     cells = np.full((rows * across, height, width, 3), GREY, np.uint8)
     cells[:n, gap:, gap:] = rgb
     picture = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2).reshape(rows * height, across * width, 3)
     return np.pad(picture, ((0, gap), (0, gap), (0, 0)), constant_values=GREY)
+
+
+def cell_size(size: Sequence[int], *, gap: int = 2, min_side: int = 64) -> tuple[int, int]:
+    """Height and width, in screen pixels, of the cell of an image of `size` (h, w) in `image_grid`, gap included."""
+    factor = math.ceil(min_side / min(size))
+    return factor * size[0] + gap, factor * size[1] + gap
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
@@ -65,11 +69,11 @@ def _rgb(images: np.ndarray) -> np.ndarray:
 
 
 def with_captions(grid: UInt8[np.ndarray, "h w 3"], captions: list[str]) -> UInt8[np.ndarray, "h w2 3"]:
-    """The grid with a caption left of each of its rows, which are equally high."""
+    """The grid with a caption, of one line or more, left of each of its rows, which are equally high."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=15)
-    width = 16 + math.ceil(max(font.getlength(caption) for caption in captions))
+    width = 16 + math.ceil(max(font.getlength(line) for caption in captions for line in caption.split("\n")))
     margin = Image.new("RGB", (width, grid.shape[0]), "white")
     draw = ImageDraw.Draw(margin)
     for i, caption in enumerate(captions):
@@ -85,6 +89,7 @@ def line_plot(
     y_label: str,
     log_x: bool = True,
     log_y: bool = True,
+    faint: Collection[str] = (),
     width: int = 960,
     height: int = 400,
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -93,6 +98,7 @@ def line_plot(
     Args:   curves: name -> (x, y), equally long. A point whose y is None or not finite, or without a logarithm where
             one is asked for, is left out; the axis of x covers it all the same. A curve of one point is a ring, to mark
             a place. Of more curves than there are colours all are shades, in their order. A single curve has no name.
+            faint: names of curves that lie pale behind the others.
             width, height: of the picture, in pixels.
     Raises: ValueError where no point is left.
     """
@@ -105,11 +111,11 @@ def line_plot(
     right = 230 if len(points) > 1 else 30
     canvas = _Canvas((width, height), right, _Axis.over(across, log_x), _Axis.over(every[:, 1], log_y))
     canvas.axes(title, x_label, y_label)
-    for i, (name, xy) in enumerate(points.items()):
-        colour = _colour(i, len(points))
-        canvas.curve(xy, colour)
-        if len(points) > 1:
-            canvas.name(name, i, colour, ring=len(xy) == 1)
+    colours = {name: PALE if name in faint else _colour(i, len(points)) for i, name in enumerate(points)}
+    for name in sorted(points, key=lambda name: name not in faint):
+        canvas.curve(points[name], colours[name])
+    for i, (name, xy) in enumerate(points.items() if len(points) > 1 else ()):
+        canvas.name(name, i, colours[name], ring=len(xy) == 1)
     return canvas.picture()
 
 
@@ -122,6 +128,7 @@ def _finite(curve: Curve, log_x: bool, log_y: bool) -> np.ndarray:
 
 Colour = tuple[int, int, int]
 COLOURS = ((0, 90, 160), (214, 94, 0), (0, 145, 110), (190, 80, 150), (110, 110, 110))
+PALE = (185, 205, 228)
 SHADES = ((60, 20, 110), (40, 110, 165), (45, 160, 120), (225, 160, 20), (205, 60, 30))
 
 
@@ -195,7 +202,7 @@ class _Canvas:
             self._line([(left, up), (right, up)], (228, 228, 228), 1)
             self._text((left - 7, up), f"{value:g}", "rm")
         self._line([(left, top), (left, bottom), (right, bottom)], (90, 90, 90), 1)
-        self._text((left, 10), title, "lt", 17)
+        self._text((left, 10), title, "lt", self._fitting(title, 17))
         self._text((left, top - 8), y_label, "ls")
         self._text(((left + right) / 2, self.size[1] - 8), x_label, "ms")
 
@@ -240,6 +247,13 @@ class _Canvas:
     def _ring(self, place: tuple[float, float], colour: Colour) -> None:
         self._dot(place, 7, colour)
         self._dot(place, 4.5, "white")
+
+    def _fitting(self, text: str, size: int) -> int:
+        """The font's size, or a smaller one in which the text fits beside the left margin."""
+        from PIL import ImageFont
+
+        length = ImageFont.load_default(size=size).getlength(text)
+        return min(size, max(8, int(size * (self.size[0] - self.LEFT - 8) / max(length, 1))))
 
     def _text(self, place: tuple[float, float], text: str, anchor: str, size: int = 14) -> None:
         from PIL import ImageFont

@@ -11,6 +11,15 @@ log = logging.getLogger(__name__)
 Update = Callable[[int, str], None]
 """(done, text): how far the work is, and a few words beside the bar."""
 
+Watch = Callable[[int], contextlib.AbstractContextManager[Update]]
+"""total -> a context that gives the `Update` of work of so many parts. A function that does not know its caller's
+display takes one."""
+
+
+def unwatched(total: int) -> contextlib.AbstractContextManager[Update]:
+    """The `Watch` of work whose progress is not shown."""
+    return contextlib.nullcontext(lambda done, text: None)
+
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, start: int = 0, every_s: float = 10.0) -> Iterator[Update]:

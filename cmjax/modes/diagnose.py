@@ -73,15 +73,15 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
         raise ConfigError(f"--teacher={teacher}: {workdir} is a denoiser itself, and not meant to be consistent")
     held_against = _teacher(trained, flow_map, teacher) if one_step else None
     # each is written as it comes: some take long, and a later one may fail
-    write = partial(_write, folder, {"workdir": str(workdir), "checkpoint": trained.newest_step})
+    write = partial(_write, folder, {"workdir": str(workdir), "checkpoint": trained.used_step})
     if held_against is not None:
         write("consistency", _consistency(trained, flow_map, *held_against, num=num, seed=seed))
     elif one_step:
         log.warning("no consistency error: %s has no teacher; name one, as --teacher=runs/digits_edm", workdir)
     if trained.recorded.has_data and not trained.imported:
         run = trained.run()
-        write("loss", losses_by_level(workdir, run, trained.model, flow_map, num=num, seed=seed))
-        if (logged := logged_losses(workdir, run, trained.model)) is not None:
+        write("loss", losses_by_level(trained, run, flow_map, num=num, seed=seed))
+        if (logged := logged_losses(trained, run)) is not None:
             write("training", logged)
     else:
         log.warning("no loss: no run here trained %s, so that its step and its target are not known", workdir)
@@ -159,7 +159,7 @@ def _consistency(trained: Trained, student: FlowMap, other: Trained, teacher: Fl
             "f to f one time later": (noise[:-1], rms["step"]),
             "teacher's D to the end": (noise, rms["teacher_end"]),
         },
-        title=f"Consistency error of {trained.folder.name} along {num} trajectories of {other.folder.name}",
+        title=f"{trained.title}: consistency error along {num} trajectories of {other.title}",
         x_label="noise level",
         y_label="RMS over pixels",
     )
@@ -214,7 +214,7 @@ def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found | No
             f"found: {noise[-1]:.3g}, {of_best:.3g}": (noise[-1:], [of_best]),
             f"one step: {of_one:.3g}": ([noise[0], noise[-2]], [of_one, of_one]),
         },
-        title=f"Where the second step of {trained.folder.name} stands: {SAMPLES} samples",
+        title=f"{trained.title}: {metric} of two steps by where the second stands, {SAMPLES} samples",
         x_label="noise level of the second step",
         y_label=f"{metric} ({'more' if METRICS[metric].larger_is_better else 'less'} is better)",
         log_y=False,

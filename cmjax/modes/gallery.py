@@ -20,7 +20,8 @@ from cmjax.drawing.draw import class_labels, guided_as_trained
 from cmjax.drawing.given import edit_times, read_pictures
 from cmjax.drawing.interpolation import interpolate, seeded_ends
 from cmjax.drawing.tasks import ALL_TASKS, TaskSettings, edit_pictures
-from cmjax.evaluation.plots import image_grid, save_png, with_captions
+from cmjax.evaluation.plots import save_png
+from cmjax.evaluation.sheets import sheet
 from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
@@ -30,7 +31,11 @@ from cmjax.runs.trained import Trained, open_trained
 log = logging.getLogger(__name__)
 
 COLUMNS = 4
-"""Pictures in a row, each as original, degraded and result."""
+"""Pictures in a row, each under these headings."""
+
+HEADINGS = ("original", "degraded", "result")
+LEFT_TO_RIGHT = "interpolation,\nleft to right"
+"""The caption of the row whose pictures are not what the headings say."""
 
 
 def declare(flags: Flags) -> None:
@@ -62,12 +67,14 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
             rows.append(row)
             names.append(name)
             update(i + 1, name)
-    picture = image_grid(to_uint8(np.concatenate(rows)), columns=3 * COLUMNS)
+    captions = [LEFT_TO_RIGHT if name == "interpolation" else name for name in names]
+    title = f"{trained.title}: edits"
+    picture = sheet([to_uint8(row) for row in rows], captions, headings=HEADINGS, title=title)
     try:
-        first_does(lambda: save_png(path, with_captions(picture, names)))
+        first_does(lambda: save_png(path, picture))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    say(f"{path}: a row for each of {', '.join(names)}; original | degraded | result")
+    say(f"{path}: a row for each of {', '.join(names)}, of {trained.title}; {' | '.join(HEADINGS)}")
 
 
 def _rows(
@@ -89,7 +96,7 @@ def _rows(
     base = TaskSettings(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
-            log.info("%s: left out, the pictures are %dx%dx%d", task, h, w, c)
+            log.info("%s: left out, the pictures are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
             continue
         if task == "interpolation":
             shown = class_labels(3 * COLUMNS, trained.num_classes, 0)
@@ -112,7 +119,7 @@ def _pictures(trained: Trained, files: list[str] | None, seed: int) -> tuple[np.
     """COLUMNS pictures, uint8, given or held out from the run's data, and their labels where the model has classes."""
     conditional = trained.model.class_conditional
     if files:
-        given = read_pictures(files, trained.shape, len(files))
+        given, _ = read_pictures(files, trained.shape, len(files))
         chosen = given[np.arange(COLUMNS) % len(given)]
         return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
     if not trained.recorded.has_data:

@@ -6,6 +6,7 @@ cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
 """
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cmjax.drawing.draw import (
 from cmjax.drawing.given import given_label, given_times
 from cmjax.drawing.parts import write_array
 from cmjax.drawing.search import find_times
-from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.evaluation.plots import cell_size, image_grid, save_png
 from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
@@ -37,13 +38,21 @@ from cmjax.runs.trained import Trained, open_trained
 
 log = logging.getLogger(__name__)
 
+MOST_IN_A_GRID = 10_000
+MOST_PIXELS = 100_000_000
+"""Of a grid: more pictures than anyone can look at, or more pixels than a viewer opens, are refused."""
+
 
 def declare(flags: Flags) -> None:
     flags.group("Images")
     flags.integer("num", 64, "How many images.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
     flags.integer("label", None, "The class, of a class-conditional model. Default: all in turn.")
-    flags.text("out", None, "x.png for a grid, x.npz for images. Default: <workdir>/samples/seed-<seed>.png.")
+    flags.text(
+        "out",
+        None,
+        "x.png for a grid, of 10,000 images at most; x.npz for images. Default: <workdir>/samples/seed-<seed>.png.",
+    )
     flags.group("Consistency models")
     flags.texts("times", "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2.")
     flags.number("gamma", None, "Flow maps: jump from time to time with this share of new noise, 0 to 1.", 0.0, 1.0)
@@ -78,6 +87,8 @@ def run(
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     trained = open_trained(workdir)
+    if path.suffix == ".png":
+        _check_grid(num, trained.shape)
     flow_map = trained.load(mesh=make_mesh())
     guided_map, conditions, scale = _conditioned(flow_map, trained, num, label, guidance)
     if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
@@ -87,10 +98,20 @@ def run(
     if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
         times = [str(t) for t in find_times(trained, flow_map, _count(times))]
     sampler = _sampler(trained, times, solver, steps) if gamma is None else _chain(trained, times, gamma)
-    settings = {"workdir": str(workdir), "checkpoint": trained.newest_step, "seed": seed, "times": times}
+    settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "times": times}
     settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale, "gamma": gamma}
     _write(path, num, Draw(sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
+
+
+def _check_grid(num: int, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError for a grid of more pictures than anyone can look at."""
+    pixels = num * math.prod(cell_size(shape[:2]))
+    if num > MOST_IN_A_GRID or pixels > MOST_PIXELS:
+        raise ConfigError(
+            f"--num={num}: a grid of {pixels:,} pixels, where at most {MOST_IN_A_GRID:,} pictures and {MOST_PIXELS:,} "
+            "pixels are drawn; write an array, as --out=x.npz"
+        )
 
 
 def _write(path: Path, num: int, draw: Draw, settings: dict[str, Any]) -> None:

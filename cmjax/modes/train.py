@@ -28,6 +28,7 @@ from cmjax.machine.memory import program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
+from cmjax.runs.curve import save_losses
 from cmjax.runs.record import write_record
 from cmjax.runs.starting import (
     Setup,
@@ -196,6 +197,12 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
             log.warning("no figures: %s", error)
     more = {
         "samples": grids,
+<<<<<<< HEAD
+=======
+        **({"losses": losses} if (losses := save_losses(workdir, steps)) else {}),
+        "steps": steps,
+        "images_seen": steps * run.batch_size,
+>>>>>>> wt-edit
         "parameters": count(state.params),
         **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,

@@ -1,9 +1,7 @@
 """A run's loss by noise level: of its newest checkpoint, and as its training recorded it."""
 
-import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +19,9 @@ from cmjax.evaluation.plots import line_plot
 from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.machine.progress import progress
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.curve import recorded
 from cmjax.runs.starting import bin_edges, inputs_of
-from cmjax.runs.trained import load, newest_checkpoint
+from cmjax.runs.trained import Trained, load
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import EMA, TARGET
@@ -37,21 +36,22 @@ RARE = 0.25
 Found = tuple[dict[str, Any], list[np.ndarray]]
 
 
-def losses_by_level(workdir: Path, run: Run, model: Model, flow_map: FlowMap, *, num: int, seed: int) -> Found:
-    """The run's own objective at its newest average, for samples whose t falls in each bin of noise levels: the mean
-    loss, and the norm of the gradient of a batch of them.
+def losses_by_level(trained: Trained, run: Run, flow_map: FlowMap, *, num: int, seed: int) -> Found:
+    """The run's own objective at its average, for samples whose t falls in each bin of noise levels: the mean loss, and
+    the norm of the gradient of a batch of them.
 
     Raises: ConfigError where what the objective needs beside the model cannot be loaded.
     """
-    mesh, edges = make_mesh(), bin_edges(model, BINS)
+    mesh, model, workdir = make_mesh(), trained.model, trained.folder
+    edges = bin_edges(model, BINS)
     size = max(min(num, run.batch_size // run.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
     batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
     teacher, frozen = _needed(run.method, mesh)
     target = None
     if run.method.target_rate is not None:
         shapes = parameter_shapes(model.module, flow_map.shape)
-        target = restore_average(workdir / "checkpoints", shapes, TARGET, mesh=mesh)
-    fixed, step = (flow_map.params, target, frozen), max(newest_checkpoint(workdir), 1) - 1
+        target = restore_average(workdir / "checkpoints", shapes, TARGET, step=trained.step, mesh=mesh)
+    fixed, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1
     measure = jax.jit(
         partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step),
         out_shardings=replicated(mesh),
@@ -64,7 +64,7 @@ def losses_by_level(workdir: Path, run: Run, model: Model, flow_map: FlowMap, *,
             found = [jax.device_get(measure(fixed, batches.at(i), keys[i], place)) for i in range(rounds)]
             rows.append(_row(edges[place : place + 2].tolist(), *np.array(found, np.float64).T, size=size))
             update(place + 1, "")
-    return {"batch_size": size, "parameters": EMA, "bins": rows}, _panels(workdir.name, rows, size)
+    return {"batch_size": size, "parameters": EMA, "bins": rows}, _panels(trained.title, rows, size)
 
 
 def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]:
@@ -113,9 +113,9 @@ def _row(edges, loss, norm, count, share, *, size: int) -> dict[str, Any]:
 def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray]:
     middles = [(row["from"] * row["to"]) ** 0.5 for row in rows]
     titles = {
-        "loss": f"Loss of {name} by noise level",
-        "gradient_norm": f"Its gradient's norm, of batches of {size} samples of one bin",
-        "share": "The share of training's samples in each bin",
+        "loss": f"{name}: loss by noise level",
+        "gradient_norm": f"{name}: norm of the gradient, of batches of {size} samples of one bin",
+        "share": f"{name}: share of training's samples in each bin",
     }
     panels = []
     for key, title in titles.items():
@@ -138,10 +138,9 @@ def _positive(values: list[float | None]) -> bool:
     return all(value is None or value > 0 for value in values)
 
 
-def logged_losses(workdir: Path, run: Run, model: Model) -> Found | None:
+def logged_losses(trained: Trained, run: Run) -> Found | None:
     """The losses by noise level that a run with `config.log.bins` recorded; None where it recorded none."""
-    path, bins = workdir / "metrics.jsonl", run.log.bins
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    model, bins, records = trained.model, run.log.bins, recorded(trained.folder)
     names = [f"loss_bin_{i:02d}" for i in range(bins)]
     records = [record for record in records if any(name in record for name in names)]
     if not records:
@@ -154,7 +153,7 @@ def logged_losses(workdir: Path, run: Run, model: Model) -> Found | None:
             for i in range(bins)
             if any(names[i] in record for record in records)
         },
-        title=f"Loss of {workdir.name} in training, by noise level",
+        title=f"{trained.title}: loss in training, by noise level",
         x_label="step",
         y_label="loss",
         log_x=False,

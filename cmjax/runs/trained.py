@@ -15,7 +15,7 @@ from cmjax.config.run import Run, read_run
 from cmjax.config.samples import Samples
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
-from cmjax.machine.files import to_path
+from cmjax.machine.files import absolute, to_path
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
 from cmjax.training.checkpoint import restore_average, saved_steps
@@ -58,6 +58,17 @@ class Trained:
     @property
     def newest_step(self) -> int:
         return newest_checkpoint(self.folder)
+
+    @property
+    def used_step(self) -> int:
+        """The step of the checkpoint that is read."""
+        return self.newest_step if self.step is None else self.step
+
+    @property
+    def title(self) -> str:
+        """What a figure calls it: "digits_ct, step 4000", or the folder's name alone where no run here trained it."""
+        name = absolute(self.folder).name
+        return name if self.imported else f"{name}, step {self.used_step}"
 
     def run(self) -> Run:
         """What the run was trained with.
