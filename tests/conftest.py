@@ -1,16 +1,11 @@
 """What every test runs under: four CPU devices, no silent broadcasting, shapes in signatures checked."""
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 
-KNOWN_TO = ("0.10.",)
-"""Versions of jaxlib that know the flags below: XLA aborts on flags that it does not know."""
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-"""Programs compile more than twice as fast, and the tests compile thousands of small ones."""
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-if version("jaxlib").startswith(KNOWN_TO):
-    os.environ["XLA_FLAGS"] += f" {QUICK}"
+from tests.compiling import on_devices
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {on_devices(4)}"
 
 import jax
 import numpy as np
