@@ -25,6 +25,18 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+SLOW = (
+    "test_main", "test_interop", "test_processes", "test_continuous_losses", "test_readme", "test_edit", "test_faults",
+    "test_solvers", "test_bucket_runs", "test_configs", "test_latents", "test_diagnostics",
+)  # fmt: skip
+"""The files that take longest; those that start processes stand beside others."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slow files come first, so that none is begun when the other workers have ended."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
 @pytest.fixture(scope="session")
 def shared(request):
     """The folder with recorded numbers and data sets, shared/ beside the checkout unless CMJAX_SHARED names it."""
