@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+from tests.compiling import on_devices
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {on_devices(4)}"
 
 import jax
 import numpy as np
@@ -21,6 +23,18 @@ def pytest_configure(config):
     """A rerun finds its compiled programs in pytest's cache."""
     jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+SLOW = (
+    "test_main", "test_interop", "test_processes", "test_continuous_losses", "test_readme", "test_edit", "test_faults",
+    "test_solvers", "test_bucket_runs", "test_configs", "test_latents", "test_diagnostics",
+)  # fmt: skip
+"""The files that take longest; those that start processes stand beside others."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slow files come first, so that none is begun when the other workers have ended."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")

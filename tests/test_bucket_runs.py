@@ -14,6 +14,7 @@ import cmjax
 from cmjax.data import sources
 from cmjax.data.base import DataError
 from cmjax.machine.files import to_path
+from tests.compiling import on_devices
 from tests.waiting import wait_for
 
 pytest_plugins = ["tests.buckets"]
@@ -47,7 +48,7 @@ def here(bucket, monkeypatch):
 def start(bucket, tmp_path):
     def start(*command, devices=2):
         environment = bucket.environment | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": on_devices(devices),
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

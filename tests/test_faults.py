@@ -24,6 +24,7 @@ from cmjax.runs.record import write_record
 from cmjax.training.checkpoint import UNFINISHED
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import NonFiniteLoss
+from tests.compiling import on_devices
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def config_of(name="digits_ct", **changes):
 def environment(tmp_path_factory):
     return {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": on_devices(1),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

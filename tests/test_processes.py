@@ -15,6 +15,7 @@ import pytest
 
 import cmjax
 from cmjax.modes import sample, train
+from tests.compiling import on_devices
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     return {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": on_devices(2),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -60,7 +61,7 @@ def start(environment):
     """Starts `processes` processes by the launcher; `devices` each."""
 
     def start(processes, *arguments, devices=2):
-        here = {**environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        here = {**environment, "XLA_FLAGS": on_devices(devices)}
         command = ["bash", "launch/local.sh", str(processes), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=here, **pipes)
