@@ -197,12 +197,7 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
             log.warning("no figures: %s", error)
     more = {
         "samples": grids,
-<<<<<<< HEAD
-=======
         **({"losses": losses} if (losses := save_losses(workdir, steps)) else {}),
-        "steps": steps,
-        "images_seen": steps * run.batch_size,
->>>>>>> wt-edit
         "parameters": count(state.params),
         **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,
