@@ -34,6 +34,7 @@ from cmjax.runs.starting import (
     Setup,
     alone_in,
     cache_compilations,
+    check_others,
     count,
     first_state,
     set_up,
@@ -74,6 +75,7 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
     """
     began = time.perf_counter()
     run = read_run(config)
+    check_others(run)
     steps = _steps_to_trace(profile, run)
     with alone_in(workdir):
         _run_alone(run, config, workdir, began, recipe, steps)

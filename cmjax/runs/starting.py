@@ -109,9 +109,6 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
 
     Raises: ConfigError where they do not fit each other, or cannot be loaded; DataError where the data cannot be read.
     """
-    for name, field in ((run.method.teacher, "objective.teacher"), (run.init_from, "init_from")):
-        if name:
-            _named(name, field, open_trained)  # before a device is started
     mesh = mesh_of(run)
     teacher = _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
     frozen = _load_frozen(run, teacher, mesh)
@@ -242,6 +239,13 @@ def shapes_of_state(setup: Setup) -> TrainState:
 def count(params: Params) -> int:
     """The number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def check_others(run: Run) -> None:
+    """Raise ConfigError where another run that this one needs is not there. No device is started."""
+    for name, field in ((run.method.teacher, "objective.teacher"), (run.init_from, "init_from")):
+        if name:
+            _named(name, field, open_trained)
 
 
 def _load_other(workdir: str, field_name: str, mesh: Mesh) -> FlowMap:
