@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -64,8 +65,10 @@ class Flags:
         """One value or more, separated by commas."""
         absl_flags.DEFINE_list(name, None, help, self._named(name))
 
-    def integer(self, name: str, default: int | None, help: str, at_least: int | None = None) -> None:
-        absl_flags.DEFINE_integer(name, default, help, at_least, flag_values=self._named(name))
+    def integer(
+        self, name: str, default: int | None, help: str, at_least: int | None = None, at_most: int = 2**31 - 1
+    ) -> None:
+        absl_flags.DEFINE_integer(name, default, help, at_least, at_most, flag_values=self._named(name))
 
     def number(self, name: str, default: float | None, help: str, low: float | None = None, high: Any = None) -> None:
         absl_flags.DEFINE_float(name, default, help, low, high, self._named(name))
@@ -148,7 +151,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     except absl_flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown(error.flagname, chosen, flags)) from error
     except absl_flags.Error as error:
-        raise ConfigError(f"{' '.join(str(error).split())}\n{_see(chosen)}") from error
+        raise ConfigError(f"{_wrong_value(str(error), flags)}\n{_see(chosen)}") from error
     if rest:
         raise ConfigError(f"{' '.join(rest)}: options are written --name=value\n{_see(chosen)}")
     for name in (name for names in flags.groups.values() for name in names):
@@ -227,6 +230,18 @@ def _unknown(name: str, mode: str, flags: Flags) -> str:
     close = difflib.get_close_matches(name, [*known, "mode"], n=1)
     hint = f" (did you mean --{close[0]}?)" if close else ""
     return f"--{name}: --mode={mode} has no such flag{hint}\n{_see(mode)}"
+
+
+def _wrong_value(message: str, flags: Flags) -> str:
+    """The library's message, "flag --num=x: …", with what the value must be in its place where that is a number."""
+    written = re.match(r"flag --(\w+)=(.*?): ", message, re.DOTALL)
+    parser = flags.values[written[1]].parser if written else None
+    if written is None or not isinstance(parser, absl_flags.FloatParser | absl_flags.IntegerParser):
+        return " ".join(message.removeprefix("flag ").split())
+    what = "a whole number" if isinstance(parser, absl_flags.IntegerParser) else "a number"
+    low = "" if parser.lower_bound is None else f" of at least {parser.lower_bound}"
+    high = "" if parser.upper_bound is None else f"{' and' if low else ' of'} at most {parser.upper_bound}"
+    return f"--{written[1]}={written[2]}: must be {what}{low}{high}"
 
 
 def _flags_of_others(mode: str) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """The program: `python -m cmjax.main --config=configs/digits_ct.py`, or `cmjax sample --workdir=runs/digits_ct`."""
 
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ def main() -> None:
     from cmjax.config.fields import ConfigError
     from cmjax.machine.quiet import quiet_libraries
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     quiet_libraries()
     try:
         module, options = parse(sys.argv[1:])
@@ -67,8 +69,6 @@ def _do(module, options: "Options") -> None:
 
 def _join(mode: str) -> None:
     """Join the other processes of the job: the first thing that a mode does."""
-    import logging
-
     import jax
 
     from cmjax.config.fields import ConfigError

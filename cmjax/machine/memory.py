@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 GIB = 2**30
-HELPS = (
-    "lower config.batch_size or raise config.grad_accumulation, set config.net.remat=True where the network has it, "
-    "divide the parameters over devices by config.mesh.fsdp, or make the network smaller"
+FOR_PARAMETERS = "make the network smaller, or divide the parameters over devices by config.mesh.fsdp"
+FOR_ACTIVATIONS = (
+    "lower config.batch_size, raise config.grad_accumulation, or set config.net.remat=True where the network has it"
 )
 
 
@@ -25,8 +25,14 @@ def free_bytes() -> int | None:
         stats = [device.memory_stats() or {} for device in devices]
         free = [told["bytes_limit"] - told.get("bytes_in_use", 0) for told in stats if "bytes_limit" in told]
         return min(free, default=None)
-    free = [limit for limit in (_available(), _left_in_cgroup(), _left_of_addresses()) if limit is not None]
-    return min(free) // len(devices) if free else None
+    free = free_on_host()
+    return free if free is None else free // len(devices)
+
+
+def free_on_host() -> int | None:
+    """What this process may still take of the machine's own memory; None where that cannot be told."""
+    limits = (_available(), _left_in_cgroup(), _left_of_addresses())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def program_bytes(compiled: Any) -> int:
@@ -38,12 +44,12 @@ def program_bytes(compiled: Any) -> int:
     return analysis.temp_size_in_bytes + max(results, 0) + analysis.generated_code_size_in_bytes
 
 
-def too_little(what: str, needed: int) -> str | None:
+def too_little(what: str, needed: int, helps: str) -> str | None:
     """A line where a device has less free than `needed` bytes, and what helps; None where it has enough."""
     free = free_bytes()
     if free is None or needed <= free:
         return None
-    return f"{what} takes {needed / GIB:.3g} GiB of a device's memory, of which {free / GIB:.3g} GiB are free: {HELPS}"
+    return f"{what} takes {needed / GIB:,.1f} GiB, and {free / GIB:,.1f} GiB of the device are free: {helps}"
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -51,7 +57,7 @@ def out_of_memory(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         told = " ".join(text.split()).removeprefix("RESOURCE_EXHAUSTED: ")[:200]
-        return f"out of memory on {jax.local_devices()[0].device_kind} ({told}): {HELPS}; of samples, ask for fewer"
+        return f"out of memory on {jax.local_devices()[0].device_kind} ({told}): {FOR_ACTIVATIONS}; or {FOR_PARAMETERS}"
     return None
 
 

@@ -49,7 +49,7 @@ def declare(flags: Flags) -> None:
     flags.group("What is measured")
     flags.text("teacher", None, "The folder of the denoiser whose trajectories it is held against. Default: its own.")
     flags.one_of("metric", "fd", METRICS, "What the second step's time is chosen by.")
-    flags.integer("num", 256, "Trajectories, and samples for each bin of noise levels.", at_least=1)
+    flags.integer("num", 256, "Trajectories, and samples for each bin of noise levels.", at_least=1, at_most=10**5)
     flags.integer("seed", 0, "The same seed gives the same figures.", at_least=0)
     flags.text("out", None, "A folder. Default: <workdir>/diagnostics.")
 

@@ -162,8 +162,10 @@ def _latents(
 def _two_seeds(seeds: list[str] | None) -> tuple[int, int]:
     try:
         first, last = map(int, seeds or ("0", "1"))
+        if not 0 <= min(first, last) <= max(first, last) < 2**31:
+            raise ValueError
     except ValueError:
-        raise ConfigError(f"--seeds={','.join(seeds or [])}: must be two whole numbers, as 3,8") from None
+        raise ConfigError(f"--seeds={','.join(seeds or [])}: must be two whole numbers from 0 on, as 3,8") from None
     return first, last
 
 

@@ -31,6 +31,7 @@ from cmjax.drawing.parts import write_array
 from cmjax.drawing.search import find_times
 from cmjax.evaluation.plots import cell_size, image_grid, save_png
 from cmjax.machine.files import to_path
+from cmjax.machine.memory import GIB, free_on_host
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
@@ -59,7 +60,7 @@ def declare(flags: Flags) -> None:
     flags.group("Diffusion teachers")
     solvers = "ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or tsit5"
     flags.text("solver", None, f"{solvers}. Default: the run's.")
-    flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.")
+    flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.", at_most=10**5)
     flags.group("Guidance")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
 
@@ -87,8 +88,7 @@ def run(
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     trained = open_trained(workdir)
-    if path.suffix == ".png":
-        _check_grid(num, trained.shape)
+    (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
     flow_map = trained.load(mesh=make_mesh())
     guided_map, conditions, scale = _conditioned(flow_map, trained, num, label, guidance)
     if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
@@ -102,6 +102,16 @@ def run(
     settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale, "gamma": gamma}
     _write(path, num, Draw(sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
+
+
+def _check_array(num: int, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where the machine has no room for all the samples, which are put together at the end."""
+    needed, free = 2 * num * math.prod(shape) * (1 if shape[-1] in (1, 3) else 4), free_on_host()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"--num={num}: they take {needed / GIB:,.1f} GiB when they are put together, of {free / GIB:,.1f} free: "
+            "ask for fewer at a time, with another --seed each"
+        )
 
 
 def _check_grid(num: int, shape: tuple[int, ...]) -> None:

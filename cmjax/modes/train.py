@@ -24,7 +24,7 @@ from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
 from cmjax.evaluation.figures import can_compare, compare, format_figures
 from cmjax.machine.files import to_json, write_atomically
-from cmjax.machine.memory import program_bytes, too_little
+from cmjax.machine.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
@@ -173,7 +173,7 @@ def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledSte
     began = time.perf_counter()
     train_step = train_step_of(setup.run, setup.model, setup.teacher)
     compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh)
-    if problem := too_little("the compiled train step", program_bytes(compiled.executable)):
+    if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
         raise ConfigError(f"config: {problem}")
     seconds = time.perf_counter() - began
     log.info("compiled in %.1f s; training steps %d to %d", seconds, int(state.step), setup.run.steps)

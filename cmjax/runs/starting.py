@@ -27,7 +27,7 @@ from cmjax.evaluation.diagnostics import bin_of, level_edges
 from cmjax.evaluation.figures import why_not_compared
 from cmjax.machine.files import absolute
 from cmjax.machine.lock import AlreadyRunning, FolderLock
-from cmjax.machine.memory import GIB, too_little
+from cmjax.machine.memory import FOR_PARAMETERS, GIB, too_little
 from cmjax.machine.mesh import bytes_per_device, make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
@@ -133,8 +133,9 @@ def _check_memory(setup: Setup) -> None:
     shapes = {"state": state, "gradients": state.params}
     bytes_of = {name: bytes_per_device(tree, parameter_shardings(tree, setup.mesh)) for name, tree in shapes.items()}
     bytes_of["a batch"] = 4 * math.prod(setup.source.shape) * run.batch_size // run.grad_accumulation // setup.mesh.size
-    parts = ", ".join(f"{name} {size / GIB:.3g} GiB" for name, size in bytes_of.items())
-    if problem := too_little(f"training {count(state.params):,} parameters ({parts})", sum(bytes_of.values())):
+    parts = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in bytes_of.items())
+    what = f"training {count(state.params):,} parameters (GiB: {parts})"
+    if problem := too_little(what, sum(bytes_of.values()), FOR_PARAMETERS):
         raise ConfigError(f"config: {problem}")
 
 
