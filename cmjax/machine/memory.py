@@ -9,6 +9,11 @@ from typing import Any
 import jax
 
 GIB = 2**30
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+"""Files of a container's limit and of what it uses, of both versions."""
 FOR_PARAMETERS = "make the network smaller, or divide the parameters over devices by config.mesh.fsdp"
 FOR_ACTIVATIONS = (
     "lower config.batch_size, raise config.grad_accumulation, or set config.net.remat=True where the network has it"
@@ -76,13 +81,10 @@ def _available() -> int | None:
 
 def _left_in_cgroup() -> int | None:
     """Of a container: the limit, less what is used and could not be given back."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in CGROUPS:
         try:
-            taken = int(Path(used).read_text()) - _given_back(Path(used).with_name("memory.stat"))
-            return int(Path(limit).read_text()) - taken
+            taken = int(used.read_text()) - _given_back(used.with_name("memory.stat"))
+            return int(limit.read_text()) - taken
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return None
