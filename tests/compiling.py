@@ -8,6 +8,9 @@ QUICK = (
     else ""
 )
 
+AS_A_USER = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True} if QUICK else {}
+"""`compiler_options` of `jax.jit` that take it back."""
+
 
 def on_devices(count):
     """XLA_FLAGS of a process with so many CPU devices."""
