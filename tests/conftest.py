@@ -1,9 +1,10 @@
 """What every test runs under: four CPU devices, no silent broadcasting, shapes in signatures checked."""
 
 import os
+from functools import partial
 from pathlib import Path
 
-from tests.compiling import on_devices
+from tests.compiling import AS_A_USER, on_devices
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {on_devices(4)}"
 
@@ -56,6 +57,12 @@ def openai(shared):
 def edm(shared):
     """The numbers recorded from NVIDIA's EDM."""
     return np.load(shared / "parity" / "edm.npz")
+
+
+@pytest.fixture
+def compiled_as_a_user(monkeypatch):
+    """What jax.jit makes is compiled with XLA's own choices, for programs that must agree to the last bit."""
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=AS_A_USER))
 
 
 @pytest.fixture

@@ -196,6 +196,7 @@ def trained(bins, parts, steps=3):
     return state, records
 
 
+@pytest.mark.usefixtures("compiled_as_a_user")
 @pytest.mark.parametrize("parts", [1, 4])
 def test_bins_of_a_step_add_up_and_change_nothing(parts):
     with_bins, records = trained(6, parts)

@@ -244,6 +244,7 @@ def folder(tmp_path_factory):
     )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     section = (ROOT / "docs" / "howto" / "latents.md").read_text()
     lines = re.search(r"```sh\n(.*?)```", section, flags=re.DOTALL)[1].replace("\\\n", "").splitlines()
     small = ["--config.steps=5", "--config.net.width=32", "--config.net.depth=1", "--config.batch_size=32"]

@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
 def python(folder, *arguments):
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
