@@ -129,6 +129,8 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
     net = fields.section("net")
     module_class = NETS[net.one_of("name", NETS)]
     conditional = net.boolean("class_conditional")
+    if net.value("dtype") == "float16":
+        raise net.error("dtype", "ends at 65504 and loses small gradients, and no loss is scaled here: use bfloat16")
     knobs: dict[str, Any] = {"dtype": DTYPES[net.one_of("dtype", DTYPES)]}
     free = {f.name: f for f in dataclasses.fields(module_class)}
     for name in set(net.remaining()) & set(free) - {"parent", "name", "num_classes"}:
