@@ -99,7 +99,10 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     name, data_dir = fields.text("name"), fields.text("data_dir")
     if there:
         _check_there(fields, name, data_dir)
-    size, channels = fields.integer("image_size", at_least=0), fields.integer("channels", at_least=0)
+    size, channels = (
+        fields.integer("image_size", at_least=0, at_most=4096),
+        fields.integer("channels", at_least=0, at_most=4096),
+    )
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
     limit = int(1e9 * (fields.number("memory_limit_gb", above=0) if fields.has("memory_limit_gb") else 4.0))
@@ -164,7 +167,7 @@ def read_label_dropout(data: Fields, net: Fields) -> float:
 
 
 def read_workers(data: Fields) -> int:
-    workers = data.integer("workers", at_least=0) if data.has("workers") else 0
+    workers = data.integer("workers", at_least=0, at_most=256) if data.has("workers") else 0
     try:
         check_grain(workers)
     except DataError as error:

@@ -48,7 +48,7 @@ def ct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 
 def multistep_ct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    edges = spec.grid(fields.integer("segments", at_least=1) + 1)
+    edges = spec.grid(fields.integer("segments", at_least=1, at_most=10**5) + 1)
     return _on_grid(losses.multistep_ct, fields, spec, steps, within=lambda draw: pairs.segmented(draw, edges))
 
 

@@ -89,12 +89,12 @@ class Fields:
             raise self.error(field, f"must be above {above}")
         return value
 
-    def integer(self, field: str, *, at_least: int) -> int:
+    def integer(self, field: str, *, at_least: int, at_most: int = 2**31 - 1) -> int:
         value = self.number(field, at_least=at_least)
         if value % 1 != 0:
             raise self.error(field, "must be a whole number")
-        if value >= 2**31:
-            raise self.error(field, "must be below 2^31, for it is counted in int32")
+        if value > at_most:
+            raise self.error(field, f"must be at most {at_most}")
         return int(value)
 
     def boolean(self, field: str) -> bool:

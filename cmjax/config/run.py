@@ -115,7 +115,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         checkpoint=_read_checkpoints(fields.section("checkpoint")),
         log=_read_log(fields.section("log")),
         samples=read_samples(fields.section("samples"), spec),
-        num_figures=fields.section("figures").integer("num", at_least=0),
+        num_figures=fields.section("figures").integer("num", at_least=0, at_most=10**6),
     )
     fields.done()
     return run
@@ -144,5 +144,5 @@ def _read_log(fields: Fields) -> Log:
         every=fields.integer("every", at_least=1),
         tensorboard=fields.boolean("tensorboard"),
         wandb=fields.boolean("wandb"),
-        bins=fields.integer("bins", at_least=0) if fields.has("bins") else 0,
+        bins=fields.integer("bins", at_least=0, at_most=1000) if fields.has("bins") else 0,
     )

@@ -71,7 +71,7 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
     """The section `samples` of a configuration."""
     samples = Samples(
         every=fields.integer("every", at_least=0),
-        num=fields.integer("num", at_least=1),
+        num=fields.integer("num", at_least=1, at_most=10_000),
         guidance=fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0,
     )
     if samples.guidance != 1 and not spec.net["class_conditional"]:
@@ -80,7 +80,7 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
         name, solver = read_solver(fields, spec.path, spec.constants["t_max"])
         samples = replace(samples, solver=solver, solver_name=name)
         if not fields.has("times"):
-            return replace(samples, solver_steps=fields.integer("solver_steps", at_least=2))
+            return replace(samples, solver_steps=fields.integer("solver_steps", at_least=2, at_most=10**5))
     times = fields.numbers("times")
     try:
         check_times(times, spec.constants["t_min"], spec.constants["t_max"])
