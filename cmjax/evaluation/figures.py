@@ -203,8 +203,8 @@ def can_compare(samples: Mapping[str, np.ndarray], open_held_out) -> Source | No
         return None
 
 
-def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:
-    """The table of `figures` as aligned plain text, one line a row; "-" stands for None.
+def format_figures(table: Mapping[str, Mapping[str, float | None]], *, form: str = ".3f") -> str:
+    """The table of `figures` as aligned plain text, one line a row; "-" stands for None. form: of a number.
 
     >>> table = {"1 step": {"fd": 12.345, "precision": 0.5}, "fitted Gaussian": {"fd": None, "precision": 1}}
     >>> print(format_figures(table))
@@ -216,7 +216,7 @@ def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:
     cells = [["", *columns]]
     for name, row in table.items():
         values = (row.get(column) for column in columns)
-        cells.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+        cells.append([name, *("-" if value is None else format(value, form) for value in values)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])

@@ -4,6 +4,7 @@ Sums are in float64. In float32 a covariance of 2048 features moves a Fréchet d
 """
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,11 @@ class Moments:
 
 
 class Tally:
-    """The sums and rows of a set of images. statistics: of a file, in place of sums."""
+    """The sums and rows of a set of images. given: statistics of a file, in place of the sums'."""
 
-    def __init__(self, statistics: Mapping[str, Statistics] | None = None):
+    def __init__(self):
         self.count = 0
-        self.given = dict(statistics or {})
+        self.given: dict[str, Statistics] = {}
         self.moments: dict[str, Moments] = {}
         self.rows: list[np.ndarray] = []
         self.splits: list[np.ndarray] = []
@@ -93,6 +94,12 @@ class Tally:
     def statistics(self, name: str = "features") -> Statistics:
         """Of "features" or "spatial". Raises: KeyError where there are none."""
         return self.given[name] if name in self.given else self.moments[name].statistics()
+
+    def with_statistics(self, given: Mapping[str, Statistics]) -> "Tally":
+        """The same rows with the statistics of a file."""
+        other = copy(self)
+        other.given = dict(given)
+        return other
 
     def features(self) -> Float64[np.ndarray, "n d"]:
         """The first rows, at most `KEPT`."""
