@@ -1,11 +1,11 @@
 """The section `evaluate`, and the options of --mode=evaluate: which metrics, of which networks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.published import PUBLISHED
 from cmjax.data.pixels import UINT8
 from cmjax.evaluation.judged import FIGURES
 from cmjax.machine.files import to_path
@@ -13,22 +13,6 @@ from cmjax.machine.files import to_path
 WEIGHTS = Path("~/.cache/cmjax")
 """The folder of published networks' files, where none is named."""
 
-
-@dataclass(frozen=True)
-class Published:
-    """A network whose weights are published.
-
-    about: its name. files: alternatives, each the names of all files that it takes. source: where they come from.
-    load: (those files) -> parameters, (parameters, images as RGB) -> outputs, and images at once on a device.
-    """
-
-    about: str
-    files: tuple[tuple[str, ...], ...]
-    source: str
-    load: Callable[..., tuple[Any, Callable[..., Any], int]]
-
-
-PUBLISHED: dict[str, Published] = {}
 
 FEATURES = ("inception", "dinov2", "clip", "own")
 """What --features may name."""
@@ -99,7 +83,7 @@ def networks_of(evaluation: Evaluation) -> dict[str, str]:
 
 def _there(name: str, folder: Path) -> list[Path]:
     """The files of the first alternative that is whole."""
-    for names in PUBLISHED[name].files if name in PUBLISHED else ():
+    for names in PUBLISHED[name].files:
         files = [folder.expanduser() / file for file in names]
         if all(file.is_file() for file in files):
             return files

@@ -26,11 +26,12 @@ from cmjax.machine.progress import Update
 class Judge:
     """What images are judged by. Every process has one; the tallies are the first's alone.
 
-    network_of: each metric's network. references, real: by network. protocol: of each metric, what its value depends on
-    beside the images.
+    network_of: each metric's network. needed: by network, of its outputs. references, real: by network. protocol: of
+    each metric, what its value depends on beside the images.
     """
 
     networks: Mapping[str, Network]
+    needed: Mapping[str, tuple[str, ...]]
     network_of: Mapping[str, str]
     references: Mapping[str, Tally]
     real: Mapping[str, Tally]
@@ -40,7 +41,7 @@ class Judge:
         self, images_of: ImagesOf, num: int, *, keep: Path | None = None, update: Update = lambda done, text: None
     ) -> dict[str, Tally]:
         """As `tally_images`."""
-        return tally_images(list(self.networks.values()), images_of, num, keep=keep, update=update)
+        return tally_images(self.networks, self.needed, images_of, num, keep=keep, update=update)
 
     def values(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
         """The metrics' values by name. Every process must call it."""
@@ -83,27 +84,33 @@ def make_judge(
     """
     network_of = networks_of(evaluation)
     given = {} if reference in (None, "train", "test") else _read(str(reference))
-    networks, references, real, about = {}, {}, {}, {}
+    networks, needed, references, real, about = {}, {}, {}, {}, {}
     for name in dict.fromkeys(network_of.values()):
         network = networks[name] = _network(name, evaluation, data, cache_dir)
         split = reference if reference in ("train", "test") else "test" if name == "own" else "train"
-        needs = {FIGURES[metric].needs for metric, used in network_of.items() if used == name} - {""}
+        figures = [FIGURES[metric] for metric, used in network_of.items() if used == name]
+        needed[name] = tuple(sorted({figure.needs for figure in figures}))
         statistics = {key: Statistics(*pair) for key, pair in given.get(name, {}).items()}
-        there = needs <= ({"statistics"} if statistics else set())
+        needs = {figure.needs for figure in figures if not figure.without_reference} - statistics.keys()
+        there = not needs
         if data is None and not there:
             raise ConfigError(
                 f"--reference={reference}: has no {' and no '.join(sorted(needs))} of {name} to compare with; name the "
                 "data with --workdir or --config"
             )
-        tally, text = (Tally(), "") if there or data is None else tally_of_split(network, data, split, cache_dir)
+        tally, text = Tally(), ""
+        if not there and data is not None:
+            tally, text = tally_of_split(network, tuple(sorted(needs)), data, split, cache_dir)
         if statistics:
             tally, text = tally.with_statistics(statistics), f"{Path(str(reference)).name}{text and '; rows: '}{text}"
         references[name] = tally
         about[name] = {"network": name, "of": network.about, "reference": text, "hash": _hash_of(tally)}
         if data is not None and data.split(other := "train" if split == "test" else "test") is not None:
-            real[name], about[name]["real"] = tally_of_split(network, data, other, cache_dir, most=num)
+            real[name], about[name]["real"] = tally_of_split(network, needed[name], data, other, cache_dir, most=num)
     protocol = {metric: {"rule": FIGURES[metric].rule, **about[name]} for metric, name in network_of.items()}
-    return Judge(networks, network_of, references, real, {"uint8": RULES[evaluation.uint8], "metrics": protocol})
+    return Judge(
+        networks, needed, network_of, references, real, {"uint8": RULES[evaluation.uint8], "metrics": protocol}
+    )
 
 
 def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> Network:
@@ -122,14 +129,14 @@ def _read(reference: str) -> dict[str, dict[str, Pair]]:
 
 
 def _hash_of(tally: Tally) -> str | None:
-    """Of the reference's means and covariances; None of a metric without a reference."""
+    """Of the reference's means, covariances and rows; None of a metric without a reference."""
 
     def digest() -> str | None:
-        sums = hashlib.sha256()
+        sums = hashlib.sha256(b"".join(rows.tobytes() for rows in tally.rows))
         for name in ("features", "spatial"):
             if name in tally.given or name in tally.moments:
                 for array in tally.statistics(name):
                     sums.update(np.asarray(array, np.float64).tobytes())
-        return sums.hexdigest()[:12] if tally.given or tally.moments else None
+        return sums.hexdigest()[:12] if tally.given or tally.moments or tally.rows else None
 
     return first_does(digest)

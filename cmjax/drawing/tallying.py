@@ -58,7 +58,7 @@ class DataSets:
 
 
 def tally_of_split(
-    network: Network, data: DataSets, split: str, cache_dir: Path, *, most: int | None = None
+    network: Network, needed: tuple[str, ...], data: DataSets, split: str, cache_dir: Path, *, most: int | None = None
 ) -> tuple[Tally, str]:
     """The tally of a split, or of a fixed random choice of `most` of it, kept in `cache_dir`; and the set in words."""
     source = data.split(split)
@@ -66,14 +66,17 @@ def tally_of_split(
         raise DataError(f"{data.name} has no {split} images; name another --reference")
     num = min(most or len(source), len(source))
     text = f"{num} {split} images of {data.name}"
-    path = cache_dir / f"reference-{network.key}-{_key(source, num)}.npz"
+    path = cache_dir / f"reference-{'-'.join(needed)}-{network.key}-{_key(source, num)}.npz"
     if first_does(path.exists):
         return (_load(path) if is_first() else Tally()), text
     order = shuffled(len(source), seed=0)
     with progress(f"{network.name} of {text}", num) as update:
-        found = tally_images(
-            [network], lambda start, stop: source.gather(order[start:stop])["image"], num, update=update
-        )
+        only, told = {network.name: network}, {network.name: needed}
+
+        def images_of(start: int, stop: int) -> np.ndarray:
+            return source.gather(order[start:stop])["image"]
+
+        found = tally_images(only, told, images_of, num, update=update)
     first_does(lambda: _write(path, found[network.name].arrays()))
     return found[network.name], text
 
@@ -86,7 +89,8 @@ def _key(source: Source, num: int) -> str:
 
 
 def tally_images(
-    networks: list[Network],
+    networks: Mapping[str, Network],
+    needed: Mapping[str, tuple[str, ...]],
     images_of: ImagesOf,
     num: int,
     *,
@@ -97,15 +101,15 @@ def tally_images(
 
     keep: a file that it goes on from, where it was stopped.
     """
-    tallies = {network.name: Tally() for network in networks}
+    tallies = {name: Tally() for name in networks}
     done, saved = first_does(lambda: _resume(keep, tallies)), time.monotonic()
     for start in range(done, num, PART):
         stop = min(start + PART, num)
         images = images_of(start, stop)
-        for network in networks:
-            outputs = network.outputs(images)
+        for name, network in networks.items():
+            outputs = network.told(images, needed[name])
             if is_first():
-                tallies[network.name].add(outputs)
+                tallies[name].add(outputs)
         update(stop, "")
         if keep is not None and stop < num and first_does(lambda saved=saved: time.monotonic() - saved > SAVE_SECONDS):
             first_does(lambda stop=stop: _save(keep, stop, tallies))

@@ -14,8 +14,7 @@ class Figure:
     """What one name of --metrics stands for.
 
     of: (images' tally, reference's tally) -> its values by name. network: the one whose features it is of; None for
-    the one that --features names. needs: of the reference, "statistics" where means and covariances will do, "rows"
-    where single images are compared, "" for none. rule: what is said of it beside its values.
+    the one that --features names. needs: what is tallied for it. rule: what is said of it beside its values.
     """
 
     of: Callable[[Tally, Tally], Values]
@@ -23,22 +22,27 @@ class Figure:
     needs: str
     rule: str
 
+    @property
+    def without_reference(self) -> bool:
+        """Whether it is of the images alone."""
+        return self.needs in ("probabilities", "distances")
+
 
 def _frechet(name: str, outputs: str = "features") -> Callable[[Tally, Tally], Values]:
     return lambda fake, real: {name: frechet_distance(fake.statistics(outputs), real.statistics(outputs))}
 
 
 def _kid(fake: Tally, real: Tally) -> Values:
-    return {"kid": kid_of_subsets(fake.features(), real.features())}
+    return {"kid": kid_of_subsets(fake.kept_rows(), real.kept_rows())}
 
 
 def _precision_recall(fake: Tally, real: Tally) -> Values:
-    found = prdc(real.features(), fake.features(), k=3)
+    found = prdc(real.kept_rows(), fake.kept_rows(), k=3)
     return {"precision": found.precision, "recall": found.recall}
 
 
 def _prdc(fake: Tally, real: Tally) -> Values:
-    found = prdc(real.features(), fake.features(), k=5)
+    found = prdc(real.kept_rows(), fake.kept_rows(), k=5)
     return {
         "precision_5": found.precision,
         "recall_5": found.recall,
@@ -49,21 +53,23 @@ def _prdc(fake: Tally, real: Tally) -> Values:
 
 FIRST = f"the first {KEPT} images of each set at most"
 FIGURES: dict[str, Figure] = {
-    "fid": Figure(_frechet("fid"), "inception", "statistics", "Fréchet distance of pool3, 2048 features"),
-    "sfid": Figure(_frechet("sfid", "spatial"), "inception", "statistics", "of 7 channels of mixed_6, 2023 features"),
-    "is": Figure(lambda fake, real: {"is": fake.inception_score()}, None, "", f"splits of {SPLIT}"),
+    "fid": Figure(_frechet("fid"), "inception", "features", "Fréchet distance of pool3, 2048 features"),
+    "sfid": Figure(_frechet("sfid", "spatial"), "inception", "spatial", "of 7 channels of mixed_6, 2023 features"),
+    "is": Figure(lambda fake, real: {"is": fake.inception_score()}, None, "probabilities", f"splits of {SPLIT}"),
     "kid": Figure(_kid, None, "rows", f"100 subsets of 1000; {FIRST}"),
     "pr": Figure(_precision_recall, None, "rows", f"k = 3; {FIRST}"),
     "prdc": Figure(_prdc, None, "rows", f"k = 5; {FIRST}"),
-    "fd": Figure(_frechet("fd"), "own", "statistics", "Fréchet distance"),
-    "fd_dinov2": Figure(_frechet("fd_dinov2"), "dinov2", "statistics", "Fréchet distance of the class token"),
+    "fd": Figure(_frechet("fd"), "own", "features", "Fréchet distance"),
+    "fd_dinov2": Figure(_frechet("fd_dinov2"), "dinov2", "features", "Fréchet distance of the class token"),
     "cmmd": Figure(
-        lambda fake, real: {"cmmd": cmmd(fake.features(), real.features())},
+        lambda fake, real: {"cmmd": cmmd(fake.kept_rows(), real.kept_rows())},
         "clip",
         "rows",
         f"σ = 10, times 1000; {FIRST}",
     ),
-    "lpips": Figure(lambda fake, real: {"lpips": fake.mean_distance()}, "vgg", "", "mean over pairs of samples"),
+    "lpips": Figure(
+        lambda fake, real: {"lpips": fake.mean_distance()}, "vgg", "distances", "mean over pairs of samples"
+    ),
 }
 """All that --metrics may name."""
 

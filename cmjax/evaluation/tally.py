@@ -19,8 +19,8 @@ SPLIT = 5000
 """Images a split of the Inception Score.   [Dhariwal & Nichol 2021]"""
 
 Outputs = Mapping[str, Shaped[np.ndarray, "..."]]
-"""What a network tells of a batch: "features" (b, d); where it has them "spatial" (b, e), "probabilities" (b, classes)
-and "distances" (any,)."""
+"""What is told of a batch, as far as metrics need it: "features" (b, d) and "spatial" (b, e), whose moments are taken;
+"rows" (b, d), which are kept; "probabilities" (b, classes); "distances" (b,)."""
 
 
 class Moments:
@@ -60,7 +60,6 @@ class Tally:
     """The sums and rows of a set of images. given: statistics of a file, in place of the sums'."""
 
     def __init__(self):
-        self.count = 0
         self.given: dict[str, Statistics] = {}
         self.moments: dict[str, Moments] = {}
         self.rows: list[np.ndarray] = []
@@ -73,10 +72,8 @@ class Tally:
             if name in outputs:
                 rows = outputs[name]
                 self.moments.setdefault(name, Moments(rows.shape[1])).add(rows)
-        if "features" in outputs:
-            if (room := KEPT - sum(map(len, self.rows))) > 0:
-                self.rows.append(np.asarray(outputs["features"][:room], np.float32))
-            self.count += len(outputs["features"])
+        if "rows" in outputs and (room := KEPT - sum(map(len, self.rows))) > 0:
+            self.rows.append(np.asarray(outputs["rows"][:room], np.float32))
         if "probabilities" in outputs:
             self._add_probabilities(np.asarray(outputs["probabilities"], np.float64))
         if "distances" in outputs:
@@ -101,8 +98,8 @@ class Tally:
         other.given = dict(given)
         return other
 
-    def features(self) -> Float64[np.ndarray, "n d"]:
-        """The first rows, at most `KEPT`."""
+    def kept_rows(self) -> Float64[np.ndarray, "n d"]:
+        """The features of the first images, at most `KEPT`."""
         return np.concatenate(self.rows).astype(np.float64)
 
     def inception_score(self) -> float:
@@ -118,7 +115,7 @@ class Tally:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it, to be written to a file."""
-        found: dict[str, Any] = {"count": np.array(self.count), "distances": self.distances}
+        found: dict[str, Any] = {"distances": self.distances}
         for name, moments in self.moments.items():
             found |= {f"{name}/{key}": np.asarray(value) for key, value in vars(moments).items()}
         if self.rows:
@@ -131,7 +128,7 @@ class Tally:
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Tally":
         """The tally that `arrays` wrote. Raises: KeyError where one is missing."""
         tally = cls()
-        tally.count, tally.distances = int(arrays["count"]), np.array(arrays["distances"])
+        tally.distances = np.array(arrays["distances"])
         for name in ("features", "spatial"):
             if f"{name}/total" in arrays:
                 moments = tally.moments[name] = Moments(len(arrays[f"{name}/total"]))

@@ -78,7 +78,7 @@ def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
         arrays: dict[str, Any] = {}
         for name, pair in pairs.items():
             arrays |= dict(zip(ARRAYS[name][0], pair, strict=True))
-        np.savez(content, **arrays, **({} if network == "inception" else {OUR_NAME: np.array(network)}))
+        np.savez(content, **dict[str, Any](arrays | ({} if network == "inception" else {OUR_NAME: np.array(network)})))
     else:
         raise ValueError(f"{path}: statistics are written to a .npz or a .pkl")
     write_atomically(path, content.getvalue())
