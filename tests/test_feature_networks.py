@@ -3,7 +3,10 @@
 PyTorch and torch-fidelity are no dependencies of the tests: what needs them skips where they are missing.
 """
 
+import importlib.util
 import pickle
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +68,22 @@ def test_tf1_bilinear_repeats_the_last_pixel():
     np.testing.assert_array_equal(rows, [[1, 0], [0.5, 0.5], [0, 1], [0, 1]])
 
 
-def test_inception_is_torch_fidelitys(tmp_path):
-    torch = pytest.importorskip("torch")
-    graph = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+@pytest.fixture
+def torch_fidelity(monkeypatch):
+    """Its Inception without the rest of the package, which needs torchvision."""
+    pytest.importorskip("torch")
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None:
+        pytest.skip("torch-fidelity is not installed")
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+
+
+def test_inception_is_torch_fidelitys(tmp_path, torch_fidelity):
+    import torch
+
     arrays = random_inception(TORCH)
     theirs = {
         key: torch.tensor(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T if a.ndim == 2 else a)
@@ -76,7 +92,7 @@ def test_inception_is_torch_fidelitys(tmp_path):
     path = str(tmp_path / "weights.pth")
     torch.save(theirs | {"fc.bias": torch.zeros(1008)}, path)
     names = ["2048", "logits_unbiased"]
-    network = graph.FeatureExtractorInceptionV3("x", names, feature_extractor_weights_path=path).eval()
+    network = torch_fidelity.FeatureExtractorInceptionV3("x", names, feature_extractor_weights_path=path).eval()
     spatial = []
     network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: spatial.append(output))
     with torch.no_grad():
