@@ -46,7 +46,7 @@ def check_evaluator(judge: Judge, data: DataSets, num: int, folder: Path) -> lis
             x_label="strength; 0: as they are",
             y_label=name,
             log_x=False,
-            log_y=False,
+            log_y=name.startswith(("f", "sf")),  # Fréchet distances are positive, and grow by orders of magnitude
             height=300,
         )
         for name, kinds in found.items()

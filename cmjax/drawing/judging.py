@@ -3,10 +3,9 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cmjax.config.evaluate import Evaluation, networks_of
 from cmjax.config.fields import ConfigError
@@ -47,6 +46,7 @@ class Judge:
         """The metrics' values by name. Every process must call it."""
         return first_does(lambda: self._values(tallies))
 
+    @cached_property
     def of_real(self) -> dict[str, float]:
         """The same of real images, as many as there are samples or as the data have; without what has none."""
         return first_does(lambda: self._values(self.real))
@@ -100,14 +100,18 @@ def make_judge(
             )
         tally, text = Tally(), ""
         if not there and data is not None:
-            tally, text = tally_of_split(network, tuple(sorted(needs)), data, split, cache_dir)
+            kept = tuple(sorted(needs | {"features", "rows"}))  # one file serves other metrics as well
+            tally, text = tally_of_split(network, kept, data, split, cache_dir)
         if statistics:
             tally, text = tally.with_statistics(statistics), f"{Path(str(reference)).name}{text and '; rows: '}{text}"
         references[name] = tally
-        about[name] = {"network": name, "of": network.about, "reference": text, "hash": _hash_of(tally)}
+        about[name] = {"network": name, "of": network.about, "reference": text}
         if data is not None and data.split(other := "train" if split == "test" else "test") is not None:
             real[name], about[name]["real"] = tally_of_split(network, needed[name], data, other, cache_dir, most=num)
-    protocol = {metric: {"rule": FIGURES[metric].rule, **about[name]} for metric, name in network_of.items()}
+    protocol = {
+        metric: {"rule": FIGURES[metric].rule, **about[name], "hash": _hash_of(references[name], FIGURES[metric].needs)}
+        for metric, name in network_of.items()
+    }
     return Judge(
         networks, needed, network_of, references, real, {"uint8": RULES[evaluation.uint8], "metrics": protocol}
     )
@@ -128,15 +132,16 @@ def _read(reference: str) -> dict[str, dict[str, Pair]]:
         raise ConfigError(f"--reference={reference}: must be train, test or a file of statistics: {error}") from error
 
 
-def _hash_of(tally: Tally) -> str | None:
-    """Of the reference's means, covariances and rows; None of a metric without a reference."""
+def _hash_of(reference: Tally, needs: str) -> str | None:
+    """Of the means and covariances, or of the rows, that a metric compares with; None where it compares with none."""
 
     def digest() -> str | None:
-        sums = hashlib.sha256(b"".join(rows.tobytes() for rows in tally.rows))
-        for name in ("features", "spatial"):
-            if name in tally.given or name in tally.moments:
-                for array in tally.statistics(name):
-                    sums.update(np.asarray(array, np.float64).tobytes())
-        return sums.hexdigest()[:12] if tally.given or tally.moments or tally.rows else None
+        if needs == "rows":
+            arrays = reference.rows
+        elif needs in reference.given or needs in reference.moments:
+            arrays = list(reference.statistics(needs))
+        else:
+            return None
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
 
     return first_does(digest)

@@ -112,7 +112,7 @@ def judged_row(path: Path, setting: Row, judge: Judge, images_of: Any) -> Row:
     keep = path.parent / ".cache" / f"evaluation-{_key(setting, judge)}.npz"
     with progress(f"{setting['sampler']}, step {setting['step']}", num) as update:
         tallies = judge.tally(images_of, num, keep=keep, update=update)
-    figures = {"metrics": judge.values(tallies), "real": judge.of_real(), "protocol": judge.protocol}
+    figures = {"metrics": judge.values(tallies), "real": judge.of_real, "protocol": judge.protocol}
     row = {**setting, **figures, "seconds": round(time.perf_counter() - began, 2)}
     first_does(lambda: add_row(path, row))
     return row

@@ -51,8 +51,8 @@ def _by_picture(images: np.ndarray, change: Callable, image) -> np.ndarray:
 
 STRENGTHS = {
     "blur": (0.0, 0.4, 0.6, 0.8, 1.2),
-    "noise": (0.0, 0.03, 0.06, 0.12, 0.25),
-    "JPEG": (0.0, 50.0, 80.0, 90.0, 97.0),
+    "noise": (0.0, 0.15, 0.2, 0.3, 0.4),
+    "JPEG": (0.0, 80.0, 88.0, 94.0, 98.0),
     "lost classes": (0.0, 0.1, 0.3, 0.5, 0.8),
 }
 """Of each kind, from none to strong: pixels, share of the grey levels, 100 − quality, share of the classes."""

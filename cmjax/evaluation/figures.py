@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
-from cmjax.evaluation.features import classifier_features
 from cmjax.evaluation.metrics import (
     Images,
     check_images,
@@ -20,6 +19,7 @@ from cmjax.evaluation.metrics import (
     squared_radii,
     statistics,
 )
+from cmjax.evaluation.own import own_features
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def compare(
         rows["fitted Gaussian"] = fitted_gaussian(real["image"], num, 0)
     features = None
     if "label" in real:
-        features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
+        features = own_features(real["image"], real["label"], cache_dir=cache_dir)
     return figures(rows, held_out=reference, features=features)
 
 
@@ -165,7 +165,7 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     if METRICS[metric].of_features:
         real = _some(train, FITTED_TO)
         if "label" in real:
-            features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
+            features = own_features(real["image"], real["label"], cache_dir=cache_dir)
         elif real["image"][0].size <= LARGEST_GAUSSIAN:
             features = _pixels
         else:

@@ -2,27 +2,36 @@
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source
-from cmjax.evaluation.features import classifier_features
+from cmjax.evaluation.features import ClassifierFeatures, classifier_features
+from cmjax.evaluation.residual import ResidualFeatures, residual_features
+from cmjax.machine.files import AnyPath
 
-MOST_TRAINED_ON = 50_000
+LEAST_SIDE = 16
+"""Of images that a convolutional network is worth its time for."""
+
+MOST_TRAINED_ON = 20_000
 """Images that a classifier is trained on, at most; a random choice where there are more."""
 
 LARGEST_PIXELS = 4096
 """Elements of an image beyond which its pixels are too many for a covariance."""
 
 
-def own_features(images: np.ndarray, labels: np.ndarray, *, cache_dir: Path):
-    """A classifier of the images (n, h, w, c), trained or read from `cache_dir`: see `classifier_features`."""
+def own_features(
+    images: np.ndarray, labels: np.ndarray, *, cache_dir: AnyPath
+) -> ClassifierFeatures | ResidualFeatures:
+    """A classifier of the images (n, h, w, c), trained or read from `cache_dir`: a residual network for colour images
+    of at least `LEAST_SIDE` pixels, a perceptron for others, on at most 10,000 of them."""
+    if images.shape[3] == 3 and min(images.shape[1:3]) >= LEAST_SIDE:
+        return residual_features(images, labels, cache_dir=cache_dir)
     return classifier_features(images, labels, cache_dir=cache_dir)
 
 
 def own_outputs(
-    train: Source, held_out: Source | None, *, cache_dir: Path
+    train: Source, held_out: Source | None, *, cache_dir: AnyPath
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], str, str]:
     """What the data's own features tell of images (b, h, w, c) uint8.
 
