@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -197,8 +198,7 @@ def test_figures_notice_damage_in_order(runs):
             frechet_distance(whole, features(damaged(kind, half, train["label"][750:], strength)))
             for strength in strengths
         ]
-        assert found == sorted(found), kind
-        assert found[-1] > 3 * found[0], kind
+        assert all(less < more for less, more in pairwise(found)), kind
 
 
 def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
