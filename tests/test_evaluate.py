@@ -154,7 +154,20 @@ def test_a_published_network_sees_every_image_as_rgb_once(tmp_path, monkeypatch)
         (tmp_path / name).write_text(name)
     images = np.random.default_rng(0).integers(0, 256, (19, 4, 4, 1), np.uint8)  # two batches on four devices, and 3
     found = published_network("inception", tmp_path).told(images, ("features",))["features"]
-    np.testing.assert_allclose(found, 2 * np.repeat(images.mean(axis=(1, 2)), 3, axis=1), rtol=1e-6)
+    expected = 2 * np.repeat(images.mean(axis=(1, 2)), 3, axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    # images and a file of statistics are enough, without a run
+    np.savez(tmp_path / "x.npz", images=images)
+    np.savez(tmp_path / "real.npz", mu=expected.mean(axis=0) + np.eye(3)[0], sigma=np.cov(expected, rowvar=False))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as the tests have it")
+    given = [f"--images={tmp_path / 'x.npz'}", f"--reference={tmp_path / 'real.npz'}", f"--weights={tmp_path}"]
+    module, options = parse(["--mode=evaluate", "--metrics=fid", *given])
+    module.start(options)
+    (row,) = read_rows(tmp_path / "evaluation.jsonl")
+    assert row["metrics"]["fid"] == pytest.approx(1, rel=1e-4)
+    with pytest.raises(ConfigError, match=r"has no rows of inception to compare with; name the data"):
+        module.start(parse(["--mode=evaluate", "--metrics=kid", "--features=inception", *given])[1])
 
 
 def test_the_rules_for_pixels_differ_by_truncation():
