@@ -95,7 +95,8 @@ def residual_features(
 
 @partial(jax.jit, static_argnums=0)
 def _forward(module: ResidualClassifier, params: Any, images: Any) -> jax.Array:
-    return module.apply({"params": params}, _pixels(images))[0]
+    features, _ = module.apply({"params": params}, _pixels(images))
+    return jnp.asarray(features)
 
 
 def _pixels(images: Any) -> jax.Array:
