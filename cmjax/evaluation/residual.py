@@ -111,7 +111,7 @@ def _train(images: np.ndarray, places: np.ndarray, classes: int, epochs: int, se
     params = module.init(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))["params"]
 
     def loss(params, batch, labels):
-        logits = module.apply({"params": params}, _pixels(batch))[1]
+        logits: Any = module.apply({"params": params}, _pixels(batch))[1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
