@@ -24,6 +24,7 @@ MODES = {
     "sample": "cmjax.modes.sample",
     "edit": "cmjax.modes.edit",
     "gallery": "cmjax.modes.gallery",
+    "evaluate": "cmjax.modes.evaluate",
     "diagnose": "cmjax.modes.diagnose",
     "average": "cmjax.modes.average",
     "plan": "cmjax.modes.plan",
@@ -37,6 +38,7 @@ SUMMARIES = {
     "sample": "draw images from a run",
     "edit": "edit a picture: inpainting, colorization, super-resolution and more",
     "gallery": "draw one figure of all that a model does to pictures",
+    "evaluate": "measure FID and other figures of a run's samples, or of any images",
     "diagnose": "measure consistency errors, losses by noise level, and the best second time",
     "average": "make averages of the parameters of other widths",
     "plan": "tell whether a recipe fits a machine, which need not be there",
@@ -64,6 +66,10 @@ class Flags:
     def texts(self, name: str, help: str) -> None:
         """One value or more, separated by commas."""
         absl_flags.DEFINE_list(name, None, help, self._named(name))
+
+    def several(self, name: str, help: str) -> None:
+        """A flag that may be written several times; its value is the list of what was."""
+        absl_flags.DEFINE_multi_string(name, None, help, self._named(name))
 
     def integer(
         self, name: str, default: int | None, help: str, at_least: int | None = None, at_most: int = 2**31 - 1

@@ -30,6 +30,8 @@ def base() -> ConfigDict:
     config.log = ConfigDict({"every": 100, "tensorboard": True, "wandb": False})
     config.log.bins = 0  # parts of the noise levels, whose mean losses are recorded beside the whole
     config.figures = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
+    config.evaluate = ConfigDict({"every": 0, "num": 1000})  # steps between evaluations, 0: none; and their samples
+    config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round"})
     return config
 
 

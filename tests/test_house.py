@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "training": GROUND_AND_BELOW | {"training"},
     "evaluation": GROUND_AND_BELOW | {"evaluation"},
     "interop": GROUND_AND_BELOW | {"interop"},
-    "config": GROUND_AND_BELOW | {"training", "interop", "config"},
+    "config": GROUND_AND_BELOW | {"training", "evaluation", "interop", "config"},
     "runs": LOWER | {"config", "runs"},
     "drawing": LOWER | {"config", "runs", "drawing"},
     "planning": LOWER | {"config", "runs", "planning"},

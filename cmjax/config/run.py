@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array
 
 from cmjax.config.data import Data, read_augment, read_data, read_label_dropout, read_workers
+from cmjax.config.evaluate import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_method, read_spec
 from cmjax.config.model import Model, ModelSpec
@@ -62,6 +63,7 @@ class Run:
     log: Log
     samples: Samples
     num_figures: int
+    evaluation: Evaluation
 
     def open_source(self, split: str, progress: Callable[..., Any] | None = None) -> Source:
         """The examples of a split, as `Data.open`."""
@@ -116,6 +118,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         log=_read_log(fields.section("log")),
         samples=read_samples(fields.section("samples"), spec),
         num_figures=fields.section("figures").integer("num", at_least=0, at_most=10**6),
+        evaluation=read_evaluation(fields.section("evaluate")) if fields.has("evaluate") else Evaluation(),
     )
     fields.done()
     return run

@@ -96,6 +96,7 @@ def draw_images(
     conditions: dict[str, np.ndarray],
     first: int = 0,
     update_progress: Update = lambda done, text: None,
+    to_pixels: Callable[..., np.ndarray] = to_uint8,
 ) -> np.ndarray:
     """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents.
 
@@ -109,17 +110,19 @@ def draw_images(
         drawn.append(sampler(flow_map, keys, within))
         update_progress(min(start + chunk, num), "")
     images = np.concatenate(drawn)[:num]
-    return to_uint8(images) if images.shape[-1] in (1, 3) else images
+    return to_pixels(images) if images.shape[-1] in (1, 3) else images
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A numbered sequence of samples. conditions: of all that will be drawn, (num, ...)."""
+    """A numbered sequence of samples. conditions: of all that will be drawn, (num, ...). to_pixels: the rule by which
+    [-1, 1] becomes uint8."""
 
     sampler: Sampler
     flow_map: FlowMap
     seed: int
     conditions: dict[str, np.ndarray]
+    to_pixels: Callable[..., np.ndarray] = to_uint8
 
     def images(self, start: int, stop: int, update: Update = lambda done, text: None) -> np.ndarray:
         """Samples start … stop − 1, as `draw_images`."""
@@ -131,6 +134,7 @@ class Draw:
             conditions={name: values[start:stop] for name, values in self.conditions.items()},
             first=start,
             update_progress=lambda done, text: update(start + done, text),
+            to_pixels=self.to_pixels,
         )
 
 

@@ -29,25 +29,32 @@ class Pictures:
     source: Source
     workdir: Path
     samplers: dict[str, Sampler] = field(init=False)
+    levels: dict[str, tuple[float, ...]] = field(init=False)
 
     def __post_init__(self):
-        samples, samplers = self.run.samples, {}
+        samples, samplers, along = self.run.samples, {}, {}
         times = samples.levels(self.model)
         if samples.solver is not None:
-            samplers[f"{samples.solver_name}-{len(times)}"] = diffusion_sampler(samples.solver, times)
+            along[name := f"{samples.solver_name}-{len(times)}"] = times
+            samplers[name] = diffusion_sampler(samples.solver, times)
         else:
             for levels in dict.fromkeys((times[:1], times)):
-                samplers[f"{len(levels)}-step"] = consistency_sampler(levels, samples)
+                along[name := f"{len(levels)}-step"] = levels
+                samplers[name] = consistency_sampler(levels, samples)
         object.__setattr__(self, "samplers", samplers)
+        object.__setattr__(self, "levels", along)
 
     def flow_map(self, state: TrainState) -> FlowMap:
         return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
 
-    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
+    def conditioned(self, state: TrainState, num: int) -> tuple[FlowMap, dict[str, np.ndarray]]:
+        """The averaged model and the conditions of `num` samples, guided as the recipe says."""
         num_classes = self.source.num_classes if self.model.class_conditional else None
-        flow_map, conditions = with_guidance(
-            self.flow_map(state), class_labels(num, num_classes), self.run.samples.guidance, takes=self.model.guided
-        )
+        labels, scale = class_labels(num, num_classes), self.run.samples.guidance
+        return with_guidance(self.flow_map(state), labels, scale, takes=self.model.guided)
+
+    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
+        flow_map, conditions = self.conditioned(state, num)
         return {
             name: draw_images(sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
             for name, sampler in self.samplers.items()

@@ -59,7 +59,11 @@ class ClassifierFeatures:
 
     def probabilities(self, images: Images) -> Float64[np.ndarray, "n classes"]:
         """Class probabilities (n, classes), columns in the order of `classes`."""
-        logits = self(images) @ self.weights[-1] + self.biases[-1]
+        return self.probabilities_of(self(images))
+
+    def probabilities_of(self, features: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n classes"]:
+        """Class probabilities of images with these features."""
+        logits = features @ self.weights[-1] + self.biases[-1]
         unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
         return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
-from cmjax.evaluation.features import classifier_features
 from cmjax.evaluation.metrics import (
     Images,
     check_images,
@@ -20,6 +19,7 @@ from cmjax.evaluation.metrics import (
     squared_radii,
     statistics,
 )
+from cmjax.evaluation.own import own_features
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def compare(
         rows["fitted Gaussian"] = fitted_gaussian(real["image"], num, 0)
     features = None
     if _has_classes(real):
-        features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
+        features = own_features(real["image"], real["label"], cache_dir=cache_dir)
     return figures(rows, held_out=reference, features=features)
 
 
@@ -165,7 +165,7 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     if METRICS[metric].of_features:
         real = _some(train, FITTED_TO)
         if _has_classes(real):
-            features = classifier_features(real["image"], real["label"], cache_dir=cache_dir)
+            features = own_features(real["image"], real["label"], cache_dir=cache_dir)
         elif real["image"][0].size <= LARGEST_GAUSSIAN:
             features = _pixels
         else:
@@ -228,8 +228,8 @@ def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out:
     return None if why else held_out
 
 
-def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:
-    """The table of `figures` as aligned plain text, one line a row; "-" stands for None.
+def format_figures(table: Mapping[str, Mapping[str, float | None]], *, form: str = ".3f") -> str:
+    """The table of `figures` as aligned plain text, one line a row; "-" stands for None. form: of a number.
 
     >>> table = {"1 step": {"fd": 12.345, "precision": 0.5}, "fitted Gaussian": {"fd": None, "precision": 1}}
     >>> print(format_figures(table))
@@ -241,7 +241,7 @@ def format_figures(table: Mapping[str, Mapping[str, float | None]]) -> str:
     cells = [["", *columns]]
     for name, row in table.items():
         values = (row.get(column) for column in columns)
-        cells.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+        cells.append([name, *("-" if value is None else format(value, form) for value in values)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])

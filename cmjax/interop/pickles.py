@@ -18,7 +18,16 @@ from cmjax.interop.modules import OBJECTS, init_arguments, non_finite, state_dic
 from cmjax.interop.tensors import VALUES, Storage, booleans, storage_of
 from cmjax.interop.unpickle import Global, Machine, Module, Source, UnsafeFile
 
-__all__ = ["Module", "UnsafeFile", "init_arguments", "non_finite", "read_persistent", "read_torch", "state_dict"]
+__all__ = [
+    "Module",
+    "UnsafeFile",
+    "init_arguments",
+    "non_finite",
+    "read_persistent",
+    "read_pickle",
+    "read_torch",
+    "state_dict",
+]
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 """How torch.save's legacy format begins."""
@@ -65,6 +74,16 @@ def read_persistent(path: str | Path) -> Any:
         if not any(isinstance(value, Module) for value in (found.values() if type(found) is dict else [found])):
             raise ValueError(f"it holds a {type(found).__name__} without a network")
         return found
+
+
+def read_pickle(path: str | Path) -> Any:
+    """A plain pickle of dictionaries, lists, text, numbers and NumPy arrays, as data.
+
+    Raises: as `read_torch`.
+    """
+    with open(path, "rb") as file, _reading(path, "a pickle of arrays"):
+        _refuse_others(file)
+        return Machine(Source(file, os.fstat(file.fileno()).st_size), VALUES).load()
 
 
 @contextmanager

@@ -5,22 +5,16 @@ cmjax average --workdir=runs/digits_ct --std=0.08 --out=runs/digits_ct_ema
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-
-import jax
-import numpy as np
 
 from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import power_widths, with_power_average
+from cmjax.config.optimizer import with_power_average
 from cmjax.core.typing import Params
 from cmjax.machine.files import to_path
-from cmjax.machine.progress import progress
+from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.record import check_new, write_model
 from cmjax.runs.trained import Trained, open_trained
-from cmjax.training.checkpoint import CheckpointError, restore_average, saved_steps
-from cmjax.training.posthoc import coefficients, exponent
 
 log = logging.getLogger(__name__)
 
@@ -48,79 +42,16 @@ def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
         raise ConfigError("--std is missing: name the width of the average, as --std=0.08, or several, as 0.05,0.1")
     if out is None:
         raise ConfigError("--out is missing: name the folder for the average, as --out=runs/x_ema")
-    widths = {to_path(out if len(stds) == 1 else f"{out}-{text.strip()}"): _width(text) for text in stds}
+    widths = {to_path(out if len(stds) == 1 else f"{out}-{text.strip()}"): width_of(text) for text in stds}
     for folder in widths:
         check_new(folder, "--out")
     trained = open_trained(workdir)
-    kept, steps = _kept_averages(trained), _checkpoints(workdir)
-    snapshots = [(step, name) for step in steps for name in kept]
-    times, tracked = [step for step, _ in snapshots], [kept[name] for _, name in snapshots]
-    fits = [coefficients(times, tracked, step=steps[-1], std=std) for std in widths.values()]
-    averages = _combine(trained, snapshots, [weights for weights, _ in fits])
-    made_of = f"{', '.join(f'power(std={width})' for width in kept.values())} at steps {', '.join(map(str, steps))}"
-    for (folder, std), (_, residual), params in zip(widths.items(), fits, averages, strict=True):
+    found = post_hoc(trained, list(widths.values()))
+    made_of = ", ".join(f"power(std={width})" for width in found.kept)
+    made_of += f" at steps {', '.join(map(str, found.steps))}"
+    for (folder, std), residual, params in zip(widths.items(), found.residuals, found.params, strict=True):
         _write(folder, trained, std, params, {"from": str(workdir), "format": "average", "made_of": made_of})
-        print(_report(workdir, folder, f"power(std={std}) at step {steps[-1]}", made_of, residual))
-
-
-def _width(text: str) -> float:
-    try:
-        std = float(text)
-    except ValueError:
-        raise ConfigError(f"--std={text}: must be a number, as 0.08") from None
-    try:
-        exponent(std)
-    except ValueError as error:
-        raise ConfigError(f"--std={text}: {error}") from error
-    return std
-
-
-def _kept_averages(trained: Trained) -> dict[str, float]:
-    """The run's power averages: their names in a checkpoint, and their widths."""
-    workdir = trained.folder
-    if trained.imported:
-        raise ConfigError(f"--workdir={workdir} was made of {trained.imported['from']}; name the run that trained it")
-    widths = power_widths(trained.record["config"])
-    if not widths:
-        raise ConfigError(
-            f"--workdir={workdir} keeps no power averages, of which others could be made, but "
-            f"{', '.join(trained.recorded.averages)}; train with "
-            """--config.optimizer.averages='("power(std=0.05)","power(std=0.1)")'"""
-        )
-    return widths
-
-
-def _checkpoints(workdir: Path) -> list[int]:
-    steps = sorted(saved_steps(workdir / "checkpoints"))
-    if len(steps) < 2:
-        raise ConfigError(
-            f"--workdir={workdir} has {len(steps)} checkpoint(s), and an average is made of two or more; train with "
-            "--config.checkpoint.keep_every set, as to a tenth of the steps"
-        )
-    return steps
-
-
-def _combine(trained: Trained, snapshots: Sequence[tuple[int, str]], weights: Sequence[np.ndarray]) -> list[Params]:
-    """For each of `weights` (n,) the sum of the n snapshots by it, each read once; summed in float64."""
-    workdir, like = trained.folder, trained.parameter_shapes()
-    sums = [jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), like) for _ in weights]
-    with progress("reading averages", len(snapshots)) as update:
-        for i, (step, name) in enumerate(snapshots):
-            try:
-                params = jax.device_get(restore_average(workdir / "checkpoints", like, name, step=step))
-            except CheckpointError as error:
-                raise CheckpointError(
-                    f"checkpoint {step} of {workdir} cannot be read; move {workdir / 'checkpoints' / str(step)} away, "
-                    "and the average is made of the others"
-                ) from error
-            for total, weight in zip(sums, weights, strict=True):
-                jax.tree.map(partial(_add_to, weight[i]), total, params)
-            update(i + 1, f"{name} at step {step}")
-    return [jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), total, like) for total in sums]
-
-
-def _add_to(weight: float, total: np.ndarray, array: np.ndarray) -> None:
-    total += weight * array.astype(np.float64)
+        print(_report(workdir, folder, f"power(std={std}) at step {found.steps[-1]}", made_of, residual))
 
 
 def _write(folder: Path, trained: Trained, std: float, params: Params, imported: Mapping[str, str]) -> None:

@@ -7,27 +7,15 @@ cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
 
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cmjax.command_line import Flags, Options
-from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.samples import read_solver
-from cmjax.core.sampling import FlowMap
-from cmjax.drawing.draw import (
-    Draw,
-    Sampler,
-    chain_sampler,
-    class_labels,
-    consistency_sampler,
-    diffusion_sampler,
-    with_guidance,
-)
-from cmjax.drawing.given import given_label, given_times
+from cmjax.config.fields import ConfigError
+from cmjax.drawing.draw import Draw, Sampler, chain_sampler
+from cmjax.drawing.given import given_times
 from cmjax.drawing.parts import write_array
+from cmjax.drawing.samplers import chosen_sampler, conditioned
 from cmjax.drawing.search import find_times
 from cmjax.evaluation.plots import cell_size, image_grid, save_png
 from cmjax.machine.files import to_path
@@ -90,14 +78,14 @@ def run(
     trained = open_trained(workdir)
     (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
     flow_map = trained.load(mesh=make_mesh())
-    guided_map, conditions, scale = _conditioned(flow_map, trained, num, label, guidance)
+    guided_map, conditions, scale = conditioned(flow_map, trained, num, label, guidance)
     if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
         raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
     if gamma is not None and flow_map.kind != "flow_map":
         raise ConfigError(f"--gamma={gamma}: it is for flow maps between any two times; this is a {flow_map.kind}")
     if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
         times = [str(t) for t in find_times(trained, flow_map, _count(times))]
-    sampler = _sampler(trained, times, solver, steps) if gamma is None else _chain(trained, times, gamma)
+    sampler = chosen_sampler(trained, times, solver, steps).sampler if gamma is None else _chain(trained, times, gamma)
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "times": times}
     settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale, "gamma": gamma}
     _write(path, num, Draw(sampler, guided_map, seed, conditions), settings)
@@ -137,42 +125,8 @@ def _write(path: Path, num: int, draw: Draw, settings: dict[str, Any]) -> None:
             raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
 
 
-def _conditioned(
-    flow_map: FlowMap, trained: Trained, num: int, label: int | None, guidance: float | None
-) -> tuple[FlowMap, dict[str, np.ndarray], float]:
-    """The model and the conditions of `num` samples, and their scale of guidance: the run's own unless given."""
-    labels, takes = class_labels(num, trained.num_classes, given_label(label, trained)), trained.model.guided
-    if guidance is not None and not trained.num_classes:
-        raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not")
-    if guidance is not None and not guidance >= 0:
-        raise ConfigError(f"--guidance={guidance}: must be at least 0")
-    scale = trained.samples.guidance if guidance is None else guidance
-    if scale != 1 and not takes and not trained.recorded.learned_without_labels:
-        log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
-    return *with_guidance(flow_map, labels, scale, takes=takes), scale
-
-
 def _chain(trained: Trained, times: list[str] | None, gamma: float) -> Sampler:
     return chain_sampler(given_times(times, trained) if times else (trained.model.constants["t_max"],), gamma)
-
-
-def _sampler(trained: Trained, times: list[str] | None, solver: str | None, steps: int | None) -> Sampler:
-    """What the command line asks for; what it leaves open as the run drew its own samples."""
-    model, own = trained.model, trained.samples
-    if model.kind != "denoiser":
-        return consistency_sampler(given_times(times, trained) if times else (model.constants["t_max"],), own)
-    if times is not None and steps is not None:
-        raise ConfigError("--times and --steps both tell where a solver steps: give one of them")
-    if steps is not None and steps < 2:
-        raise ConfigError(f"--steps={steps}: must be at least 2")
-    chosen = own.solver
-    if solver or chosen is None:
-        named = Fields({"solver": solver or own.solver_name}, prefix="--")
-        chosen = read_solver(named, model.path, model.constants["t_max"])[1]
-    if times:
-        return diffusion_sampler(chosen, given_times(times, trained))
-    levels = replace(own, times=None, solver_steps=steps) if steps else own
-    return diffusion_sampler(chosen, levels.levels(model))
 
 
 def _count(times: list[str]) -> int:

@@ -18,10 +18,13 @@ from typing import Any
 
 from cmjax.command_line import Flags, Options
 from cmjax.config.fields import ConfigError
+from cmjax.config.optimizer import average_texts
 from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
+from cmjax.drawing.tallying import DataSets
+from cmjax.drawing.watching import Watch, figures_of_run, in_turn
 from cmjax.evaluation.figures import can_compare, compare, format_figures
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.memory import FOR_ACTIVATIONS, program_bytes, too_little
@@ -92,13 +95,20 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
     for change in first_does(lambda: write_record(workdir, config, shape, num_classes, recipe=recipe)):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(run, setup.model, setup.source, workdir)
+    judge = _judge(run, config, pictures) if run.evaluation.every else None
     try:
-        trained, speed = _train(setup, state, config, pictures, steps)
+        trained, speed = _train(setup, state, config, pictures, steps, judge)
     except Stopped as stopped:
         step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
         first_does(lambda: _write_summary(run, workdir, step, by))
         raise
+    if judge is not None:
+        judge(trained, int(trained.step))
     _finish(setup, trained, pictures, speed | {"seconds": time.perf_counter() - began})
+
+
+def _judge(run: Run, config: Mapping[str, Any], pictures: Pictures) -> Watch:
+    return figures_of_run(pictures, DataSets(run.data.name, partial(_open, run)), average_texts(config)[0])
 
 
 def _steps_to_trace(profile: str | None, run: Run) -> range | None:
@@ -109,7 +119,12 @@ def _steps_to_trace(profile: str | None, run: Run) -> range | None:
 
 
 def _train(
-    setup: Setup, state: TrainState | None, config: Mapping[str, Any], pictures: Pictures, trace_steps: range | None
+    setup: Setup,
+    state: TrainState | None,
+    config: Mapping[str, Any],
+    pictures: Pictures,
+    trace_steps: range | None,
+    judge: Watch | None,
 ) -> tuple[TrainState, dict[str, float]]:
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
     run, mesh, workdir = setup.run, setup.mesh, pictures.workdir
@@ -128,6 +143,8 @@ def _train(
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
         began = time.perf_counter()
         speed = speed_on(mesh, compiled, batch_size=run.batch_size)
+        watches = [(pictures.refresh, run.samples.every), *([(judge, run.evaluation.every)] if judge else [])]
+        watch, watch_every = in_turn(watches)
         mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
         writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
         with (
@@ -142,7 +159,7 @@ def _train(
                 checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
                 flush_records=writer.flush if writer else lambda: None,
-                draw_samples=pictures.refresh, sample_every=run.samples.every, update_progress=update,
+                draw_samples=watch, sample_every=watch_every, update_progress=update,
             )  # fmt: skip
     seconds = time.perf_counter() - began
     speeds = speed.at(seconds / (run.steps - start))

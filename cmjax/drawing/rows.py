@@ -1,0 +1,123 @@
+"""The rows of `evaluation.jsonl`, one a setting: never computed twice, shown as a table and as curves."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.evaluation.figures import format_figures
+from cmjax.evaluation.judged import LARGER_IS_BETTER
+from cmjax.evaluation.plots import line_plot
+from cmjax.machine.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+ROWS = "evaluation.jsonl"
+SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images")
+"""The fields that say what was evaluated."""
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of the file, without what is no row."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"metrics": dict(row["metrics"]), "protocol": dict(row["protocol"])})
+        except (ValueError, KeyError, TypeError):
+            log.warning("line %d of %s is no row, and is left out", number, path)
+    return rows
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Write the row behind the others."""
+    write_atomically(path, "".join(f"{json.dumps(one)}\n" for one in (*read_rows(path), row)))
+
+
+def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping[str, Any]) -> Row | None:
+    """The newest row of that setting whose figures were made by that protocol, if there is one."""
+    wanted = json.loads(json.dumps([setting, protocol]))
+    for row in reversed(rows):
+        same = all(row.get(name) == wanted[0].get(name) for name in SETTING)
+        rules, metrics = row["protocol"], wanted[1]["metrics"]
+        if same and rules.get("uint8") == wanted[1]["uint8"]:
+            known = rules.get("metrics", {})
+            if all(known.get(metric) == rule for metric, rule in metrics.items()):
+                return row
+    return None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text: what differs between them and their figures, and below what real images have."""
+    lines = {name: row["metrics"] for name, row in zip(_names(rows), rows, strict=True)}
+    if rows and rows[-1]["real"]:
+        lines["real images"] = rows[-1]["real"]
+    return format_figures(lines, form=".4g")
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    names = []
+    for row in rows:
+        if row.get("images"):
+            names.append(str(row["images"]))
+            continue
+        times = ",".join(f"{t:.4g}" for t in row["times"]) if len(row["times"]) <= 4 else ""
+        parts = [f"step {row['step']}", row["average"], f"{row['sampler']} {times}".strip(), f"{row['num']} images"]
+        parts += [f"guidance {row['guidance']:g}"] if row["guidance"] != 1 else []
+        names.append(parts)
+    written = [name for name in names if isinstance(name, list)]
+    same = {part for part in (written[0] if len(written) > 1 else []) if all(part in name for name in written)}
+    return [
+        name if isinstance(name, str) else "  ".join(part for part in name if part not in same or part is name[2])
+        for name in names
+    ]
+
+
+def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
+    """A panel for each figure, over what differs first: step, width of the average, or evaluations; None where
+    nothing does."""
+    rows = [row for row in rows if not row.get("images") and row["evaluations"] is not None]
+    axes = {"step": "step", "width": "width of the average", "evaluations": "network evaluations"}
+    points = [{"step": row["step"], "width": _width(row), "evaluations": row["evaluations"]} for row in rows]
+    differing = [axis for axis in axes if len({point[axis] for point in points} - {None}) > 1]
+    if not differing:
+        return None
+    axis = differing[0]
+    panels = []
+    for metric in dict.fromkeys(name for row in rows for name in row["metrics"]):
+        found: dict[str, tuple[list[float], list[float | None]]] = {}
+        for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: pair[1][axis] or 0):
+            if metric in row["metrics"] and point[axis] is not None:
+                name = row["sampler"] if axis != "evaluations" else row["average"]
+                name += f", step {row['step']}" if axis != "step" and "step" in differing else ""
+                x, y = found.setdefault(name, ([], []))
+                x.append(point[axis])
+                y.append(row["metrics"][metric])
+        if metric in (real := rows[-1]["real"]):
+            ends = sorted(point[axis] for point in points if point[axis] is not None)
+            found["real images"] = ([ends[0], ends[-1]], [real[metric]] * 2)
+        better = "more" if metric in LARGER_IS_BETTER else "less"
+        panels.append(
+            line_plot(
+                found,
+                title=f"{metric} of {title}",
+                x_label=axes[axis],
+                y_label=f"{metric} ({better} is better)",
+                log_x=False,
+                log_y=False,
+                height=300,
+            )
+        )
+    return np.concatenate(panels)
+
+
+def _width(row: Row) -> float | None:
+    average = str(row["average"])
+    if not average.startswith("power(std="):
+        return None
+    return float(average.removeprefix("power(std=").rstrip(")"))

@@ -1,0 +1,58 @@
+"""Figures of a run as it trains: a row in its `evaluation.jsonl` every so many steps."""
+
+import math
+from collections.abc import Callable
+
+from cmjax.config.fields import ConfigError
+from cmjax.data.pixels import UINT8
+from cmjax.drawing.draw import Draw
+from cmjax.drawing.judging import make_judge
+from cmjax.drawing.pictures import Pictures
+from cmjax.drawing.rows import ROWS
+from cmjax.drawing.samplers import evaluations
+from cmjax.drawing.settings import judged_row
+from cmjax.drawing.tallying import DataSets
+from cmjax.training.state import TrainState
+
+Watch = Callable[[TrainState, int], None]
+"""(state, step): done at that step, in every process."""
+
+
+def figures_of_run(pictures: Pictures, data: DataSets, average: str) -> Watch:
+    """What judges a run's samples by its section `evaluate`, each sampler's always of the same noise.
+
+    average: that they are drawn with, as it is written.
+
+    Raises: ConfigError or DataError where they cannot be judged: before the run begins, not at its end.
+    """
+    run, workdir = pictures.run, pictures.workdir
+    asked = run.evaluation
+    if pictures.source.shape[-1] not in (1, 3):
+        raise ConfigError(f"config.evaluate.every={asked.every}: figures are of pictures, not {pictures.source.shape}")
+    judge = make_judge(asked, data, num=asked.num, reference=None, cache_dir=workdir.parent / ".cache")
+    twice = 2 if pictures.model.class_conditional and run.samples.guidance != 1 and not pictures.model.guided else 1
+
+    def watch(state: TrainState, step: int) -> None:
+        flow_map, conditions = pictures.conditioned(state, asked.num)
+        for name, sampler in pictures.samplers.items():
+            times = pictures.levels[name]
+            count = evaluations(run.samples.solver_name if run.samples.solver else "", len(times))
+            setting = {"step": step, "checkpoint": None, "average": average, "sampler": name, "times": list(times)}
+            setting |= {"evaluations": count and count * twice, "num": asked.num, "seed": run.seed}
+            setting |= {"guidance": run.samples.guidance}
+            draw = Draw(sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
+            judged_row(workdir / ROWS, setting, judge, draw.images)
+
+    return watch
+
+
+def in_turn(watches: list[tuple[Watch, int]]) -> tuple[Watch, int]:
+    """One watch in place of several, each with the steps between its times, 0 for never; and the steps between."""
+    wanted = [(watch, every) for watch, every in watches if every]
+
+    def watch_all(state: TrainState, step: int) -> None:
+        for watch, every in wanted:
+            if step % every == 0:
+                watch(state, step)
+
+    return watch_all, math.gcd(*(every for _, every in wanted))

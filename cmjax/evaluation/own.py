@@ -1,0 +1,72 @@
+"""Features of the data's own: of a classifier trained on them, or of their pixels."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from cmjax.data.base import DataError, Source
+from cmjax.evaluation.features import ClassifierFeatures, classifier_features
+from cmjax.evaluation.residual import ResidualFeatures, residual_features
+from cmjax.machine.files import AnyPath
+
+LEAST_SIDE = 16
+"""Of images that a convolutional network is worth its time for."""
+
+MOST_TRAINED_ON = 20_000
+"""Images that a classifier is trained on, at most; a random choice where there are more."""
+
+LARGEST_PIXELS = 4096
+"""Elements of an image beyond which its pixels are too many for a covariance."""
+
+
+def own_features(
+    images: np.ndarray, labels: np.ndarray, *, cache_dir: AnyPath
+) -> ClassifierFeatures | ResidualFeatures:
+    """A classifier of the images (n, h, w, c), trained or read from `cache_dir`: a residual network for colour images
+    of at least `LEAST_SIDE` pixels, a perceptron for others, on at most 10,000 of them."""
+    if images.shape[3] == 3 and min(images.shape[1:3]) >= LEAST_SIDE:
+        return residual_features(images, labels, cache_dir=cache_dir)
+    return classifier_features(images, labels, cache_dir=cache_dir)
+
+
+def own_outputs(
+    train: Source, held_out: Source | None, *, cache_dir: AnyPath
+) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], str, str]:
+    """What the data's own features tell of images (b, h, w, c) uint8.
+
+    Returns: images -> "features" and, of a classifier, "probabilities"; what these are, in words with the classifier's
+             accuracy; and a key that differs with them.
+    Raises:  DataError where there are neither labels nor few enough pixels.
+    """
+    real = some_of(train, MOST_TRAINED_ON)
+    if "label" not in real:
+        if real["image"][0].size > LARGEST_PIXELS:
+            raise DataError(
+                "the data have no labels to train a classifier by, and too many pixels to compare by: name metrics of "
+                "a published network, as --metrics=fid"
+            )
+        return lambda images: {"features": images.reshape(len(images), -1) / 255.0}, "pixels/255", "pixels"
+    classifier = own_features(real["image"], real["label"], cache_dir=cache_dir)
+    about = "a classifier of the training images"
+    if held_out is not None:
+        test = some_of(held_out, 2000)
+        about += f", accuracy {classifier.accuracy(test['image'], test['label']):.3f} on held-out ones"
+
+    def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
+        features = classifier(images)
+        return {"features": features, "probabilities": classifier.probabilities_of(features)}
+
+    return outputs, about, _key(classifier.weights)
+
+
+def _key(weights) -> str:
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def some_of(source: Source, most: int) -> dict[str, np.ndarray]:
+    """A fixed random choice of at most `most` examples, in random order."""
+    return source.gather(np.random.default_rng(0).permutation(len(source))[:most])

@@ -1,0 +1,155 @@
+"""`--mode=evaluate`: figures of a run's samples, or of any images, beside those of real ones.
+
+cmjax evaluate --workdir=runs/digits_ct
+cmjax evaluate --workdir=runs/cifar_ct --metrics=fid,kid,prdc --num=50000 --times=80 --times=80,0.8
+cmjax evaluate --workdir=runs/cifar_ct --checkpoint=all --num=10000
+cmjax evaluate --workdir=runs/cifar_ct --metrics=fid --images=theirs.npz --reference=cifar10-32x32.npz
+
+The same command goes on with an evaluation that was stopped.
+"""
+
+import logging
+from pathlib import Path
+
+from cmjax.command_line import Flags, Options
+from cmjax.config.data import Data
+from cmjax.config.evaluate import FEATURES, WEIGHTS, Evaluation, evaluation_of_options
+from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
+from cmjax.data.pixels import RULES, UINT8
+from cmjax.drawing.check import check_evaluator
+from cmjax.drawing.judging import Judge, make_judge
+from cmjax.drawing.others import images_in
+from cmjax.drawing.rows import ROWS, curves, table
+from cmjax.drawing.samplers import chosen_sampler
+from cmjax.drawing.settings import Asked, evaluate_setting, judged_row, weights_of
+from cmjax.drawing.tallying import DataSets
+from cmjax.evaluation.judged import FIGURES
+from cmjax.evaluation.plots import save_png
+from cmjax.interop.statistics import write_statistics
+from cmjax.machine.files import to_path
+from cmjax.machine.processes import first_does, say
+from cmjax.runs.record import RECORD
+from cmjax.runs.starting import cache_compilations
+from cmjax.runs.trained import Trained, open_trained
+
+log = logging.getLogger(__name__)
+
+
+def declare(flags: Flags) -> None:
+    flags.group("What is evaluated")
+    flags.integer("num", 1000, "How many samples of each setting. Published FIDs are of 50000.", at_least=2)
+    flags.integer("seed", 0, "The same seed gives the same samples.", at_least=0)
+    flags.several("times", "Noise levels, as 80,0.8 or idx:0,22/40; each --times is a setting of its own.")
+    flags.text("solver", None, "Of a teacher. Default: the run's.")
+    flags.several("steps", "Noise levels of a teacher's grid; each --steps is a setting of its own.")
+    flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
+    flags.text("checkpoint", "newest", "newest, all, or steps as 4000,6000.")
+    flags.texts("average", "Which of the run's averages, numbered from 0. Default: 0.")
+    flags.texts("std", "Post-hoc averages of these widths at the newest checkpoint, as 0.05,0.1.")
+    flags.text("images", None, "Images of any program instead: an .npz, or a folder of PNG and JPEG files.")
+    flags.boolean("check", False, "Measure damaged real images instead, to see whether the figures notice.")
+    flags.group("By what")
+    flags.texts("metrics", f"{', '.join(FIGURES)}. Default: fid,kid,prdc, or without weights fd,kid,prdc.")
+    flags.one_of("features", None, FEATURES, "Of kid, pr, prdc and is. Default: inception where it is, else own.")
+    flags.text("weights", None, f"The folder of the networks' weights. Default: {WEIGHTS}.")
+    flags.text("reference", None, "train, test, or a file of statistics (.npz, .pkl). Default: train; test for fd.")
+    flags.text("save_reference", None, "Write the reference's statistics, to an .npz or a .pkl.")
+    rules = "; ".join(f"{name}: {rule}" for name, rule in RULES.items())
+    flags.one_of("uint8", "round", UINT8, f"How [-1, 1] becomes pixels. {rules}.")
+
+
+def start(options: Options) -> None:
+    evaluation = evaluation_of_options(options.metrics, options.features, options.weights, options.num, options.uint8)
+    if options.images is not None and not options.given("workdir") and not options.given("config"):
+        data, workdir, trained = None, to_path(options.images).expanduser().parent, None
+    else:
+        workdir = options.workdir
+        trained = open_trained(workdir) if (to_path(workdir) / RECORD).exists() or not options.given("config") else None
+        workdir = workdir if trained is None else trained.folder
+        data = _data(options, trained)
+    cache_compilations(workdir)
+    if options.images is not None:
+        _judge_images(options, evaluation, data, trained, workdir)
+    elif data is None:
+        raise ConfigError("--workdir is of an imported model: name its data with --config")
+    elif options.check:
+        _check(options, evaluation, data, workdir)
+    elif trained is None:
+        raise ConfigError(f"--workdir={workdir} is not a run's folder: it has no {RECORD}")
+    else:
+        _judge_run(options, evaluation, data, trained)
+
+
+def _data(options: Options, trained: Trained | None) -> DataSets | None:
+    """The recipe's data where one is named, else the run's own; None where the run has none recorded."""
+    found: Data | None = None
+    if options.given("config"):
+        found = read_run(options.recipe).data
+    elif trained is not None and trained.recorded.has_data and not trained.imported:
+        found = trained.run().data
+    return None if found is None else DataSets(found.name, found.open)
+
+
+def _judge(options: Options, evaluation: Evaluation, data: DataSets | None, num: int, workdir: Path) -> Judge:
+    judge = make_judge(evaluation, data, num=num, reference=options.reference, cache_dir=workdir.parent / ".cache")
+    for name, network in judge.networks.items():
+        log.info("%s: %s", name, network.about)
+    if options.save_reference:
+        path = to_path(options.save_reference).expanduser()
+        try:
+            first_does(lambda: write_statistics(path, judge.reference_statistics()))
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"--save_reference={path}: {error}") from error
+        say(f"{path}")
+    return judge
+
+
+def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained: Trained) -> None:
+    if trained.shape[-1] not in (1, 3):
+        raise ConfigError(f"--workdir={trained.folder} draws {trained.shape}: figures are of pictures")
+    asked = Asked(options.num, options.seed, options.guidance, evaluation.uint8)
+    samplers = [
+        chosen_sampler(trained, None if times is None else times.split(","), options.solver, _steps(steps))
+        for times in options.times or (None,)
+        for steps in options.steps or (None,)
+    ]
+    if trained.model.kind != "denoiser" and (options.solver or options.steps):
+        raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
+    judge, rows = _judge(options, evaluation, data, options.num, trained.folder), []
+    for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
+        for chosen in samplers:
+            rows.append(evaluate_setting(trained.folder, trained, weights, chosen, judge, asked))
+    say(table(rows))
+    say(f"\n{trained.folder / ROWS}")
+    if (picture := curves(rows, trained.folder.name)) is not None:
+        path = trained.folder / "evaluation.png"
+        first_does(lambda: save_png(path, picture))
+        say(f"{path}")
+
+
+def _steps(text: str | None) -> int | None:
+    if text is not None and not text.isdigit():
+        raise ConfigError(f"--steps={text}: must be a whole number")
+    return None if text is None else int(text)
+
+
+def _judge_images(
+    options: Options, evaluation: Evaluation, data: DataSets | None, trained: Trained | None, workdir: Path
+) -> None:
+    shape = None if data is None else data.train.shape if trained is None else trained.shape
+    images_of, num, shape = images_in(options.images, shape, UINT8[evaluation.uint8])
+    if options.given("num"):
+        num = min(num, options.num)
+    judge = _judge(options, evaluation, data, num, workdir)
+    setting = {"step": None, "checkpoint": None, "average": None, "sampler": "images", "times": []}
+    setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": options.images}
+    path = (workdir if trained is not None else to_path(options.images).expanduser().parent) / ROWS
+    say(table([judged_row(path, setting, judge, images_of)]))
+    say(f"\n{path}")
+
+
+def _check(options: Options, evaluation: Evaluation, data: DataSets, workdir: Path) -> None:
+    judge = _judge(options, evaluation, data, options.num, workdir)
+    for path in check_evaluator(judge, data, options.num, workdir / "diagnostics"):
+        say(str(path))

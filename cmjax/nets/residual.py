@@ -1,0 +1,30 @@
+"""A small residual network that classifies colour images: what their own features are of."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+WIDTHS = (32, 64, 128)
+
+
+class ResidualClassifier(nn.Module):
+    """Images (b, h, w, c) in [-1, 1] -> features (b, 128), a mean over the last stage, and logits (b, classes).
+
+    Three stages of a strided convolution and one residual block, with group norms, which need no running means.
+    [He et al. 2016; Wu & He 2018]
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b d"], Float[Array, "b classes"]]:
+        x = images
+        for i, width in enumerate(WIDTHS):
+            x = nn.Conv(width, (3, 3), (2, 2), use_bias=False, name=f"down{i}")(x)
+            x = nn.relu(nn.GroupNorm(8, name=f"norm{i}")(x))
+            h = nn.Conv(width, (3, 3), use_bias=False, name=f"block{i}a")(x)
+            h = nn.relu(nn.GroupNorm(8, name=f"norm{i}a")(h))
+            h = nn.Conv(width, (3, 3), use_bias=False, name=f"block{i}b")(h)
+            x = nn.relu(x + nn.GroupNorm(8, name=f"norm{i}b", scale_init=nn.initializers.zeros)(h))
+        features = jnp.mean(x, axis=(1, 2))
+        return features, nn.Dense(self.classes, name="head")(features)
