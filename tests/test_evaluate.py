@@ -17,17 +17,17 @@ from cmjax.config.published import PUBLISHED, Published
 from cmjax.data.batches import to_uint8
 from cmjax.data.pixels import edm_uint8, truncated_uint8
 from cmjax.data.sources import digits, to_path
-from cmjax.drawing import settings, tallying
-from cmjax.drawing.networks import Network, published_network
-from cmjax.drawing.rows import read_rows, row_there
-from cmjax.drawing.tallying import tally_images
-from cmjax.drawing.watching import in_turn
 from cmjax.evaluation.damage import STRENGTHS, damaged
 from cmjax.evaluation.features import classifier_features
 from cmjax.evaluation.metrics import frechet_distance
 from cmjax.evaluation.residual import residual_features
 from cmjax.interop.statistics import read_statistics, write_statistics
 from cmjax.interop.unpickle import UnsafeFile
+from cmjax.judging import settings, tallying
+from cmjax.judging.networks import Network, published_network
+from cmjax.judging.rows import read_rows, row_there
+from cmjax.judging.tallying import tally_images
+from cmjax.judging.watching import in_turn
 from cmjax.modes import train
 from cmjax.runs.record import write_model
 from configs import digits_ct

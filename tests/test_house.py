@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "config": GROUND_AND_BELOW | {"training", "evaluation", "interop", "config"},
     "runs": LOWER | {"config", "runs"},
     "drawing": LOWER | {"config", "runs", "drawing"},
+    "judging": LOWER | {"config", "runs", "drawing", "judging"},
     "planning": LOWER | {"config", "runs", "planning"},
     "recipes": {"config"},
     "command_line": {"config", "machine", "recipes"},
-    "modes": LOWER | {"config", "runs", "drawing", "planning", "command_line"},
-    "main": LOWER | {"config", "runs", "drawing", "planning", "command_line", "modes"},
+    "modes": LOWER | {"config", "runs", "drawing", "judging", "planning", "command_line"},
+    "main": LOWER | {"config", "runs", "drawing", "judging", "planning", "command_line", "modes"},
     "__init__": {"core", "runs"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}

@@ -17,16 +17,16 @@ from cmjax.config.evaluate import FEATURES, WEIGHTS, Evaluation, evaluation_of_o
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.pixels import RULES, UINT8
-from cmjax.drawing.check import check_evaluator
-from cmjax.drawing.judging import Judge, make_judge
-from cmjax.drawing.others import images_in
-from cmjax.drawing.rows import ROWS, curves, table
 from cmjax.drawing.samplers import chosen_sampler
-from cmjax.drawing.settings import Asked, evaluate_setting, judged_row, weights_of
-from cmjax.drawing.tallying import DataSets
 from cmjax.evaluation.judged import FIGURES
 from cmjax.evaluation.plots import save_png
 from cmjax.interop.statistics import write_statistics
+from cmjax.judging.check import check_evaluator
+from cmjax.judging.given_images import images_in
+from cmjax.judging.judge import Judge, make_judge
+from cmjax.judging.rows import ROWS, curves, table
+from cmjax.judging.settings import Asked, evaluate_setting, judged_row, weights_of
+from cmjax.judging.tallying import DataSets
 from cmjax.machine.files import to_path
 from cmjax.machine.processes import first_does, say
 from cmjax.runs.record import RECORD

@@ -23,9 +23,9 @@ from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
-from cmjax.drawing.tallying import DataSets
-from cmjax.drawing.watching import Watch, figures_of_run, in_turn
 from cmjax.evaluation.figures import can_compare, compare, format_figures
+from cmjax.judging.tallying import DataSets
+from cmjax.judging.watching import Watch, figures_of_run, in_turn
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding

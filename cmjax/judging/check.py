@@ -6,10 +6,10 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import shuffled
-from cmjax.drawing.judging import Judge
-from cmjax.drawing.tallying import DataSets
 from cmjax.evaluation.damage import STRENGTHS, damaged
 from cmjax.evaluation.plots import line_plot, save_png
+from cmjax.judging.judge import Judge
+from cmjax.judging.tallying import DataSets
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress

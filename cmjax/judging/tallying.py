@@ -15,8 +15,8 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError, Source, shuffled
-from cmjax.drawing.networks import Network
 from cmjax.evaluation.tally import Tally
+from cmjax.judging.networks import Network
 from cmjax.machine.files import write_atomically
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import Update, progress

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from cmjax.config.fields import ConfigError
 from cmjax.data.pixels import UINT8
 from cmjax.drawing.draw import Draw
-from cmjax.drawing.judging import make_judge
 from cmjax.drawing.pictures import Pictures
-from cmjax.drawing.rows import ROWS
 from cmjax.drawing.samplers import evaluations
-from cmjax.drawing.settings import judged_row
-from cmjax.drawing.tallying import DataSets
+from cmjax.judging.judge import make_judge
+from cmjax.judging.rows import ROWS
+from cmjax.judging.settings import judged_row
+from cmjax.judging.tallying import DataSets
 from cmjax.training.state import TrainState
 
 Watch = Callable[[TrainState, int], None]

@@ -10,12 +10,12 @@ from typing import Any
 from cmjax.config.evaluate import Evaluation, networks_of
 from cmjax.config.fields import ConfigError
 from cmjax.data.pixels import RULES
-from cmjax.drawing.networks import Network, own_network, published_network
-from cmjax.drawing.tallying import DataSets, ImagesOf, tally_images, tally_of_split
 from cmjax.evaluation.judged import FIGURES
 from cmjax.evaluation.metrics import Statistics
 from cmjax.evaluation.tally import Tally
 from cmjax.interop.statistics import Pair, read_statistics
+from cmjax.judging.networks import Network, own_network, published_network
+from cmjax.judging.tallying import DataSets, ImagesOf, tally_images, tally_of_split
 from cmjax.machine.files import to_path
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import Update

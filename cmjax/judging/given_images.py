@@ -9,7 +9,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError
 from cmjax.data.folder import SUFFIXES, read_image
 from cmjax.data.npz import read_npz
-from cmjax.drawing.tallying import ImagesOf
+from cmjax.judging.tallying import ImagesOf
 from cmjax.machine.files import files_below, to_path
 
 LARGEST_IN_MEMORY = 2**30

@@ -11,9 +11,9 @@ from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.data.pixels import UINT8
 from cmjax.drawing.draw import Draw
-from cmjax.drawing.judging import Judge
-from cmjax.drawing.rows import ROWS, Row, add_row, read_rows, row_there
 from cmjax.drawing.samplers import Chosen, conditioned
+from cmjax.judging.judge import Judge
+from cmjax.judging.rows import ROWS, Row, add_row, read_rows, row_there
 from cmjax.machine.files import to_json
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does
