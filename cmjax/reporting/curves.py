@@ -9,6 +9,11 @@ import numpy as np
 MOST = 800
 """Points of a curve; where there are more records, each point is the mean of its neighbours."""
 
+LONG = 22
+"""Letters of a name that needs a line of the legend for itself."""
+LINE = 28
+"""Pixels of a line of the legend."""
+
 BIN = re.compile(r"loss_bin_(\d+)")
 FIRST = ("loss", "learning_rate", "images_per_second")
 LEFT_OUT = ("step", "nimg", "step_seconds")
@@ -87,10 +92,12 @@ def figure(
     from bokeh.plotting import figure as new_figure
 
     positive = all((y > 0).all() for _, y in curves.values())
+    columns = 1 if max(map(len, curves)) > LONG else 2
+    legend_height = LINE * -(-len(curves) // columns) + 16 if len(curves) > 1 else 0
     plot = new_figure(
-        height=300, sizing_mode="stretch_width", y_axis_type="log" if log and positive else "linear",
-        x_axis_label="step", y_axis_label=y_label, output_backend="canvas",
-        tools=[BoxZoomTool(), PanTool(), WheelZoomTool(), ResetTool()],
+        height=300 + legend_height, sizing_mode="stretch_width", x_axis_label="step",
+        y_axis_type="log" if log and positive else "linear",
+        tools=[box := BoxZoomTool(), PanTool(), WheelZoomTool(), ResetTool()], active_drag=box,
     )  # fmt: skip
     colours = turbo(len(curves) + 2)[1:-1] if shades else COLOURS
     for i, (name, (x, y)) in enumerate(curves.items()):
@@ -100,24 +107,29 @@ def figure(
             plot.scatter(x, y, color=colours[i % len(colours)], size=6, **named)
         told = [("step", "@x{0,0}"), (name if len(curves) > 1 else y_label, "@y{%.4g}")]
         plot.add_tools(HoverTool(renderers=[line], tooltips=told, formatters={"@y": "printf"}, visible=False))
-    _dress(plot, several=len(curves) > 1)
+    _dress(plot, columns if len(curves) > 1 else 0)
     return plot
 
 
-def _dress(plot: Any, *, several: bool) -> None:
-    """Colours that are readable over white and over black, and a legend whose names hide their curves."""
+def _dress(plot: Any, columns: int) -> None:
+    """Colours that are readable over white and over black, and where there are columns a legend."""
+    from bokeh.models import BasicTickFormatter
+
     plot.background_fill_alpha = plot.border_fill_alpha = 0
     plot.outline_line_color = None
     plot.toolbar.logo = None
-    plot.toolbar.autohide = False
     for axis in plot.axis:
         axis.axis_label_text_color = axis.major_label_text_color = GREY
-        axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = GREY
+        axis.axis_line_color = axis.major_tick_line_color = GREY
+        axis.minor_tick_line_color = None
         axis.axis_label_text_font_style = "normal"
+        if isinstance(axis.formatter, BasicTickFormatter):
+            axis.formatter.power_limit_high = 7
     plot.grid.grid_line_color, plot.grid.grid_line_alpha = GREY, 0.25
-    if several:
+    if columns:
         legend = plot.legend[0]
         plot.add_layout(legend, "below")
-        legend.click_policy, legend.ncols = "hide", 2
+        legend.click_policy, legend.ncols, legend.location = "hide", columns, "center"
+        legend.spacing, legend.padding, legend.margin = 8, 0, 0
         legend.label_text_color, legend.label_text_font_size = GREY, "11px"
         legend.background_fill_alpha, legend.border_line_color = 0, None

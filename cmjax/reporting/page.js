@@ -17,3 +17,11 @@ if (slider) {
   slider.addEventListener("input", show);
   show();
 }
+
+// Under a finger a plot lets the page scroll until one of its buttons is chosen.
+const release = () => {
+  const plots = window.Bokeh.documents.flatMap((shown) => shown.roots());
+  if (!plots.length) return void setTimeout(release, 200);
+  for (const plot of plots) for (const tool of plot.toolbar.tools) if (tool.type === "BoxZoomTool") tool.active = false;
+};
+if (window.Bokeh && matchMedia("(pointer: coarse)").matches) release();

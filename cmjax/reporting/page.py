@@ -143,16 +143,14 @@ class _Pictures:
         }
 
     def _choose(self, part: Part, most: int) -> Mapping[str, Mapping[int, Path]]:
-        steps = sorted({step for grids in part.grids.values() for step in grids})
-        kept = set(even_choice(steps, most))
-        if len(kept) < len(steps):
-            self.notes.append(
-                (part.name, f"of samples of {len(steps)} steps {len(kept)} are shown; all are in samples/")
-            )
-        return {
-            sampler: {step: path for step, path in grids.items() if step in kept}
-            for sampler, grids in part.grids.items()
-        }
+        chosen = {}
+        for sampler, grids in part.grids.items():
+            kept = even_choice(list(grids), most)
+            chosen[sampler] = {step: grids[step] for step in kept}
+            if len(kept) < len(grids):
+                told = f"{sampler}: samples of {len(kept)} of {len(grids)} steps are shown; all are in samples/"
+                self.notes.append((part.name, told))
+        return chosen
 
     def _all(self, run: str, files: Mapping[Any, tuple[Path, float]]) -> dict[Any, Picture]:
         made = {}

@@ -117,7 +117,8 @@ def _changes(record: Mapping[str, Any], notes: list[str]) -> tuple[list[Change],
     except ConfigError as error:
         notes.append(f"no comparison with the recipe's file: {error}")
         return [], False
-    return [(field, *map(_shown, pair)) for field, pair in differences(written, record["config"])], True
+    changes = differences(record["config"], written)
+    return [(field, _shown(of_file), _shown(used)) for field, (used, of_file) in changes], True
 
 
 def configurations_differ(parts: Sequence[Part]) -> list[tuple[str, list[str]]]:
