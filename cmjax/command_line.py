@@ -127,7 +127,10 @@ class Options:
         workdir = self.values["workdir"].value
         if workdir is None or Path(workdir).is_dir():
             return [self.workdir]
-        return [_reached(name.strip()) for name in workdir.split(",") if name.strip()]
+        names = [name.strip() for name in workdir.split(",")]
+        if "" in names:
+            raise ConfigError(f"--workdir={workdir}: a folder's name is missing between the commas")
+        return [_reached(name) for name in names]
 
 
 def _reached(workdir: str) -> Path:
