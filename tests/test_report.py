@@ -18,6 +18,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
 from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.machine.files import files_below, to_path, write_atomically
 from cmjax.modes import report
 from cmjax.recipes import load_recipe
 from cmjax.reporting.curves import points
@@ -25,6 +26,8 @@ from cmjax.reporting.images import even_choice, exact, grids_of, shrink
 from cmjax.reporting.nearest import images_in, search
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.record import write_record
+
+pytest_plugins = ["tests.buckets"]
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -182,6 +185,20 @@ def test_a_run_that_ends_leaves_its_page(tmp_path):
     assert "40 of 40 training images" in (run / "report.html").read_text()
     (run / "config.json").unlink()
     assert report_at_end(run, few) is None
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")  # by the client of buckets: 1 MB and more
+def test_a_run_in_a_bucket_has_its_page_there(tmp_path, bucket, monkeypatch):
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    run = folder(tmp_path / "x")
+    there = to_path(f"{bucket.url}/x")
+    for path in files_below(run):
+        write_atomically(there / path.relative_to(run).as_posix(), path.read_bytes())
+    report.run([there])
+    page = (there / "report.html").read_text()
+    assert ["folder", str(there)] in cells(page)
+    assert re.findall(r"<figcaption>([\d.]+)</figcaption>", page) == ["0.0"] * 8
 
 
 def test_the_search_finds_the_nearest_image_and_never_the_query_itself():

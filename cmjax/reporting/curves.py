@@ -101,7 +101,7 @@ def figure(
     )  # fmt: skip
     colours = turbo(len(curves) + 2)[1:-1] if shades else COLOURS
     for i, (name, (x, y)) in enumerate(curves.items()):
-        named = {"legend_label": name} if len(curves) > 1 else {}
+        named: dict[str, Any] = {"legend_label": name} if len(curves) > 1 else {}
         line = plot.line(x, y, color=colours[i % len(colours)], line_width=1.8, name=name, **named)
         if len(x) == 1:
             plot.scatter(x, y, color=colours[i % len(colours)], size=6, **named)

@@ -68,7 +68,7 @@ def shrink(content: bytes, limit: int) -> Picture:
     whole = _characters(encoded) <= limit
     while _characters(encoded) > limit:
         encoded = _webp(image, quality=80)
-        if _characters(encoded) <= limit or min(image.size) < 2 * SMALLEST:
+        if _characters(encoded) <= limit or min(image.size) * 3 // 4 < SMALLEST:
             break
         image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
     return Picture(_uri(encoded), image.width, image.height, whole)

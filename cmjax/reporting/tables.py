@@ -40,7 +40,8 @@ def evaluations(parts: Sequence[Part]) -> Table | None:
     rows = []
     for part, row in every:
         about = [part.name] if len(parts) > 1 else []
-        real = row.get("real") if isinstance(row.get("real"), dict) else {}
+        real = row.get("real")
+        real = real if isinstance(real, dict) else {}
         told = [f"{row['step']:,}", *(_word(row.get(name)) for name in ("sampler", "evaluations", "num", "guidance"))]
         values = []
         for name in metrics:
