@@ -10,22 +10,27 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from cmjax.config.fields import ConfigError
+from cmjax.config.methods import read_model
 from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
+from cmjax.drawing.draw import consistency_sampler, draw_images
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.files import files_below, to_path, write_atomically
+from cmjax.machine.mesh import make_mesh
 from cmjax.modes import report
 from cmjax.recipes import load_recipe
 from cmjax.reporting.curves import points
 from cmjax.reporting.images import even_choice, exact, grids_of, shrink
 from cmjax.reporting.nearest import images_in, search
 from cmjax.reporting.page import report_at_end
-from cmjax.runs.record import write_record
+from cmjax.runs.record import write_model, write_record
+from cmjax.runs.trained import open_trained
 
 pytest_plugins = ["tests.buckets"]
 
@@ -185,6 +190,25 @@ def test_a_run_that_ends_leaves_its_page(tmp_path):
     assert "40 of 40 training images" in (run / "report.html").read_text()
     (run / "config.json").unlink()
     assert report_at_end(run, few) is None
+
+
+def test_samples_by_more_evaluations_are_drawn_from_the_noise_of_the_runs_own(tmp_path):
+    run, config = tmp_path / "x", load_recipe("configs/digits_ct.py")
+    config.net.width, config.net.depth, config.samples.num, config.seed = 16, 1, 4, 7
+    params = read_model(config.to_dict(), None).init(jax.random.key(0), (8, 8, 1))
+    write_model(run, config.to_dict(), (8, 8, 1), None, params, imported=None, option="")
+    report.run([run], evaluations=["3", "1"])
+    page = (run / "report.html").read_text()
+    assert re.findall(r"<figcaption>(\d-step), step", page) == ["1-step", "3-step"]
+    trained = open_trained(run)
+    one = consistency_sampler((80.0,), trained.samples)
+    expected = image_grid(draw_images(one, trained.load(mesh=make_mesh()), 4, seed=7, conditions={}))
+    step = trained.used_step
+    drawn = [np.asarray(Image.open(run / "samples" / f"{step:07d}-{n}-step.png")) for n in (1, 3)]
+    np.testing.assert_array_equal(drawn[0], expected)
+    assert np.any(drawn[1] != expected)
+    with pytest.raises(ConfigError, match="--evaluations=0,x: must be numbers from 1 to 1000"):
+        report.run([run], evaluations=["0", "x"])
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # by the client of buckets: 1 MB and more

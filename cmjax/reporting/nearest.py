@@ -41,7 +41,7 @@ class Nearest:
 
 
 def nearest_of(workdir: Path, source: Source) -> Nearest | str:
-    """The newest samples of the run's last sampler beside the nearest of its training images; else why there are none.
+    """The run's newest samples, by its most evaluations, beside their nearest training images; else why there are none.
 
     Raises: OSError where a grid cannot be read; DataError where the data cannot.
     """
@@ -50,7 +50,7 @@ def nearest_of(workdir: Path, source: Source) -> Nearest | str:
         return "the run has drawn no samples"
     if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
         return "the data are no uint8 pictures"
-    sampler, steps = list(grids.items())[-1]
+    sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
     samples = images_in(steps[max(steps)].read_bytes(), source.shape, SHOWN)
     if samples is None:
         return f"{steps[max(steps)].name} is not a grid of the run's images"
