@@ -29,6 +29,7 @@ MODES = {
     "average": "cmjax.modes.average",
     "plan": "cmjax.modes.plan",
     "status": "cmjax.modes.status",
+    "report": "cmjax.modes.report",
     "import": "cmjax.modes.importing",
     "export": "cmjax.modes.exporting",
 }
@@ -43,6 +44,7 @@ SUMMARIES = {
     "average": "make averages of the parameters of other widths",
     "plan": "tell whether a recipe fits a machine, which need not be there",
     "status": "tell where a run stands",
+    "report": "write a page about a run, or about several side by side",
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
@@ -126,15 +128,29 @@ class Options:
             if self.config is None:
                 raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
             return Path("runs") / self.recipe_name
-        try:
-            path = to_path(workdir)
-            if is_bucket(path):
-                ask_bucket(path)
-        except Exception as error:  # the libraries of buckets raise errors of many kinds
-            raise ConfigError(
-                f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}"
-            ) from error
-        return path
+        return _reached(workdir)
+
+    @property
+    def workdirs(self) -> list[Path]:
+        """The folders of `--workdir=a,b,c`, or the one folder of that name."""
+        workdir = self.values["workdir"].value
+        if workdir is None or Path(workdir).is_dir():
+            return [self.workdir]
+        names = [name.strip() for name in workdir.split(",")]
+        if "" in names:
+            raise ConfigError(f"--workdir={workdir}: a folder's name is missing between the commas")
+        return [_reached(name) for name in names]
+
+
+def _reached(workdir: str) -> Path:
+    """The run's folder; that of a bucket only when it answers."""
+    try:
+        path = to_path(workdir)
+        if is_bucket(path):
+            ask_bucket(path)
+    except Exception as error:  # the libraries of buckets raise errors of many kinds
+        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
+    return path
 
 
 def parse(arguments: list[str]) -> tuple[ModuleType, Options]:

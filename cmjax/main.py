@@ -48,7 +48,7 @@ def _do(module, options: "Options") -> None:
 
     prefer_fast_convolutions()
     try:
-        if options.mode != "status":  # files are all it needs: it waits for no other process
+        if options.mode not in ("status", "report"):  # files are all they need: they wait for no other process
             _join(options.mode)
         module.start(options)
     except (ConfigError, DataError, CheckpointError, NonFiniteLoss) as error:

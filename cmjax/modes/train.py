@@ -31,7 +31,9 @@ from cmjax.machine.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
+from cmjax.reporting.page import report_at_end
 from cmjax.runs.curve import save_losses
+from cmjax.runs.provenance import devices
 from cmjax.runs.record import write_record
 from cmjax.runs.starting import (
     Setup,
@@ -92,7 +94,8 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
         raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
     state = None if reached >= 0 else first_state(setup)
     shape, num_classes = setup.source.shape, setup.source.num_classes
-    for change in first_does(lambda: write_record(workdir, config, shape, num_classes, recipe=recipe)):
+    known = {"recipe": recipe, "device": devices()}
+    for change in first_does(lambda: write_record(workdir, config, shape, num_classes, **known)):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(run, setup.model, setup.source, workdir)
     judge = _judge(run, config, pictures) if run.evaluation.every else None
@@ -221,7 +224,9 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
         **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,
     }
-    print(_report(_write_summary(run, workdir, steps, more)))
+    summary = _write_summary(run, workdir, steps, more)
+    page = report_at_end(workdir, source)
+    print(_report(summary | ({"report": page} if page else {})))
 
 
 def _write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 def provenance() -> dict[str, Any]:
     packages = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
     return {"versions": {name: _version(name) for name in packages}, "git_commit": _git_commit()}
+
+
+def devices() -> str:
+    """The devices of all processes, as `8 x TPU v4`."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _git_commit() -> str | None:

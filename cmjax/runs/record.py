@@ -25,11 +25,12 @@ def write_record(
     *,
     imported: Mapping[str, str] | None = None,
     recipe: str | None = None,
+    device: str | None = None,
 ) -> list[str]:
     """Create the workdir, or check that it belongs to the same run, and write `config.json`.
 
     Args:    imported: where the parameters came from and under which licence, where no run here made them. recipe: the
-             configuration's name.
+             configuration's name. device: what it runs on, in words.
     Returns: the differing fields that a run may change on the way, as "field: old -> new".
     Raises:  ConfigError where the folder cannot be written or is another run's, naming the fields that differ.
     """
@@ -43,6 +44,7 @@ def write_record(
     record = {"config": config, "shape": list(shape), "num_classes": num_classes, **provenance()}
     record |= {"imported": imported} if imported else {}
     record |= {"recipe": recipe} if recipe else {}
+    record |= {"device": device} if device else {}
     changed: list[str] = []
     if (workdir / RECORD).exists():
         old = read_record(workdir)
@@ -53,7 +55,7 @@ def write_record(
             )
         if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
             raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")
-        differing = dict(_differences(old["config"], config))
+        differing = dict(differences(old["config"], config))
         fatal = [f"  {field}: {_told(*pair)}" for field, pair in differing.items() if shapes_state(field, *pair)]
         if fatal:
             raise ConfigError(
@@ -127,7 +129,7 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{workdir} is not a run's folder: its {RECORD} is of another program") from None
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """The fields that differ, with their old and new values; None for a field that is missing."""
     before, after = dict(_leaves(old)), dict(_leaves(json.loads(to_json(new))))
     for field in sorted(before.keys() | after.keys()):

@@ -1,0 +1,107 @@
+"""The nearest training images beside a run's samples: whether it remembers some, at a glance."""
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cmjax.data.sources import Source
+from cmjax.evaluation.plots import GREY, cell_size, image_grid
+from cmjax.reporting.images import Picture, exact, grids_of
+
+SHOWN = 8
+MOST_SEARCHED = 10_000
+"""Training images that are searched, evenly chosen where there are more."""
+
+PIXELS_AT_ONCE = 2**22
+GAP, MIN_SIDE = 2, 64
+"""Of `image_grid`, as a run's grids of samples are made."""
+
+Images = UInt8[np.ndarray, "_ _ _ _"]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Samples beside their nearest training images.
+
+    pairs: each sample with the image, and their distance: the RMS of the differences of their pixels' values, 0 to 255.
+    usual: the mean of the same distance, from so many training images to the nearest other. searched: training images
+    that were searched, of `total`.
+    """
+
+    step: int
+    sampler: str
+    pairs: list[tuple[Picture, float]]
+    usual: float
+    searched: int
+    total: int
+
+
+def nearest_of(workdir: Path, source: Source) -> Nearest | str:
+    """The run's newest samples, by its most evaluations, beside their nearest training images; else why there are none.
+
+    Raises: OSError where a grid cannot be read; DataError where the data cannot.
+    """
+    grids = grids_of(workdir)
+    if not grids:
+        return "the run has drawn no samples"
+    if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
+        return "the data are no uint8 pictures"
+    sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
+    samples = images_in(steps[max(steps)].read_bytes(), source.shape, SHOWN)
+    if samples is None:
+        return f"{steps[max(steps)].name} is not a grid of the run's images"
+    total = len(source)
+    rows = np.unique(np.linspace(0, total - 1, min(total, MOST_SEARCHED)).astype(np.int64))
+    others = rows[np.unique(np.linspace(0, len(rows) - 1, SHOWN).astype(np.int64))]
+    queries = np.concatenate([samples, source.gather(others)["image"]])
+    excluded = np.concatenate([np.full(len(samples), -1), others])
+    found, distances = search(queries, excluded, source, rows)
+    images = source.gather(found[: len(samples)])["image"]
+    pairs = [
+        (exact(image_grid(np.stack(pair), columns=2, gap=GAP, min_side=MIN_SIDE)), float(distance))
+        for *pair, distance in zip(samples, images, distances, strict=False)
+    ]
+    return Nearest(max(steps), sampler, pairs, float(distances[len(samples) :].mean()), len(rows), total)
+
+
+def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each query (n, h, w, c) the nearest of the source's images `rows`, and its distance, as `Nearest` has it.
+
+    excluded: (n,) a row that does not count for the query; -1 for none.
+    """
+    wanted = queries.reshape(len(queries), -1).astype(np.float64)  # sums of whole numbers are exact
+    best, place = np.full(len(wanted), np.inf), np.zeros(len(wanted), np.int64)
+    at_once = max(1, PIXELS_AT_ONCE // wanted.shape[1])
+    for start in range(0, len(rows), at_once):
+        here = rows[start : start + at_once]
+        images = source.gather(here)["image"].reshape(len(here), -1).astype(np.float64)
+        squares = np.sum(wanted**2, 1)[:, None] - 2 * wanted @ images.T + np.sum(images**2, 1)
+        squares[excluded[:, None] == here] = np.inf
+        nearest = squares.argmin(1)
+        value = squares[np.arange(len(wanted)), nearest]
+        place = np.where(value < best, here[nearest], place)
+        best = np.minimum(best, value)
+    return place, np.sqrt(best / wanted.shape[1])
+
+
+def images_in(grid: bytes, shape: tuple[int, ...], most: int) -> Images | None:
+    """The first images, (n, h, w, c), of a grid that `image_grid` made of images of that shape; None if it is another.
+
+    Raises: OSError where it is no picture.
+    """
+    from PIL import Image
+
+    with Image.open(BytesIO(grid)) as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    h, w, c = shape
+    factor, (height, width) = math.ceil(MIN_SIDE / min(h, w)), cell_size((h, w), gap=GAP, min_side=MIN_SIDE)
+    if picture.shape[0] % height != GAP or picture.shape[1] % width != GAP or not np.all(picture[:GAP] == GREY):
+        return None
+    across, down = picture.shape[1] // width, picture.shape[0] // height
+    places = [(i // across * height + GAP, i % across * width + GAP) for i in range(min(most, across * down))]
+    cells = [picture[y : y + factor * h : factor, x : x + factor * w : factor, :c] for y, x in places]
+    return np.stack(cells)

@@ -1,0 +1,162 @@
+"""One page about a run, or several runs side by side: a single HTML file that needs no network."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cmjax.config.fields import ConfigError
+from cmjax.data.sources import Source
+from cmjax.machine.files import absolute, write_atomically
+from cmjax.reporting.images import LARGE, MOST_FRAMES, Picture, even_choice, shrink
+from cmjax.reporting.parts import Part, configurations_differ, read_part
+from cmjax.reporting.tables import evaluations, figures, overview
+from cmjax.runs.found import Found, find
+
+log = logging.getLogger(__name__)
+
+PAGE = "report.html"
+MOST_CHARACTERS = 4_800_000
+"""Of the page."""
+FOR_WORDS = 200_000
+"""Of these, for all but the curves and the pictures."""
+MISSING = "needs bokeh: pip install 'cmjax[report]'"
+HERE = Path(__file__).parent
+
+
+def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None) -> int:
+    """Write the page about the runs in `workdirs`.
+
+    Args:    source: the training images of the one run, where they are open; else those that its record names.
+    Returns: the bytes of the page.
+    Raises:  ConfigError where a folder is no run's; ImportError without Bokeh; OSError where `out` cannot be written.
+    """
+    import bokeh  # noqa: F401  first of all: the rest takes a while
+
+    open_source: Callable[[], Source] | None = None if source is None else lambda: source
+    found = [_settled(find(workdir)) for workdir in workdirs]
+    names = _names(workdirs)
+    given = zip(names, workdirs, found, strict=True)
+    parts = [read_part(name, workdir, one, open_source) for name, workdir, one in given]
+    page = render(parts).encode()
+    write_atomically(out, page)
+    return len(page)
+
+
+def report_at_end(workdir: Path, source: Source) -> str | None:
+    """Write the page of a run that has ended; its path, or None with a line in the log where that is not possible."""
+    path = workdir / PAGE
+    try:
+        report([workdir], path, source=source)
+        return str(path)
+    except ImportError as error:
+        log.info("no %s: it %s", PAGE, MISSING if "bokeh" in str(error) else error)
+    except Exception as error:  # whatever it is, the run is done and its results are safe
+        log.warning("no %s: %s", PAGE, " ".join(repr(error).split())[:300])
+    return None
+
+
+def _settled(found: Found) -> Found:
+    """The page of a run that is done does not say that its process is still there, which is writing the page."""
+    done = found.summary.get("steps", 0) >= found.total and found.summary.get("finished", True)
+    return replace(found, mark=None, alive=False) if done else found
+
+
+def _names(workdirs: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where names are the same."""
+    names = [absolute(workdir).name or str(workdir) for workdir in workdirs]
+    return names if len(set(names)) == len(names) else [str(workdir) for workdir in workdirs]
+
+
+def render(parts: Sequence[Part]) -> str:
+    """The page's HTML. Raises: ConfigError where two of the folders are one."""
+    from bokeh.embed import components
+    from bokeh.resources import Resources
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    from cmjax.reporting.curves import drawn
+
+    by_name = {part.name: part for part in parts}
+    if len(by_name) < len(parts):
+        raise ConfigError(f"--workdir={','.join(str(part.workdir) for part in parts)}: names a folder twice")
+    plots = drawn({part.name: part.found.records for part in parts}, {part.name: part.levels for part in parts})
+    script, places = components(plots) if plots else ("", {})
+    libraries = Resources(mode="inline", components=["bokeh"], minified=True).render_js() if plots else ""
+    room = MOST_CHARACTERS - FOR_WORDS - len(libraries.encode()) - len(script.encode())
+    pictures = _Pictures(parts, room)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html").render(
+        title=", ".join(by_name),
+        parts=parts,
+        several=len(parts) > 1,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version("cmjax"),
+        style=Markup(HERE.joinpath("page.css").read_text()),  # the four are the program's own, and no run's
+        behaviour=Markup(HERE.joinpath("page.js").read_text()),
+        libraries=Markup(libraries),
+        script=Markup(script),
+        places={title: Markup(place) for title, place in places.items()},
+        overview=overview(parts),
+        differing=configurations_differ(parts) if len(parts) > 1 else [],
+        figures=figures(parts),
+        evaluations=evaluations(parts),
+        frames=pictures.frames,
+        steps=pictures.steps,
+        diagnostics=pictures.diagnostics,
+        galleries=pictures.galleries,
+        left_out=[(part.name, note) for part in parts for note in part.notes] + pictures.notes,
+    )
+
+
+class _Pictures:
+    """The files of the runs' pictures as parts of the page, made to fit into `room` characters.
+
+    frames: run -> sampler -> step -> picture. steps: all steps of the frames. diagnostics: run -> caption -> picture.
+    galleries: run -> picture. notes: (run, what is left out).
+    """
+
+    def __init__(self, parts: Sequence[Part], room: int):
+        self.notes: list[tuple[str, str]] = []
+        chosen = {part.name: self._choose(part, max(3, MOST_FRAMES // len(parts))) for part in parts}
+        grids = sum(len(steps) for samplers in chosen.values() for steps in samplers.values())
+        larger = sum(len(part.diagnostics) + (part.gallery is not None) for part in parts)
+        nearest = sum(len(picture.uri) for part in parts if part.nearest for picture, _ in part.nearest.pairs)
+        self._limit = int((room - nearest) / max(grids + LARGE * larger, 1))
+        self.frames = {
+            name: {
+                sampler: self._all(name, {step: (path, 1.0) for step, path in steps.items()})
+                for sampler, steps in samplers.items()
+            }
+            for name, samplers in chosen.items()
+        }
+        self.steps = sorted({step for run in self.frames.values() for frames in run.values() for step in frames})
+        self.diagnostics = {
+            part.name: self._all(part.name, {told: (path, LARGE) for told, path in part.diagnostics.items()})
+            for part in parts
+        }
+        self.galleries = {
+            part.name: self._all(part.name, {"gallery": (part.gallery, LARGE)}) for part in parts if part.gallery
+        }
+
+    def _choose(self, part: Part, most: int) -> Mapping[str, Mapping[int, Path]]:
+        chosen = {}
+        for sampler, grids in part.grids.items():
+            kept = even_choice(list(grids), most)
+            chosen[sampler] = {step: grids[step] for step in kept}
+            if len(kept) < len(grids):
+                told = f"{sampler}: samples of {len(kept)} of {len(grids)} steps are shown; all are in samples/"
+                self.notes.append((part.name, told))
+        return chosen
+
+    def _all(self, run: str, files: Mapping[Any, tuple[Path, float]]) -> dict[Any, Picture]:
+        made = {}
+        for name, (path, larger) in files.items():
+            try:
+                made[name] = shrink(path.read_bytes(), int(self._limit * larger))
+            except OSError as error:
+                self.notes.append((run, f"{path.name} cannot be read: {' '.join(str(error).split())}"))
+        return made

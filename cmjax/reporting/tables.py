@@ -1,0 +1,66 @@
+"""The tables of a page: what the runs are, and their figures beside those of real images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cmjax.evaluation.figures import METRICS
+from cmjax.reporting.parts import REAL, Part
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: each with its name first, and whether it is of real images."""
+
+    columns: list[str]
+    rows: list[tuple[list[str], bool]]
+
+
+def overview(parts: Sequence[Part]) -> Table:
+    """What each run is, a column for each."""
+    names = list(dict.fromkeys(name for part in parts for name in part.rows))
+    rows = [([name, *(part.rows.get(name, "–") for part in parts)], False) for name in names]
+    return Table([part.name for part in parts] if len(parts) > 1 else [""], rows)
+
+
+def figures(parts: Sequence[Part]) -> Table | None:
+    """The figures of the runs' ends; None where there are none. Real images stand last of each run."""
+    columns = list(dict.fromkeys(name for part in parts for row in part.figures.values() for name in row))
+    rows = []
+    for part in parts:
+        for name, row in sorted(part.figures.items(), key=lambda item: item[0] == REAL):
+            about = f"{part.name}: {name}" if len(parts) > 1 else name
+            rows.append(([about, *(_value(row.get(column)) for column in columns)], name == REAL))
+    return Table([_headed(column) for column in columns], rows) if rows else None
+
+
+def evaluations(parts: Sequence[Part]) -> Table | None:
+    """What `--mode=evaluate` measured, each value beside that of as many real images; None where that is nothing."""
+    every = [(part, row) for part in parts for row in part.evaluations]
+    metrics = list(dict.fromkeys(name for _, row in every for name in row["metrics"]))
+    rows = []
+    for part, row in every:
+        about = [part.name] if len(parts) > 1 else []
+        real = row.get("real")
+        real = real if isinstance(real, dict) else {}
+        told = [f"{row['step']:,}", *(_word(row.get(name)) for name in ("sampler", "evaluations", "num", "guidance"))]
+        values = []
+        for name in metrics:
+            beside = f" ({_value(real[name])})" if name in real else ""
+            values.append(_value(row["metrics"].get(name)) + beside)
+        rows.append(([*about, *told, *values], False))
+    heads = ["step", "sampler", "evaluations", "images", "guidance", *map(_headed, metrics)]
+    return Table([*(["run"] if len(parts) > 1 else []), *heads], rows) if rows else None
+
+
+def _headed(metric: str) -> str:
+    known = METRICS.get(metric)
+    arrow = "" if known is None else " ↑" if known.larger_is_better else " ↓"
+    return metric.replace("_", " ") + arrow
+
+
+def _word(value: object) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _value(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
