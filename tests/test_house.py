@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "planning": LOWER | {"config", "runs", "planning"},
     "reporting": LOWER | {"config", "runs", "recipes", "reporting"},
     "recipes": {"config"},
-    "command_line": {"config", "machine", "recipes"},
-    "modes": LOWER | {"config", "runs", "drawing", "judging", "planning", "reporting", "command_line"},
-    "main": LOWER | {"config", "runs", "drawing", "judging", "planning", "reporting", "command_line", "modes"},
+    "flags": set(),
+    "command_line": {"config", "flags", "machine", "recipes"},
+    "modes": LOWER | {"config", "runs", "drawing", "judging", "planning", "reporting", "flags", "command_line"},
+    "main": LOWER | {"config", "runs", "drawing", "judging", "planning", "reporting", "flags", "command_line", "modes"},
     "__init__": {"core", "runs"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}

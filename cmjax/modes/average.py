@@ -7,10 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import with_power_average
 from cmjax.core.typing import Params
+from cmjax.flags import Flags
 from cmjax.machine.files import to_path
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.record import check_new, write_model

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
@@ -26,6 +26,7 @@ from cmjax.drawing.search import GRID, SAMPLES, find_times, grid_of, score_along
 from cmjax.evaluation.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.evaluation.figures import METRICS
 from cmjax.evaluation.plots import line_plot, save_png
+from cmjax.flags import Flags
 from cmjax.machine.files import to_json, to_path, write_atomically
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.processes import OtherProcessError, first_does, say

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
@@ -23,6 +23,7 @@ from cmjax.drawing.given import edit_times, labels_of_edit, read_mask, read_pict
 from cmjax.drawing.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.drawing.tasks import ALL_TASKS, PICTURES, TASKS, TaskSettings, edit_pictures
 from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.flags import Flags
 from cmjax.machine.files import is_bucket, to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say

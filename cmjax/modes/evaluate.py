@@ -11,7 +11,7 @@ The same command goes on with an evaluation that was stopped.
 import logging
 from pathlib import Path
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.data import Data
 from cmjax.config.evaluate import FEATURES, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
@@ -20,6 +20,7 @@ from cmjax.data.pixels import RULES, UINT8
 from cmjax.drawing.samplers import chosen_sampler
 from cmjax.evaluation.judged import FIGURES
 from cmjax.evaluation.plots import save_png
+from cmjax.flags import Flags
 from cmjax.interop.statistics import write_statistics
 from cmjax.judging.check import check_evaluator
 from cmjax.judging.given_images import images_in

@@ -6,9 +6,10 @@ cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
 
 from pathlib import Path
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
+from cmjax.flags import Flags
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.own import write_own

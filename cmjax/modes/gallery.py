@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
@@ -22,6 +22,7 @@ from cmjax.drawing.interpolation import interpolate, seeded_ends
 from cmjax.drawing.tasks import ALL_TASKS, TaskSettings, edit_pictures
 from cmjax.evaluation.plots import save_png
 from cmjax.evaluation.sheets import sheet
+from cmjax.flags import Flags
 from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
+from cmjax.flags import Flags
 from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.own import read_own
 from cmjax.interop.read import READERS, read_foreign

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
 from cmjax.config.run import Run, read_run
@@ -27,6 +27,7 @@ from cmjax.drawing.draw import (
     trace_sampler,
     with_guidance,
 )
+from cmjax.flags import Flags
 from cmjax.machine.chips import Chip, chip_of
 from cmjax.machine.collectives import summarize
 from cmjax.machine.files import to_json, write_atomically

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import jax
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.drawing.draw import Draw, class_labels, consistency_sampler, diffusion_sampler, guided_as_trained
 from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.flags import Flags
 from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.reporting.page import MISSING, PAGE, report

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.drawing.draw import Draw, Sampler, chain_sampler
 from cmjax.drawing.given import given_times
@@ -18,6 +18,7 @@ from cmjax.drawing.parts import write_array
 from cmjax.drawing.samplers import chosen_sampler, conditioned
 from cmjax.drawing.search import find_times
 from cmjax.evaluation.plots import cell_size, image_grid, save_png
+from cmjax.flags import Flags
 from cmjax.machine.files import to_path
 from cmjax.machine.memory import GIB, free_on_host
 from cmjax.machine.mesh import make_mesh

@@ -7,8 +7,9 @@ Files are read and nothing else: no device is used, and no other process waited 
 
 from pathlib import Path
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.evaluation.figures import format_figures
+from cmjax.flags import Flags
 from cmjax.machine.files import size_of
 from cmjax.runs.found import find
 from cmjax.runs.told import Rows, rows_of, size, versions

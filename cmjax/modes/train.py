@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from cmjax.command_line import Flags, Options
+from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import average_texts
 from cmjax.config.run import Run, read_run
@@ -24,6 +24,7 @@ from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
 from cmjax.evaluation.figures import can_compare, compare, format_figures
+from cmjax.flags import Flags
 from cmjax.judging.tallying import DataSets
 from cmjax.judging.watching import Watch, figures_of_run, in_turn
 from cmjax.machine.files import to_json, write_atomically
