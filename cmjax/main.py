@@ -21,10 +21,8 @@ def main() -> None:
     leave_on_signals(partial(_leave, None))  # before the imports, which take a second
     from cmjax.command_line import parse
     from cmjax.config.fields import ConfigError
-    from cmjax.machine.quiet import quiet_libraries
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    quiet_libraries()
+    _set_up_process()
     try:
         module, options = parse(sys.argv[1:])
         leave_on_signals(partial(_leave, options))
@@ -37,16 +35,24 @@ def main() -> None:
         sys.exit(128 + signal.SIGPIPE)
 
 
+def _set_up_process() -> None:
+    """What is said, and where, and how XLA compiles."""
+    from cmjax.machine.quiet import quiet_libraries
+    from cmjax.machine.xla import prefer_fast_convolutions
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    quiet_libraries()
+    prefer_fast_convolutions()
+
+
 def _do(module, options: "Options") -> None:
     from cmjax.config.fields import ConfigError
     from cmjax.data.base import DataError
     from cmjax.machine.memory import out_of_memory
     from cmjax.machine.processes import OtherProcessError
-    from cmjax.machine.xla import prefer_fast_convolutions
     from cmjax.training.loop import NonFiniteLoss, Stopped
     from cmjax.training.newest import CheckpointError
 
-    prefer_fast_convolutions()
     try:
         if options.mode not in ("status", "report"):  # files are all they need: they wait for no other process
             _join(options.mode)

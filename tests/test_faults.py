@@ -151,8 +151,9 @@ def test_a_second_sigterm_leaves_at_once():
     program = """
 import time
 import cmjax.main as main
+from cmjax.command_line import parse
 from cmjax.machine.signals import stop_requests
-_, options = main.parse(["--mode=train"])
+_, options = parse(["--mode=train"])
 main.leave_on_signals(main.partial(main._leave, options))
 with stop_requests() as stop_requested:
     print("ready", flush=True)

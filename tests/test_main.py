@@ -69,9 +69,8 @@ def refused(monkeypatch, capsys):
         return f"{said}{ended.value.code}" if isinstance(ended.value.code, str) else said
 
     monkeypatch.chdir(ROOT)
-    for name in ("leave_on_signals", "quiet_libraries", "prefer_fast_convolutions"):  # what a process does to itself
+    for name in ("leave_on_signals", "_set_up_process"):  # what a process does to itself
         monkeypatch.setattr(main, name, lambda *_: None)
-    monkeypatch.setattr(main.logging, "basicConfig", lambda **_: None)
     return refused
 
 
