@@ -1,6 +1,6 @@
 """The networks that images are judged by, against PyTorch's graphs with the same random weights, and their readers.
 
-PyTorch and torch-fidelity are no dependencies of the tests: what needs them skips where they are missing.
+What needs PyTorch and torch-fidelity skips where they are missing: pip install 'cmjax[torch]'.
 """
 
 import importlib.util
