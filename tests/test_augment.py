@@ -291,7 +291,7 @@ def config_of(recipe, variant="", **fields):
         ("cifar_edm", {"net__augment_dim": 0}, r"config.data.augment='edm.*config.net.augment_dim=0: set that to 9"),
         ("cifar_edm", {"data__horizontal_flip": True}, "config.data.horizontal_flip=True: config.data.augment mirrors"),
         ("cifar_edm", {"data__augment": "edm"}, r"config.data.augment='edm': edm needs probability"),
-        ("cifar_edm", {"data__augment": "edm(probability=2.0)"}, r"must lie in \[0, 1\], got 2.0"),
+        ("cifar_edm", {"data__augment": "edm(probability=2.0)"}, r"probability must be at most 1, not 2.0"),
         ("cifar_edm", {"data__augment": "ada(probability=0.1)"}, "must be one of edm"),
         ("cifar_cd", {"data__augment": "edm(probability=0.1)"}, "only config.objective.name='denoising'"),
         ("cifar_ct", {"data__augment": "edm(probability=0.1)"}, "only config.objective.name='denoising'"),
