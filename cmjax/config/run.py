@@ -47,6 +47,7 @@ class Run:
     steps: int
     batch_size: int
     grad_accumulation: int
+    steps_per_call: int
     fsdp: int
     init_from: str
     horizontal_flip: bool
@@ -64,6 +65,11 @@ class Run:
     samples: Samples
     num_figures: int
     evaluation: Evaluation
+
+    @property
+    def together(self) -> int:
+        """Steps of one call; 0 where each is called alone, for then nothing has an axis of steps."""
+        return self.steps_per_call if self.steps_per_call > 1 else 0
 
     def open_source(self, split: str, progress: Callable[..., Any] | None = None) -> Source:
         """The examples of a split, as `Data.open`."""
@@ -102,6 +108,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         steps=steps,
         batch_size=batch_size,
         grad_accumulation=parts,
+        steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4) if fields.has("steps_per_call") else 1,
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=fields.text("init_from"),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),
@@ -121,7 +128,17 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         evaluation=read_evaluation(fields.section("evaluate")) if fields.has("evaluate") else Evaluation(),
     )
     fields.done()
+    _check_calls(fields, run)
     return run
+
+
+def _check_calls(fields: Fields, run: Run) -> None:
+    """Raise ConfigError where something is to be done between two steps of one call."""
+    numbers = {"steps": run.steps, "checkpoint.save_every": run.checkpoint.save_every, "log.every": run.log.every}
+    numbers |= {"samples.every": run.samples.every, "evaluate.every": run.evaluation.every}
+    for name, number in numbers.items():
+        if number % run.steps_per_call:
+            raise fields.error("steps_per_call", f"must divide config.{name}={number}")
 
 
 def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) -> None:

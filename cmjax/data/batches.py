@@ -61,7 +61,8 @@ class Batches:
 
     Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
             split; None puts them on the default device. workers: processes that decode, where the source decodes on
-            demand; 0: a thread of this one.
+            demand; 0: a thread of this one. together: the batches of so many steps are given as one, with the step as
+            their first axis; 0: each alone, without that axis.
     Raises: DataError where the batch does not divide over the sharding.
     """
 
@@ -70,6 +71,7 @@ class Batches:
     seed: int
     sharding: jax.sharding.Sharding | None = None
     workers: int = 0
+    together: int = 0
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -81,7 +83,8 @@ class Batches:
                 raise DataError(f"batch_size {self.batch_size} does not divide over {self.sharding}") from error
 
     def at(self, step: int) -> dict[str, jax.Array]:
-        """Batch `step`: "image" (b, h, w, c) as the source has it and, with labels, "label" (b,) int32.
+        """Batch `step`: "image" (b, h, w, c) as the source has it and, with labels, "label" (b,) int32; together with
+        those of the steps after it, (steps, b, ...).
 
         The arrays are global; a host gathers the rows of its own devices only.
         """
@@ -101,7 +104,7 @@ class Batches:
             while True:
                 while len(ahead) <= PREFETCH and (stop is None or step < stop):
                     ahead.append(thread.submit(self.at, step) if decoded is None else thread.submit(next, decoded))
-                    step += 1
+                    step += self.together or 1
                 if not ahead:
                     return
                 yield ahead.popleft().result()
@@ -117,7 +120,8 @@ class Batches:
         if not isinstance(self.source, OnDemandSource):
             log.info("config.data.workers=%d: these data need no decoding, and no processes for it", self.workers)
             return None
-        return self._noted(self.source, in_processes(_RowsAndDamage(self._host_rows), start, stop, self.workers))
+        rows = _RowsAndDamage(self._host_rows)
+        return self._noted(self.source, in_processes(rows, start, stop, self.workers, every=self.together or 1))
 
     def _noted(self, source: OnDemandSource, decoded: Generator[Any]) -> Generator[dict[str, jax.Array]]:
         with contextlib.closing(decoded):
@@ -129,25 +133,33 @@ class Batches:
     @property
     def _host_rows(self) -> "HostRows":
         if self.sharding is None:
-            return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),))
+            return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),), self.together)
         indices = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
         ranges = {index[0].indices(self.batch_size)[:2] for index in indices if index is not None}
-        return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)))
+        return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)), self.together)
 
     def _laid_out(self, rows: "Rows") -> dict[str, jax.Array]:
         if self.sharding is None:
             return {name: jnp.asarray(array) for name, array in rows[0, self.batch_size].items()}
 
-        def part(name: str, index: Any) -> np.ndarray:
-            return rows[index[0].indices(self.batch_size)[:2]][name][(slice(None), *index[1:])]
+        steps = (self.together,) if self.together else ()
 
-        shapes: dict[str, tuple[int, ...]] = {"image": (self.batch_size, *self.source.shape)}
+        def part(name: str, index: Any) -> np.ndarray:
+            return rows[index[len(steps)].indices(self.batch_size)[:2]][name]  # only the batch's axis is ever split
+
+        shapes: dict[str, tuple[int, ...]] = {"image": (*steps, self.batch_size, *self.source.shape)}
         if self.source.num_classes is not None:
-            shapes["label"] = (self.batch_size,)
+            shapes["label"] = (*steps, self.batch_size)
+        sharding = over_steps(self.sharding) if steps else self.sharding
         return {
-            name: jax.make_array_from_callback(shape, self.sharding, functools.partial(part, name))
+            name: jax.make_array_from_callback(shape, sharding, functools.partial(part, name))
             for name, shape in shapes.items()
         }
+
+
+def over_steps(sharding: Any) -> jax.sharding.NamedSharding:
+    """The sharding of batches of several steps, (steps, b, ...), each of which lies as `sharding` says."""
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None, *sharding.spec))
 
 
 Rows = dict[tuple[int, int], dict[str, np.ndarray]]
@@ -156,14 +168,22 @@ Rows = dict[tuple[int, int], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class HostRows:
-    """step -> the rows of that batch which this host's devices take, by their places `ranges`."""
+    """step -> the rows of that batch which this host's devices take, by their places `ranges`; together with those of
+    the steps after it, (together, rows, ...)."""
 
     source: Source
     seed: int
     batch_size: int
     ranges: tuple[tuple[int, int], ...]
+    together: int = 0
 
     def __call__(self, step: int) -> Rows:
+        if not self.together:
+            return self._rows(step)
+        steps = [self._rows(step + i) for i in range(self.together)]
+        return jax.tree.map(lambda *parts: np.stack(parts), *steps)
+
+    def _rows(self, step: int) -> Rows:
         indices = batch_indices(step, seed=self.seed, batch_size=self.batch_size, num_examples=len(self.source))
         return {(start, stop): self.source.gather(indices[start:stop]) for start, stop in self.ranges}
 

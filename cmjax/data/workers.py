@@ -19,8 +19,10 @@ AHEAD = 1
 """Results that wait for each process to be fetched."""
 
 
-def in_processes(result_of: Callable[[int], Any], start: int, stop: int | None, workers: int) -> Generator[Any]:
-    """result_of(start), result_of(start + 1), …, each computed in one of `workers` processes, in that order.
+def in_processes(
+    result_of: Callable[[int], Any], start: int, stop: int | None, workers: int, *, every: int = 1
+) -> Generator[Any]:
+    """result_of(start), result_of(start + every), …, each computed in one of `workers` processes, in that order.
 
     Args:   result_of: what `cloudpickle` can send to a process. stop: None for no end.
     Raises: DataError where grain is missing or a process dies; what `result_of` raises, at its step.
@@ -31,7 +33,7 @@ def in_processes(result_of: Callable[[int], Any], start: int, stop: int | None, 
 
     if not flags.FLAGS.is_parsed():  # grain reads flags of its own, in programs without any, too
         flags.FLAGS.mark_as_parsed()
-    steps = grain.MapDataset.range(start, 2**62 if stop is None else stop)
+    steps = grain.MapDataset.range(start, 2**62 if stop is None else stop, every)
     results = steps.map(result_of).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
     iterator = iter(results.mp_prefetch(options, worker_init_fn=_depend_on_parent))

@@ -133,7 +133,8 @@ def _train(
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
     run, mesh, workdir = setup.run, setup.mesh, pictures.workdir
     batches = Batches(
-        setup.source, batch_size=run.batch_size, seed=run.seed, sharding=batch_sharding(mesh), workers=run.workers
+        setup.source, batch_size=run.batch_size, seed=run.seed, sharding=batch_sharding(mesh), workers=run.workers,
+        together=run.together,
     )
     keep = run.checkpoint
     with Checkpointer(workdir / "checkpoints", keep=keep.keep, keep_every=keep.keep_every) as checkpointer:
@@ -155,7 +156,7 @@ def _train(
             contextlib.closing(writer) if writer else contextlib.nullcontext(),
             contextlib.closing(batches.stream(start, run.steps)) as stream,
             progress("training", run.steps, start=start) as update,
-            traced(compiled, trace_steps, workdir / "profile", start=start) as train_step,
+            traced(compiled, trace_steps, workdir / "profile", start=start, together=run.together) as train_step,
             _going_back(checkpointer, start),
         ):
             state = run_loop(
@@ -163,7 +164,7 @@ def _train(
                 checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
                 flush_records=writer.flush if writer else lambda: None,
-                draw_samples=watch, sample_every=watch_every, update_progress=update,
+                draw_samples=watch, sample_every=watch_every, update_progress=update, together=run.together,
             )  # fmt: skip
     seconds = time.perf_counter() - began
     speeds = speed.at(seconds / (run.steps - start))
@@ -193,7 +194,7 @@ def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledSte
     log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
     began = time.perf_counter()
     train_step = train_step_of(setup.run, setup.model, setup.teacher)
-    compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh)
+    compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh, together=setup.run.together)
     if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
         raise ConfigError(f"config: {problem}")
     seconds = time.perf_counter() - began

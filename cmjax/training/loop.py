@@ -63,20 +63,24 @@ def run_loop(
     draw_samples: Callable[[TrainState, int], None],
     sample_every: int,
     update_progress: Update,
+    together: int = 0,
 ) -> TrainState:
     """Train from step `start` to `total_steps` and save at the end. `batches` begins with that of step `start`.
+
+    together: steps that one call of `train_step` does, each with its own metrics; every other number is a multiple of
+    it. 0: one, whose metrics have no axis of steps.
 
     `flush_records` is called before each save: no record of a step that a checkpoint has is lost.
 
     Raises: Stopped on SIGTERM and Ctrl-C, with the state saved; NonFiniteLoss.
     """
-    late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed)
+    late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, together=together)
     with stop_requests() as stop_requested:
         try:
-            for step, batch in zip(range(start, total_steps), batches, strict=True):
+            for step, batch in zip(range(start, total_steps, together or 1), batches, strict=True):
                 state, metrics = train_step(state, frozen, batch, stop_requested())
                 late.push(step, metrics)
-                done, stop = step + 1, late.stop
+                done, stop = step + (together or 1), late.stop
                 if stop or done % save_every == 0 or done == total_steps:
                     late.flush()  # never save a state under a step that it did not reach
                     flush_records()
@@ -98,9 +102,9 @@ class _LateMetrics:
     `stop`: the signal that the processes' votes in the steps read so far ask to stop by, the same in all of them.
     """
 
-    def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed):
+    def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed, together: int = 0):
         self._write_record, self._update_progress = write_record, update_progress
-        self._log_every, self._speed = log_every, speed
+        self._log_every, self._speed, self._together = log_every, speed, together
         self.stop = 0
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
@@ -118,6 +122,13 @@ class _LateMetrics:
             return
         (step, metrics), self._pending = self._pending, None
         self.stop = max(self.stop, int(metrics.pop("stop")))
+        if not self._together:
+            return self._read(step, metrics)
+        metrics = jax.device_get(metrics)
+        for i in range(self._together):
+            self._read(step + i, {name: values[i] for name, values in metrics.items()})
+
+    def _read(self, step: int, metrics: Metrics) -> None:
         loss, tally = float(metrics.pop("loss")), metrics.pop("loss_bins", None)
         if not metrics.pop("finite"):
             raise NonFiniteLoss(step, int(metrics.get("skipped", 0)))

@@ -39,7 +39,7 @@ def read_steps(text: str, total_steps: int) -> range:
 
 @contextlib.contextmanager
 def traced(
-    train_step: CompiledStep, steps: range | None, folder: Path, *, start: int
+    train_step: CompiledStep, steps: range | None, folder: Path, *, start: int, together: int = 0
 ) -> Iterator["CompiledStep | TracedSteps"]:
     """The train step of a run that begins with step `start`, traced at `steps`; at the end it says where the trace is.
 
@@ -50,7 +50,7 @@ def traced(
         return
     if start >= steps.stop:
         log.warning("no trace: the run goes on from step %d, after those to be traced", start)
-    tracing = TracedSteps(train_step, steps, folder, start=start)
+    tracing = TracedSteps(train_step, steps, folder, start=start, together=together)
     try:
         yield tracing
     finally:
@@ -61,15 +61,15 @@ class TracedSteps:
     """A train step that is traced while it does `steps`. The devices are idle at both ends: the trace holds these steps
     alone."""
 
-    def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int):
+    def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int, together: int = 0):
         self._train_step, self._steps, self._folder = train_step, steps, folder
-        self._next = start
+        self._next, self._at_once = start, together or 1
         self._first = max(start, steps.start)
         self._scratch: tempfile.TemporaryDirectory | None = None  # the profiler writes on disks alone
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
-        step, self._next = self._next, self._next + 1
-        if step not in self._steps:
+        step, self._next = self._next, self._next + self._at_once
+        if self._next <= self._steps.start or step >= self._steps.stop:
             return self._train_step(state, frozen, batch, stop)
         if self._scratch is None:
             jax.block_until_ready((state, batch))
@@ -77,7 +77,7 @@ class TracedSteps:
             jax.profiler.start_trace(self._scratch.name)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             done = self._train_step(state, frozen, batch, stop)
-        if self._next == self._steps.stop:
+        if self._next >= self._steps.stop:
             jax.block_until_ready(done)
             self.finish()
         return done

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from cmjax.core.guidance import drop_labels
 from cmjax.core.model import Model
 from cmjax.core.typing import Params, PerSample, PRNGKey, Samples, Schedule
+from cmjax.data.batches import over_steps
 from cmjax.machine.flops import jaxpr_flops
 from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
 from cmjax.machine.platform import platform, tracing_for
@@ -187,15 +188,16 @@ def _votes(mesh: Mesh, vote: int) -> Array:
 
 
 def compile_train_step(
-    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, together: int = 0
 ) -> CompiledStep:
-    """The train step for states, frozen parameters and batches like these arrays, or shapes."""
-    traced = trace_train_step(train_step, state, frozen, batch, mesh)
-    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr))
+    """The train step for states, frozen parameters and batches like these arrays, or shapes; or so many steps
+    `together`, of a batch (together, b, ...), whose metrics have that axis too."""
+    traced = trace_train_step(train_step, state, frozen, batch, mesh, together=together)
+    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr) / max(together, 1))
 
 
 def trace_train_step(
-    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, together: int = 0
 ) -> jax.stages.Traced:
     """What `compile_train_step` compiles, for the devices of the mesh, here or not.
 
@@ -203,14 +205,22 @@ def trace_train_step(
     """
 
     def train_step_with_votes(state, frozen, batch, votes):
-        state, metrics = train_step(state, frozen, batch)
+        if together:
+            state, metrics = jax.lax.scan(lambda state, batch: train_step(state, frozen, batch), state, batch)
+        else:
+            state, metrics = train_step(state, frozen, batch)
         return state, {**metrics, "stop": jnp.max(votes)}
 
     state_shardings, by_device = parameter_shardings(state, mesh), batch_sharding(mesh)
     jitted = jax.jit(
         train_step_with_votes,
         donate_argnums=0,
-        in_shardings=(state_shardings, parameter_shardings(frozen, mesh), by_device, by_device),
+        in_shardings=(
+            state_shardings,
+            parameter_shardings(frozen, mesh),
+            over_steps(by_device) if together else by_device,
+            by_device,
+        ),
         out_shardings=(state_shardings, replicated(mesh)),
     )
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)

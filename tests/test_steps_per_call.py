@@ -1,0 +1,79 @@
+"""Several steps in one call: the same numbers, and all that a run does between steps."""
+
+import importlib
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import cmjax
+from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
+from cmjax.modes import train
+from cmjax.training import loop
+from cmjax.training.loop import Stopped
+
+SMALL = {
+    "net.width": 16, "net.depth": 1, "batch_size": 16, "figures.num": 0, "samples.num": 4, "samples.every": 8,
+    "samples.times": (80.0,), "log.every": 4, "log.tensorboard": False, "checkpoint.save_every": 4, "steps": 16,
+}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("compiled_as_a_user")
+
+
+def config_of(**changes):
+    config = importlib.import_module("configs.digits_ct").get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+    return config.to_dict()
+
+
+def records(workdir):
+    lines = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in ("step", "loss", "grad_norm", "num_scales")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "one"
+    train.run(config_of(), workdir)
+    return workdir
+
+
+def same(workdir, other):
+    leaves = zip(*(jax.tree.leaves(cmjax.load(folder).params) for folder in (workdir, other)), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+
+def test_four_steps_in_a_call_give_the_same_run(one_by_one, tmp_path):
+    train.run(config_of(steps_per_call=4), tmp_path / "four")
+    assert same(tmp_path / "four", one_by_one)
+    assert records(tmp_path / "four") == records(one_by_one)
+    for folder in ("samples", "checkpoints"):
+        names = [sorted(path.name for path in (workdir / folder).iterdir()) for workdir in (one_by_one, tmp_path / "four")]
+        assert names[0] == names[1]
+
+
+def test_a_stop_comes_at_the_end_of_a_call_and_the_run_goes_on(one_by_one, tmp_path, monkeypatch):
+    reads = []
+
+    def read(self, step, metrics, read=loop._LateMetrics._read):
+        reads.append(step)
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        read(self, step, metrics)
+
+    monkeypatch.setattr(loop._LateMetrics, "_read", read)
+    with pytest.raises(Stopped) as stopped:
+        train.run(config_of(steps_per_call=4), tmp_path / "run")
+    assert stopped.value.step % 4 == 0
+    train.run(config_of(steps_per_call=2), tmp_path / "run")
+    assert same(tmp_path / "run", one_by_one)
+
+
+def test_what_is_done_between_two_steps_of_a_call_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.steps_per_call=3: must divide config\.steps=16"):
+        read_run(config_of(steps_per_call=3))
+    with pytest.raises(ConfigError, match=r"config\.steps_per_call=8: must divide config\.checkpoint\.save_every=4"):
+        read_run(config_of(steps_per_call=8))
