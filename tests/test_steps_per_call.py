@@ -19,7 +19,6 @@ SMALL = {
     "net.width": 16, "net.depth": 1, "batch_size": 16, "figures.num": 0, "samples.num": 4, "samples.every": 8,
     "samples.times": (80.0,), "log.every": 4, "log.tensorboard": False, "checkpoint.save_every": 4, "steps": 16,
 }  # fmt: skip
-pytestmark = pytest.mark.usefixtures("compiled_as_a_user")
 
 
 def config_of(**changes):
@@ -51,7 +50,9 @@ def test_four_steps_in_a_call_give_the_same_run(one_by_one, tmp_path):
     assert same(tmp_path / "four", one_by_one)
     assert records(tmp_path / "four") == records(one_by_one)
     for folder in ("samples", "checkpoints"):
-        names = [sorted(path.name for path in (workdir / folder).iterdir()) for workdir in (one_by_one, tmp_path / "four")]
+        names = [
+            sorted(path.name for path in (workdir / folder).iterdir()) for workdir in (one_by_one, tmp_path / "four")
+        ]
         assert names[0] == names[1]
 
 

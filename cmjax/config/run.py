@@ -108,7 +108,9 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         steps=steps,
         batch_size=batch_size,
         grad_accumulation=parts,
-        steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4) if fields.has("steps_per_call") else 1,
+        steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4)
+        if fields.has("steps_per_call")
+        else 1,
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=fields.text("init_from"),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),

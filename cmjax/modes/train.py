@@ -133,7 +133,11 @@ def _train(
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
     run, mesh, workdir = setup.run, setup.mesh, pictures.workdir
     batches = Batches(
-        setup.source, batch_size=run.batch_size, seed=run.seed, sharding=batch_sharding(mesh), workers=run.workers,
+        setup.source,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        sharding=batch_sharding(mesh),
+        workers=run.workers,
         together=run.together,
     )
     keep = run.checkpoint

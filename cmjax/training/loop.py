@@ -102,7 +102,9 @@ class _LateMetrics:
     `stop`: the signal that the processes' votes in the steps read so far ask to stop by, the same in all of them.
     """
 
-    def __init__(self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed, together: int = 0):
+    def __init__(
+        self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed, together: int = 0
+    ):
         self._write_record, self._update_progress = write_record, update_progress
         self._log_every, self._speed, self._together = log_every, speed, together
         self.stop = 0
