@@ -31,6 +31,7 @@ CHANGES = {
     "checkpoint.save_every": 1000,
     "log.every": 1,
     "log.tensorboard": False,
+    "report": False,
 }
 ONE_EVALUATION = {"samples.times": (80.0,)}
 FAST = {

@@ -226,7 +226,7 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
         "figures": table,
     }
     summary = _write_summary(run, workdir, steps, more)
-    page = report_at_end(workdir, source)
+    page = report_at_end(workdir, source) if run.report else None
     print(_report(summary | ({"report": page} if page else {})))
 
 
