@@ -138,9 +138,7 @@ def test_wrong_settings_and_inputs_are_named():
 def test_patches_positions_and_norm_by_definition():
     x = normal(2, 4, 6, 3)
     patches = to_patches(x, 2)
-    np.testing.assert_array_equal(
-        patches[:, 1, 1], x[:, 2:4, 2:4].reshape(2, -1)
-    )  # second row of patches, second column
+    np.testing.assert_array_equal(patches[:, 1, 1], x[:, 2:4, 2:4].reshape(2, -1))  # the second of each axis
     np.testing.assert_array_equal(from_patches(patches, 2), x)
     place = positions(2, 3, 8)[4]
     np.testing.assert_allclose(place, np.tile([np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)], 2))

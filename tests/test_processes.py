@@ -210,10 +210,10 @@ def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path, monkeypatch
             "--times=80",
         ]
         if name == "two":
-            said, _ = end(start(2, *asked))
+            said, _ = end(start(2, "--mode=evaluate", *asked))
             assert said.count("real images") == 1
         else:
-            module, parsed = parse(asked)
+            module, parsed = parse(["--mode=evaluate", *asked])
             module.start(parsed)
         found += read_rows(tmp_path / name / "ct" / "evaluation.jsonl")
     one, two = found
