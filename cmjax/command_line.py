@@ -1,6 +1,5 @@
 """The command line: its mode, the flags that the mode knows, and their help. A mode is imported when it is chosen."""
 
-import difflib
 import importlib
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, suggestion
 from cmjax.flags import Flags
 from cmjax.machine.files import ask_bucket, is_bucket, to_path
 from cmjax.recipes import FOLDER, change, find_recipe, list_recipes, load_recipe
@@ -178,9 +177,7 @@ def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
     if not named:
         return None, arguments
     if named[-1] not in MODES:
-        close = difflib.get_close_matches(named[-1], MODES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ConfigError(f"--mode={named[-1]}: must be one of {', '.join(MODES)}{hint}")
+        raise ConfigError(f"--mode={named[-1]}: must be one of {', '.join(MODES)}{suggestion(named[-1], MODES)}")
     return named[-1], arguments
 
 
@@ -209,8 +206,7 @@ def _unknown(name: str, mode: str, flags: Flags) -> str:
     if others := elsewhere.get(name):
         return f"--{name}: only {', '.join(f'--mode={other}' for other in others)}; this is --mode={mode}\n{_see(mode)}"
     known = [flag for names in flags.groups.values() for flag in names]
-    close = difflib.get_close_matches(name, [*known, "mode"], n=1)
-    hint = f" (did you mean --{close[0]}?)" if close else ""
+    hint = suggestion(name, [*known, "mode"], prefix="--")
     return f"--{name}: --mode={mode} has no such flag{hint}\n{_see(mode)}"
 
 

@@ -1,17 +1,15 @@
 """Recipes: Python files whose `get_config()` gives a configuration, and the changes that a command line makes to it."""
 
 import ast
-import difflib
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -34,7 +32,7 @@ def find_recipe(text: str) -> tuple[Path, str]:
         raise ConfigError(f"--config={text}: a recipe is a Python file, as configs/digits_ct.py")
     if not file.is_file():
         known = list_recipes(file.parent)
-        what = "is a folder" if file.is_dir() else f"there is no file {file}{_meant(file.stem, known)}"
+        what = "is a folder" if file.is_dir() else f"there is no file {file}{suggestion(file.stem, known)}"
         raise ConfigError(f"--config={text}: {what}; --list tells the recipes in {FOLDER}")
     return file, variant
 
@@ -94,7 +92,7 @@ def change(config: "ConfigDict", name: str, text: str | None) -> None:
             raise ConfigError(f"--config.{name}: {problem}")
         if place not in section:
             owner = f"config.{path}" if path else "config"
-            hint, fields = _meant(place, section.keys()), ", ".join(section.keys())
+            hint, fields = suggestion(place, section.keys()), ", ".join(section.keys())
             raise ConfigError(f"--config.{name}: {owner} has no field {place}{hint}; it has {fields}")
         old, holder, section = section[place], section, section[place]
     if hasattr(old, "keys") and "name" not in old:
@@ -181,8 +179,3 @@ def _told(error: BaseException, file: Path) -> str:
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
     place = f"{file}, line {own[-1].lineno}: " if own else ""
     return " ".join(f"{place}{type(error).__name__}: {error}".split())
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -33,6 +33,7 @@ def base() -> ConfigDict:
     config.figures = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
     config.evaluate = ConfigDict({"every": 0, "num": 1000})  # steps between evaluations, 0: none; and their samples
     config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round"})
+    config.report = True  # the page about the run, report.html, when training ends
     return config
 
 

@@ -30,6 +30,7 @@ RECIPE = (
     "--config.samples.num=4",
     "--config.samples.every=0",
     "--config.samples.times=(80.0,)",
+    "--config.report=False",
     "--config.checkpoint.save_every=10",
     "--config.log.every=1",
 )

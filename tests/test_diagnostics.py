@@ -264,7 +264,7 @@ def runs(tmp_path_factory):
         config = recipe.get_config()
         config.steps, config.batch_size, config.figures.num, config.samples.num = 3, 16, 0, 4
         config.net.width, config.net.depth, config.samples.every = 16, 1, 0
-        config.log.tensorboard, config.log.every, config.log.bins = False, 1, 4
+        config.log.tensorboard, config.log.every, config.log.bins, config.report = False, 1, 4, False
         config.update(changes)
         return config.to_dict()
 

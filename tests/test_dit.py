@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
-from cmjax.nets.dit import SIZES, Block, DiT, from_patches, modulated_norm, positions, to_patches
+from cmjax.nets.dit import SIZES, Block, DiT, modulated_norm, positions
+from cmjax.nets.layers import from_patches, to_patches
 
 TINY = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "time_scale": 4.0}
 RANDOM = np.random.default_rng(0)
@@ -136,9 +137,9 @@ def test_wrong_settings_and_inputs_are_named():
 
 def test_patches_positions_and_norm_by_definition():
     x = normal(2, 4, 6, 3)
-    tokens = to_patches(x, 2)
-    np.testing.assert_array_equal(tokens[:, 4], x[:, 2:4, 2:4].reshape(2, -1))  # second row of patches, second column
-    np.testing.assert_array_equal(from_patches(tokens, 2, 3, 2), x)
+    patches = to_patches(x, 2)
+    np.testing.assert_array_equal(patches[:, 1, 1], x[:, 2:4, 2:4].reshape(2, -1))  # the second of each axis
+    np.testing.assert_array_equal(from_patches(patches, 2), x)
     place = positions(2, 3, 8)[4]
     np.testing.assert_allclose(place, np.tile([np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)], 2))
     assert len(np.unique(positions(16, 16, 384).round(6), axis=0)) == 256

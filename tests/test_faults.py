@@ -40,6 +40,7 @@ SMALL = {
     "samples.times": (80.0,),
     "log.every": 1,
     "log.tensorboard": False,
+    "report": False,
 }
 FOREVER = 10**7
 

@@ -27,6 +27,7 @@ from cmjax.data.sources import arrays, digits
 from cmjax.training.method import TEACHER
 from configs import mnist_latents_ddpm, mnist_latents_lcm
 from examples import mnist_latents
+from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
 STABLE = ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -242,7 +243,7 @@ def folder(tmp_path_factory):
         folder / "digits.npz",
         images=train.images, labels=train.labels, test_images=test.images, test_labels=test.labels,
     )  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": on_devices(1), "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     section = (ROOT / "docs" / "howto" / "latents.md").read_text()
@@ -255,7 +256,7 @@ def folder(tmp_path_factory):
                 mnist_latents.main(arguments[1:])
             continue
         if "--config=" in line:
-            arguments += [*small, "--config.samples.num=4", "--config.log.tensorboard=False"]
+            arguments += [*small, "--config.samples.num=4", "--config.log.tensorboard=False", "--config.report=False"]
         done = subprocess.run(
             [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )

@@ -14,6 +14,7 @@ from PIL import Image
 
 import cmjax
 from cmjax import main
+from tests.compiling import on_devices
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ SMALL = (
     "--config.samples.num=16",
     "--config.samples.every=0",
     "--config.log.tensorboard=False",
+    "--config.report=False",
 )
 
 
@@ -37,7 +39,7 @@ def environment(tmp_path_factory):
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax-processes"))
     return {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": on_devices(1),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -83,7 +85,7 @@ def runs(run, tmp_path_factory):
     """A trained CT model, a teacher and the CD model distilled from it, all small."""
     folder = tmp_path_factory.mktemp("runs")
     teacher = folder / "digits_edm"
-    run(*train("digits_ct", folder / "digits_ct", 60))
+    run(*train("digits_ct", folder / "digits_ct", 60), "--config.report=True")
     run(*train("digits_edm", teacher, 60))
     distil = (f"--config.objective.teacher={teacher}", f"--config.init_from={teacher}")
     run(*train("digits_cd", folder / "digits_cd", 30, *distil))
@@ -95,6 +97,7 @@ def test_a_run_ends_with_pictures_a_checkpoint_and_a_summary(runs, recipe):
     summary = json.loads((runs / recipe / "summary.json").read_text())
     assert Path(summary["checkpoint"]).is_dir()
     assert summary["images_per_second"] > 0
+    assert (runs / recipe / "report.html").is_file() == (recipe == "digits_ct")
     for path in summary["samples"].values():
         assert size(path) == (4 * 64 + 5 * 2, 4 * 64 + 5 * 2)
     assert {"training images", "fitted Gaussian"} < summary["figures"].keys()

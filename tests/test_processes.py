@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 import cmjax
+from cmjax.command_line import parse
+from cmjax.judging.rows import read_rows
 from cmjax.modes import sample, train
 from tests.compiling import on_devices
 from tests.waiting import wait_for
@@ -31,6 +34,7 @@ CHANGES = {
     "checkpoint.save_every": 1000,
     "log.every": 1,
     "log.tensorboard": False,
+    "report": False,
 }
 ONE_EVALUATION = {"samples.times": (80.0,)}
 FAST = {
@@ -191,6 +195,32 @@ def test_a_large_draw_is_that_of_one_process(start, runs, tmp_path):
     one, two = (np.load(tmp_path / f"{name}.npz")["images"].astype(int) for name in ("one", "two"))
     assert np.abs(one - two).max() <= 1
     assert (one != two).mean() < 1e-3
+
+
+def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as the tests have it")
+    found = []
+    for name in ("one", "two"):
+        shutil.copytree(runs / "ct", tmp_path / name / "ct")
+        asked = [
+            "--mode=evaluate",
+            f"--workdir={tmp_path / name / 'ct'}",
+            "--metrics=fd,kid",
+            "--num=600",
+            "--times=80",
+        ]
+        if name == "two":
+            said, _ = end(start(2, "--mode=evaluate", *asked))
+            assert said.count("real images") == 1
+        else:
+            module, parsed = parse(["--mode=evaluate", *asked])
+            module.start(parsed)
+        found += read_rows(tmp_path / name / "ct" / "evaluation.jsonl")
+    one, two = found
+    assert one["metrics"].keys() == two["metrics"].keys()
+    for metric, value in one["metrics"].items():
+        assert two["metrics"][metric] == pytest.approx(value, rel=1e-2), metric  # some pixels round otherwise
+    assert one["protocol"] == two["protocol"]
 
 
 def test_a_mode_of_one_process_and_a_wrong_environment_are_refused(start, environment, runs, tmp_path):

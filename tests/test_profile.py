@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = str(ROOT / ".pytest_cache" / "jax-processes")
 TINY = ("--config.net.width=8", "--config.net.depth=1", "--config.batch_size=8", "--config.log.every=2",
         "--config.log.tensorboard=False", "--config.figures.num=0", "--config.samples.num=1",
-        "--config.samples.times=(80.0,)")  # fmt: skip
+        "--config.samples.times=(80.0,)", "--config.report=False")  # fmt: skip
 
 
 def command_line(*arguments):

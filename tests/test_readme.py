@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import cmjax
+from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -23,7 +24,7 @@ COMMANDS = list(
         line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if "cmjax.main" in line
     )
 )
-SHORT = ("--config.steps=20", "--config.figures.num=0", "--config.samples.every=0")
+SHORT = ("--config.steps=20", "--config.figures.num=0", "--config.samples.every=0", "--config.report=False")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def folder(tmp_path_factory):
 def python(folder, *arguments):
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
+    environment["XLA_FLAGS"] = on_devices(1)
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False

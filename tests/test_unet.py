@@ -12,12 +12,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
 from cmjax.nets.blocks import MODULATIONS, ResidualBlock, SelfAttention, attend
+from cmjax.nets.edm2 import EDM2
 from cmjax.nets.layers import (
     Dropout,
     GroupNorm,
     Xavier,
     convolve,
     downsample,
+    from_patches,
+    to_patches,
     upsample,
 )
 from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
@@ -120,6 +123,23 @@ def test_encoders_and_decoders_at_odd_depths(encoder, decoder):
     )
     shape = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((2, 28, 28, 1)), jnp.zeros(2))[0]
     assert shape.shape == (2, 28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [(UNet, TINY | NCSNPP), (ADM, TINY | {"head_channels": 8, "norm_groups": 8}), (EDM2, TINY | {"head_channels": 8})],
+    ids=["unet", "adm", "edm2"],
+)
+def test_a_network_of_patches_is_the_network_of_their_grid(kind, fields):
+    of_patches, of_points = kind(**fields, patch=2), kind(**fields)
+    x, c_noise = normal(2, 16, 8, 2), jnp.array([-1.0, 0.5])
+    params = init_params(of_patches, jax.random.key(0), x.shape[1:])
+    params = jax.tree.map(lambda leaf: leaf + 1e-2, params)  # the layers that start at zero would hide the others
+    out = quick_jit(as_net(of_patches))(params, x, c_noise)
+    expected = from_patches(quick_jit(as_net(of_points))(params, to_patches(x, 2), c_noise), 2)
+    assert out.shape == x.shape
+    assert jnp.abs(out).max() > 1e-3
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_settings_and_inputs_are_named():

@@ -1,6 +1,5 @@
 """The section `data`: where images come from, and what is done to them and to their labels."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.fields import ConfigError, Fields, suggestion
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_varied
@@ -138,8 +137,7 @@ def _check_name(fields: Fields, name: str, data_dir: str) -> None:
         return
     there = names_in(root) if data_dir else []
     known = [*SOURCES, *BUILDERS]
-    close = difflib.get_close_matches(name, [*known, *(there if data_dir else KNOWN)], n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    hint = suggestion(name, [*known, *(there if data_dir else KNOWN)])
     where = f"config.data.data_dir={data_dir!r}, which has {', '.join(there) or 'none'}" if data_dir else "data_dir"
     raise fields.error("name", f"must be one of {', '.join(known)}{hint}, or a TFDS data set prepared in {where}")
 

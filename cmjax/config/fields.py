@@ -65,7 +65,7 @@ class Fields:
 
     def value(self, field: str) -> Any:
         if field not in self._values:
-            raise ConfigError(f"config.{self.name(field)} is missing{_suggestion(field, self._unread)}")
+            raise ConfigError(f"config.{self.name(field)} is missing{suggestion(field, self._unread)}")
         self._unread.discard(field)
         return self._values[field]
 
@@ -118,7 +118,7 @@ class Fields:
     def one_of(self, field: str, choices: Iterable[str]) -> str:
         value = self.text(field)
         if value not in choices:
-            raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(value, choices)}")
+            raise self.error(field, f"must be one of {', '.join(choices)}{suggestion(value, choices)}")
         return value
 
     def choice(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Choice:
@@ -147,13 +147,13 @@ class Fields:
     def _bound(self, field: str, value: Any, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Choice:
         name, written = self._named(field, value, choices)
         if name not in choices:
-            raise self.error(field, f"must be one of {', '.join(choices)}{_suggestion(name, choices)}")
+            raise self.error(field, f"must be one of {', '.join(choices)}{suggestion(name, choices)}")
         parameters = list(inspect.signature(choices[name]).parameters.values())
         settable = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY or p.default is not p.empty]
         free = [p for p in settable if p not in given]
         if unknown := [p for p in written if p not in free]:
             takes = ", ".join(free) or "no parameters"
-            raise self.error(field, f"{name} takes {takes}, not {', '.join(unknown)}{_suggestion(unknown[0], free)}")
+            raise self.error(field, f"{name} takes {takes}, not {', '.join(unknown)}{suggestion(unknown[0], free)}")
         for parameter in (p for p in parameters if p.name in written):
             if problem := problem_of(written[parameter.name], parameter.annotation):
                 raise self.error(field, f"{parameter.name} {problem}, not {written[parameter.name]!r}")
@@ -194,7 +194,7 @@ class Fields:
         if self._unread:
             names = ", ".join(f"config.{self.name(field)}" for field in self.remaining())
             known = [field for field in self._values if field not in self._unread]
-            raise ConfigError(f"{names}: nothing reads this here; remove it{_suggestion(self.remaining()[0], known)}")
+            raise ConfigError(f"{names}: nothing reads this here; remove it{suggestion(self.remaining()[0], known)}")
 
 
 def problem_of(value: Any, annotation: Any) -> str | None:
@@ -206,7 +206,7 @@ def problem_of(value: Any, annotation: Any) -> str | None:
     if type(None) in options:
         return None if value is None else problem_of(value, next(o for o in options if o is not type(None)))
     if get_origin(annotation) is Literal:
-        return None if value in options else f"must be one of {', '.join(options)}{_suggestion(str(value), options)}"
+        return None if value in options else f"must be one of {', '.join(options)}{suggestion(str(value), options)}"
     kind, ranges = (options[0], options[1:]) if get_origin(annotation) is Annotated else (annotation, ())
     if kind is bool or kind is str:
         return None if isinstance(value, kind) else f"must be {'True or False' if kind is bool else 'a text'}"
@@ -234,6 +234,7 @@ def _like_a_number(value: Any) -> str:
         return ""
 
 
-def _suggestion(word: str, choices: Iterable[str]) -> str:
+def suggestion(word: str, choices: Iterable[str], *, prefix: str = "") -> str:
+    """ " (did you mean x?)" of the choice that is most like a word, and "" where none is. prefix: of the choice."""
     close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""

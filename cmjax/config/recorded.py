@@ -10,6 +10,7 @@ from cmjax.config.methods import read_model, read_spec
 from cmjax.config.model import Model
 from cmjax.config.optimizer import average_texts
 from cmjax.config.samples import Samples, read_samples
+from cmjax.nets import NETS, defaults
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the fields that older runs did not record."""
-    return {**config, "model": {"path": "ve", **config.get("model", {})}}
+    """The configuration with the fields that older runs did not record, as they were before there were choices."""
+    net = config.get("net", {})
+    network = defaults(net["name"]) if net.get("name") in NETS else {}
+    return {**config, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}
 
 
 def describe(config: Mapping[str, Any]) -> Description:

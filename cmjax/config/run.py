@@ -65,6 +65,7 @@ class Run:
     samples: Samples
     num_figures: int
     evaluation: Evaluation
+    report: bool
 
     @property
     def together(self) -> int:
@@ -128,6 +129,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         samples=read_samples(fields.section("samples"), spec),
         num_figures=fields.section("figures").integer("num", at_least=0, at_most=10**6),
         evaluation=read_evaluation(fields.section("evaluate")) if fields.has("evaluate") else Evaluation(),
+        report=fields.boolean("report") if fields.has("report") else True,
     )
     fields.done()
     _check_calls(fields, run)

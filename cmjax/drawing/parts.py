@@ -11,6 +11,7 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.machine.files import remove_folder, to_json, write_atomically
+from cmjax.machine.npz import npz_bytes
 from cmjax.machine.processes import first_does
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,4 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _write_npz(path: Path, images: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.savez(content, images=images)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, npz_bytes({"images": images}))

@@ -6,7 +6,6 @@ distances are comparable between models of one data set, never with published FI
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from jaxtyping import Float64, Int, Integer
 
 from cmjax.evaluation.metrics import Images, check_images
 from cmjax.machine.files import AnyPath, to_path, write_atomically
-from cmjax.machine.npz import load_npz
+from cmjax.machine.npz import load_npz, npz_bytes
 
 Labels = Integer[np.ndarray, " _"]
 """(n,): the class of each image; any integers."""
@@ -157,9 +156,7 @@ def _encode(features: ClassifierFeatures) -> bytes:
     arrays: dict[str, Any] = {"classes": features.classes, "image_shape": np.array(features.image_shape)}
     for i, (weight, bias) in enumerate(zip(features.weights, features.biases, strict=True)):
         arrays |= {f"weight{i}": weight, f"bias{i}": bias}
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    return content.getvalue()
+    return npz_bytes(arrays)
 
 
 def _read(path: AnyPath, *, layers: int) -> ClassifierFeatures | None:

@@ -4,7 +4,6 @@ As those of `features`, its distances are comparable between models of one data 
 """
 
 import hashlib
-import io
 import json
 import logging
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jaxtyping import Float64, Int
 
 from cmjax.evaluation.metrics import Images
 from cmjax.machine.files import AnyPath, to_path, write_atomically
+from cmjax.machine.npz import load_npz, npz_bytes
 from cmjax.machine.progress import progress
 from cmjax.nets.residual import ResidualClassifier
 
@@ -140,10 +140,9 @@ def _varied(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _write(path: AnyPath, params: Any) -> None:
-    content = io.BytesIO()
-    np.savez(content, **dict[str, Any](flatten_dict(params, sep="/")))
+    arrays: Any = flatten_dict(params, sep="/")
     try:
-        write_atomically(path, content.getvalue())
+        write_atomically(path, npz_bytes(arrays))
     except OSError as error:
         log.warning("The classifier was not cached in %s: %s", path, error)
 
@@ -151,8 +150,7 @@ def _write(path: AnyPath, params: Any) -> None:
 def _read(path: AnyPath) -> Any:
     """The parameters in `path`; None where there are none, or none that can be read."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return unflatten_dict(dict(file), sep="/")
+        return unflatten_dict(load_npz(path), sep="/")
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged zip fails in many ways, and training again answers them all

@@ -1,6 +1,5 @@
 """cmjax's own weights as one file: the averaged parameters by path, with the run's record as metadata."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.modules import non_finite
 from cmjax.interop.read import read_safetensors
 from cmjax.machine.files import to_json, write_atomically
-from cmjax.machine.npz import load_npz
+from cmjax.machine.npz import load_npz, npz_bytes
 
 RECORD = "cmjax"
 """The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""
@@ -22,10 +21,7 @@ def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
     """Write .safetensors or .npz: float32 arrays by their paths, "encoder_0_conv/kernel", and the record as JSON."""
     arrays = {"/".join(keys): np.ascontiguousarray(value, np.float32) for keys, value in flatten_dict(params).items()}
     if path.suffix == ".npz":
-        buffer = io.BytesIO()
-        arrays[RECORD] = np.array(to_json(record))
-        np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, npz_bytes({**arrays, RECORD: np.array(to_json(record))}))
         return
     try:
         from safetensors.numpy import save

@@ -1,6 +1,5 @@
 """Files of reference statistics: the means and covariances of features, as several codes write them."""
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from cmjax.interop.pickles import read_pickle
 from cmjax.machine.files import write_atomically
+from cmjax.machine.npz import load_npz, npz_bytes
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Mean (d,) and covariance (d, d), float64."""
@@ -50,13 +50,7 @@ def read_statistics(path: Path) -> dict[str, dict[str, Pair]]:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a .npz but its images, which can be many. Raises: ValueError where it is none."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name not in ("arr_0", "images")}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged zip fails in many ways
-        raise ValueError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+    return load_npz(path, without=("arr_0", "images"))
 
 
 def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
@@ -64,13 +58,12 @@ def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
 
     Raises: ValueError where the file cannot hold them.
     """
-    content = io.BytesIO()
     if path.suffix == ".pkl":
         ours = {network: name for name, network in PICKLED.items()}
         if unknown := found.keys() - ours.keys():
             raise ValueError(f"{path}: EDM2's files are of {' and '.join(ours)}; write {', '.join(unknown)} to a .npz")
         pairs = {ours[network]: pair["features"] for network, pair in found.items()}
-        pickle.dump({name: {"mu": mean, "sigma": cov} for name, (mean, cov) in pairs.items()}, content)
+        content = pickle.dumps({name: {"mu": mean, "sigma": cov} for name, (mean, cov) in pairs.items()})
     elif path.suffix == ".npz":
         if len(found) != 1:
             raise ValueError(f"{path}: a .npz is of one network, not of {', '.join(found) or 'none'}")
@@ -78,10 +71,10 @@ def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
         arrays: dict[str, Any] = {}
         for name, pair in pairs.items():
             arrays |= dict(zip(ARRAYS[name][0], pair, strict=True))
-        np.savez(content, **dict[str, Any](arrays | ({} if network == "inception" else {OUR_NAME: np.array(network)})))
+        content = npz_bytes(arrays | ({} if network == "inception" else {OUR_NAME: np.array(network)}))
     else:
         raise ValueError(f"{path}: statistics are written to a .npz or a .pkl")
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content)
 
 
 def _pair(path: Path, arrays, mean_name: str, cov_name: str) -> Pair:

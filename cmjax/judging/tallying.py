@@ -2,14 +2,12 @@
 on with after a stop."""
 
 import hashlib
-import io
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from cmjax.data.base import DataError, Source, shuffled
 from cmjax.evaluation.tally import Tally
 from cmjax.judging.networks import Network
 from cmjax.machine.files import write_atomically
+from cmjax.machine.npz import load_npz, npz_bytes
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import Update, progress
 
@@ -124,7 +123,7 @@ def _resume(keep: Path | None, tallies: dict[str, Tally]) -> int:
     if keep is None or not keep.exists():
         return 0
     try:
-        arrays = _arrays(keep)
+        arrays = load_npz(keep)
         found = {
             name: Tally.of_arrays({key.partition(":")[2]: a for key, a in arrays.items() if key.startswith(f"{name}:")})
             for name in tallies
@@ -142,21 +141,14 @@ def _save(keep: Path, done: int, tallies: Mapping[str, Tally]) -> None:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, **dict[str, Any](arrays))
     try:
-        write_atomically(path, content.getvalue())
+        write_atomically(path, npz_bytes(arrays))
     except OSError as error:
         log.warning("%s is not written: %s", path, error)
 
 
 def _load(path: Path) -> Tally:
     try:
-        return Tally.of_arrays(_arrays(path))
+        return Tally.of_arrays(load_npz(path))
     except Exception as error:
         raise ConfigError(f"{path} cannot be read; remove it, and it is computed again: {error}") from error
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        return dict(file)

@@ -1,8 +1,10 @@
-"""Reading .npz files of plain arrays, with errors that say what a file is instead."""
+"""The .npz files of plain arrays: their bytes, and reading them, with errors that say what a file is instead."""
 
+import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -10,8 +12,16 @@ import numpy as np
 from cmjax.machine.files import AnyPath
 
 
-def load_npz(path: AnyPath) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. Python objects are refused, because reading them can run code.
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of an .npz file of these arrays."""
+    content = io.BytesIO()
+    np.savez(content, **dict[str, Any](arrays))
+    return content.getvalue()
+
+
+def load_npz(path: AnyPath, *, without: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name, but those in `without`. Python objects are refused, because reading them can
+    run code.
 
     Raises: ValueError naming the file and what is wrong with it; OSError where it cannot be opened.
     """
@@ -20,7 +30,8 @@ def load_npz(path: AnyPath) -> dict[str, np.ndarray]:
         file.seek(0)
         try:
             with zipfile.ZipFile(file) as members:
-                return {_name(member): _array(path, members, member) for member in members.infolist()}
+                wanted = [member for member in members.infolist() if _name(member) not in without]
+                return {_name(member): _array(path, members, member) for member in wanted}
         except (OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: is damaged, or only a part of it is here") from error
 

@@ -104,7 +104,7 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
         trained, speed = _train(setup, state, config, pictures, steps, judge)
     except Stopped as stopped:
         step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
-        first_does(lambda: _write_summary(run, workdir, step, by))
+        first_does(lambda: _write_summary(run, workdir, step, by | _losses(workdir, step)))
         raise
     if judge is not None:
         judge(trained, int(trained.step))
@@ -225,14 +225,20 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
             log.warning("no figures: %s", error)
     more = {
         "samples": grids,
-        **({"losses": losses} if (losses := save_losses(workdir, steps)) else {}),
+        **_losses(workdir, steps),
         "parameters": count(state.params),
         **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
         "figures": table,
     }
     summary = _write_summary(run, workdir, steps, more)
-    page = report_at_end(workdir, source)
+    page = report_at_end(workdir, source) if run.report else None
     print(_report(summary | ({"report": page} if page else {})))
+
+
+def _losses(workdir: Path, steps: int) -> dict[str, str]:
+    """The summary's entry of the picture of all losses; empty where there are none."""
+    picture = save_losses(workdir, steps)
+    return {"losses": picture} if picture else {}
 
 
 def _write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:

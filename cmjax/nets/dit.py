@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from cmjax.nets.base import Network, block_class
 from cmjax.nets.blocks import ATTENTIONS, attend
-from cmjax.nets.layers import Dropout, Pointwise, Xavier
+from cmjax.nets.layers import Dropout, Pointwise, Xavier, from_patches, to_patches
 from cmjax.nets.magnitude import Normal
 from cmjax.ranges import Depth, Width
 
@@ -76,9 +76,9 @@ class DiT(Network):
     def body(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
     ) -> Float[Array, "b h w d"]:
-        h = to_patches(x.astype(self.dtype), self.patch)
-        h = Pointwise(self.width, dtype=self.dtype, name="patches")(h)
-        rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
+        grid = to_patches(x.astype(self.dtype), self.patch)
+        b, rows, columns, _ = grid.shape
+        h = Pointwise(self.width, dtype=self.dtype, name="patches")(grid.reshape(b, rows * columns, -1))
         h += jnp.asarray(positions(rows, columns, self.width), self.dtype)[None]
         kind = block_class(Block, remat=self.remat)
         for i in range(self.depth):
@@ -88,7 +88,7 @@ class DiT(Network):
         h = modulated_norm(h, *jnp.split(modulation[:, None], 2, axis=-1))
         features = self.patch**2 * (self.out_channels or x.shape[-1])
         h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
-        return from_patches(h, rows, columns, self.patch)
+        return from_patches(h.reshape(b, rows, columns, features), self.patch)
 
 
 class TimeEmbedding(nn.Module):
@@ -153,19 +153,6 @@ def modulated_norm(
     centred = h32 - jnp.mean(h32, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
     return normed.astype(h.dtype) * (1 + scale) + shift
-
-
-def to_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n p"]:
-    """The n = h·w/patch² patches of p = patch²·c numbers, row by row."""
-    b, h, w, c = x.shape
-    grid = x.reshape(b, h // patch, patch, w // patch, patch, c)
-    return grid.swapaxes(2, 3).reshape(b, -1, patch * patch * c)
-
-
-def from_patches(tokens: Float[Array, "b n p"], rows: int, columns: int, patch: int) -> Float[Array, "b h w c"]:
-    """The image that `to_patches` cuts into `rows`·`columns` patches."""
-    grid = tokens.reshape(len(tokens), rows, columns, patch, patch, -1)
-    return grid.swapaxes(2, 3).reshape(len(tokens), rows * patch, columns * patch, -1)
 
 
 def positions(rows: int, columns: int, width: int) -> np.ndarray:

@@ -94,6 +94,20 @@ def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], paddin
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+def to_patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h_small w_small d"]:
+    """Each square of size × size pixels as one point of d = c·size² channels."""
+    b, h, w, c = x.shape
+    squares = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
+    return squares.reshape(b, h // size, w // size, size * size * c)
+
+
+def from_patches(x: Float[Array, "b h_small w_small d"], size: int) -> Float[Array, "b h w c"]:
+    """The inverse of `to_patches`."""
+    b, h, w, d = x.shape
+    squares = x.reshape(b, h, w, size, size, d // size**2)
+    return squares.swapaxes(2, 3).reshape(b, h * size, w * size, d // size**2)
+
+
 def downsample(
     x: Float[Array, "b h w c"], taps: Filter, *, padding: int | None = None
 ) -> Float[Array, "b h_half w_half c"]:

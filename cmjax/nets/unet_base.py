@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 
 from cmjax.nets.base import Network
 from cmjax.nets.blocks import ATTENTIONS
+from cmjax.nets.layers import from_patches, to_patches
+from cmjax.ranges import Count
 
 
 class UNetBase(Network, kw_only=True):
@@ -17,6 +19,8 @@ class UNetBase(Network, kw_only=True):
 
     channels: width of the first level; channel_mult: width of each level over `channels`, one level for each halving.
     blocks: residual blocks of a level. attention_resolutions: heights at which its blocks end in self-attention.
+    patch: the first level's points are squares of patch × patch pixels, so that all of its work falls by patch²; its
+        height is the image's over patch.   [Hoogeboom et al. 2023, simple diffusion, sec. 3.3]
     out_channels: by default those of x. attention: "xla" or "cudnn" (see `attend`).
     remat: recompute each block in the backward pass.
     """
@@ -25,6 +29,7 @@ class UNetBase(Network, kw_only=True):
     channel_mult: tuple[int, ...]
     blocks: int
     attention_resolutions: tuple[int, ...]
+    patch: Count = 1
     out_channels: int | None = None
     attention: str = "xla"
     remat: bool = False
@@ -61,10 +66,11 @@ class UNetBase(Network, kw_only=True):
 
     def check(self, x: Array) -> None:
         depth = len(self.channel_mult)
-        multiple = 2 ** (depth - 1)
+        multiple = self.patch * 2 ** (depth - 1)
         if x.shape[1] % multiple or x.shape[2] % multiple:
+            of_patches = f" of patches of {self.patch}×{self.patch} pixels" if self.patch > 1 else ""
             raise ValueError(
-                f"height and width must be multiples of {multiple} for the {depth} levels of channel_mult, "
+                f"height and width must be multiples of {multiple} for the {depth} levels of channel_mult{of_patches}, "
                 f"got {x.shape[1]}x{x.shape[2]}"
             )
 
@@ -77,7 +83,7 @@ class UNetBase(Network, kw_only=True):
                 attends = not resample and h.shape[1] in self.attention_resolutions
             return self.block(name, width, resample, attends)(h, embedding, deterministic)
 
-        image = x.astype(self.dtype)
+        image = to_patches(x.astype(self.dtype), self.patch)
         h = self.stem(image)
         skips, levels = [h], []
         for level, mult in enumerate(self.channel_mult):
@@ -99,4 +105,5 @@ class UNetBase(Network, kw_only=True):
                 attends = False if self.last_attends_alone and i < self.blocks else None
                 h = apply(f"{name}_block_{i}", self.join(h, skips.pop()), self.channels * mult, attends=attends)
             levels.append(h)
-        return self.out(levels, self.out_channels or x.shape[-1])
+        channels = self.out_channels or x.shape[-1]
+        return from_patches(self.out(levels, channels * self.patch**2), self.patch)

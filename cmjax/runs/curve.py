@@ -1,7 +1,5 @@
 """A run's loss over its steps, as `metrics.jsonl` has it."""
 
-import contextlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.machine.files import absolute
+from cmjax.runs.found import objects, text_of
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +22,7 @@ MOST = 1000
 
 def recorded(workdir: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; none where it has no such file."""
-    path, records = workdir / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # a line that a kill cut short
-            records.append(json.loads(line))
-    return records
+    return list(objects(text_of(workdir / "metrics.jsonl").splitlines()))
 
 
 def save_losses(workdir: Path, step: int) -> str | None:

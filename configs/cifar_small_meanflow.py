@@ -1,0 +1,29 @@
+"""MeanFlow on CIFAR-10 for a laptop: the mean velocity between any two times.   [Geng et al. 2025, MeanFlow]
+
+    python -m cmjax.main --config=configs/cifar_small_edm.py --config.data.data_dir=~/tensorflow_datasets
+    python -m cmjax.main --config=configs/cifar_small_meanflow.py --config.data.data_dir=~/tensorflow_datasets
+
+It needs no teacher, but starts from the parameters of one, which know images already.
+"""
+
+from configs import cifar_small_ect, common
+
+
+def get_config():
+    config = cifar_small_ect.get_config()
+    config.steps = 1500
+    config.model = common.linear_model("linear_flow")
+    config.net.two_times = True
+    config.objective = common.ConfigDict(
+        {
+            "name": "meanflow",
+            "times": "logit_normal(mean=-0.4, std=1.4)",
+            "times_s": "logit_normal(mean=-2.0, std=1.6)",
+            "pairs": "sorted(apart=0.5)",
+            "distance": "l2",
+            "guidance": 1.0,
+            "blend": 0.0,
+        }
+    )
+    config.samples = common.consistency_samples(every=500, times=(1.0, 0.5))
+    return config
