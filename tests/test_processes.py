@@ -202,18 +202,12 @@ def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path, monkeypatch
     found = []
     for name in ("one", "two"):
         shutil.copytree(runs / "ct", tmp_path / name / "ct")
-        asked = [
-            "--mode=evaluate",
-            f"--workdir={tmp_path / name / 'ct'}",
-            "--metrics=fd,kid",
-            "--num=600",
-            "--times=80",
-        ]
+        asked = ["evaluate", f"--workdir={tmp_path / name / 'ct'}", "--metrics=fd,kid", "--num=600", "--times=80"]
         if name == "two":
-            said, _ = end(start(2, "--mode=evaluate", *asked))
+            said, _ = end(start(2, *asked))
             assert said.count("real images") == 1
         else:
-            module, parsed = parse(["--mode=evaluate", *asked])
+            module, parsed = parse(asked)
             module.start(parsed)
         found += read_rows(tmp_path / name / "ct" / "evaluation.jsonl")
     one, two = found
