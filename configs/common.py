@@ -14,7 +14,7 @@ def base() -> ConfigDict:
     config.steps = 0  # optimizer updates
     config.batch_size = 0  # of all devices together
     config.grad_accumulation = 1  # the batch is processed in this many parts
-    config.steps_per_call = 1  # steps of milliseconds go faster several at once; it divides all that is done every …
+    config.steps_per_call = 1  # updates that one call of the device does: more, where one takes milliseconds
     config.init_from = ""  # a run's folder whose averaged parameters the network starts from
     config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0})
     config.data.memory_limit_gb = 4.0  # larger data sets are decoded on demand, and not kept in memory

@@ -1,10 +1,9 @@
 """What every test runs under: four CPU devices, no silent broadcasting, shapes in signatures checked."""
 
 import os
-from functools import partial
 from pathlib import Path
 
-from tests.compiling import AS_A_USER, on_devices
+from tests.compiling import as_a_user, on_devices
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {on_devices(4)}"
 
@@ -60,9 +59,10 @@ def edm(shared):
 
 
 @pytest.fixture
-def compiled_as_a_user(monkeypatch):
-    """What jax.jit makes is compiled with XLA's own choices, for programs that must agree to the last bit."""
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=AS_A_USER))
+def compiled_as_a_user():
+    """As `as_a_user`."""
+    with as_a_user():
+        yield
 
 
 @pytest.fixture

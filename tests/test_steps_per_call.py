@@ -14,10 +14,12 @@ from cmjax.config.run import read_run
 from cmjax.modes import train
 from cmjax.training import loop
 from cmjax.training.loop import Stopped
+from tests.compiling import as_a_user
 
 SMALL = {
     "net.width": 16, "net.depth": 1, "batch_size": 16, "figures.num": 0, "samples.num": 4, "samples.every": 8,
-    "samples.times": (80.0,), "log.every": 4, "log.tensorboard": False, "checkpoint.save_every": 4, "steps": 16,
+    "samples.times": (80.0,), "log.every": 4, "log.tensorboard": False, "checkpoint.save_every": 4,
+    "steps": 16, "report": False,
 }  # fmt: skip
 
 
@@ -36,7 +38,8 @@ def records(workdir):
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "one"
-    train.run(config_of(), workdir)
+    with as_a_user():
+        train.run(config_of(), workdir)
     return workdir
 
 
@@ -45,6 +48,7 @@ def same(workdir, other):
     return all(np.array_equal(a, b) for a, b in leaves)
 
 
+@pytest.mark.usefixtures("compiled_as_a_user")
 def test_four_steps_in_a_call_give_the_same_run(one_by_one, tmp_path):
     train.run(config_of(steps_per_call=4), tmp_path / "four")
     assert same(tmp_path / "four", one_by_one)
@@ -56,6 +60,7 @@ def test_four_steps_in_a_call_give_the_same_run(one_by_one, tmp_path):
         assert names[0] == names[1]
 
 
+@pytest.mark.usefixtures("compiled_as_a_user")
 def test_a_stop_comes_at_the_end_of_a_call_and_the_run_goes_on(one_by_one, tmp_path, monkeypatch):
     reads = []
 
@@ -69,6 +74,12 @@ def test_a_stop_comes_at_the_end_of_a_call_and_the_run_goes_on(one_by_one, tmp_p
     with pytest.raises(Stopped) as stopped:
         train.run(config_of(steps_per_call=4), tmp_path / "run")
     assert stopped.value.step % 4 == 0
+    with pytest.raises(
+        ConfigError, match=r"config\.steps_per_call=16: must divide \d+, the step from which .* goes on"
+    ):
+        train.run(
+            config_of(steps_per_call=16, checkpoint__save_every=16, log__every=16, samples__every=16), tmp_path / "run"
+        )
     train.run(config_of(steps_per_call=2), tmp_path / "run")
     assert same(tmp_path / "run", one_by_one)
 

@@ -149,6 +149,10 @@ def _train(
         if start >= run.steps:
             log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
             return state, {}
+        if start % run.steps_per_call:
+            raise ConfigError(
+                f"config.steps_per_call={run.steps_per_call}: must divide {start}, the step from which {workdir} goes on"
+            )
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
         began = time.perf_counter()
         speed = speed_on(mesh, compiled, batch_size=run.batch_size)
