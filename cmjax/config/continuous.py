@@ -70,7 +70,7 @@ def continuous_ct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 
 def continuous_cd(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    stop_gradient = fields.boolean("stop_gradient") if fields.has("stop_gradient") else True
+    stop_gradient = fields.boolean("stop_gradient", absent=True)
     loss = partial(losses.continuous_cd, stop_gradient=stop_gradient)
     return _continuous(loss, fields, spec, teacher=read_teacher(fields))
 

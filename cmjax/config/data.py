@@ -104,8 +104,8 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     )
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
-    limit = int(1e9 * (fields.number("memory_limit_gb", above=0) if fields.has("memory_limit_gb") else 4.0))
-    corrupt = fields.integer("max_corrupt", at_least=0) if fields.has("max_corrupt") else 10
+    limit = int(1e9 * fields.number("memory_limit_gb", above=0, absent=4.0))
+    corrupt = fields.integer("max_corrupt", at_least=0, absent=10)
     if name == "folder" and not size:
         raise fields.error("image_size", f"must be given for a folder of images, in pixels{_usual_size(data_dir)}")
     return Data(name, data_dir, size, channels, limit, corrupt)
@@ -165,7 +165,7 @@ def read_label_dropout(data: Fields, net: Fields) -> float:
 
 
 def read_workers(data: Fields) -> int:
-    workers = data.integer("workers", at_least=0, at_most=256) if data.has("workers") else 0
+    workers = data.integer("workers", at_least=0, at_most=256, absent=0)
     try:
         check_grain(workers)
     except DataError as error:

@@ -63,8 +63,11 @@ class Fields:
     def remaining(self) -> list[str]:
         return sorted(self._unread)
 
-    def value(self, field: str) -> Any:
+    def value(self, field: str, *, absent: Any = None) -> Any:
+        """What is written. A field that is missing, as in an older run's record, has the value `absent`, if any."""
         if field not in self._values:
+            if absent is not None:
+                return absent
             raise ConfigError(f"config.{self.name(field)} is missing{suggestion(field, self._unread)}")
         self._unread.discard(field)
         return self._values[field]
@@ -76,9 +79,15 @@ class Fields:
         return self._sections.setdefault(field, Fields(value, self.name(field)))
 
     def number(
-        self, field: str, *, at_least: float | None = None, above: float | None = None, at_most: float = LARGEST
+        self,
+        field: str,
+        *,
+        at_least: float | None = None,
+        above: float | None = None,
+        at_most: float = LARGEST,
+        absent: float | None = None,
     ) -> float:
-        value = self.value(field)
+        value = self.value(field, absent=absent)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(field, f"must be a number{_like_a_number(value)}")
         if not value <= at_most or not math.isfinite(value):
@@ -89,16 +98,16 @@ class Fields:
             raise self.error(field, f"must be above {above}")
         return value
 
-    def integer(self, field: str, *, at_least: int, at_most: int = 2**31 - 1) -> int:
-        value = self.number(field, at_least=at_least)
+    def integer(self, field: str, *, at_least: int, at_most: int = 2**31 - 1, absent: int | None = None) -> int:
+        value = self.number(field, at_least=at_least, absent=absent)
         if value % 1 != 0:
             raise self.error(field, "must be a whole number")
         if value > at_most:
             raise self.error(field, f"must be at most {at_most}")
         return int(value)
 
-    def boolean(self, field: str) -> bool:
-        value = self.value(field)
+    def boolean(self, field: str, *, absent: bool | None = None) -> bool:
+        value = self.value(field, absent=absent)
         if not isinstance(value, bool):
             raise self.error(field, "must be True or False")
         return value

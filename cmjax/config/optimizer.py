@@ -60,7 +60,7 @@ def read_optimizer(
 
 def read_skip_nonfinite(fields: Fields) -> int:
     """How many steps may be skipped; 0 in configurations older than the choice."""
-    return fields.integer("skip_nonfinite", at_least=0) if fields.has("skip_nonfinite") else 0
+    return fields.integer("skip_nonfinite", at_least=0, absent=0)
 
 
 def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:

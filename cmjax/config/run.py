@@ -109,9 +109,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         steps=steps,
         batch_size=batch_size,
         grad_accumulation=parts,
-        steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4)
-        if fields.has("steps_per_call")
-        else 1,
+        steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4, absent=1),
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=fields.text("init_from"),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),
@@ -129,7 +127,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         samples=read_samples(fields.section("samples"), spec),
         num_figures=fields.section("figures").integer("num", at_least=0, at_most=10**6),
         evaluation=read_evaluation(fields.section("evaluate")) if fields.has("evaluate") else Evaluation(),
-        report=fields.boolean("report") if fields.has("report") else True,
+        report=fields.boolean("report", absent=True),
     )
     fields.done()
     _check_calls(fields, run)
@@ -168,5 +166,5 @@ def _read_log(fields: Fields) -> Log:
         every=fields.integer("every", at_least=1),
         tensorboard=fields.boolean("tensorboard"),
         wandb=fields.boolean("wandb"),
-        bins=fields.integer("bins", at_least=0, at_most=1000) if fields.has("bins") else 0,
+        bins=fields.integer("bins", at_least=0, at_most=1000, absent=0),
     )

@@ -72,7 +72,7 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
     samples = Samples(
         every=fields.integer("every", at_least=0),
         num=fields.integer("num", at_least=1, at_most=10_000),
-        guidance=fields.number("guidance", at_least=0) if fields.has("guidance") else 1.0,
+        guidance=fields.number("guidance", at_least=0, absent=1.0),
     )
     if samples.guidance != 1 and not spec.net["class_conditional"]:
         raise fields.error("guidance", "is by labels: set config.net.class_conditional=True, or leave it at 1")
@@ -86,7 +86,7 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
         check_times(times, spec.constants["t_min"], spec.constants["t_max"])
     except ConfigError as error:
         raise fields.error("times", str(error)) from error
-    noise = {name: fields.boolean(name) if fields.has(name) else False for name in ("full_noise", "unit_start")}
+    noise = {name: fields.boolean(name, absent=False) for name in ("full_noise", "unit_start")}
     return replace(samples, times=times, **noise)
 
 

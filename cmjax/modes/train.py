@@ -132,16 +132,9 @@ def _train(
 ) -> tuple[TrainState, dict[str, float]]:
     """The state, restored where none is given, trained to the end, and what the run measured of itself."""
     run, mesh, workdir = setup.run, setup.mesh, pictures.workdir
-    batches = Batches(
-        setup.source,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        sharding=batch_sharding(mesh),
-        workers=run.workers,
-        together=run.together,
-    )
-    keep = run.checkpoint
-    with Checkpointer(workdir / "checkpoints", keep=keep.keep, keep_every=keep.keep_every) as checkpointer:
+    batches = _batches(setup)
+    kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
+    with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
         state = state or checkpointer.restore(shapes_of_state(setup), mesh) or first_state(setup)
         start = int(state.step)
         if start:
@@ -150,14 +143,12 @@ def _train(
             log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
             return state, {}
         if start % run.steps_per_call:
-            raise ConfigError(
-                f"config.steps_per_call={run.steps_per_call}: must divide {start}, the step from which {workdir} goes on"
-            )
+            raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
         began = time.perf_counter()
         speed = speed_on(mesh, compiled, batch_size=run.batch_size)
-        watches = [(pictures.refresh, run.samples.every), *([(judge, run.evaluation.every)] if judge else [])]
-        watch, watch_every = in_turn(watches)
+        judged = [(judge, run.evaluation.every)] if judge else []
+        watch, watch_every = in_turn([(pictures.refresh, run.samples.every), *judged])
         mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
         writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
         with (
@@ -177,6 +168,13 @@ def _train(
     seconds = time.perf_counter() - began
     speeds = speed.at(seconds / (run.steps - start))
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
+
+
+def _batches(setup: Setup) -> Batches:
+    run, sharding = setup.run, batch_sharding(setup.mesh)
+    return Batches(
+        setup.source, run.batch_size, run.seed, sharding=sharding, workers=run.workers, together=run.together
+    )
 
 
 @contextlib.contextmanager
