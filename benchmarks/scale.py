@@ -1,6 +1,6 @@
 """The tables of docs/scale.md: which recipe fits which machine, and the least time that it takes.
 
-    python benchmarks/scale.py                        # every row that is not there yet; the whole networks compile for hours
+    python benchmarks/scale.py                        # every row that is not there yet; whole networks take hours
     python benchmarks/scale.py --only cifar_ct        # only the rows whose name has this in it
     python benchmarks/scale.py --only none            # the tables alone, from the plans in --plans
 
