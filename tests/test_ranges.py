@@ -53,6 +53,7 @@ TABLES = {
     "distance": ({k: f for k, f in choices.DISTANCES.items() if k != "lpips"}, {},
                  lambda f: [f(X, Y), jax.grad(lambda x: f(x, Y).sum())(X)]),
     "gap": ({"shrinking": pairs.shrinking_gap}, {"stage": lambda step: step // 300}, lambda make: make()(T, STEPS[:3])),
+    "derivative": (continuous.DERIVATIVES, {}, lambda make: list(make()(lambda x, t: x * t, (X, 0.5), (Y, 1.0)))),
     "warmup": ({"ramp": tangents.ramp}, {}, lambda make: make()(STEPS)),
     "alpha": ({"sigmoid": flow_maps.alpha_schedule}, {}, lambda make: make()(STEPS)),
     "alpha_weight": (continuous.ALPHA_WEIGHTS, {}, lambda f: f(jnp.zeros(3), T)),

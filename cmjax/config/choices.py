@@ -159,10 +159,11 @@ def needs_input(fields: Fields, spec: ModelSpec, name: str, why: str) -> None:
         raise fields.error("name", f"{why}: set config.net.{name}")
 
 
-def needs_jvp(fields: Fields, spec: ModelSpec) -> None:
+def needs_jvp(fields: Fields, spec: ModelSpec, *, otherwise: str = "") -> None:
     """Raise ConfigError where the network has no forward-mode derivative, by which tangents are taken."""
     if spec.net.get("attention") == "cudnn":
-        raise fields.error("name", "cuDNN's attention has no forward-mode derivative: set config.net.attention=xla")
+        problem = "cuDNN's attention has no forward-mode derivative: set config.net.attention=xla"
+        raise fields.error("name", problem + otherwise)
 
 
 def try_out(fields: Fields, name: str, trial: Callable[[], Any]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from cmjax.config.choices import (
@@ -23,6 +24,7 @@ from cmjax.config.choices import (
 from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
 from cmjax.core import losses, pairs
+from cmjax.core.derivatives import Derivative, central_difference
 from cmjax.core.guidance import guided
 from cmjax.core.losses import flow_maps, tangents
 from cmjax.core.pairs import TimesSampler
@@ -31,6 +33,7 @@ from cmjax.training.method import Method
 
 GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
 """Of a path: the bounded factor of its tangent."""
+DERIVATIVES = {"jvp": lambda: jax.jvp, "central_difference": central_difference}
 PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs}
 ALPHA_WEIGHTS = {"inverse": flow_maps.inverse_alpha, "adaptive": flow_maps.adaptive_alpha}
 
@@ -53,14 +56,14 @@ def _guided_scm_cd(*inputs: Any, teacher: Callable[..., Any], **choices: Any) ->
 
 def _scm(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **more: Any) -> Method:
     needs_path(fields, spec, "trig linear")
-    needs_jvp(fields, spec)
+    derivative = _read_derivative(fields, spec)
     warmup = fields.call("warmup", {"ramp": tangents.ramp})
     normalize = fields.choice("normalize", NORMALIZATIONS).make
     try_out(fields, "normalize", lambda: normalize(jnp.ones((2, 3))))
     weighted = fields.boolean("learned_weight")
     if weighted:
         needs_input(fields, spec, "weight_head", "learned_weight=True needs a network with a weight head")
-    loss = partial(loss, normalize=normalize, gain=GAINS[spec.path_name], weighted=weighted)
+    loss = partial(loss, normalize=normalize, gain=GAINS[spec.path_name], weighted=weighted, derivative=derivative)
     times, reported = pairs.single(read_time_sampler(fields, "times", spec)), {"tangent_warmup": warmup}
     return Method(loss, times, by_step={"warmup": warmup}, schedules=reported, **more)
 
@@ -112,9 +115,20 @@ def _needs_labels(fields: Fields, spec: ModelSpec, name: str) -> None:
 
 
 def _regressing(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **more: Any) -> Method:
-    needs_jvp(fields, spec)
+    loss = partial(loss, derivative=_read_derivative(fields, spec))
     distance, frozen = read_distance(fields)
     return Method(loss, _two_times(fields, spec), by_frozen={"distance": distance}, frozen=frozen, **more)
+
+
+def _read_derivative(fields: Fields, spec: ModelSpec) -> Derivative:
+    """How the derivative by time is taken: by forward mode where nothing is said."""
+    chosen = fields.choice("derivative", DERIVATIVES) if fields.has("derivative") else None
+    if chosen is None or chosen.name == "jvp":
+        needs_jvp(fields, spec, otherwise=", or config.objective.derivative=central_difference(step=0.01)")
+        return jax.jvp
+    if spec.preconditioning == "trig_edm":
+        raise fields.error("derivative", "must be jvp with preconditioning trig_edm: ln tan t ends where t does")
+    return chosen.make()
 
 
 def _two_times(fields: Fields, spec: ModelSpec) -> TimesSampler:
@@ -141,10 +155,11 @@ def shortcut(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 
 def alphaflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    needs_jvp(fields, spec)
+    derivative = _read_derivative(fields, spec)
     weight = fields.choice("weight", ALPHA_WEIGHTS).make
     try_out(fields, "weight", lambda: weight(jnp.ones(2), jnp.ones(2)))
     alpha = fields.call("alpha", {"sigmoid": flow_maps.alpha_schedule}, total_steps=steps)
     try_out(fields, "alpha", lambda: alpha(jnp.zeros((), int)))
     times = pairs.between(_two_times(fields, spec), alpha)
-    return Method(partial(losses.alphaflow, weight=weight), times, by_step={"alpha": alpha}, schedules={"alpha": alpha})
+    loss = partial(losses.alphaflow, weight=weight, derivative=derivative)
+    return Method(loss, times, by_step={"alpha": alpha}, schedules={"alpha": alpha})

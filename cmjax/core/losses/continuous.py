@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.batch import Batch
+from cmjax.core.derivatives import Derivative
 from cmjax.core.distances import Speed, l2, speed_by
 from cmjax.core.losses.tangents import Gain, Normalize, tangent, unit_norm
 from cmjax.core.model import Model, check_path
@@ -72,6 +73,7 @@ def scm_ct(
     normalize: Normalize = unit_norm,
     gain: Gain = jnp.cos,
     weighted: bool = False,
+    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """sCT: e^w(t)·‖F_θ − F_θ⁻ + sign(c_out)·g‖²/D − w(t), g = cos t·df/dt, normalised.   [Lu & Song 2025, sCM, eq. 8]
 
@@ -79,10 +81,10 @@ def scm_ct(
 
     Args: model: with scalings such as `trig`. warmup: from 0 to 1, a factor of the unstable terms of g.
           gain: the factor of df/dt, cos t on the TrigFlow path. weighted: True takes w from the network's weight
-          head; otherwise w = 0.
+          head; otherwise w = 0. derivative: how dF/dt is taken, by forward mode or by differences.
     """
     velocity = _velocity_of_data(model, batch)
-    return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted)
+    return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted, derivative)
 
 
 def scm_cd(
@@ -96,17 +98,18 @@ def scm_cd(
     normalize: Normalize = unit_norm,
     gain: Gain = jnp.cos,
     weighted: bool = False,
+    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """sCD: the loss of `scm_ct` along the teacher's PF-ODE, with the same arguments.   [Lu & Song 2025, sCM, alg. 1]"""
     velocity = _velocity_of(teacher, model, batch)
-    return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted)
+    return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted, derivative)
 
 
-def _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted) -> PerSample:
+def _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted, derivative) -> PerSample:
     t = batch.times.t
     out, g, log_weight = tangent(
         model, params, batch.noised(model.path, t), t, velocity,
-        gain=gain, warmup=warmup, key=key, weighted=weighted, conditions=batch.conditions,
+        gain=gain, warmup=warmup, key=key, weighted=weighted, derivative=derivative, conditions=batch.conditions,
     )  # fmt: skip
     sign = per_sample(jnp.sign(model.scalings(t).c_out), out)
     squared = l2(out, jax.lax.stop_gradient(out) - sign * normalize(g))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.batch import Batch
+from cmjax.core.derivatives import Derivative
 from cmjax.core.distances import l2
 from cmjax.core.guidance import NO_LABEL
 from cmjax.core.model import Model
@@ -33,18 +34,20 @@ def meanflow(
     distance: Distance,
     guidance: Time = 1.0,
     blend: float = 0.0,
+    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """MeanFlow: d(u_θ(x_t, t, s), v − (t − s)·du_θ⁻/dt), v = noise − x0.   [Geng et al. 2025, MeanFlow, eq. 9 to 11]
 
     With `guidance` w or `blend` κ, v' = w·v + (1 − w − κ)·u⁻(x_t, t, t, no label) + κ·u⁻(x_t, t, t) replaces v where
     there is a label: u learns guidance of scale w/(1 − κ), and sampling needs one evaluation.   [eq. 19 to 21]
+    `derivative` says how du/dt is taken, by forward mode or by differences.
 
     Raises: ValueError where the path is not linear, or guidance is asked for without a condition `label`.
     """
     t, s, x_t, v = _on_line(model, batch)
     if not (_is(guidance, 1) and _is(blend, 0)):
         v = _guided(model, params, key, batch, x_t, v, guidance, blend)
-    u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=v)
+    u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
     u_tgt = v - per_sample(t - s, v) * du_dt
     return distance(u, jax.lax.stop_gradient(u_tgt))
 
@@ -58,6 +61,7 @@ def imf(
     distance: Distance,
     guidance: Time = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """iMF: d(u_θ + (t − s)·du_θ⁻/dt, v), with the derivative along the network's own velocity u⁻(x_t, t, t).
 
@@ -76,7 +80,7 @@ def imf(
     if not _is(guidance, 1):
         within = (interval[0] <= t) & (t <= interval[1])
         v = _guided(model, params, key, batch, x_t, v, 1.0, jnp.where(within, 1 - 1 / jnp.asarray(guidance), 0.0))
-    u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=own)
+    u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=own, derivative=derivative)
     return distance(u + per_sample(t - s, u) * jax.lax.stop_gradient(du_dt), v)
 
 
@@ -119,6 +123,7 @@ def alphaflow(
     target_params: Params | None = None,
     alpha: Array | float,
     weight: AlphaWeight,
+    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """α-Flow: w·‖u_θ(x_t, t, s) − (α·v + (1 − α)·u_θ⁻(x_r, r, s))‖²/D, x_r = x_t − (t − r)·v, r = α·s + (1 − α)·t.
 
@@ -144,7 +149,7 @@ def alphaflow(
         return regress(u, per_sample(share, v) * v + per_sample(1 - share, v) * later, share)
 
     def limit():
-        u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=v)
+        u, du_dt = _mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
         return regress(u, v - per_sample(t - s, v) * du_dt, jnp.ones_like(t))
 
     return jax.lax.cond(alpha > 0, discrete, limit)
@@ -192,14 +197,16 @@ def _on_line(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples,
     return t, s, batch.noised(linear, t), linear.conditional_velocity(batch.x0, batch.noise, t)
 
 
-def _mean_velocity(model, params, key, batch: Batch, x_t: Samples, *, along: Samples) -> tuple[Samples, Samples]:
+def _mean_velocity(
+    model, params, key, batch: Batch, x_t: Samples, *, along: Samples, derivative: Derivative
+) -> tuple[Samples, ...]:
     """u(x_t, t, s) and its derivative with respect to t, where x moves along dx/dt = `along` and s is fixed."""
     t, s = batch.times.t, batch.times.destination
 
     def u(x, t):
         return model.output(params, x, t, s, key=key, **batch.conditions)
 
-    return jax.jvp(u, (x_t, t), (along.astype(x_t.dtype), jnp.ones_like(t)))
+    return derivative(u, (x_t, t), (along.astype(x_t.dtype), jnp.ones_like(t)))
 
 
 def _is(value: Time, number: float) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from cmjax.core.derivatives import Derivative
 from cmjax.core.model import Model
 from cmjax.core.paths import per_sample
 from cmjax.core.typing import Conditions, Params, PerSample, PRNGKey, Samples, Schedule
@@ -40,17 +41,18 @@ def tangent(
     warmup: Array | float = 1.0,
     key: PRNGKey | None = None,
     weighted: bool = False,
+    derivative: Derivative = jax.jvp,
     conditions: Conditions,
 ) -> Tangent:
     """gain·df/dt for f = c_skip·x + c_out·F along dx/dt = v:
 
         g = gain·(c_skip·v + c_out'·F) + warmup·(gain·c_skip'·x + gain·c_out·dF/dt)
 
-    The last term is the jvp of F in the direction gain·c_out·(v, 1), which is bounded where dF/dt is not.
+    The last term is the derivative of F in the direction gain·c_out·(v, 1), which is bounded where dF/dt is not.
     [Lu & Song 2025, sCM, eq. 6 and 8]
 
     Args: velocity: v (b, ...). warmup: from 0 to 1; 0 leaves out the terms that are unstable early in training.
-          weighted: True also gives the output of the network's weight head.
+          weighted: True also gives the output of the network's weight head. derivative: how dF/dt is taken.
     """
     c, c_slope = jax.jvp(model.scalings, (t,), (jnp.ones_like(t),))
     gain_of_f, gain_of_out = per_sample(gain(t), x), per_sample(gain(t) * c.c_out, x)
@@ -62,7 +64,7 @@ def tangent(
         return model.output(params, x, t, key=key, **conditions), None
 
     direction = (gain_of_out * velocity, gain_of_out.reshape(t.shape))
-    out, out_slope, log_weight = jax.jvp(network, (x, t), direction, has_aux=True)
+    out, out_slope, log_weight = derivative(network, (x, t), direction, has_aux=True)
     bounded = gain_of_f * (c_skip * velocity + c_out_slope * out)
     g = bounded + warmup * (gain_of_f * c_skip_slope * x + out_slope)
     return Tangent(out, jax.lax.stop_gradient(g), log_weight)
