@@ -23,6 +23,8 @@ from cmjax.machine.npz import load_npz, npz_bytes
 from cmjax.machine.progress import progress
 from cmjax.nets.residual import ResidualClassifier
 
+NETWORK = "patches"
+"""Names the cached files of this network, and not those of the one before."""
 BATCH = 128
 FORWARD_IMAGES = 512
 PEAK_RATE, DECAY = 3e-3, 0.05
@@ -84,7 +86,7 @@ def residual_features(
         raise ValueError(f"labels must be of at least two classes, got only {classes.tolist()}")
     images, labels = images[:MOST_IMAGES], labels[:MOST_IMAGES]
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    digest = hashlib.sha256(json.dumps([images.shape, epochs, seed]).encode())
+    digest = hashlib.sha256(json.dumps([NETWORK, images.shape, epochs, seed]).encode())
     digest.update(images.tobytes() + np.asarray(labels, np.int64).tobytes())
     path = to_path(cache_dir) / f"residual-{digest.hexdigest()[:16]}.npz"
     if (params := _read(path)) is None:
@@ -108,7 +110,7 @@ def _train(images: np.ndarray, places: np.ndarray, classes: int, epochs: int, se
     module, rng = ResidualClassifier(classes), np.random.default_rng(seed)
     steps = max(epochs * (len(images) // BATCH), 1)
     rule = optax.adamw(optax.schedules.cosine_onecycle_schedule(steps + 1, PEAK_RATE), weight_decay=DECAY)
-    params = module.init(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))["params"]
+    params = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))["params"]
 
     def loss(params, batch, labels):
         logits: Any = module.apply({"params": params}, _pixels(batch))[1]
