@@ -218,15 +218,15 @@ def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 128, (256, 9, 8, 3), np.uint8), np.arange(256) % 2 + 3
     images[labels == 4, :, :, 0] += 100
-    trained = residual_features(images, labels, cache_dir=tmp_path, epochs=8)
+    trained = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
     assert trained.accuracy(images, labels) > 0.95
     (kept,) = tmp_path.iterdir()
-    read = residual_features(images, labels, cache_dir=tmp_path, epochs=8)
+    read = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
     np.testing.assert_array_equal(read(images[:5]), trained(images[:5]))
     assert read(images[:5]).shape == (5, 128)
     kept.write_bytes(b"damaged")
     monkeypatch.setattr("cmjax.evaluation.residual._train", lambda *_: trained.params)  # it is trained anew
-    again = residual_features(images, labels, cache_dir=tmp_path, epochs=8)
+    again = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
     np.testing.assert_array_equal(again(images[:5]), trained(images[:5]))
     assert kept.read_bytes() != b"damaged"
 
