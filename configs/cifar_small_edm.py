@@ -11,7 +11,7 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 6000
+    config.steps = 4000
     config.batch_size = 64
     config.data.name = "cifar10"
     config.data.horizontal_flip = True
