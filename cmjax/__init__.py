@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmjax.core import (
         curricula,
+        derivatives,
         distances,
         editing,
         grids,
@@ -41,6 +42,7 @@ __all__ = [
     "Model",
     "Times",
     "curricula",
+    "derivatives",
     "distances",
     "editing",
     "grids",

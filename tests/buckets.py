@@ -18,7 +18,7 @@ class Bucket:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # clients remember the address of the first
 def bucket():
     pytest.importorskip("gcp_storage_emulator")
     with socket.socket() as probe:
