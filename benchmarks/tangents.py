@@ -50,14 +50,13 @@ def errors_of(workdir: str, dtype: Any, num: int) -> dict[Any, float]:
         x_t = batch.noised(path, t)
         return tangent(model, params, x_t, t, velocity, gain=jnp.cos, derivative=derivative, conditions={}).g
 
-    exact = jax.jit(g, static_argnums=(0, 1))(jax.jvp, jnp.float32)
-    found = {"jvp": jax.jvp} | {step: central_difference(step=step) for step in STEPS}
-    return {
-        name: float(
-            jnp.sqrt(jnp.mean((jax.jit(g, static_argnums=(0, 1))(way, dtype) - exact) ** 2) / jnp.mean(exact**2))
-        )
-        for name, way in found.items()
-    }
+    compute = jax.jit(g, static_argnums=(0, 1))
+    exact = compute(jax.jvp, jnp.float32)
+
+    def error(derivative: Derivative) -> float:
+        return float(jnp.sqrt(jnp.mean((compute(derivative, dtype) - exact) ** 2) / jnp.mean(exact**2)))
+
+    return {"jvp": error(jax.jvp)} | {step: error(central_difference(step=step)) for step in STEPS}
 
 
 if __name__ == "__main__":

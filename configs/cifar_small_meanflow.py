@@ -3,7 +3,8 @@
     python -m cmjax.main --config=configs/cifar_small_edm.py --config.data.data_dir=~/tensorflow_datasets
     python -m cmjax.main --config=configs/cifar_small_meanflow.py --config.data.data_dir=~/tensorflow_datasets
 
-It needs no teacher, but starts from the parameters of one, which know images already.
+It needs no teacher, but starts from the parameters of one, as a first guess at features of images: the teacher's
+network has other inputs and another output.
 """
 
 from configs import cifar_small_ect, common

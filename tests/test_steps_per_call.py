@@ -11,8 +11,10 @@ import pytest
 import cmjax
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
+from cmjax.data.batches import Batches
+from cmjax.data.sources import digits
 from cmjax.drawing import draw
-from cmjax.machine.mesh import make_mesh
+from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.modes import train
 from cmjax.runs import starting
 from cmjax.training import loop
@@ -40,7 +42,7 @@ def records(workdir):
 
 @pytest.fixture(scope="module", autouse=True)
 def on_one_device():
-    """Loops of exchanges between four devices on two cores may wait for one another until XLA gives up."""
+    """Once, of many runs, XLA aborted the process of this file where four devices shared two busy cores."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (starting, draw):
             patch.setattr(module, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
@@ -94,6 +96,22 @@ def test_a_stop_comes_at_the_end_of_a_call_and_the_run_goes_on(one_by_one, tmp_p
         )
     train.run(config_of(steps_per_call=2), tmp_path / "run")
     assert same(tmp_path / "run", one_by_one)
+
+
+def test_the_batches_of_a_call_lie_on_four_devices_as_each_alone():
+    sharding = batch_sharding(make_mesh())
+    assert len(sharding.device_set) == 4
+    source = digits("train")
+    alone, together = Batches(source, 16, 0, sharding), Batches(source, 16, 0, sharding, together=3)
+    three = [alone.at(step) for step in (6, 7, 8)]
+    found, streamed = together.at(6), list(together.stream(3, 9))
+    assert len(streamed) == 2
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, np.stack([batch[name] for batch in three]))
+        np.testing.assert_array_equal(streamed[1][name], value)
+        for one, part in zip(three[1][name].addressable_shards, value.addressable_shards, strict=True):
+            assert one.device == part.device
+            np.testing.assert_array_equal(one.data, part.data[1])
 
 
 def test_what_is_done_between_two_steps_of_a_call_is_refused():

@@ -124,7 +124,7 @@ def _read_derivative(fields: Fields, spec: ModelSpec) -> Derivative:
     """How the derivative by time is taken: by forward mode where nothing is said."""
     chosen = fields.choice("derivative", DERIVATIVES) if fields.has("derivative") else None
     if chosen is None or chosen.name == "jvp":
-        needs_jvp(fields, spec, otherwise=", or config.objective.derivative=central_difference(step=0.01)")
+        needs_jvp(fields, spec, otherwise=", or config.objective.derivative=central_difference(step=0.3)")
         return jax.jvp
     if spec.preconditioning == "trig_edm":
         raise fields.error("derivative", "must be jvp with preconditioning trig_edm: ln tan t ends where t does")
