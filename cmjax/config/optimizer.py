@@ -22,7 +22,7 @@ def _radam(
     return optax.scale_by_radam(b1, b2, eps, threshold=threshold, nesterov=nesterov)
 
 
-RULES = {"adam": _adam, "radam": _radam}
+RULES = {"adam": _adam, "radam": _radam, "muon": optimizers.muon}
 LEARNING_RATES = {
     "constant": optimizers.constant_rate,
     "cosine": optimizers.cosine_rate,

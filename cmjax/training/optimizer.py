@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
+from optax import contrib
 
 from cmjax.core.typing import Params, Schedule
 from cmjax.ranges import Count, NotNegative, Positive, Rate, Steps
@@ -53,6 +54,35 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
         return updates, AveragesState(state.count + 1, averages)
 
     return optax.GradientTransformation(init, update)
+
+
+def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8) -> optax.GradientTransformation:
+    """Muon: the momentum of each matrix is made orthogonal; biases and scales are Adam's.   [Jordan et al. 2024]
+
+    A convolution's kernel is a matrix of all its inputs by its outputs. An update's root mean square is 0.2, about that
+    of Adam's, so that Adam's learning rates serve.   [Liu et al. 2025, eq. 4]
+
+    Args: beta: rate of the momentum. b1, b2: of Adam's moments.
+    """
+    # The rule gives updates of the gradient's sign and size 1: the chain's learning rate follows.
+    return contrib.muon(
+        -1.0,
+        beta=beta,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_as_matrices,
+    )
+
+
+def _as_matrices(params: Params) -> Any:
+    def axes(parameter: Array) -> contrib.MuonDimensionNumbers | None:
+        if parameter.ndim < 2:
+            return None
+        return contrib.MuonDimensionNumbers(tuple(range(parameter.ndim - 1)), parameter.ndim - 1)
+
+    return jax.tree.map(axes, params)
 
 
 def project(projection: Callable[[Params], Params]) -> optax.GradientTransformation:
