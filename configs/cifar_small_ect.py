@@ -11,12 +11,13 @@ from configs import cifar_small_edm, common
 
 def get_config():
     config = cifar_small_edm.get_config()
-    config.steps = 1500
+    config.steps = 600
+    config.data.label_dropout = 0.0
     config.init_from = "runs/cifar_small_edm"
     config.objective = common.ConfigDict(
         {
             "name": "ect",
-            "times": "lognormal(mean=-0.4, std=1.6)",
+            "times": "lognormal(mean=0.0, std=1.8)",
             "stages": "equal(count=3)",
             "gap": "shrinking(q=3)",
             "distance": "pseudo_huber(c=0.3)",
@@ -24,7 +25,7 @@ def get_config():
             "target": "stop_gradient",
         }
     )
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.averages = ("ema(rate=0.995)",)
-    config.samples = common.consistency_samples(every=500, times=(80.0, 0.8))
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.averages = ("ema(rate=0.99)",)
+    config.samples = common.consistency_samples(every=200, times=(80.0, 0.8))
     return config

@@ -11,20 +11,21 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 4000
+    config.steps = 2800
     config.batch_size = 64
     config.data.name = "cifar10"
-    config.data.horizontal_flip = True
+    config.data.horizontal_flip, config.data.label_dropout = True, 0.1
     config.net = common.ddpmpp(
-        patch=4, channels=64, channel_mult=(1, 2), blocks=1, attention_resolutions=(8,), class_conditional=True
+        patch=4, channels=96, channel_mult=(1, 1), blocks=1, attention_resolutions=(8,), class_conditional=True
     )
     config.model.preconditioning = "edm"
     config.objective = common.ConfigDict(
-        {"name": "denoising", "times": "lognormal(mean=-1.2, std=1.2)", "weight": "karras"}
+        {"name": "denoising", "times": "lognormal(mean=-0.6, std=1.4)", "weight": "karras"}
     )
     config.optimizer = common.optimizer(
-        "adam(b1=0.9, b2=0.99)", learning_rate=1e-3, schedule="cosine", averages=("ema(rate=0.999)",)
+        "muon", learning_rate=1.5e-2, schedule="cosine(warmup_steps=50)", averages=("ema(rate=0.995)",)
     )
     config.checkpoint.save_every = 500
-    config.samples = common.teacher_samples(every=2000)
+    config.samples = common.teacher_samples(every=700)
+    config.samples.guidance = 1.5
     return config

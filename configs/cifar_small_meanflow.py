@@ -12,7 +12,8 @@ from configs import cifar_small_ect, common
 
 def get_config():
     config = cifar_small_ect.get_config()
-    config.steps = 1500
+    config.steps = 500
+    config.data.label_dropout = 0.1
     config.model = common.linear_model("linear_flow")
     config.net.two_times = True
     config.objective = common.ConfigDict(
@@ -23,7 +24,7 @@ def get_config():
             "pairs": "sorted(apart=0.5)",
             "distance": "l2",
             "guidance": 1.0,
-            "blend": 0.0,
+            "blend": 0.5,
         }
     )
     config.samples = common.consistency_samples(every=500, times=(1.0, 0.5))
