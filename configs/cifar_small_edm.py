@@ -11,7 +11,7 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 2800
+    config.steps = 4000
     config.batch_size = 64
     config.data.name = "cifar10"
     config.data.horizontal_flip, config.data.label_dropout = True, 0.1
@@ -20,12 +20,12 @@ def get_config():
     )
     config.model.preconditioning = "edm"
     config.objective = common.ConfigDict(
-        {"name": "denoising", "times": "lognormal(mean=-0.6, std=1.4)", "weight": "karras"}
+        {"name": "denoising", "times": "lognormal(mean=-0.9, std=1.4)", "weight": "karras"}
     )
     config.optimizer = common.optimizer(
         "muon", learning_rate=1.5e-2, schedule="cosine(warmup_steps=50)", averages=("ema(rate=0.995)",)
     )
     config.checkpoint.save_every = 500
-    config.samples = common.teacher_samples(every=700)
+    config.samples = common.teacher_samples(every=1000)
     config.samples.guidance = 1.5
     return config
