@@ -62,9 +62,9 @@ def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive =
     A convolution's kernel is a matrix of all its inputs by its outputs. An update's root mean square is 0.2, about that
     of Adam's, so that Adam's learning rates serve.   [Liu et al. 2025, eq. 4]
 
-    Args: beta: rate of the momentum. b1, b2: of Adam's moments.
+    Args: beta: rate of the momentum. b1, b2: of Adam's moments. eps: added to the divisors of both.
     """
-    # The rule gives updates of the gradient's sign and size 1: the chain's learning rate follows.
+    # A learning rate of -1 leaves the gradient's sign, as other rules do: `make_optimizer` applies the real one.
     return contrib.muon(
         -1.0,
         beta=beta,
@@ -77,6 +77,8 @@ def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive =
 
 
 def _as_matrices(params: Params) -> Any:
+    """For each parameter the axes of its matrix, all but the last by the last; None for what is none."""
+
     def axes(parameter: Array) -> contrib.MuonDimensionNumbers | None:
         if parameter.ndim < 2:
             return None
