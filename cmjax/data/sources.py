@@ -1,6 +1,7 @@
 """Every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
 
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -22,14 +23,21 @@ def digits(split: str) -> ArraySource:
 
     Raises: DataError for another split.
     """
-    from sklearn.datasets import load_digits
-
     _check_split(split)
-    data: Any = load_digits()
-    order = shuffled(len(data.images), seed=0)
-    rows = np.sort(order[:1500] if split == "train" else order[1500:])
-    images = np.rint(data.images[rows, :, :, None] * 255 / 16).astype(np.uint8)
-    return ArraySource(images, data.target[rows], 10)
+    table = _digits_table()
+    order = shuffled(len(table), seed=0)
+    chosen = table[np.sort(order[:1500] if split == "train" else order[1500:])]
+    images = np.rint(chosen[:, :-1].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+    return ArraySource(images, chosen[:, -1], 10)
+
+
+def _digits_table() -> np.ndarray:
+    """A row for each digit: 64 levels and the label (1797, 65). Importing scikit-learn, whose file this is, would take
+    longer than the whole start of a small run."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the digits are a file of scikit-learn's, which is not installed")
+    return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=int)
 
 
 def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
