@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float64, Int
 
@@ -23,11 +24,11 @@ from cmjax.machine.npz import load_npz, npz_bytes
 from cmjax.machine.progress import progress
 from cmjax.nets.residual import ResidualClassifier
 
-NETWORK = "patches"
-"""Names the cached files of this network, and not those of the one before."""
+NETWORK = "patches, muon"
+"""Names the cached files of this network and its training, and not those of the one before."""
 BATCH = 128
 FORWARD_IMAGES = 512
-PEAK_RATE, DECAY = 3e-3, 0.05
+PEAK_RATE, DECAY = 1e-2, 0.05
 EPOCHS = 5
 MOST_IMAGES = 20_000
 """More are left out: features need no more, and a CPU has no more time."""
@@ -106,10 +107,15 @@ def _pixels(images: Any) -> jax.Array:
 
 
 def _train(images: np.ndarray, places: np.ndarray, classes: int, epochs: int, seed: int) -> Any:
-    """One cycle of AdamW over images that are mirrored and moved at random."""
+    """One cycle of Muon over images that are mirrored and moved at random."""
     module, rng = ResidualClassifier(classes), np.random.default_rng(seed)
     steps = max(epochs * (len(images) // BATCH), 1)
-    rule = optax.adamw(optax.schedules.cosine_onecycle_schedule(steps + 1, PEAK_RATE), weight_decay=DECAY)
+    rule = optax.contrib.muon(
+        optax.schedules.cosine_onecycle_schedule(steps + 1, PEAK_RATE),
+        weight_decay=DECAY,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_as_matrices,
+    )
     params = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))["params"]
 
     def loss(params, batch, labels):
@@ -131,6 +137,17 @@ def _train(images: np.ndarray, places: np.ndarray, classes: int, epochs: int, se
                 params, state, value = step(params, state, _varied(images[chosen], rng), places[chosen])
                 update(done := done + 1, "" if done % 50 else f"loss {float(value):.3f}")
     return jax.device_get(params)
+
+
+def _as_matrices(params: Any) -> Any:
+    """For each parameter the axes of its matrix, all but the last by the last; None for what is none."""
+
+    def axes(parameter: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if parameter.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(parameter.ndim - 1)), parameter.ndim - 1)
+
+    return jax.tree.map(axes, params)
 
 
 def _varied(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
