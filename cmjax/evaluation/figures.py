@@ -19,7 +19,7 @@ from cmjax.evaluation.metrics import (
     squared_radii,
     statistics,
 )
-from cmjax.evaluation.own import own_features
+from cmjax.evaluation.own import own_features, some_of
 
 log = logging.getLogger(__name__)
 
@@ -144,15 +144,12 @@ def compare(
 ) -> dict[str, dict[str, float | None]]:
     """`figures` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
     num = min(len(images) for images in samples.values())
-    real = _some(train, max(num, FITTED_TO))
-    reference = _some(held_out, MOST_HELD_OUT)["image"]
-    rows = {**samples, "training images": real["image"][:num]}
+    real = some_of(train, max(num, FITTED_TO))["image"]
+    reference = some_of(held_out, MOST_HELD_OUT)["image"]
+    rows = {**samples, "training images": real[:num]}
     if reference[0].size <= LARGEST_GAUSSIAN:
-        rows["fitted Gaussian"] = fitted_gaussian(real["image"], num, 0)
-    features = None
-    if _has_classes(real):
-        features = own_features(real["image"], real["label"], cache_dir=cache_dir)
-    return figures(rows, held_out=reference, features=features)
+        rows["fitted Gaussian"] = fitted_gaussian(real, num, 0)
+    return figures(rows, held_out=reference, features=own_features(train, cache_dir=cache_dir))
 
 
 def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
@@ -163,16 +160,13 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     """
     features: Callable[[np.ndarray], np.ndarray] | None = None
     if METRICS[metric].of_features:
-        real = _some(train, FITTED_TO)
-        if _has_classes(real):
-            features = own_features(real["image"], real["label"], cache_dir=cache_dir)
-        elif real["image"][0].size <= LARGEST_GAUSSIAN:
-            features = _pixels
-        else:
+        features = own_features(train, cache_dir=cache_dir)
+        if features is None and np.prod(train.shape) > LARGEST_GAUSSIAN:
             raise DataError(
                 "the data have no different labels, and too many pixels to compare by; name the times yourself"
             )
-    reference = Reference(_some(held_out, MOST_HELD_OUT)["image"], features)
+        features = features or _pixels
+    reference = Reference(some_of(held_out, MOST_HELD_OUT)["image"], features)
 
     def judge(images: np.ndarray) -> float:
         value = METRICS[metric].of(Compared(images, reference))
@@ -183,18 +177,8 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     return judge
 
 
-def _has_classes(examples: Mapping[str, np.ndarray]) -> bool:
-    """Whether a classifier can be trained on these examples."""
-    return "label" in examples and len(np.unique(examples["label"])) > 1
-
-
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
-
-
-def _some(source: Source, most: int) -> dict[str, np.ndarray]:
-    """A fixed random choice of at most `most` examples, in random order."""
-    return source.gather(np.random.default_rng(0).permutation(len(source))[:most])
 
 
 def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:

@@ -13,21 +13,24 @@ from cmjax.machine.files import AnyPath
 LEAST_SIDE = 16
 """Of images that a convolutional network is worth its time for."""
 
-MOST_TRAINED_ON = 20_000
-"""Images that a classifier is trained on, at most; a random choice where there are more."""
+RESIDUAL_TRAINED_ON, PERCEPTRON_TRAINED_ON = 20_000, 10_000
+"""Images that a classifier is trained on, at most; a random choice where there are more. Features need no more, and a
+CPU has no more time."""
 
 LARGEST_PIXELS = 4096
 """Elements of an image beyond which its pixels are too many for a covariance."""
 
 
-def own_features(
-    images: np.ndarray, labels: np.ndarray, *, cache_dir: AnyPath
-) -> ClassifierFeatures | ResidualFeatures:
-    """A classifier of the images (n, h, w, c), trained or read from `cache_dir`: a residual network for colour images
-    of at least `LEAST_SIDE` pixels, a perceptron for others, on at most 10,000 of them."""
-    if images.shape[3] == 3 and min(images.shape[1:3]) >= LEAST_SIDE:
-        return residual_features(images, labels, cache_dir=cache_dir)
-    return classifier_features(images, labels, cache_dir=cache_dir)
+def own_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures | ResidualFeatures | None:
+    """A classifier of the training images, trained or read from `cache_dir`: a residual network for colour images of at
+    least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
+    height, width, channels = train.shape
+    in_colour = channels == 3 and min(height, width) >= LEAST_SIDE
+    real = some_of(train, RESIDUAL_TRAINED_ON if in_colour else PERCEPTRON_TRAINED_ON)
+    if "label" not in real or len(np.unique(real["label"])) < 2:
+        return None
+    learn = residual_features if in_colour else classifier_features
+    return learn(real["image"], real["label"], cache_dir=cache_dir)
 
 
 def own_outputs(
@@ -39,15 +42,14 @@ def own_outputs(
              accuracy; and a key that differs with them.
     Raises:  DataError where there are neither labels nor few enough pixels.
     """
-    real = some_of(train, MOST_TRAINED_ON)
-    if "label" not in real:
-        if real["image"][0].size > LARGEST_PIXELS:
+    classifier = own_features(train, cache_dir=cache_dir)
+    if classifier is None:
+        if np.prod(train.shape) > LARGEST_PIXELS:
             raise DataError(
                 "the data have no labels to train a classifier by, and too many pixels to compare by: name metrics of "
                 "a published network, as --metrics=fid"
             )
         return lambda images: {"features": images.reshape(len(images), -1) / 255.0}, "pixels/255", "pixels"
-    classifier = own_features(real["image"], real["label"], cache_dir=cache_dir)
     about = "a classifier of the training images"
     if held_out is not None:
         test = some_of(held_out, 2000)

@@ -30,8 +30,6 @@ BATCH = 128
 FORWARD_IMAGES = 512
 PEAK_RATE, DECAY = 1e-2, 0.05
 EPOCHS = 5
-MOST_IMAGES = 20_000
-"""More are left out: features need no more, and a CPU has no more time."""
 SHIFT = 2
 """Pixels that training images are moved by, at most."""
 
@@ -77,15 +75,13 @@ class ResidualFeatures:
 def residual_features(
     images: Images, labels: np.ndarray, *, cache_dir: AnyPath, epochs: int = EPOCHS, seed: int = 0
 ) -> ResidualFeatures:
-    """Train the network on the first `MOST_IMAGES` images (n, h, w, c) uint8 with labels (n,), or read it from
-    `cache_dir`.
+    """Train the network on images (n, h, w, c) uint8 with labels (n,), or read it from `cache_dir`.
 
     Raises: ValueError for fewer than two classes.
     """
     classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"labels must be of at least two classes, got only {classes.tolist()}")
-    images, labels = images[:MOST_IMAGES], labels[:MOST_IMAGES]
     shape = (images.shape[1], images.shape[2], images.shape[3])
     digest = hashlib.sha256(json.dumps([NETWORK, images.shape, epochs, seed]).encode())
     digest.update(images.tobytes() + np.asarray(labels, np.int64).tobytes())
