@@ -16,6 +16,7 @@ from flax import nnx
 import cmjax
 from cmjax import distances, losses, ode, oracles, paths, preconditioning, weightings
 from cmjax.core.losses.flow_maps import inverse_alpha
+from tests.compiling import on_devices
 
 SHAPE = (4, 6)
 CONSISTENCY = partial(preconditioning.consistency, sigma_data=0.5, t_min=0.002)
@@ -300,7 +301,7 @@ SHARDED = """
 
 
 def test_sharded_over_eight_devices_by_name_and_by_shard_map():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": on_devices(8), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED)], cwd=Path(__file__).parents[1], env=environment,
         capture_output=True, text=True, check=False,

@@ -15,6 +15,7 @@ from PIL import Image
 import cmjax
 from cmjax import main
 from tests.compiling import on_devices
+from tests.in_process import do
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -145,8 +146,9 @@ def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run
 
 
 def test_sampling_is_repeatable_and_independent_of_the_number(runs, run, tmp_path):
+    processes = {"a": run, "b": run, "more": do, "other": do}
     for name, num, seed in (("a", 12, 3), ("b", 12, 3), ("more", 20, 3), ("other", 12, 4)):
-        run(
+        processes[name](
             "--mode=sample", f"--workdir={runs / 'digits_ct'}", "--times=80,0.8", f"--num={num}", f"--seed={seed}",
             f"--out={tmp_path / name}.npz",
         )  # fmt: skip
@@ -240,11 +242,13 @@ def test_an_unwritable_folder_is_one_clear_message(run, tmp_path):
     assert "cannot be written" in said
 
 
-def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(run, tmp_path):
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(monkeypatch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "few.npz", images=images)
     arguments = ("--config.data.name=arrays", f"--config.data.data_dir={tmp_path / 'few.npz'}")
-    run(*train("digits_ct", tmp_path / "run", 3, *arguments, "--config.batch_size=16"))
+    monkeypatch.chdir(ROOT)
+    do(*train("digits_ct", tmp_path / "run", 3, *arguments, "--config.batch_size=16"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["figures"] == {}
 
 
@@ -259,15 +263,15 @@ def test_import_says_what_is_wrong_before_it_writes(refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_times_are_searched_for_once_and_kept(runs, run, refused, tmp_path):
+def test_times_are_searched_for_once_and_kept(runs, refused, tmp_path):
     asked = ("--mode=sample", f"--workdir={runs / 'digits_ct'}", "--num=4", "--times=auto:2")
-    run(*asked, f"--out={tmp_path / 'a.npz'}")
+    do(*asked, f"--out={tmp_path / 'a.npz'}")
     kept = json.loads((runs / "digits_ct" / "times.json").read_text())
     first, second = kept["found"]["2"]["times"]
     tried = kept["found"]["2"]["frechet_distance"]
     assert first == 80
     assert tried[f"80,{second:.4g}"] == min(tried.values())
-    run(*asked, f"--out={tmp_path / 'b.npz'}")
+    do(*asked, f"--out={tmp_path / 'b.npz'}")
     assert json.loads((runs / "digits_ct" / "times.json").read_text()) == kept
     with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
         np.testing.assert_array_equal(a["images"], b["images"])

@@ -16,6 +16,7 @@ from cmjax.modes import plan
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning import unseen
 from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
+from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = 1_090_624
@@ -31,7 +32,7 @@ def from_the_command_line(folder, *options, **environment):
 
 
 def test_a_plan_for_eight_devices(tmp_path):
-    devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": on_devices(8)}
     done = from_the_command_line(tmp_path, "--config.mesh.fsdp=4", **devices)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "plan.json").read_text())

@@ -1,8 +1,5 @@
 """Power-function averages: held against NVIDIA's numbers, and those made after training against those tracked in it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -22,6 +19,7 @@ from cmjax.training.optimizer import averages, power, track_averages
 from cmjax.training.posthoc import LARGEST_STD, coefficients, exponent
 from cmjax.training.state import TrainState
 from configs import digits_ct
+from tests.in_process import do
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,25 +155,10 @@ def trained(tmp_path_factory):
     return workdir, make_run(workdir)
 
 
-def command(*arguments):
-    """What the command line says."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "cmjax.main", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_mode_leaves_a_run_like_any_other(trained, tmp_path):
+def test_the_mode_leaves_a_run_like_any_other(trained, tmp_path, capsys):
     workdir, tracked = trained
-    said = command("--mode=average", f"--workdir={workdir}", "--std=0.07,0.1", f"--out={tmp_path / 'ema'}")
-    assert "4, 8, 12, 16, 20, 24, 28, 32, 36, 40" in said
+    do("--mode=average", f"--workdir={workdir}", "--std=0.07,0.1", f"--out={tmp_path / 'ema'}")
+    assert "4, 8, 12, 16, 20, 24, 28, 32, 36, 40" in capsys.readouterr().out
     made, again = (cmjax.load(tmp_path / name).params for name in ("ema-0.07", "ema-0.1"))
     apart = optax.tree.norm(jax.tree.map(jnp.subtract, tracked["ema1"], tracked["ema2"]))
     assert optax.tree.norm(jax.tree.map(jnp.subtract, made, tracked["wanted"])) < 0.02 * apart
@@ -183,7 +166,7 @@ def test_the_mode_leaves_a_run_like_any_other(trained, tmp_path):
     record = read_record(tmp_path / "ema-0.07")
     assert record["imported"]["from"] == str(workdir)
     assert record["config"]["optimizer"]["averages"] == ["power(std=0.07)"]
-    command("--mode=sample", f"--workdir={tmp_path / 'ema-0.07'}", "--num=4", f"--out={tmp_path / 'x.png'}")
+    do("--mode=sample", f"--workdir={tmp_path / 'ema-0.07'}", "--num=4", f"--out={tmp_path / 'x.png'}")
     assert (tmp_path / "x.png").is_file()
     with pytest.raises(ConfigError, match="was made of"):
         averaging.run(tmp_path / "ema-0.07", stds=["0.08"], out=str(tmp_path / "y"))

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax.command_line import parse
 from cmjax.judging.rows import read_rows
 from cmjax.modes import sample, train
 from tests.compiling import on_devices
+from tests.in_process import do
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -207,8 +207,7 @@ def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path, monkeypatch
             said, _ = end(start(2, *asked))
             assert said.count("real images") == 1
         else:
-            module, parsed = parse(asked)
-            module.start(parsed)
+            do(*asked)
         found += read_rows(tmp_path / name / "ct" / "evaluation.jsonl")
     one, two = found
     assert one["metrics"].keys() == two["metrics"].keys()

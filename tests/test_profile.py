@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cmjax.training.profiling import read_steps
+from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
 CACHE = str(ROOT / ".pytest_cache" / "jax-processes")
@@ -23,7 +24,8 @@ def command_line(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "cmjax.main", "--config=configs/digits_ct.py", "--config.steps=5", *TINY, *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": on_devices(2),
+             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
              "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)},
     )  # fmt: skip
 
