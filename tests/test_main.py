@@ -1,10 +1,12 @@
 """The command line as a user runs it: real processes, real digits, killed and started again."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -87,9 +89,11 @@ def runs(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     teacher = folder / "digits_edm"
     run(*train("digits_ct", folder / "digits_ct", 60), "--config.report=True")
-    run(*train("digits_edm", teacher, 60))
     distil = (f"--config.objective.teacher={teacher}", f"--config.init_from={teacher}")
-    run(*train("digits_cd", folder / "digits_cd", 30, *distil))
+    with contextlib.chdir(ROOT), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module")  # of ml_collections, which reads the recipes
+        do(*train("digits_edm", teacher, 60))
+        do(*train("digits_cd", folder / "digits_cd", 30, *distil))
     return folder
 
 

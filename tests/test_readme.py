@@ -1,5 +1,6 @@
 """The blocks of the README and of the docs' pages, run; their links and promises."""
 
+import contextlib
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import cmjax
 from tests.compiling import on_devices
+from tests.in_process import do
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -46,18 +48,26 @@ def python(folder, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections, which reads the recipes
 def test_commands_then_python(folder):
     assert len(COMMANDS) == 9
     assert len(PYTHON) == 3
-    for line in COMMANDS:
+    for i, line in enumerate(COMMANDS):
         _python, *arguments = shlex.split(line)
-        python(folder, *arguments, *(SHORT if "--config=configs" in line else ()))
+        arguments += SHORT if "--config=configs" in line else ()
+        if i == 0:
+            python(folder, *arguments)
+        else:
+            assert arguments[:2] == ["-m", "cmjax.main"]
+            with contextlib.chdir(folder):
+                do(*arguments[2:])
     assert (folder / "digits.png").is_file()
     assert (folder / "gallery.png").is_file()
     assert (folder / "runs" / "digits_cd" / "diagnostics" / "consistency.png").is_file()
     assert (folder / "runs" / "imported" / "config.json").is_file()
     for code in PYTHON:
-        python(folder, "-c", code)
+        with contextlib.chdir(folder):
+            exec(code, {})
 
 
 def test_the_readme_fits_one_look_and_its_links_lead_somewhere():
