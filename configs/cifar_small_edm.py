@@ -3,8 +3,8 @@
     python -m cmjax.main --config=configs/cifar_small_edm.py --config.data.data_dir=~/tensorflow_datasets
 
 The U-Net of 2.8 million parameters works on patches of 4×4 pixels, so that an image costs 0.15 gigaflops. It knows the
-classes; a tenth of the images are without, so that samples can be guided. Nobody has trained it or its students to the
-end yet: their steps and rates are first guesses.
+classes; a tenth of the images are without, so that samples can be guided. docs/results.md has what this recipe and its
+students reach within an hour and a half of two CPU cores, and their pictures.
 """
 
 from configs import common

@@ -3,8 +3,8 @@
     python -m cmjax.main --config=configs/cifar_small_edm.py --config.data.data_dir=~/tensorflow_datasets
     python -m cmjax.main --config=configs/cifar_small_meanflow.py --config.data.data_dir=~/tensorflow_datasets
 
-It needs no teacher, but starts from the parameters of one, as a first guess at features of images: the teacher's
-network has other inputs and another output.
+It needs no teacher, but starts from one: with the preconditioning `edm_flow` the teacher's network gives the velocity of
+the linear path, which is the mean velocity between two times that are the same.
 """
 
 from configs import cifar_small_ect, common
@@ -14,7 +14,7 @@ def get_config():
     config = cifar_small_ect.get_config()
     config.steps = 500
     config.data.label_dropout = 0.1
-    config.model = common.linear_model("linear_flow")
+    config.model = common.linear_model("edm_flow")
     config.net.two_times = True
     config.objective = common.ConfigDict(
         {

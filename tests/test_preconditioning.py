@@ -16,6 +16,7 @@ from cmjax.core.paths import carry, ddpm, linear, per_sample, trig, ve, vp
 from cmjax.core.preconditioning import (
     consistency,
     edm,
+    edm_velocity,
     epsilon,
     lcm,
     linear_flow,
@@ -147,6 +148,21 @@ def test_a_flow_map_goes_by_the_mean_velocity():
     np.testing.assert_allclose(Model(curved, linear, linear_flow)(0.7, x, t, s), expected, rtol=1e-13)
     to_zero = Model(lambda *inputs, c_noise_s, key=None: curved(*inputs), linear, linear_flow)(0.7, x, t, 0.0)
     np.testing.assert_allclose(to_zero, Model(curved, ve, preconditioning.linear)(0.7, x, t), rtol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_velocity_of_an_edm_network_is_that_of_its_denoiser():
+    """(x − D(x/(1 − t), t/(1 − t)))/t, and finite at both ends: the network is told the last levels of training."""
+    x = X.astype(jnp.float64)
+    for sigma_data in (0.5, 2.0):
+        denoiser = carry(Model(curved, ve, partial(edm, sigma_data=sigma_data)), ve, linear)
+        velocity = edm_velocity(curved, sigma_data=sigma_data)
+        for t in (0.002, 0.3, 0.98):
+            times = jnp.full(4, t)
+            expected = (x - denoiser(0.7, x, times)) / t
+            np.testing.assert_allclose(velocity(0.7, x, times), expected, rtol=1e-9)
+        for t in (0.0, 1.0):
+            assert np.isfinite(velocity(0.7, x, jnp.full(4, t))).all()
 
 
 @pytest.mark.usefixtures("x64")

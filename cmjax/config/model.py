@@ -50,12 +50,12 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "linear": {
         "denoiser": {"linear": scalings.linear},
         "consistency": {"linear": scalings.linear},
-        "flow_map": {"linear_flow": scalings.linear_flow},
+        "flow_map": {"linear_flow": scalings.linear_flow, "edm_flow": scalings.linear_flow},
     },
     "vp": _DISCRETE,
     "ddpm": _DISCRETE,
 }
-"""By the path and by the kind of model."""
+"""By the path and by the kind of model. `edm_flow` is `linear_flow` of the velocity that an EDM network gives."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,10 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
         module = module_class(**knobs, num_classes=num_classes if conditional else 0)
-        function = core.Model(as_net(module), path, scale)
+        network = as_net(module)
+        if chosen.name == "edm_flow":
+            network = scalings.edm_velocity(network, sigma_data=constants["sigma_data"])
+        function = core.Model(network, path, scale)
         return Model(module, function, kind, constants, grid, conditional)
 
     options = {**knobs, "class_conditional": conditional}

@@ -4,13 +4,13 @@ They make denoisers, and consistency functions and flow maps whose boundary cond
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.paths import Path, per_sample
-from cmjax.core.typing import Samples
+from cmjax.core.typing import Net, Params, Samples
 from cmjax.ranges import Positive
 
 
@@ -76,6 +76,23 @@ def linear_flow(t: Array, s: Array) -> Scalings:
     [Geng et al. 2025, MeanFlow, eq. 3 and 12]
     """
     return Scalings(jnp.ones_like(t), s - t, jnp.ones_like(t), t, t - s)
+
+
+def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most: float = 80 / 81) -> Net:
+    """The velocity (x − D)/t of an EDM denoiser on the linear path, as a network of (x, t): for parameters that were
+    trained on the `ve` path.   [Karras et al. 2022, table 1, where x/(1 − t) has the noise level σ = t/(1 − t)]
+
+    Args: net: F of the denoiser D, a function of x and ln(σ)/4. t_least, t_most: what it is told of times outside them.
+    """
+
+    def velocity(params: Params, x: Samples, t: Array, **inputs: Any) -> Samples:
+        level = jnp.clip(t, t_least, t_most)
+        spread = jnp.sqrt(t**2 + (sigma_data * (1 - t)) ** 2)  # of x
+        out = net(params, x / per_sample(spread, x), jnp.log(level / (1 - level)) / 4, **inputs)
+        of_x = (t - sigma_data**2 * (1 - t)) / spread**2
+        return per_sample(of_x, x) * x - per_sample(sigma_data / spread, x) * out.astype(x.dtype)
+
+    return velocity
 
 
 def epsilon(t: Array, *, path: Path) -> Scalings:
