@@ -3,8 +3,8 @@
     python -m cmjax.main --config=configs/cifar_small_edm.py --config.data.data_dir=~/tensorflow_datasets
     python -m cmjax.main --config=configs/cifar_small_meanflow.py --config.data.data_dir=~/tensorflow_datasets
 
-It needs no teacher, but starts from one: with the preconditioning `edm_flow` the teacher's network gives the velocity of
-the linear path, which is the mean velocity between two times that are the same.
+It needs no teacher, but starts from one: with the preconditioning `edm_flow` the teacher's network gives the velocity
+of the linear path, which is the mean velocity between two times that are the same.
 """
 
 from configs import cifar_small_ect, common
