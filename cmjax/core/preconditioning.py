@@ -85,7 +85,8 @@ def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most:
     Args: net: F of the denoiser D, a function of x and ln(σ)/4. t_least, t_most: what it is told of times outside them.
     """
 
-    def velocity(params: Params, x: Samples, t: Array, **inputs: Any) -> Samples:
+    def velocity(params: Params, x: Samples, c_noise: Array, **inputs: Any) -> Samples:
+        t = c_noise  # as in `linear_flow`
         level = jnp.clip(t, t_least, t_most)
         spread = jnp.sqrt(t**2 + (sigma_data * (1 - t)) ** 2)  # of x
         out = net(params, x / per_sample(spread, x), jnp.log(level / (1 - level)) / 4, **inputs)
