@@ -215,6 +215,7 @@ def test_figures_notice_damage_in_order(runs):
 
 
 def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmjax.evaluation.residual.FORWARD_IMAGES", 64)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 128, (256, 9, 8, 3), np.uint8), np.arange(256) % 2 + 3
     images[labels == 4, :, :, 0] += 100
