@@ -256,7 +256,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections, which reads the recipes
 def test_the_pages_commands_make_latents_models_and_pictures(folder):
     latents = arrays(folder / "latents" / "latents.npz", "train")
     assert (len(latents), latents.shape, latents.num_classes) == (1500, (4, 4, 4), 10)

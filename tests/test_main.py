@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import jax
@@ -90,8 +89,7 @@ def runs(run, tmp_path_factory):
     teacher = folder / "digits_edm"
     run(*train("digits_ct", folder / "digits_ct", 60), "--config.report=True")
     distil = (f"--config.objective.teacher={teacher}", f"--config.init_from={teacher}")
-    with contextlib.chdir(ROOT), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the load_module")  # of ml_collections, which reads the recipes
+    with contextlib.chdir(ROOT):
         do(*train("digits_edm", teacher, 60))
         do(*train("digits_cd", folder / "digits_cd", 30, *distil))
     return folder
@@ -246,7 +244,6 @@ def test_an_unwritable_folder_is_one_clear_message(run, tmp_path):
     assert "cannot be written" in said
 
 
-@pytest.mark.filterwarnings("ignore:the load_module")
 def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(monkeypatch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "few.npz", images=images)

@@ -1,7 +1,5 @@
 """Power-function averages: held against NVIDIA's numbers, and those made after training against those tracked in it."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +18,6 @@ from cmjax.training.posthoc import LARGEST_STD, coefficients, exponent
 from cmjax.training.state import TrainState
 from configs import digits_ct
 from tests.in_process import do
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

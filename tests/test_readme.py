@@ -49,7 +49,6 @@ def python(folder, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections, which reads the recipes
 def test_commands_then_python(folder):
     assert len(COMMANDS) == 9
     assert len(PYTHON) == 3

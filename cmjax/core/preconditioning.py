@@ -79,10 +79,13 @@ def linear_flow(t: Array, s: Array) -> Scalings:
 
 
 def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most: float = 80 / 81) -> Net:
-    """The velocity (x − D)/t of an EDM denoiser on the linear path, as a network of (x, t): for parameters that were
-    trained on the `ve` path.   [Karras et al. 2022, table 1, where x/(1 − t) has the noise level σ = t/(1 − t)]
+    """The velocity (x − D)/t of an EDM denoiser D on the linear path, as a network of x (b, ...) and t (b,) in [0, 1]:
+    for parameters that were trained on the `ve` path.
 
-    Args: net: F of the denoiser D, a function of x and ln(σ)/4. t_least, t_most: what it is told of times outside them.
+    x/(1 − t) has the noise level σ = t/(1 − t). With R² = t² + σ_d²·(1 − t)² the velocity is
+    (t − σ_d²·(1 − t))/R²·x − σ_d/R·F(x/R, ln(σ)/4).   [Karras et al. 2022, table 1]
+
+    Args: net: F. t_least, t_most: F is told no times outside them; σ is 0.002 and 80 there, as in EDM.
     """
 
     def velocity(params: Params, x: Samples, c_noise: Array, **inputs: Any) -> Samples:

@@ -21,7 +21,7 @@ def digits(split: str) -> ArraySource:
 
     The 17 grey levels 0..16 become round(level·255/16). A fixed permutation decides the split.
 
-    Raises: DataError for another split.
+    Raises: DataError for another split, or without scikit-learn.
     """
     _check_split(split)
     table = _digits_table()
@@ -36,7 +36,7 @@ def _digits_table() -> np.ndarray:
     longer than the whole start of a small run."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("the digits are a file of scikit-learn's, which is not installed")
+        raise DataError("the digits are a file of scikit-learn's: pip install scikit-learn")
     return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=int)
 
 
