@@ -61,6 +61,22 @@ def test_the_samplers_can_be_left_out(tmp_path):
     assert "samplers" not in told
 
 
+def test_several_steps_in_one_call_are_planned_as_they_run(tmp_path):
+    config = digits_ct.get_config()
+    config.net.width, config.net.depth, config.batch_size = 16, 1, 8
+    steps = {}
+    for number in (1, 10):
+        config.steps_per_call = number
+        plan.run(config.to_dict(), tmp_path / str(number), None, "digits_ct", samplers=False)
+        told = json.loads((tmp_path / str(number) / "plan.json").read_text())
+        assert told["steps_per_call"] == number
+        steps[number] = told["train_step"]
+    assert steps[10]["operations"] == steps[1]["operations"]
+    assert steps[10]["bytes_moved_per_device"] == pytest.approx(steps[1]["bytes_moved_per_device"], rel=0.5)
+    assert steps[10]["memory"]["batch"] == 10 * steps[1]["memory"]["batch"]
+    assert "10 in one call" in (tmp_path / "10" / "plan.md").read_text()
+
+
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     small = Chip("small", 1e12, 26 * 2**20, 1e11, 1e10)
     monkeypatch.setattr(plan, "chip_of", lambda kind: small)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int64, Num, UInt8
 from cmjax.data.base import DataError, Source, shuffled
 from cmjax.data.on_demand import OnDemandSource
 from cmjax.data.workers import in_processes
+from cmjax.machine.mesh import over_steps
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +158,6 @@ class Batches:
         }
 
 
-def over_steps(sharding: Any) -> jax.sharding.NamedSharding:
-    """The sharding of batches of several steps, (steps, b, ...), each of which lies as `sharding` says."""
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None, *sharding.spec))
-
-
 Rows = dict[tuple[int, int], dict[str, np.ndarray]]
 """By (start, stop) within a batch, the examples there."""
 
@@ -201,11 +197,12 @@ class _RowsAndDamage:
 
 
 def batch_shapes(
-    shape: tuple[int, ...], dtype: Any, num_classes: int | None, batch_size: int
+    shape: tuple[int, ...], dtype: Any, num_classes: int | None, batch_size: int, *, together: int = 0
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of `Batches.at` of a source of examples like these."""
-    labels = {} if num_classes is None else {"label": jax.ShapeDtypeStruct((batch_size,), np.dtype(np.int32))}
-    return {"image": jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype)), **labels}
+    rows = (together, batch_size) if together else (batch_size,)
+    labels = {} if num_classes is None else {"label": jax.ShapeDtypeStruct(rows, np.dtype(np.int32))}
+    return {"image": jax.ShapeDtypeStruct((*rows, *shape), np.dtype(dtype)), **labels}
 
 
 def preprocess(images: Num[Array, "b h w c"], key: Array, *, horizontal_flip: bool) -> Float[Array, "b h w c"]:

@@ -79,6 +79,7 @@ def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str
         "fsdp": run.fsdp,
         "batch_size": run.batch_size,
         "grad_accumulation": run.grad_accumulation,
+        "steps_per_call": run.steps_per_call,
         "steps": run.steps,
         "peaks": None if chip is None else vars(chip),
         "jax": jax.__version__,
@@ -113,14 +114,13 @@ def _plan_training(
     shapes = {
         "state": state_shapes(parameter_shapes(model.module, data.shape), run.optimizer),
         "frozen": frozen_shapes(run, teacher),
-        "batch": batch_shapes(data.shape, data.dtype, data.num_classes, run.batch_size),
+        "batch": batch_shapes(data.shape, data.dtype, data.num_classes, run.batch_size, together=run.together),
     }
     report["parameters"] = count(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
-    traced = trace_train_step(
-        train_step_of(run, model, teacher), shapes["state"], shapes["frozen"], shapes["batch"], mesh
-    )
-    operations = jaxpr_flops(traced.jaxpr.jaxpr)
+    step = train_step_of(run, model, teacher)
+    traced = trace_train_step(step, *shapes.values(), mesh, together=run.together)
+    operations = jaxpr_flops(traced.jaxpr.jaxpr) / run.steps_per_call
     program, refusal = _compiled(traced, folder)
     if program is None:
         report["train_step"] = {"operations": operations, "operations_per_device": operations / mesh.size}
@@ -129,9 +129,9 @@ def _plan_training(
         seconds, hours = report["train_step"]["seconds"], run.steps / 3600
         if seconds:
             report |= {"least_hours": seconds["least"] * hours, "hours_of_arithmetic": seconds["arithmetic"] * hours}
-    step = report["train_step"] | {"operations_per_image": operations / run.batch_size}
-    memory = Memory.of(shapes, mesh, program, refusal, chip)
-    report["train_step"] = step | {"memory": memory.table()}
+    row = report["train_step"] | {"operations_per_image": operations / run.batch_size}
+    memory = Memory.of(run, shapes, mesh, program, refusal, chip)
+    report["train_step"] = row | {"memory": memory.table()}
     trace = partial(traced_operations, data=data, mesh=mesh)
     report["advice"] = advise(config, run, memory, shapes, mesh, operations, trace)
     if memory.fits is not False:

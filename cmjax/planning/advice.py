@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from cmjax.config.fields import changed
 from cmjax.config.run import Run
 from cmjax.machine.chips import Chip
-from cmjax.machine.mesh import batch_sharding, bytes_per_device, make_mesh, parameter_shardings
+from cmjax.machine.mesh import batch_sharding, bytes_per_device, make_mesh, over_steps, parameter_shardings
 from cmjax.machine.program import DoesNotFitError, Program
 
 Shapes = Mapping[str, Any]
@@ -31,10 +31,16 @@ class Memory:
 
     @classmethod
     def of(
-        cls, shapes: Shapes, mesh: Mesh, program: Program | None, refusal: DoesNotFitError | None, chip: Chip | None
+        cls,
+        run: Run,
+        shapes: Shapes,
+        mesh: Mesh,
+        program: Program | None,
+        refusal: DoesNotFitError | None,
+        chip: Chip | None,
     ) -> "Memory":
         """From the compiler's figures, or from what it said when it refused."""
-        state, frozen, batch = given(shapes, mesh)
+        state, frozen, batch = given(run, shapes, mesh)
         available = None if chip is None else chip.hbm_bytes
         if program is not None:
             rest = program.memory - program.arguments - program.temporaries - program.code
@@ -61,13 +67,14 @@ class Memory:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
-def given(shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
-    """The bytes on one device of the state, the frozen parameters and the batch."""
+def given(run: Run, shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
+    """The bytes on one device of the state, the frozen parameters and the batch, or batches, of one call."""
     state, frozen = (
         bytes_per_device(shapes[name], parameter_shardings(shapes[name], mesh)) for name in ("state", "frozen")
     )
-    batch = shapes["batch"]
-    return state, frozen, bytes_per_device(batch, dict.fromkeys(batch, batch_sharding(mesh)))
+    batch, by_device = shapes["batch"], batch_sharding(mesh)
+    sharding = over_steps(by_device) if run.together else by_device
+    return state, frozen, bytes_per_device(batch, dict.fromkeys(batch, sharding))
 
 
 def advise(
@@ -133,7 +140,7 @@ def _estimate(
     """The state and what is frozen exactly; temporaries in proportion to the samples at once, beside the gradients."""
     fsdp, parts = fsdp or run.fsdp, parts or run.grad_accumulation
     split = make_mesh(fsdp=fsdp, devices=list(mesh.devices.flat))
-    state, frozen, batch = given(shapes, split)
+    state, frozen, batch = given(run, shapes, split)
     params = shapes["state"].params
     gradients = bytes_per_device(params, parameter_shardings(params, mesh))
     ours = bytes_per_device(params, parameter_shardings(params, split))

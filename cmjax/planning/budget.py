@@ -32,7 +32,8 @@ def page(report: dict[str, Any]) -> str:
         f"{report['devices']} {'device' if report['devices'] == 1 else 'devices'} ({report['device_kind']}), "
         f"{_copies(report['fsdp'])}; "
         f"{report['parameters']:,} parameters; {report['steps']:,} updates of {report['batch_size']:,} images"
-        + (f", each in {report['grad_accumulation']} parts" if report["grad_accumulation"] > 1 else ""),
+        + (f", each in {report['grad_accumulation']} parts" if report["grad_accumulation"] > 1 else "")
+        + (f", {report['steps_per_call']} in one call" if report["steps_per_call"] > 1 else ""),
         "",
     ]
     lines += [f"Assumed: {text}." for text in report["assumed"]] + ([""] if report["assumed"] else [])
@@ -57,7 +58,7 @@ def _memory_table(memory: dict[str, Any]) -> list[str]:
     names = {
         "state": "state: parameters, averages, optimizer",
         "frozen": "teacher and other frozen weights",
-        "batch": "batch",
+        "batch": "batch, or batches, of one call",
         "other": "padding of these, results",
         "temporaries": "temporaries: activations, gradients",
         "code": "code",

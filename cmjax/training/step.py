@@ -14,9 +14,8 @@ from jaxtyping import Array, Float, Int
 from cmjax.core.guidance import drop_labels
 from cmjax.core.model import Model
 from cmjax.core.typing import Params, PerSample, PRNGKey, Samples, Schedule
-from cmjax.data.batches import over_steps
 from cmjax.machine.flops import jaxpr_flops
-from cmjax.machine.mesh import batch_sharding, parameter_shardings, replicated
+from cmjax.machine.mesh import batch_sharding, over_steps, parameter_shardings, replicated
 from cmjax.machine.platform import platform, tracing_for
 from cmjax.training.method import Method
 from cmjax.training.optimizer import TARGET, averages
