@@ -84,15 +84,25 @@ def make_train_step(
 def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainState, Metrics]:
     """The state after the optimizer's update, or before it where the loss or the gradient is not finite."""
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    updated = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     finite = good | state.finite & (state.skipped < skip_nonfinite)
+
+    def update(state):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
     metrics = {"loss": jnp.where(good, loss, jnp.nan), "grad_norm": grad_norm, "finite": finite}
     if skip_nonfinite:
         metrics["skipped"] = state.skipped + (finite & ~good)
-    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
-    return kept.replace(step=state.step + finite, finite=finite), metrics
+    state = _only_if(good, update, state)
+    return state.replace(step=state.step + finite, finite=finite), metrics
+
+
+def _only_if(condition, function, state):
+    """function(state) where the condition holds, else `state` itself."""
+    if platform() == "cpu":  # a branch, which updates in place: to choose of two states takes longer than Adam
+        return jax.lax.cond(condition, function, lambda state: state, state)
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), function(state), state)
 
 
 def prepare_inputs(
