@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmjax.core import (
+        couplings,
         curricula,
         derivatives,
         distances,
@@ -41,6 +42,7 @@ __all__ = [
     "FlowMap",
     "Model",
     "Times",
+    "couplings",
     "curricula",
     "derivatives",
     "distances",

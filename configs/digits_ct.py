@@ -14,7 +14,7 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 6000
+    config.steps = 5000
     config.batch_size = 128
     config.data.name = "digits"
     config.net = common.mlp(width=384, depth=3)
@@ -23,7 +23,8 @@ def get_config():
             "name": "ct",
             "curriculum": "doubling(s0=10, s1=40)",
             "intervals": "lognormal(mean=0.0, std=2.0)",
-            "distance": "pseudo_huber(c=0.1)",
+            "coupling": "minibatch_ot(above=1.0)",
+            "distance": "pseudo_huber(c=1.0)",
             "weight": "inverse_gap",
             "target": "stop_gradient",
         }

@@ -20,6 +20,7 @@ def get_config():
             "times": "lognormal(mean=0.0, std=2.0)",
             "stages": "equal(count=3)",
             "gap": "shrinking(q=3)",
+            "coupling": "independent",
             "distance": "pseudo_huber(c=0.1)",
             "weight": "inverse_gap",
             "target": "stop_gradient",

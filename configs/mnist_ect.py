@@ -12,7 +12,7 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 4300
+    config.steps = 4500
     config.batch_size = 64
     config.data.name = "mnist"
     config.net = common.ddpmpp(
@@ -23,14 +23,17 @@ def get_config():
         {
             "name": "ect",
             "times": "lognormal(mean=0.0, std=2.0)",
-            "stages": "equal(count=3)",
-            "gap": "shrinking(q=3)",
+            "stages": "equal(count=6)",
+            "gap": "shrinking(q=1.75)",
+            "coupling": "minibatch_ot(above=1.0)",
             "distance": "pseudo_huber(c=0.3)",
             "weight": "inverse_gap",
             "target": "stop_gradient",
         }
     )
-    config.optimizer = common.optimizer("muon", learning_rate=1e-2, schedule="cosine", averages=("ema(rate=0.995)",))
+    config.optimizer = common.optimizer(
+        "muon", learning_rate=1.5e-2, schedule="cosine(warmup_steps=50)", averages=("ema(rate=0.995)",)
+    )
     config.checkpoint.save_every = 500
     config.samples = common.consistency_samples(every=500, times=(80.0, 0.8))
     return config

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
-from cmjax.core import curricula, distances, ode, pairs, targets, times, weightings
+from cmjax.core import couplings, curricula, distances, ode, pairs, targets, times, weightings
 from cmjax.core.distances import Speed
 from cmjax.core.guidance import draw_guidance
 from cmjax.core.losses import tangents
-from cmjax.core.typing import Distance, Params, PerSample, Schedule, TimeSampler, Weight
+from cmjax.core.typing import Distance, Params, PerSample, Samples, Schedule, TimeSampler, Weight
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import lpips
 from cmjax.nets.lpips import parameter_shapes as lpips_shapes
@@ -64,6 +64,7 @@ def _lpips(*, vgg: str, heads: str, resize: Annotated[int, Within(16, 4096)] = 2
     return partial(lpips, resize=resize), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
 
 
+COUPLINGS = {"independent": lambda: None, "minibatch_ot": couplings.minibatch_ot}
 OF_VE = ("snr", "snr_plus_one", "truncated_snr", "karras")
 """Weights that take the time for the noise level."""
 DISTANCES = {
@@ -126,6 +127,18 @@ def read_speed(fields: Fields) -> tuple[Callable[[Mapping[str, Params]], Speed],
 def read_rate(fields: Fields) -> Schedule | None:
     """The rate of the target's average, of a method without a grid."""
     return fields.call("target", RATES)
+
+
+def read_coupling(fields: Fields, spec: ModelSpec) -> Callable[..., Samples] | None:
+    """(x0, noise, times, labels) -> the noise of each sample; None where it is independent, as without the field."""
+    if not fields.has("coupling"):
+        return None
+    chosen = fields.choice("coupling", COUPLINGS, path=spec.path)
+    if chosen.name == "independent":
+        return None
+    samples, times = jnp.zeros((2, 8, 8, 3)), jnp.ones(2)
+    try_out(fields, "coupling", lambda: chosen.make(samples, samples, times, None))
+    return chosen.make
 
 
 def read_guidance(fields: Fields, spec: ModelSpec, *, above: float | None = None) -> Callable[..., PerSample]:

@@ -1,9 +1,11 @@
 """Every method by its name: what it makes of the network, and what reads its fields. One row for each."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cmjax.config import continuous, discrete
+from cmjax.config.choices import read_coupling
 from cmjax.config.fields import Fields
 from cmjax.config.model import PATHS, PRECONDITIONINGS, Model, ModelSpec, read_model_spec
 from cmjax.training.method import Method
@@ -37,7 +39,8 @@ RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "
 
 def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     """The method that the section `objective` names, of a run of so many steps."""
-    return METHODS[_name(fields)][1](fields, spec, steps)
+    method = METHODS[_name(fields)][1](fields, spec, steps)
+    return replace(method, coupling=read_coupling(fields, spec))
 
 
 def read_spec(fields: Fields) -> ModelSpec:

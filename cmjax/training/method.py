@@ -36,6 +36,7 @@ class Method:
     of the frozen weights. schedules: functions of the step to report. frozen: the weights that `by_frozen` takes.
     guidance: draws the scale that the network is given as the condition `guidance`. share: the share of the batch that
     learns in another way, the first samples of it.
+    coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
     teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.
     teacher_as: the argument of the loss that it is given as. teacher_function: of (params, x, t), once it is loaded.
     """
@@ -49,6 +50,7 @@ class Method:
     frozen: Mapping[str, FrozenWeights] = field(default_factory=dict)
     guidance: Callable[[PRNGKey, int], PerSample] | None = None
     share: float = 0.0
+    coupling: Callable[..., Samples] | None = None
     teacher: str = ""
     teacher_kind: str = "denoiser"
     teacher_as: str = "teacher"
@@ -69,8 +71,10 @@ class Method:
             guidance_key, key = jax.random.split(key)
             conditions = {**conditions, "guidance": self.guidance(guidance_key, len(x0))}
         noise_key, dropout_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        return Batch(x0, noise, self.times(times_key, len(x0), step), conditions), dropout_key
+        noise, times = jax.random.normal(noise_key, x0.shape, x0.dtype), self.times(times_key, len(x0), step)
+        if self.coupling is not None:
+            noise = self.coupling(x0, noise, times.t, conditions.get("label"))
+        return Batch(x0, noise, times, conditions), dropout_key
 
     def arguments(self, step: Step, target_params: Params, frozen: Mapping[str, Params]) -> dict[str, Any]:
         """What the loss is given by name at this step. `frozen` holds the teacher's parameters as `TEACHER`."""

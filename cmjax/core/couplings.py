@@ -1,0 +1,62 @@
+"""Couplings: which noise of a batch goes with which of its clean samples."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cmjax.core.paths import Path, per_sample
+from cmjax.core.typing import PerSample, Samples
+from cmjax.ranges import Count, NotNegative
+
+
+def minibatch_ot(
+    x0: Samples,
+    noise: Samples,
+    t: PerSample,
+    label: Int[Array, " b"] | None,
+    *,
+    path: Path,
+    sweeps: Count = 2,
+    above: NotNegative = 0.0,
+) -> Samples:
+    """Minibatch optimal transport: the batch's noise (b, ...), assigned to its samples so that Σ‖x0 − noise‖² is small.
+
+    The trajectories cross less, so that the consistency target varies less.   [Pooladian et al. 2023; Tong et al. 2024]
+
+    Two samples exchange their noise where that lowers the sum; each sweep asks every pair once. Two sweeps come within
+    some percent of the least sum, which the Hungarian algorithm finds in tens of times as long. Only samples of one
+    class exchange noise, so that noise says nothing of a given class.
+
+    At noise levels below `above` samples keep independent noise: there multistep samplers add new noise, and what they
+    then ask for must have been learned.
+
+    Args:   t: the times of the samples. label: their classes. sweeps: >= 1. above: a noise level b(t)/a(t).
+    Raises: ValueError naming the argument that is out of range.
+    """
+    if sweeps < 1:
+        raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+    if above < 0:
+        raise ValueError(f"above must be at least 0, got {above}")
+    one_class = jnp.zeros(len(x0), int) if label is None else label
+    # ‖x0 − noise‖² but for what no exchange changes
+    costs = -x0.reshape(len(x0), -1) @ noise.reshape(len(x0), -1).T
+    assigned = noise[exchanged(costs, one_class, sweeps)]
+    return jnp.where(per_sample(path.b(t) >= above * path.a(t), noise), assigned, noise)
+
+
+def exchanged(costs: Float[Array, "n n"], group: Int[Array, " n"], sweeps: Count) -> Int[Array, " n"]:
+    """The column of each row, a permutation, after exchanges between rows of one group that lower the sum of costs.
+
+    Args: costs: (n, n). group: of each row. sweeps: how often each pair of rows is asked.
+    """
+    rows = jnp.arange(len(costs))
+
+    def one_round(columns, number):
+        """All rows in pairs: i with number − i."""
+        others = (number - rows) % len(costs)
+        theirs = columns[others]
+        now = costs[rows, columns] + costs[others, theirs]
+        then = costs[rows, theirs] + costs[others, columns]
+        return jnp.where((then < now) & (group == group[others]), theirs, columns), None
+
+    return jax.lax.scan(one_round, rows, jnp.tile(rows, sweeps))[0]
