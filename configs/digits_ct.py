@@ -5,8 +5,10 @@
 What differs from the published CT recipe, and why. Grid, interval probabilities, weight and target are iCT's: the
 weight 1/(t − r) keeps small noise levels, where strokes are decided, from being drowned by large ones (with weight 1
 every sample is a smooth average, recall 0). N ends at 41: in some thousand updates a finer grid leaves the far end of
-the trajectory untaught. c is far above iCT's 0.00054·√D, which on so few pixels drew samples to the median. The network
-is an MLP: on a CPU its matrix products run several times faster than convolutions on images this small.
+the trajectory untaught. c is far above iCT's 0.00054·√D, which on so few pixels drew samples to the median. Noise lies
+near its data where the noise level is above one: with independent noise samples keep to the middle of the data (recall
+.66). The network is an MLP: on a CPU its matrix products run several times faster than convolutions on images this
+small.
 """
 
 from configs import common

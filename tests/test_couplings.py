@@ -31,7 +31,7 @@ def test_the_sum_comes_near_to_the_least():
     least = costs[linear_sum_assignment(costs)].sum()
     sums = {}
     for sweeps in (1, 2, 5):
-        columns = np.asarray(exchanged(costs, jnp.zeros(64, int), sweeps))
+        columns = np.asarray(exchanged(jnp.asarray(costs), jnp.zeros(64, int), sweeps))
         assert sorted(columns) == list(range(64))
         sums[sweeps] = costs[np.arange(64), columns].sum()
     assert least <= sums[5] <= sums[2] <= sums[1] < np.trace(costs)

@@ -164,7 +164,9 @@ def test_steps_that_are_not_finite_are_skipped_up_to_the_limit():
     assert (int(resumed.step), int(resumed.skipped)) == (6, 3)
 
 
-def test_a_skipped_step_only_counts():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # a branch, and a choice between two states
+def test_a_skipped_step_only_counts(platform, monkeypatch):
+    monkeypatch.setattr(train_step, "platform", lambda: platform)
     bad = {"image": np.full_like(IMAGES, np.nan)}
     before, _ = run(2, skip_nonfinite=1)
     after, _ = run(3, skip_nonfinite=1, batches=[BATCH, BATCH, bad])
@@ -172,6 +174,14 @@ def test_a_skipped_step_only_counts():
     for a, b in zip(left, right, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (int(after.step), bool(after.finite)) == (3, True)
+
+
+def test_the_update_is_the_same_by_a_branch_and_by_a_choice(monkeypatch):
+    branch, _ = run(4)
+    monkeypatch.setattr(train_step, "platform", lambda: "gpu")
+    choice, _ = run(4)
+    for a, b in zip(jax.tree.leaves(branch), jax.tree.leaves(choice), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)  # two programs round differently
 
 
 def test_clipping_bounds_the_first_update():
