@@ -63,7 +63,7 @@ def recipe(name: str, out: Path, *, steps: int, data: str) -> dict[str, Any]:
         config.data.name, config.data.data_dir = "arrays", str(out / "points.npz")
         config.net.width, config.figures.num = 128, 0
         if "distance" in config.objective:
-            config.objective.distance = config.objective.distance.replace("c=0.1", "c=0.03").replace("c=1.0", "c=0.3")
+            config.objective.distance = config.objective.distance.replace("c=0.1", "c=0.03").replace("c=1.0", "c=0.03")
         if "coupling" in config.objective:  # another coupling has other trajectories than the exact ones
             config.objective.coupling = "independent"
     return config.to_dict()

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     assert told["train_step"]["memory"]["fits"] is False
     seconds = told["train_step"]["seconds"]
     assert seconds["least"] == max(seconds[name] for name in ("arithmetic", "memory", "links"))
-    assert told["least_hours"] == pytest.approx(seconds["least"] * 6000 / 3600)
+    assert told["least_hours"] == pytest.approx(seconds["least"] * told["steps"] / 3600)
 
 
 @pytest.mark.parametrize(
