@@ -7,7 +7,7 @@ weight 1/(t − r) keeps small noise levels, where strokes are decided, from bei
 every sample is a smooth average, recall 0). N ends at 41: in some thousand updates a finer grid leaves the far end of
 the trajectory untaught. c is far above iCT's 0.00054·√D, which on so few pixels drew samples to the median. Noise lies
 near its data where the noise level is above one: with independent noise samples keep to the middle of the data (recall
-.66). The network is an MLP: on a CPU its matrix products run several times faster than convolutions on images this
+.62). The network is an MLP: on a CPU its matrix products run several times faster than convolutions on images this
 small.
 """
 

@@ -1,4 +1,6 @@
-"""Which noise goes with which clean sample: exchanges keep the noise Gaussian, classes apart, and small times free."""
+"""Which noise goes with which clean sample: a permutation within a class, and none at small times."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,12 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.core import paths
 from cmjax.core.couplings import exchanged, minibatch_ot
-from configs import digits_ct
+from cmjax.data.batches import batch_shapes
+from cmjax.machine.mesh import make_mesh
+from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.starting import train_step_of
+from cmjax.training.step import state_shapes, trace_train_step
+from configs import digits_cd, digits_ct, digits_edm, digits_sct
 
 DATA, NOISE = np.random.default_rng(0).standard_normal((2, 64, 4, 4, 1), np.float32)
 LABELS = jnp.arange(64) % 3
@@ -72,3 +79,29 @@ def test_a_wrong_coupling_is_named(written, message):
     config.objective.coupling = written
     with pytest.raises(ConfigError, match=message):
         read_run(config.to_dict())
+
+
+@pytest.mark.parametrize("name", ["denoising", "sct", "cd"])
+def test_what_needs_independent_noise_refuses_another(name):
+    recipe = {"denoising": digits_edm, "sct": digits_sct, "cd": digits_cd}[name].get_config()
+    recipe.objective.coupling = "minibatch_ot"
+    with pytest.raises(ConfigError, match=f"coupling=.*must be independent: config.objective.name='{name}'"):
+        read_run(recipe.to_dict())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_devices_exchange_nothing_in_the_rounds(parts):
+    config = digits_ct.get_config()
+    config.net.width, config.net.depth, config.grad_accumulation, config.batch_size = 16, 1, parts, 24
+    run = read_run(config.to_dict())
+    mesh, model = make_mesh(), run.make_model(None)
+    state = state_shapes(parameter_shapes(model.module, (8, 8, 1)), run.optimizer)
+    batch = batch_shapes((8, 8, 1), np.float32, None, run.batch_size)
+    text = (
+        trace_train_step(train_step_of(run, model, None, mesh), state, {}, batch, mesh).lower().compile().as_text()
+        or ""
+    )
+    loops = re.findall(r"body=%?([\w.-]+)", text)
+    bodies = [text.partition(f"%{loop} (")[2].partition("\n}")[0] for loop in loops]
+    assert any("gather" in body for body in bodies)
+    assert not any(kind in body for body in bodies for kind in ("all-gather", "all-reduce", "collective-permute"))

@@ -74,7 +74,7 @@ def test_several_steps_in_one_call_are_planned_as_they_run(tmp_path):
     assert steps[10]["operations"] == steps[1]["operations"]
     assert steps[10]["bytes_moved_per_device"] == pytest.approx(steps[1]["bytes_moved_per_device"], rel=0.5)
     assert steps[10]["memory"]["batch"] == 10 * steps[1]["memory"]["batch"]
-    assert "10 in one call" in (tmp_path / "10" / "plan.md").read_text()
+    assert "10 updates in one call" in (tmp_path / "10" / "plan.md").read_text()
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):

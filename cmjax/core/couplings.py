@@ -23,12 +23,12 @@ def minibatch_ot(
 
     The trajectories cross less, so that the consistency target varies less.   [Pooladian et al. 2023; Tong et al. 2024]
 
-    Two samples exchange their noise where that lowers the sum; each sweep asks every pair once. Two sweeps come within
-    some percent of the least sum, which the Hungarian algorithm finds in tens of times as long. Only samples of one
-    class exchange noise, so that noise says nothing of a given class.
+    Two samples exchange their noise where that lowers the sum. Each sweep asks every pair once, in b rounds one after
+    another. Only samples with the same label exchange noise (those without one, -1, count as one class), so the noise
+    stays independent of the label. The larger the batch, and the fewer its classes, the nearer noise and data come.
 
-    At noise levels below `above` samples keep independent noise: there multistep samplers add new noise, and what they
-    then ask for must have been learned.
+    Samples whose noise level is below `above` keep independent noise: multistep samplers add fresh noise there, and the
+    model must have learned such inputs.
 
     Args:   t: the times of the samples. label: their classes. sweeps: >= 1. above: a noise level b(t)/a(t).
     Raises: ValueError naming the argument that is out of range.
@@ -38,7 +38,7 @@ def minibatch_ot(
     if above < 0:
         raise ValueError(f"above must be at least 0, got {above}")
     one_class = jnp.zeros(len(x0), int) if label is None else label
-    # ‖x0 − noise‖² but for what no exchange changes
+    # half of ‖x0 − noise‖², less the terms that no exchange changes
     costs = -x0.reshape(len(x0), -1) @ noise.reshape(len(x0), -1).T
     assigned = noise[exchanged(costs, one_class, sweeps)]
     return jnp.where(per_sample(path.b(t) >= above * path.a(t), noise), assigned, noise)

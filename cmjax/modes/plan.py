@@ -118,8 +118,8 @@ def _plan_training(
     }
     report["parameters"] = count(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
-    step = train_step_of(run, model, teacher)
-    traced = trace_train_step(step, *shapes.values(), mesh, together=run.together)
+    step, state, frozen, batch = train_step_of(run, model, teacher, mesh), *shapes.values()
+    traced = trace_train_step(step, state, frozen, batch, mesh, together=run.together)
     operations = jaxpr_flops(traced.jaxpr.jaxpr) / run.steps_per_call
     program, refusal = _compiled(traced, folder)
     if program is None:
@@ -162,7 +162,7 @@ def traced_operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh
     teacher, _ = teacher_shapes(config, run, data)
     state = state_shapes(parameter_shapes(model.module, data.shape), run.optimizer)
     batch = batch_shapes(data.shape, data.dtype, data.num_classes, run.batch_size)
-    step = train_step_of(run, model, teacher)
+    step = train_step_of(run, model, teacher, mesh)
     return jaxpr_flops(trace_train_step(step, state, frozen_shapes(run, teacher), batch, mesh).jaxpr.jaxpr)
 
 

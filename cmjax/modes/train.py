@@ -199,7 +199,7 @@ def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledSte
     """The compiled train step, and the seconds that it took."""
     log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
     began = time.perf_counter()
-    train_step = train_step_of(setup.run, setup.model, setup.teacher)
+    train_step = train_step_of(setup.run, setup.model, setup.teacher, setup.mesh)
     compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh, together=setup.run.together)
     if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
         raise ConfigError(f"config: {problem}")

@@ -33,7 +33,7 @@ def page(report: dict[str, Any]) -> str:
         f"{_copies(report['fsdp'])}; "
         f"{report['parameters']:,} parameters; {report['steps']:,} updates of {report['batch_size']:,} images"
         + (f", each in {report['grad_accumulation']} parts" if report["grad_accumulation"] > 1 else "")
-        + (f", {report['steps_per_call']} in one call" if report["steps_per_call"] > 1 else ""),
+        + (f", {report['steps_per_call']} updates in one call" if report["steps_per_call"] > 1 else ""),
         "",
     ]
     lines += [f"Assumed: {text}." for text in report["assumed"]] + ([""] if report["assumed"] else [])

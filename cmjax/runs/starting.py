@@ -184,11 +184,11 @@ def _load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Par
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 
 
-def train_step_of(run: Run, model: Model, teacher: FlowMap | None) -> TrainStep:
+def train_step_of(run: Run, model: Model, teacher: FlowMap | None, mesh: Mesh) -> TrainStep:
     """The train step of a configuration, not yet compiled."""
     return make_train_step(
         model.function,
-        run.method.with_teacher(teacher, model.path),
+        run.method.with_teacher(teacher, model.path).on(mesh),
         run.optimizer,
         prepare=inputs_of(run, model),
         seed=run.seed,

@@ -6,12 +6,15 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.lax import with_sharding_constraint
+from jax.sharding import Mesh
 
 from cmjax.core.batch import Batch
 from cmjax.core.pairs import TimesSampler
 from cmjax.core.paths import Path, carry
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Conditions, Denoiser, Params, PerSample, PRNGKey, Samples, Schedule, Step
+from cmjax.machine.mesh import replicated
 
 TEACHER = "teacher"
 """The teacher's parameters among what is frozen."""
@@ -63,6 +66,15 @@ class Method:
         same = teacher.path == path
         function = teacher.denoiser if same else carry(teacher.denoiser, teacher.path, path)
         return replace(self, teacher_function=function)
+
+    def on(self, mesh: Mesh) -> "Method":
+        """The method for batches that lie over the mesh: for its coupling every device has all of the batch, so that
+        they exchange nothing in its rounds."""
+        coupling = self.coupling
+        if coupling is None:
+            return self
+        everywhere = partial(with_sharding_constraint, shardings=replicated(mesh))
+        return replace(self, coupling=lambda *batch: everywhere(coupling(*everywhere(batch))))
 
     def draw(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
         """The batch that the loss is evaluated on, with its noise and times, and the key of the dropout masks."""

@@ -100,7 +100,7 @@ def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainStat
 
 def _only_if(condition, function, state):
     """function(state) where the condition holds, else `state` itself."""
-    if platform() == "cpu":  # a branch, which updates in place: to choose of two states takes longer than Adam
+    if platform() == "cpu":  # a branch, in place: choosing between two states takes longer than Adam
         return jax.lax.cond(condition, function, lambda state: state, state)
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), function(state), state)
 
