@@ -6,9 +6,9 @@
 
 Each method is its recipe configs/digits_<method>.py, of which the number of steps alone is changed; on the oracle the
 width, the distance's c and the coupling, too. What was trained before is taken from its folder, so that the script can
-be stopped and started again. Writes methods.json, methods.md and, of pictures, methods.png. On `oracle` the students' teachers are learned too, and the error of one step is
-√E‖f(x, t_max) − exact‖², in units of the std of one coordinate of the data: a student that always answers the mean
-has an error of √2.
+be stopped and started again. Writes methods.json, methods.md and, of pictures, methods.png. On `oracle` the students'
+teachers are learned too, and the error of one step is √E‖f(x, t_max) − exact‖², in units of the std of one coordinate
+of the data: a student that always answers the mean has an error of √2.
 """
 
 import argparse

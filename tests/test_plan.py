@@ -78,7 +78,7 @@ def test_several_steps_in_one_call_are_planned_as_they_run(tmp_path):
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
-    small = Chip("small", 1e12, 26 * 2**20, 1e11, 1e10)
+    small = Chip("small", 1e12, 22 * 2**20, 1e11, 1e10)
     monkeypatch.setattr(plan, "chip_of", lambda kind: small)
     with pytest.raises(ConfigError, match=r"does not fit: it takes .*--config\.mesh\.fsdp=2 makes it fit") as refusal:
         plan.run(digits_ct.get_config().to_dict(), tmp_path, None, "digits_ct")
