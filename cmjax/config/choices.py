@@ -144,8 +144,7 @@ def read_coupling(fields: Fields, spec: ModelSpec) -> Callable[..., Samples] | N
         raise fields.error(
             "coupling", f"must be independent: config.objective.name={fields.text('name')!r} needs it so"
         )
-    samples, times = jnp.zeros((2, 8, 8, 3)), jnp.ones(2)
-    try_out(fields, "coupling", lambda: chosen.make(samples, samples, times, None))
+    try_out(fields, "coupling", lambda: chosen.make(jnp.zeros((2, 8)), jnp.zeros((2, 8)), jnp.ones(2), None))
     return chosen.make
 
 
