@@ -2,8 +2,8 @@
 
     python -m cmjax.main --config=configs/mnist_ct.py --config.data.data_dir=~/tensorflow_datasets
 
-The choices are those of digits_ct, for the same reasons, but for its coupling and its c. Sharper
-digits are those of mnist_ect; better edits those of mnist_edm and mnist_cd. On an accelerator use a larger U-Net:
+The choices are those of digits_ct, for the same reasons, but for its coupling and its c. Sharper digits are those of
+mnist_ect; better edits those of mnist_edm and mnist_cd. On an accelerator use a larger U-Net:
 `config.net = common.ddpmpp(channels=64, channel_mult=(1, 2, 2), blocks=2, attention_resolutions=(7,))`.
 """
 

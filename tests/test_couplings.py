@@ -17,7 +17,7 @@ from cmjax.machine.mesh import make_mesh
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.starting import train_step_of
 from cmjax.training.step import state_shapes, trace_train_step
-from configs import digits_cd, digits_ct, digits_edm, digits_sct
+from configs import digits_cd, digits_ct, digits_edm, digits_pd, digits_sct
 
 DATA, NOISE = np.random.default_rng(0).standard_normal((2, 64, 4, 4, 1), np.float32)
 LABELS = jnp.arange(64) % 3
@@ -81,9 +81,10 @@ def test_a_wrong_coupling_is_named(written, message):
         read_run(config.to_dict())
 
 
-@pytest.mark.parametrize("name", ["denoising", "sct", "cd"])
+@pytest.mark.parametrize("name", ["denoising", "sct", "cd", "pd"])
 def test_what_needs_independent_noise_refuses_another(name):
-    recipe = {"denoising": digits_edm, "sct": digits_sct, "cd": digits_cd}[name].get_config()
+    recipe = {"denoising": digits_edm, "sct": digits_sct, "cd": digits_cd, "pd": digits_pd}[name].get_config()
+    recipe.objective.name = {"pd": "progressive"}.get(name, name)  # which older runs have recorded
     recipe.objective.coupling = "minibatch_ot"
     with pytest.raises(ConfigError, match=f"coupling=.*must be independent: config.objective.name='{name}'"):
         read_run(recipe.to_dict())

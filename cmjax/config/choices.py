@@ -64,10 +64,6 @@ def _lpips(*, vgg: str, heads: str, resize: Annotated[int, Within(16, 4096)] = 2
     return partial(lpips, resize=resize), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
 
 
-OF_INDEPENDENT_NOISE = (
-    "denoising", "edm2", "sct", "cd", "guided_cd", "lcm", "pd", "continuous_cd", "scm_cd",
-)  # fmt: skip
-"""Diffusion models and what is distilled from them; `sct`, whose D takes the noise to be independent."""
 COUPLINGS = {"independent": lambda: None, "minibatch_ot": couplings.minibatch_ot}
 OF_VE = ("snr", "snr_plus_one", "truncated_snr", "karras")
 """Weights that take the time for the noise level."""
@@ -140,10 +136,6 @@ def read_coupling(fields: Fields, spec: ModelSpec) -> Callable[..., Samples] | N
     chosen = fields.choice("coupling", COUPLINGS, path=spec.path)
     if chosen.name == "independent":
         return None
-    if fields.text("name") in OF_INDEPENDENT_NOISE:
-        raise fields.error(
-            "coupling", f"must be independent: config.objective.name={fields.text('name')!r} needs it so"
-        )
     try_out(fields, "coupling", lambda: chosen.make(jnp.zeros((2, 8)), jnp.zeros((2, 8)), jnp.ones(2), None))
     return chosen.make
 

@@ -33,14 +33,19 @@ METHODS: dict[str, tuple[str, Callable[[Fields, ModelSpec, int], Method]]] = {
     "alphaflow": ("flow_map", continuous.alphaflow),
 }
 """The kind of model, as `FlowMap` has it, and the reader: (fields, model, steps of the run) -> Method."""
+OF_INDEPENDENT_NOISE = {"denoising", "edm2", "cd", "guided_cd", "lcm", "pd", "continuous_cd", "scm_cd", "sct"}
+"""Diffusion models and what is distilled from them; `sct`, whose D takes the noise to be independent."""
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
 """Methods by the names that older runs have recorded."""
 
 
 def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     """The method that the section `objective` names, of a run of so many steps."""
-    method = METHODS[_name(fields)][1](fields, spec, steps)
-    return replace(method, coupling=read_coupling(fields, spec))
+    name = _name(fields)
+    coupling = read_coupling(fields, spec)
+    if coupling is not None and name in OF_INDEPENDENT_NOISE:
+        raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
+    return replace(METHODS[name][1](fields, spec, steps), coupling=coupling)
 
 
 def read_spec(fields: Fields) -> ModelSpec:
