@@ -1,0 +1,149 @@
+"""How fast every source gives its images, beside how fast train steps take them: a table on standard output.
+
+    python benchmarks/data_rate.py                                        # the digits, and files made of noise
+    python benchmarks/data_rate.py --data-dir=~/tensorflow_datasets       # TFDS's data sets there as well
+
+A source's rate is that of `Batches.stream` at 256 images, as a run reads them, with nothing else to do, from the median
+time of a batch; "to open" is the time until its first batch is there. In memory: decoded when the source is opened. On
+demand: decoded batch by batch on one thread or several, as for data sets that are too large. Mapped: from an .npz on
+the disk. A step's rate is that of the compiled train step of a recipe, alone; augmentations are measured on the device,
+alone.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from cmjax.config.run import read_run
+from cmjax.data import augment, sources
+from cmjax.data.base import Source
+from cmjax.data.batches import Batches
+from cmjax.data.tfds import names_in
+from cmjax.machine.xla import prefer_fast_convolutions
+from cmjax.recipes import load_recipe
+from cmjax.runs.starting import first_state, set_up, train_step_of
+from cmjax.training.step import compile_train_step
+
+BATCH = 256
+BATCHES = 40
+PICTURES = 2048
+STEPS = ("digits_ct", "digits_edm")
+"""Recipes whose steps take the most images a second."""
+MEMORY = {"in memory": 10**12, "on demand": 0}
+
+Row = tuple[str, str, float, float]
+"""What, its shape, images a second, seconds to open."""
+
+
+def rate(open_source: Callable[[], Source], batch: int = BATCH) -> tuple[Source, float, float]:
+    """The source, its images a second, and the seconds until its first batch is there."""
+    start = time.perf_counter()
+    source = open_source()
+    stream = Batches(source, batch, seed=0).stream(0)
+    jax.block_until_ready(next(stream))
+    opened, times = time.perf_counter() - start, []
+    for batch_now in islice(stream, BATCHES):
+        times.append(time.perf_counter())
+        jax.block_until_ready(batch_now)
+    stream.close()
+    return source, batch / float(np.median(np.diff(times))), opened
+
+
+def measured(name: str, open_source: Callable[[], Source]) -> Row:
+    source, speed, opened = rate(open_source)
+    return name, "×".join(map(str, source.shape)), speed, opened
+
+
+def of_files(folder: Path) -> Iterator[Row]:
+    """Folders of small and large pictures, and arrays."""
+    random = np.random.default_rng(0)
+    for size, suffix in ((32, "png"), (32, "jpg"), (64, "jpg"), (256, "jpg")):
+        files = folder / f"{size}{suffix}"
+        files.mkdir()
+        for number in range(PICTURES):
+            coarse = Image.fromarray(random.integers(0, 256, (size // 8, size // 8, 3), np.uint8))
+            coarse.resize((size, size), Image.Resampling.BICUBIC).save(files / f"{number}.{suffix}")
+        for where, limit in MEMORY.items():
+            opened = partial(sources.folder, files, "train", image_size=min(size, 64), memory_limit_bytes=limit)
+            yield measured(f"folder of {suffix}, {size}×{size}, {where}", opened)
+    np.savez(folder / "x.npz", images=random.integers(0, 256, (20 * PICTURES, 32, 32, 3), np.uint8))
+    for where, limit in (("in memory", MEMORY["in memory"]), ("mapped", 0)):
+        yield measured(f"arrays, {where}", partial(sources.arrays, folder / "x.npz", "train", memory_limit_bytes=limit))
+
+
+def of_tfds(data_dir: Path) -> Iterator[Row]:
+    """What TFDS has prepared in its folder."""
+    for name in names_in(data_dir):
+        for where, limit in MEMORY.items():
+            opened = partial(sources.tfds, name, "train", data_dir=data_dir, memory_limit_bytes=limit)
+            yield measured(f"{name}, {where}", opened)
+
+
+def of_augmentation(shape: tuple[int, int, int] = (32, 32, 3), probability: float = 0.12) -> Row:
+    """EDM's augmentations on the device."""
+    images = jax.numpy.zeros((BATCH, *shape))
+    augmented = jax.jit(partial(augment.augment, probabilities=augment.edm(probability=probability)))
+    seconds = median_seconds(lambda: augmented(images, jax.random.key(0)))
+    return "EDM's augmentations, on the device", "×".join(map(str, shape)), BATCH / seconds, 0.0
+
+
+def of_step(recipe: str) -> Row:
+    """The train step of a recipe, on one batch again and again."""
+    run = read_run(load_recipe(recipe).to_dict())
+    setup = set_up(run, run.data.open)
+    state = first_state(setup)
+    batch = Batches(setup.source, run.batch_size, run.seed).at(0)
+    step = compile_train_step(
+        train_step_of(run, setup.model, setup.teacher, setup.mesh), state, setup.frozen, batch, setup.mesh
+    )
+    states = [state]
+
+    def advance() -> jax.Array:
+        states[0], metrics = step(states[0], setup.frozen, batch)
+        return metrics["loss"]
+
+    speed = run.batch_size / median_seconds(advance, rounds=300)
+    return f"the step of {recipe}, {run.batch_size} images", "×".join(map(str, setup.source.shape)), speed, 0.0
+
+
+def median_seconds(call: Callable[[], object], rounds: int = 20) -> float:
+    """Of a call that is waited for, after one that is not counted."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def rows(data_dir: Path | None) -> Iterator[Row]:
+    yield from map(of_step, STEPS)
+    yield measured("digits", partial(sources.digits, "train"))
+    if data_dir is not None:
+        yield from of_tfds(data_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from of_files(Path(folder))
+    yield of_augmentation()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=lambda path: Path(path).expanduser(), help="TFDS's folder")
+    options = parser.parse_args()
+    prefer_fast_convolutions()
+    print("| what | shape | images/s | to open, s |\n|---|---|---:|---:|")
+    for name, shape, speed, opened in rows(options.data_dir):
+        print(f"| {name} | {shape} | {speed:,.0f} | {f'{opened:.1f}' if opened else ''} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
