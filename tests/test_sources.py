@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 
 from cmjax.data.base import ArraySource, DataError, Source
+from cmjax.data.damage import Damage
 from cmjax.data.decoding import decode_image
 from cmjax.data.folder import read_image
-from cmjax.data.on_demand import OnDemandSource
+from cmjax.data.on_demand import KeptSource, OnDemandSource
 from cmjax.data.sources import arrays, digits, folder, tfds
 
 SHARED = Path(os.environ.get("CMJAX_SHARED", "../shared")) / "data" / "tfds"
@@ -141,7 +143,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 def both_kinds(*args, **kwargs):
     """The same folder in memory and decoded on demand."""
     kinds = folder(*args, **kwargs), folder(*args, **kwargs, memory_limit_bytes=0)
-    assert [type(kind) for kind in kinds] == [ArraySource, OnDemandSource]
+    assert [type(kind) for kind in kinds] == [KeptSource, OnDemandSource]
     return kinds
 
 
@@ -152,9 +154,6 @@ def test_folder_of_classes(tmp_path):
                 write(tmp_path / split / name / f"{i}.png", noise(6, 6, 3, seed=10 * label + i))
     (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / "ant" / "._0.png").write_text("a system's own file")
-    seen = []
-    folder(tmp_path, "train", image_size=6, progress=lambda *what: seen.append(what[1:]))
-    assert seen[-1] == (10, 10)
     for source in both_kinds(tmp_path, "train", image_size=6):
         assert (len(source), source.shape, source.num_classes) == (10, (6, 6, 3), 2)
         batch = source.gather(np.array([7, 0]))
@@ -347,19 +346,38 @@ def test_decoding_equals_pillows(tmp_path, kind, mode, options):
 
 @needs_shared
 def test_tfds_reads_what_is_prepared():
-    seen = []
-    source = tfds("mnist", "test", data_dir=SHARED, progress=lambda *what: seen.append(what[1:]))
+    source = tfds("mnist", "test", data_dir=SHARED)
     assert (len(source), source.shape, source.num_classes) == (10_000, (28, 28, 1), 10)
-    assert seen[-1] == (10_000, 10_000)
     batch = everything(source)
     assert np.bincount(batch["label"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert 0.13 < batch["image"].mean() / 255 < 0.14
 
 
+def test_what_is_kept_is_decoded_once_by_many_threads():
+    asked = []
+
+    def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+        asked.extend(rows.tolist())
+        return {"image": np.broadcast_to(rows[:, None, None, None], (len(rows), 2, 2, 1)), "label": rows % 3}
+
+    source = KeptSource(OnDemandSource((2, 2, 1), 3, 100, read, Damage("x", 0)))
+    first = source.gather(np.array([7, 3, 7]))
+    assert sorted(asked) == [3, 7]
+    assert (first["image"][:, 0, 0, 0].tolist(), first["label"].tolist()) == ([7, 3, 7], [1, 0, 1])
+    rows = np.random.default_rng(0).integers(0, 100, (40, 20))
+    with ThreadPoolExecutor(4) as pool:
+        for chosen, batch in zip(rows, pool.map(source.gather, rows), strict=True):
+            np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], chosen)
+            np.testing.assert_array_equal(batch["label"], chosen % 3)
+    before = len(asked)
+    source.gather(rows.ravel())
+    assert len(asked) == before
+
+
 @needs_shared
 def test_tfds_on_demand_equals_in_memory():
     kinds = [tfds("cifar10_jpeg", "test[:300]", data_dir=SHARED, memory_limit_bytes=limit) for limit in (10**9, 0)]
-    assert [type(kind) for kind in kinds] == [ArraySource, OnDemandSource]
+    assert [type(kind) for kind in kinds] == [KeptSource, OnDemandSource]
     rows = np.array([299, 3, 3, 0, 150])
     in_memory, on_demand = (kind.gather(rows) for kind in kinds)
     assert in_memory["image"].shape == (5, 32, 32, 3)

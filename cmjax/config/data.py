@@ -37,7 +37,7 @@ class Data:
     max_corrupt: int
 
     def open(self, split: str, progress: Callable[..., Any] | None = None) -> sources.Source:
-        """The examples of a split. progress: (description, done, total), called now and then.
+        """The examples of a split. progress: of a download, (description, done, total), called now and then.
 
         Raises: DataError where they cannot be read, or the training pictures are all the same; ConfigError where the
                 images are of another size than asked for.
@@ -70,16 +70,15 @@ def _arrays(data: Data, split: str, progress: Callable[..., Any] | None) -> sour
 
 def _folder(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
     size = {"image_size": data.image_size, "channels": data.channels or 3}
-    return sources.folder(data.data_dir, split, **size, **_decoding(data, progress))
+    return sources.folder(data.data_dir, split, **size, **_limits(data))
 
 
 def _tfds(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
-    return sources.tfds(data.name, split, data_dir=data.data_dir, **_decoding(data, progress))
+    return sources.tfds(data.name, split, data_dir=data.data_dir, progress=progress, **_limits(data))
 
 
-def _decoding(data: Data, progress: Callable[..., Any] | None) -> dict[str, Any]:
-    limits = {"memory_limit_bytes": data.memory_limit_bytes, "max_corrupt": data.max_corrupt}
-    return {"progress": progress, **limits}
+def _limits(data: Data) -> dict[str, Any]:
+    return {"memory_limit_bytes": data.memory_limit_bytes, "max_corrupt": data.max_corrupt}
 
 
 SOURCES: dict[str, Callable[[Data, str, Callable[..., Any] | None], sources.Source]] = {

@@ -119,7 +119,7 @@ class Batches:
         if not self.workers:
             return None
         if not isinstance(self.source, OnDemandSource):
-            log.info("config.data.workers=%d: these data need no decoding, and no processes for it", self.workers)
+            log.info("config.data.workers=%d: these data are kept in memory, and need no processes", self.workers)
             return None
         rows = _RowsAndDamage(self._host_rows)
         return self._noted(self.source, in_processes(rows, start, stop, self.workers, every=self.together or 1))

@@ -12,7 +12,7 @@ import numpy as np
 from cmjax.data.base import DataError, Source
 from cmjax.data.checks import spread
 from cmjax.data.damage import Damage, first_whole
-from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.machine.files import AnyPath, files_below, is_bucket, to_path
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def folder(
     *,
     image_size: int,
     channels: int = 3,
-    progress: Progress | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
 ) -> Source:
@@ -45,9 +44,10 @@ def folder(
     Args:   data_dir: the folder. split: "train" or "test": the subfolders of these names where both are there, else
             "test" is about a tenth of the files, chosen by a hash of their names, so that a file stays in its split
             when others are added. image_size: height and width of the examples, pixels. channels: 1 (grey) or 3 (RGB).
-            memory_limit_bytes: larger sets are decoded on demand. max_corrupt: how many files may be damaged; None: any
-            number.
-    Raises: DataError naming the folder or argument, where nothing can be read from it, or more files are damaged.
+            memory_limit_bytes: what is decoded of larger sets is not kept. max_corrupt: how many files may be damaged;
+            None: any number.
+    Raises: DataError naming the folder or argument, where nothing can be read from it; `gather` where more files are
+            damaged.
     """
     if split not in ("train", "test"):
         raise DataError(f'split must be "train" or "test", got "{split}"')
@@ -60,7 +60,7 @@ def folder(
     damage = Damage(str(root), max_corrupt)
     reader = _Reader(root, files, labels, (image_size, image_size, channels), damage)
     source = OnDemandSource(reader.shape, num_classes, len(files), reader, damage)
-    return loaded_if_small(source, f"reading {root.name}", progress, memory_limit_bytes=memory_limit_bytes)
+    return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
 
 def check_folder(data_dir: str | AnyPath) -> None:

@@ -1,19 +1,22 @@
-"""Sources that decode their examples each time, and those small enough to be decoded once."""
+"""Sources that decode their examples each time, and those small enough to keep what they decoded."""
 
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from cmjax.data.base import ArraySource, DataError, Source
+from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage
 
 MEMORY_LIMIT_BYTES = 4 * 10**9
 """Sources that take no more than this once decoded are kept in memory."""
+
+CHUNK = 4096
+"""Examples decoded at a time, where many are asked for."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, how many there are)."""
@@ -41,38 +44,68 @@ class OnDemandSource:
         return self.read(indices)
 
 
-def loaded_if_small(
-    source: OnDemandSource, description: str, progress: Progress | None, *, memory_limit_bytes: int
-) -> Source:
-    """The source decoded into memory, where it takes no more than `memory_limit_bytes` there, else as it is.
+@dataclass(frozen=True)
+class KeptSource:
+    """Examples decoded when they are first asked for, and kept in memory from then on. Threads may share it.
 
-    Raises: DataError where none of its examples can be decoded.
+    Raises: DataError where the memory for all of them is not to be had.
     """
-    if len(source) * int(np.prod(source.shape)) <= memory_limit_bytes:
-        return load(source, description, progress)
-    source.gather(np.zeros(1, np.int64))
-    return source
+
+    source: OnDemandSource
+    images: np.ndarray = field(init=False, repr=False)
+    labels: np.ndarray = field(init=False, repr=False)
+    kept: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self):
+        try:
+            images = np.empty((len(self.source), *self.source.shape), np.uint8)
+        except MemoryError as error:
+            raise DataError(f"{self.source.damage.where}: {error}; lower config.data.memory_limit_gb") from error
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", np.empty(len(self.source), np.int32))
+        object.__setattr__(self, "kept", np.zeros(len(self.source), bool))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.source.shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """The other source's."""
+        return self.source.num_classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
+        new = np.unique(indices[~self.kept[indices]])
+        for start in range(0, len(new), CHUNK):
+            self._keep(new[start : start + CHUNK])
+        batch = {"image": self.images[indices]}
+        if self.num_classes is not None:
+            batch["label"] = self.labels[indices]
+        return batch
+
+    def _keep(self, rows: np.ndarray) -> None:
+        batch = self.source.gather(rows)
+        self.images[rows] = batch["image"]
+        if self.num_classes is not None:
+            self.labels[rows] = batch["label"]
+        self.kept[rows] = True  # last: another thread may read them now
 
 
-def load(source: OnDemandSource, description: str, progress: Progress | None, *, chunk: int = 4096) -> ArraySource:
-    """Decode the whole source once.
+def kept_if_small(source: OnDemandSource, *, memory_limit_bytes: int) -> Source:
+    """The source, which keeps what it decodes where all of it takes no more than `memory_limit_bytes`. One example is
+    read.
 
-    Raises: DataError where the memory for it is not to be had.
+    Raises: DataError where none of its examples can be decoded, or there is no memory for what it is to keep.
     """
-    try:
-        images = np.empty((len(source), *source.shape), np.uint8)
-    except MemoryError as error:
-        raise DataError(f"{source.damage.where}: {error}; lower config.data.memory_limit_gb") from error
-    labels = None if source.num_classes is None else np.empty(len(source), np.int32)
-    for start in range(0, len(source), chunk):
-        rows = slice(start, min(start + chunk, len(source)))
-        batch = source.gather(np.arange(rows.start, rows.stop))
-        images[rows] = batch["image"]
-        if labels is not None:
-            labels[rows] = batch["label"]
-        if progress is not None:
-            progress(description, rows.stop, len(source))
-    return ArraySource(images, labels, source.num_classes)
+    small = len(source) * int(np.prod(source.shape)) <= memory_limit_bytes
+    chosen = KeptSource(source) if small else source
+    chosen.gather(np.zeros(1, np.int64))
+    return chosen
 
 
 def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], *, run: int = 32) -> list[Any]:

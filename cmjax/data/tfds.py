@@ -12,7 +12,7 @@ import numpy as np
 from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
-from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, loaded_if_small, parallel_map
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, kept_if_small, parallel_map
 from cmjax.machine.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
@@ -35,9 +35,10 @@ def tfds(
 
     Args:   name: "cifar10", "mnist", or any data set in `data_dir`, with "/config" or "/version" where it has them.
             split: as TFDS writes it: "train", "test", "train[:1000]". data_dir: the folder TFDS calls so.
-            memory_limit_bytes: larger sets are decoded on demand. max_corrupt: how many examples may be damaged; the
-            next one in the data stands in for each.
-    Raises: DataError saying what is missing, and which file to put where when there is no network.
+            progress: of a download. memory_limit_bytes: what is decoded of larger sets is not kept. max_corrupt: how
+            many examples may be damaged; the next one in the data stands in for each.
+    Raises: DataError saying what is missing, and which file to put where when there is no network; `gather` where more
+            examples are damaged.
     """
     if is_bucket(data_dir):
         raise DataError(f"{data_dir}: TFDS's files are read from a disk; copy them to one, and name that folder")
@@ -49,7 +50,7 @@ def tfds(
     if prepared is None:
         raise DataError(f"{root / name}: TFDS prepared it, yet no dataset_info.json is to be found there")
     source = _open(prepared, split, max_corrupt)
-    return loaded_if_small(source, f"reading {name}", progress, memory_limit_bytes=memory_limit_bytes)
+    return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
 
 def names_in(root: Path) -> list[str]:

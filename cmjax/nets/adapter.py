@@ -1,9 +1,9 @@
 """From a Linen module to the plain callables that the rest of the library takes, and its first parameters."""
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ def as_net(module: nn.Module) -> Callable[..., Array]:
 
     `key` draws dropout masks; None evaluates.
     """
-    return partial(_apply, module)
+    return functools.partial(_apply, module)
 
 
 def _apply(module: nn.Module, params: Any, x: Array, c_noise: Array, *, key: Any = None, **conditions: Any) -> Any:
@@ -32,7 +32,7 @@ def _apply(module: nn.Module, params: Any, x: Array, c_noise: Array, *, key: Any
 
 def parameter_shapes(module: nn.Module, shape: Sequence[int]) -> Any:
     """The shapes and dtypes of the parameters for samples of `shape` (h, w, c). Nothing is computed."""
-    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
+    return unflatten_dict(_parameters(module, shape)[0])
 
 
 def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) -> Any:
@@ -43,8 +43,26 @@ def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) ->
     `key` and the parameter's path alone. A module with a parameter that no such attribute tells of is initialised by
     its own `init` under jit.
     """
-    initialisers: dict[tuple[str, ...], Any] = {}
-    inputs = jnp.zeros((1, *shape)), jnp.zeros(1)
+    shapes, initialisers = _parameters(module, shape)
+    if not shapes.keys() <= initialisers.keys():
+        return jax.tree.map(np.asarray, jax.jit(module.init)(key, *_inputs(shape))["params"])
+    return unflatten_dict({path: _draw(initialisers[path], key, path, leaf) for path, leaf in shapes.items()})
+
+
+ByPath = dict[tuple[str, ...], Any]
+
+
+def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath]:
+    """Of each parameter the shape with the dtype, and the initialiser where its layer tells it."""
+    try:
+        return _traced(module, tuple(shape))
+    except TypeError:  # of a module with a field that has no hash; or an error of its own, which comes again
+        return _traced.__wrapped__(module, tuple(shape))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(module: nn.Module, shape: tuple[int, ...]) -> tuple[ByPath, ByPath]:
+    initialisers: ByPath = {}
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
@@ -54,10 +72,12 @@ def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) ->
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(parameter_shapes(module, shape)))
-    if not shapes.keys() <= initialisers.keys():
-        return jax.tree.map(np.asarray, jax.jit(module.init)(key, *inputs)["params"])
-    return unflatten_dict({path: _draw(initialisers[path], key, path, leaf) for path, leaf in shapes.items()})
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *_inputs(shape))["params"]
+    return dict(flatten_dict(shapes)), initialisers
+
+
+def _inputs(shape: Sequence[int]) -> tuple[Array, Array]:
+    return jnp.zeros((1, *shape)), jnp.zeros(1)
 
 
 def _draw(initialiser: Any, key: Any, path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
