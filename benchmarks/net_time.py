@@ -61,11 +61,11 @@ def measure(module: Any, batch: int, rounds: int) -> dict[str, Any]:
         },
         rounds,
     )
-    plan = step.compiled.memory_analysis()
+    plan = step.compiled.executable.memory_analysis()
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "batch": batch,
-        **{f"{name}_s": round(float(np.median(times[:, 0])), 3) for name, times in measured.items()},
+        **{f"{name}_s": round(float(np.median(times[:, 0])), 4) for name, times in measured.items()},
         "ct_step_memory_gb": round((plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9, 2),
     }
 

@@ -1,8 +1,13 @@
 """DDPM++ and its ECT step in plain PyTorch, for `accelerator.py`: the network of `cmjax.nets.unet.UNet`.
 
-Channels-last, bfloat16 by autocast; fused attention; RAdam and the average by `foreach`.
+    python benchmarks/torch_ddpmpp.py --batch=8          # on a CPU: its step and cmjax's in turns, in one process
+
+Channels-last, bfloat16 by autocast on an accelerator, float32 on a CPU; fused attention; RAdam and the average by
+`foreach`.
 """
 
+import argparse
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -122,7 +127,7 @@ def trainer(
     """A function that does one step and gives its loss, and how many parameters there are."""
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest" if device == "cpu" else "high")
     net = DDPMPP(**sizes).to(device, memory_format=torch.channels_last)  # type: ignore[arg-type]
     params = list(net.parameters())
     averages = [p.detach().clone() for p in params]
@@ -134,7 +139,7 @@ def trainer(
     def step() -> torch.Tensor:
         x0 = ((images.float() - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
         draws = torch.randn(batch, device=device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             loss = loss_of(net, x0, torch.randn_like(x0), draws)
         rule.zero_grad(set_to_none=True)
         loss.backward()
@@ -144,3 +149,33 @@ def trainer(
         return loss.detach()
 
     return step, {"parameters": sum(p.numel() for p in params)}
+
+
+def main() -> None:
+    """Seconds of PyTorch's ECT step and of cmjax's CT step: two evaluations, a gradient, RAdam and an average each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each step, in turns")
+    options = parser.parse_args()
+    import jax
+
+    from benchmarks import step_time
+    from cmjax.machine.xla import prefer_fast_convolutions
+    from cmjax.nets.adapter import as_net, init_params
+    from cmjax.nets.unet import DDPMPP as FIELDS
+    from cmjax.nets.unet import UNet
+
+    prefer_fast_convolutions()
+    module, shape = UNet(**FIELDS), (options.batch, 32, 32, 3)
+    ours, batches = step_time.training(as_net(module), init_params(module, jax.random.key(0), shape[1:]), shape)
+    batch, (theirs, _) = batches.at(0), trainer(options.batch, compiled=False, device="cpu")
+    measured = step_time.in_turns({"torch": lambda: float(theirs()), "cmjax": lambda: ours(batch)}, options.rounds)
+    wall = {name: times[:, 0] for name, times in measured.items()}
+    report = {f"{name}_s": [round(float(t), 3) for t in times] for name, times in wall.items()}
+    ratio = round(float(np.median(wall["cmjax"] / wall["torch"])), 3)
+    told = {"cmjax_over_torch": ratio, "torch": torch.__version__, "jax": jax.__version__, "batch": options.batch}
+    print(json.dumps(report | told))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import step_time
+from benchmarks import net_time, step_time
 from cmjax.nets.layers import convolve
+from cmjax.nets.mlp import MLP
 
 
 def test_operations_are_two_for_each_multiply_add():
@@ -32,3 +33,10 @@ def test_ratios_are_medians_of_both_clocks():
 def test_a_run_with_growing_scales_compiles_its_step_once():
     report = step_time.compilations(argparse.Namespace())
     assert report == {"num_scales": [2, 21], "of_the_train_step": 1, "during_the_run": []}
+
+
+def test_a_network_is_measured_by_its_programs():
+    report = net_time.measure(MLP(width=256, depth=1), batch=4, rounds=1)
+    assert report["parameters"] > 2 * 32 * 32 * 3 * 256
+    assert all(report[f"{name}_s"] > 0 for name in ("forward", "ct_step", "sampling_of_64"))
+    assert report["ct_step_memory_gb"] * 1e9 > 4 * report["parameters"]
