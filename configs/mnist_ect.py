@@ -13,8 +13,8 @@ from configs import common
 
 def get_config():
     config = common.base()
-    config.steps = 3700
-    config.batch_size = 64
+    config.steps = 3000
+    config.batch_size = 128
     config.data.name = "mnist"
     config.net = common.ddpmpp(
         patch=4, channels=64, channel_mult=(1,), blocks=1, attention_resolutions=(7,), class_conditional=True
