@@ -17,9 +17,9 @@ def base() -> ConfigDict:
     config.steps_per_call = 1  # updates that one call of the device does: more, where one takes milliseconds
     config.init_from = ""  # a run's folder whose averaged parameters the network starts from
     config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0})
-    config.data.memory_limit_gb = 4.0  # larger data sets are decoded on demand, and not kept in memory
+    config.data.memory_limit_gb = 4.0  # pictures that take less are kept once decoded
     config.data.max_corrupt = 10  # examples that cannot be read and that others stand in for; more are an error
-    config.data.workers = 0  # processes that decode; 0: a thread of this one
+    config.data.workers = 0  # processes that decode what is not kept in memory; 0: a thread of this one
     config.data.horizontal_flip = False
     config.data.label_dropout = 0.0  # share of the labels that training leaves out, for classifier-free guidance
     config.data.augment = ""  # for teachers: changes of the images that the network is told of, net.augment_dim numbers

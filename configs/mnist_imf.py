@@ -10,7 +10,7 @@ from configs import common, mnist_ect
 
 def get_config():
     config = mnist_ect.get_config()
-    config.steps = 3300
+    config.steps, config.batch_size = 3300, 64
     config.model = common.linear_model("linear_flow")
     config.net.two_times = True
     config.objective = common.ConfigDict(

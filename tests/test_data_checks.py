@@ -16,6 +16,8 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.base import ArraySource, DataError
 from cmjax.data.checks import LARGEST_LATENT, check_labels, check_pictures, check_varied
+from cmjax.data.damage import Damage
+from cmjax.data.on_demand import KeptSource, OnDemandSource
 from cmjax.drawing import search
 from cmjax.evaluation.figures import can_compare, compare, judge_of, why_not_compared
 from cmjax.runs.starting import set_up
@@ -135,6 +137,19 @@ def test_one_picture_that_differs_is_found_anywhere():
         check_varied(ArraySource(images), "x")
     images[2891, 39, 39] = 1
     check_varied(ArraySource(images), "x")
+
+
+def test_one_picture_of_many_files_that_differs_is_found(tmp_path):
+    images = np.zeros((100, 2, 2, 1), np.uint8)
+
+    def read(rows):
+        return {"image": images[rows]}
+
+    source = KeptSource(OnDemandSource((2, 2, 1), None, 100, read, Damage("x", 0)))
+    with pytest.raises(DataError, match="every pixel of all 100 pictures is 0"):
+        check_varied(source, "x")
+    images[71, 1, 1] = 1
+    check_varied(KeptSource(source.source), "x")
 
 
 def test_the_checks_take_one_pass():

@@ -18,6 +18,7 @@ from cmjax.config.run import read_run
 from cmjax.data import workers
 from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
+from cmjax.data.damage import Damage
 from cmjax.data.sources import arrays, digits, folder, tfds
 from cmjax.machine.mesh import batch_sharding, make_mesh
 from configs import digits_ct
@@ -63,6 +64,13 @@ def test_damaged_files_of_a_folder_have_the_same_limit(pictures, limit):
     assert len(folder(pictures, "train", **options, max_corrupt=2)) == 12
     with pytest.raises(DataError, match=r"2 examples cannot be read.*which is 1. The last: train/00.png: .*01.png: "):
         folder(pictures, "train", **options, max_corrupt=1).gather(np.arange(12))
+
+
+def test_what_is_over_the_limit_is_so_the_next_time_too():
+    damage = Damage("x", 0)
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 examples cannot be read"):
+            damage.note("a", "why")
 
 
 def test_a_lack_of_memory_is_no_damage(pictures, monkeypatch):

@@ -1,7 +1,9 @@
 """The network of matrix products: by its definition, its waves, and its weight head."""
 
 from functools import partial
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,26 @@ def test_wrong_settings_and_inputs_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(MLP(**TINY, **fields).init, **inputs), jax.random.key(0), x, c_noise)
+
+
+class Scaled(nn.Module):
+    """A network with a field that has no hash."""
+
+    table: Any
+
+    @nn.compact
+    def __call__(self, x, c_noise):
+        return nn.Dense(len(self.table))(x.reshape(len(x), -1)) * self.table[None]
+
+
+def test_a_network_without_a_hash_has_shapes_and_parameters_too():
+    module = Scaled(np.ones(3))
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(module)
+    shapes = parameter_shapes(module, (2, 2, 1))
+    assert shapes["Dense_0"]["kernel"].shape == (4, 3)
+    params = init_params(module, jax.random.key(0), (2, 2, 1))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    with pytest.raises(TypeError) as caught:
+        parameter_shapes(Scaled(None), (2, 2, 1))
+    assert caught.value.__context__ is None

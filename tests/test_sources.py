@@ -353,7 +353,7 @@ def test_tfds_reads_what_is_prepared():
     assert 0.13 < batch["image"].mean() / 255 < 0.14
 
 
-def test_what_is_kept_is_decoded_once_by_many_threads():
+def test_what_is_kept_is_right_in_many_threads_and_not_decoded_again():
     asked = []
 
     def read(rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -36,13 +36,13 @@ class Data:
     memory_limit_bytes: int
     max_corrupt: int
 
-    def open(self, split: str, progress: Callable[..., Any] | None = None) -> sources.Source:
-        """The examples of a split. progress: of a download, (description, done, total), called now and then.
+    def open(self, split: str) -> sources.Source:
+        """The examples of a split.
 
         Raises: DataError where they cannot be read, or the training pictures are all the same; ConfigError where the
                 images are of another size than asked for.
         """
-        source = SOURCES.get(self.name, _tfds)(self, split, progress)
+        source = SOURCES.get(self.name, _tfds)(self, split)
         for field, size, found in (
             ("image_size", self.image_size, source.shape[:2]),
             ("channels", self.channels, source.shape[2:]),
@@ -57,31 +57,31 @@ class Data:
     def count(self, split: str) -> int:
         """The number of examples of a split, of which as few as possible are read. Raises: DataError, as `open`."""
         limit = self.memory_limit_bytes if self.name == "arrays" else 0  # a compressed array is read whole either way
-        return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split, None))
+        return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split))
 
 
-def _digits(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
+def _digits(data: Data, split: str) -> sources.Source:
     return sources.digits(split)
 
 
-def _arrays(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
+def _arrays(data: Data, split: str) -> sources.Source:
     return sources.arrays(data.data_dir, split, memory_limit_bytes=data.memory_limit_bytes)
 
 
-def _folder(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
+def _folder(data: Data, split: str) -> sources.Source:
     size = {"image_size": data.image_size, "channels": data.channels or 3}
     return sources.folder(data.data_dir, split, **size, **_limits(data))
 
 
-def _tfds(data: Data, split: str, progress: Callable[..., Any] | None) -> sources.Source:
-    return sources.tfds(data.name, split, data_dir=data.data_dir, progress=progress, **_limits(data))
+def _tfds(data: Data, split: str) -> sources.Source:
+    return sources.tfds(data.name, split, data_dir=data.data_dir, **_limits(data))
 
 
 def _limits(data: Data) -> dict[str, Any]:
     return {"memory_limit_bytes": data.memory_limit_bytes, "max_corrupt": data.max_corrupt}
 
 
-SOURCES: dict[str, Callable[[Data, str, Callable[..., Any] | None], sources.Source]] = {
+SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "digits": _digits,
     "arrays": _arrays,
     "folder": _folder,

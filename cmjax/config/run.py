@@ -72,9 +72,9 @@ class Run:
         """Steps of one call; 0 where each is called alone, for then nothing has an axis of steps."""
         return self.steps_per_call if self.steps_per_call > 1 else 0
 
-    def open_source(self, split: str, progress: Callable[..., Any] | None = None) -> Source:
+    def open_source(self, split: str) -> Source:
         """The examples of a split, as `Data.open`."""
-        return self.data.open(split, progress)
+        return self.data.open(split)
 
     def make_model(self, num_classes: int | None) -> Model:
         """The model for a data set of so many classes."""

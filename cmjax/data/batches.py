@@ -61,9 +61,9 @@ class Batches:
     """The batches of a run: a function of (seed, step), whatever the hosts and whatever came before.
 
     Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
-            split; None puts them on the default device. workers: processes that decode, where the source decodes on
-            demand; 0: a thread of this one. together: the batches of so many steps are given as one, with the step as
-            their first axis; 0: each alone, without that axis.
+            split; None puts them on the default device. workers: processes that decode, where the source does not
+            keep what it decoded; 0: a thread of this one. together: the batches of so many steps are given as one, with
+            the step as their first axis; 0: each alone, without that axis.
     Raises: DataError where the batch does not divide over the sharding.
     """
 
@@ -119,7 +119,7 @@ class Batches:
         if not self.workers:
             return None
         if not isinstance(self.source, OnDemandSource):
-            log.info("config.data.workers=%d: these data are kept in memory, and need no processes", self.workers)
+            log.info("config.data.workers=%d: these data are kept in memory, and decoded by this process", self.workers)
             return None
         rows = _RowsAndDamage(self._host_rows)
         return self._noted(self.source, in_processes(rows, start, stop, self.workers, every=self.together or 1))

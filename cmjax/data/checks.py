@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cmjax.data.base import ArraySource, DataError, Source
+from cmjax.data.on_demand import KeptSource
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def check_labels(labels: np.ndarray, where: str) -> None:
 
 
 def check_varied(source: Source, where: str) -> None:
-    """Raise DataError unless a source holds pictures that differ. Of data that are not in memory, some are read."""
+    """Raise DataError unless a source holds pictures that differ. Of data that are not kept, some are read."""
     if len(source) == 1:
         raise DataError(f"{where}: holds one picture to train on; add pictures")
     whole = source.images if isinstance(source, ArraySource) and not isinstance(source.images, np.memmap) else None
@@ -89,7 +90,10 @@ def check_varied(source: Source, where: str) -> None:
     first = images[0]
     if (images != first).any() or (whole is not None and any((block != first).any() for _, block in _blocks(whole))):
         return
-    how_many = f"the {len(rows)} pictures looked at" if whole is None else f"all {len(whole)} pictures"
+    if isinstance(source, KeptSource) and any((block != first).any() for block in source.in_parts()):
+        return
+    kept = whole is not None or isinstance(source, KeptSource)
+    how_many = f"all {len(source)} pictures" if kept else f"the {len(rows)} pictures looked at"
     if (first == first.flat[0]).all():
         raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
     raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")

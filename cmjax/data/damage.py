@@ -37,9 +37,9 @@ class Damage:
         Raises: DataError where there are more of them than the limit.
         """
         with self._lock:
-            if name in self._reasons:
-                return
-            self._reasons[name] = self._told[name] = why
+            known = name in self._reasons
+            if not known:
+                self._reasons[name] = self._told[name] = why
             last, count = list(self._reasons.items())[-LAST:], len(self._reasons)
         if self.limit is not None and count > self.limit:
             reasons = "; ".join(f"{name}: {why}" for name, why in last)
@@ -47,7 +47,7 @@ class Damage:
                 f"{self.where}: {count} examples cannot be read; repair or remove them, or allow more by "
                 f"config.data.max_corrupt, which is {self.limit}. The last: {reasons}"
             )
-        if not self.silent:
+        if not (known or self.silent):
             log.warning("%s: %s cannot be read (%s); another example stands in for it", self.where, name, why)
 
     def take(self) -> dict[str, str]:

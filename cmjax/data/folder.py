@@ -44,10 +44,10 @@ def folder(
     Args:   data_dir: the folder. split: "train" or "test": the subfolders of these names where both are there, else
             "test" is about a tenth of the files, chosen by a hash of their names, so that a file stays in its split
             when others are added. image_size: height and width of the examples, pixels. channels: 1 (grey) or 3 (RGB).
-            memory_limit_bytes: what is decoded of larger sets is not kept. max_corrupt: how many files may be damaged;
-            None: any number.
-    Raises: DataError naming the folder or argument, where nothing can be read from it; `gather` where more files are
-            damaged.
+            memory_limit_bytes: sets that take more once decoded are not kept in memory. max_corrupt: how many files
+            may be damaged; None: any number.
+    Raises: DataError naming the folder or argument, where nothing can be read from it. The source's `gather` raises it
+            where more than `max_corrupt` are damaged.
     """
     if split not in ("train", "test"):
         raise DataError(f'split must be "train" or "test", got "{split}"')

@@ -1,8 +1,9 @@
 """Sources that decode their examples each time, and those small enough to keep what they decoded."""
 
 import functools
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +12,13 @@ import numpy as np
 
 from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage
+from cmjax.machine.memory import GIB, free_on_host
 
 MEMORY_LIMIT_BYTES = 4 * 10**9
 """Sources that take no more than this once decoded are kept in memory."""
 
 CHUNK = 4096
 """Examples decoded at a time, where many are asked for."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, how many there are)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class OnDemandSource:
 class KeptSource:
     """Examples decoded when they are first asked for, and kept in memory from then on. Threads may share it.
 
-    Raises: DataError where the memory for all of them is not to be had.
+    Raises: DataError where there is too little memory for all of them.
     """
 
     source: OnDemandSource
@@ -57,11 +56,14 @@ class KeptSource:
     kept: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
-        try:
-            images = np.empty((len(self.source), *self.source.shape), np.uint8)
-        except MemoryError as error:
-            raise DataError(f"{self.source.damage.where}: {error}; lower config.data.memory_limit_gb") from error
-        object.__setattr__(self, "images", images)
+        shape = (len(self.source), *self.source.shape)
+        needed, free = math.prod(shape), free_on_host()
+        if free is not None and needed > free:
+            raise DataError(
+                f"{self.source.damage.where}: its pictures take {needed / GIB:.1f} GiB in memory, of which "
+                f"{free / GIB:.1f} are free; lower config.data.memory_limit_gb"
+            )
+        object.__setattr__(self, "images", np.empty(shape, np.uint8))
         object.__setattr__(self, "labels", np.empty(len(self.source), np.int32))
         object.__setattr__(self, "kept", np.zeros(len(self.source), bool))
 
@@ -88,6 +90,11 @@ class KeptSource:
             batch["label"] = self.labels[indices]
         return batch
 
+    def in_parts(self) -> Iterator[np.ndarray]:
+        """All images, some thousand at a time."""
+        for start in range(0, len(self), CHUNK):
+            yield self.gather(np.arange(start, min(start + CHUNK, len(self))))["image"]
+
     def _keep(self, rows: np.ndarray) -> None:
         batch = self.source.gather(rows)
         self.images[rows] = batch["image"]
@@ -102,7 +109,7 @@ def kept_if_small(source: OnDemandSource, *, memory_limit_bytes: int) -> Source:
 
     Raises: DataError where none of its examples can be decoded, or there is no memory for what it is to keep.
     """
-    small = len(source) * int(np.prod(source.shape)) <= memory_limit_bytes
+    small = len(source) * math.prod(source.shape) <= memory_limit_bytes
     chosen = KeptSource(source) if small else source
     chosen.gather(np.zeros(1, np.int64))
     return chosen

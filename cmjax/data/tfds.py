@@ -12,7 +12,7 @@ import numpy as np
 from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
-from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, Progress, kept_if_small, parallel_map
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.machine.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
@@ -27,7 +27,6 @@ def tfds(
     split: str,
     *,
     data_dir: str | Path,
-    progress: Progress | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
 ) -> Source:
@@ -35,17 +34,17 @@ def tfds(
 
     Args:   name: "cifar10", "mnist", or any data set in `data_dir`, with "/config" or "/version" where it has them.
             split: as TFDS writes it: "train", "test", "train[:1000]". data_dir: the folder TFDS calls so.
-            progress: of a download. memory_limit_bytes: what is decoded of larger sets is not kept. max_corrupt: how
-            many examples may be damaged; the next one in the data stands in for each.
-    Raises: DataError saying what is missing, and which file to put where when there is no network; `gather` where more
-            examples are damaged.
+            memory_limit_bytes: sets that take more once decoded are not kept in memory. max_corrupt: how many
+            examples may be damaged; the next one in the data stands in for each.
+    Raises: DataError saying what is missing, and which file to put where when there is no network. The source's
+            `gather` raises it where more than `max_corrupt` are damaged.
     """
     if is_bucket(data_dir):
         raise DataError(f"{data_dir}: TFDS's files are read from a disk; copy them to one, and name that folder")
     root = Path(data_dir).expanduser()
     prepared = _prepared(root, name)
     if prepared is None:
-        _prepare(root, name, progress)
+        _prepare(root, name)
         prepared = _prepared(root, name)
     if prepared is None:
         raise DataError(f"{root / name}: TFDS prepared it, yet no dataset_info.json is to be found there")
@@ -77,7 +76,7 @@ def _version(name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if len(parts) == 3 and all(part.isdigit() for part in parts) else ()
 
 
-def _prepare(root: Path, name: str, progress: Progress | None) -> None:
+def _prepare(root: Path, name: str) -> None:
     if name not in BUILDERS:
         raise DataError(
             f'{root / name}: no data set "{name}" is prepared there. Prepared in {root}: '
@@ -86,7 +85,7 @@ def _prepare(root: Path, name: str, progress: Progress | None) -> None:
     from cmjax.data.builders.preparing import prepare
 
     builder_class = getattr(importlib.import_module(f"cmjax.data.builders.{name}"), BUILDERS[name])
-    prepare(builder_class, root, progress)
+    prepare(builder_class, root)
 
 
 def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource:

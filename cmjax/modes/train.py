@@ -89,7 +89,7 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
 
 def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
-    setup = set_up(run, partial(_open, run))
+    setup = set_up(run, run.open_source)
     reached = first_does(lambda: newest_checkpoint(workdir))
     if reached > run.steps:
         raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
@@ -112,7 +112,7 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
 
 
 def _judge(run: Run, config: Mapping[str, Any], pictures: Pictures) -> Watch:
-    return figures_of_run(pictures, DataSets(run.data.name, partial(_open, run)), average_texts(config)[0])
+    return figures_of_run(pictures, DataSets(run.data.name, run.open_source), average_texts(config)[0])
 
 
 def _steps_to_trace(profile: str | None, run: Run) -> range | None:
@@ -220,7 +220,7 @@ def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:
     steps, table = int(state.step), {}
-    if run.num_figures and (held_out := can_compare(images, source, partial(_open, run, "test"))) is not None:
+    if run.num_figures and (held_out := can_compare(images, source, partial(run.open_source, "test"))) is not None:
         try:
             table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
         except ValueError as error:  # no reason to lose the summary
@@ -263,15 +263,3 @@ def _report(summary: dict[str, Any]) -> str:
     if summary["figures"]:
         lines += ["", format_figures(summary["figures"])]
     return "\n".join(lines)
-
-
-def _open(run: Run, split: str) -> Source:
-    said = time.monotonic()
-
-    def say_now_and_then(description: str, done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            log.info("%s %d/%d", description, done, total)
-
-    return run.open_source(split, say_now_and_then)

@@ -53,15 +53,21 @@ ByPath = dict[tuple[str, ...], Any]
 
 
 def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath]:
-    """Of each parameter the shape with the dtype, and the initialiser where its layer tells it."""
+    """Of each parameter the shape with the dtype, and the initialiser where its layer tells it.
+
+    A start asks several times, and a large network takes a second to trace: what a module of these fields gave is kept.
+    """
     try:
-        return _traced(module, tuple(shape))
-    except TypeError:  # of a module with a field that has no hash; or an error of its own, which comes again
-        return _traced.__wrapped__(module, tuple(shape))
+        hash(module)
+    except TypeError:  # a field that has no hash
+        traced = _traced.__wrapped__
+    else:
+        traced = _traced
+    return traced(module, tuple(shape), x64=jax.config.read("jax_enable_x64"))
 
 
-@functools.lru_cache(maxsize=16)
-def _traced(module: nn.Module, shape: tuple[int, ...]) -> tuple[ByPath, ByPath]:
+@functools.lru_cache(maxsize=4)
+def _traced(module: nn.Module, shape: tuple[int, ...], *, x64: bool) -> tuple[ByPath, ByPath]:
     initialisers: ByPath = {}
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import logging
 import threading
 import urllib.error
 import urllib.request
@@ -13,22 +14,21 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import resource
 
 from cmjax.data.base import DataError
-from cmjax.data.on_demand import Progress
+
+log = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 8.0
 """For a first answer of a server. TFDS itself would try again for minutes."""
 
 
-def prepare(builder_class: Any, data_dir: Path, progress: Progress | None = None) -> None:
+def prepare(builder_class: Any, data_dir: Path) -> None:
     """Download what `builder_class` needs and write it as array_record to data_dir/<name>/<version>.
 
     Files in data_dir/downloads/manual are used in place of downloads; their checksums must be right as well.
 
     Raises: DataError naming each file that is missing or wrong, where it comes from and where to put it.
     """
-    description = f"preparing {builder_class.name}"
-    if progress is not None:
-        progress(description, 0, 1)
+    log.info("preparing %s in %s", builder_class.name, data_dir)
     tfds.disable_progress_bar()  # it would write to the terminal beside the caller's own
     _require_files(builder_class, data_dir)
     builder = None
@@ -43,8 +43,6 @@ def prepare(builder_class: Any, data_dir: Path, progress: Progress | None = None
         if builder is None or not (builder.data_path / "dataset_info.json").exists():
             raise DataError(_explain(builder_class, data_dir, error)) from error
         # Another process of the run on this machine finished the same work first.
-    if progress is not None:
-        progress(description, 1, 1)
 
 
 def _explain(builder_class: Any, data_dir: Path, error: Exception) -> str:
