@@ -66,6 +66,13 @@ def test_damaged_files_of_a_folder_have_the_same_limit(pictures, limit):
         folder(pictures, "train", **options, max_corrupt=1).gather(np.arange(12))
 
 
+def test_pictures_that_do_not_fit_into_free_memory_are_refused(pictures, monkeypatch):
+    monkeypatch.setattr("cmjax.data.on_demand.free_on_host", lambda: 100)
+    with pytest.raises(DataError, match=r"0\.0 GiB of memory are free; lower config\.data\.memory_limit_gb"):
+        folder(pictures, "train", image_size=4)
+    assert len(folder(pictures, "train", image_size=4, memory_limit_bytes=0)) == 12
+
+
 def test_what_is_over_the_limit_is_so_the_next_time_too():
     damage = Damage("x", 0)
     for _ in range(2):

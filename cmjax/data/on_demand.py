@@ -58,12 +58,13 @@ class KeptSource:
     def __post_init__(self):
         shape = (len(self.source), *self.source.shape)
         needed, free = math.prod(shape), free_on_host()
-        if free is not None and needed > free:
-            raise DataError(
-                f"{self.source.damage.where}: its pictures take {needed / GIB:.1f} GiB in memory, of which "
-                f"{free / GIB:.1f} are free; lower config.data.memory_limit_gb"
-            )
-        object.__setattr__(self, "images", np.empty(shape, np.uint8))
+        try:
+            if free is not None and needed > free:  # the pages of an array are taken only when it is written
+                raise MemoryError(f"{needed / GIB:.1f} GiB of pictures, and {free / GIB:.1f} GiB of memory are free")
+            images = np.empty(shape, np.uint8)
+        except MemoryError as error:
+            raise DataError(f"{self.source.damage.where}: {error}; lower config.data.memory_limit_gb") from error
+        object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", np.empty(len(self.source), np.int32))
         object.__setattr__(self, "kept", np.zeros(len(self.source), bool))
 
