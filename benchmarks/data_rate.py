@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks.accelerator_programs import seconds_of
 from cmjax.config.run import read_run
 from cmjax.data import augment, sources
 from cmjax.data.base import Source
@@ -40,29 +42,30 @@ STEPS = ("digits_ct", "digits_edm")
 """Recipes whose steps take the most images a second."""
 MEMORY = {"kept": 10**12, "on demand": 0}
 
-Row = tuple[str, str, float, float]
-"""What, its shape, images a second, seconds to open."""
 
+class Row(NamedTuple):
+    """What gives or takes images of a shape, (h, w, c), how many a second, and the seconds to open it."""
 
-def rate(open_source: Callable[[], Source], batch: int = BATCH) -> tuple[Source, float, float]:
-    """The source, its images a second, and the seconds until its first batch is there."""
-    start = time.perf_counter()
-    source = open_source()
-    stream = Batches(source, batch, seed=0).stream(0)
-    jax.block_until_ready(next(stream))
-    opened, times = time.perf_counter() - start, []
-    if isinstance(source, KeptSource):
-        source.gather(np.arange(len(source)))
-    for batch_now in islice(stream, BATCHES):
-        times.append(time.perf_counter())
-        jax.block_until_ready(batch_now)
-    stream.close()
-    return source, batch / float(np.median(np.diff(times))), opened
+    name: str
+    shape: tuple[int, ...]
+    images_per_second: float
+    seconds_to_open: float = 0.0
 
 
 def measured(name: str, open_source: Callable[[], Source]) -> Row:
-    source, speed, opened = rate(open_source)
-    return name, "×".join(map(str, source.shape)), speed, opened
+    """A source, from its opening on."""
+    start = time.perf_counter()
+    source = open_source()
+    stream = Batches(source, BATCH, seed=0).stream(0)
+    jax.block_until_ready(next(stream))
+    seconds_to_open, times = time.perf_counter() - start, []
+    if isinstance(source, KeptSource):
+        source.gather(np.arange(len(source)))
+    for batch in islice(stream, BATCHES):
+        jax.block_until_ready(batch)
+        times.append(time.perf_counter())
+    stream.close()
+    return Row(name, source.shape, BATCH / float(np.median(np.diff(times))), seconds_to_open)
 
 
 def of_files(folder: Path) -> Iterator[Row]:
@@ -94,8 +97,8 @@ def of_augmentation(shape: tuple[int, int, int] = (32, 32, 3), probability: floa
     """EDM's augmentations on the device."""
     images = jax.numpy.zeros((BATCH, *shape))
     augmented = jax.jit(partial(augment.augment, probabilities=augment.edm(probability=probability)))
-    seconds = median_seconds(lambda: augmented(images, jax.random.key(0)))
-    return "EDM's augmentations, on the device", "×".join(map(str, shape)), BATCH / seconds, 0.0
+    seconds = seconds_of(lambda: augmented(images, jax.random.key(0)))
+    return Row("EDM's augmentations, on the device", shape, BATCH / seconds)
 
 
 def of_step(recipe: str) -> Row:
@@ -113,19 +116,8 @@ def of_step(recipe: str) -> Row:
         states[0], metrics = step(states[0], setup.frozen, batch)
         return metrics["loss"]
 
-    speed = run.batch_size / median_seconds(advance, rounds=300)
-    return f"the step of {recipe}, {run.batch_size} images", "×".join(map(str, setup.source.shape)), speed, 0.0
-
-
-def median_seconds(call: Callable[[], object], rounds: int = 20) -> float:
-    """Of a call that is waited for, after one that is not counted."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    speed = run.batch_size / seconds_of(advance)
+    return Row(f"the step of {recipe}, {run.batch_size} images", setup.source.shape, speed)
 
 
 def rows(data_dir: Path | None) -> Iterator[Row]:
@@ -145,7 +137,8 @@ def main() -> None:
     prefer_fast_convolutions()
     print("| what | shape | images/s | to open, s |\n|---|---|---:|---:|")
     for name, shape, speed, opened in rows(options.data_dir):
-        print(f"| {name} | {shape} | {speed:,.0f} | {f'{opened:.1f}' if opened else ''} |", flush=True)
+        cells = name, "×".join(map(str, shape)), f"{speed:,.0f}", f"{opened:.1f}" if opened else ""
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

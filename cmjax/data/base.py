@@ -90,11 +90,10 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The examples of another source at `rows` (n,), in that order."""
+class OfAnother:
+    """What a source has of the one that it is made from."""
 
     source: Source
-    rows: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,6 +104,13 @@ class Subset:
     def num_classes(self) -> int | None:
         """The other source's."""
         return self.source.num_classes
+
+
+@dataclass(frozen=True)
+class Subset(OfAnother):
+    """The examples of another source at `rows` (n,), in that order."""
+
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,6 +1,7 @@
 """Checks of data as they are opened: what cannot be trained on is refused, and what looks wrong is a warning."""
 
 import logging
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,19 +85,25 @@ def check_varied(source: Source, where: str) -> None:
     """Raise DataError unless a source holds pictures that differ. Of data that are not kept, some are read."""
     if len(source) == 1:
         raise DataError(f"{where}: holds one picture to train on; add pictures")
-    whole = source.images if isinstance(source, ArraySource) and not isinstance(source.images, np.memmap) else None
+    in_memory = isinstance(source, KeptSource) or (
+        isinstance(source, ArraySource) and not isinstance(source.images, np.memmap)
+    )
     rows = spread(len(source), DECODED)
     images = source.gather(rows)["image"]
     first = images[0]
-    if (images != first).any() or (whole is not None and any((block != first).any() for _, block in _blocks(whole))):
+    if (images != first).any() or (in_memory and any((part != first).any() for part in _parts(source))):
         return
-    if isinstance(source, KeptSource) and any((block != first).any() for block in source.in_parts()):
-        return
-    kept = whole is not None or isinstance(source, KeptSource)
-    how_many = f"all {len(source)} pictures" if kept else f"the {len(rows)} pictures looked at"
+    how_many = f"all {len(source)} pictures" if in_memory else f"the {len(rows)} pictures looked at"
     if (first == first.flat[0]).all():
         raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
     raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")
+
+
+def _parts(source: Source) -> Iterator[np.ndarray]:
+    """All images, some at a time."""
+    size = max(1, BLOCK_VALUES // math.prod(source.shape))
+    for start in range(0, len(source), size):
+        yield source.gather(np.arange(start, min(start + size, len(source))))["image"]
 
 
 def _extremes(images: np.ndarray, where: str) -> tuple[tuple[float, int], tuple[float, int]]:

@@ -3,14 +3,14 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from cmjax.data.base import DataError, Source
+from cmjax.data.base import DataError, OfAnother, Source
 from cmjax.data.damage import Damage
 from cmjax.machine.memory import GIB, free_on_host
 
@@ -44,7 +44,7 @@ class OnDemandSource:
 
 
 @dataclass(frozen=True)
-class KeptSource:
+class KeptSource(OfAnother):
     """Examples decoded when they are first asked for, and kept in memory from then on. Threads may share it.
 
     Raises: DataError where there is too little memory for all of them.
@@ -68,16 +68,6 @@ class KeptSource:
         object.__setattr__(self, "labels", np.empty(len(self.source), np.int32))
         object.__setattr__(self, "kept", np.zeros(len(self.source), bool))
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.source.shape
-
-    @property
-    def num_classes(self) -> int | None:
-        """The other source's."""
-        return self.source.num_classes
-
     def __len__(self) -> int:
         return len(self.source)
 
@@ -90,11 +80,6 @@ class KeptSource:
         if self.num_classes is not None:
             batch["label"] = self.labels[indices]
         return batch
-
-    def in_parts(self) -> Iterator[np.ndarray]:
-        """All images, some thousand at a time."""
-        for start in range(0, len(self), CHUNK):
-            yield self.gather(np.arange(start, min(start + CHUNK, len(self))))["image"]
 
     def _keep(self, rows: np.ndarray) -> None:
         batch = self.source.gather(rows)
