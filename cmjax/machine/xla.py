@@ -20,7 +20,7 @@ def prefer_fast_convolutions() -> None:
     accelerated = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
     if FUSIONS in flags or accelerated or not _jaxlib().startswith(SLOW_CONVOLUTIONS):
         return
-    kept = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    kept = "LIBRARY_FUSION_TYPE_REDUCE"
     os.environ["XLA_FLAGS"] = f"{flags} {FUSIONS}={kept}".strip()
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -158,11 +159,7 @@ def _pad(x: Array, axis: int, amount: int) -> Array:
 
 
 class GroupNorm(nn.Module):
-    """Normalise over positions and `groups` of neighbouring channels, by default min(32, c/4).   [Wu & He 2018]
-
-    Statistics are float32. They are sums over positions for each channel first, so that the large array is read once
-    for both moments and once more for y = x·scale + shift, whatever the number of groups.
-    """
+    """`group_norm` with learned scales and biases, in `groups` groups, by default min(32, c/4)."""
 
     eps: float = 1e-6
     groups: int = 0
@@ -177,16 +174,32 @@ class GroupNorm(nn.Module):
         groups = self.groups or max(1, min(32, channels // 4))
         if channels % groups:
             raise ValueError(f"channels={channels} cannot be split into {groups} groups; choose a multiple of {groups}")
-        weight = self.param("scale", self.scale_init, (channels,))
+        scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", self.bias_init, (channels,))
+        return group_norm(x, scale, bias, groups=groups, eps=self.eps).astype(self.dtype)
 
-        x32 = x.astype(jnp.float32)
-        moments = jnp.stack([jnp.mean(x32, (1, 2)), jnp.mean(x32**2, (1, 2))])  # (2, b, c)
-        by_group = moments.reshape(2, x.shape[0], groups, channels // groups).mean(3)
-        mean, square = jnp.repeat(by_group, channels // groups, axis=2)
-        scale = weight[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.eps)
-        shift = bias[None] - mean * scale
-        return (x32 * scale[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+@partial(jax.jit, static_argnames=("groups", "eps"))  # traced once for each shape: networks have a hundred of them
+def group_norm(
+    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], *, groups: int, eps: float
+) -> Float[Array, "b h w c"]:
+    """scale·(x − mean)/√(variance + eps) + bias in float32, the moments over positions and `groups` of neighbouring
+    channels.   [Wu & He 2018]
+
+    The moments are means over positions for each channel first, so that the large array is read once for each, and
+    once more for the result, whatever the number of groups.
+    """
+    b, _, _, channels = x.shape
+
+    def moment(values: Array) -> Array:
+        by_group = jnp.mean(values, (1, 2)).reshape(b, groups, channels // groups).mean(2)
+        return jnp.repeat(by_group, channels // groups, axis=1)
+
+    x = x.astype(jnp.float32)
+    mean, square = moment(x), moment(x**2)
+    slope = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + eps)
+    shift = bias[None] - mean * slope
+    return x * slope[:, None, None] + shift[:, None, None]
 
 
 class Dropout(nn.Module):

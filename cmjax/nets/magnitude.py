@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ class Normal:
         return self.std * jax.random.normal(key, tuple(shape), dtype)
 
 
+@partial(jax.jit, static_argnames="axes")  # traced once for each shape: EDM2 has two hundred of them
 def normalize(x: Float[Array, "*dims c"], axes: int | tuple[int, ...] = -1) -> Float[Array, "*dims c"]:
     """x/(rms(x) + 1e-4), the root mean square over `axes`: pixel norm over the channels, in float32."""
     x32 = x.astype(jnp.float32)
