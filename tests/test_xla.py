@@ -10,8 +10,8 @@ from cmjax.machine import xla
 @pytest.mark.parametrize(
     ("flags", "jaxlib", "plugins", "expected"),
     [
-        ("", "0.10.2", [], f"{xla.FUSIONS}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"),
-        ("--a=1", "0.10.2", [], f"--a=1 {xla.FUSIONS}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"),
+        ("", "0.10.2", [], f"{xla.FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE"),
+        ("--a=1", "0.10.2", [], f"--a=1 {xla.FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE"),
         (f"{xla.FUSIONS}=", "0.10.2", [], f"{xla.FUSIONS}="),
         ("--a=1", "0.11.0", [], "--a=1"),
         ("--a=1", "0.10.2", ["libtpu"], "--a=1"),
