@@ -48,9 +48,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(runs, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as the tests have it")
-
+def evaluate(runs):
     def evaluate(*arguments):
         module, options = parse(["--mode=evaluate", f"--workdir={runs / 'x'}", *arguments])
         module.start(options)
@@ -160,7 +158,6 @@ def test_a_published_network_sees_every_image_as_rgb_once(tmp_path, monkeypatch)
     # images and a file of statistics are enough, without a run
     np.savez(tmp_path / "x.npz", images=images)
     np.savez(tmp_path / "real.npz", mu=expected.mean(axis=0) + np.eye(3)[0], sigma=np.cov(expected, rowvar=False))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as the tests have it")
     given = [f"--images={tmp_path / 'x.npz'}", f"--reference={tmp_path / 'real.npz'}", f"--weights={tmp_path}"]
     module, options = parse(["--mode=evaluate", "--metrics=fid", *given])
     module.start(options)

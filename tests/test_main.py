@@ -38,12 +38,10 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax-processes"))
     return {
         **os.environ,
         "XLA_FLAGS": on_devices(1),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
@@ -160,6 +158,19 @@ def test_sampling_is_repeatable_and_independent_of_the_number(runs, run, tmp_pat
     np.testing.assert_array_equal(a, b)
     assert np.abs(a.astype(int) - more[:12].astype(int)).max() <= 1  # another batch size may round otherwise
     assert (a != other).any()
+
+
+def test_a_second_draw_compiles_nothing(runs, environment, tmp_path):
+    of_the_user = {name: value for name, value in environment.items() if "_CACHE_" not in name}
+    sample = ("--mode=sample", f"--workdir={runs / 'digits_ct'}", "--num=5", f"--out={tmp_path / 'x.npz'}")
+
+    def compiled_by_a_draw():
+        subprocess.run(command(*sample), cwd=ROOT, env=of_the_user, check=True, capture_output=True, timeout=300)
+        return {path.name for path in (runs / ".cache" / "jax").iterdir()}
+
+    programs = compiled_by_a_draw()
+    assert any("sample" in name or "stage" in name for name in programs)
+    assert compiled_by_a_draw() == programs
 
 
 def test_a_teacher_samples_by_its_solver(runs, run, tmp_path):

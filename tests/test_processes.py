@@ -197,8 +197,7 @@ def test_a_large_draw_is_that_of_one_process(start, runs, tmp_path):
     assert (one != two).mean() < 1e-3
 
 
-def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as the tests have it")
+def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path):
     found = []
     for name in ("one", "two"):
         shutil.copytree(runs / "ct", tmp_path / name / "ct")

@@ -14,7 +14,6 @@ from cmjax.training.profiling import read_steps
 from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
-CACHE = str(ROOT / ".pytest_cache" / "jax-processes")
 TINY = ("--config.net.width=8", "--config.net.depth=1", "--config.batch_size=8", "--config.log.every=2",
         "--config.log.tensorboard=False", "--config.figures.num=0", "--config.samples.num=1",
         "--config.samples.times=(80.0,)", "--config.report=False")  # fmt: skip
@@ -25,8 +24,7 @@ def command_line(*arguments):
         [sys.executable, "-m", "cmjax.main", "--config=configs/digits_ct.py", "--config.steps=5", *TINY, *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": on_devices(2),
-             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-             "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)},
+             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
     )  # fmt: skip
 
 

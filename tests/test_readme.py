@@ -1,6 +1,7 @@
 """The blocks of the README and of the docs' pages, run; their links and promises."""
 
 import contextlib
+import os
 import re
 import shlex
 import subprocess
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
 
 def python(folder, *arguments):
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax-processes")
+    environment["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
     environment["XLA_FLAGS"] = on_devices(1)
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     done = subprocess.run(

@@ -27,6 +27,7 @@ from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
+from cmjax.runs.starting import cache_compilations
 from cmjax.runs.trained import Trained, open_trained
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     trained = open_trained(workdir)
+    cache_compilations(trained.folder)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")

@@ -25,7 +25,7 @@ from cmjax.data.batches import preprocess
 from cmjax.data.sources import DataError, Source
 from cmjax.evaluation.diagnostics import bin_of, level_edges
 from cmjax.evaluation.figures import why_not_compared
-from cmjax.machine.files import absolute
+from cmjax.machine.files import absolute, is_bucket
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.memory import FOR_PARAMETERS, GIB, too_little
 from cmjax.machine.mesh import bytes_per_device, make_mesh, move, parameter_shardings
@@ -64,9 +64,14 @@ def alone_in(workdir: Path) -> Iterator[None]:
 
 
 def cache_compilations(workdir: Path) -> None:
-    """Keep compiled programs beside the runs, unless JAX was told where: the next start of a run compiles nothing."""
+    """Keep compiled programs beside the runs, unless JAX was told where: the same command compiles nothing again.
+
+    Small programs, too, of which a start has a dozen and a second: but in a bucket, where reading one takes longer.
+    """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ and not is_bucket(workdir):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
