@@ -32,7 +32,7 @@ from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.processes import OtherProcessError, first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.losses import logged_losses, losses_by_level
-from cmjax.runs.starting import cache_compilations
+from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained, open_trained
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int,
             num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
-    trained, folder = open_trained(workdir), to_path(out) if out else workdir / "diagnostics"
-    cache_compilations(trained.folder)
+    trained, folder = open_to_draw(workdir), to_path(out) if out else workdir / "diagnostics"
     flow_map = trained.load(mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
     if teacher and not one_step:

@@ -28,8 +28,7 @@ from cmjax.machine.files import is_bucket, to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
-from cmjax.runs.starting import cache_compilations
-from cmjax.runs.trained import open_trained
+from cmjax.runs.starting import open_to_draw
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +116,7 @@ def run(
     given = [to_path(file) for file in (*(images or ()), mask) if file]
     if written := {_place(file) for file in given} & {_place(file) for file in (path, *_result_files(path, num))}:
         raise ConfigError(f"--out={path}: it would write over {min(written)}, its own picture; name another")
-    trained = open_trained(workdir)
-    cache_compilations(trained.folder)
+    trained = open_to_draw(workdir)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")

@@ -27,8 +27,8 @@ from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
-from cmjax.runs.starting import cache_compilations
-from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.starting import open_to_draw
+from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
     path = to_path(out or workdir / "gallery.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
-    trained = open_trained(workdir)
-    cache_compilations(trained.folder)
+    trained = open_to_draw(workdir)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")

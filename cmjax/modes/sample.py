@@ -24,8 +24,8 @@ from cmjax.machine.memory import GIB, free_on_host
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
-from cmjax.runs.starting import cache_compilations
-from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.starting import open_to_draw
+from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ def run(
     path = to_path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
-    trained = open_trained(workdir)
-    cache_compilations(trained.folder)
+    trained = open_to_draw(workdir)
     (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
     flow_map = trained.load(mesh=make_mesh())
     guided_map, conditions, scale = conditioned(flow_map, trained, num, label, guidance)

@@ -33,7 +33,7 @@ from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
 from cmjax.runs.record import unwritable
-from cmjax.runs.trained import load, open_trained
+from cmjax.runs.trained import Trained, load, open_trained
 from cmjax.training.method import TEACHER
 from cmjax.training.state import Batch, TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step, prepare_inputs, state_shapes
@@ -72,6 +72,13 @@ def cache_compilations(workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ and not is_bucket(workdir):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def open_to_draw(workdir_or_checkpoint: str | Path) -> Trained:
+    """`open_trained`, and what is compiled from here on is kept beside the run."""
+    trained = open_trained(workdir_or_checkpoint)
+    cache_compilations(trained.folder)
+    return trained
 
 
 def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
