@@ -37,7 +37,7 @@ def command(*arguments):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment():
     return {
         **os.environ,
         "XLA_FLAGS": on_devices(1),

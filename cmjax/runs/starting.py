@@ -66,7 +66,8 @@ def alone_in(workdir: Path) -> Iterator[None]:
 def cache_compilations(workdir: Path) -> None:
     """Keep compiled programs beside the runs, unless JAX was told where: the same command compiles nothing again.
 
-    Small programs, too, of which a start has a dozen and a second: but in a bucket, where reading one takes longer.
+    Small programs are kept too, because a start compiles a dozen of them, for about a second. Runs in a bucket keep
+    only programs that took a second or more to compile, because each one that is read is a request.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
