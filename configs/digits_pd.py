@@ -13,10 +13,11 @@ def get_config():
     config.objective = common.ConfigDict(
         {
             "name": "pd",
-            "curriculum": "halving(start=16, end=1)",
+            "curriculum": "halving(start=16, end=1, doubled=2)",
             "distance": "l2",
             "weight": "truncated_snr",
         }
     )
+    config.optimizer.restart_each_stage = True
     config.samples = common.few_steps(every=1000, times=(80.0,))
     return config

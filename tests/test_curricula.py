@@ -141,7 +141,9 @@ def test_halving_ends_where_it_should():
     curriculum = curricula.halving(start=16, end=2, total_steps=100)
     np.testing.assert_array_equal(curriculum.num_scales, [17, 9, 5, 3])
     np.testing.assert_array_equal(curriculum.starts, [0, 25, 50, 75])
-    for wrong in ({"start": 12, "end": 5}, {"start": 2, "end": 4}, {"total_steps": 3}):
+    longer = curricula.halving(start=512, end=1, total_steps=600_000, doubled=2)
+    np.testing.assert_array_equal(np.diff([*longer.starts, 600_000]), 8 * [50_000] + 2 * [100_000])
+    for wrong in ({"start": 12, "end": 5}, {"start": 2, "end": 4}, {"total_steps": 3}, {"doubled": 5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             curricula.halving(**{"start": 16, "end": 2, "total_steps": 100} | wrong)
 

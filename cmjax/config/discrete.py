@@ -99,7 +99,8 @@ def pd(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     draw = _grid_pairs(fields, spec, curriculum, pairs.uniform_intervals)
     rate = targets.kept_in_a_stage(curriculum=curriculum)
     loss = partial(losses.pd, rho=spec.constants["rho"])
-    return _with_distance(loss, fields, spec, draw, rate, {"num_scales": curriculum})
+    stages = curriculum.starts.tolist()
+    return _with_distance(loss, fields, spec, draw, rate, {"num_scales": curriculum}, stages=stages)
 
 
 def _distilling(loss: Callable[..., Any], fields: Fields, spec: ModelSpec) -> Callable[..., Any]:

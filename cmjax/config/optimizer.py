@@ -1,8 +1,9 @@
 """The section `optimizer`: the update rule, its learning rate, and the averages of the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optax
 
 from cmjax.config.fields import Fields
@@ -10,6 +11,7 @@ from cmjax.core.typing import Schedule
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.ranges import Positive, Rate
 from cmjax.training import optimizer as optimizers
+from cmjax.training.method import Method
 
 
 def _adam(*, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8, nesterov: bool = False):
@@ -35,20 +37,20 @@ PROJECTIONS = {"edm2": normalize_weights}
 
 
 def read_optimizer(
-    fields: Fields, *, steps: int, batch_size: int, target_rate: Schedule | None, network: str
+    fields: Fields, *, steps: int, batch_size: int, method: Method, network: str
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer with all averages that it tracks, and its learning rate.
 
-    Args: target_rate: of the target's average, None for none. network: its name.
+    Args: method: what is learned, for the rate of its target's average and its stages. network: its name.
     """
-    rule = fields.choice("rule", RULES)
-    peak = fields.number("learning_rate", above=0)
-    learning_rate = fields.call("schedule", LEARNING_RATES, peak=peak, total_steps=steps, batch_size=batch_size)
-    rates: dict[str, Schedule] = {} if target_rate is None else {optimizers.TARGET: target_rate}
+    rule = fields.call("rule", RULES)
+    starts = _read_restarts(fields, method.stages)
+    learning_rate = _read_schedule(fields, starts or (0,), steps=steps, batch_size=batch_size)
+    rates: dict[str, Schedule] = {} if method.target_rate is None else {optimizers.TARGET: method.target_rate}
     for i, average in enumerate(fields.choices("averages", AVERAGES, batch_size=batch_size)):
         rates[optimizers.average_name(i)] = fields.called("averages", average)
     optimizer = optimizers.make_optimizer(
-        fields.called("rule", rule),
+        optimizers.restarted(rule, starts[1:]) if starts else rule,
         learning_rate=learning_rate,
         clip_norm=fields.number("clip_norm", at_least=0),
         weight_decay=fields.number("weight_decay", at_least=0),
@@ -56,6 +58,25 @@ def read_optimizer(
         projection=PROJECTIONS.get(network),
     )
     return optimizer, learning_rate
+
+
+def _read_schedule(fields: Fields, starts: Sequence[int], *, steps: int, batch_size: int) -> Schedule:
+    """The learning rate, which begins anew at each of the steps `starts` and ends where the next begins."""
+    given = {"peak": fields.number("learning_rate", above=0), "batch_size": batch_size}
+    lengths = np.diff([*starts, steps]).tolist()
+    schedules = [fields.call("schedule", LEARNING_RATES, total_steps=length, **given) for length in lengths]
+    return optax.join_schedules(schedules, starts[1:])
+
+
+def _read_restarts(fields: Fields, stages: Sequence[int]) -> Sequence[int]:
+    """The steps at which the schedule and the rule begin anew, the first of them 0; () where none was asked for."""
+    if not fields.boolean("restart_each_stage", absent=False):
+        return ()
+    if not stages:
+        raise fields.error(
+            "restart_each_stage", "config.objective has no stages with a teacher of their own, as pd has"
+        )
+    return stages
 
 
 def read_skip_nonfinite(fields: Fields) -> int:

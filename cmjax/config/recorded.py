@@ -76,6 +76,8 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
     """Whether a run's checkpoints depend on this change of a field, so that the run cannot go on with it."""
     if field == "objective.target":  # an average of the parameters is kept, whatever its rate, or none is
         return NO_AVERAGE in (old, new)
+    if field == "optimizer.restart_each_stage":  # the rule's state counts updates; runs without the field do not
+        return bool(old) != bool(new)
     return field.startswith(SHAPES_STATE) and field not in FREE
 
 

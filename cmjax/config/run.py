@@ -101,7 +101,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         fields.section("optimizer"),
         steps=steps,
         batch_size=batch_size,
-        target_rate=method.target_rate,
+        method=method,
         network=fields.section("net").text("name"),
     )
     run = Run(

@@ -6,13 +6,14 @@ compilation serves a whole run.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from cmjax.core.typing import Schedule, Step
-from cmjax.ranges import Count
+from cmjax.ranges import Count, Within
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,27 @@ def doubling(*, s0: Count, s1: Count, total_steps: int) -> Curriculum:
     return _stages([i * length for i in range(stages)], [min(s0 * 2**i, s1) + 1 for i in range(stages)])
 
 
-def halving(*, start: Count, end: Count, total_steps: int) -> Curriculum:
-    """Equally long stages of `start`, start/2, …, `end` intervals; N = intervals + 1.   [Salimans & Ho 2022, alg. 2]
+def halving(*, start: Count, end: Count, total_steps: int, doubled: Annotated[int, Within(0, 64)] = 0) -> Curriculum:
+    """Stages of `start`, start/2, …, `end` intervals; N = intervals + 1.   [Salimans & Ho 2022, alg. 2]
 
-    Raises: ValueError where start is not end times a power of two, or total_steps is below the number of stages.
+    The last `doubled` stages are twice as long as the others, which are equally long. With end = 1 and doubled = 2 they
+    are those of two steps and of one, as in the released CIFAR-10 code of Song et al. 2023.
+
+    Raises: ValueError where start is not end times a power of two, doubled is above the number of stages, or
+            total_steps is below it, with doubled stages counted twice.
     """
     count = math.log2(start / end) + 1 if start >= end >= 1 else 0.5
     if count != int(count):
         raise ValueError(f"start must be end times a power of two, got {start} and {end}")
-    if total_steps < count:
-        raise ValueError(f"total_steps must be at least the number of stages, {int(count)}, got {total_steps}")
-    stages = range(int(count))
-    return _stages([i * total_steps // int(count) for i in stages], [start // 2**i + 1 for i in stages])
+    stages = int(count)
+    if not 0 <= doubled <= stages:
+        raise ValueError(f"doubled must lie between 0 and the number of stages, {stages}, got {doubled}")
+    if total_steps < stages + doubled:
+        twice = ", of which the doubled count twice" if doubled else ""
+        raise ValueError(f"total_steps must be at least the number of stages, {stages}{twice}, got {total_steps}")
+    before = [i + max(i - (stages - doubled), 0) for i in range(stages)]  # in lengths of the first stage
+    starts = [units * total_steps // (stages + doubled) for units in before]
+    return _stages(starts, [start // 2**i + 1 for i in range(stages)])
 
 
 def equal_stages(*, count: Count, total_steps: int) -> Schedule:

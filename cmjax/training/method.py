@@ -1,6 +1,6 @@
 """What the train step needs of a method: its loss, what the loss is given, and its teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ class Method:
     guidance: draws the scale that the network is given as the condition `guidance`. share: the share of the batch that
     learns in another way, the first samples of it.
     coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
+    stages: the steps at which its stages begin, where each is a training with a teacher of its own; () for none.
     teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.
     teacher_as: the argument of the loss that it is given as. teacher_function: of (params, x, t), once it is loaded.
     """
@@ -54,6 +55,7 @@ class Method:
     guidance: Callable[[PRNGKey, int], PerSample] | None = None
     share: float = 0.0
     coupling: Callable[..., Samples] | None = None
+    stages: Sequence[int] = ()
     teacher: str = ""
     teacher_kind: str = "denoiser"
     teacher_as: str = "teacher"

@@ -1,6 +1,6 @@
 """The optimizer: a chain of Optax transformations whose last member holds every average of the parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,6 +85,27 @@ def _as_matrices(params: Params) -> Any:
         return contrib.MuonDimensionNumbers(tuple(range(parameter.ndim - 1)), parameter.ndim - 1)
 
     return jax.tree.map(axes, params)
+
+
+class RestartedState(NamedTuple):
+    count: Int[Array, ""]
+    state: Any
+
+
+def restarted(rule: optax.GradientTransformation, starts: Sequence[int]) -> optax.GradientTransformation:
+    """The rule, which forgets its state before each of the updates `starts`, as if a run began there."""
+
+    def init(params):
+        return RestartedState(jnp.zeros((), jnp.int32), rule.init(params))
+
+    def update(updates, state, params=None):
+        begins = jnp.any(state.count == jnp.asarray(starts, jnp.int32))
+        first = rule.init(updates if params is None else params)
+        kept = jax.tree.map(lambda new, old: jnp.where(begins, new, old), first, state.state)
+        updates, kept = rule.update(updates, kept, params)
+        return updates, RestartedState(state.count + 1, kept)
+
+    return optax.GradientTransformation(init, update)
 
 
 def project(projection: Callable[[Params], Params]) -> optax.GradientTransformation:
