@@ -28,7 +28,7 @@ def get_config(variant: str = ""):
             "target": "scheduled_ema(mu0=0.9)",
         }
     )
-    config.optimizer = common.optimizer("radam", learning_rate=4e-4, averages=("ema(rate=0.9999)",))
+    config.optimizer = common.optimizer("radam", learning_rate=4e-4, averages=("ema(rate=0.9999, corrected=False)",))
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 0.821))
     return common.variant(config, variant)

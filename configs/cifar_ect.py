@@ -6,7 +6,7 @@
 Cost: 200,000 updates of 128 images, a stage every 25,000. Published: FID 3.60 in one evaluation, 2.11 in two, from
 NVIDIA's DDPM++ and without mirrored images; here it starts from the NCSN++ that cifar_cd distils, as good a teacher.
 The paper's hour on one A100 (FID 2.73 in two): --config.steps=8000 --config.objective.stages="equal(count=1)"
---config.objective.gap="shrinking(q=256)" --config.optimizer.averages="ema(rate=0.9993)".
+--config.objective.gap="shrinking(q=256)" --config.optimizer.averages="ema(rate=0.9993, corrected=False)".
 """
 
 from configs import common
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
             "target": "stop_gradient",
         }
     )
-    config.optimizer = common.optimizer("radam", learning_rate=1e-4, averages=("ema(rate=0.9999)",))
+    config.optimizer = common.optimizer("radam", learning_rate=1e-4, averages=("ema(rate=0.9999, corrected=False)",))
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 0.821))
     return common.variant(config, variant)

@@ -22,7 +22,7 @@ def get_config(variant: str = ""):
             "intervals": "lognormal(mean=-1.1, std=2.0)",
         }
     )
-    config.optimizer = common.optimizer("radam", learning_rate=1e-4, averages=("ema(rate=0.99993)",))
+    config.optimizer = common.optimizer("radam", learning_rate=1e-4, averages=("ema(rate=0.99993, corrected=False)",))
     if variant == "tiny":
         config.objective.curriculum = "doubling(s0=10, s1=40)"  # eight stages need eight steps
     return common.variant(config, variant)

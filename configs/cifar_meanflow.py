@@ -30,7 +30,10 @@ def get_config(variant: str = ""):
         }
     )
     config.optimizer = common.optimizer(
-        "adam", learning_rate=6e-4, schedule="constant(warmup_steps=10000)", averages=("ema(rate=0.99995)",)
+        "adam",
+        learning_rate=6e-4,
+        schedule="constant(warmup_steps=10000)",
+        averages=("ema(rate=0.99995, corrected=False)",),
     )
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(1.0, 0.5))

@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
         }
     )
     config.optimizer = common.optimizer(
-        "adam", learning_rate=5e-5, schedule="linear", clip_norm=1.0, averages=("ema(rate=0.9999)",)
+        "adam", learning_rate=5e-5, schedule="linear", clip_norm=1.0, averages=("ema(rate=0.9999, corrected=False)",)
     )
     config.optimizer.restart_each_stage = True
     config.samples = common.few_steps(every=5000, times=(80.0,))

@@ -33,7 +33,13 @@ def get_config(variant: str = ""):
         }
     )
     config.optimizer = common.optimizer(
-        "radam", learning_rate=8e-6, averages=("ema(rate=0.999943)", "ema(rate=0.9999)", "ema(rate=0.999)")
+        "radam",
+        learning_rate=8e-6,
+        averages=(
+            "ema(rate=0.999943, corrected=False)",
+            "ema(rate=0.9999, corrected=False)",
+            "ema(rate=0.999, corrected=False)",
+        ),
     )
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 1.382))

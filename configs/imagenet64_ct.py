@@ -29,7 +29,13 @@ def get_config(variant: str = ""):
         }
     )
     config.optimizer = common.optimizer(
-        "radam", learning_rate=1e-4, averages=("ema(rate=0.99994)", "ema(rate=0.9999)", "ema(rate=0.999)")
+        "radam",
+        learning_rate=1e-4,
+        averages=(
+            "ema(rate=0.99994, corrected=False)",
+            "ema(rate=0.9999, corrected=False)",
+            "ema(rate=0.999, corrected=False)",
+        ),
     )
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 1.913))

@@ -25,7 +25,13 @@ def get_config(variant: str = ""):
         {"name": "denoising", "times": "lognormal(mean=-1.2, std=1.2)", "weight": "karras"}
     )
     config.optimizer = common.optimizer(
-        "radam", learning_rate=1e-4, averages=("ema(rate=0.99994)", "ema(rate=0.9999)", "ema(rate=0.999)")
+        "radam",
+        learning_rate=1e-4,
+        averages=(
+            "ema(rate=0.99994, corrected=False)",
+            "ema(rate=0.9999, corrected=False)",
+            "ema(rate=0.999, corrected=False)",
+        ),
     )
     config.checkpoint.save_every = 5000
     config.samples = common.teacher_samples(every=5000)

@@ -12,6 +12,7 @@ import pytest
 from exact import evaluate_method
 
 from cmjax.config.methods import METHODS
+from cmjax.config.optimizer import long_average, long_target
 from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.starting import _started
@@ -65,6 +66,13 @@ def test_a_recipe_is_read_whole_and_says_how_it_is_run(name):
     needed = {config.init_from, *(config.objective.get(field, "") for field in ("teacher", "first_stage"))} - {""}
     for recipe in [name, *(Path(workdir).name for workdir in needed)]:
         assert f"--config=configs/{recipe}.py" in str(module.__doc__)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_averages_of_a_recipe_forget_their_start(name):
+    config, run = read(name)
+    assert not any(long_average(config, i, run.steps) for i, _ in enumerate(config.optimizer.averages))
+    assert long_target(config, run.method.target_rate, run.steps) is None
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -15,7 +15,17 @@ from cmjax.machine import mesh
 from cmjax.machine.mesh import make_mesh
 from cmjax.training import step as train_step
 from cmjax.training.method import Method
-from cmjax.training.optimizer import averages, constant_rate, cosine_rate, half_life, make_optimizer, track_averages
+from cmjax.training.optimizer import (
+    averages,
+    constant_rate,
+    cosine_rate,
+    ema,
+    half_life,
+    make_optimizer,
+    power,
+    share_of_first,
+    track_averages,
+)
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
 CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)
@@ -206,3 +216,44 @@ def test_half_life_halves_after_its_images():
     ramped = half_life(mimg=0.5, batch_size=500, ramp_up=0.05)
     assert float(ramped(0)) == 0.0
     np.testing.assert_allclose(float(ramped(2000)) ** (0.05 * 2000), 0.5, rtol=1e-4)
+
+
+def test_a_corrected_average_is_of_the_updated_parameters_alone():
+    values, rate = np.random.default_rng(0).normal(size=(300, 4)), 0.999
+    tracker = track_averages({"corrected": ema(rate=rate, batch_size=1)})
+
+    def follow(state, value):
+        _, state = tracker.update(value, state, jnp.zeros(4))
+        return state, averages((state,))["corrected"]
+
+    _, followed = jax.lax.scan(follow, tracker.init(jnp.full(4, 1e3)), jnp.asarray(values, jnp.float32))
+    for count in (1, 2, 3, 30, 300):
+        weights = rate ** np.arange(count)[::-1]
+        expected = weights @ values[:count] / weights.sum()
+        np.testing.assert_allclose(followed[count - 1], expected, atol=1e-6)
+
+
+def test_a_corrected_rate_is_right_in_float32_and_ends_as_the_rate():
+    rate, k = 0.99995, np.array([1, 2, 10, 1000, 10**5])
+    expected = rate * (1 - rate**k) / (1 - rate ** (k + 1.0))
+    corrected = jax.vmap(ema(rate=rate, batch_size=1))
+    np.testing.assert_allclose(corrected(k), expected, rtol=2e-7)
+    np.testing.assert_allclose(corrected(np.array([0, 10**6])), [0, rate], atol=1e-7)
+    assert float(ema(rate=0.0, batch_size=1)(3)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rate", "updates", "first", "share"),
+    [
+        (ema(rate=0.9999, batch_size=1, corrected=False), 1500, 0, 0.9999**1500),
+        (ema(rate=0.9999, batch_size=1), 1500, 0, 0.0),
+        (ema(rate=0.9999, batch_size=1), 1500, 150, 0.9999**1350 * (1 - 0.9999**150) / (1 - 0.9999**1500)),
+        (half_life(mimg=0.1, batch_size=100, ramp_up=0.0), 3000, 0, 0.125),
+        (half_life(mimg=0.1, batch_size=100), 3000, 0, 0.0),
+        (power(std=12**-0.5, batch_size=1), 10**5, 10**4, 0.1),
+        (ema(rate=0.999999, batch_size=1, corrected=False), 10**6, 0, np.exp(-1)),
+        (lambda step: 1.0, 100, 0, 1.0),
+    ],
+)
+def test_what_an_average_keeps_of_its_first_parameters(rate, updates, first, share):
+    np.testing.assert_allclose(share_of_first(rate, updates, first=first), share, rtol=0.03)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from cmjax.config.fields import Fields
+from cmjax.config.fields import Choice, Fields
 from cmjax.core.typing import Schedule
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.ranges import Positive, Rate
@@ -90,11 +90,62 @@ def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (str(written),) if isinstance(written, str | Mapping) else tuple(map(str, written))
 
 
+LONG = 0.05
+"""A share of an average, of parameters from before a tenth of the training, from which on the user is warned."""
+
+
+def long_average(config: Mapping[str, Any], index: int, updates: int) -> str | None:
+    """What to say of an average of a recorded configuration that after so many updates is in part what the training
+    began with; None where it is not. A device computes it."""
+    average = _chosen(config["optimizer"]["averages"], config["batch_size"])[index]
+    said = _too_much_of_first(average.make(), updates)
+    remedy = "a shorter one forgets them, as power(std=0.1), whose length is a share of any training"
+    return said and f"the average {average} after {updates:,} updates: {said}; {remedy}"
+
+
+def long_target(config: Mapping[str, Any], rate: Schedule | None, updates: int) -> str | None:
+    """The same of the target's average, where the configuration chooses its rate."""
+    chosen = config["objective"].get("target")
+    if rate is None or chosen is None:
+        return None
+    said = _too_much_of_first(rate, updates)
+    return said and f"config.objective.target={chosen!r} after {updates:,} updates: {said}; a smaller rate forgets them"
+
+
+def _too_much_of_first(rate: Schedule, updates: int) -> str | None:
+    share = optimizers.share_of_first(rate, updates, first=updates // 10)
+    return f"{share:.0%} of it is parameters from before update {updates // 10 + 1:,}" if share > LONG else None
+
+
+def same_but_for_start(old: Any, new: Any) -> bool:
+    """Whether two fields `averages` differ at most in how their averages are corrected for their start."""
+
+    def without(written: Any) -> list[Any]:
+        return [
+            (one.name, {k: v for k, v in one.parameters.items() if k != "corrected"}) for one in _chosen(written, 1)
+        ]
+
+    return without(old) == without(new)
+
+
+def uncorrected(written: Any) -> Any:
+    """The field `averages` of a run whose code had no correction for the start, as that is written now."""
+    if isinstance(written, Mapping):
+        return {**written, "corrected": False} if written.get("name") == "ema" else written
+    if isinstance(written, str):
+        return f"{written.strip().rstrip(' ,)')}, corrected=False)" if written.strip().startswith("ema(") else written
+    return [uncorrected(one) for one in written]
+
+
 def power_widths(config: Mapping[str, Any]) -> dict[str, float]:
     """The power-function averages that a recorded configuration keeps: their names in a checkpoint, and widths."""
-    chosen = Fields({"averages": config["optimizer"]["averages"]}).choices("averages", AVERAGES, batch_size=1)
+    chosen = _chosen(config["optimizer"]["averages"], 1)
     powers = {optimizers.average_name(i): one.parameters for i, one in enumerate(chosen) if one.name == "power"}
     return {name: parameters["std"] for name, parameters in powers.items()}
+
+
+def _chosen(written: Any, batch_size: int) -> list[Choice]:
+    return Fields({"averages": written}).choices("averages", AVERAGES, batch_size=batch_size)
 
 
 def with_power_average(config: Mapping[str, Any], std: float) -> dict[str, Any]:

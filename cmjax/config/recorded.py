@@ -8,7 +8,7 @@ from cmjax.config.choices import NO_AVERAGE
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_model, read_spec
 from cmjax.config.model import Model
-from cmjax.config.optimizer import average_texts
+from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.samples import Samples, read_samples
 from cmjax.nets import NETS, defaults
 
@@ -66,8 +66,8 @@ def recorded_samples(config: Mapping[str, Any]) -> Samples:
     return read_samples(fields.section("samples"), read_spec(fields)) if trained else Samples()
 
 
-FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype", "model.rho")
-"""Fields of the network and of its path that no checkpoint depends on, as when a run's memory ran out."""
+FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype", "model.rho", "optimizer.averages.corrected")
+"""Fields that no checkpoint depends on, as when a run's memory ran out."""
 SHAPES_STATE = ("net.", "model.", "objective.name", "optimizer.rule", "optimizer.averages")
 """The sections and fields that a run's checkpoints depend on."""
 
@@ -78,11 +78,19 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
         return NO_AVERAGE in (old, new)
     if field == "optimizer.restart_each_stage":  # the rule's state counts updates; runs without the field do not
         return bool(old) != bool(new)
+    if field == "optimizer.averages" and None not in (old, new):
+        return not same_but_for_start(old, new)
     return field.startswith(SHAPES_STATE) and field not in FREE
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+FORMAT = 2
+"""Of a record. In those of format 1, which do not say so, averages were not corrected for their start."""
+
+
+def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     """The configuration with the fields that older runs did not record, as they were before there were choices."""
+    if record_format < 2 and "averages" in (optimizer := config.get("optimizer", {})):
+        config = {**config, "optimizer": {**optimizer, "averages": uncorrected(optimizer["averages"])}}
     net = config.get("net", {})
     network = defaults(net["name"]) if net.get("name") in NETS else {}
     return {**config, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}

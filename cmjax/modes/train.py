@@ -18,7 +18,7 @@ from typing import Any
 
 from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import average_texts
+from cmjax.config.optimizer import average_texts, long_average, long_target
 from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
@@ -93,6 +93,7 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
     reached = first_does(lambda: newest_checkpoint(workdir))
     if reached > run.steps:
         raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
+    _warn_of_averages(run, config)
     state = None if reached >= 0 else first_state(setup)
     shape, num_classes = setup.source.shape, setup.source.num_classes
     known = {"recipe": recipe, "device": devices()}
@@ -109,6 +110,13 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
     if judge is not None:
         judge(trained, int(trained.step))
     _finish(setup, trained, pictures, speed | {"seconds": time.perf_counter() - began})
+
+
+def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
+    """Say, before a run trains, which averages of its parameters will hold what it began with."""
+    said = [long_average(config, i, run.steps) for i, _ in enumerate(average_texts(config))]
+    for line in filter(None, [*said, long_target(config, run.method.target_rate, run.steps)]):
+        log.warning("%s", line)
 
 
 def _judge(run: Run, config: Mapping[str, Any], pictures: Pictures) -> Watch:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
+from cmjax.config.optimizer import long_average
 from cmjax.data.base import DataError
 from cmjax.data.sources import Source
 from cmjax.recipes import list_recipes, load_recipe
@@ -93,6 +94,9 @@ def _rows(workdir: Path, found: Found) -> dict[str, str]:
     if "train_seconds" in found.summary:
         seconds = found.summary["train_seconds"]
         rows["time"] = f"{duration(seconds)} of training, at {number(found.summary['images_per_second'])} images/s"
+    trained = found.step and not found.record.get("imported")
+    if trained and (said := long_average(found.record["config"], 0, found.step)):
+        rows["samples by"] = said
     rows["versions"] = versions(found.record)
     if not found.record.get("git_commit"):
         rows["commit"] = "not recorded"

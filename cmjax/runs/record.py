@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.recorded import completed, shapes_state
+from cmjax.config.recorded import FORMAT, completed, shapes_state
 from cmjax.core.typing import Params
 from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.runs.provenance import provenance
@@ -41,7 +41,8 @@ def write_record(
         probe.unlink(missing_ok=True)  # another process of the run may have been here
     except OSError as error:
         raise unwritable(workdir, error) from error
-    record = {"config": config, "shape": list(shape), "num_classes": num_classes, **provenance()}
+    record = {"config": config, "shape": list(shape), "num_classes": num_classes, "format": FORMAT}
+    record |= provenance()
     record |= {"imported": imported} if imported else {}
     record |= {"recipe": recipe} if recipe else {}
     record |= {"device": device} if device else {}
@@ -120,7 +121,7 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     path = to_path(workdir) / RECORD
     try:
         record = json.loads(path.read_text())
-        return record | {"config": completed(record["config"])}
+        return record | {"config": completed(record["config"], record.get("format", 1))}
     except FileNotFoundError:
         raise ConfigError(f"{workdir} is not a run's folder: it has no {RECORD}") from None
     except (OSError, ValueError) as error:

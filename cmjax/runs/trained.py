@@ -1,5 +1,6 @@
 """A trained run's folder, read: its record, and its model with an average of its parameters."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
+from cmjax.config.optimizer import long_average
 from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
 from cmjax.config.run import Run, read_run
 from cmjax.config.samples import Samples
@@ -20,6 +22,8 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
 from cmjax.training.checkpoint import restore_average, saved_steps
 from cmjax.training.optimizer import average_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Trained:
         params = restore_average(
             self.folder / "checkpoints", self.parameter_shapes(), average_name(average), step=self.step, mesh=mesh
         )
+        if not self.imported and (said := long_average(self.record["config"], average, self.used_step)):
+            log.warning("%s: %s", self.folder, said)
         return self.model.bind(params, self.shape)
 
 

@@ -1,10 +1,13 @@
 """The optimizer: a chain of Optax transformations whose last member holds every average of the parameters."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 from optax import contrib
@@ -24,6 +27,10 @@ def average_name(index: int) -> str:
 
 EMA = average_name(0)
 """The average that samples are drawn with unless another is asked for."""
+
+
+NEGLIGIBLE = 1e-6
+"""A share of an average that is not told from none."""
 
 
 class AveragesState(NamedTuple):
@@ -48,12 +55,29 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
             raise ValueError("track_averages needs the parameters: call update(updates, state, params)")
         updated = optax.apply_updates(params, updates)
         averages = {
-            name: optax.incremental_update(updated, state.averages[name], 1 - rate(state.count))
+            name: jax.tree.map(partial(_average, 1 - rate(state.count)), state.averages[name], updated)
             for name, rate in rates.items()
         }
         return updates, AveragesState(state.count + 1, averages)
 
     return optax.GradientTransformation(init, update)
+
+
+def _average(weight: Array, average: Array, updated: Array) -> Array:
+    weight = jnp.asarray(weight, average.dtype)  # of a schedule in float64, where that is enabled
+    return (1 - weight) * average + weight * updated
+
+
+def share_of_first(rate: Schedule, updates: int, *, first: int) -> float:
+    """The share of an average, after so many updates, of the parameters that there were after the `first` of them, and
+    before: Π μ(k) over k = first … updates − 1."""
+    rates, share, stop = jax.jit(jax.vmap(rate)), 1.0, updates
+    while stop > first and share > NEGLIGIBLE:  # the last ones first: most averages forget soon
+        start = max(stop - 2**16, first)
+        steps = np.arange(stop - 2**16, stop).clip(0)  # of one size, to compile once
+        share *= float(np.prod(np.asarray(rates(steps), np.float64)[start - stop :]))
+        stop = start
+    return share
 
 
 def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8) -> optax.GradientTransformation:
@@ -189,11 +213,23 @@ def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), schedule], [warmup_steps])
 
 
-def ema(*, rate: Rate, batch_size: int) -> Schedule:
-    """μ = `rate` at every step."""
+def ema(*, rate: Rate, batch_size: int, corrected: bool = True) -> Schedule:
+    """μ = `rate`, corrected for its start: μ_k = μ(1 − μ^k)/(1 − μ^(k+1)) after k updates, so that the average is
+    (1 − μ)·Σ μ^(k−i)·θ_i / (1 − μ^k) of θ_1 … θ_k alone, as Adam's moments are.   [Kingma & Ba 2015, sec. 3]
+
+    Without the correction the first parameters keep a weight of μ^k, as in most published recipes.
+    """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must lie in [0, 1), got {rate}")
-    return lambda step: jnp.asarray(rate)
+    if not corrected or rate == 0:
+        return lambda step: jnp.asarray(rate, float)
+    log_rate = math.log(rate)
+
+    def corrected_rate(step):
+        done = jnp.asarray(step, float)  # 1 − μ^k in float32 keeps few digits while k is small
+        return rate * jnp.expm1(done * log_rate) / jnp.expm1((done + 1) * log_rate)
+
+    return corrected_rate
 
 
 def half_life(*, mimg: Positive, batch_size: int, ramp_up: NotNegative = 0.05) -> Schedule:
