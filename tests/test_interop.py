@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save
 
 import cmjax
 from cmjax.config.fields import ConfigError
-from cmjax.interop import keys
-from cmjax.interop.diffusers import read_config, read_diffusers
+from cmjax.interop import keys, read
+from cmjax.interop.diffusers import read_config, read_diffusers, write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.openai import _source as openai_source
 from cmjax.interop.pickles import read_torch
@@ -268,6 +269,78 @@ def test_what_the_file_does_not_tell_is_asked_for(tmp_path):
         importing.run(str(path), "auto", tmp_path / "run", {"kind": "denoiser"})
 
 
+TINY = {"channels": 32, "channel_mult": (1,), "blocks": 1, "attention_resolutions": (8,), "head_channels": 16}
+STATED = {"kind": "consistency", "head_channels": 16}
+
+
+@cache
+def tiny_arrays(**changes):
+    """A small UNetModel of 8×8 images as OpenAI's state dict."""
+    network = ADM(**OPENAI, **TINY | changes)
+    attended = [0] if network.attention_resolutions else []
+    arrays = {}
+    for path, leaf in flatten_dict(init_params(network, jax.random.key(0), (8, 8, 3))).items():
+        (key,) = openai_source(path, levels=1, blocks=1, attended=attended).keys
+        leaf = np.asarray(leaf) + np.float32(0.01)
+        arrays[key] = np.moveaxis(leaf, (-1, -2), (0, 1)) if leaf.ndim > 1 else leaf
+    return arrays
+
+
+def write_file(path, arrays):
+    path.write_bytes(save(arrays))
+    return str(path)
+
+
+def test_prefixes_of_wrappers_are_removed():
+    """What DistributedDataParallel, torch.compile and an outer module put before every key."""
+    arrays = tiny_arrays()
+    for prefix in ("", "module.", "_orig_mod.", "module._orig_mod.", "model.", "ema_model.module.", "net._orig_mod."):
+        found, bare = read._recognise(Path("x.pt"), {prefix + key: value for key, value in arrays.items()})
+        assert (found, bare.keys()) == ("openai", arrays.keys()), prefix
+    inner = {key.replace("middle_block.", "middle_block._orig_mod."): value for key, value in arrays.items()}
+    assert read._recognise(Path("x.pt"), inner)[1].keys() == arrays.keys()
+    twice = {prefix + key: value for key, value in arrays.items() for prefix in ("ema.", "model.")}
+    with pytest.raises(ForeignError, match=r"several networks, with the prefixes 'ema\.' and 'model\.'"):
+        read._recognise(Path("x.pt"), twice)
+
+
+def test_the_only_state_dict_of_a_checkpoint_is_read():
+    arrays = tiny_arrays()
+    assert read._only_arrays(Path("x"), {"model": arrays, "epoch": 3, "optimizer": {"state": {}}}) is arrays
+    with pytest.raises(ForeignError, match="several state dicts, model, ema"):
+        read._only_arrays(Path("x"), {"model": arrays, "ema": arrays})
+
+
+def test_a_network_that_predicts_a_variance_is_refused(tmp_path):
+    source = write_file(tmp_path / "diffusion.safetensors", tiny_arrays(out_channels=6))
+    for kind in ("denoiser", "consistency"):
+        with pytest.raises(ConfigError, match=r"6 output channels for images of 3.*learned sigma"):
+            importing.run(source, "auto", tmp_path / "run", STATED | {"kind": kind})
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_that_a_file_leaves_open_is_asked_in_one_message(tmp_path):
+    source = write_file(tmp_path / "x.safetensors", tiny_arrays())
+    with pytest.raises(ConfigError, match=r"--arch-head_channels=N.*--arch-kind=denoiser"):
+        importing.run(source, "auto", tmp_path / "run", {})
+    with pytest.raises(ConfigError, match="--arch-resample_filter has no effect on --format=openai"):
+        importing.run(source, "auto", tmp_path / "run", STATED | {"resample_filter": (1, 1)})
+
+
+def test_a_network_without_attention_is_opened_again(tmp_path):
+    source = write_file(tmp_path / "x.safetensors", tiny_arrays(attention_resolutions=()))
+    importing.run(source, "auto", tmp_path / "run", STATED)
+    assert flow_map_module(tmp_path / "run").attention_resolutions == ()
+
+
+def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
+    large = {"time_embed.0.weight": np.full_like(tiny_arrays()["time_embed.0.weight"], 3e38)}
+    source = write_file(tmp_path / "x.safetensors", tiny_arrays() | large)
+    with pytest.raises(ConfigError, match="not finite"):
+        importing.run(source, "auto", tmp_path / "run", STATED)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def conditional_run(tmp_path):
     """The folder of a small class-conditional consistency model that diffusers can hold."""
@@ -279,7 +352,7 @@ def conditional_run(tmp_path):
     levels = {"t_max": 40.0, "sigma_data": 0.4}
     foreign = importing.Foreign(module, params, (16, 16, 3), "consistency", "none", levels)
     workdir = tmp_path / "original"
-    config = importing._config(foreign, "consistency")
+    config = importing._config(foreign)
     write_model(workdir, config, foreign.shape, 3, params, imported=None, option="--workdir")
     return workdir
 
@@ -373,6 +446,42 @@ def test_diffusers_configs_of_other_networks_are_refused(conditional_run):
     with pytest.raises(ForeignError, match="CrossAttn"):
         read_diffusers(config | {"down_block_types": ["CrossAttnDownBlock2D"] * 2}, arrays, {})
     json.loads((unet.parent / "model_index.json").read_text())
+
+
+def test_pipelines_of_other_models_are_refused(conditional_run, tmp_path):
+    """A DDPM's network predicts the noise: it is no EDM denoiser, whatever --arch-kind says."""
+    exporting.run(conditional_run, "diffusers", None)
+    folder = conditional_run / "export" / "diffusers"
+    scheduler = {"_class_name": "DDPMScheduler", "prediction_type": "epsilon", "beta_schedule": "linear"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for source in (folder, folder / "unet"):
+        with pytest.raises(ConfigError, match="DDPMScheduler with prediction_type='epsilon'"):
+            importing.run(str(source), "auto", tmp_path / "run", {"kind": "denoiser"})
+
+
+def test_what_diffusers_configs_leave_open_or_write_otherwise(conditional_run):
+    exporting.run(conditional_run, "diffusers", None)
+    unet = conditional_run / "export" / "diffusers" / "unet"
+    config, arrays = read_config(unet / "config.json"), read_safetensors(next(unet.glob("*.safetensors")))[0]
+    assert read_diffusers(config | {"attention_head_dim": None}, arrays, {}).module.heads == 1
+    assert read_diffusers(config | {"sample_size": [16, 8]}, arrays, {}).shape == (16, 8, 3)
+    for size in (None, "16", [16], [16, 0], 0, True):
+        with pytest.raises(ForeignError, match="--arch-image_size" if size is None else "sample_size="):
+            read_diffusers(config | {"sample_size": size}, arrays, {})
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "said"),
+    [
+        ((16, 8, 3), {}, "images of 16x8: ConsistencyModelPipeline draws square images"),
+        ((32, 32, 3), {"patch": 2}, "net.patch=2"),
+        ((16, 16, 3), {"resample": "conv"}, "net.resample='conv'"),
+    ],
+)
+def test_networks_that_diffusers_cannot_hold_are_not_exported(tmp_path, shape, change, said):
+    with pytest.raises(ForeignError, match=said):
+        write_diffusers(tmp_path / "out", ADM(**OPENAI, **TINY | change), {}, shape, {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_fixed_frequencies_are_no_parameters(tmp_path, capsys):

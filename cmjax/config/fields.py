@@ -118,8 +118,10 @@ class Fields:
             raise self.error(field, "must be a text")
         return value
 
-    def numbers(self, field: str) -> tuple[float, ...]:
+    def numbers(self, field: str, *, may_be_empty: bool = False) -> tuple[float, ...]:
         value = self.value(field)
+        if may_be_empty and not isinstance(value, str) and isinstance(value, Iterable) and not list(value):
+            return ()
         if not isinstance(value, Iterable) or not list(value) or any(problem_of(v, Real) for v in value):
             raise self.error(field, "must be one or more numbers, like (80.0, 0.8)")
         return tuple(float(v) for v in value)

@@ -178,7 +178,8 @@ def _network_field(fields: Fields, name: str, field: dataclasses.Field, choices:
     if isinstance(field.default, bool):
         return fields.boolean(name)
     if isinstance(field.default, tuple):
-        return tuple(int(v) if v == int(v) else v for v in fields.numbers(name))
+        numbers = fields.numbers(name, may_be_empty=name == "attention_resolutions")
+        return tuple(int(v) if v == int(v) else v for v in numbers)
     kind: Any = {int: Size, float: NotNegative}.get(field.type, field.type)
     if problem := problem_of(fields.value(name), kind):
         raise fields.error(name, problem)

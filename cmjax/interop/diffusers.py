@@ -6,11 +6,25 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cmjax.interop.keys import Arrays, Block, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples
+from cmjax.interop.keys import (
+    Arrays,
+    Block,
+    Foreign,
+    ForeignError,
+    Path,
+    Source,
+    UndeterminedError,
+    assemble,
+    from_torch,
+    multiples,
+)
 from cmjax.machine.files import to_json, write_atomically
+from cmjax.nets.adapter import as_net
 from cmjax.nets.adm import ADM, OPENAI
 
 LICENCE = "not told by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
@@ -50,6 +64,7 @@ FIXED = {
 }
 """What ADM is among the networks that UNet2DModel can be."""
 
+SCHEDULER = "CMStochasticIterativeScheduler"
 LEVELS = {"sigma_data": "sigma_data", "t_min": "sigma_min", "t_max": "sigma_max", "rho": "rho"}
 """Our constant -> the scheduler's."""
 
@@ -71,16 +86,17 @@ def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping
     shift = config.get("resnet_time_scale_shift", "default")
     if shift not in MODULATIONS:
         raise ForeignError(f"config.json: resnet_time_scale_shift={shift!r}; ADM has {' or '.join(MODULATIONS)}")
+    height, width = _size(overrides.get("image_size", config.get("sample_size")))
     try:
-        widths, size = config["block_out_channels"], int(overrides.get("image_size", config["sample_size"]))
+        widths = config["block_out_channels"]
         attended = [level for level, kind in enumerate(config["down_block_types"]) if kind.startswith("Attn")]
         image_channels, out_channels = config["in_channels"], config["out_channels"]
         network = ADM(
             channels=widths[0],
             channel_mult=multiples(widths, widths[0]),
             blocks=config["layers_per_block"],
-            attention_resolutions=tuple(size >> level for level in attended),
-            head_channels=overrides.get("head_channels", config["attention_head_dim"]),
+            attention_resolutions=tuple(height >> level for level in attended),
+            **_heads(overrides.get("head_channels", config.get("attention_head_dim", 8))),
             modulation=MODULATIONS[shift],
             num_classes=config.get("num_class_embeds") or 0,
             out_channels=out_channels if out_channels != image_channels else None,
@@ -88,23 +104,42 @@ def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ForeignError(f"config.json of UNet2DModel cannot be read: {error!r}") from error
-    shape = (size, size, image_channels)
+    shape = (height, width, image_channels)
     params = assemble(arrays, network, shape, lambda path: _source(path, len(widths)))
     return Foreign(network, params, shape, None, LICENCE)
 
 
-def with_scheduler(foreign: Foreign, scheduler: Mapping[str, Any]) -> Foreign:
-    """What a pipeline's scheduler tells of its network: a consistency model, and its noise levels.
+def _size(sample_size: Any) -> tuple[int, int]:
+    """Height and width, of one number or two."""
+    if sample_size is None:
+        raise UndeterminedError("--arch-image_size=N, the height and width of the images")
+    sides = [sample_size] * 2 if type(sample_size) is int else sample_size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(s) is int and s > 0 for s in sides):
+        raise ForeignError(f"config.json: sample_size={sample_size!r}; must be a height and a width in pixels")
+    return sides[0], sides[1]
 
-    Raises: ForeignError where a level is no positive number.
+
+def _heads(head_channels: int | None) -> dict[str, int]:
+    """The fields of ADM. Without a width of the heads, diffusers has one head as wide as its level."""
+    return {"heads": 1} if head_channels is None else {"head_channels": head_channels}
+
+
+def with_scheduler(foreign: Foreign, scheduler: Mapping[str, Any]) -> Foreign:
+    """The network with the noise levels of its pipeline's scheduler, that of a consistency model.
+
+    Raises: ForeignError where the scheduler is another model's, or a level is no positive number.
     """
-    if scheduler.get("_class_name") != "CMStochasticIterativeScheduler":
-        return foreign
-    told = {ours: scheduler[theirs] for ours, theirs in LEVELS.items() if theirs in scheduler}
-    for name, value in told.items():
+    if (name := scheduler.get("_class_name")) != SCHEDULER:
+        predicts = f" with prediction_type={scheduler['prediction_type']!r}" if "prediction_type" in scheduler else ""
+        raise ForeignError(
+            f"scheduler_config.json: {name}{predicts}; of diffusers' pipelines consistency models ({SCHEDULER}) alone "
+            "are read, and this network is neither one nor an EDM denoiser"
+        )
+    constants = {ours: scheduler[theirs] for ours, theirs in LEVELS.items() if theirs in scheduler}
+    for name, value in constants.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ForeignError(f"scheduler_config.json: {LEVELS[name]}={value!r} must be a positive number")
-    return replace(foreign, kind="consistency", constants=told)
+    return replace(foreign, kind="consistency", constants=constants)
 
 
 def write_diffusers(
@@ -121,15 +156,27 @@ def write_diffusers(
     for path, value in flatten_dict(params).items():
         keys, _ = _source(path, len(network.channel_mult))
         arrays.update(zip(keys, _theirs(path, np.asarray(value)), strict=True))
+    _check_reads_back(network, params, shape, unet_config, arrays)
     index = {
         "_class_name": "ConsistencyModelPipeline",
-        "scheduler": ["diffusers", "CMStochasticIterativeScheduler"],
+        "scheduler": ["diffusers", SCHEDULER],
         "unet": ["diffusers", "UNet2DModel"],
     }
     write_atomically(folder / "unet" / WEIGHTS, save(arrays, {"format": "pt"}))
     write_atomically(folder / "unet" / "config.json", to_json(unet_config))
     write_atomically(folder / "scheduler" / "scheduler_config.json", to_json(scheduler))
     write_atomically(folder / "model_index.json", to_json(index))
+
+
+def _check_reads_back(network: ADM, params: Any, shape: tuple[int, ...], config: Any, arrays: Arrays) -> None:
+    """Raise ForeignError where the written network, read again, does not give what this one gives."""
+    back = read_diffusers(config, arrays, {})
+    x, c_noise = jax.random.normal(jax.random.key(0), (1, *shape)), jnp.zeros(1)
+    label = {"label": jnp.zeros(1, int)} if network.num_classes else {}
+    pairs = ((network.clone(dtype=jnp.float32, attention="xla"), params), (back.module, back.params))
+    ours, theirs = (jax.jit(as_net(module))(weights, x, c_noise, **label) for module, weights in pairs)
+    if not np.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(ours).max()):
+        raise ForeignError("diffusers' UNet2DModel cannot hold this network: read again, it gives other images")
 
 
 def read_config(path: FilePath) -> dict[str, Any]:
@@ -146,13 +193,17 @@ def read_config(path: FilePath) -> dict[str, Any]:
 def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     if not isinstance(network, ADM):
         raise ForeignError(f"net.name: diffusers has no {type(network).__name__} network; only adm can be exported")
+    if shape[0] != shape[1]:
+        raise ForeignError(f"images of {shape[0]}x{shape[1]}: ConsistencyModelPipeline draws square images alone")
     widths = [network.channels * mult for mult in network.channel_mult]
     groups = {network.norm_groups or min(32, width // 4) for width in widths}
     modulation = {ours: theirs for theirs, ours in MODULATIONS.items()}
     for name, fits, need in (
         ("channel_mult", network.channel_mult[0] == 1, "a first level of 1"),
         ("norm_groups", len(groups) == 1, "one number of groups in all levels"),
-        ("heads", not network.heads, "0, the number following from head_channels"),
+        ("heads", network.heads in (0, 1), "0, the number following from head_channels, or 1"),
+        ("patch", network.patch == 1, "1"),
+        ("resample", network.resample == "block", "block"),
         ("time_scale", network.time_scale == 1000, "1000, as its scheduler has"),
         ("modulation", network.modulation in modulation, f"one of {', '.join(modulation)}"),
         ("augment_dim", not network.augment_dim, "0"),
@@ -169,7 +220,7 @@ def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         "out_channels": network.out_channels or shape[2],
         "block_out_channels": widths,
         "layers_per_block": network.blocks,
-        "attention_head_dim": network.head_channels,
+        "attention_head_dim": None if network.heads else network.head_channels,
         "down_block_types": ["AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in attended],
         "up_block_types": ["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in attended[::-1]],
         "resnet_time_scale_shift": modulation[network.modulation],
@@ -182,7 +233,7 @@ def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _scheduler_config(constants: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "_class_name": "CMStochasticIterativeScheduler",
+        "_class_name": SCHEDULER,
         "num_train_timesteps": 40,
         **{theirs: constants[ours] for ours, theirs in LEVELS.items()},
         "clip_denoised": False,  # cmjax clips images when they are saved, and not on the way

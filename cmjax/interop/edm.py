@@ -6,7 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples, width
+from cmjax.interop.keys import (
+    Arrays,
+    Foreign,
+    ForeignError,
+    Path,
+    Source,
+    UndeterminedError,
+    assemble,
+    from_torch,
+    head_width,
+    multiples,
+    width,
+)
 from cmjax.nets.adm import ADM
 from cmjax.nets.unet import UNet
 
@@ -17,7 +29,7 @@ def read_edm(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     """The network of an EDM state dict, its fields read from the keys and shapes.
 
     Args:   state_dict: key -> array, with or without the prefix `model.`.
-            overrides: `head_channels` of ADM, 64 unless told; `resample_filter` where the file has no filter.
+            overrides: `head_channels` of ADM, by default 64; `resample_filter` where the file has no filter.
     Raises: ForeignError.
     """
     arrays = {key.removeprefix("model."): value for key, value in state_dict.items()}
@@ -32,7 +44,9 @@ def read_edm(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
         fields[name] = width(arrays, key, 1) if key in arrays else 0
     if "out_conv.weight" in arrays:
         out_key, module = "out_conv.weight", ADM
-        fields["head_channels"] = overrides.get("head_channels", 64)
+        attended = zip(sizes, fields["channel_mult"], strict=True)
+        widths = [fields["channels"] * mult for size, mult in attended if size in fields["attention_resolutions"]]
+        fields["head_channels"] = head_width(overrides, (*widths, fields["channels"] * fields["channel_mult"][-1]))
     else:
         out_key, module = f"dec.{sizes[0]}x{sizes[0]}_aux_conv.weight", UNet
         fields |= _song_fields(arrays, fields["channels"], filters, overrides)
@@ -70,9 +84,7 @@ def _song_fields(arrays: Arrays, channels: int, filters: list, overrides: Mappin
         first_row = np.asarray(filters[0], np.float64).reshape(np.shape(filters[0])[-2:])[0]
         taps = tuple(int(tap) for tap in np.rint(first_row / first_row[0]))
     if taps is None:
-        raise ForeignError(
-            "the file has no resample_filter: tell it by --arch-resample_filter, 1,1 for DDPM++ or 1,3,3,1 for NCSN++"
-        )
+        raise UndeterminedError("--arch-resample_filter=1,1 (DDPM++) or 1,3,3,1 (NCSN++)")
     return {
         "embedding": "fourier" if "map_noise.freqs" in arrays else "positional",
         "noise_channel_mult": width(arrays, "map_layer0.weight", 1) // channels,

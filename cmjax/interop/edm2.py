@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, from_torch, multiples, width
+from cmjax.interop.keys import (
+    Arrays,
+    Foreign,
+    ForeignError,
+    Path,
+    Source,
+    assemble,
+    from_torch,
+    head_width,
+    multiples,
+    width,
+)
 from cmjax.nets.edm2 import EDM2
 
 LICENCE = "Creative Commons BY-NC-SA 4.0 (NVIDIA): non-commercial use alone"
@@ -36,9 +47,12 @@ def read_edm2(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 
 
 def edm2_from_keys(
-    state_dict: Arrays, *, head_channels: int = 64, resample_filter: tuple[int, ...] = (1, 1)
+    state_dict: Arrays, *, resample_filter: tuple[int, ...] = (1, 1), **overrides: int
 ) -> tuple[EDM2, tuple[int, int, int]]:
-    """The module that a state dict is of, and the shape (h, w, c) of its samples. Raises: ForeignError."""
+    """The module that a state dict is of, and the shape (h, w, c) of its samples.
+
+    Args: overrides: `head_channels`, by default 64. Raises: ForeignError.
+    """
     arrays = _unprefixed(state_dict)
     sizes = _sizes(arrays)
     widths = [width(arrays, f"enc.{size}x{size}_block0.conv_res0.weight") for size in sizes]
@@ -48,12 +62,14 @@ def edm2_from_keys(
     # The module counts the constant channel itself.
     image_channels = width(arrays, f"enc.{sizes[0]}x{sizes[0]}_conv.weight", 1) - 1
     out_channels = width(arrays, "out_conv.weight")
+    attended = tuple(size for size in sizes if f"enc.{size}x{size}_block0.attn_qkv.weight" in arrays)
+    attending = [width for size, width in zip(sizes, widths, strict=True) if size in attended]
     network = EDM2(
         channels=channels,
         channel_mult=mult,
         blocks=len({m[0] for key in arrays if (m := re.match(rf"enc\.{sizes[0]}x{sizes[0]}_block\d+\.", key))}),
-        attention_resolutions=tuple(size for size in sizes if f"enc.{size}x{size}_block0.attn_qkv.weight" in arrays),
-        head_channels=head_channels,
+        attention_resolutions=attended,
+        head_channels=head_width(overrides, (*attending, widths[-1])),
         resample_filter=tuple(resample_filter),
         noise_channel_mult=0 if noise == widths[0] else noise // channels,
         embedding_channel_mult=0 if embedding == max(widths) else embedding // channels,

@@ -16,7 +16,15 @@ Path = tuple[str, ...]
 
 
 class ForeignError(ValueError):
-    """A peer's file cannot be used; the message says what is wrong with it, or what must be told beside it."""
+    """A peer's file cannot be used; the message says what is wrong with it, or must be stated beside it."""
+
+
+class UndeterminedError(ForeignError):
+    """The file leaves facts about its network open. `options`: a phrase for each, with the option that states it."""
+
+    def __init__(self, *options: str):
+        super().__init__(f"the file leaves open what its network is: give {'; '.join(options)}")
+        self.options = options
 
 
 class Source(NamedTuple):
@@ -44,9 +52,9 @@ class Block(NamedTuple):
 class Foreign:
     """A network of a peer with its parameters.
 
-    shape: (h, w, c) of a sample. kind: "denoiser" or "consistency", None where the file does not tell.
+    shape: (h, w, c) of a sample. kind: "denoiser" or "consistency", None where the file leaves it open.
     licence: the terms that the peer publishes its weights under.
-    constants: those of sigma_data, t_min, t_max and rho that the file tells.
+    constants: those of sigma_data, t_min, t_max and rho that the file has.
     """
 
     module: nn.Module
@@ -104,6 +112,19 @@ def width(arrays: Arrays, key: str, axis: int = 0) -> int:
     if np.ndim(arrays[key]) <= axis:
         raise ForeignError(f"{key} is of shape {np.shape(arrays[key])}, which tells no architecture")
     return np.shape(arrays[key])[axis]
+
+
+def head_width(overrides: Mapping[str, Any], widths: Iterable[int]) -> int:
+    """The width of an attention head: `head_channels` of the overrides, else 64 as in every released network.
+
+    Args:   widths: channels of the levels that attend.
+    Raises: UndeterminedError where 64 is not possible.
+    """
+    if "head_channels" in overrides:
+        return overrides["head_channels"]
+    if odd := [w for w in widths if w % 64]:
+        raise UndeterminedError(f"--arch-head_channels=N, the width of an attention head, a divisor of {min(odd)}")
+    return 64
 
 
 def multiples(widths: Iterable[int], channels: int) -> tuple[int, ...]:

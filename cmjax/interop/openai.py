@@ -13,6 +13,7 @@ from cmjax.interop.keys import (
     Source,
     assemble,
     from_torch,
+    head_width,
     multiples,
     width,
 )
@@ -49,7 +50,7 @@ def read_openai(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     The file tells neither the size of the images nor the heads of the attention.
 
     Args:   overrides: `image_size`, by default the size whose deepest features are 8×8, as all the released networks
-            have; `head_channels`, 64 by default.
+            have; `head_channels`, by default 64 where that is possible.
     Raises: ForeignError.
     """
     levels, blocks = _depth(state_dict)
@@ -65,7 +66,7 @@ def read_openai(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
         channel_mult=multiples(widths, channels),
         blocks=blocks,
         attention_resolutions=tuple(size >> level for level in attended),
-        head_channels=overrides.get("head_channels", 64),
+        head_channels=head_width(overrides, (widths[-1], *(widths[level] for level in attended))),
         resample="conv" if any(DOWN.match(key) for key in state_dict) else "block",
         modulation="scale_shift" if modulated == 2 else "shift",
         num_classes=width(state_dict, "label_emb.weight") if "label_emb.weight" in state_dict else 0,

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, multiples, width
+from cmjax.interop.keys import (
+    Arrays,
+    Foreign,
+    ForeignError,
+    Path,
+    Source,
+    UndeterminedError,
+    assemble,
+    multiples,
+    width,
+)
 from cmjax.nets.unet import UNet
 
 LICENCE = "MIT (OpenAI, consistency_models_cifar10)"
@@ -65,16 +75,16 @@ def _depth(arrays: Arrays) -> tuple[int, int, list[int]]:
     return levels, blocks, [kernels[level * (blocks + 1)][3] for level in range(levels)]
 
 
-def _attended(arrays: Arrays, blocks: int, size: int, levels: int, told: tuple[int, ...] | None) -> tuple[int, ...]:
+def _attended(arrays: Arrays, blocks: int, size: int, levels: int, stated: tuple[int, ...] | None) -> tuple[int, ...]:
     """A level that attends does so after each block of the encoder and once in the decoder; the middle does once."""
     count = len({m[0] for key in arrays if (m := re.match(rf"{ATTENTION}_\d+/", key))})
     number, rest = divmod(count - 1, blocks + 1)
-    resolutions = ((16,) if number == 1 else ()) if told is None else told
+    resolutions = ((16,) if number == 1 else ()) if stated is None else stated
     within = [resolution for resolution in resolutions if resolution in [size >> level for level in range(levels)]]
     if rest or len(within) != number:
-        raise ForeignError(
-            f"the file has attention at {number} of its levels: tell their sizes by --arch-attention_resolutions, "
-            f"got {','.join(map(str, resolutions)) or 'none'} for images of {size}"
+        raise UndeterminedError(
+            f"the heights of its attention (the file has attention at {number} of its levels, not at "
+            f"{','.join(map(str, resolutions)) or 'none'} for images of {size}) by --arch-attention_resolutions"
         )
     return tuple(within)
 

@@ -30,6 +30,13 @@ def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
     write_atomically(path, save(arrays, {RECORD: to_json(record), "format": "np"}))
 
 
+def is_own(path: Path) -> bool:
+    """Whether the file is an .npz, or a .safetensors with the record of a run. Raises: ForeignError."""
+    if path.suffix != ".safetensors":
+        return path.suffix == ".npz"
+    return not path.is_file() or RECORD in read_safetensors(path)[1]
+
+
 def read_own(path: Path) -> tuple[dict[str, Any], Any]:
     """The record and the parameters that `write_own` wrote. Raises: ForeignError."""
     if path.suffix == ".npz":

@@ -1,8 +1,10 @@
 """Which peer a file is of, and its network. Files are read as data: no code in them is ever run."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ from flax.traverse_util import flatten_dict
 from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
 from cmjax.interop.edm import read_edm
 from cmjax.interop.edm2 import read_edm2
-from cmjax.interop.keys import Arrays, Foreign, ForeignError
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError
 from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
 from cmjax.interop.pickles import Module, init_arguments, read_persistent, read_torch, state_dict
+from cmjax.machine.files import absolute
+
+log = logging.getLogger(__name__)
 
 READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "openai": read_openai,
@@ -23,13 +28,26 @@ READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "edm": read_edm,
     "edm2": read_edm2,
 }
+DENOISER_FILES = ("edm", "edm2")
+"""Formats whose networks are diffusion models."""
 TELLTALES = {
     "input_blocks.0.0.weight": "openai",
     "ResnetBlockBigGANpp_0/Conv_0/kernel": "openai_cifar",
     "map_layer0.weight": "edm",
     "emb_fourier.freqs": "edm2",
 }
-"""A key that a peer's file has, without prefix."""
+"""A key that a peer's file has, without the prefix of what its network was wrapped in."""
+
+OPTIONS = {
+    "openai": ("kind", "image_size", "head_channels"),
+    "openai_cifar": ("kind", "image_size", "attention_resolutions", "resample_filter"),
+    "edm": ("kind", "head_channels", "resample_filter"),
+    "edm2": ("kind", "head_channels", "resample_filter"),
+    "diffusers": ("kind", "image_size", "head_channels"),
+}
+"""The facts that may be stated beside a file, by its format: the others stand in the file."""
+
+KIND = "--arch-kind=denoiser (a diffusion teacher) or --arch-kind=consistency"
 
 DENOISERS = {"EDMPrecond": "edm", "Precond": "edm2"}
 """NVIDIA's preconditioned networks that are the `edm` denoiser, by class."""
@@ -49,29 +67,59 @@ UNUSUAL = {
 
 
 def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple[Foreign, str]:
-    """The network in a peer's file or folder, and the format it was read in.
+    """The network in a peer's file or folder, of a known kind, and the format it was read in.
 
-    Args:   format: "auto", "diffusers" or a key of `READERS`. overrides: what the file does not tell, by field.
-    Raises: ForeignError saying what the file is not, lacks, or does not tell.
+    Args:   format: "auto", "diffusers" or a key of `READERS`. overrides: what the file leaves open, by field.
+    Raises: ForeignError saying what the file is not or lacks; UndeterminedError with all that it leaves open.
     """
     if path.is_dir():
         if format not in ("auto", "diffusers"):
             raise ForeignError(f"{path} is a folder; --format={format} is a file")
-        return _read_folder(path, overrides), "diffusers"
+        found, read, kind = "diffusers", partial(_read_folder, path), _kind_of_pipeline(path)
+    else:
+        found, read = _open_file(path, format)
+        kind = "denoiser" if found in DENOISER_FILES else _kind_by_name(path)
+    if unused := [name for name in overrides if name not in OPTIONS[found]]:
+        options = ", ".join(f"--arch-{name}" for name in OPTIONS[found])
+        raise ForeignError(f"--arch-{unused[0]} has no effect on --format={found}, which takes {options}")
+    kind = overrides.get("kind") or kind
+    try:
+        foreign = read(overrides)
+    except UndeterminedError as error:
+        raise UndeterminedError(*error.options, *([] if kind else [KIND])) from error
+    if kind is None:
+        raise UndeterminedError(KIND)
+    _check_output(foreign)
+    return replace(foreign, kind=kind), found
+
+
+def _check_output(foreign: Foreign) -> None:
+    given, wanted = getattr(foreign.module, "out_channels", None), foreign.shape[-1]
+    if given and given != wanted:
+        learned = ": it predicts a variance too (learned sigma)" if given == 2 * wanted else ""
+        raise ForeignError(
+            f"the network has {given} output channels for images of {wanted}{learned}; "
+            "a denoiser and a consistency model give an image"
+        )
+
+
+def _open_file(path: Path, format: str) -> tuple[str, Callable[[Mapping[str, Any]], Foreign]]:
+    """The format of a file, and its reader: overrides -> the network."""
     if not path.is_file():
         raise ForeignError(f"{path} does not exist")
     if format == "diffusers":
         raise ForeignError(f"{path} is a file; diffusers' models are folders with a config.json")
-    arrays, told = _read_arrays(path)
-    found = _recognise(path, arrays)
+    arrays, stated = _read_arrays(path)
+    found, arrays = _recognise(path, arrays)
     if format not in ("auto", found):
         raise ForeignError(f"{path} is not of --format={format}; its keys are those of {found}")
-    foreign = READERS[found](arrays, told | dict(overrides))
-    return replace(foreign, kind=foreign.kind or _kind_by_name(path)), found
+    return found, lambda overrides: READERS[found](arrays, stated | dict(overrides))
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a file by key, and the fields that it tells beside them."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0], {}
     with path.open("rb") as file:
         head = file.read(2)
     try:
@@ -87,9 +135,22 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _only_arrays(path: Path, content: Any) -> dict[str, np.ndarray]:
-    if not isinstance(content, dict) or not all(isinstance(value, np.ndarray) for value in content.values()):
+    """A state dict, or the only one among a checkpoint's entries."""
+    if _is_state_dict(content):
+        return content
+    items = content.items() if isinstance(content, dict) else ()
+    entries = {name: value for name, value in items if _is_state_dict(value)}
+    if len(entries) > 1:
+        raise ForeignError(f"{path} holds several state dicts, {', '.join(map(str, entries))}: save one of them alone")
+    if not entries:
         raise ForeignError(f"{path} is no state dict: it holds more than arrays by key")
-    return content
+    ((name, arrays),) = entries.items()
+    log.info("%s: the network is read from its entry %r", path, name)
+    return arrays
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, np.ndarray) for v in content.values())
 
 
 def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -123,27 +184,51 @@ def _of_msgpack(path: Path) -> dict[str, np.ndarray]:
     return _only_arrays(path, flat)
 
 
-def _recognise(path: Path, arrays: Arrays) -> str:
-    bare = {re.sub(r"^(model|unet|module)\.", "", key) for key in arrays}
-    for key, peer in TELLTALES.items():
-        if key in bare:
-            return peer
+def _recognise(path: Path, arrays: Arrays) -> tuple[str, Arrays]:
+    """The peer, and the arrays by its own keys: without the prefixes of DDP, torch.compile or an outer module.
+
+    Raises: ForeignError where the keys are of no peer, or of several networks.
+    """
+    arrays = {key.replace("_orig_mod.", ""): value for key, value in arrays.items()}
+    for telltale, peer in TELLTALES.items():
+        prefixes = [key.removesuffix(telltale) for key in arrays if re.search(rf"(^|[./]){re.escape(telltale)}$", key)]
+        if len(prefixes) > 1:
+            names = " and ".join(repr(prefix) for prefix in sorted(prefixes))
+            raise ForeignError(f"{path} holds several networks, with the prefixes {names}: save one of them alone")
+        if prefixes:
+            return peer, {key.removeprefix(prefixes[0]): value for key, value in arrays.items()}
     some = ", ".join(sorted(arrays)[:5]) or "none"
     raise ForeignError(f"{path} is of no network that is known here; its first keys: {some}")
 
 
 def _read_folder(path: Path, overrides: Mapping[str, Any]) -> Foreign:
+    unet, scheduler = _parts(path)
+    config = read_config(unet / "config.json")
+    foreign = read_diffusers(config, _folder_weights(unet), overrides)
+    return with_scheduler(foreign, read_config(scheduler)) if scheduler.is_file() else foreign
+
+
+def _kind_of_pipeline(path: Path) -> str | None:
+    return "consistency" if _parts(path)[1].is_file() else None
+
+
+def _parts(path: Path) -> tuple[Path, Path]:
+    """The folder of the network, and the scheduler's file, which may be absent; `path` is a pipeline or its `unet`."""
     unet = path / "unet" if (path / "unet").is_dir() else path
     if not (unet / "config.json").is_file():
         raise ForeignError(f"{path} is no diffusers folder: there is no {unet / 'config.json'}")
-    config, weights = read_config(unet / "config.json"), unet / WEIGHTS
-    if not weights.is_file():
-        raise ForeignError(f"{path} has no {weights}; other forms of the weights are not read")
-    foreign = read_diffusers(config, read_safetensors(weights)[0], overrides)
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    if not scheduler.is_file():
-        return foreign
-    return with_scheduler(foreign, read_config(scheduler))
+    pipeline = absolute(unet).parent if (absolute(unet).parent / "model_index.json").is_file() else path
+    return unet, pipeline / "scheduler" / "scheduler_config.json"
+
+
+def _folder_weights(unet: Path) -> Arrays:
+    if (unet / WEIGHTS).is_file():
+        return read_safetensors(unet / WEIGHTS)[0]
+    torch_file = unet / WEIGHTS.replace(".safetensors", ".bin")
+    if torch_file.is_file():
+        return _read_arrays(torch_file)[0]
+    there = ", ".join(sorted(file.name for file in unet.iterdir())) or "nothing"
+    raise ForeignError(f"{unet} has neither {WEIGHTS} nor {torch_file.name}; it has {there}")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -160,7 +245,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def _kind_by_name(path: Path) -> str | None:
-    """OpenAI's files tell it in their names alone, as edm_imagenet64_ema.pt and cd-lpips/checkpoint_80 do."""
+    """OpenAI's files show it in their names alone, as edm_imagenet64_ema.pt and cd-lpips/checkpoint_80 do."""
     words = re.split(r"[^a-z0-9]+", "/".join(path.parts[-3:]).lower())
     kinds = {"denoiser" if word == "edm" else "consistency" for word in words if word in ("edm", "cd", "ct")}
-    return kinds.pop() if len(kinds) == 1 else None
+    if len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    log.info("%s is taken for a %s by its name; --arch-kind says otherwise", path, kind)
+    return kind

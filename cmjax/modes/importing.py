@@ -6,7 +6,7 @@ cmjax import --source=cd_imagenet64_lpips.pt --workdir=runs/cd64
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.flags import Flags
 from cmjax.interop.keys import Foreign, ForeignError
-from cmjax.interop.own import read_own
+from cmjax.interop.own import is_own, read_own
 from cmjax.interop.read import READERS, read_foreign
 from cmjax.nets import NETS
 from cmjax.nets.adapter import parameter_shapes
@@ -32,7 +32,7 @@ FORMATS = ("auto", *READERS, "diffusers", "cmjax")
 PRECONDITIONINGS = {"denoiser": "edm", "consistency": "consistency"}
 KINDS = tuple(PRECONDITIONINGS)
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
-"""Of all the peers' released networks; a file that tells others is believed."""
+"""Of all the peers' released networks, unless the file has others."""
 FIXED = ("frequencies", "phases")
 """Numbers of a Fourier embedding, which are drawn once and never trained."""
 
@@ -41,7 +41,7 @@ def declare(flags: Flags) -> None:
     flags.group("The checkpoint")
     flags.text("source", None, "Its file or folder.")
     flags.one_of("format", "auto", FORMATS, "Whose it is.")
-    flags.group("What the file may not tell")
+    flags.group("What the file may leave open")
     flags.one_of("arch-kind", None, KINDS, "What the network is.")
     flags.integer("arch-image_size", None, "Height and width of the images.", at_least=1)
     flags.integer("arch-head_channels", None, "Width of an attention head.", at_least=1)
@@ -75,9 +75,10 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     check_new(workdir, "--workdir")
     write = partial(write_model, workdir, option="--workdir")
     path = Path(source)
-    if format == "cmjax" or (format == "auto" and path.suffix in (".npz", ".safetensors")):
+    if format == "cmjax" or (format == "auto" and is_own(path)):
         record, params = _read_own(path)
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
+        _evaluate_once(record["config"], record["shape"], record["num_classes"], params)
         write(record["config"], record["shape"], record["num_classes"], params, imported=imported)
         print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
         return
@@ -85,19 +86,27 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
         foreign, found = read_foreign(path, format, overrides)
     except ForeignError as error:
         raise ConfigError(f"--source={source}: {error}") from error
-    kind = overrides.get("kind") or foreign.kind
-    if kind is None:
-        raise ConfigError(
-            f"--source={source}: the file does not tell what its network was trained as; say --arch-kind=denoiser for "
-            "a diffusion teacher, or --arch-kind=consistency"
-        )
     imported = {"from": str(path), "format": found, "licence": foreign.licence}
-    classes = getattr(foreign.module, "num_classes", 0) or None
-    write(_config(foreign, kind), foreign.shape, classes, foreign.params, imported=imported)
-    print(_report(path, workdir, foreign, kind, found))
+    config, classes = _config(foreign), getattr(foreign.module, "num_classes", 0) or None
+    _evaluate_once(config, foreign.shape, classes, foreign.params)
+    write(config, foreign.shape, classes, foreign.params, imported=imported)
+    print(_report(path, workdir, foreign, found))
 
 
-def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
+def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, params: Any) -> None:
+    """Evaluate the model on noise, as whoever opens the folder will. Raises: ConfigError where it cannot be."""
+    model = read_model(config, num_classes)
+    flow_map = model.bind(params, tuple(shape))
+    conditions = {"label": jnp.zeros(1, int)} if model.class_conditional else {}
+    conditions |= {"guidance": jnp.ones(1)} if model.guided else {}
+    noise = model.path.b(jnp.asarray(flow_map.t_max)) * jax.random.normal(jax.random.key(0), (1, *shape))
+    log.info("the model is evaluated once")
+    out = jax.jit(lambda flow_map, x: flow_map(x, flow_map.t_max, **conditions))(flow_map, noise)
+    if out.shape != noise.shape or not np.isfinite(out).all():
+        raise ConfigError(f"--source: the network gives {out.shape} for images of {noise.shape}, or not finite numbers")
+
+
+def _config(foreign: Foreign) -> dict[str, Any]:
     """The sections of a configuration that a model is made from."""
     module = foreign.module
     name = next(name for name, kind in NETS.items() if type(module) is kind)
@@ -106,7 +115,7 @@ def _config(foreign: Foreign, kind: str) -> dict[str, Any]:
     conditional, constants = getattr(module, "num_classes", 0) > 0, {**CONSTANTS, **foreign.constants}
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"path": "ve", "kind": kind, "preconditioning": PRECONDITIONINGS[kind], **constants},
+        "model": {"path": "ve", "kind": foreign.kind, "preconditioning": PRECONDITIONINGS[foreign.kind], **constants},
         "optimizer": {"averages": ["imported"]},
     }
 
@@ -123,18 +132,18 @@ def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
     return record, params
 
 
-def _report(path: Path, workdir: Path, foreign: Foreign, kind: str, found: str) -> str:
+def _report(path: Path, workdir: Path, foreign: Foreign, found: str) -> str:
     network = foreign.module
     fields = ", ".join(f"{f.name}={getattr(network, f.name)!r}" for f in dataclasses.fields(network)
                        if f.name not in ("parent", "name") and getattr(network, f.name) != f.default)  # fmt: skip
     height, width, channels = foreign.shape
-    use = "objective.teacher" if kind == "denoiser" else "init_from"
+    use = "objective.teacher" if foreign.kind == "denoiser" else "init_from"
     return "\n".join(
         (
             f"{path} -> {workdir}",
             f"format      {found}",
             f"network     {type(network).__name__}({fields}), {_count(foreign.params):,} parameters",
-            f"kind        {kind} of images {height}x{width}x{channels}",
+            f"kind        {foreign.kind} of images {height}x{width}x{channels}",
             f"licence     {foreign.licence}",
             f"sample      python -m cmjax.main --mode=sample --workdir={workdir}",
             f"train       --config.{use}={workdir} in a recipe with this network",
