@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmjax.core import curricula, targets
-from cmjax.core.losses.flow_maps import alpha_schedule
+from cmjax.core.losses.alpha_flow import alpha_schedule
 from cmjax.core.losses.tangents import ramp
 
 

@@ -13,7 +13,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.core.derivatives import central_difference
 from cmjax.core.distances import l2
-from cmjax.core.losses.flow_maps import inverse_alpha
+from cmjax.core.losses.alpha_flow import inverse_alpha
 from cmjax.core.pairs import Times
 from cmjax.core.paths import linear, per_sample, trig
 from cmjax.core.preconditioning import linear_flow

@@ -11,7 +11,7 @@ from exact import evaluate
 
 from cmjax import Model, Times, losses
 from cmjax.core.distances import adaptive, l2, pseudo_huber
-from cmjax.core.losses.flow_maps import adaptive_alpha, alpha_schedule, inverse_alpha
+from cmjax.core.losses.alpha_flow import adaptive_alpha, alpha_schedule, inverse_alpha
 from cmjax.core.pairs import between, dyadic_pairs
 from cmjax.core.paths import linear, per_sample, trig
 from cmjax.core.preconditioning import linear_flow
@@ -307,6 +307,66 @@ def test_shortcut_is_two_half_steps_then_flow_matching():
             ),
             lambda w, distance=distance: distance(u(w, x, t, s), target),
         )
+
+
+def test_the_half_steps_of_the_released_code_are_guided_where_they_are_finest_and_clipped():
+    """Without dropout: the half steps are given no key, the trained step is."""
+    t, s = jnp.array([1.0, 0.5, 0.25, 0.75, 0.5, 1.0]), jnp.array([0.5, 0.25, 0.0, 0.5, 0.375, 0.875])
+    pair, c = Times(t, (t + s) / 2, s), 0.6  # halves of 1/4, of 1/8, the finest, and flow matching
+    x0, label = 2 * exact.data(jax.random.key(1), 6), jnp.array([0, 1, 2, 1, 0, 1])
+    x, v = line(x0, t)
+    keys = []
+
+    def told(w, x, c_noise, *, key=None, **inputs):
+        keys.append(key is not None)
+        return net(w, x, c_noise, **inputs)
+
+    def u(x, t, s, label):
+        return net(1.1 * W, x, t, c_noise_s=t - s, label=label)
+
+    def guided(x, t, s):
+        without = u(x, t, s, jnp.full(6, -1))
+        return jnp.where(jnp.arange(6)[:, None] < 1, u(x, t, s, label), without + 3 * (u(x, t, s, label) - without))
+
+    one = guided(x, t, pair.r)
+    two = guided(jnp.clip(x - (t - pair.r)[:, None] * one, -c, c), pair.r, s)
+    target = jnp.where(jnp.arange(6)[:, None] < 4, jnp.clip((one + two) / 2, -c, c), v)
+    loss = partial(
+        evaluate, losses.shortcut, Model(told, linear, linear_flow), key=KEY, x0=x0, times=pair, share=4 / 6,
+        target_params=1.1 * W, conditions={"label": label}, **L2,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        loss(params=W, guidance=3.0, clip=c), l2(net(W, x, t, c_noise_s=t - s, label=label), target), rtol=1e-12
+    )
+    assert keys == [False] * 4 + [True]
+    assert np.any(loss(params=W) != loss(params=W, clip=c))
+    assert np.any(loss(params=W) != loss(params=W, guidance=3.0))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_alpha_flow_is_guided_as_meanflow_and_clipped_where_it_is_discrete(alpha):
+    x0, pair = setting()
+    pair = between(lambda key, batch_size, step: pair, lambda step: alpha)(KEY, len(x0), 0)
+    x, v = line(x0, pair.t)
+    without, with_label = velocities(x, pair.t)
+    mixed = 2.5 * v - 1.9 * without + 0.4 * with_label
+    v = jnp.where(((LABEL >= 0) & (pair.t >= 0.4) & (pair.t <= 0.8))[:, None], mixed, v)
+
+    def u(x, t, s):
+        return net(W, x, t, c_noise_s=t - s, label=LABEL)
+
+    if alpha:
+        later = u(x - (pair.t - pair.r)[:, None] * v, pair.r, pair.s)
+        target = jnp.clip(alpha * v + (1 - alpha) * later, -0.7, 0.7)
+        assert np.any(jnp.abs(alpha * v + (1 - alpha) * later) > 0.7)
+    else:
+        slope = jax.jvp(lambda x, t: u(x, t, pair.s), (x, pair.t), (v, jnp.ones(6)))[1]
+        target = v - (pair.t - pair.s)[:, None] * slope
+    ours = evaluate(
+        losses.alphaflow, MODEL, W, KEY, x0, pair, alpha=alpha, weight=lambda gap, alpha: jnp.ones_like(gap),
+        guidance=2.5, blend=0.4, interval=(0.4, 0.8), clip=0.7, conditions={"label": LABEL},
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, l2(u(x, pair.t, pair.s), target), rtol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["shortcut", "alpha"])

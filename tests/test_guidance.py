@@ -46,6 +46,14 @@ def classes(params, x, t, *, key=None, label):
     return jnp.where((label == NO_LABEL)[:, None], both, own)
 
 
+def test_as_many_labels_may_be_dropped_of_the_first_samples():
+    label, key = jnp.arange(400) % 10, jax.random.key(3)
+    count = int(jnp.sum(drop_labels(key, label, rate=0.1) == NO_LABEL))
+    first = drop_labels(key, label, rate=0.1, first=True)
+    np.testing.assert_array_equal(first, jnp.where(jnp.arange(400) < count, NO_LABEL, label))
+    assert 20 < count < 60
+
+
 @pytest.mark.usefixtures("x64")
 def test_guidance_mixes_the_two_denoisers():
     x, t = jax.random.normal(jax.random.key(0), (6, 2), jnp.float64), jnp.linspace(0.1, 2.0, 6)

@@ -15,7 +15,7 @@ from flax import nnx
 
 import cmjax
 from cmjax import distances, losses, ode, oracles, paths, preconditioning, weightings
-from cmjax.core.losses.flow_maps import inverse_alpha
+from cmjax.core.losses.alpha_flow import inverse_alpha
 from tests.compiling import on_devices
 
 SHAPE = (4, 6)

@@ -135,11 +135,33 @@ def test_inputs_are_asked_for_by_name(pair):
             jax.eval_shape(partial(module.apply, **inputs), {"params": {}}, x, c_noise)
 
 
-@pytest.mark.parametrize("field", ["two_times", "guided"])
+@pytest.mark.parametrize("field", ["two_times", "guided", "guided_interval", "velocity_head"])
 def test_other_formats_have_no_such_inputs(field, tmp_path):
     pytest.importorskip("safetensors")
     with pytest.raises(ForeignError, match=f"net.{field}=True: diffusers' UNet2DModel needs False"):
         write_diffusers(tmp_path, ADM(**OPENAI, **{field: True}), {}, SHAPE, {})
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_an_interval_and_a_second_head_are_asked_for_too(name):
+    """The interval is all times unless given, and matters; sampling sees the first half of the output alone."""
+    module = NETS[name].clone(guided_interval=True, velocity_head=True)
+    params = loud(init_params(module, jax.random.key(0), SHAPE))
+    net, inputs = quick_jit(as_net(module), static_argnames="return_velocity"), {"c_noise": POINT["c_noise"]}
+    inputs["interval"] = jnp.array([[0.0, 1.0], [0.1, 0.6]])
+    out, velocity = net(params, POINT["x"], **inputs, return_velocity=True)
+    assert out.shape == velocity.shape == POINT["x"].shape
+    assert jnp.abs(out - velocity).max() > 1e-3
+    np.testing.assert_array_equal(net(params, POINT["x"], **inputs), out)
+    whole = net(params, POINT["x"], POINT["c_noise"])
+    np.testing.assert_allclose(whole[0], out[0], atol=1e-5)
+    assert jnp.abs(whole[1] - out[1]).max() > 1e-4
+    for more, message in (
+        ({"interval": inputs["interval"]}, "interval was given to a network with guided_interval=False"),
+        ({"return_velocity": True}, "return_velocity=True was asked of a network with velocity_head=False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(partial(NETS[name].apply, **more), {"params": {}}, POINT["x"], POINT["c_noise"])
 
 
 def test_scales_are_embedded_where_times_lie():

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,8 +15,10 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.methods import METHODS
 from cmjax.config.run import read_run
 from cmjax.core import losses
+from cmjax.runs.starting import inputs_of
 from configs import common
 
+KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32)
 LINEAR = common.linear_model("linear", t_min=0.001).to_dict()
 TRIG = common.trig_model().to_dict()
@@ -65,7 +68,21 @@ WRONG = [
     ),
     *((name, {"objective.times": "uniform(rho=0)"}, "objective.times=", "rho must be") for name in ("meanflow", "sct")),
     *((name, {"samples.times": (80.0, 0.5)}, "samples.times=", r"must lie in \[") for name in FLOWS),
-    *((name, {"objective.guidance": 2.0}, "objective.guidance=", "class_cond") for name in FLOWS[:2]),
+    *((name, {"objective.guidance": 2.0}, "objective.guidance=", "class_cond") for name in FLOWS),
+    *((name, {"objective.guidance_interval": (0.8, 0.2)}, "objective.guidance_interval=", "first and the last time")
+      for name in ("meanflow", "imf", "alphaflow")),
+    *((name, {"objective.clip": 0.0}, "objective.clip=", "must be above 0") for name in ("shortcut", "alphaflow")),
+    ("imf", {"objective.guidance_interval": "drawn"}, "objective.name=", "set config.net.guided_interval"),
+    ("imf", {"objective.keeps_label": True}, "objective.name=", "set config.net.class_conditional"),
+    ("imf", {"model.preconditioning": "linear_gap"}, "net.two_times=", "linear_gap gives it one time"),
+    ("imf", {"net.velocity_head": True, "model.preconditioning": "edm_flow"}, "net.velocity_head=", "not with precond"),
+    ("imf", {"net.guided_interval": True}, "net.guided_interval=", "gives no interval of guidance"),
+    ("meanflow", {"net.velocity_head": True}, "net.velocity_head=", "trains no second head"),
+    ("meanflow", {"objective.drops_first": True}, "objective.name=", "set config.net.class_conditional"),
+    ("imf", {"objective.drops_first": True, "net.class_conditional": True}, "objective.drops_first=", "exact=True"),
+    ("meanflow", {"objective.keeps_label": True}, "objective.keeps_label", "nothing reads this"),
+    ("guided_cd", {"objective.guidance": "power(low=3.0, high=2.0)"}, "objective.guidance=", "low must be at most"),
+    ("guided_cd", {"objective.guidance": "power(low=0.0, high=2.0)"}, "objective.guidance=", "low must be above 0"),
     *(
         (name, {f"objective.{field}": ""}, f"objective.{field}=", "must name the workdir")
         for name, field in [("cd", "teacher"), ("guided_cd", "teacher"), ("lcm", "teacher"), ("scm_cd", "teacher"),
@@ -213,6 +230,43 @@ def test_noise_times_and_dropout_are_independent_of_each_other():
     assert noise.std() == pytest.approx(1, abs=4 / np.sqrt(2 * len(noise)))
     assert len(np.unique(batch.conditions["guidance"])) == 64
     assert len(np.unique(batch.times.t)) > 1
+
+
+RELEASED = {
+    "model.preconditioning": "linear_gap", "net.two_times": False, "net.class_conditional": True, "net.guided": True,
+    "net.guided_interval": True, "net.velocity_head": True, "data.label_dropout": 0.5, "objective.drops_first": True,
+    "objective.guidance": "power(low=1.0, high=8.0, power=1.0)", "objective.guidance_interval": "drawn",
+    "objective.keeps_label": True, "objective.pairs": "sorted(apart=0.5, exact=True)",
+}  # fmt: skip
+
+
+def test_a_recipe_may_have_all_of_the_released_imf():
+    """The network is given t − s, the scale and the interval; the first samples have s = t and lose their labels."""
+    run = read_run(changed(RECIPES["imf"], RELEASED))
+    model, seen = run.make_model(10), {}
+    inputs = inputs_of(run, model)({"image": jnp.zeros((8, 8, 8, 1), jnp.uint8), "label": jnp.arange(8)}, KEY)[1]
+    np.testing.assert_array_equal(inputs["kept_label"], jnp.arange(8))
+    dropped = inputs["label"] < 0
+    np.testing.assert_array_equal(dropped, jnp.arange(8) < jnp.sum(dropped))
+    batch, key = run.method.draw(KEY, jnp.asarray(IMAGES), jnp.asarray(0), inputs)
+    equal = batch.times.t == batch.times.s
+    np.testing.assert_array_equal(equal, jnp.arange(8) < 4)
+    first, last = batch.conditions["interval"].T
+    np.testing.assert_array_equal((first == 0) & (last == 1), equal)
+    assert jnp.all((batch.conditions["guidance"] >= 1) & (batch.conditions["guidance"] <= 8))
+
+    def net(params, x, c_noise, **inputs):
+        seen.setdefault("c_noise", []).append(c_noise)
+        return model.function.net(params, x, c_noise, **inputs)
+
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(KEY, (8, 8, 1)))
+    each = run.method.loss(replace(model.function, net=net), params, key, batch, **run.method.arguments(0, params, {}))
+    assert each.shape == (8,)
+    assert np.all(np.isfinite(each))
+    np.testing.assert_array_equal(seen["c_noise"][0], 0.0)
+    x, time = jnp.asarray(IMAGES), jnp.ones(8)
+    out = model.function(params, x, time, 0 * time, label=jnp.arange(8), guidance=2 * time)
+    assert out.shape == x.shape, "what samples sees one head, and all times guided"
 
 
 def test_a_method_has_one_name():

@@ -153,6 +153,31 @@ def test_sorted_pairs_are_exactly_equal_but_for_a_share(apart):
         sorted_pairs(t_of, s_of, apart=1.5)
 
 
+@pytest.mark.parametrize("pairs", [sorted_pairs, capped_pairs])
+def test_shares_may_be_exact(pairs):
+    """Always as many samples, the first of the batch, have s = t; nearly all others do not."""
+    times = logit_normal(mean=0.0, std=1.0)
+    for seed in range(3):
+        t, _, s = pairs(times, times, apart=0.25, exact=True)(jax.random.key(seed), 400, 0)
+        np.testing.assert_array_equal((t == s)[:300], True)
+        assert np.any(t[300:] != s[300:])
+        assert pairs is capped_pairs or np.all(t[300:] > s[300:])
+
+
+def test_a_time_of_flow_matching_may_be_a_single_draw():
+    """α-Flow's: its median is that of the distribution, .401, where the larger of two has .537; s < t is as it was."""
+    times = logit_normal(mean=-0.4, std=1.0)
+    two, one = (
+        sorted_pairs(times, times, apart=0.5, exact=True, single=single)(jax.random.key(0), 40_000, 0)
+        for single in (False, True)
+    )
+    medians = [float(jnp.median(pair.t[:20_000])) for pair in (two, one)]
+    np.testing.assert_allclose(medians, [0.537, 0.401], atol=0.008)
+    np.testing.assert_array_equal(one.t[:20_000], one.s[:20_000])
+    for first, second in zip((two.t, two.s), (one.t, one.s), strict=True):
+        np.testing.assert_array_equal(first[20_000:], second[20_000:])
+
+
 def test_capped_pairs_keep_the_distribution_of_t():
     """Chosen to be equal first, then s is no larger than t: the second form of the authors' sampler."""
     t_of, s_of = logit_normal(mean=-0.6, std=1.6), logit_normal(mean=-1.0, std=1.6)

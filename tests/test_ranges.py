@@ -14,7 +14,7 @@ from cmjax.config import choices, continuous, model, optimizer, samples
 from cmjax.config.data import AUGMENTATIONS
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.core import curricula, pairs, paths, preconditioning
-from cmjax.core.losses import flow_maps, tangents
+from cmjax.core.losses import alpha_flow, tangents
 
 T = jnp.array([0.1, 0.5, 0.9])
 X, Y = jnp.linspace(-1, 1, 24).reshape(2, 2, 2, 3), jnp.linspace(0.5, -0.5, 24).reshape(2, 2, 2, 3)
@@ -55,7 +55,7 @@ TABLES = {
     "gap": ({"shrinking": pairs.shrinking_gap}, {"stage": lambda step: step // 300}, lambda make: make()(T, STEPS[:3])),
     "derivative": (continuous.DERIVATIVES, {}, lambda make: list(make()(lambda x, t: x * t, (X, 0.5), (Y, 1.0)))),
     "warmup": ({"ramp": tangents.ramp}, {}, lambda make: make()(STEPS)),
-    "alpha": ({"sigmoid": flow_maps.alpha_schedule}, {}, lambda make: make()(STEPS)),
+    "alpha": ({"sigmoid": alpha_flow.alpha_schedule}, {}, lambda make: make()(STEPS)),
     "alpha_weight": (continuous.ALPHA_WEIGHTS, {}, lambda f: f(jnp.zeros(3), T)),
     "path": (model.PATHS, {}, lambda make: of_path(make())),
     "lcm": ({"lcm": preconditioning.lcm}, {"path": paths.vp()}, lambda f: list(f(T))[:4]),

@@ -141,9 +141,14 @@ def read_coupling(fields: Fields, spec: ModelSpec) -> Callable[..., Samples] | N
 
 
 def read_guidance(fields: Fields, spec: ModelSpec, *, above: float | None = None) -> Callable[..., PerSample]:
-    """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`."""
+    """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`, or of its density."""
     needs_input(fields, spec, "guided", "the student is given the scale of guidance")
     needs_input(fields, spec, "class_conditional", "guidance is by classes")
+    if isinstance(fields.value("guidance"), str | Mapping):
+        chosen = fields.choice("guidance", {"power": draw_guidance})
+        if not chosen.parameters["low"] <= chosen.parameters["high"]:
+            raise fields.error("guidance", "low must be at most high")
+        return chosen.make
     scales = fields.numbers("guidance")
     if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
         raise fields.error("guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance")

@@ -1,5 +1,6 @@
 """Methods that differentiate by time, and those of flow maps between any two times: from their fields to a `Method`."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,8 +26,9 @@ from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
 from cmjax.core import losses, pairs
 from cmjax.core.derivatives import Derivative, central_difference
-from cmjax.core.guidance import guided
-from cmjax.core.losses import flow_maps, tangents
+from cmjax.core.guidance import draw_interval, guided
+from cmjax.core.losses import alpha_flow, tangents
+from cmjax.core.losses.flow_maps import ALWAYS, Interval
 from cmjax.core.pairs import TimesSampler
 from cmjax.core.typing import PerSample
 from cmjax.training.method import Method
@@ -35,7 +37,7 @@ GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
 """Of a path: the bounded factor of its tangent."""
 DERIVATIVES = {"jvp": lambda: jax.jvp, "central_difference": central_difference}
 PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs}
-ALPHA_WEIGHTS = {"inverse": flow_maps.inverse_alpha, "adaptive": flow_maps.adaptive_alpha}
+ALPHA_WEIGHTS = {"inverse": alpha_flow.inverse_alpha, "adaptive": alpha_flow.adaptive_alpha}
 
 
 def scm_ct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
@@ -87,25 +89,53 @@ def _continuous(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **mor
 
 
 def meanflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    guidance, blend = fields.number("guidance", above=0), fields.number("blend", at_least=0)
-    for name, value, off in (("guidance", guidance, 1), ("blend", blend, 0)):
-        if value != off:
-            _needs_labels(fields, spec, name)
-    return _regressing(partial(losses.meanflow, guidance=guidance, blend=blend), fields, spec)
+    labels = _read_labels(fields, spec, "drops_first")
+    return _regressing(partial(losses.meanflow, **_read_mix(fields, spec)), fields, spec, labels=labels)
 
 
 def imf(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    """`guidance` is one scale, or two between which each sample's is drawn and told to the network."""
-    interval = fields.numbers("guidance_interval") if fields.has("guidance_interval") else (0.0, 1.0)
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
-        raise fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
-    loss = partial(losses.imf, interval=(interval[0], interval[1]))
+    """`guidance` is one scale, or two between which each sample's is drawn and told to the network.
+
+    `guidance_interval` is one, or "drawn" for each sample and told to the network.
+    """
+    more: dict[str, Any] = {"labels": _read_labels(fields, spec, "drops_first", "keeps_label")}
+    loss = partial(losses.imf, velocity_head=bool(spec.net.get("velocity_head")))
+    if fields.has("guidance_interval") and fields.value("guidance_interval") == "drawn":
+        needs_input(fields, spec, "guided_interval", "the network is given the interval of guidance")
+        more["interval"] = draw_interval
+    else:
+        loss = partial(loss, interval=_read_interval(fields))
     if not isinstance(fields.value("guidance"), int | float):
-        return _regressing(loss, fields, spec, guidance=read_guidance(fields, spec, above=0))
+        return _regressing(loss, fields, spec, guidance=read_guidance(fields, spec, above=0), **more)
     guidance = fields.number("guidance", above=0)
     if guidance != 1:
         _needs_labels(fields, spec, "guidance")
-    return _regressing(partial(loss, guidance=guidance), fields, spec)
+    return _regressing(partial(loss, guidance=guidance), fields, spec, **more)
+
+
+def _read_mix(fields: Fields, spec: ModelSpec) -> dict[str, Any]:
+    """The guidance of a target that mixes velocities; none where a field is absent, as in an older run's record."""
+    guidance = fields.number("guidance", above=0, absent=1.0)
+    blend = fields.number("blend", at_least=0, absent=0.0)
+    for name, value, off in (("guidance", guidance, 1), ("blend", blend, 0)):
+        if value != off:
+            _needs_labels(fields, spec, name)
+    return {"guidance": guidance, "blend": blend, "interval": _read_interval(fields)}
+
+
+def _read_interval(fields: Fields) -> Interval:
+    """The first and the last time of guidance: all times where the field is absent."""
+    if not fields.has("guidance_interval"):
+        return ALWAYS
+    interval = fields.numbers("guidance_interval")
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
+    return interval[0], interval[1]
+
+
+def _read_clip(fields: Fields) -> float:
+    """The largest value of a target's elements; absent: no limit."""
+    return fields.number("clip", above=0) if fields.has("clip") else math.inf
 
 
 def _needs_labels(fields: Fields, spec: ModelSpec, name: str) -> None:
@@ -118,6 +148,16 @@ def _regressing(loss: Callable[..., Any], fields: Fields, spec: ModelSpec, **mor
     loss = partial(loss, derivative=_read_derivative(fields, spec))
     distance, frozen = read_distance(fields)
     return Method(loss, _two_times(fields, spec), by_frozen={"distance": distance}, frozen=frozen, **more)
+
+
+def _read_labels(fields: Fields, spec: ModelSpec, *names: str) -> dict[str, bool]:
+    """Whether labels are left out of the first samples, which have s = t, and whether the loss has them all too."""
+    chosen = [name for name in names if fields.boolean(name, absent=False)]
+    for name in chosen:
+        needs_input(fields, spec, "class_conditional", f"{name}=True needs labels")
+    if "drops_first" in chosen and not fields.choice("pairs", PAIRS).parameters.get("exact"):
+        raise fields.error("drops_first", "needs config.objective.pairs with exact=True, so that these have s = t")
+    return {"drop_first": "drops_first" in chosen, "keep_labels": "keeps_label" in chosen}
 
 
 def _read_derivative(fields: Fields, spec: ModelSpec) -> Derivative:
@@ -150,7 +190,10 @@ def shortcut(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, share=share, t_max=spec.constants["t_max"])
     rate = read_rate(fields)
     reported = {} if rate is None else {"target_rate": rate}
-    loss = partial(losses.shortcut, share=share)
+    guidance = fields.number("guidance", above=0, absent=1.0)
+    if guidance != 1:
+        _needs_labels(fields, spec, "guidance")
+    loss = partial(losses.shortcut, share=share, guidance=guidance, clip=_read_clip(fields))
     return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, share=share)
 
 
@@ -158,8 +201,10 @@ def alphaflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     derivative = _read_derivative(fields, spec)
     weight = fields.choice("weight", ALPHA_WEIGHTS).make
     try_out(fields, "weight", lambda: weight(jnp.ones(2), jnp.ones(2)))
-    alpha = fields.call("alpha", {"sigmoid": flow_maps.alpha_schedule}, total_steps=steps)
+    alpha = fields.call("alpha", {"sigmoid": alpha_flow.alpha_schedule}, total_steps=steps)
     try_out(fields, "alpha", lambda: alpha(jnp.zeros((), int)))
     times = pairs.between(_two_times(fields, spec), alpha)
-    loss = partial(losses.alphaflow, weight=weight, derivative=derivative)
+    loss = partial(
+        losses.alphaflow, weight=weight, derivative=derivative, clip=_read_clip(fields), **_read_mix(fields, spec)
+    )
     return Method(loss, times, by_step={"alpha": alpha}, schedules={"alpha": alpha})

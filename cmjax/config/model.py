@@ -50,12 +50,18 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "linear": {
         "denoiser": {"linear": scalings.linear},
         "consistency": {"linear": scalings.linear},
-        "flow_map": {"linear_flow": scalings.linear_flow, "edm_flow": scalings.linear_flow},
+        "flow_map": {
+            "linear_flow": scalings.linear_flow,
+            "edm_flow": scalings.linear_flow,
+            "linear_gap": scalings.linear_gap,
+        },
     },
     "vp": _DISCRETE,
     "ddpm": _DISCRETE,
 }
 """By the path and by the kind of model. `edm_flow` is `linear_flow` of the velocity that an EDM network gives."""
+OF_THE_GAP = "linear_gap"
+"""The preconditioning of a flow map whose network is given one time, t − s."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,12 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
     for name in set(net.remaining()) & set(free) - {"parent", "name", "num_classes"}:
         knobs[name] = _network_field(net, name, free[name], module_class.choices)
 
-    if bool(knobs.get("two_times")) != (kind == "flow_map"):
-        raise net.error("two_times", f"{made_by} gives it {'two times' if kind == 'flow_map' else 'one time'}")
+    two_times = kind == "flow_map" and chosen.name != OF_THE_GAP
+    if bool(knobs.get("two_times")) != two_times:
+        why = made_by if kind != "flow_map" else f"config.model.preconditioning={chosen.name}"
+        raise net.error("two_times", f"{why} gives it {'two times' if two_times else 'one time'}")
+    if knobs.get("velocity_head") and chosen.name == "edm_flow":
+        raise net.error("velocity_head", "is of a network that gives velocities: not with preconditioning edm_flow")
 
     def make_model(num_classes: int | None) -> Model:
         if conditional and not num_classes:

@@ -148,9 +148,14 @@ def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) 
     if method.share and not 0 < part_of(method.share, part) < part:
         problem = f"config.objective.share={method.share} of a part of {part} must leave samples of both kinds"
         raise fields.error("grad_accumulation", problem)
-    if spec.net.get("guided") and method.guidance is None:
-        problem = f"config.objective.name={fields.section('objective').text('name')!r} gives no scale of guidance"
-        raise fields.section("net").error("guided", f"{problem}: set it to False")
+    name = fields.section("objective").text("name")
+    for field, taken, what in (
+        ("guided", method.guidance is not None, "gives no scale of guidance"),
+        ("guided_interval", method.interval is not None, "gives no interval of guidance"),
+        ("velocity_head", name == "imf", "trains no second head"),
+    ):
+        if spec.net.get(field) and not taken:
+            raise fields.section("net").error(field, f"config.objective.name={name!r} {what}: set it to False")
 
 
 def _read_checkpoints(fields: Fields) -> Checkpoints:

@@ -1,28 +1,55 @@
 """Classifier-free guidance, and the random removal of labels that it needs in training."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from cmjax.core.paths import per_sample
 from cmjax.core.typing import PerSample, PRNGKey, Samples, Time
+from cmjax.ranges import NotNegative, Positive
 
 NO_LABEL = -1
 """The label that tells a network that there is no class."""
 
 
-def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float) -> Int[Array, " b"]:
-    """The labels (b,), each replaced by `NO_LABEL` with probability `rate`.   [Ho & Salimans 2022, alg. 1]"""
-    return jnp.where(jax.random.uniform(key, label.shape) < rate, NO_LABEL, label)
+def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bool = False) -> Int[Array, " b"]:
+    """The labels (b,), each replaced by `NO_LABEL` with probability `rate`.   [Ho & Salimans 2022, alg. 1]
+
+    first: as many labels, but of the first samples: those with s = t, where pairs are drawn with `exact`.
+    [Geng et al. 2025, MeanFlow, the released code]
+    """
+    dropped = jax.random.uniform(key, label.shape) < rate
+    if first:
+        dropped = jnp.arange(len(label)) < jnp.sum(dropped)
+    return jnp.where(dropped, NO_LABEL, label)
 
 
-def draw_guidance(key: PRNGKey, batch_size: int, *, low: float, high: float) -> PerSample:
-    """Scales (b,) uniform on [low, high], for a student that learns them all.   [Luo et al. 2023, LCM, alg. 1]"""
-    return jax.random.uniform(key, (batch_size,), minval=low, maxval=high)
+def draw_guidance(
+    key: PRNGKey, batch_size: int, *, low: Positive, high: Positive, power: NotNegative = 0.0
+) -> PerSample:
+    """Scales w (b,) on [low, high] of density ∝ w^−power, for a student that learns them all.
+
+    power = 0 is uniform [Luo et al. 2023, LCM, alg. 1]; 1, from 1 to 8, is log-uniform [Geng et al. 2025, iMF].
+    """
+    u = jax.random.uniform(key, (batch_size,))
+    if power == 1:
+        return low * jnp.exp(u * math.log(high / low))
+    first, last = low ** (1 - power), high ** (1 - power)
+    return (first + u * (last - first)) ** (1 / (1 - power))
+
+
+def draw_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b 2"]:
+    """The first and the last time of guidance, uniform on [0, ½] and [½, 1], for a student that learns them all.
+
+    Where s = t it is all times, from 0 to 1.   [Geng et al. 2025, iMF, the released code]
+    """
+    drawn = jax.random.uniform(key, (len(t), 2), t.dtype) / 2 + jnp.array([[0, 0.5]], t.dtype)
+    return jnp.where((s < t)[:, None], drawn, jnp.array([[0, 1]], t.dtype))
 
 
 def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples:

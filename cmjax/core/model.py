@@ -59,17 +59,32 @@ class Model:
         """
         c = self._scalings(x, t, None)
         found = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
-        if not (isinstance(found, tuple) and len(found) == 2):
-            raise TypeError(
-                "this loss needs a network with a weight head: net(..., return_weight=True) must return (F, weight), "
-                f"weight of shape (b,); it returned {type(found).__name__}"
-            )
-        return found
+        return _pair(found, "weight", "(b,)")
+
+    def velocity_output(
+        self, params: Params, x: Samples, t: Time, s: Time, *, key: Any = None, **conditions: Any
+    ) -> tuple[Samples, Samples]:
+        """F (b, ...) and the output of the network's velocity head (b, ...), the velocity at t.
+
+        Raises: TypeError where the network has no such head.
+        """
+        c = self._scalings(x, t, s)
+        found = call_net(self.net, params, x, c, key=key, return_velocity=True, **conditions)
+        return _pair(found, "velocity", "that of F")
 
     def _scalings(self, x: Samples, t: Time, s: Time | None) -> Scalings:
         times = _times(x, t, s)
         _check_takes(self.scalings, f"scalings({'t' if s is None else 't, s'})", times, {})
         return self.scalings(*times)
+
+
+def _pair(found: Any, head: str, shape: str) -> tuple[Any, Any]:
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise TypeError(
+            f"this loss needs a network with a {head} head: net(..., return_{head}=True) must return (F, {head}), "
+            f"{head} of shape {shape}; it returned {type(found).__name__}"
+        )
+    return found
 
 
 def check_path(model: Model, teacher: Any) -> None:

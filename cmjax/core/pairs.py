@@ -117,41 +117,52 @@ def shrinking_gap(
     return ratio
 
 
-def sorted_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share) -> TimesSampler:
+def sorted_pairs(
+    times: TimeSampler, times_s: TimeSampler, *, apart: Share, exact: bool = False, single: bool = False
+) -> TimesSampler:
     """t, the larger of two draws, and the destination s: the smaller draw for a share `apart`, s = t for the rest.
 
-    [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers, for ImageNet]
+    exact: the rest are the first samples of the batch, always as many, as in the JAX code of MeanFlow and iMF; else
+        each sample is one of them with probability 1 − apart, as in MeanFlow's code for CIFAR-10.
+    single: where s = t, t is the first draw alone, of distribution `times`.   [Zhang et al. 2025, α-Flow]
+
+    [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers]
     Raises: ValueError where apart lies outside [0, 1].
     """
     _check_share("apart", apart)
 
     def draw(key, batch_size, step):
-        drawn, other, differ = _two_draws(key, batch_size, times, times_s, apart)
-        t = jnp.maximum(drawn, other)
+        drawn, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
+        larger = jnp.maximum(drawn, other)
+        t = jnp.where(differ, larger, drawn) if single else larger
         return Times(t=t, s=jnp.where(differ, jnp.minimum(drawn, other), t))
 
     return draw
 
 
-def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share) -> TimesSampler:
+def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share, exact: bool = False) -> TimesSampler:
     """t, and the destination s = min(t, another draw) for a share `apart`; s = t for the rest.
 
-    Unlike in `sorted_pairs`, t keeps its own distribution, and s = t occurs more often than with probability 1 − apart.
+    `exact` is as in `sorted_pairs`. Unlike there, t keeps its own distribution, and s = t occurs more often than with
+    probability 1 − apart.
     [Geng et al. 2025, MeanFlow; the second form of the released samplers, for CIFAR-10]
     Raises: ValueError where apart lies outside [0, 1].
     """
     _check_share("apart", apart)
 
     def draw(key, batch_size, step):
-        t, other, differ = _two_draws(key, batch_size, times, times_s, apart)
+        t, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
         return Times(t=t, s=jnp.where(differ, jnp.minimum(t, other), t))
 
     return draw
 
 
-def _two_draws(key, batch_size, times, times_s, apart):
+def _two_draws(key, batch_size, times, times_s, apart, exact):
     t_key, s_key, apart_key = jax.random.split(key, 3)
-    differ = jax.random.uniform(apart_key, (batch_size,)) < apart
+    if exact:
+        differ = jnp.arange(batch_size) >= part_of(1 - apart, batch_size)
+    else:
+        differ = jax.random.uniform(apart_key, (batch_size,)) < apart
     return times(t_key, batch_size), times_s(s_key, batch_size), differ
 
 

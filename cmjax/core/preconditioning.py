@@ -78,6 +78,11 @@ def linear_flow(t: Array, s: Array) -> Scalings:
     return Scalings(jnp.ones_like(t), s - t, jnp.ones_like(t), t, t - s)
 
 
+def linear_gap(t: Array, s: Array) -> Scalings:
+    """`linear_flow` of a network that is told t − s alone, not t.   [Geng et al. 2025, iMF, the released code]"""
+    return linear_flow(t, s)._replace(c_noise=t - s, c_noise_s=None)
+
+
 def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most: float = 80 / 81) -> Net:
     """The velocity (x − D)/t of an EDM denoiser D on the linear path, as a network of x (b, ...) and t (b,) in [0, 1]:
     for parameters that were trained on the `ve` path.

@@ -36,6 +36,7 @@ class Net(Protocol):
 
     A network may support more, by taking these keywords:
         c_noise_s: (b,), the second time of a flow map.
+        return_velocity: True asks for (F, v), with v (b, ...) from a second head that learns the velocity at one time.
         return_weight: True asks for (F, w), with w (b,) from a weight head that learns the loss weight of each time.
     """
 

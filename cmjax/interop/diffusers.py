@@ -209,6 +209,8 @@ def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         ("augment_dim", not network.augment_dim, "0"),
         ("two_times", not network.two_times, "False"),
         ("guided", not network.guided, "False"),
+        ("guided_interval", not network.guided_interval, "False"),
+        ("velocity_head", not network.velocity_head, "False"),
         ("weight_head", not network.weight_head, "0"),
     ):
         if not fits:

@@ -20,7 +20,9 @@ class Network(nn.Module, kw_only=True):
 
     dropout: probability, inside each block. num_classes: > 0 accepts `label`.
     two_times: the network takes a second time, `c_noise_s`, as flow maps do. guided: it takes `guidance`, a scale of
-        classifier-free guidance. What is added for them starts at zero (see `added_scalars`).
+        classifier-free guidance; guided_interval: `interval` too, the first and the last time at which it is guided.
+        What is added for them starts at zero (see `added_scalars`).
+    velocity_head: the last layer has twice the channels, of F and of the velocity at one time, which sampling ignores.
     weight_head: > 0 adds a `WeightHead` of that many features, the learned loss weight of tangent losses.
     dtype: of computation; parameters and the output are float32.
     """
@@ -29,6 +31,8 @@ class Network(nn.Module, kw_only=True):
     num_classes: int = 0
     two_times: bool = False
     guided: bool = False
+    guided_interval: bool = False
+    velocity_head: bool = False
     weight_head: int = 0
     dtype: Any = jnp.float32
 
@@ -47,14 +51,18 @@ class Network(nn.Module, kw_only=True):
         augment: Float[Array, "b a"] | None = None,
         c_noise_s: Float[Array, " b"] | None = None,
         guidance: Float[Array, " b"] | None = None,
+        interval: Float[Array, "b 2"] | None = None,
         deterministic: bool = True,
         return_weight: bool = False,
+        return_velocity: bool = False,
     ) -> Any:
-        """F (b, ...), float32; with `return_weight` the pair of it and the weight head's w (b,).
+        """F (b, ...), float32; with `return_weight` the pair of it and the weight head's w (b,), with `return_velocity`
+        the pair of it and the velocity head's v (b, ...).
 
         x: the scaled noised sample. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
         augment: how x was augmented, of a network with augment_dim; None for samples as they are.
         c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
+        interval: of guidance, of one with guided_interval; None for all times.
         deterministic: False draws dropout masks from the rng "dropout".
 
         Raises: ValueError naming the field that has a wrong value, or the input that the network does not take.
@@ -69,11 +77,17 @@ class Network(nn.Module, kw_only=True):
             raise ValueError("augment was given to a network with augment_dim=0")
         if return_weight and not self.weight_head:
             raise ValueError("return_weight=True was asked of a network with weight_head=0")
+        if return_velocity and not self.velocity_head:
+            raise ValueError("return_velocity=True was asked of a network with velocity_head=False")
         self.check(x)
-        scalars = added_scalars(self, c_noise, c_noise_s, guidance)
+        scalars = added_scalars(self, c_noise, c_noise_s, guidance, interval)
         label = jnp.full(c_noise.shape, -1) if label is None else label
         augment = jnp.zeros((len(c_noise), augment_dim)) if augment is None else augment
         out = jnp.asarray(self.body(x, self.embed(c_noise, label, augment, scalars), deterministic), jnp.float32)
+        if self.velocity_head:
+            out, velocity = jnp.split(out, 2, axis=-1)
+            if return_velocity:
+                return out, velocity
         if not self.weight_head:
             return out
         weight = WeightHead(self.weight_head, self.normalized_head, name="weight_head")(c_noise)
@@ -91,8 +105,12 @@ class Network(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def body(self, x: Array, embedding: Array, deterministic: bool) -> Array:
-        """F (b, ...)."""
+        """F (b, ...), of `channels_out` channels."""
         raise NotImplementedError
+
+    def channels_out(self, x: Array) -> int:
+        """The channels of the last layer."""
+        return (getattr(self, "out_channels", None) or x.shape[-1]) * (2 if self.velocity_head else 1)
 
 
 def block_class(kind: Any, *, remat: bool) -> Any:

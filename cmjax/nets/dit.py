@@ -86,7 +86,7 @@ class DiT(Network):
             h = block(h, embedding, deterministic)
         modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(embedding)
         h = modulated_norm(h, *jnp.split(modulation[:, None], 2, axis=-1))
-        features = self.patch**2 * (self.out_channels or x.shape[-1])
+        features = self.patch**2 * self.channels_out(x)
         h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
         return from_patches(h.reshape(b, rows, columns, features), self.patch)
 

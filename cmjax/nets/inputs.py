@@ -1,4 +1,4 @@
-"""The numbers that a network may take beside its own time: a second time, and a scale of guidance."""
+"""The numbers that a network may take beside its own time: a second time, a scale and an interval of guidance."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,15 +6,20 @@ from jaxtyping import Array, Float
 
 from cmjax.nets.layers import Uniform
 
-ADDED = frozenset({"time_s", "guidance", "weight_head"})
+ADDED = frozenset({"time_s", "guidance", "first", "last", "weight_head"})
 """Modules that leave a network's function as it is at the start: `added_scalars`' embeddings, and the loss weight.
 A network may have them where the one that it starts from has none."""
 
 
 def added_scalars(
-    module: nn.Module, c_noise: Float[Array, " b"], c_noise_s: Array | None, guidance: Array | None
+    module: nn.Module,
+    c_noise: Float[Array, " b"],
+    c_noise_s: Array | None,
+    guidance: Array | None,
+    interval: Array | None = None,
 ) -> dict[str, Array]:
-    """What `module` takes beside c_noise, (b,) each, under the names of its embeddings, "time_s" and "guidance".
+    """What `module` takes beside c_noise, (b,) each, under the names of its embeddings: "time_s", "guidance", and
+    "first" and "last" of the interval of guidance (b, 2), which is all times, from 0 to 1, where it is None.
 
     The second time is as given, in the units of c_noise. Of a guidance scale ω the embedding sees arcsinh(ω)/2: smooth,
     near linear up to 1 and logarithmic above, it takes [0, 15] to [0, 1.7], which is where times lie.
@@ -36,6 +41,12 @@ def added_scalars(
             scalars[name] = c_noise if value is None else value
     if "guidance" in scalars:
         scalars["guidance"] = jnp.arcsinh(scalars["guidance"]) / 2
+    taken = module.guided_interval
+    if interval is not None and not taken:
+        raise ValueError("interval was given to a network with guided_interval=False")
+    if taken:
+        whole = (jnp.zeros_like(c_noise), jnp.ones_like(c_noise))
+        scalars["first"], scalars["last"] = whole if interval is None else (interval[:, 0], interval[:, 1])
     return scalars
 
 

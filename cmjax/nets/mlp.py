@@ -1,5 +1,6 @@
 """A network of matrix products only: fast on a CPU, for small images and for points."""
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -48,7 +49,7 @@ class MLP(Network):
 
     def body(
         self, x: Float[Array, "b *dims"], embedding: Float[Array, "b e"], deterministic: bool
-    ) -> Float[Array, "b *dims"]:
+    ) -> Float[Array, "b *shape"]:
         h = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1).astype(self.dtype))
         for _ in range(self.depth):
             scale, shift = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype)(embedding), 2, axis=1)
@@ -56,8 +57,9 @@ class MLP(Network):
             inner = nn.silu(nn.Dense(self.width, dtype=self.dtype)(inner))
             inner = nn.Dropout(self.dropout, deterministic=deterministic)(inner)
             h += nn.Dense(self.width, dtype=self.dtype)(inner)
-        out = nn.Dense(x[0].size, dtype=self.dtype, kernel_init=nn.initializers.zeros)(nn.silu(h))
-        return out.reshape(x.shape)
+        shape = (*x.shape[:-1], self.channels_out(x))
+        out = nn.Dense(math.prod(shape[1:]), dtype=self.dtype, kernel_init=nn.initializers.zeros)(nn.silu(h))
+        return out.reshape(shape)
 
     def _waves(self, time: Float[Array, " b"]) -> Float[Array, "b f"]:
         """cos and sin of a time at geometric frequencies, and itself."""

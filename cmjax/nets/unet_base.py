@@ -105,5 +105,5 @@ class UNetBase(Network, kw_only=True):
                 attends = False if self.last_attends_alone and i < self.blocks else None
                 h = apply(f"{name}_block_{i}", self.join(h, skips.pop()), self.channels * mult, attends=attends)
             levels.append(h)
-        channels = self.out_channels or x.shape[-1]
+        channels = self.channels_out(x)
         return from_patches(self.out(levels, channels * self.patch**2), self.patch)

@@ -220,6 +220,7 @@ def inputs_of(run: Run, model: Model) -> Callable[[Batch, PRNGKey], tuple[Sample
         augment=run.augment,
         conditions=("label",) if model.class_conditional else (),
         label_dropout=run.label_dropout,
+        **run.method.labels,
     )
 
 

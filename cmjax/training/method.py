@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from cmjax.core.batch import Batch
 from cmjax.core.pairs import TimesSampler
@@ -37,8 +38,9 @@ class Method:
     times: draws the times at which the loss looks. target_rate: of the target's average; None: the target is the
     student itself. by_step: arguments of the loss that are functions of the step. by_frozen: arguments that are made
     of the frozen weights. schedules: functions of the step to report. frozen: the weights that `by_frozen` takes.
-    guidance: draws the scale that the network is given as the condition `guidance`. share: the share of the batch that
-    learns in another way, the first samples of it.
+    guidance: draws the scale that the network is given as the condition `guidance`. interval: draws, for times t and s,
+    the one that it is given as `interval`. labels: `drop_first` and `keep_labels` of `step.prepare_inputs`.
+    share: the share of the batch that learns in another way, the first samples of it.
     coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
     stages: the steps at which its stages begin, where each is a training with a teacher of its own; () for none.
     teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.
@@ -53,6 +55,8 @@ class Method:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     frozen: Mapping[str, FrozenWeights] = field(default_factory=dict)
     guidance: Callable[[PRNGKey, int], PerSample] | None = None
+    interval: Callable[[PRNGKey, PerSample, PerSample], Array] | None = None
+    labels: Mapping[str, bool] = field(default_factory=dict)
     share: float = 0.0
     coupling: Callable[..., Samples] | None = None
     stages: Sequence[int] = ()
@@ -86,6 +90,9 @@ class Method:
             conditions = {**conditions, "guidance": self.guidance(guidance_key, len(x0))}
         noise_key, dropout_key = jax.random.split(key)
         noise, times = jax.random.normal(noise_key, x0.shape, x0.dtype), self.times(times_key, len(x0), step)
+        if self.interval is not None:
+            interval_key, dropout_key = jax.random.split(dropout_key)
+            conditions = {**conditions, "interval": self.interval(interval_key, times.t, times.destination)}
         if self.coupling is not None:
             noise = self.coupling(x0, noise, times.t, conditions.get("label"))
         return Batch(x0, noise, times, conditions), dropout_key

@@ -113,18 +113,23 @@ def prepare_inputs(
     augment: Callable[[Samples, PRNGKey], tuple[Samples, Array]] | None = None,
     conditions: Sequence[str] = (),
     label_dropout: float = 0.0,
+    drop_first: bool = False,
+    keep_labels: bool = False,
 ) -> tuple[Samples, dict[str, Array]]:
     """x0 and the network's conditions, of a batch as it is stored.
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
           given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
-          label_dropout: the share of the labels that are left out.
+          label_dropout: the share of the labels that are left out; drop_first: those of the first samples.
+          keep_labels: all labels are among the conditions too, as `kept_label`.
     """
     preprocess_key, augment_key, label_key = jax.random.split(key, 3)
     x0 = preprocess(batch["image"], preprocess_key)
     inputs = {name: batch[name] for name in conditions}
+    if keep_labels:
+        inputs["kept_label"] = inputs["label"]
     if label_dropout:
-        inputs["label"] = drop_labels(label_key, inputs["label"], rate=label_dropout)
+        inputs["label"] = drop_labels(label_key, inputs["label"], rate=label_dropout, first=drop_first)
     if augment is not None:
         x0, inputs["augment"] = augment(x0, augment_key)
     return x0, inputs

@@ -12,11 +12,12 @@ The other inputs of a method are keyword arguments; `functools.partial` binds th
 **conditions) -> the estimate of the clean data, with its parameters bound, such as `cmjax.load(workdir)`.
 """
 
+from cmjax.core.losses.alpha_flow import alphaflow
 from cmjax.core.losses.consistency import ct, ect, ict, multistep_ct, sct, tcm
 from cmjax.core.losses.continuous import continuous_cd, continuous_ct, scm_cd, scm_ct
 from cmjax.core.losses.diffusion import denoising, edm2
 from cmjax.core.losses.distillation import cd, guided_cd, lcm, pd
-from cmjax.core.losses.flow_maps import alphaflow, imf, meanflow, shortcut
+from cmjax.core.losses.flow_maps import imf, meanflow, shortcut
 
 __all__ = [
     "alphaflow",
