@@ -89,15 +89,16 @@ def test_arrays_hold_out_a_tenth(tmp_path):
         assert source.labels.tolist() == [row % 3 for row in rows]
 
 
-def test_arrays_with_a_test_set_of_their_own(tmp_path):
+def test_arrays_with_a_test_set_of_their_own(tmp_path, caplog):
     path = save(
         tmp_path / "a.npz",
         images=np.zeros((3, 2, 2, 1), np.uint8), labels=np.array([0, 1, 0]),
         test_images=np.ones((2, 2, 2, 1), np.uint8), test_labels=np.array([2, 0]),
     )  # fmt: skip
     train, test = arrays(path, "train"), arrays(path, "test")
-    assert (len(train), len(test)) == (3, 2)
-    assert train.num_classes == test.num_classes == 3
+    assert (len(train), len(test)) == (3, 1)
+    assert train.num_classes == test.num_classes == 2
+    assert "left out, for there is nothing of these labels to train on: 2" in caplog.text
     assert (test.images == 1).all()
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from cmjax.config.fields import ConfigError, Fields, suggestion
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
-from cmjax.data.checks import check_varied
+from cmjax.data.checks import check_source
 from cmjax.data.folder import check_folder, picture_sizes
 from cmjax.data.known import KNOWN
 from cmjax.data.npz import check_is_file
@@ -27,11 +27,11 @@ USUAL_SIZES = (8, 16, 28, 32, 64)
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and how it is read. image_size, channels: 0 for those of the data."""
+    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data."""
 
     name: str
     data_dir: str
-    image_size: int
+    image_size: tuple[int, int] | None
     channels: int
     memory_limit_bytes: int
     max_corrupt: int
@@ -43,15 +43,16 @@ class Data:
                 images are of another size than asked for.
         """
         source = SOURCES.get(self.name, _tfds)(self, split)
-        for field, size, found in (
-            ("image_size", self.image_size, source.shape[:2]),
-            ("channels", self.channels, source.shape[2:]),
+        height, width, channels = source.shape
+        for field, wanted, there in (
+            ("image_size", self.image_size, (height, width)),
+            ("channels", self.channels, channels),
         ):
-            if size and size not in found:
+            if wanted and wanted != there:
                 problem = f"the images of {self.name} are {source.shape}; set it to 0 or to theirs"
-                raise ConfigError(f"config.data.{field}={size!r}: {problem}")
+                raise ConfigError(f"config.data.{field}={wanted!r}: {problem}")
         if split == "train":
-            check_varied(source, self.data_dir or self.name)
+            check_source(source, self.data_dir or self.name)
         return source
 
     def count(self, split: str) -> int:
@@ -69,8 +70,8 @@ def _arrays(data: Data, split: str) -> sources.Source:
 
 
 def _folder(data: Data, split: str) -> sources.Source:
-    size = {"image_size": data.image_size, "channels": data.channels or 3}
-    return sources.folder(data.data_dir, split, **size, **_limits(data))
+    size = data.image_size or (0, 0)
+    return sources.folder(data.data_dir, split, image_size=size, channels=data.channels or 3, **_limits(data))
 
 
 def _tfds(data: Data, split: str) -> sources.Source:
@@ -97,10 +98,7 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     name, data_dir = fields.text("name"), fields.text("data_dir")
     if there:
         _check_there(fields, name, data_dir)
-    size, channels = (
-        fields.integer("image_size", at_least=0, at_most=4096),
-        fields.integer("channels", at_least=0, at_most=4096),
-    )
+    size, channels = _read_size(fields), fields.integer("channels", at_least=0, at_most=4096)
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
     limit = int(1e9 * fields.number("memory_limit_gb", above=0, absent=4.0))
@@ -108,6 +106,18 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     if name == "folder" and not size:
         raise fields.error("image_size", f"must be given for a folder of images, in pixels{_usual_size(data_dir)}")
     return Data(name, data_dir, size, channels, limit, corrupt)
+
+
+def _read_size(fields: Fields) -> tuple[int, int] | None:
+    """(height, width), which one number stands for where they are the same; None where it is 0."""
+    value = fields.value("image_size")
+    if isinstance(value, tuple | list):
+        sides = tuple(value)
+        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 4096 for side in sides):
+            raise fields.error("image_size", "must be a height and a width in pixels, like (32, 48), or one number")
+        return sides
+    side = fields.integer("image_size", at_least=0, at_most=4096)
+    return (side, side) if side else None
 
 
 def _check_there(fields: Fields, name: str, data_dir: str) -> None:

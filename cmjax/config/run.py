@@ -16,6 +16,7 @@ from cmjax.config.optimizer import read_optimizer, read_skip_nonfinite
 from cmjax.config.samples import Samples, read_samples
 from cmjax.core.times import part_of
 from cmjax.core.typing import Schedule
+from cmjax.data.checks import check_spread
 from cmjax.data.sources import Source
 from cmjax.training.method import Method
 
@@ -73,8 +74,14 @@ class Run:
         return self.steps_per_call if self.steps_per_call > 1 else 0
 
     def open_source(self, split: str) -> Source:
-        """The examples of a split, as `Data.open`."""
-        return self.data.open(split)
+        """The examples of a split, as `Data.open`. A warning says where their std is not the model's."""
+        source = self.data.open(split)
+        if split == "train":
+            by_sigma = self.model_spec.path_name in ("ve", "trig")
+            expected = self.model_spec.constants["sigma_data"] if by_sigma else 1.0
+            field = "config.model.sigma_data" if by_sigma else f"the path {self.model_spec.path_name}"
+            check_spread(source, self.data.data_dir or self.data.name, expected, field)
+        return source
 
     def make_model(self, num_classes: int | None) -> Model:
         """The model for a data set of so many classes."""

@@ -37,19 +37,19 @@ class ArraySource:
     """Examples in arrays, in memory or mapped into it.
 
     Args:   images: (n, h, w, c) uint8 in 0..255, or float32 used as they are. labels: (n,) integers from 0, or None.
-            num_classes: of the labels; counted when None.
+            num_classes: of the labels; counted when None. class_names: of each; their numbers when None.
     Raises: DataError naming the argument that does not fit.
     """
 
     images: np.ndarray
     labels: np.ndarray | None = None
     num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
-            fitting = "float32" if np.issubdtype(images.dtype, np.floating) else "uint8"
-            remedy = f"; save images.astype(np.{fitting})" if images.ndim == 4 else ""
+            remedy = "; give images.astype(np.float32)" if np.issubdtype(images.dtype, np.floating) else ""
             raise DataError(
                 f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}{remedy}"
             )
@@ -118,6 +118,23 @@ class Subset(OfAnother):
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See `Source.gather`."""
         return self.source.gather(self.rows[indices])
+
+
+def class_names(source: Source) -> tuple[str, ...] | None:
+    """The names of a source's classes, by their numbers; None where its examples have no labels."""
+    if source.num_classes is None:
+        return None
+    while isinstance(source, OfAnother):
+        source = source.source
+    return getattr(source, "class_names", None) or tuple(map(str, range(source.num_classes or 0)))
+
+
+def known_labels(source: Source) -> np.ndarray | None:
+    """The label (n,) of each example; None where there are none, or an example must be read for it."""
+    if isinstance(source, Subset):
+        inner = known_labels(source.source)
+        return None if inner is None else inner[source.rows]
+    return known_labels(source.source) if isinstance(source, OfAnother) else getattr(source, "labels", None)
 
 
 def shuffled(num: int, *, seed: int, epoch: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Checks of data as they are opened: what cannot be trained on is refused, and what looks wrong is a warning."""
+"""Checks of data sets as they are opened: whether their pictures differ, are bright enough, and spread as expected."""
 
 import logging
 import math
@@ -8,81 +8,20 @@ import numpy as np
 
 from cmjax.data.base import ArraySource, DataError, Source
 from cmjax.data.on_demand import KeptSource
+from cmjax.data.values import BLACK, BLOCK_VALUES, DARK, ROUNDING, SAMPLED, spread
 
 log = logging.getLogger(__name__)
-
-BLOCK_VALUES = 2**22
-"""Values that are looked at together: they stay in a processor's cache."""
-
-SAMPLED = 64
-"""Pictures that are checked of an array that stays in its file."""
 
 DECODED = 16
 """Pictures that are decoded, or read, to see whether they differ."""
 
-LARGEST_LATENT = 30
-"""Largest |value| of latents in 1 or 3 channels. Those of published autoencoders are a few units."""
-
-ROUNDING = 1e-3
-"""Pictures in [-1, 1] may leave it by so much."""
-
-USUAL_CLASSES = 1000
-"""So many classes are allowed, however few of them a file holds."""
+USUAL_SPREAD = 2.5
+"""How many times larger or smaller than expected the std of latents may be without a word."""
 
 
-def check_pictures(images: np.ndarray, where: str, *, warn: bool = True) -> None:
-    """Raise DataError unless an array (n, h, w, c) can hold pictures or latents.
-
-    float32 values must be finite. With 1 or 3 channels they must be pictures in [-1, 1], or latents: some values below
-    0, and all within ±30. Of an array that is mapped from its file, some pictures are checked.
-
-    Args: where: the file and the array, for messages. warn: whether what looks wrong is said in a warning.
-    """
-    height, width, channels = images.shape[1:]
-    if warn and height in (1, 3) and width == channels > 4:
-        log.warning("%s: pictures of %s have channels first; they must come last", where, images.shape[1:])
-    (low, low_at), (high, high_at) = _extremes(images, where)
-    if images.dtype == np.uint8:
-        if warn and high == 1:
-            log.warning("%s: no value is above 1, so the pictures are nearly black; uint8 goes from 0 to 255", where)
-        return
-    if channels not in (1, 3):
-        return
-    if low >= 0 and high > 1 + ROUNDING:
-        raise DataError(
-            f"{where}[{high_at}] reaches {high:.4g} and no picture has a value below 0, but float pictures lie "
-            "in [-1, 1]; save them as uint8 from 0 to 255, or scaled to [-1, 1]"
-        )
-    if max(-low, high) > LARGEST_LATENT:
-        value, place = (low, low_at) if -low > high else (high, high_at)
-        raise DataError(
-            f"{where}[{place}] reaches {value:.4g}, which is neither a picture in [-1, 1] nor latents of a few "
-            "units; scale the array"
-        )
-    if not warn:
-        return
-    if low >= 0:
-        log.warning(
-            "%s: all values lie in [0, 1], so the dark half is missing: float pictures are expected in [-1, 1]; give "
-            "uint8 from 0 to 255, or 2 * images - 1",
-            where,
-        )
-    elif max(-low, high) > 1 + ROUNDING:
-        log.warning("%s: values from %.4g to %.4g leave [-1, 1]: they are taken as latents", where, low, high)
-
-
-def check_labels(labels: np.ndarray, where: str) -> None:
-    """Raise DataError where labels (n,), integers from 0, make far more classes than there are different labels."""
-    different, classes = len(np.unique(labels)), int(labels.max()) + 1
-    if classes > max(USUAL_CLASSES, 10 * different):
-        raise DataError(
-            f"{where}[{int(np.argmax(labels))}] is {classes - 1}, which makes {classes} classes, but only "
-            f"{different} labels are different; number the classes from 0, as np.unique(labels, return_inverse=True)[1]"
-        )
-
-
-def check_varied(source: Source, where: str) -> None:
-    """Raise DataError unless a source holds pictures that differ. Of data that are not kept, some are read."""
+def check_source(source: Source, where: str) -> None:
+    """Raise DataError unless a source holds pictures that differ, and that are not black. Of data that are not kept,
+    some are read."""
     if len(source) == 1:
         raise DataError(f"{where}: holds one picture to train on; add pictures")
     in_memory = isinstance(source, KeptSource) or (
@@ -90,13 +29,61 @@ def check_varied(source: Source, where: str) -> None:
     )
     rows = spread(len(source), DECODED)
     images = source.gather(rows)["image"]
-    first = images[0]
-    if (images != first).any() or (in_memory and any((part != first).any() for part in _parts(source))):
+    first, bright = images[0], images.dtype != np.uint8 or images.max() > DARK
+    if not (images != first).any() and not (in_memory and any((part != first).any() for part in _parts(source))):
+        how_many = f"all {len(source)} pictures" if in_memory else f"the {len(rows)} pictures looked at"
+        if (first == first.flat[0]).all():
+            raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
+        raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")
+    if not bright:
+        _check_bright(source, where, in_memory=in_memory)
+
+
+def _check_bright(source: Source, where: str, *, in_memory: bool) -> None:
+    """Raise DataError where no pixel is above `BLACK`, and warn where none is above `DARK`."""
+    rows = np.arange(len(source)) if in_memory else spread(len(source), SAMPLED)
+    parts = _parts(source) if in_memory else iter([source.gather(rows)["image"]])
+    brightest, looked_at = 0, f"{'all' if in_memory else 'the'} {len(rows)} pictures{'' if in_memory else ' looked at'}"
+    for part in parts:
+        brightest = max(brightest, int(part.max()))
+        if brightest > DARK:
+            return
+    problem = (
+        f"{where}: {looked_at} are nearly black: no pixel is above {brightest} of 255. Values from 0 to 1, and 10 or "
+        "12 bits in files of 16, look so"
+    )
+    if brightest <= BLACK:
+        raise DataError(f"{problem}: scale them to 0 to 255, as images * (255 / their largest value)")
+    log.warning("%s", problem)
+
+
+def say_if_dark(images: np.ndarray, where: str) -> None:
+    """Warn where no pixel of uint8 pictures is above `DARK`."""
+    if images.max() <= DARK:
+        log.warning("%s: is nearly black: no pixel is above %d of 255; 10 or 12 bits in a file of 16 look so", where,
+                    images.max())  # fmt: skip
+
+
+def check_spread(source: Source, where: str, expected: float, field: str) -> None:
+    """Warn where floats have another mean and std than a model expects, by some of the examples, or a constant channel.
+
+    Args: expected: the std; field: what says so, for the message.
+    """
+    images = source.gather(spread(len(source), SAMPLED))["image"]
+    if images.dtype == np.uint8:
         return
-    how_many = f"all {len(source)} pictures" if in_memory else f"the {len(rows)} pictures looked at"
-    if (first == first.flat[0]).all():
-        raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
-    raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")
+    values = images.astype(np.float64)
+    mean, std, channels = values.mean(), values.std(), values.std(axis=(0, 1, 2))
+    factor, pictures = USUAL_SPREAD, images.shape[-1] in (1, 3) and np.abs(values).max() <= 1 + ROUNDING
+    least = expected / (4 * factor if pictures else factor)
+    if not least <= std <= expected * factor or abs(mean) > 2 * max(std, expected):
+        log.warning(
+            "%s: floats of std %.3g and mean %.3g, where %s expects about %.3g and 0: is a scaling factor left out? "
+            "Save (images - %.4g) * %.4g",
+            where, std, mean, field, expected, mean, expected / std if std else 1,
+        )  # fmt: skip
+    elif len(channels) > 1 and channels.min() < std / 100:
+        log.warning("%s: channel %d of %d is constant", where, channels.argmin(), len(channels))
 
 
 def _parts(source: Source) -> Iterator[np.ndarray]:
@@ -104,42 +91,3 @@ def _parts(source: Source) -> Iterator[np.ndarray]:
     size = max(1, BLOCK_VALUES // math.prod(source.shape))
     for start in range(0, len(source), size):
         yield source.gather(np.arange(start, min(start + size, len(source))))["image"]
-
-
-def _extremes(images: np.ndarray, where: str) -> tuple[tuple[float, int], tuple[float, int]]:
-    """The least and the greatest value, each with its picture's index. Raises: DataError where one is not finite."""
-    low, high = (np.inf, -1), (-np.inf, -1)
-    for rows, block in _blocks(images):
-        with np.errstate(invalid="ignore"):
-            least, most = float(block.min()), float(block.max())
-        if not (np.isfinite(least) and np.isfinite(most)):
-            finite = np.isfinite(block).all(axis=(1, 2, 3))
-            raise DataError(f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew")
-        if least < low[0]:
-            low = least, int(rows[_row_of(block.argmin(), block)])
-        if most > high[0]:
-            high = most, int(rows[_row_of(block.argmax(), block)])
-        if images.dtype == np.uint8 and most > 1:  # its other values make no difference
-            break
-    return low, high
-
-
-def _row_of(place: np.intp, block: np.ndarray) -> int:
-    return int(place) // block[0].size
-
-
-def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (m,) and the pictures there (m, h, w, c): of all, or of some where the array is mapped from its file."""
-    if isinstance(images, np.memmap):
-        rows = spread(len(images), SAMPLED)
-        yield rows, np.asarray(images[rows])
-        return
-    size = max(1, BLOCK_VALUES // max(1, images[0].size))
-    for start in range(0, len(images), size):
-        block = images[start : start + size]
-        yield np.arange(start, start + len(block)), block
-
-
-def spread(length: int, most: int) -> np.ndarray:
-    """At most `most` indices of range(length), evenly spaced, the first and the last among them."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64))

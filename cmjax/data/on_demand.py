@@ -26,7 +26,7 @@ class OnDemandSource:
     """Examples decoded each time they are asked for.
 
     Args: read: does what `Source.gather` says, and can be sent to another process. damage: where `read` notes the
-          examples that cannot be decoded.
+          examples that cannot be decoded. class_names, labels: as `base.class_names` and `base.known_labels` give them.
     """
 
     shape: tuple[int, int, int]
@@ -34,6 +34,8 @@ class OnDemandSource:
     length: int
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
     damage: Damage
+    class_names: tuple[str, ...] | None = None
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.length

@@ -1,17 +1,21 @@
 """Every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from cmjax.data.base import ArraySource, DataError, Source, Subset, shuffled
-from cmjax.data.checks import check_labels, check_pictures
 from cmjax.data.folder import folder
+from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.npz import read_npz
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
 from cmjax.data.tfds import tfds
+from cmjax.data.values import fitting
 from cmjax.machine.files import AnyPath, to_path
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
 
@@ -43,50 +47,91 @@ def _digits_table() -> np.ndarray:
 def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
     """Images, or latents, from an .npz file.
 
-    Args:   path: holds "images" (n, h, w, c), uint8 or float32 (used as they are), and optionally "labels" (n,).
-            split: "train" or "test". "test" is "test_images" with "test_labels" where the file has them, else a tenth
-            of "images" that a fixed permutation takes out of "train". memory_limit_bytes: arrays of a larger file
-            stay in it, mapped into memory, where it is not compressed.
-    Raises: DataError naming the file, the array and what is wrong with it: see `checks` for what pictures must be.
+    Args:   path: holds "images" (n, h, w, c), pictures or latents as `fitting` reads them, and optionally "labels"
+            (n,), whole numbers, with "class_names", a text for each from 0 on. split: "train" or "test". "test" is
+            "test_images" with "test_labels" where the file has them, else a tenth of "images" that a fixed permutation
+            takes out of "train". memory_limit_bytes: arrays of a larger file stay in it, mapped into memory, where it
+            is not compressed.
+    Raises: DataError naming the file, the array and what is wrong with it.
     """
     _check_split(split)
     contents = read_npz(to_path(path).expanduser(), memory_limit_bytes=memory_limit_bytes)
     if "images" not in contents:
         raise DataError(f'{path}: has no array "images"; it has {", ".join(contents) or "none"}')
-    if "test_images" in contents:
-        if ("labels" in contents) != ("test_labels" in contents):
-            raise DataError(f'{path}: needs both "labels" and "test_labels", or neither')
-        named = {"train": ("images", "labels"), "test": ("test_images", "test_labels")}
-        sources = {key: _npz_source(path, contents, *names, split) for key, names in named.items()}
-        if sources["train"].shape != sources["test"].shape:
-            raise DataError(
-                f'{path}: "images" of {sources["train"].shape} and "test_images" of {sources["test"].shape} differ'
-            )
-        num_classes = max((source.num_classes or 0) for source in sources.values()) or None
-        return ArraySource(sources[split].images, sources[split].labels, num_classes)
-    whole = _npz_source(path, contents, "images", "labels", split)
-    if len(whole) < 2:
+    apart = "test_images" in contents
+    if apart and ("labels" in contents) != ("test_labels" in contents):
+        raise DataError(f'{path}: needs both "labels" and "test_labels", or neither')
+    images, labels = _read_pair(path, contents, "images", "labels", warn=split == "train")
+    if not apart and len(images) < 2:
         raise DataError(f'{path}: "images" holds one picture; training needs several, and a tenth of them is held out')
-    order = shuffled(len(whole), seed=0)
-    held_out = max(1, len(whole) // 10)
-    rows = np.sort(order[held_out:] if split == "train" else order[:held_out])
-    if isinstance(whole.images, np.memmap):
-        return Subset(whole, rows)
-    return ArraySource(whole.images[rows], None if whole.labels is None else whole.labels[rows], whole.num_classes)
+    train, test = _tenth(labels, len(images))
+    classes = None
+    if labels is not None:
+        names = _texts(path, contents.get("class_names"))
+        to_train_on = labels if apart else labels[train]
+        classes = number_labels(to_train_on, f'{path}: "labels"', names=names, say=split == "train")
+    if not apart:
+        return _rows_of(path, images, labels, train if split == "train" else test, classes)
+    others, other_labels = _read_pair(path, contents, "test_images", "test_labels", warn=False)
+    if images.shape[1:] != others.shape[1:]:
+        raise DataError(f'{path}: "images" of {images.shape} and "test_images" of {others.shape} differ')
+    if split == "test":
+        images, labels = others, other_labels
+    return _rows_of(path, images, labels, np.arange(len(images)), classes)
 
 
-def _npz_source(
-    path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str, split: str
-) -> ArraySource:
-    try:
-        source = ArraySource(contents[images], contents.get(labels))
-    except DataError as error:
-        named = f'"{images}" and "{labels}"' if labels in contents else f'"{images}"'
-        raise DataError(f"{path}: {named}: {error}") from error
-    check_pictures(source.images, f'{path}: "{images}"', warn=split == "train" and images == "images")
-    if source.labels is not None:
-        check_labels(source.labels, f'{path}: "{labels}"')
-    return source
+def _read_pair(
+    path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str, *, warn: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images as they can be trained on, and their labels (n,) as they are written."""
+    fitted, written = fitting(contents[images], f'{path}: "{images}"', warn=warn), contents.get(labels)
+    if written is None:
+        return fitted, None
+    if written.shape != (len(fitted),) or written.dtype.kind not in "iu":
+        raise DataError(
+            f'{path}: "{labels}": labels must be one integer for each of the {len(fitted)} images, '
+            f"got shape {written.shape} and {written.dtype}"
+        )
+    return fitted, np.asarray(written)
+
+
+def _texts(path: str | AnyPath, names: np.ndarray | None) -> list[str] | None:
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names)):
+        raise DataError(f'{path}: "class_names" must be one text for each class, all of them different')
+    return None if names is None else names.tolist()
+
+
+def _tenth(labels: np.ndarray | None, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to train on and those held out: a tenth, but never all of a class."""
+    order = shuffled(length, seed=0)
+    held = np.zeros(length, bool)
+    held[order[: max(1, length // 10)]] = True
+    if labels is not None:
+        held &= np.isin(labels, labels[~held])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _rows_of(
+    path: str | AnyPath, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, classes: Numbering | None
+) -> Source:
+    """The rows of the arrays, without those of labels that are no class."""
+    numbers = None
+    if labels is not None and classes is not None:
+        numbers = classes.numbers(labels)
+        unknown = np.unique(labels[rows][numbers[rows] < 0])
+        if len(unknown):
+            what = ", ".join(map(str, unknown[:8].tolist()))
+            log.warning("%s: left out, for there is nothing of these labels to train on: %s", path, what)
+        rows = rows[numbers[rows] >= 0]
+    if not len(rows):
+        raise DataError(f"{path}: holds no examples to compare with of the classes that are trained on")
+    names = None if classes is None else classes.names
+    count = None if names is None else len(names)
+    if isinstance(images, np.memmap):
+        known = None if numbers is None else np.maximum(numbers, 0)
+        return Subset(ArraySource(images, known, count, names), rows)
+    whole = len(rows) == len(images)
+    return ArraySource(images if whole else images[rows], None if numbers is None else numbers[rows], count, names)
 
 
 def _check_split(split: str) -> None:

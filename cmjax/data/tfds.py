@@ -12,7 +12,9 @@ import numpy as np
 from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
-from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
+from cmjax.data.labels import Numbering, number_labels
+from cmjax.data.on_demand import CHUNK, MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
+from cmjax.data.values import spread
 from cmjax.machine.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
@@ -20,6 +22,11 @@ BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 
 SMALL_PIXELS = 64 * 64
 """Images up to here are decoded on one thread: several spend longer waiting for Python's lock than decoding."""
+
+
+LABELS_LOOKED_AT = 2000
+BYTES_LOOKED_AT = 256 * 2**20
+"""Records whose labels are read, to see which classes there are, and the most that is read for it."""
 
 
 def tfds(
@@ -105,11 +112,40 @@ def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource
         raise DataError(f'{prepared}: split "{split}" holds no examples')
     image_key, label_key = _feature_names(prepared, builder.info.features)
     shape = builder.info.features[image_key].shape
-    num_classes = None if label_key is None else builder.info.features[label_key].num_classes
+    classes = None if label_key is None else _classes(prepared, label_key, split)
 
     damage = Damage(f"{prepared}, {split}", max_corrupt)
-    reader = _Reader(records, length, shape, image_key, label_key, damage)
-    return OnDemandSource(shape, num_classes, length, reader, damage)
+    reader = _Reader(records, length, shape, image_key, label_key, damage, classes)
+    names = None if classes is None else classes.names
+    return OnDemandSource(shape, None if names is None else len(names), length, reader, damage, class_names=names)
+
+
+@functools.lru_cache(maxsize=16)
+def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
+    """The classes of which there is something to train on: those that the data set names, unless some are missing.
+
+    Labels are read of some records, and of all where one of the classes is not among those, and they are not too large.
+    """
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(prepared)
+    split = "train" if "train" in builder.info.splits else split
+    names = builder.info.features[label_key].names
+    named = Numbering(np.arange(len(names)), tuple(names))
+    records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    size = (builder.info.splits[split].num_bytes or 0) / max(len(records), 1)
+    for most in (LABELS_LOOKED_AT, len(records)):
+        rows = [int(i) for i in spread(len(records), most)]
+        if not rows or size * len(rows) > BYTES_LOOKED_AT:
+            return named
+        parse, labels = _example_parser(), set[int]()
+        for start in range(0, len(rows), CHUNK):
+            chunk = records.__getitems__(rows[start : start + CHUNK])
+            labels |= {parse(record).features.feature[label_key].int64_list.value[0] for record in chunk}
+        if len(labels) == len(names):
+            return named
+    found = np.array(sorted(labels))
+    return number_labels(found, f'{prepared}: "{label_key}" of split "{split}"', names=names)
 
 
 @functools.cache
@@ -129,6 +165,7 @@ class _Reader:
     image_key: str
     label_key: str | None
     damage: Damage
+    classes: Numbering | None
 
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         chosen = [int(i) for i in indices]
@@ -144,8 +181,8 @@ class _Reader:
         decoded = parallel_map(example, chosen) if on_threads else [example(index) for index in chosen]
         images = [image for image, _ in decoded]
         batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
-        if self.label_key is not None:
-            batch["label"] = np.array([label for _, label in decoded], np.int32)
+        if self.classes is not None:
+            batch["label"] = self.classes.numbers(np.array([label for _, label in decoded]))
         return batch
 
     def _example(self, records: dict[int, bytes], index: int) -> tuple[np.ndarray, int]:

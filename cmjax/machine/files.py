@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,11 +45,43 @@ def ask_bucket(path: Path) -> None:
     _bucket_files().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, sorted."""
+def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> list[Path]:
+    """All files in a folder and its subfolders, sorted. skip: whether what has this name is left out, with all in it.
+
+    Links are followed; a folder that several lead to is read once in each subfolder of `folder`, so that circles end.
+    A link that leads nowhere is among the files: who opens it says so.
+    """
     if is_bucket(folder):  # in one request, where walking asks for each subfolder
-        return [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+        paths = [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
+        return [path for path in paths if not any(map(skip, path.relative_to(folder).parts))]
+    return sorted(iterate_files(folder, skip))
+
+
+def iterate_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
+    """As `files_below` of a folder on a disk, one after another."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not skip(entry.name):
+                yield from _files_of(entry, skip, {os.path.realpath(folder)})
+
+
+def _files_of(entry: os.DirEntry[str], skip: Callable[[str], bool], read: set[str]) -> Iterator[Path]:
+    if not _is_folder(entry):
+        if entry.is_symlink() or entry.is_file():
+            yield Path(entry.path)
+    elif (real := os.path.realpath(entry)) not in read:
+        read.add(real)
+        with os.scandir(entry) as entries:
+            for inner in entries:
+                if not skip(inner.name):
+                    yield from _files_of(inner, skip, read)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _bucket_files() -> Any:

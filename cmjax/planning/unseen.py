@@ -52,7 +52,7 @@ def data_shapes(run: Run) -> DataShapes:
     if not data.image_size or not (data.channels or data.name == "folder"):
         missing = "config.data.image_size" if not data.image_size else "config.data.channels"
         raise ConfigError(f"{missing}=0: the data set {data.name!r} is not here and not known: say it, for the plan")
-    shape = (data.image_size, data.image_size, data.channels or 3)
+    shape = (*data.image_size, data.channels or 3)
     classes = CLASSES if run.model_spec.net["class_conditional"] else None
     assumed = f"images of {shape}" + (f" in {classes} classes" if classes else "")
     return DataShapes(shape, np.uint8 if shape[2] in (1, 3) else np.float32, classes, assumed)

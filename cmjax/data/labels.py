@@ -1,0 +1,63 @@
+"""Labels: numbered from 0 without gaps, with a name for each, and something of each to train on."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmjax.data.base import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The classes of a data set. values: the labels as the data have them, ascending; names: of each."""
+
+    values: np.ndarray
+    names: tuple[str, ...]
+
+    def numbers(self, labels: np.ndarray) -> np.ndarray:
+        """The class of each label (n,), from 0; -1 where the label is of no class."""
+        places = np.minimum(np.searchsorted(self.values, labels), len(self.values) - 1)
+        return np.where(self.values[places] == labels, places, -1).astype(np.int32)
+
+
+def number_labels(labels: np.ndarray, where: str, *, names: Sequence[str] | None = None, say: bool = True) -> Numbering:
+    """The classes of labels (n,), integers from 0 on, of the examples to train on.
+
+    A label that none of them has would be a class of which nothing is learned: the classes are those that there are.
+
+    Args:   names: of all labels from 0 on, where the data have them. say: whether gaps are said in a warning.
+    Raises: DataError where a label is negative, or has no name.
+    """
+    values = np.unique(labels)
+    low, high = int(values[0]), int(values[-1])
+    if low < 0:
+        raise DataError(f"{where}: labels must be numbered from 0, got {low}..{high}")
+    if names is not None and high >= len(names):
+        raise DataError(f"{where}: there are {len(names)} names of classes, and labels up to {high}")
+    expected = high + 1 if names is None else len(names)
+    if say and len(values) < expected:
+        missing = next((i for i, value in enumerate(values.tolist()) if i != value), len(values))
+        log.warning(
+            "%s: has %d classes of labels from %d to %d, none of label %d: they are numbered anew from 0, and keep "
+            "their names",
+            where, len(values), low, high, missing,
+        )  # fmt: skip
+    return Numbering(values, tuple(str(value) if names is None else str(names[value]) for value in values.tolist()))
+
+
+def held_out(names: Sequence[str], labels: Sequence[object] | np.ndarray | None) -> np.ndarray:
+    """Which examples are held out, (n,) of bool: about a tenth, by a hash of their names, and never all of a class."""
+    held = np.array([_hashed(name) % 10 == 0 for name in names])
+    if labels is None:
+        labels = np.zeros(len(names), int)
+    kept = {label for label, out in zip(labels, held, strict=True) if not out}
+    return held & np.array([label in kept for label in labels])
+
+
+def _hashed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

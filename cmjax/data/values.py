@@ -1,0 +1,225 @@
+"""What is looked at of every array that enters: its axes, its kind of numbers and their range.
+
+What cannot be right is refused with what to do; what looks wrong is a warning. `checks` looks at whole data sets.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmjax.data.base import DataError
+
+log = logging.getLogger(__name__)
+
+BLOCK_VALUES = 2**22
+"""Values that are looked at together: they stay in a processor's cache."""
+
+SAMPLED = 64
+"""Pictures that are checked of an array that stays in its file."""
+
+LARGEST_LATENT = 30
+"""Largest |value| of latents in 1 or 3 channels. Those of published autoencoders are a few units."""
+
+ROUNDING = 1e-3
+"""Pictures in [-1, 1] may leave it by so much."""
+
+OVERSHOOT = 0.5
+"""Samples, which are clipped, may leave it by so much."""
+
+DARK, BLACK = 63, 15
+"""Of 255: where no pixel is above, a warning is due, or the pictures are none. 12 bits in a file of 16 reach 15."""
+
+BITS = (8, 10, 12, 14, 16)
+"""Of the whole numbers that cameras, scanners and microscopes give."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the greatest value of an array, and the pictures that have them."""
+
+    low: float
+    low_at: int
+    high: float
+    high_at: int
+
+    @property
+    def unit(self) -> bool:
+        """Whether all lie in [0, 1]."""
+        return self.low >= 0 and self.high <= 1 + ROUNDING
+
+
+def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
+    """An array (n, h, w, c) as it can be trained on: uint8 pictures, or float32 pictures and latents.
+
+    Whole numbers in 0..255 of another type become uint8, floats of another precision float32. With 1 or 3 channels
+    floats must be pictures in [-1, 1], or latents: some values below 0, and all within ±30. Of an array that is mapped
+    from its file, some pictures are checked.
+
+    Args:   where: the file and the array, for messages. warn: whether what looks wrong is said in a warning.
+    Raises: DataError with what is wrong, and what to do.
+    """
+    check_axes(images, where, warn=warn)
+    if warn and images.dtype == np.uint8 and images.shape[-1] in (2, 4):
+        log.warning("%s: %d channels, as of pictures with alpha, are taken as latents; pictures have 1 or 3, as "
+                    "images[..., :%d]", where, images.shape[-1], images.shape[-1] - 1)  # fmt: skip
+    if images.dtype == np.uint8:
+        return images
+    there = range_of(images, where)
+    if images.dtype.kind in "iu":
+        _check_levels(there, where)
+        return _converted(images, np.uint8, where)
+    if images.shape[-1] in (1, 3):
+        _check_float_pictures(there, where, warn=warn)
+    elif there.low >= 0 and there.high > LARGEST_LATENT and _are_whole(images):
+        raise DataError(
+            f"{where}: whole numbers from {there.low:.4g} to {there.high:.4g}, as pixels are, in {images.shape[-1]} "
+            "channels, which have 1 or 3: save images[..., :3].astype(np.uint8), or latents of about 1"
+        )
+    return images if images.dtype == np.float32 else _converted(images, np.float32, where)
+
+
+def sample_range(images: np.ndarray, where: str) -> Range:
+    """The range of samples (n, h, w, c) of any program: uint8, or floats in [-1, 1], which may be left a little.
+
+    Raises: DataError with what is wrong, and what to do.
+    """
+    check_axes(images, where)
+    there = range_of(images, where)
+    if images.dtype.kind in "iu":
+        _check_levels(there, where)
+        if there.high <= DARK:
+            log.warning("%s: nearly black: no pixel is above %d of 255", where, there.high)
+    elif there.unit:
+        raise DataError(
+            f"{where}: all values lie in [0, 1], and floats are expected in [-1, 1]: save 2 * images - 1, or "
+            "np.rint(images * 255).astype(np.uint8)"
+        )
+    elif there.low >= 0:
+        raise DataError(f"{where}: {_no_floats(there)}")
+    elif max(-there.low, there.high) > 1 + OVERSHOOT:
+        raise DataError(f"{where}: floats must be in [-1, 1], got {there.low:.4g} to {there.high:.4g}")
+    return there
+
+
+def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
+    """Raise DataError unless an array of numbers can be (n, h, w, c). Axes that look like others are a warning."""
+    shape, wanted = images.shape, f"{where}: images must be (n, h, w, c)"
+    if images.dtype.kind == "b":
+        raise DataError(f"{where}: images must be uint8 or float32, got bool; save images.astype(np.uint8) * 255")
+    if images.dtype.kind not in "iuf":
+        raise DataError(f"{where}: images must be uint8 or float32, got {images.dtype}")
+    if len(shape) == 3:
+        remedy = "images[None], if it is one picture" if shape[2] in (1, 3) else "images[..., None]"
+        raise DataError(f"{wanted}, got shape {shape}; save {remedy}")
+    if len(shape) != 4:
+        remedy = "; save images.reshape(-1, height, width, channels)" if len(shape) == 2 else ""
+        raise DataError(f"{wanted}, got shape {shape}{remedy}")
+    if 0 in shape:
+        raise DataError(f"{where}: images must hold at least one example, got shape {shape}")
+    height, width, channels = shape[1:]
+    if height in (1, 3) and channels > 4 and (width == channels or images.dtype.kind != "f"):
+        raise DataError(f"{wanted}: {shape} have channels first; save images.transpose(0, 2, 3, 1)")
+    if warn and channels > 4 and width > 1 and (width == channels != height or height <= 4 < min(width, channels)):
+        log.warning("%s: has %s channels first? They must be last, as images.transpose(0, 2, 3, 1)", where, shape)
+
+
+def _check_levels(there: Range, where: str) -> None:
+    """Raise DataError unless whole numbers lie in 0..255."""
+    if there.low < 0:
+        raise DataError(f"{where}[{there.low_at}] has the value {there.low:.0f}; pictures are uint8 from 0 to 255")
+    if there.high > 255:
+        raise DataError(f"{where}[{there.high_at}] reaches {there.high:.0f}; {_to_bytes(there)}")
+
+
+def _to_bytes(there: Range) -> str:
+    bits = next((bits for bits in BITS if there.high < 2**bits), None)
+    if bits is None:
+        return "pictures are uint8 from 0 to 255"
+    top = 2**bits - 1
+    scaled = "images" if bits == 8 else f"images * (255 / {top})"
+    return f"values of {bits} bits, 0 to {top}, become pictures by np.rint({scaled}).astype(np.uint8)"
+
+
+def _no_floats(there: Range) -> str:
+    return (
+        f"[{there.high_at}] reaches {there.high:.4g} and no picture has a value below 0, but float pictures lie in "
+        f"[-1, 1]; {_to_bytes(there)}"
+    )
+
+
+def _check_float_pictures(there: Range, where: str, *, warn: bool) -> None:
+    """Raise DataError unless floats of 1 or 3 channels can be pictures in [-1, 1], or latents."""
+    if there.low >= 0 and not there.unit:
+        raise DataError(f"{where}{_no_floats(there)}")
+    if max(-there.low, there.high) > LARGEST_LATENT:
+        value, place = (there.low, there.low_at) if -there.low > there.high else (there.high, there.high_at)
+        raise DataError(
+            f"{where}[{place}] reaches {value:.4g}, which is neither a picture in [-1, 1] nor latents of a few "
+            "units; scale the array"
+        )
+    if not warn:
+        return
+    if there.unit:
+        log.warning(
+            "%s: all values lie in [0, 1], so the dark half is missing: float pictures are expected in [-1, 1]; give "
+            "uint8 from 0 to 255, or 2 * images - 1",
+            where,
+        )
+    elif max(-there.low, there.high) > 1 + ROUNDING:
+        span = f"values from {there.low:.4g} to {there.high:.4g}"
+        log.warning("%s: %s leave [-1, 1]: they are taken as latents", where, span)
+
+
+def _converted(images: np.ndarray, dtype: type, where: str) -> np.ndarray:
+    """The array of another type. Raises: DataError where it is mapped from its file, which is not read whole."""
+    if isinstance(images, np.memmap):
+        raise DataError(
+            f"{where}: is {images.dtype}, and larger than config.data.memory_limit_gb; save "
+            f"images.astype(np.{dtype.__name__})"
+        )
+    return images.astype(dtype)
+
+
+def range_of(images: np.ndarray, where: str) -> Range:
+    """The range of an array (n, h, w, c) of numbers. Raises: DataError where one is not finite."""
+    low, high = (np.inf, -1), (-np.inf, -1)
+    for rows, block in _blocks(images):
+        with np.errstate(invalid="ignore"):
+            least, most = float(block.min()), float(block.max())
+        if not (np.isfinite(least) and np.isfinite(most)):
+            finite = np.isfinite(block).all(axis=(1, 2, 3))
+            raise DataError(f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew")
+        if least < low[0]:
+            low = least, int(rows[_row_of(block.argmin(), block)])
+        if most > high[0]:
+            high = most, int(rows[_row_of(block.argmax(), block)])
+    return Range(*low, *high)
+
+
+def _are_whole(images: np.ndarray) -> bool:
+    """Whether the first block holds whole numbers alone."""
+    _, block = next(_blocks(images))
+    return bool((block == np.rint(block)).all())
+
+
+def _row_of(place: np.intp, block: np.ndarray) -> int:
+    return int(place) // block[0].size
+
+
+def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices (m,) and the pictures there (m, h, w, c): of all, or of some where the array is mapped from its file."""
+    if isinstance(images, np.memmap):
+        rows = spread(len(images), SAMPLED)
+        yield rows, np.asarray(images[rows])
+        return
+    size = max(1, BLOCK_VALUES // max(1, images[0].size))
+    for start in range(0, len(images), size):
+        block = images[start : start + size]
+        yield np.arange(start, start + len(block)), block
+
+
+def spread(length: int, most: int) -> np.ndarray:
+    """At most `most` indices of range(length), evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64))
