@@ -5,7 +5,7 @@
     python benchmarks/methods.py --data=oracle --out=runs/oracle     # six Gaussians in the plane
 
 Each method is its recipe configs/digits_<method>.py, of which the number of steps alone is changed; on the oracle the
-width, the distance's c and the coupling, too. What was trained before is taken from its folder, so that the script can
+width, the distance's c and the coupling, too. Each is sampled as its recipe says. What was trained before is taken from its folder, so that the script can
 be stopped and started again. Writes methods.json, methods.md and, of pictures, methods.png. On `oracle` the students'
 teachers are learned too, and the error of one step is √E‖f(x, t_max) − exact‖², in units of the std of one coordinate
 of the data: a student that always answers the mean has an error of √2.
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks import oracle
+from cmjax.config.run import read_run
 from cmjax.core.sampling import gaussian, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim
 from cmjax.drawing.draw import consistency_sampler, diffusion_sampler, draw_images
@@ -70,12 +71,14 @@ def recipe(name: str, out: Path, *, steps: int, data: str) -> dict[str, Any]:
 
 
 def trained(name: str, out: Path, *, steps: int, data: str) -> dict[str, Any]:
-    """The summary of a method's run, which is trained where it was not yet."""
-    workdir = out / f"digits_{name}"
+    """The summary of a method's run, which is trained where it was not yet. Where a finished run's samples are not by
+    its recipe's sampler, they are made again."""
+    workdir, config = out / f"digits_{name}", recipe(name, out, steps=steps, data=data)
     summary = workdir / "summary.json"
-    if not summary.exists() or json.loads(summary.read_text())["steps"] != steps:
+    done = summary.exists() and json.loads(summary.read_text())["steps"] == steps
+    if not done or open_trained(workdir).samples.gamma != read_run(config).samples.gamma:
         print(f"== {name}", flush=True)
-        train.run(recipe(name, out, steps=steps, data=data), workdir)
+        train.run(config, workdir)
     return json.loads(summary.read_text())
 
 
@@ -85,7 +88,7 @@ def digits_row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     for sampler, figures in summary["figures"].items():
         evaluations = sampler.removeprefix("ddim-").partition("-")[0]
         if evaluations.isdigit():
-            row |= {f"{figure}_{evaluations}": value for figure, value in figures.items()}
+            row |= {f"{figure}_{evaluations}": value for figure, value in figures.items()} | {"sampler": sampler}
     return row
 
 
@@ -98,7 +101,7 @@ def oracle_row(name: str, out: Path, summary: dict[str, Any]) -> dict[str, Any]:
     def one_sample(flow_map):
         if flow_map.kind == "denoiser":  # of which one or two deterministic steps make a sample
             return sample_denoiser(flow_map, key, shape, times=times, path=flow_map.path, solver=ddim)
-        return sample_fn(flow_map, key, shape, times=times[:1])
+        return sample_fn(flow_map, key, shape, times=times[:1])  # one evaluation: a chain's is the same
 
     answer = jax.jit(one_sample)(flow_map)
     noise = np.asarray(gaussian(key, shape), np.float64).reshape(POINTS, 2)
@@ -135,7 +138,7 @@ def picture(names: list[str], out: Path) -> np.ndarray:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a line for each method."""
     columns = [column for row in rows for column in row]
-    columns = [c for c in dict.fromkeys(columns) if c.startswith(("method", "fd", "density", "coverage", "rms", "sec"))]
+    columns = [c for c in dict.fromkeys(columns) if c.startswith(("method", "fd", "density", "coverage", "rms", "sampler", "sec"))]
     columns.sort(key=lambda c: (c != "method", c.startswith("sec"), c[-1:]))
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:

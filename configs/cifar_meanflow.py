@@ -36,5 +36,5 @@ def get_config(variant: str = ""):
         averages=("ema(rate=0.99995, corrected=False)",),
     )
     config.checkpoint.save_every = 5000
-    config.samples = common.consistency_samples(every=5000, times=(1.0, 0.5))
+    config.samples = common.flow_map_samples(every=5000, times=(1.0, 0.5))
     return common.variant(config, variant)

@@ -27,5 +27,5 @@ def get_config():
             "blend": 0.5,
         }
     )
-    config.samples = common.consistency_samples(every=500, times=(1.0, 0.5))
+    config.samples = common.flow_map_samples(every=500, times=(1.0, 0.5))
     return config

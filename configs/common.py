@@ -101,7 +101,12 @@ LPIPS = 'lpips(vgg="vgg16-397923af.pth", heads="vgg.pth")'
 
 def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
     """Grids drawn every so many steps (0: at the end only), in one evaluation and along all of `times`."""
-    return ConfigDict({"every": every, "num": 64, "times": times})
+    return ConfigDict({"every": every, "num": 64, "times": times, "sampler": "multistep"})
+
+
+def flow_map_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
+    """The same of flow maps, which go from time to time without new noise, as their papers' samplers do."""
+    return ConfigDict({"every": every, "num": 64, "times": times, "sampler": "chain(gamma=0.0)"})
 
 
 def teacher_samples(*, every: int) -> ConfigDict:

@@ -23,5 +23,5 @@ def get_config():
             "guidance": 1.0,
         }
     )
-    config.samples.times = (1.0, 0.5)
+    config.samples = common.flow_map_samples(every=config.samples.every, times=(1.0, 0.5))
     return config

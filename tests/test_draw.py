@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError
+from cmjax.config.samples import Samples
 from cmjax.core.paths import linear
 from cmjax.core.sampling import FlowMap, sample_chain
-from cmjax.drawing.draw import chain_sampler, draw_images, rows_in_chunks, with_guidance
+from cmjax.drawing.draw import consistency_sampler, draw_images, rows_in_chunks, with_guidance
 from cmjax.modes import sample
 
 GREY = (28, 28, 1)
@@ -23,7 +24,8 @@ def toward(params, x, t, s, **conditions):
 @pytest.mark.parametrize("gamma", [0.0, 0.6])
 def test_a_chain_is_the_librarys(gamma):
     flow_map = FlowMap({}, toward, SHAPE, 0.0, 1.0, "flow_map", linear)
-    drawn = draw_images(chain_sampler((1.0, 0.5), gamma), flow_map, 3, seed=0, conditions={})
+    sampler = consistency_sampler((1.0, 0.5), Samples(gamma=gamma))
+    drawn = draw_images(sampler, flow_map, 3, seed=0, conditions={})
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
     expected = sample_chain(flow_map, keys, (3, *SHAPE), times=(1.0, 0.5, 0.0), gamma=gamma)
     np.testing.assert_allclose(drawn, expected, atol=1e-6)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
+from cmjax.ranges import Share
 
 SOLVERS: dict[str, Callable] = {
     "ddim": solvers.ddim,
@@ -31,6 +33,19 @@ SOLVERS: dict[str, Callable] = {
 }
 BY_LEVEL = ("dpmpp_2m", "churn", "ancestral")
 """The solvers that move between noise levels b/a."""
+
+
+def multistep() -> None:
+    """Multistep consistency sampling: noise is added to the estimate of the clean data, see `sample_fn`."""
+
+
+def chain(*, gamma: Share = 0.0) -> float:
+    """γ-sampling of a flow map, see `sample_chain`; with γ = 0 it goes from time to time without new noise."""
+    return float(gamma)
+
+
+SAMPLERS: dict[str, Callable[..., float | None]] = {"multistep": multistep, "chain": chain}
+"""Of consistency models and flow maps: what gives `Samples.gamma`."""
 _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
@@ -44,17 +59,18 @@ class Samples:
 
     every: steps between grids; 0: at the end only. num: how many. guidance: scale of classifier-free guidance; 1: none.
     solver, solver_name, solver_steps: of a denoiser. times: descending; None: a denoiser's grid of `solver_steps`, and
-    a consistency model's one evaluation. full_noise: as in `sample_fn`. unit_start: samples start from a unit Gaussian,
-    and not from b(T) times one.
+    a consistency model's one evaluation. gamma: of a flow map's chain; None: multistep consistency sampling.
+    full_noise: as in `sample_fn`. unit_start: samples start from a unit Gaussian, and not from b(T) times one.
     """
 
     every: int = 0
     num: int = 64
     guidance: float = 1.0
-    solver: Solver | None = None
+    solver: Solver = solvers.heun
     solver_name: str = "heun"
     solver_steps: int = 18
     times: tuple[float, ...] | None = None
+    gamma: float | None = None
     full_noise: bool = False
     unit_start: bool = False
 
@@ -65,6 +81,19 @@ class Samples:
         if model.kind == "denoiser":
             return tuple(model.grid(self.solver_steps)[::-1].tolist())
         return (model.constants["t_max"],)
+
+    def name(self, kind: str, count: int) -> str:
+        """What samples of `kind` along so many times are called: heun-18, 2-step, 2-step-chain, 2-step-chain-0.5."""
+        if kind == "denoiser":
+            return f"{self.solver_name}-{count}"
+        return f"{count}-step" + ("" if self.gamma is None else f"-chain-{self.gamma}" if self.gamma else "-chain")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What samples depend on beside their sampler's name, their times and the scale of guidance, where it is not
+        the default: fields of what is recorded of them."""
+        fields = {"full_noise": self.full_noise, "unit_start": self.unit_start}
+        return {name: value for name, value in fields.items() if value}
 
 
 def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
@@ -86,12 +115,27 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
         check_times(times, spec.constants["t_min"], spec.constants["t_max"])
     except ConfigError as error:
         raise fields.error("times", str(error)) from error
+    samples = replace(samples, times=times, gamma=read_sampler(fields, spec.kind))
     noise = {name: fields.boolean(name, absent=False) for name in ("full_noise", "unit_start")}
-    return replace(samples, times=times, **noise)
+    if noise["full_noise"] and samples.gamma is not None:
+        raise fields.error("full_noise", "is of multistep sampling: set config.samples.sampler='multistep'")
+    return replace(samples, **noise)
+
+
+def read_sampler(fields: Fields, kind: str) -> float | None:
+    """The field `sampler`, as `Samples.gamma`; where it is missing, as in older runs, multistep sampling."""
+    if not fields.has("sampler"):
+        return None
+    if kind == "denoiser":
+        raise fields.error("sampler", "is of consistency models; a diffusion model is sampled by its solver")
+    gamma = fields.call("sampler", SAMPLERS)
+    if gamma is not None and kind != "flow_map":
+        raise fields.error("sampler", f"is of flow maps between any two times; this is a {kind} model: use multistep")
+    return gamma
 
 
 def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
-    """The field `solver`: its name and the solver with its parameters bound, for sampling from t_max."""
+    """The field `solver`: as it is written, and the solver with its parameters bound, for sampling from t_max."""
     solver = fields.choice("solver", SOLVERS, path=path, to_zero=True)
     if solver.name in BY_LEVEL and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
@@ -101,7 +145,7 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
         jax.eval_shape(lambda: _try_out(solver.make))
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
         raise fields.error("solver", str(error)) from error
-    return solver.name, solver.make
+    return str(solver), solver.make
 
 
 def _try_out(solver: Solver) -> Array:

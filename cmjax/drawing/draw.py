@@ -34,7 +34,7 @@ _guided = lru_cache(guided)
 
 
 def consistency_sampler(times: tuple[float, ...], samples: Samples) -> Sampler:
-    """Multistep consistency sampling along `times`, with noise as a run draws its own samples."""
+    """Samples of a consistency model or a flow map along `times`, by the sampler and with the noise of `samples`."""
     return consistency_samplers(samples)(times)
 
 
@@ -50,26 +50,18 @@ def consistency_samplers(samples: Samples) -> Callable[[tuple[float, ...]], Samp
 
 
 def consistency_sample(samples: Samples) -> Callable[..., Any]:
-    """What `consistency_sampler` compiles."""
-    full_noise, unit_start = samples.full_noise, samples.unit_start
+    """What `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
 
     def sample(flow_map_and_times, keys, conditions):
         flow_map, times = flow_map_and_times
         shape = (len(keys), *flow_map.shape)
-        start = gaussian(keys, shape) if unit_start else None
-        return sample_fn(flow_map, keys, shape, times=times, full_noise=full_noise, start=start, **conditions)
+        conditions = {**conditions, "start": gaussian(keys, shape) if samples.unit_start else None}
+        if samples.gamma is not None:
+            stops = jnp.append(times, flow_map.t_min)
+            return sample_chain(flow_map, keys, shape, times=stops, gamma=samples.gamma, **conditions)
+        return sample_fn(flow_map, keys, shape, times=times, full_noise=samples.full_noise, **conditions)
 
     return sample
-
-
-def chain_sampler(times: tuple[float, ...], gamma: float) -> Sampler:
-    """A flow map's samples by jumps along the descending `times` and to the end, γ-sampling (see `sample_chain`)."""
-
-    def sample(flow_map, keys, conditions):
-        shape, stops = (len(keys), *flow_map.shape), (*times, flow_map.t_min)
-        return sample_chain(flow_map, keys, shape, times=stops, gamma=gamma, **conditions)
-
-    return _sampling(sample)
 
 
 def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:

@@ -11,7 +11,8 @@ from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.sources import Source
-from cmjax.drawing.draw import Sampler, class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
+from cmjax.drawing.draw import class_labels, draw_images, with_guidance
+from cmjax.drawing.samplers import Chosen, samplers_of_run
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.processes import is_first
 from cmjax.training.optimizer import EMA, averages
@@ -28,21 +29,11 @@ class Pictures:
     model: Model
     source: Source
     workdir: Path
-    samplers: dict[str, Sampler] = field(init=False)
-    levels: dict[str, tuple[float, ...]] = field(init=False)
+    samplers: dict[str, Chosen] = field(init=False)
 
     def __post_init__(self):
-        samples, samplers, along = self.run.samples, {}, {}
-        times = samples.levels(self.model)
-        if samples.solver is not None:
-            along[name := f"{samples.solver_name}-{len(times)}"] = times
-            samplers[name] = diffusion_sampler(samples.solver, times)
-        else:
-            for levels in dict.fromkeys((times[:1], times)):
-                along[name := f"{len(levels)}-step"] = levels
-                samplers[name] = consistency_sampler(levels, samples)
-        object.__setattr__(self, "samplers", samplers)
-        object.__setattr__(self, "levels", along)
+        chosen = samplers_of_run(self.run.samples, self.model)
+        object.__setattr__(self, "samplers", {one.name: one for one in chosen})
 
     def flow_map(self, state: TrainState) -> FlowMap:
         return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
@@ -56,8 +47,8 @@ class Pictures:
     def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         flow_map, conditions = self.conditioned(state, num)
         return {
-            name: draw_images(sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
-            for name, sampler in self.samplers.items()
+            name: draw_images(chosen.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
+            for name, chosen in self.samplers.items()
         }
 
     def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.samples import read_solver
+from cmjax.config.model import Model
+from cmjax.config.samples import Samples, read_sampler, read_solver
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import (
     Sampler,
@@ -22,58 +24,120 @@ log = logging.getLogger(__name__)
 
 
 def conditioned(
-    flow_map: FlowMap, trained: Trained, num: int, label: int | None, guidance: float | None
-) -> tuple[FlowMap, dict[str, np.ndarray], float]:
-    """The model and the conditions of `num` samples, and their scale of guidance: the run's own unless given."""
+    flow_map: FlowMap, trained: Trained, samples: Samples, num: int, label: int | None = None
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """The model, guided as `samples` says, and the conditions of `num` samples."""
     labels, takes = class_labels(num, trained.num_classes, given_label(label, trained)), trained.model.guided
-    if guidance is not None and not trained.num_classes:
-        raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not")
-    if guidance is not None and not guidance >= 0:
-        raise ConfigError(f"--guidance={guidance}: must be at least 0")
-    scale = trained.samples.guidance if guidance is None else guidance
-    if scale != 1 and not takes and not trained.recorded.learned_without_labels:
+    if samples.guidance != 1 and not takes and not trained.recorded.learned_without_labels:
         log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
-    return *with_guidance(flow_map, labels, scale, takes=takes), scale
+    return with_guidance(flow_map, labels, samples.guidance, takes=takes)
+
+
+def networks_evaluated(samples: Samples, model: Model) -> int:
+    """How many times a guided estimate evaluates networks: with a label and without, unless the network takes the
+    scale."""
+    return 2 if samples.guidance != 1 and model.class_conditional and not model.guided else 1
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sampler, its name, the descending noise levels it goes along, and its network evaluations; None for as many as
-    its tolerances need."""
+    """A sampler of `samples`, its name, the descending noise levels it goes along, and its network evaluations, with
+    guidance; None for as many as its tolerances need."""
 
+    samples: Samples
     sampler: Sampler
     name: str
     times: tuple[float, ...]
     evaluations: int | None
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The fields of a record that say how samples were drawn."""
+        fields = {"sampler": self.name, "times": list(self.times), "evaluations": self.evaluations}
+        return {**fields, "guidance": self.samples.guidance, **self.samples.choices}
 
 
 TWICE = ("heun", "midpoint", "churn")
 """Solvers that evaluate the network twice in each step but the last."""
 
 
-def chosen_sampler(trained: Trained, times: list[str] | None, solver: str | None, steps: int | None) -> Chosen:
-    """What the command line asks for; what it leaves open as the run drew its own samples."""
-    model, own = trained.model, trained.samples
+def sampler_of(samples: Samples, model: Model) -> Chosen:
+    """What draws samples of the model along all of the times of `samples`."""
+    levels, twice = samples.levels(model), networks_evaluated(samples, model)
+    name = samples.name(model.kind, len(levels))
     if model.kind != "denoiser":
-        levels = given_times(times, trained) if times else (model.constants["t_max"],)
-        return Chosen(consistency_sampler(levels, own), f"{len(levels)}-step", levels, len(levels))
+        return Chosen(samples, consistency_sampler(levels, samples), name, levels, twice * len(levels))
+    count = evaluations(samples.solver_name, len(levels))
+    return Chosen(samples, diffusion_sampler(samples.solver, levels), name, levels, count and twice * count)
+
+
+def samplers_of_run(samples: Samples, model: Model) -> list[Chosen]:
+    """What a run draws its own samples with: a consistency model's in one evaluation and along all of the times."""
+    times = samples.levels(model)
+    along = [times] if model.kind == "denoiser" else dict.fromkeys((times[:1], times))
+    return [sampler_of(replace(samples, times=levels), model) for levels in along]
+
+
+def evaluations(solver: str, levels: int) -> int | None:
+    """How often a solver, as it is written, evaluates the network along so many noise levels."""
+    name = solver.partition("(")[0]
+    if name == "tsit5":
+        return None
+    return 2 * levels - 1 if name in TWICE else levels
+
+
+def chosen_samples(
+    trained: Trained,
+    *,
+    times: list[str] | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    gamma: float | None = None,
+    guidance: float | None = None,
+) -> Samples:
+    """How the command line asks for samples; what it leaves open is as the run draws its own.
+
+    Raises: ConfigError where an option does not fit the model or another option.
+    """
+    own, kind = trained.samples, trained.model.kind
+    if guidance is not None and not trained.num_classes:
+        raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not")
+    if guidance is not None and not guidance >= 0:
+        raise ConfigError(f"--guidance={guidance}: must be at least 0")
+    own = own if guidance is None else replace(own, guidance=guidance)
+    if kind != "denoiser":
+        if solver is not None or steps is not None:
+            raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
+        own = _with_sampler(own, kind, sampler, gamma)
+        return replace(own, times=given_times(times, trained) if times else None)
+    for name, value in (("sampler", sampler), ("gamma", gamma)):
+        if value is not None:
+            raise ConfigError(f"--{name}={value}: is for consistency models; a diffusion model has its --solver")
     if times is not None and steps is not None:
         raise ConfigError("--times and --steps both tell where a solver steps: give one of them")
     if steps is not None and steps < 2:
         raise ConfigError(f"--steps={steps}: must be at least 2")
-    chosen, name = own.solver, own.solver_name
-    if solver or chosen is None:
-        named = Fields({"solver": solver or own.solver_name}, prefix="--")
-        name, chosen = read_solver(named, model.path, model.constants["t_max"])
+    own = _with_solver(own, trained.model, solver)
     if times:
-        levels = given_times(times, trained)
-    else:
-        levels = (replace(own, times=None, solver_steps=steps) if steps else own).levels(model)
-    return Chosen(diffusion_sampler(chosen, levels), f"{name}-{len(levels)}", levels, evaluations(name, len(levels)))
+        return replace(own, times=given_times(times, trained))
+    return replace(own, times=None, solver_steps=steps) if steps else own
 
 
-def evaluations(solver: str, levels: int) -> int | None:
-    """How often a solver evaluates the network along so many noise levels."""
-    if solver == "tsit5":
-        return None
-    return 2 * levels - 1 if solver in TWICE else levels
+def _with_sampler(own: Samples, kind: str, sampler: str | None, gamma: float | None) -> Samples:
+    if sampler is not None and gamma is not None:
+        raise ConfigError(f"--gamma={gamma} is short for --sampler='chain(gamma={gamma})': give one of them")
+    if gamma is not None and kind != "flow_map":
+        raise ConfigError(f"--gamma={gamma}: it is for flow maps between any two times; this is a {kind} model")
+    if sampler is not None:
+        gamma = read_sampler(Fields({"sampler": sampler}, prefix="--"), kind)
+    elif gamma is None:
+        gamma = own.gamma
+    return replace(own, gamma=gamma, full_noise=own.full_noise and gamma is None)  # which is of multistep alone
+
+
+def _with_solver(own: Samples, model: Model, solver: str | None) -> Samples:
+    if solver is None:
+        return own
+    name, chosen = read_solver(Fields({"solver": solver}, prefix="--"), model.path, model.constants["t_max"])
+    return replace(own, solver=chosen, solver_name=name)

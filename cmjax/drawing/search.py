@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 from cmjax.config.fields import ConfigError
+from cmjax.config.samples import Samples
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
 from cmjax.evaluation.figures import METRICS, judge_of, why_not_compared
@@ -24,8 +25,12 @@ SAMPLES = 1000
 """Drawn for each try, always of the same noise."""
 
 
-def find_times(trained: Trained, flow_map: FlowMap, count: int, *, metric: str = "fd") -> tuple[float, ...]:
+def find_times(
+    trained: Trained, flow_map: FlowMap, count: int, *, metric: str = "fd", samples: Samples | None = None
+) -> tuple[float, ...]:
     """`count` descending noise levels, the first t_max: kept in the run's folder, or found by search.
+
+    samples: how they are drawn, by default as the run draws its own; each sampler has times of its own.
 
     One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
     Fréchet distance to the held-out data unless another of `METRICS` is named, as if there were one optimum.
@@ -40,9 +45,10 @@ def find_times(trained: Trained, flow_map: FlowMap, count: int, *, metric: str =
     kept = first_does(lambda: json.loads(path.read_text()) if path.exists() else {})
     if kept.get("checkpoint") != checkpoint:
         kept = {"checkpoint": checkpoint, "found": {}}
-    name = str(count) if metric == "fd" else f"{count}, {metric}"
+    samples = samples or trained.samples
+    name = _name(samples, flow_map.kind, count, metric)
     if name not in kept["found"]:
-        times, tried = _search(trained, flow_map, count, metric)
+        times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
         kept["found"][name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
         first_does(lambda: write_atomically(path, to_json(kept)))
     times = tuple(kept["found"][name]["times"])
@@ -50,8 +56,16 @@ def find_times(trained: Trained, flow_map: FlowMap, count: int, *, metric: str =
     return times
 
 
-def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[tuple[float, ...]], float]:
-    """times -> the metric of `SAMPLES` images drawn along them.
+def _name(samples: Samples, kind: str, count: int, metric: str) -> str:
+    """Of an entry in the record: "2", and what is not the default beside it."""
+    sampler = [] if samples.gamma is None else [samples.name(kind, count)]
+    return ", ".join([str(count), *([] if metric == "fd" else [metric]), *sampler])
+
+
+def score_along(
+    trained: Trained, flow_map: FlowMap, metric: str, samples: Samples | None = None
+) -> Callable[[tuple[float, ...]], float]:
+    """times -> the metric of `SAMPLES` images drawn along them; samples: as in `find_times`.
 
     Raises: ConfigError where the samples are no pictures, or the run has no data to compare with.
     """
@@ -70,7 +84,7 @@ def score_along(trained: Trained, flow_map: FlowMap, metric: str) -> Callable[[t
 
     first_does(lambda: score() and None)
     flow_map, conditions = guided_as_trained(flow_map, class_labels(SAMPLES, trained.num_classes), trained)
-    along = consistency_samplers(trained.samples)
+    along = consistency_samplers(samples or trained.samples)
 
     def score_of(times: tuple[float, ...]) -> float:
         images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
@@ -84,9 +98,10 @@ def grid_of(trained: Trained) -> list[float]:
     return trained.model.grid(GRID).tolist()
 
 
-def _search(trained: Trained, flow_map: FlowMap, count: int, metric: str) -> tuple[list[float], dict[str, float]]:
+def _search(
+    score: Callable[[tuple[float, ...]], float], grid: list[float], count: int, metric: str
+) -> tuple[list[float], dict[str, float]]:
     """The levels, and the metric of every choice that was tried, by its levels."""
-    score, grid = score_along(trained, flow_map, metric), grid_of(trained)
     sign = -1 if METRICS[metric].larger_is_better else 1
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:

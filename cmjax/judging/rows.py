@@ -16,7 +16,9 @@ from cmjax.machine.files import write_atomically
 log = logging.getLogger(__name__)
 
 ROWS = "evaluation.jsonl"
-SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images")
+OF_SAMPLES = ("full_noise", "unit_start")
+"""The fields of `Samples.choices`, which a row has where they are not the default."""
+SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images", *OF_SAMPLES)
 """The fields that say what was evaluated."""
 
 Row = dict[str, Any]

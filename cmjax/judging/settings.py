@@ -74,11 +74,10 @@ def _steps(trained: Trained, checkpoint: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Asked:
-    """How samples are drawn. guidance: None for the run's own. uint8: the rule."""
+    """How many samples of which seed. uint8: the rule."""
 
     num: int
     seed: int
-    guidance: float | None
     uint8: str
 
 
@@ -87,18 +86,14 @@ def evaluate_setting(
 ) -> Row:
     """The row of that setting: the one in the run's `evaluation.jsonl`, or a new one that is written there. Every
     process must call it."""
-    flow_map, conditions, scale = conditioned(weights.flow_map, trained, asked.num, None, asked.guidance)
-    twice = bool(trained.num_classes) and scale != 1 and not trained.model.guided
+    flow_map, conditions = conditioned(weights.flow_map, trained, chosen.samples, asked.num)
     setting = {
         "step": weights.step,
         "checkpoint": None if weights.checkpoint is None else str(weights.checkpoint),
         "average": weights.average,
-        "sampler": chosen.name,
-        "times": list(chosen.times),
-        "evaluations": chosen.evaluations and chosen.evaluations * (2 if twice else 1),
+        **chosen.setting,
         "num": asked.num,
         "seed": asked.seed,
-        "guidance": scale,
     }
     draw = Draw(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
     return judged_row(workdir / ROWS, setting, judge, draw.images)

@@ -7,7 +7,6 @@ from cmjax.config.fields import ConfigError
 from cmjax.data.pixels import UINT8
 from cmjax.drawing.draw import Draw
 from cmjax.drawing.pictures import Pictures
-from cmjax.drawing.samplers import evaluations
 from cmjax.judging.judge import make_judge
 from cmjax.judging.rows import ROWS
 from cmjax.judging.settings import judged_row
@@ -30,17 +29,13 @@ def figures_of_run(pictures: Pictures, data: DataSets, average: str) -> Watch:
     if pictures.source.shape[-1] not in (1, 3):
         raise ConfigError(f"config.evaluate.every={asked.every}: figures are of pictures, not {pictures.source.shape}")
     judge = make_judge(asked, data, num=asked.num, reference=None, cache_dir=workdir.parent / ".cache")
-    twice = 2 if pictures.model.class_conditional and run.samples.guidance != 1 and not pictures.model.guided else 1
 
     def watch(state: TrainState, step: int) -> None:
         flow_map, conditions = pictures.conditioned(state, asked.num)
-        for name, sampler in pictures.samplers.items():
-            times = pictures.levels[name]
-            count = evaluations(run.samples.solver_name if run.samples.solver else "", len(times))
-            setting = {"step": step, "checkpoint": None, "average": average, "sampler": name, "times": list(times)}
-            setting |= {"evaluations": count and count * twice, "num": asked.num, "seed": run.seed}
-            setting |= {"guidance": run.samples.guidance}
-            draw = Draw(sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
+        for chosen in pictures.samplers.values():
+            setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
+            setting |= {"num": asked.num, "seed": run.seed}
+            draw = Draw(chosen.sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
             judged_row(workdir / ROWS, setting, judge, draw.images)
 
     return watch

@@ -17,7 +17,7 @@ from cmjax.config.evaluate import FEATURES, WEIGHTS, Evaluation, evaluation_of_o
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.pixels import RULES, UINT8
-from cmjax.drawing.samplers import chosen_sampler
+from cmjax.drawing.samplers import chosen_samples, sampler_of
 from cmjax.evaluation.judged import FIGURES
 from cmjax.evaluation.plots import save_png
 from cmjax.flags import Flags
@@ -42,6 +42,8 @@ def declare(flags: Flags) -> None:
     flags.integer("num", 1000, "How many samples of each setting. Published FIDs are of 50000.", at_least=2)
     flags.integer("seed", 0, "The same seed gives the same samples.", at_least=0)
     flags.several("times", "Noise levels, as 80,0.8 or idx:0,22/40; each --times is a setting of its own.")
+    flags.several("sampler", "multistep, or of flow maps chain(gamma=0); each --sampler is a setting of its own.")
+    flags.number("gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the share of new noise.", 0.0, 1.0)
     flags.text("solver", None, "Of a teacher. Default: the run's.")
     flags.several("steps", "Noise levels of a teacher's grid; each --steps is a setting of its own.")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
@@ -109,14 +111,15 @@ def _judge(options: Options, evaluation: Evaluation, data: DataSets | None, num:
 def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained: Trained) -> None:
     if trained.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={trained.folder} draws {trained.shape}: figures are of pictures")
-    asked = Asked(options.num, options.seed, options.guidance, evaluation.uint8)
-    samplers = [
-        chosen_sampler(trained, None if times is None else times.split(","), options.solver, _steps(steps))
+    asked = Asked(options.num, options.seed, evaluation.uint8)
+    once = {name: getattr(options, name) for name in ("solver", "gamma", "guidance")}
+    ways = [
+        chosen_samples(trained, times=times and times.split(","), steps=_steps(steps), sampler=sampler, **once)
+        for sampler in options.sampler or (None,)
         for times in options.times or (None,)
         for steps in options.steps or (None,)
     ]
-    if trained.model.kind != "denoiser" and (options.solver or options.steps):
-        raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
+    samplers = [sampler_of(samples, trained.model) for samples in ways]
     judge, rows = _judge(options, evaluation, data, options.num, trained.folder), []
     for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
         for chosen in samplers:

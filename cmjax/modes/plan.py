@@ -198,12 +198,12 @@ def _plan_samplers(run: Run, model: Model, data: DataShapes, mesh: Mesh):
     rows = jax.eval_shape(lambda: (jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), num)), conditions))
     own, samples = run.samples, {}
     times = own.levels(model)
-    if own.solver is not None:
-        samples[f"{own.solver_name}-{len(times)}"] = (diffusion_sample(own.solver, times), flow_map)
+    if model.kind == "denoiser":
+        samples[own.name(model.kind, len(times))] = (diffusion_sample(own.solver, times), flow_map)
     else:
         for levels in dict.fromkeys((times[:1], times)):
             shape = jax.ShapeDtypeStruct((len(levels),), jnp.float32)
-            samples[f"{len(levels)}-step"] = (consistency_sample(own), (flow_map, shape))
+            samples[own.name(model.kind, len(levels))] = (consistency_sample(own), (flow_map, shape))
     for name, (sample, sampled) in samples.items():
         log.info("compiling the sampler %s, %d at once", name, num)
         traced = trace_sampler(sample, sampled, rows, mesh)

@@ -15,7 +15,8 @@ import jax
 
 from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
-from cmjax.drawing.draw import Draw, class_labels, consistency_sampler, diffusion_sampler, guided_as_trained
+from cmjax.drawing.draw import Draw, class_labels, guided_as_trained
+from cmjax.drawing.samplers import sampler_of
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.flags import Flags
 from cmjax.machine.files import to_path
@@ -73,20 +74,19 @@ def _draw(trained: Trained, count: int) -> None:
     """A grid of samples by `count` evaluations of a consistency model, along the grid of its times, or by so many steps
     of a teacher's solver. The noise is that of the run's own samples; a grid that is there already stays."""
     own, model = trained.samples, trained.model
-    name = f"{count}-step" if own.solver is None else f"{own.solver_name}-{count}"
-    path = trained.folder / "samples" / f"{trained.used_step:07d}-{name}.png"
+    path = trained.folder / "samples" / f"{trained.used_step:07d}-{own.name(model.kind, count)}.png"
     if path.exists():
         return
-    if own.solver is not None:
+    if model.kind == "denoiser":
         if count < 2:
             raise ConfigError(f"--evaluations={count}: of the teacher in {trained.folder} at least 2")
-        sampler = diffusion_sampler(own.solver, replace(own, times=None, solver_steps=count).levels(model))
+        chosen = sampler_of(replace(own, times=None, solver_steps=count), model)
     else:
-        sampler = consistency_sampler(tuple(model.grid(count + 1)[:0:-1].tolist()), own)
+        chosen = sampler_of(replace(own, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
     labels = class_labels(own.num, trained.num_classes)
     flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
     seed = 0 if trained.imported else trained.run().seed
-    images = Draw(sampler, flow_map, seed, conditions).images(0, own.num)
+    images = Draw(chosen.sampler, flow_map, seed, conditions).images(0, own.num)
     try:
         save_png(path, image_grid(images))
     except OSError as error:

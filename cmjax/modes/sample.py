@@ -7,15 +7,15 @@ cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
-from cmjax.drawing.draw import Draw, Sampler, chain_sampler
-from cmjax.drawing.given import given_times
+from cmjax.drawing.draw import Draw
 from cmjax.drawing.parts import write_array
-from cmjax.drawing.samplers import chosen_sampler, conditioned
+from cmjax.drawing.samplers import chosen_samples, conditioned, sampler_of
 from cmjax.drawing.search import find_times
 from cmjax.evaluation.plots import cell_size, image_grid, save_png
 from cmjax.flags import Flags
@@ -25,7 +25,6 @@ from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.starting import open_to_draw
-from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,8 @@ def declare(flags: Flags) -> None:
     )
     flags.group("Consistency models")
     flags.texts("times", "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2.")
-    flags.number("gamma", None, "Flow maps: jump from time to time with this share of new noise, 0 to 1.", 0.0, 1.0)
+    flags.text("sampler", None, "multistep, or of flow maps chain(gamma=0), from time to time. Default: the run's.")
+    flags.number("gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the share of new noise.", 0.0, 1.0)
     flags.group("Diffusion teachers")
     solvers = "ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or tsit5"
     flags.text("solver", None, f"{solvers}. Default: the run's.")
@@ -56,7 +56,7 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    names = ("out", "num", "seed", "times", "solver", "steps", "label", "guidance", "gamma")
+    names = ("out", "num", "seed", "times", "solver", "steps", "label", "guidance", "sampler", "gamma")
     run(options.workdir, **{name: getattr(options, name) for name in names})
 
 
@@ -71,6 +71,7 @@ def run(
     steps: int | None,
     label: int | None,
     guidance: float | None,
+    sampler: str | None = None,
     gamma: float | None = None,
 ) -> None:
     """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
@@ -78,19 +79,18 @@ def run(
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     trained = open_to_draw(workdir)
+    asked = {"solver": solver, "steps": steps, "sampler": sampler, "gamma": gamma, "guidance": guidance}
+    searched = _searched(times) if trained.model.kind != "denoiser" else None
+    samples = chosen_samples(trained, times=None if searched else times, **asked)
     (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
     flow_map = trained.load(mesh=make_mesh())
-    guided_map, conditions, scale = conditioned(flow_map, trained, num, label, guidance)
-    if flow_map.kind != "denoiser" and (solver is not None or steps is not None):
-        raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
-    if gamma is not None and flow_map.kind != "flow_map":
-        raise ConfigError(f"--gamma={gamma}: it is for flow maps between any two times; this is a {flow_map.kind}")
-    if flow_map.kind != "denoiser" and times and times[0].startswith("auto:"):
-        times = [str(t) for t in find_times(trained, flow_map, _count(times))]
-    sampler = chosen_sampler(trained, times, solver, steps).sampler if gamma is None else _chain(trained, times, gamma)
-    settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "times": times}
-    settings |= {"solver": solver, "steps": steps, "label": label, "guidance": scale, "gamma": gamma}
-    _write(path, num, Draw(sampler, guided_map, seed, conditions), settings)
+    guided_map, conditions = conditioned(flow_map, trained, samples, num, label)
+    if searched:
+        samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples))
+    chosen = sampler_of(samples, trained.model)
+    settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
+    settings |= chosen.setting
+    _write(path, num, Draw(chosen.sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
 
 
@@ -127,11 +127,10 @@ def _write(path: Path, num: int, draw: Draw, settings: dict[str, Any]) -> None:
             raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
 
 
-def _chain(trained: Trained, times: list[str] | None, gamma: float) -> Sampler:
-    return chain_sampler(given_times(times, trained) if times else (trained.model.constants["t_max"],), gamma)
-
-
-def _count(times: list[str]) -> int:
+def _searched(times: list[str] | None) -> int | None:
+    """The number of evaluations whose times are searched for; None where they are named."""
+    if not times or not times[0].startswith("auto:"):
+        return None
     try:
         (text,) = times
         return int(text.removeprefix("auto:"))

@@ -1,0 +1,177 @@
+"""By which sampler a run's samples are drawn: the recipe's choice, the command line's, and the names it leaves."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from cmjax.command_line import parse
+from cmjax.config.fields import ConfigError
+from cmjax.config.methods import METHODS, read_model
+from cmjax.config.recorded import recorded_samples
+from cmjax.config.run import read_run
+from cmjax.drawing import search
+from cmjax.judging.rows import read_rows
+from cmjax.modes import train
+from cmjax.recipes import load_recipe
+from cmjax.runs.record import write_model
+from cmjax.runs.trained import open_trained
+from configs import digits_classes, digits_edm, digits_meanflow
+
+SMALL = {"width": 16, "depth": 1}
+
+
+def small(recipe):
+    config = recipe.get_config()
+    config.net.update(SMALL)
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of networks that are not trained: a flow map, a teacher and one with classes."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, recipe in (("flow", digits_meanflow), ("edm", digits_edm), ("classes", digits_classes)):
+        config = small(recipe)
+        if name != "classes":
+            classes = None
+        else:
+            classes = 10
+        params = read_model(config.to_dict(), classes).init(jax.random.key(0), (8, 8, 1))
+        params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+        write_model(folder / name, config.to_dict(), (8, 8, 1), classes, params, imported=None, option="")
+    return folder
+
+
+def do(*arguments):
+    module, options = parse([*map(str, arguments)])
+    module.start(options)
+
+
+def images(runs, tmp_path, name, *arguments):
+    out = tmp_path / "x.npz"
+    do("sample", f"--workdir={runs / name}", "--num=12", f"--out={out}", *arguments)
+    return np.load(out)["images"]
+
+
+@pytest.mark.parametrize("name", ["digits_meanflow", "digits_imf", "digits_shortcut", "digits_alphaflow", "mnist_imf",
+                                  "cifar_meanflow", "cifar_imf", "cifar_shortcut", "cifar_alphaflow",
+                                  "cifar_small_meanflow"])  # fmt: skip
+def test_recipes_of_flow_maps_go_from_time_to_time_as_their_papers_do(name):
+    assert METHODS[load_recipe(name).objective.name][0] == "flow_map"
+    assert read_run(load_recipe(name).to_dict(), data_there=False).samples.gamma == 0
+
+
+def test_consistency_models_and_older_runs_are_sampled_in_multiple_steps():
+    assert read_run(load_recipe("digits_ct").to_dict()).samples.gamma is None
+    older = digits_meanflow.get_config()
+    del older.samples.sampler
+    assert recorded_samples(older.to_dict()).gamma is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sampler", "message"),
+    [
+        ("digits_ct", "chain(gamma=0.0)", r"config.samples.sampler=.*: is of flow maps .*; this is a consistency model"),
+        ("digits_meanflow", "chain(gamma=1.5)", r"config.samples.sampler=.*: gamma must be at most 1, not 1.5"),
+        ("digits_meanflow", "chains", r"config.samples.sampler='chains': must be one of multistep, chain \(did you"),
+        ("digits_meanflow", "chain(eta=0)", r"config.samples.sampler=.*: chain takes gamma, not eta"),
+        ("digits_pd", "multistep", r"config.samples.sampler='multistep': is of consistency models; a diffusion model"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_named(recipe, sampler, message):
+    config = load_recipe(recipe)
+    with config.unlocked():
+        config.samples.sampler = sampler
+        with pytest.raises(ConfigError, match=message):
+            read_run(config.to_dict())
+
+
+def test_all_noise_is_of_multistep_sampling_alone():
+    config = digits_meanflow.get_config()
+    config.samples.full_noise = True
+    with pytest.raises(ConfigError, match=r"config.samples.full_noise=True: is of multistep sampling"):
+        read_run(config.to_dict())
+
+
+def test_the_command_line_takes_the_runs_sampler_or_another(runs, tmp_path):
+    own, multistep, chain = (
+        images(runs, tmp_path, "flow", "--times=1,0.5", *more)
+        for more in ([], ["--sampler=multistep"], ["--sampler=chain(gamma=0.0)"])
+    )
+    np.testing.assert_array_equal(own, chain)
+    assert np.abs(own.astype(int) - multistep).max() > 1
+    by_gamma, by_name = (
+        images(runs, tmp_path, "flow", "--times=1,0.5", more) for more in ("--gamma=0.5", "--sampler=chain(gamma=0.5)")
+    )
+    np.testing.assert_array_equal(by_gamma, by_name)
+    assert np.abs(own.astype(int) - by_gamma).max() > 1
+
+
+def test_each_sampler_has_rows_of_its_own_and_one_evaluation_is_the_same(runs):
+    asked = ["evaluate", f"--workdir={runs / 'flow'}", "--num=40", "--metrics=fd", "--times=1", "--times=1,0.5"]
+    do(*asked, "--sampler=multistep", "--sampler=chain(gamma=0)")
+    do(*asked)  # the run's own, which are there
+    rows = {row["sampler"]: row["metrics"]["fd"] for row in read_rows(runs / "flow" / "evaluation.jsonl")}
+    assert list(rows) == ["1-step", "2-step", "1-step-chain", "2-step-chain"]
+    assert rows["1-step"] == pytest.approx(rows["1-step-chain"], rel=1e-3)
+    assert abs(rows["2-step"] - rows["2-step-chain"]) > 1e-3 * rows["2-step"]
+
+
+def test_a_solvers_parameters_are_a_part_of_its_name(runs):
+    asked = ["evaluate", f"--workdir={runs / 'edm'}", "--num=40", "--metrics=fd", "--steps=3"]
+    for churn in (5, 40):
+        do(*asked, f"--solver=churn(s_churn={churn})")
+    rows = read_rows(runs / "edm" / "evaluation.jsonl")
+    assert [row["sampler"] for row in rows] == ["churn(s_churn=5)-3", "churn(s_churn=40)-3"]
+    assert [row["evaluations"] for row in rows] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("flow", ["--sampler=chain(gamma=2)"], r"--sampler='chain\(gamma=2\)': gamma must be at most 1, not 2"),
+        ("flow", ["--gamma=0", "--sampler=multistep"], r"--gamma=0.0 is short for .*: give one of them"),
+        ("edm", ["--sampler=multistep"], r"--sampler=multistep: is for consistency models; .* has its --solver"),
+        ("edm", ["--gamma=0"], r"--gamma=0.0: is for consistency models"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_mistakes_are_named(runs, mode, name, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        do(mode, f"--workdir={runs / name}", "--num=10", *arguments)
+
+
+def test_times_are_searched_for_and_kept_for_each_sampler(runs, monkeypatch):
+    trained = open_trained(runs / "flow")
+    searched = []
+
+    def score_along(trained, flow_map, metric, samples):
+        searched.append(samples.gamma)
+        best = 0.3 if samples.gamma is None else 0.6
+        return lambda times: abs(times[1] - best)
+
+    monkeypatch.setattr(search, "score_along", score_along)
+    flow_map = trained.load()
+    for gamma in (None, 0.0, 0.5, 0.0):
+        samples = replace(trained.samples, gamma=gamma)
+        times = search.find_times(trained, flow_map, 2, samples=samples)
+        assert times[1] == pytest.approx(0.3 if gamma is None else 0.6, abs=0.05)
+    assert searched == [None, 0.0, 0.5]
+    assert search.find_times(trained, flow_map, 2)[1] == pytest.approx(0.6, abs=0.05)  # the run's own
+    kept = json.loads((runs / "flow" / search.RECORD).read_text())["found"]
+    assert list(kept) == ["2", "2, 2-step-chain", "2, 2-step-chain-0.5"]
+
+
+def test_a_run_names_its_sampler_in_grids_figures_and_rows(tmp_path):
+    config = small(digits_meanflow)
+    config.steps, config.batch_size, config.checkpoint.save_every, config.figures.num = 2, 8, 2, 40
+    config.samples.every, config.samples.num, config.report, config.log.tensorboard = 2, 4, False, False
+    config.evaluate.update({"every": 2, "num": 40, "metrics": ("fd",)})
+    train.run(config.to_dict(), tmp_path / "run")
+    names = ["1-step-chain", "2-step-chain"]
+    assert sorted(file.name for file in (tmp_path / "run" / "samples").iterdir()) == [f"0000002-{n}.png" for n in names]
+    assert list(json.loads((tmp_path / "run" / "summary.json").read_text())["figures"])[:2] == names
+    assert [row["sampler"] for row in read_rows(tmp_path / "run" / "evaluation.jsonl")] == names
