@@ -5,10 +5,11 @@
     python benchmarks/methods.py --data=oracle --out=runs/oracle     # six Gaussians in the plane
 
 Each method is its recipe configs/digits_<method>.py, of which the number of steps alone is changed; on the oracle the
-width, the distance's c and the coupling, too. Each is sampled as its recipe says. What was trained before is taken from its folder, so that the script can
-be stopped and started again. Writes methods.json, methods.md and, of pictures, methods.png. On `oracle` the students'
-teachers are learned too, and the error of one step is √E‖f(x, t_max) − exact‖², in units of the std of one coordinate
-of the data: a student that always answers the mean has an error of √2.
+width, the distance's c and the coupling, too. Each is sampled as its recipe says. What was trained before is taken from
+its folder, so that the script can be stopped and started again. Writes methods.json, methods.md and, of pictures,
+methods.png. On `oracle` the students' teachers are learned too, and the error of one step is
+√E‖f(x, t_max) − exact‖², in units of the std of one coordinate of the data: a student that always answers the mean has
+an error of √2.
 """
 
 import argparse
@@ -138,7 +139,8 @@ def picture(names: list[str], out: Path) -> np.ndarray:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a line for each method."""
     columns = [column for row in rows for column in row]
-    columns = [c for c in dict.fromkeys(columns) if c.startswith(("method", "fd", "density", "coverage", "rms", "sampler", "sec"))]
+    shown = ("method", "fd", "density", "coverage", "rms", "sampler", "sec")
+    columns = [c for c in dict.fromkeys(columns) if c.startswith(shown)]
     columns.sort(key=lambda c: (c != "method", c.startswith("sec"), c[-1:]))
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:

@@ -35,10 +35,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, recipe in (("flow", digits_meanflow), ("edm", digits_edm), ("classes", digits_classes)):
         config = small(recipe)
-        if name != "classes":
-            classes = None
-        else:
-            classes = 10
+        classes = 10 if name == "classes" else None
         params = read_model(config.to_dict(), classes).init(jax.random.key(0), (8, 8, 1))
         params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
         write_model(folder / name, config.to_dict(), (8, 8, 1), classes, params, imported=None, option="")
@@ -74,7 +71,11 @@ def test_consistency_models_and_older_runs_are_sampled_in_multiple_steps():
 @pytest.mark.parametrize(
     ("recipe", "sampler", "message"),
     [
-        ("digits_ct", "chain(gamma=0.0)", r"config.samples.sampler=.*: is of flow maps .*; this is a consistency model"),
+        (
+            "digits_ct",
+            "chain(gamma=0.0)",
+            r"config.samples.sampler=.*: is of flow maps .*; this is a consistency model",
+        ),
         ("digits_meanflow", "chain(gamma=1.5)", r"config.samples.sampler=.*: gamma must be at most 1, not 1.5"),
         ("digits_meanflow", "chains", r"config.samples.sampler='chains': must be one of multistep, chain \(did you"),
         ("digits_meanflow", "chain(eta=0)", r"config.samples.sampler=.*: chain takes gamma, not eta"),
