@@ -83,9 +83,14 @@ def trained(name: str, out: Path, *, steps: int, data: str) -> dict[str, Any]:
     return json.loads(summary.read_text())
 
 
+def seconds_per_mimg(summary: dict[str, Any]) -> dict[str, float]:
+    """Of training; empty where a finished run's samples alone were made again."""
+    return {"seconds_per_mimg": 1e6 / summary["images_per_second"]} if "images_per_second" in summary else {}
+
+
 def digits_row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     """What the run measured of its one-step and two-step samples."""
-    row: dict[str, Any] = {"method": name, "seconds_per_mimg": 1e6 / summary["images_per_second"]}
+    row: dict[str, Any] = {"method": name, **seconds_per_mimg(summary)}
     for sampler, figures in summary["figures"].items():
         evaluations = sampler.removeprefix("ddim-").partition("-")[0]
         if evaluations.isdigit():
@@ -108,7 +113,7 @@ def oracle_row(name: str, out: Path, summary: dict[str, Any]) -> dict[str, Any]:
     noise = np.asarray(gaussian(key, shape), np.float64).reshape(POINTS, 2)
     exact = oracle.exact_map(oracle.T_MAX * noise, oracle.T_MAX, steps=1024)
     error = np.sqrt(np.sum((np.asarray(answer).reshape(POINTS, 2) - exact) ** 2, axis=1).mean()) / oracle.SIGMA_DATA
-    return {"method": name, "seconds_per_mimg": 1e6 / summary["images_per_second"], "rms_1": float(error)}
+    return {"method": name, **seconds_per_mimg(summary), "rms_1": float(error)}
 
 
 def sample_rows(name: str, out: Path) -> list[np.ndarray]:
