@@ -7,7 +7,8 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError
-from cmjax.data.folder import SUFFIXES, read_image
+from cmjax.data.folder import read_image
+from cmjax.data.layout import SUFFIXES
 from cmjax.data.npz import read_npz
 from cmjax.judging.tallying import ImagesOf
 from cmjax.machine.files import files_below, to_path
