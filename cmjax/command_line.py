@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.flags import Flags
 from cmjax.machine.files import ask_bucket, is_bucket, to_path
+from cmjax.machine.libraries import MissingLibrary
 from cmjax.recipes import FOLDER, change, find_recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def _reached(workdir: str) -> Path:
         path = to_path(workdir)
         if is_bucket(path):
             ask_bucket(path)
+    except MissingLibrary as error:
+        raise ConfigError(f"--workdir={error}") from error
     except Exception as error:  # the libraries of buckets raise errors of many kinds
         raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
     return path

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from cmjax.machine.signals import leave_on_signals
+from cmjax.machine.signals import leave_on_signals, restore_signals, say_last
 
 if TYPE_CHECKING:
     from cmjax.command_line import Options
@@ -19,11 +19,19 @@ ALONE = ("plan", "average", "import", "export")
 def main() -> None:
     """Do what the command line says, and end with one line where it cannot be done."""
     leave_on_signals(partial(_leave, None))  # before the imports, which take a second
+    try:
+        _main()
+    finally:
+        restore_signals()  # of the program that called it
+
+
+def _main() -> None:
     from cmjax.command_line import parse
     from cmjax.config.fields import ConfigError
 
     _set_up_process()
     try:
+        _check_environment()
         module, options = parse(sys.argv[1:])
         leave_on_signals(partial(_leave, options))
         _do(module, options)
@@ -33,6 +41,16 @@ def main() -> None:
     except BrokenPipeError:  # of `cmjax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _check_environment() -> None:
+    from cmjax.config.fields import ConfigError
+    from cmjax.machine.environment import check_environment
+
+    try:
+        check_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _set_up_process() -> None:
@@ -48,7 +66,7 @@ def _set_up_process() -> None:
 def _do(module, options: "Options") -> None:
     from cmjax.config.fields import ConfigError
     from cmjax.data.base import DataError
-    from cmjax.machine.memory import out_of_memory
+    from cmjax.machine.libraries import MissingLibrary
     from cmjax.machine.processes import OtherProcessError
     from cmjax.training.loop import NonFiniteLoss, Stopped
     from cmjax.training.newest import CheckpointError
@@ -57,20 +75,32 @@ def _do(module, options: "Options") -> None:
         if options.mode not in ("status", "report"):  # files are all they need: they wait for no other process
             _join(options.mode)
         module.start(options)
-    except (ConfigError, DataError, CheckpointError, NonFiniteLoss) as error:
+    except (ConfigError, DataError, CheckpointError, NonFiniteLoss, MissingLibrary) as error:
         _end(1, f"error: {error}")
     except OtherProcessError:
         _end(1, None)  # the first process says what it was
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say_last(str(stopped))
         sys.exit(_code(options, stopped.number))
     except BrokenPipeError:
         raise
     except Exception as error:
         import traceback
 
-        problem = out_of_memory(error)
+        problem = _known_problem(error)
         _end(1, traceback.format_exc() if problem is None else f"error: {problem}")
+
+
+def _known_problem(error: Exception) -> str | None:
+    """What to say of an error of the machine or the installation; None of one that is the program's own."""
+    from cmjax.machine.environment import no_device
+    from cmjax.machine.libraries import how_to_install
+    from cmjax.machine.memory import out_of_memory
+
+    library = error.name if isinstance(error, ModuleNotFoundError) else None
+    if library and not library.startswith("cmjax"):
+        return f"{library} is not installed: {how_to_install(library)}"
+    return out_of_memory(error) or no_device(error)
 
 
 def _join(mode: str) -> None:
@@ -82,8 +112,8 @@ def _join(mode: str) -> None:
 
     try:
         join_processes()
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     if not jax.distributed.is_initialized():
         return
     if jax.process_index() > 0:
@@ -96,9 +126,10 @@ def _end(code: int, message: str | None) -> NoReturn:
     """Say why, and end; one of several processes does not wait for the others, which may be waiting for it."""
     import jax
 
+    from cmjax.machine.environment import no_device
     from cmjax.machine.processes import leave_at_once
 
-    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    several = jax.distributed.is_initialized() and not no_device() and jax.process_count() > 1
     if message:
         print(f"process {jax.process_index()}: {message}" if several else message, file=sys.stderr)
     if several:
@@ -107,8 +138,8 @@ def _end(code: int, message: str | None) -> NoReturn:
 
 
 def _code(options: "Options", number: int) -> int:
-    """The exit code of a program that a signal ended."""
-    return options.stopped_exit_code if options.mode == "train" and number == signal.SIGTERM else 128 + number
+    """The exit code of a program that a signal ended: of a training that a scheduler stops, the user's own."""
+    return options.stopped_exit_code if options.mode == "train" and number != signal.SIGINT else 128 + number
 
 
 def _leave(options: "Options | None", number: int, second: bool) -> None:
@@ -121,7 +152,7 @@ def _leave(options: "Options | None", number: int, second: bool) -> None:
     else:
         goes_on = "starts again" if options.mode == "train" else "goes on with what is missing"
         message, code = f"stopped by {name}; the same command {goes_on}", _code(options, number)
-    print(message, file=sys.stderr, flush=True)
+    say_last(message)
     if "cmjax.machine.lock" in sys.modules:
         sys.modules["cmjax.machine.lock"].release_all()
     os._exit(code)

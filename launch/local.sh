@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Several processes of one run on one machine, as on a pod: to try that, or to test it.
 #   launch/local.sh 2 --config=configs/digits_ct.py
-# SIGTERM and Ctrl-C go on to every process. Where one fails, the others have CMJAX_GRACE_SECONDS (60) to end by
-# themselves, and are killed then. The exit code is that of the first to fail, or 0.
+# SIGTERM, Ctrl-C, SIGHUP, SIGUSR1 and SIGUSR2 go on to every process. Where one fails, the others have
+# CMJAX_GRACE_SECONDS (60) to end by themselves, and are killed then. The exit code is that of the first to fail, or 0.
 set -uo pipefail
 
 if [[ ! ${1-} =~ ^[1-9][0-9]*$ ]]; then
@@ -30,8 +30,10 @@ pass_on() {
     kill "-$1" "$pid" 2>/dev/null
   done
 }
-trap 'pass_on TERM' TERM HUP
-trap 'pass_on INT' INT
+for signal in TERM INT HUP USR1 USR2; do
+  # shellcheck disable=SC2064 # the name of this signal
+  trap "pass_on $signal" "$signal"
+done
 
 set -m # each process in a group of its own: a terminal's Ctrl-C reaches it once, by way of this script
 for ((process = 0; process < processes; process++)); do

@@ -22,6 +22,7 @@ from cmjax.data.sources import digits
 from cmjax.drawing.draw import consistency_sampler, draw_images
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.files import files_below, to_path, write_atomically
+from cmjax.machine.libraries import MissingLibrary
 from cmjax.machine.mesh import make_mesh
 from cmjax.modes import report
 from cmjax.recipes import load_recipe
@@ -176,7 +177,7 @@ def test_a_wrong_folder_or_a_wrong_name_is_one_line(tmp_path, monkeypatch, caplo
     with pytest.raises(ConfigError, match=r"cannot be written: "):
         report.run([run], out=str(tmp_path / "file" / "x.html"))
     monkeypatch.setitem(sys.modules, "bokeh", None)
-    with pytest.raises(ConfigError, match=r"^--mode=report needs bokeh: pip install 'cmjax\[report\]'$"):
+    with pytest.raises(MissingLibrary, match=r"^--mode=report needs bokeh: pip install 'cmjax\[report\]'$"):
         report.run([run])
     caplog.set_level(logging.INFO, logger="cmjax")
     assert report_at_end(run, digits("train")) is None

@@ -177,7 +177,7 @@ def read_workers(data: Fields) -> int:
     workers = data.integer("workers", at_least=0, at_most=256, absent=0)
     try:
         check_grain(workers)
-    except DataError as error:
+    except ImportError as error:
         raise ConfigError(str(error)) from error
     return workers
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +18,7 @@ from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
+from cmjax.machine.libraries import how_to_install, is_installed
 from cmjax.ranges import Share
 
 SOLVERS: dict[str, Callable] = {
@@ -139,8 +139,8 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     solver = fields.choice("solver", SOLVERS, path=path, to_zero=True)
     if solver.name in BY_LEVEL and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
-    if solver.name == "tsit5" and find_spec("diffrax") is None:
-        raise fields.error("solver", "needs diffrax: pip install 'cmjax[ode]'")
+    if solver.name == "tsit5" and not is_installed("diffrax"):
+        raise fields.error("solver", f"needs diffrax: {how_to_install('diffrax')}")
     try:
         jax.eval_shape(lambda: _try_out(solver.make))
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range

@@ -1,7 +1,6 @@
 """Reading and decoding in processes of their own, by grain (`pip install 'cmjax[large]'`)."""
 
 import gc
-import importlib.util
 import multiprocessing
 import os
 import signal
@@ -14,6 +13,8 @@ import jax
 import numpy as np
 
 from cmjax.data.base import DataError
+from cmjax.machine.libraries import require
+from cmjax.machine.signals import NUMBERS
 
 AHEAD = 1
 """Results that wait for each process to be fetched."""
@@ -25,7 +26,7 @@ def in_processes(
     """result_of(start), result_of(start + every), …, each computed in one of `workers` processes, in that order.
 
     Args:   result_of: what `cloudpickle` can send to a process. stop: None for no end.
-    Raises: DataError where grain is missing or a process dies; what `result_of` raises, at its step.
+    Raises: MissingLibrary without grain; DataError where a process dies; what `result_of` raises, at its step.
     """
     check_grain(workers)
     import grain
@@ -53,9 +54,9 @@ def in_processes(
 
 
 def check_grain(workers: int) -> None:
-    """Raise DataError where there are to be workers and grain is missing."""
-    if workers and importlib.util.find_spec("grain") is None:
-        raise DataError(f"config.data.workers={workers}: needs grain: pip install 'cmjax[large]'")
+    """Raise MissingLibrary where there are to be workers and grain is missing."""
+    if workers:
+        require("grain", f"config.data.workers={workers}:")
 
 
 def _own(value: Any) -> Any:
@@ -64,8 +65,8 @@ def _own(value: Any) -> Any:
 
 
 def _depend_on_parent(_worker: int, _workers: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which a terminal and a scheduler send to all, to the parent; end when it does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Leave signals, which a terminal and a scheduler send to all processes, to the parent; end when it does."""
+    for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True, name="parent").start()

@@ -24,6 +24,7 @@ from cmjax.interop.keys import (
     multiples,
 )
 from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.libraries import require
 from cmjax.nets.adapter import as_net
 from cmjax.nets.adm import ADM, OPENAI
 
@@ -149,6 +150,7 @@ def write_diffusers(
 
     Args:   constants: sigma_data, t_min, t_max, rho. Raises: ForeignError where UNet2DModel has no such network.
     """
+    require("safetensors", f"writing {folder}")
     from safetensors.numpy import save
 
     unet_config, scheduler = _unet_config(network, shape), _scheduler_config(constants)

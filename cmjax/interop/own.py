@@ -11,6 +11,7 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.modules import non_finite
 from cmjax.interop.read import read_safetensors
 from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.libraries import require
 from cmjax.machine.npz import load_npz, npz_bytes
 
 RECORD = "cmjax"
@@ -23,10 +24,9 @@ def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
     if path.suffix == ".npz":
         write_atomically(path, npz_bytes({**arrays, RECORD: np.array(to_json(record))}))
         return
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise ForeignError(f"writing {path} needs safetensors: pip install 'cmjax[interop]'") from error
+    require("safetensors", f"writing {path}")
+    from safetensors.numpy import save
+
     write_atomically(path, save(arrays, {RECORD: to_json(record), "format": "np"}))
 
 

@@ -19,6 +19,7 @@ from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
 from cmjax.interop.pickles import Module, init_arguments, read_persistent, read_torch, state_dict
 from cmjax.machine.files import absolute
+from cmjax.machine.libraries import require
 
 log = logging.getLogger(__name__)
 
@@ -233,10 +234,9 @@ def _folder_weights(unet: Path) -> Arrays:
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata of a safetensors file. Raises: ForeignError."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ForeignError(f"reading {path} needs safetensors: pip install 'cmjax[interop]'") from error
+    require("safetensors", f"reading {path}")
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

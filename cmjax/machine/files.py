@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
+from cmjax.machine.libraries import require
+
 if TYPE_CHECKING:
     AnyPath = Path
 else:
@@ -21,16 +23,13 @@ else:
 def to_path(path: str | os.PathLike[str]) -> Path:
     """The path of a file or folder, a bucket's as gs://bucket/name.
 
-    Raises: ImportError where it is a bucket's and the libraries that reach it are missing.
+    Raises: MissingLibrary where it is a bucket's and the libraries that reach it are missing.
     """
     if not is_bucket(path):
         return Path(path)
     from etils import epath
 
-    try:
-        import gcsfs  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{path}: a bucket needs gcsfs: pip install 'cmjax[gcs]'") from error
+    require("gcsfs", f"{path}: a bucket")
     return cast(Path, epath.Path(path))
 
 

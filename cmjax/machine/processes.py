@@ -4,6 +4,7 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -26,30 +27,31 @@ def join_processes() -> None:
     JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS name them one by one. SLURM, Open MPI and Cloud TPU
     tell JAX by themselves.
 
-    Raises: ValueError where these variables are incomplete or no numbers.
+    Raises: ValueError where these variables are incomplete or no numbers, RuntimeError where nobody answers.
     """
     if "JAX_NUM_PROCESSES" in os.environ:
         number, process = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
-        if number > 1 and "JAX_COORDINATOR_ADDRESS" not in os.environ:
-            raise ValueError("JAX_COORDINATOR_ADDRESS is missing: name the first process, as localhost:8476")
+        if number > 1 and not re.fullmatch(r".+:\d+", address := os.environ.get("JAX_COORDINATOR_ADDRESS", "")):
+            said = f"{address!r}: must name" if address else " is missing: name"
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS{said} the first process, as localhost:8476")
+        if not process < max(number, 1):
+            raise ValueError(f"JAX_PROCESS_ID={process}: must be below JAX_NUM_PROCESSES={number}")
         if number > 1:
             _initialize(num_processes=number, process_id=process)
     elif _launched_with_others():
         _initialize()
 
 
-def _number(variable: str) -> int:
-    text = os.environ.get(variable, "")
+def _number(variable: str, absent: str = "") -> int:
+    text = os.environ.get(variable, absent)
     if not text.isdecimal():
-        raise ValueError(f"{variable}={text!r}: must be a whole number, as every variable of JAX_NUM_PROCESSES, "
-                         "JAX_PROCESS_ID")  # fmt: skip
+        raise ValueError(f"{variable}={text!r}: must be a whole number")
     return int(text)
 
 
 def _launched_with_others() -> bool:
-    environment = os.environ
-    in_slurm_step = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
-    in_mpi = int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    in_slurm_step = "SLURM_STEP_NODELIST" in os.environ and _number("SLURM_NTASKS", "1") > 1
+    in_mpi = _number("OMPI_COMM_WORLD_SIZE", "1") > 1
     return in_slurm_step or in_mpi or _on_a_tpu()
 
 

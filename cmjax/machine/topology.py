@@ -1,10 +1,11 @@
 """Machines that are not there: the devices of a TPU slice by its name, for programs that are compiled and not run."""
 
-import importlib.util
 import os
 from typing import Any
 
 import jax
+
+from cmjax.machine.libraries import MissingLibrary, how_to_install, is_installed
 
 FAMILIES = {
     "v4": "v4:2x2x4",
@@ -30,13 +31,13 @@ def topology_devices(name: str) -> list[Any]:
 
     Call it before anything that uses a device.
 
-    Raises: ValueError naming the families, where there is no such slice; ImportError where libtpu is not installed.
+    Raises: ValueError naming the families, where there is no such slice; MissingLibrary where libtpu is not installed.
     """
     family = name.partition(":")[0]
     if family not in FAMILIES:
         raise ValueError(f"is unknown: write a TPU and its slice, as {', '.join(FAMILIES.values())}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ImportError("needs the TPU's compiler: pip install 'jax[tpu]'")
+    if not is_installed("libtpu"):
+        raise MissingLibrary(f"needs the TPU's compiler: {how_to_install('libtpu')}")
     from jax.experimental import topologies
 
     for variable, value in _ALONE.items():

@@ -14,12 +14,13 @@ def prefer_fast_convolutions() -> None:
     anything.
 
     On two cores small U-Nets so train a quarter faster and sample half again as fast. Nothing is changed where the
-    user has set this flag, with an accelerator's plugin, or with a version of jaxlib that may not know the flag: XLA
-    aborts on flags that it does not know.
+    user has set this flag or names a file of flags, with an accelerator's plugin, or with a version of jaxlib that may
+    not know the flag: XLA aborts on flags that it does not know.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     accelerated = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
-    if FUSIONS in flags or accelerated or not _jaxlib().startswith(SLOW_CONVOLUTIONS):
+    of_a_file = flags.strip() and not flags.strip().startswith("-")
+    if FUSIONS in flags or of_a_file or accelerated or not _jaxlib().startswith(SLOW_CONVOLUTIONS):
         return
     os.environ["XLA_FLAGS"] = f"{flags} {FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE".strip()
 

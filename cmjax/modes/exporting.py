@@ -14,6 +14,7 @@ from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.own import write_own
 from cmjax.machine.files import to_path
+from cmjax.machine.libraries import require
 from cmjax.runs.trained import Trained, open_trained
 
 FORMATS = ("safetensors", "npz", "diffusers")
@@ -37,6 +38,8 @@ def run(workdir: Path, format: str, out: str | None) -> None:
     path = to_path(out) if out else workdir / "export" / name
     if format != "diffusers" and path.suffix != f".{format}":
         raise ConfigError(f"--out={path}: must end in .{format}")
+    if format != "npz":
+        require("safetensors", f"--format={format}")
     trained = open_trained(workdir)
     flow_map = trained.load()
     try:

@@ -20,8 +20,9 @@ from cmjax.drawing.samplers import sampler_of
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.flags import Flags
 from cmjax.machine.files import to_path
+from cmjax.machine.libraries import require
 from cmjax.machine.mesh import make_mesh
-from cmjax.reporting.page import MISSING, PAGE, report
+from cmjax.reporting.page import PAGE, report
 from cmjax.runs.trained import Trained, open_trained
 
 COMPARISON = "comparison.html"
@@ -45,11 +46,12 @@ def run(workdirs: Sequence[Path], *, out: str | None = None, evaluations: list[s
     """Write the page about the runs in `workdirs`.
 
     Args:   evaluations: of which the newest checkpoint's samples are drawn first, into the runs' samples/.
-    Raises: ConfigError where one is no run's folder, the page cannot be written, or Bokeh is not installed.
+    Raises: ConfigError where one is no run's folder, or the page cannot be written; MissingLibrary without Bokeh.
     """
     path = to_path(out) if out else workdirs[0] / (PAGE if len(workdirs) == 1 else COMPARISON)
     if path.suffix != ".html":
         raise ConfigError(f"--out={out}: must end in .html")
+    require("bokeh", "--mode=report")
     counts = _counts(evaluations or [])
     for workdir in workdirs if counts else ():
         trained = open_trained(workdir)
@@ -57,8 +59,6 @@ def run(workdirs: Sequence[Path], *, out: str | None = None, evaluations: list[s
             _draw(trained, count)
     try:
         size = report(workdirs, path)
-    except ImportError as error:
-        raise ConfigError(f"--mode=report {MISSING}" if "bokeh" in str(error) else str(error)) from error
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror or error}") from error
     print(f"{path}: {size / 1e6:.1f} MB")

@@ -28,6 +28,7 @@ from cmjax.flags import Flags
 from cmjax.judging.tallying import DataSets
 from cmjax.judging.watching import Watch, figures_of_run, in_turn
 from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.libraries import require
 from cmjax.machine.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
@@ -65,8 +66,9 @@ def declare(flags: Flags) -> None:
     flags.integer(
         "stopped_exit_code",
         0,
-        "Exit code of a run that SIGTERM stopped and saved, 0 to 255; for launchers that take 0 as finished.",
+        "Exit code of a run that a scheduler's signal stopped and saved; for launchers that take 0 as finished.",
         at_least=0,
+        at_most=255,
     )
 
 
@@ -81,6 +83,8 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
     """
     began = time.perf_counter()
     run = read_run(config)
+    if run.log.wandb:
+        require("wandb", "config.log.wandb=True")
     check_others(run)
     steps = _steps_to_trace(profile, run)
     with alone_in(workdir):

@@ -11,6 +11,7 @@ from typing import Any
 from cmjax.config.fields import ConfigError
 from cmjax.data.sources import Source
 from cmjax.machine.files import absolute, write_atomically
+from cmjax.machine.libraries import how_to_install, is_installed, require
 from cmjax.reporting.images import LARGE, MOST_FRAMES, Picture, even_choice, shrink
 from cmjax.reporting.parts import Part, configurations_differ, read_part
 from cmjax.reporting.tables import evaluations, figures, overview
@@ -23,7 +24,6 @@ MOST_CHARACTERS = 4_800_000
 """Of the page."""
 FOR_WORDS = 200_000
 """Of these, for all but the curves and the pictures."""
-MISSING = "needs bokeh: pip install 'cmjax[report]'"
 HERE = Path(__file__).parent
 
 
@@ -32,10 +32,9 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None)
 
     Args:    source: the training images of the one run, where they are open; else those that its record names.
     Returns: the bytes of the page.
-    Raises:  ConfigError where a folder is no run's; ImportError without Bokeh; OSError where `out` cannot be written.
+    Raises:  ConfigError where a folder is no run's; MissingLibrary without Bokeh; OSError without `out`.
     """
-    import bokeh  # noqa: F401  first of all: the rest takes a while
-
+    require("bokeh", "--mode=report")
     open_source: Callable[[], Source] | None = None if source is None else lambda: source
     found = [_settled(find(workdir)) for workdir in workdirs]
     names = _names(workdirs)
@@ -49,11 +48,12 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None)
 def report_at_end(workdir: Path, source: Source) -> str | None:
     """Write the page of a run that has ended; its path, or None with a line in the log where that is not possible."""
     path = workdir / PAGE
+    if not is_installed("bokeh"):
+        log.info("no %s: it needs bokeh: %s", PAGE, how_to_install("bokeh"))
+        return None
     try:
         report([workdir], path, source=source)
         return str(path)
-    except ImportError as error:
-        log.info("no %s: it %s", PAGE, MISSING if "bokeh" in str(error) else error)
     except Exception as error:  # whatever it is, the run is done and its results are safe
         log.warning("no %s: %s", PAGE, " ".join(repr(error).split())[:300])
     return None

@@ -1,7 +1,6 @@
 """What a run says: `metrics.jsonl` (the source of truth), its mirrors, and progress on the terminal."""
 
 import contextlib
-import importlib.util
 import json
 import logging
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.machine.files import is_bucket, to_path, write_atomically
+from cmjax.machine.libraries import how_to_install, is_installed
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,10 @@ class MetricsWriter:
         self._closers: list[Callable[[], None]] = [self._file.close]
         if tensorboard and is_bucket(path):
             log.info("no TensorBoard files: they are written on disks alone; metrics.jsonl has the same numbers")
-        elif tensorboard and importlib.util.find_spec("tensorboardX"):
+        elif tensorboard and is_installed("tensorboardX"):
             self._add_tensorboard(workdir, resume_step)
+        elif tensorboard:
+            log.info("no TensorBoard files: they need tensorboardX: %s", how_to_install("tensorboardX"))
         if wandb:
             self._add_wandb(workdir, config)
 

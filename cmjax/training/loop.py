@@ -72,7 +72,7 @@ def run_loop(
 
     `flush_records` is called before each save: no record of a step that a checkpoint has is lost.
 
-    Raises: Stopped on SIGTERM and Ctrl-C, with the state saved; NonFiniteLoss.
+    Raises: Stopped on a signal of `machine.signals`, with the state saved; NonFiniteLoss.
     """
     late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, together=together)
     with stop_requests() as stop_requested:

@@ -1,0 +1,40 @@
+"""Libraries that only some things need, and the extra of cmjax that installs each."""
+
+from importlib.util import find_spec
+
+EXTRAS = {
+    "bokeh": "report",
+    "diffrax": "ode",
+    "gcsfs": "gcs",
+    "grain": "large",
+    "libtpu": "tpu",
+    "safetensors": "interop",
+    "tensorboardX": "tensorboard",
+    "torch": "torch",
+    "wandb": "wandb",
+}
+"""Of each library the extra."""
+
+
+class MissingLibrary(ImportError):
+    """What needs a library that is not installed; the message says how to install it."""
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported. It is not imported."""
+    try:
+        return find_spec(library) is not None
+    except ValueError:  # it is there, and of no file
+        return True
+
+
+def require(library: str, what: str) -> None:
+    """Raise MissingLibrary where `what` needs a library that is not installed."""
+    if not is_installed(library):
+        raise MissingLibrary(f"{what} needs {library}: {how_to_install(library)}")
+
+
+def how_to_install(library: str) -> str:
+    """The command that installs it."""
+    library = library.partition(".")[0]
+    return f"pip install 'cmjax[{EXTRAS[library]}]'" if library in EXTRAS else f"pip install {library}"
