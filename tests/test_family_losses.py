@@ -233,6 +233,31 @@ def test_tcm_is_the_mean_consistency_and_the_weighted_mean_at_the_boundary():
     np.testing.assert_allclose(ours.mean(), each[3:].mean() + 0.1 * each[:3].mean(), rtol=1e-12)
 
 
+def test_tcms_boundary_loss_is_no_noise_of_dropout():
+    """With the student as its own first stage it is the slope of f, and does not grow as the gap shrinks."""
+    x0, w, t = (
+        exact.data(jax.random.key(1), 64),
+        jnp.array([0.1, 0.2, -0.1, 0.05]),
+        jnp.where(jnp.arange(64) < 16, 1, 2),
+    )
+    whole = exact.consistency_model(ve)
+
+    def dropping_out(params, x, t, *, key=None):
+        kept = 1.0 if key is None else jax.random.bernoulli(key, 0.8, x.shape) / 0.8
+        return whole(params, kept * x, t)
+
+    f = exact.known(dropping_out, ve)
+    at_boundary = [
+        evaluate(
+            losses.tcm, f, w, KEY, x0, Times(1.0 * t, (1 - gap) * t), first_stage=partial(f, w), boundary=1.0,
+            share=0.25, boundary_weight=1.0, distance=partial(distances.pseudo_huber, c=1e-8),
+            weight=weightings.inverse_gap,
+        )[:16].mean()
+        for gap in (1e-3, 1e-4)
+    ]  # fmt: skip
+    np.testing.assert_allclose(*at_boundary, rtol=0.1)
+
+
 def test_tcms_boundary_counts_as_its_weight_says():
     """With r = 0.999·t the gradient at t' is of the size of that above it, and not a thousand times smaller."""
     x0, w = exact.data(jax.random.key(1), 64), jnp.array([0.1, 0.2, -0.1, 0.05])

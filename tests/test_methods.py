@@ -153,6 +153,12 @@ WRONG = [
     ("meanflow", {"objective.guidance": 0.0}, "objective.guidance=", "above 0"),
     ("meanflow", {"objective.blend": 0.5}, "objective.blend=", "class_conditional"),
     ("meanflow", {"objective.blend": -0.5}, "objective.blend=", "at least 0"),
+    *(
+        (name, {f"objective.{field}": 0.5, "net.class_conditional": True}, "data.label_dropout=", f"{field}=0.5 needs")
+        for name, field in [("meanflow", "guidance"), ("meanflow", "blend"), ("imf", "guidance")]
+    ),
+    ("imf", {"objective.guidance": (1.0, 4.0), "net.class_conditional": True, "net.guided": True},
+     "data.label_dropout=", "without a label"),
     ("imf", {"objective.blend": 0.0}, "objective.blend", "nothing reads this"),
     ("shortcut", {"objective.pairs": "dyadic(steps=100)"}, "objective.pairs=", "power of two"),
     ("shortcut", {"objective.share": 1.0}, "objective.share=", "between 0 and 1"),

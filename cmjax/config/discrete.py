@@ -90,8 +90,8 @@ def tcm(fields: Fields, spec: ModelSpec, steps: int) -> Method:
         raise fields.error("share", "must be below 1: the share of the batch at the boundary")
     draw = times.held_at(read_time_sampler(fields, "times", spec, lowest=boundary), at=boundary, share=share)
     first = read_teacher(fields, "first_stage", "a consistency model, the first stage's")
-    of_first = {"teacher": first, "teacher_kind": "consistency", "teacher_as": "first_stage", "share": share}
-    return _by_ratio(partial(losses.tcm, **settings), fields, spec, steps, draw, **of_first)
+    of_first = {"teacher": first, "teacher_kind": "consistency", "teacher_as": "first_stage", "teacher_drops_out": True}
+    return _by_ratio(partial(losses.tcm, **settings), fields, spec, steps, draw, share=share, **of_first)
 
 
 def pd(fields: Fields, spec: ModelSpec, steps: int) -> Method:

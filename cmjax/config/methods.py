@@ -45,7 +45,21 @@ def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     coupling = read_coupling(fields, spec)
     if coupling is not None and name in OF_INDEPENDENT_NOISE:
         raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
-    return replace(METHODS[name][1](fields, spec, steps), coupling=coupling)
+    return replace(METHODS[name][1](fields, spec, steps), coupling=coupling, guided_by=_guided_by(fields))
+
+
+def _guided_by(fields: Fields) -> str:
+    """The field for which the target also takes the network's output without a label, "" for none.
+
+    In a target ω·(…) + κ·u(x | c) + (1 − ω − κ)·u(x) it has no part where ω + κ = 1.   [Geng et al. 2025, MeanFlow]
+    """
+    read = [name for name in ("guidance", "blend") if fields.has(name) and name not in fields.remaining()]
+    written = {name: fields.value(name) for name in read}
+    guidance, blend = written.get("guidance") or 1, written.get("blend") or 0
+    scales = [guidance] if isinstance(guidance, int | float | str | Mapping) else list(guidance)
+    if all(isinstance(scale, int | float) and scale + blend == 1 for scale in scales):
+        return ""
+    return "blend" if scales == [1] else "guidance"
 
 
 def read_spec(fields: Fields) -> ModelSpec:

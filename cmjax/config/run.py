@@ -155,6 +155,12 @@ def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) 
     if method.share and not 0 < part_of(method.share, part) < part:
         problem = f"config.objective.share={method.share} of a part of {part} must leave samples of both kinds"
         raise fields.error("grad_accumulation", problem)
+    section = fields.section("data")
+    if method.guided_by and not (method.teacher or fields.text("init_from") or section.number("label_dropout")):
+        field = f"config.objective.{method.guided_by}={fields.section('objective').value(method.guided_by)!r}"
+        raise section.error(
+            "label_dropout", f"{field} needs a network that learns to go without a label: set it to 0.1"
+        )
     name = fields.section("objective").text("name")
     for field, taken, what in (
         ("guided", method.guidance is not None, "gives no scale of guidance"),

@@ -35,13 +35,13 @@ from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.curve import save_losses
+from cmjax.runs.others import check_others
 from cmjax.runs.provenance import devices
 from cmjax.runs.record import write_record
 from cmjax.runs.starting import (
     Setup,
     alone_in,
     cache_compilations,
-    check_others,
     count,
     first_state,
     set_up,

@@ -32,8 +32,9 @@ from cmjax.machine.mesh import bytes_per_device, make_mesh, move, parameter_shar
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
+from cmjax.runs.others import check_teacher, load_other, load_teacher
 from cmjax.runs.record import unwritable
-from cmjax.runs.trained import Trained, load, open_trained
+from cmjax.runs.trained import Trained, open_trained
 from cmjax.training.method import TEACHER
 from cmjax.training.state import Batch, TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step, prepare_inputs, state_shapes
@@ -123,7 +124,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     Raises: ConfigError where they do not fit each other, or cannot be loaded; DataError where the data cannot be read.
     """
     mesh = mesh_of(run)
-    teacher = _load_other(run.method.teacher, "objective.teacher", mesh) if run.method.teacher else None
+    teacher = load_teacher(run, mesh) if run.method.teacher else None
     frozen = _load_frozen(run, teacher, mesh)
     source = _open_together(lambda: open_source("train"))
     if run.batch_size > len(source):
@@ -134,7 +135,8 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     first_does(lambda: _warn_of_figures(run, source))
     model = run.make_model(source.num_classes)
     check_network(model.module, tuple(source.shape))
-    _check_teacher(run, teacher, model, tuple(source.shape))
+    if teacher is not None:
+        check_teacher(run, teacher, model, tuple(source.shape))
     setup = Setup(run, mesh, source, model, teacher, frozen)
     _check_memory(setup)
     return setup
@@ -170,24 +172,6 @@ def _warn_of_figures(run: Run, source: Source) -> None:
         why = f"there are no held-out pictures ({error})"
     if why:
         log.warning("the run will end without figures: %s; set config.figures.num=0 if none are wanted", why)
-
-
-def _check_teacher(run: Run, teacher: FlowMap | None, student: Model, shape: tuple[int, ...]) -> None:
-    """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
-    if teacher is None:
-        return
-    name, needed = run.method.teacher, run.method.teacher_kind
-    if teacher.kind != needed or teacher.shape != shape:
-        raise ConfigError(
-            f"config.objective: {name!r} is a {teacher.kind} of images {teacher.shape}; a {needed} of images {shape} "
-            "is needed"
-        )
-    conditional = open_trained(name).model.class_conditional
-    if conditional != student.class_conditional:
-        raise ConfigError(
-            f"config.net.class_conditional={student.class_conditional}: config.objective.teacher={name!r} has "
-            f"{conditional}; they must agree"
-        )
 
 
 def _load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
@@ -242,7 +226,7 @@ def first_state(setup: Setup) -> TrainState:
     run = setup.run
     params = setup.model.init(jax.random.key(run.seed), setup.source.shape)
     if run.init_from:
-        params = _started(params, _load_other(run.init_from, "init_from", setup.mesh), run.init_from)
+        params = _started(params, load_other(run.init_from, "init_from", setup.mesh), run.init_from)
     return init_state(params, run.optimizer, setup.mesh)
 
 
@@ -254,30 +238,6 @@ def shapes_of_state(setup: Setup) -> TrainState:
 def count(params: Params) -> int:
     """The number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def check_others(run: Run) -> None:
-    """Raise ConfigError where another run that this one needs is not there. No device is started."""
-    for name, field in ((run.method.teacher, "objective.teacher"), (run.init_from, "init_from")):
-        if name:
-            _named(name, field, open_trained)
-
-
-def _load_other(workdir: str, field_name: str, mesh: Mesh) -> FlowMap:
-    """Another run's model, which this one starts from or distils."""
-    return _named(workdir, field_name, partial(load, mesh=mesh))
-
-
-def _named(workdir: str, field_name: str, read: Callable[[str], Any]) -> Any:
-    """What `read` gives of another run's folder. Raises: ConfigError naming the field that names the folder."""
-    try:
-        return read(workdir)
-    except (ConfigError, RuntimeError) as error:
-        recipe, _, variant = Path(workdir).name.partition("-")
-        raise ConfigError(
-            f"config.{field_name}={workdir!r}: {error}. Train it first, as with\n"
-            f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
-        ) from error
 
 
 def _load_weights(name: str, load_weights: Callable[[], Params]) -> Params:

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, changed
 from cmjax.config.model import Model
 from cmjax.config.optimizer import long_average
 from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
@@ -83,6 +83,11 @@ class Trained:
 
     def parameter_shapes(self) -> Params:
         return parameter_shapes(self.model.module, self.shape)
+
+    def dropping_out(self, rate: float) -> "Trained":
+        """The same run, whose network drops out units at another rate."""
+        config = changed(self.record["config"], "net.dropout", rate)
+        return replace(self, recorded=read_recorded(config, self.record["num_classes"]))
 
     def load(self, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
         """The model bound to an average of its parameters, as `load`."""

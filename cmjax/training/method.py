@@ -45,6 +45,9 @@ class Method:
     stages: the steps at which its stages begin, where each is a training with a teacher of its own; () for none.
     teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.
     teacher_as: the argument of the loss that it is given as. teacher_function: of (params, x, t), once it is loaded.
+    teacher_drops_out: whether the loss evaluates it with the student's dropout masks; otherwise it drops out nothing.
+    guided_by: the field of the objective for which the target also evaluates a network without a label, the teacher or
+    where there is none the student; "" for none.
     """
 
     loss: Callable[..., PerSample]
@@ -64,6 +67,8 @@ class Method:
     teacher_kind: str = "denoiser"
     teacher_as: str = "teacher"
     teacher_function: Denoiser | None = None
+    teacher_drops_out: bool = False
+    guided_by: str = ""
 
     def with_teacher(self, teacher: FlowMap | None, path: Path) -> "Method":
         """The method with its teacher, which is carried to the student's path if its own is another."""

@@ -1,5 +1,6 @@
 """Consistency training: the student at (x_t, t) learns the target's estimate at the less noisy (x_r, r)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,6 @@ from cmjax.core.model import Model, check_path
 from cmjax.core.paths import Path, per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import (
-    BoundDenoiser,
     Denoiser,
     Distance,
     Params,
@@ -125,7 +125,7 @@ def tcm(
     batch: Batch,
     *,
     target_params: Params | None = None,
-    first_stage: BoundDenoiser,
+    first_stage: Callable[..., Samples],
     boundary: float,
     share: float,
     boundary_weight: float,
@@ -136,14 +136,17 @@ def tcm(
 
     A `share` of the batch has t = t', where the target is always the first stage's. The mean of the returned losses
     is the mean loss above t' plus `boundary_weight` times the mean loss at t'.   [Lee et al. 2025, TCM, alg. 1]
+    The first stage drops out the same units as the student, as in the released code. Without, the loss at t' would be
+    the noise of the student's dropout, divided by the gap.
 
-    Args: first_stage: (x, t, **conditions) -> its estimate of the clean data. boundary: t'.
+    Args: first_stage: (x, t, *, key, **conditions) -> its estimate of the clean data. boundary: t'.
           Its times: `ratio_pairs` of `times.held_at(..., at=boundary, share=share)`.
     """
     check_path(model, first_stage)
     path, t, r = model.path, batch.times.t, batch.times.target
     x_r, conditions = batch.noised(path, r), batch.conditions
-    first = jnp.where(per_sample(r > 0, x_r), first_stage(x_r, jnp.where(r > 0, r, 1), **conditions), x_r)
+    first = first_stage(x_r, jnp.where(r > 0, r, 1), key=key, **conditions)
+    first = jnp.where(per_sample(r > 0, x_r), first, x_r)
     own = with_boundary(model)(params if target_params is None else target_params, x_r, r, key=key, **conditions)
     target = jnp.where(per_sample(r < boundary, x_r), first, own)
     estimate = model(params, batch.noised(path, t), t, key=key, **conditions)

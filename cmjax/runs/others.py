@@ -1,0 +1,95 @@
+"""Other runs that a run needs: the one that it distils, and the one that it starts from."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from cmjax.config.fields import ConfigError
+from cmjax.config.model import Model
+from cmjax.config.run import Run
+from cmjax.core.sampling import FlowMap
+from cmjax.runs.trained import load, open_trained
+
+log = logging.getLogger(__name__)
+
+
+def check_others(run: Run) -> None:
+    """Raise ConfigError where another run that this one needs is not there, or did not learn what the target takes of
+    it. No device is started."""
+    for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
+        if name:
+            _named(name, field, open_trained)
+    if run.method.guided_by and not run.label_dropout:
+        _check_goes_without_labels(run)
+
+
+def _check_goes_without_labels(run: Run) -> None:
+    """Raise ConfigError where the network whose target is guided never learned to go without a label.
+
+    That is the teacher, or where there is none the run `init_from`. Weights that no run here trained do not say whether
+    they did, so of them there is a warning alone.
+    """
+    name, field = (run.method.teacher, _teacher_field(run)) if run.method.teacher else (run.init_from, "init_from")
+    recorded, guided_by = open_trained(name).recorded, f"config.objective.{run.method.guided_by}"
+    if not recorded.has_data:
+        log.warning("%s: nothing says whether config.%s=%r learned to go without a label", guided_by, field, name)
+    elif not recorded.learned_without_labels:
+        where = "that run" if run.method.teacher else "this run or that one"
+        raise ConfigError(
+            f"config.{field}={name!r}: was trained with config.data.label_dropout=0, and {guided_by} needs a network "
+            f"that learned to go without a label: train {where} with config.data.label_dropout=0.1"
+        )
+
+
+def load_teacher(run: Run, mesh: Mesh) -> FlowMap:
+    """The model that is distilled. One that drops out units does so at the student's rate, whatever its own was."""
+    if not run.method.teacher_drops_out:
+        return load_other(run.method.teacher, _teacher_field(run), mesh)
+    rate = run.model_spec.net.get("dropout", 0.0)
+    return _named(
+        run.method.teacher, _teacher_field(run), lambda name: open_trained(name).dropping_out(rate).load(mesh=mesh)
+    )
+
+
+def load_other(workdir: str, field: str, mesh: Mesh) -> FlowMap:
+    """Another run's model, which this one starts from or distils.
+
+    Raises: ConfigError naming the field that names its folder.
+    """
+    return _named(workdir, field, partial(load, mesh=mesh))
+
+
+def check_teacher(run: Run, teacher: FlowMap, student: Model, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
+    name, needed, field = run.method.teacher, run.method.teacher_kind, _teacher_field(run)
+    if teacher.kind != needed or teacher.shape != shape:
+        raise ConfigError(
+            f"config.{field}={name!r} is a {teacher.kind} of images {teacher.shape}; a {needed} of images {shape} is "
+            "needed"
+        )
+    conditional = open_trained(name).model.class_conditional
+    if conditional != student.class_conditional:
+        raise ConfigError(
+            f"config.net.class_conditional={student.class_conditional}: config.{field}={name!r} has {conditional}; "
+            "they must agree"
+        )
+
+
+def _teacher_field(run: Run) -> str:
+    return f"objective.{run.method.teacher_as}"
+
+
+def _named(workdir: str, field: str, read: Callable[[str], Any]) -> Any:
+    """What `read` gives of another run's folder. Raises: ConfigError naming the field that names the folder."""
+    try:
+        return read(workdir)
+    except (ConfigError, RuntimeError) as error:
+        recipe, _, variant = Path(workdir).name.partition("-")
+        raise ConfigError(
+            f"config.{field}={workdir!r}: {error}. Train it first, as with\n"
+            f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
+        ) from error
