@@ -33,7 +33,7 @@ from cmjax.runs.record import write_model
 from configs import digits_ct
 
 FIELDS = {"step", "checkpoint", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "metrics"}
-FIELDS |= {"real", "protocol", "seconds"}
+FIELDS |= {"real", "protocol", "seconds", "content"}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from cmjax.data.damage import Damage, first_whole
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
+from cmjax.machine.content import content_key, files_key
 from cmjax.machine.files import AnyPath, is_bucket, iterate_files, to_path
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def folder(
         damage,
         class_names=found.class_names,
         labels=found.labels,
+        key=reader.key,
     )
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
@@ -151,6 +153,10 @@ class _Reader:
     labels: np.ndarray | None
     shape: tuple[int, int, int]
     damage: Damage
+
+    def key(self) -> str:
+        """Of the files' content and their labels."""
+        return content_key(files_key(self.files), self.labels)
 
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         examples = parallel_map(self._whole, [int(i) for i in indices], run=4)

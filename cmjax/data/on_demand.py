@@ -27,6 +27,7 @@ class OnDemandSource:
 
     Args: read: does what `Source.gather` says, and can be sent to another process. damage: where `read` notes the
           examples that cannot be decoded. class_names, labels: as `base.class_names` and `base.known_labels` give them.
+          key: of the files that it reads, as `fingerprint` needs it.
     """
 
     shape: tuple[int, int, int]
@@ -36,6 +37,7 @@ class OnDemandSource:
     damage: Damage
     class_names: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
+    key: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return self.length

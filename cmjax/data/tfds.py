@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from cmjax.data.decoding import decode_image
 from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import CHUNK, MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
+from cmjax.machine.content import content_key, files_key
 from cmjax.machine.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
@@ -114,10 +116,12 @@ def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource
     shape = builder.info.features[image_key].shape
     classes = None if label_key is None else _classes(prepared, label_key, split)
 
+    files = [(str(part.filename), part.skip, part.take) for part in builder.info.splits[split].file_instructions]
     damage = Damage(f"{prepared}, {split}", max_corrupt)
     reader = _Reader(records, length, shape, image_key, label_key, damage, classes)
     names = None if classes is None else classes.names
-    return OnDemandSource(shape, None if names is None else len(names), length, reader, damage, class_names=names)
+    key, num_classes = partial(_key, files), None if names is None else len(names)
+    return OnDemandSource(shape, num_classes, length, reader, damage, class_names=names, key=key)
 
 
 @functools.lru_cache(maxsize=16)
@@ -146,6 +150,11 @@ def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
             return named
     found = np.array(sorted(labels))
     return number_labels(found, f'{prepared}: "{label_key}" of split "{split}"', names=names)
+
+
+def _key(files: Sequence[tuple[str, int, int]]) -> str:
+    """Of files, and of which of their records are meant: (name, how many are skipped, how many are taken)."""
+    return content_key(files_key(Path(name) for name, _, _ in files), [rows for _, *rows in files])
 
 
 @functools.cache

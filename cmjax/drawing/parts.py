@@ -20,6 +20,8 @@ PART = 1024
 """Samples of a part: a number that no device count changes, so that another machine can go on."""
 
 RECORD = "settings.json"
+VERSION = 1
+"""Of how samples are drawn: parts of a lower one are not gone on with."""
 
 
 def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *, settings: Mapping[str, Any]) -> None:
@@ -31,7 +33,8 @@ def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *,
     Args:   settings: what the samples depend on. Parts of other settings are removed, and the log says so.
     Raises: ConfigError where they cannot be removed.
     """
-    folder, settings = path.with_name(f"{path.name}.parts"), dict(settings) | {"num": num, "part": PART}
+    folder = path.with_name(f"{path.name}.parts")
+    settings = dict(settings) | {"num": num, "part": PART, "version": VERSION}
     if num <= PART:
         first_does(lambda: _remove_others(folder, settings))
         images = draw(0, num)

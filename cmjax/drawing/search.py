@@ -2,14 +2,19 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.samples import Samples
 from cmjax.core.sampling import FlowMap
+from cmjax.data.base import DataError
+from cmjax.data.fingerprint import fingerprint
 from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
 from cmjax.evaluation.figures import METRICS, judge_of, why_not_compared
+from cmjax.machine.content import content_key
 from cmjax.machine.files import to_json, write_atomically
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
@@ -18,6 +23,8 @@ from cmjax.runs.trained import Trained
 log = logging.getLogger(__name__)
 
 RECORD = "times.json"
+VERSION = 1
+"""Of the search: a higher one makes what is kept anew."""
 GRID = 40
 """Points of the Karras grid whose levels are tried."""
 
@@ -41,19 +48,54 @@ def find_times(
     """
     if not 2 <= count <= 8:
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
-    path, checkpoint = trained.folder / RECORD, trained.newest_step
-    kept = first_does(lambda: json.loads(path.read_text()) if path.exists() else {})
-    if kept.get("checkpoint") != checkpoint:
-        kept = {"checkpoint": checkpoint, "found": {}}
     samples = samples or trained.samples
+    path, about = trained.folder / RECORD, _about(trained, flow_map, samples)
+    found = first_does(lambda: _kept(path, about))
     name = _name(samples, flow_map.kind, count, metric)
-    if name not in kept["found"]:
+    if name not in found:
         times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
-        kept["found"][name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
-        first_does(lambda: write_atomically(path, to_json(kept)))
-    times = tuple(kept["found"][name]["times"])
+        found[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
+        first_does(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": found}))
+    times = tuple(found[name]["times"])
     log.info("times %s (%s)", ",".join(f"{t:.4g}" for t in times), path)
     return times
+
+
+def _about(trained: Trained, flow_map: FlowMap, samples: Samples) -> dict[str, str | None]:
+    """The keys of what a search depends on: the model and how samples are drawn with it, and the held-out images, None
+    where they are not at hand. Every process must call it."""
+    drawn = content_key(VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices)
+
+    def data() -> str | None:
+        try:
+            return fingerprint(trained.run().open_source("test"))
+        except (ConfigError, DataError):  # data that were moved since do not make the times wrong
+            return None
+
+    return {"model": drawn, "data": first_does(data)}
+
+
+def _kept(path: Path, about: Mapping[str, str | None]) -> dict[str, Any]:
+    """The searches in the file, by their names; none where they are of another model or of other data."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+        differing = [name for name, key in about.items() if key is not None and kept.get(name) != key]
+        if not differing:
+            return dict(kept["found"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read, and is made anew: %s", path, error)
+        return {}
+    log.warning("%s is of another %s, and is made anew", path, " and other ".join(differing))
+    return {}
+
+
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        write_atomically(path, to_json(content))
+    except OSError as error:
+        log.warning("%s is not written, and another start searches again: %s", path, error.strerror or error)
 
 
 def _name(samples: Samples, kind: str, count: int, metric: str) -> str:

@@ -5,8 +5,6 @@ one's own, a two-layer perceptron trained in seconds on the same data separates 
 distances are comparable between models of one data set, never with published FIDs.
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -17,11 +15,15 @@ import numpy as np
 from jaxtyping import Float64, Int, Integer
 
 from cmjax.evaluation.metrics import Images, check_images
+from cmjax.machine.content import content_key
 from cmjax.machine.files import AnyPath, to_path, write_atomically
 from cmjax.machine.npz import load_npz, npz_bytes
 
 Labels = Integer[np.ndarray, " _"]
 """(n,): the class of each image; any integers."""
+
+NETWORK = "perceptron, 1"
+"""Names the cached files of this network and its training: another one has another name."""
 
 FORWARD_IMAGES = 4096  # a block of images as float64 in memory at one time
 
@@ -66,6 +68,11 @@ class ClassifierFeatures:
         unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
         return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 
+    @property
+    def key(self) -> str:
+        """Differs with the features."""
+        return content_key(NETWORK, self.weights, self.biases, self.image_shape)
+
     def accuracy(self, images: Images, labels: Labels) -> float:
         """The share of images that are given their label: tells whether the features know the data at all."""
         _check_labels(images, labels)
@@ -105,7 +112,7 @@ def classifier_features(
     if cache_dir is None:
         return _train(images, labels, hidden, epochs, seed)
 
-    path = to_path(cache_dir) / f"classifier-{_key(images, labels, hidden, epochs, seed)}.npz"
+    path = to_path(cache_dir) / f"classifier-{content_key(NETWORK, images, labels, hidden, epochs, seed)}.npz"
     cached = _read(path, layers=len(hidden) + 1)
     if cached is not None:
         return cached
@@ -142,14 +149,6 @@ def _train(
         weights[-1], biases[-1] = np.pad(weights[-1], ((0, 0), (1, 0))), np.pad(biases[-1], (1, 0))
     height, width, channels = images.shape[1:]
     return ClassifierFeatures(weights, biases, classes, (height, width, channels))
-
-
-def _key(images: np.ndarray, labels: np.ndarray, hidden: tuple[int, ...], epochs: int, seed: int) -> str:
-    settings = {"shape": images.shape, "hidden": hidden, "epochs": epochs, "seed": seed}
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    digest.update(images.tobytes())
-    digest.update(labels.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _encode(features: ClassifierFeatures) -> bytes:

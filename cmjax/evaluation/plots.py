@@ -264,10 +264,15 @@ class _Canvas:
         )
 
 
-def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an RGB picture; its folder is made where missing, and no reader ever sees half a file."""
-    from PIL import Image
+def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"], **words: str) -> None:
+    """Write an RGB picture; its folder is made where missing, and no reader ever sees half a file.
 
-    encoded = BytesIO()
-    Image.fromarray(image).save(encoded, format="PNG")
+    words: what the file says of itself, by name.
+    """
+    from PIL import Image, PngImagePlugin
+
+    encoded, said = BytesIO(), PngImagePlugin.PngInfo()
+    for name, text in words.items():
+        said.add_text(name, text)
+    Image.fromarray(image).save(encoded, format="PNG", pnginfo=said)
     write_atomically(path, encoded.getvalue())

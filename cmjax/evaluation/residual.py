@@ -3,8 +3,6 @@
 As those of `features`, its distances are comparable between models of one data set, never with published FIDs.
 """
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float64, Int
 
 from cmjax.evaluation.metrics import Images
+from cmjax.machine.content import content_key
 from cmjax.machine.files import AnyPath, to_path, write_atomically
 from cmjax.machine.npz import load_npz, npz_bytes
 from cmjax.machine.progress import progress
@@ -68,8 +67,9 @@ class ResidualFeatures:
         return float(np.mean(guessed == labels))
 
     @property
-    def weights(self) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
+    def key(self) -> str:
+        """Differs with the features."""
+        return content_key(NETWORK, self.params, self.image_shape)
 
 
 def residual_features(
@@ -83,9 +83,8 @@ def residual_features(
     if len(classes) < 2:
         raise ValueError(f"labels must be of at least two classes, got only {classes.tolist()}")
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    digest = hashlib.sha256(json.dumps([NETWORK, images.shape, epochs, seed]).encode())
-    digest.update(images.tobytes() + np.asarray(labels, np.int64).tobytes())
-    path = to_path(cache_dir) / f"residual-{digest.hexdigest()[:16]}.npz"
+    key = content_key(NETWORK, images, np.asarray(labels, np.int64), epochs, seed)
+    path = to_path(cache_dir) / f"residual-{key}.npz"
     if (params := _read(path)) is None:
         params = _train(images, np.searchsorted(classes, labels), len(classes), epochs, seed)
         _write(path, params)

@@ -1,6 +1,7 @@
 """Images that another program drew, from an .npz or a folder."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from cmjax.data.folder import read_image
 from cmjax.data.layout import SUFFIXES
 from cmjax.data.npz import read_npz
 from cmjax.judging.tallying import ImagesOf
+from cmjax.machine.content import content_key, files_key
 from cmjax.machine.files import files_below, to_path
 
 LARGEST_IN_MEMORY = 2**30
@@ -20,10 +22,18 @@ NAMES = ("images", "arr_0", "samples")
 """What their array is called; any other name does where it is the only one of images."""
 
 
-def images_in(
-    path: str, shape: tuple[int, ...] | None, to_pixels: Callable[..., np.ndarray]
-) -> tuple[ImagesOf, int, tuple[int, ...]]:
-    """The images at `path`, their number and their shape.
+@dataclass(frozen=True)
+class Images:
+    """A numbered set of images. key: gives a key of their content."""
+
+    of: ImagesOf
+    num: int
+    shape: tuple[int, ...]
+    key: Callable[[], str]
+
+
+def images_in(path: str, shape: tuple[int, ...] | None, to_pixels: Callable[..., np.ndarray]) -> Images:
+    """The images at `path`.
 
     Args:   path: an .npz, as of --mode=sample or ADM's evaluation, of uint8 or of floats in [-1, 1], or a folder of PNG
             and JPEG files. shape: (h, w, c) that they must have, to which files are fitted; None: the first one's.
@@ -55,10 +65,10 @@ def images_in(
             raise ConfigError(f"--images={path}: floats must be in [-1, 1], got up to {np.max(np.abs(part)):g}")
         return to_pixels(part)
 
-    return images_of, len(images), images.shape[1:]
+    return Images(images_of, len(images), images.shape[1:], lambda: content_key(images))
 
 
-def _in_folder(folder: Path, shape: tuple[int, ...] | None) -> tuple[ImagesOf, int, tuple[int, ...]]:
+def _in_folder(folder: Path, shape: tuple[int, ...] | None) -> Images:
     files = [file for file in files_below(folder) if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     if not files:
         raise ConfigError(f"--images={folder}: holds no image files ({', '.join(SUFFIXES)})")
@@ -68,7 +78,7 @@ def _in_folder(folder: Path, shape: tuple[int, ...] | None) -> tuple[ImagesOf, i
         def images_of(start: int, stop: int) -> np.ndarray:
             return np.stack([_read(file, (height, width, channels)) for file in files[start:stop]])
 
-        return images_of, len(files), (height, width, channels)
+        return Images(images_of, len(files), (height, width, channels), lambda: files_key(files))
     except DataError as error:
         raise ConfigError(f"--images={folder}: {files[0].name}: {error}") from error
 

@@ -1,6 +1,5 @@
 """The judge of sets of images: networks, references that are computed once, and what is said beside each figure."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,8 @@ from cmjax.evaluation.metrics import Statistics
 from cmjax.evaluation.tally import Tally
 from cmjax.interop.statistics import Pair, read_statistics
 from cmjax.judging.networks import Network, own_network, published_network
-from cmjax.judging.tallying import DataSets, ImagesOf, tally_images, tally_of_split
+from cmjax.judging.tallying import VERSION, DataSets, ImagesOf, tally_images, tally_of_split
+from cmjax.machine.content import content_key
 from cmjax.machine.files import to_path
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import Update
@@ -112,9 +112,8 @@ def make_judge(
         metric: {"rule": FIGURES[metric].rule, **about[name], "hash": _hash_of(references[name], FIGURES[metric].needs)}
         for metric, name in network_of.items()
     }
-    return Judge(
-        networks, needed, network_of, references, real, {"uint8": RULES[evaluation.uint8], "metrics": protocol}
-    )
+    said = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": protocol}
+    return Judge(networks, needed, network_of, references, real, said)
 
 
 def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> Network:
@@ -142,6 +141,6 @@ def _hash_of(reference: Tally, needs: str) -> str | None:
             arrays = list(reference.statistics(needs))
         else:
             return None
-        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:12]
+        return content_key(*arrays)
 
     return first_does(digest)

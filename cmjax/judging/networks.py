@@ -1,6 +1,5 @@
 """The networks that images are judged by, from the published files, and how batches go through them."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from cmjax.config.published import PUBLISHED
 from cmjax.data.base import Source
 from cmjax.drawing.draw import over_devices
 from cmjax.evaluation.own import own_outputs
+from cmjax.machine.content import content_key
 from cmjax.machine.processes import first_does
 
 
@@ -57,10 +57,7 @@ def published_network(name: str, weights: Path) -> Network:
         params = row.load(*files)
     except (ValueError, OSError) as error:
         raise ConfigError(f"--weights={weights}: {error}") from error
-    digest = hashlib.sha256("".join(f"{file.name} {file.stat().st_size} " for file in files).encode())
-    for leaf in jax.tree.leaves(params):  # a few values of each tell files of one name apart
-        digest.update(np.asarray(leaf).ravel()[:64].tobytes())
-    key = digest.hexdigest()[:12]
+    key = content_key(name, jax.tree.leaves(params))
     about = f"{row.about} of {', '.join(file.name for file in files)} ({key})"
     return Network(name, about, key, through(row.apply, params, batch=row.batch, pairs=name == "vgg"))
 

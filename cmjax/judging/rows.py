@@ -19,7 +19,10 @@ ROWS = "evaluation.jsonl"
 OF_SAMPLES = ("full_noise", "unit_start")
 """The fields of `Samples.choices`, which a row has where they are not the default."""
 SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images", *OF_SAMPLES)
-"""The fields that say what was evaluated."""
+"""The fields that say what was evaluated, in words that people use."""
+
+CONTENT = "content"
+"""The field of its key, of the parameters or of the images: a row without it, or with another, is of something else."""
 
 Row = dict[str, Any]
 
@@ -37,21 +40,45 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """Write the row behind the others."""
-    write_atomically(path, "".join(f"{json.dumps(one)}\n" for one in (*read_rows(path), row)))
+    """Write the row behind the others. Those of its setting whose content is another are left out."""
+    rows = [one for one in read_rows(path) if not _same_setting(one, row) or one.get(CONTENT) == row[CONTENT]]
+    _write_rows(path, [*rows, row])
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Leave out the rows of later steps, which a training that goes on from `step` will reach with other parameters."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row.get("step") is None or row["step"] <= step]
+    if len(kept) < len(rows):
+        log.warning("%d rows of %s are of steps after %d, and are left out", len(rows) - len(kept), path, step)
+        _write_rows(path, kept)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping[str, Any]) -> Row | None:
-    """The newest row of that setting whose figures were made by that protocol, if there is one."""
-    wanted = json.loads(json.dumps([setting, protocol]))
-    for row in reversed(rows):
-        same = all(row.get(name) == wanted[0].get(name) for name in SETTING)
-        rules, metrics = row["protocol"], wanted[1]["metrics"]
-        if same and rules.get("uint8") == wanted[1]["uint8"]:
+    """The newest row of that setting and content whose figures were made by that protocol, if there is one. The log
+    says where there is one of another content."""
+    setting, protocol = json.loads(json.dumps([setting, protocol]))
+    same = [row for row in reversed(rows) if _same_setting(row, setting)]
+    believed = [row for row in same if row.get(CONTENT) == setting.get(CONTENT)]
+    if same and not believed:
+        images = setting.get("images")
+        what, other = (images, "images") if images else (f"step {setting['step']}, {setting['sampler']}", "parameters")
+        log.warning("%s: the row that is there is of other %s, and is made anew", what, other)
+    for row in believed:
+        rules = row["protocol"]
+        if all(rules.get(name) == rule for name, rule in protocol.items() if name != "metrics"):
             known = rules.get("metrics", {})
-            if all(known.get(metric) == rule for metric, rule in metrics.items()):
+            if all(known.get(metric) == rule for metric, rule in protocol["metrics"].items()):
                 return row
     return None
+
+
+def _same_setting(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(row.get(name) == other.get(name) for name in SETTING)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,6 +1,5 @@
 """What an evaluation goes through: a run's checkpoints, averages and samplers, and the row that each makes."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ from cmjax.data.pixels import UINT8
 from cmjax.drawing.draw import Draw
 from cmjax.drawing.samplers import Chosen, conditioned
 from cmjax.judging.judge import Judge
-from cmjax.judging.rows import ROWS, Row, add_row, read_rows, row_there
-from cmjax.machine.files import to_json
+from cmjax.judging.rows import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
+from cmjax.machine.content import content_key
 from cmjax.machine.mesh import make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
@@ -94,6 +93,7 @@ def evaluate_setting(
         **chosen.setting,
         "num": asked.num,
         "seed": asked.seed,
+        CONTENT: content_key(weights.flow_map.params),
     }
     draw = Draw(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
     return judged_row(workdir / ROWS, setting, judge, draw.images)
@@ -114,5 +114,5 @@ def judged_row(path: Path, setting: Row, judge: Judge, images_of: Any) -> Row:
 
 
 def _key(setting: Row, judge: Judge) -> str:
-    networks = {name: network.key for name, network in judge.networks.items()}
-    return hashlib.sha256(to_json([setting, networks]).encode()).hexdigest()[:12]
+    what = {name: setting.get(name) for name in (*SETTING, CONTENT)}
+    return content_key(what, judge.protocol, {name: network.key for name, network in judge.networks.items()})

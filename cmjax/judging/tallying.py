@@ -1,7 +1,6 @@
 """Sets of images streamed through networks and tallied: never all in memory, kept where they are references, and gone
 on with after a stop."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError, Source, shuffled
+from cmjax.data.fingerprint import fingerprint
 from cmjax.evaluation.tally import Tally
 from cmjax.judging.networks import Network
+from cmjax.machine.content import content_key
 from cmjax.machine.files import write_atomically
 from cmjax.machine.npz import load_npz, npz_bytes
 from cmjax.machine.processes import first_does, is_first
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 PART = 1024
 """Images that are in memory at one time: an even number, for pairs."""
+
+VERSION = 1
+"""Of what is tallied and how it is kept: a higher one makes everything that is kept anew."""
 
 SAVE_SECONDS = 60
 """How often a tally is written, so that a stopped evaluation goes on from there."""
@@ -55,6 +58,16 @@ class DataSets:
     def split(self, name: str) -> Source | None:
         return self.train if name == "train" else self.test
 
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        return {}
+
+    def key(self, name: str, source: Source) -> str:
+        """The `fingerprint` of a split, taken once, by the first process. Every process must call it."""
+        if name not in self._keys:
+            self._keys[name] = first_does(lambda: fingerprint(source))
+        return self._keys[name]
+
 
 def tally_of_split(
     network: Network, needed: tuple[str, ...], data: DataSets, split: str, cache_dir: Path, *, most: int | None = None
@@ -65,9 +78,10 @@ def tally_of_split(
         raise DataError(f"{data.name} has no {split} images; name another --reference")
     num = min(most or len(source), len(source))
     text = f"{num} {split} images of {data.name}"
-    path = cache_dir / f"reference-{'-'.join(needed)}-{network.key}-{_key(source, num)}.npz"
-    if first_does(path.exists):
-        return (_load(path) if is_first() else Tally()), text
+    key = content_key(VERSION, network.key, data.key(split, source), num)
+    path, kept = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz", Tally()
+    if first_does(lambda: _load_into(kept, path)):
+        return kept, text
     order = shuffled(len(source), seed=0)
     with progress(f"{network.name} of {text}", num) as update:
         only, told = {network.name: network}, {network.name: needed}
@@ -78,13 +92,6 @@ def tally_of_split(
         found = tally_images(only, told, images_of, num, update=update)
     first_does(lambda: _write(path, found[network.name].arrays()))
     return found[network.name], text
-
-
-def _key(source: Source, num: int) -> str:
-    """Of a set of images: its size and some of the images."""
-    digest = hashlib.sha256(f"{len(source)} {source.shape} {num}".encode())
-    digest.update(source.gather(shuffled(len(source), seed=0)[:64])["image"].tobytes())
-    return digest.hexdigest()[:12]
 
 
 def tally_images(
@@ -147,8 +154,13 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         log.warning("%s is not written: %s", path, error)
 
 
-def _load(path: Path) -> Tally:
+def _load_into(tally: Tally, path: Path) -> bool:
+    """Whether a tally was kept there, which `tally` then is."""
+    if not path.exists():
+        return False
     try:
-        return Tally.of_arrays(load_npz(path))
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read; remove it, and it is computed again: {error}") from error
+        vars(tally).update(vars(Tally.of_arrays(load_npz(path))))
+    except Exception as error:  # a damaged file fails in many ways, and making it anew answers them all
+        log.warning("%s cannot be read, and is made anew: %s", path, error)
+        return False
+    return True

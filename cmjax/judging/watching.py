@@ -8,9 +8,10 @@ from cmjax.data.pixels import UINT8
 from cmjax.drawing.draw import Draw
 from cmjax.drawing.pictures import Pictures
 from cmjax.judging.judge import make_judge
-from cmjax.judging.rows import ROWS
+from cmjax.judging.rows import CONTENT, ROWS
 from cmjax.judging.settings import judged_row
 from cmjax.judging.tallying import DataSets
+from cmjax.machine.content import content_key
 from cmjax.training.state import TrainState
 
 Watch = Callable[[TrainState, int], None]
@@ -32,18 +33,19 @@ def figures_of_run(pictures: Pictures, data: DataSets, average: str) -> Watch:
 
     def watch(state: TrainState, step: int) -> None:
         flow_map, conditions = pictures.conditioned(state, asked.num)
+        content = content_key(flow_map.params)
         for chosen in pictures.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
-            setting |= {"num": asked.num, "seed": run.seed}
+            setting |= {"num": asked.num, "seed": run.seed, CONTENT: content}
             draw = Draw(chosen.sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
             judged_row(workdir / ROWS, setting, judge, draw.images)
 
     return watch
 
 
-def in_turn(watches: list[tuple[Watch, int]]) -> tuple[Watch, int]:
+def in_turn(watches: list[tuple[Watch | None, int]]) -> tuple[Watch, int]:
     """One watch in place of several, each with the steps between its times, 0 for never; and the steps between."""
-    wanted = [(watch, every) for watch, every in watches if every]
+    wanted = [(watch, every) for watch, every in watches if watch and every]
 
     def watch_all(state: TrainState, step: int) -> None:
         for watch, every in wanted:

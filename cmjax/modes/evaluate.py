@@ -25,9 +25,10 @@ from cmjax.interop.statistics import write_statistics
 from cmjax.judging.check import check_evaluator
 from cmjax.judging.given_images import images_in
 from cmjax.judging.judge import Judge, make_judge
-from cmjax.judging.rows import ROWS, curves, table
+from cmjax.judging.rows import CONTENT, ROWS, curves, table
 from cmjax.judging.settings import Asked, evaluate_setting, judged_row, weights_of
 from cmjax.judging.tallying import DataSets
+from cmjax.machine.content import content_key
 from cmjax.machine.files import to_path
 from cmjax.machine.processes import first_does, say
 from cmjax.runs.record import RECORD
@@ -142,14 +143,14 @@ def _judge_images(
     options: Options, evaluation: Evaluation, data: DataSets | None, trained: Trained | None, workdir: Path
 ) -> None:
     shape = None if data is None else data.train.shape if trained is None else trained.shape
-    images_of, num, shape = images_in(options.images, shape, UINT8[evaluation.uint8])
-    if options.given("num"):
-        num = min(num, options.num)
+    images = images_in(options.images, shape, UINT8[evaluation.uint8])
+    num = min(images.num, options.num) if options.given("num") else images.num
     judge = _judge(options, evaluation, data, num, workdir)
     setting = {"step": None, "checkpoint": None, "average": None, "sampler": "images", "times": []}
     setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": options.images}
+    setting |= {CONTENT: first_does(lambda: content_key(images.key(), images.shape))}
     path = (workdir if trained is not None else to_path(options.images).expanduser().parent) / ROWS
-    say(table([judged_row(path, setting, judge, images_of)]))
+    say(table([judged_row(path, setting, judge, images.of)]))
     say(f"\n{path}")
 
 

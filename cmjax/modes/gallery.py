@@ -27,6 +27,7 @@ from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
+from cmjax.runs.later import CHECKPOINT
 from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained
 
@@ -73,7 +74,7 @@ def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, 
     title = f"{trained.title}: edits"
     picture = sheet([to_uint8(row) for row in rows], captions, headings=HEADINGS, title=title)
     try:
-        first_does(lambda: save_png(path, picture))
+        first_does(lambda: save_png(path, picture, **{CHECKPOINT: str(trained.used_step)}))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     say(f"{path}: a row for each of {', '.join(names)}, of {trained.title}; {' | '.join(HEADINGS)}")

@@ -19,6 +19,7 @@ from cmjax.drawing.samplers import chosen_samples, conditioned, sampler_of
 from cmjax.drawing.search import find_times
 from cmjax.evaluation.plots import cell_size, image_grid, save_png
 from cmjax.flags import Flags
+from cmjax.machine.content import content_key
 from cmjax.machine.files import to_path
 from cmjax.machine.memory import GIB, free_on_host
 from cmjax.machine.mesh import make_mesh
@@ -89,7 +90,7 @@ def run(
         samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples))
     chosen = sampler_of(samples, trained.model)
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
-    settings |= chosen.setting
+    settings |= {**chosen.setting, "parameters": content_key(flow_map.params)}
     _write(path, num, Draw(chosen.sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
 

@@ -25,6 +25,7 @@ from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
 from cmjax.evaluation.figures import can_compare, compare, format_figures
 from cmjax.flags import Flags
+from cmjax.judging.rows import ROWS, drop_rows_after
 from cmjax.judging.tallying import DataSets
 from cmjax.judging.watching import Watch, figures_of_run, in_turn
 from cmjax.machine.files import to_json, write_atomically
@@ -35,6 +36,7 @@ from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.curve import save_losses
+from cmjax.runs.later import remove_later
 from cmjax.runs.others import check_others
 from cmjax.runs.provenance import devices
 from cmjax.runs.record import write_record
@@ -159,8 +161,8 @@ def _train(
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
         began = time.perf_counter()
         speed = speed_on(mesh, compiled, batch_size=run.batch_size)
-        judged = [(judge, run.evaluation.every)] if judge else []
-        watch, watch_every = in_turn([(pictures.refresh, run.samples.every), *judged])
+        watch, watch_every = in_turn([(pictures.refresh, run.samples.every), (judge, run.evaluation.every)])
+        first_does(lambda: _forget_after(workdir, start))
         mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
         writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
         with (
@@ -180,6 +182,12 @@ def _train(
     seconds = time.perf_counter() - began
     speeds = speed.at(seconds / (run.steps - start))
     return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
+
+
+def _forget_after(workdir: Path, step: int) -> None:
+    """What lies in the folder of later steps was made of parameters that are gone."""
+    remove_later(workdir, step)
+    drop_rows_after(workdir / ROWS, step)
 
 
 def _batches(setup: Setup) -> Batches:
