@@ -1,8 +1,10 @@
-"""The tangent of sCM by central differences, against the exact one by forward mode: what each step size is off by.
+"""Tangents by central differences, against the exact ones by forward mode: what each step size is off by.
 
     python benchmarks/tangents.py --workdir=runs/digits_scm_ct
+    python benchmarks/tangents.py --workdir=runs/digits_meanflow
 
-For the run's network in float32 and in bfloat16, the root mean square of the error of g over that of g.
+For the run's network in float32 and in bfloat16, whose parameters and times are float32, the root mean square of the
+error of g over that of g: sCM's tangent or, of a flow map, (t − s)·du/dt, which its target has.
 """
 
 import argparse
@@ -14,18 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.core.derivatives import Derivative, central_difference
+from cmjax.core.losses.flow_maps import mean_velocity
 from cmjax.core.losses.tangents import tangent
+from cmjax.core.paths import per_sample
 from cmjax.machine.files import to_path
 from cmjax.nets.adapter import as_net
 from cmjax.runs.trained import open_trained
 
-STEPS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+STEPS = (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03, 0.1, 0.3)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="the folder of a run of scm_ct or scm_cd")
+    parser.add_argument("--workdir", required=True, help="the folder of a run of scm_ct, scm_cd or meanflow")
     parser.add_argument("--num", type=int, default=256, help="training images")
     options = parser.parse_args()
     print("| step | " + " | ".join(DTYPES) + " |\n|---|" + "---:|" * len(DTYPES))
@@ -48,6 +52,9 @@ def errors_of(workdir: str, dtype: Any, num: int) -> dict[Any, float]:
         t = batch.times.t
         velocity = path.conditional_velocity(batch.x0, batch.noise, t)
         x_t = batch.noised(path, t)
+        if spec.kind == "flow_map":
+            du_dt = mean_velocity(model, params, None, batch, x_t, along=velocity, derivative=derivative)[1]
+            return per_sample(t - batch.times.destination, x_t) * du_dt
         return tangent(model, params, x_t, t, velocity, gain=jnp.cos, derivative=derivative, conditions={}).g
 
     compute = jax.jit(g, static_argnums=(0, 1))

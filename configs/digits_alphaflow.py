@@ -1,6 +1,8 @@
 """α-Flow: from flow matching to MeanFlow as α falls.   [Zhang et al. 2025, α-Flow]
 
 python -m cmjax.main --config=configs/digits_alphaflow.py
+
+Times are digits_meanflow's, a quarter of the batch at s = t; the weight is the paper's 1/α. The target is not clipped.
 """
 
 from configs import common, digits_meanflow

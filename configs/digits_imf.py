@@ -1,6 +1,9 @@
 """iMF: MeanFlow with the derivative along the network's own velocity.   [Geng et al. 2025, iMF]
 
 python -m cmjax.main --config=configs/digits_imf.py
+
+Times and network are digits_meanflow's, the distance is the adaptive one. Of the released code's further details
+(guidance, a second head, a network given t - s alone) it has none.
 """
 
 from configs import digits_meanflow

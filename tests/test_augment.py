@@ -292,9 +292,9 @@ def config_of(recipe, variant="", **fields):
         ("cifar_edm", {"data__horizontal_flip": True}, "config.data.horizontal_flip=True: config.data.augment mirrors"),
         ("cifar_edm", {"data__augment": "edm"}, r"config.data.augment='edm': edm needs probability"),
         ("cifar_edm", {"data__augment": "edm(probability=2.0)"}, r"probability must be at most 1, not 2.0"),
-        ("cifar_edm", {"data__augment": "ada(probability=0.1)"}, "must be one of edm"),
-        ("cifar_cd", {"data__augment": "edm(probability=0.1)"}, "only config.objective.name='denoising'"),
-        ("cifar_ct", {"data__augment": "edm(probability=0.1)"}, "only config.objective.name='denoising'"),
+        ("cifar_edm", {"data__augment": "ada(probability=0.1)"}, "must be one of edm, meanflow"),
+        ("cifar_cd", {"data__augment": "edm(probability=0.1)"}, "a consistency model is given images as"),
+        ("cifar_ct", {"data__augment": "edm(probability=0.1)"}, "a consistency model is given images as"),
         ("digits_edm", {"data__augment": "edm(probability=0.1)"}, "config.net.name='mlp' has no input"),
     ],
 )  # fmt: skip
@@ -303,14 +303,15 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(recipe, fields, me
         read_run(config_of(recipe, **fields), data_there=False)
 
 
-def test_the_recipes_network_takes_the_labels():
-    run = read_run(config_of("cifar_edm", "tiny"), data_there=False)
+@pytest.mark.parametrize(("recipe", "size"), [("cifar_edm", 9), ("cifar_meanflow", 6)])
+def test_the_recipes_network_takes_the_labels(recipe, size):
+    run = read_run(config_of(recipe, "tiny"), data_there=False)
     model = run.make_model(10)
     step_fn = make_train_step(
         model.function, run.method, run.optimizer, prepare=inputs_of(run, model), seed=0,
     )  # fmt: skip
     shapes = parameter_shapes(model.module, (32, 32, 3))
-    assert shapes["embedding"]["augment"]["kernel"].shape[0] == 9
+    assert shapes["embedding"]["augment"]["kernel"].shape[0] == size
     state = jax.eval_shape(
         lambda: init_state(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes), run.optimizer, make_mesh())
     )
@@ -329,5 +330,6 @@ def test_a_student_starts_from_a_teacher_that_takes_labels(variant):
 
 def test_augmentations_are_where_the_choices_are():
     assert label_size(edm(probability=0.12)) == 9
+    assert label_size(augmenting.meanflow(probability=0.12)) == 6
     assert label_size(everything(1.0)) == 19
     assert set(PAIRS) < set(Draws._fields)

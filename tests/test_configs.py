@@ -50,7 +50,7 @@ def flow_map_of(workdir):
 
 def traced_once(network):
     """The network, of which a second call of the same shapes costs nothing."""
-    return jax.jit(network, static_argnames="return_weight")
+    return jax.jit(network, static_argnames=("return_weight", "return_velocity"))
 
 
 def smallest(name):

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cmjax import Model, losses
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
-from cmjax.core.derivatives import central_difference
+from cmjax.core.derivatives import central_difference, within
 from cmjax.core.distances import l2
 from cmjax.core.losses.alpha_flow import inverse_alpha
 from cmjax.core.pairs import Times
@@ -40,6 +42,43 @@ def test_the_error_is_of_second_order():
     assert 3.9 < errors[0] / errors[1] < 4.1
     alone = central_difference(step=0.01)(lambda x: function(x, t)[0], (x,), (d,))
     np.testing.assert_allclose(alone[1], jnp.cos(x) * d * t**3, rtol=1e-4)
+
+
+@given(
+    t=st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4),
+    gap=st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4),
+    step=st.sampled_from([0.3, 0.005, 0.001]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_flow_map_is_evaluated_at_times_outside_of_s_and_one(t, gap, step):
+    """And the derivative of what is linear in t and x is exact, where s < t or t < 1."""
+    with jax.enable_x64(False):
+        t = jnp.asarray(t, jnp.float32)
+        s, seen = t * jnp.asarray(gap, jnp.float32), []
+
+        def function(x, time):
+            seen.append(time)
+            return 3 * x + 2 * per_sample(time, x)
+
+        x = jnp.full((4, 2), 0.25)
+        derivative = within(central_difference(step=step), s, jnp.ones_like(s))
+        out, slope = derivative(function, (x, t), (jnp.ones_like(x), jnp.ones_like(t)))
+        assert len(seen) == 3
+        assert all(bool(jnp.all((s <= time) & (time <= 1))) for time in seen)
+        np.testing.assert_array_equal(out, function(x, t))
+        room = np.minimum(t + step, 1) - np.maximum(t - step, s)
+        np.testing.assert_allclose(slope[room > 1e-3], 5, rtol=2e-3)
+        assert np.all(np.isfinite(slope))
+        np.testing.assert_array_equal(slope[room == 0], 0)
+
+
+def test_differences_within_times_are_of_second_order_inside_and_of_first_at_the_ends():
+    t, s = jnp.array([0.5, 0.3, 1.0]), jnp.array([0.1, 0.3, 0.0])
+    errors = []
+    for step in (0.02, 0.01):
+        slope = within(central_difference(step=step), s, jnp.ones(3))(jnp.sin, (t,), (jnp.ones(3),))[1]
+        errors.append(np.abs(slope - jnp.cos(t)))
+    np.testing.assert_allclose(errors[0] / errors[1], [4, 2, 2], rtol=0.03)
 
 
 def net(w, x, c_noise, *, key=None, c_noise_s=None):
@@ -80,7 +119,7 @@ def test_a_recipe_chooses_it_and_may_then_use_attention_without_forward_mode():
     config.net = common.ddpmpp(
         channels=32, channel_mult=(1, 1), blocks=1, two_times=True, attention="cudnn", attention_resolutions=(8,)
     )
-    with pytest.raises(ConfigError, match=r"net\.attention=xla, or config\.objective\.derivative=central_difference"):
+    with pytest.raises(ConfigError, match=r"net\.attention=xla, or config\.objective\.derivative=.*\(step=0\.03\)"):
         read_run(config.to_dict())
     config.objective.derivative = "central_difference(step=0.01)"
     assert read_run(config.to_dict()).method.loss.keywords["derivative"] is not jax.jvp

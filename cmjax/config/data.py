@@ -19,7 +19,7 @@ from cmjax.data.tfds import BUILDERS, is_prepared, names_in
 from cmjax.data.workers import check_grain
 from cmjax.machine.files import is_bucket, to_path
 
-AUGMENTATIONS = {"edm": augment.edm}
+AUGMENTATIONS = {"edm": augment.edm, "meanflow": augment.meanflow}
 
 USUAL_SIZES = (8, 16, 28, 32, 64)
 """Heights and widths that models of pixels are trained at."""
@@ -187,10 +187,8 @@ def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Ar
     if not data.text("augment"):
         return None
     probabilities = data.call("augment", AUGMENTATIONS)
-    if kind != "denoiser":
-        problem = (
-            "only config.objective.name='denoising' trains with augmentation; a student is given images as they are"
-        )
+    if kind == "consistency":
+        problem = "denoisers and flow maps train with augmentation; a consistency model is given images as they are"
         raise data.error("augment", f"{problem}: leave it empty")
     if data.boolean("horizontal_flip"):
         problem = "config.data.augment mirrors images too, and tells the network of it"

@@ -1,11 +1,14 @@
 """The derivative of a network along a direction: by forward mode, or by evaluations alone."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cmjax.core.paths import per_sample
+from cmjax.core.typing import PerSample
 from cmjax.ranges import Inside
 
 Derivative = Callable[..., tuple[Any, ...]]
@@ -13,22 +16,49 @@ Derivative = Callable[..., tuple[Any, ...]]
 with `has_aux` the auxiliary output."""
 
 
-def central_difference(*, step: Inside) -> Derivative:
-    """(F(x + h·d, t + h·e) − F(x − h·d, t − h·e))/2h, with h = step, as the derivative of F(x, t) along (d, e).
+@dataclass(frozen=True)
+class Differences:
+    """A `Derivative` by two evaluations, one on each side. `between`: the times that they stay within, if any."""
 
-    It needs no forward mode, which fused attention kernels do not have, and costs two more evaluations. Its error is of
-    order h² by the third derivative, and of order ε/h by rounding, ε being the precision of the network's dtype.
-    """
+    step: float
+    between: tuple[PerSample, PerSample] | None = None
 
-    def derivative(
-        function: Callable[..., Any], primals: Sequence[Any], directions: Sequence[Any], has_aux: bool = False
+    def __call__(
+        self, function: Callable[..., Any], primals: Sequence[Any], directions: Sequence[Any], has_aux: bool = False
     ) -> tuple[Any, ...]:
-        def at(h: float) -> jax.Array:
-            out = function(*(jnp.asarray(x + h * d, x.dtype) for x, d in zip(primals, directions, strict=True)))
-            return out[0] if has_aux else out
+        def at(h: Any) -> tuple[Any, jax.Array]:
+            """The shift that is made of h, and the output there."""
+            end = primals[-1] + h
+            if self.between is not None:
+                end = jnp.clip(end, *self.between)
+                h = end - primals[-1]
+            moved = [x + per_sample(h, x) * d for x, d in zip(primals, directions, strict=True)]
+            if self.between is not None:
+                moved[-1] = end
+            out = function(*(jnp.asarray(to, x.dtype) for to, x in zip(moved, primals, strict=True)))
+            return h, out[0] if has_aux else out
 
-        slope = (at(step) - at(-step)) / (2 * step)
+        (after, above), (before, below) = at(self.step), at(-self.step)
+        length = jnp.asarray(after - before)
+        slope = (above - below) / per_sample(jnp.where(length > 0, length, 1), above)
         out = function(*primals)
         return (out[0], slope, out[1]) if has_aux else (out, slope)
 
-    return derivative
+
+def central_difference(*, step: Inside) -> Differences:
+    """(F(x + h·d, t + h·e) − F(x − h·d, t − h·e))/2h, with h = step, as the derivative of F(x, t) along (d, e).
+
+    It needs no forward mode, which fused attention kernels do not have, and costs two more evaluations. Its error is of
+    order h² by the third derivative, and of order ε/h by rounding, ε being the precision of the network's dtype. The
+    evaluations are apart, and not one batch, so that all three have the same dropout masks.
+    """
+    return Differences(step)
+
+
+def within(derivative: Derivative, first: PerSample, last: PerSample) -> Derivative:
+    """The derivative by evaluations at times from `first` to `last` (b,) alone, where it is one by differences.
+
+    The last argument of the function is the time t, whose direction is one. Within h of an end the evaluation beyond it
+    is made at the end, and the difference divided by what lies between: of order h there.
+    """
+    return replace(derivative, between=(first, last)) if isinstance(derivative, Differences) else derivative

@@ -70,6 +70,14 @@ def edm(*, probability: Share) -> Probabilities:
     return probabilities
 
 
+def meanflow(*, probability: Share) -> Probabilities:
+    """MeanFlow's pipe for CIFAR-10, 6 labels: EDM's without the upside-down mirror and rotations. Published: 0.12.
+
+    [Geng et al. 2025, MeanFlow, the released PyTorch code]
+    """
+    return {name: value for name, value in edm(probability=probability).items() if name not in ("y_flip", "rotation")}
+
+
 def label_size(probabilities: Probabilities) -> int:
     """The number of labels of a sample."""
     return sum(1 + (name in PAIRS) for name in probabilities)
