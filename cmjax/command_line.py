@@ -49,6 +49,8 @@ SUMMARIES = {
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
+MOVED = "data.data_dir"
+"""The one field that is changed without a recipe, of a run whose data were moved."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 
 
@@ -59,6 +61,8 @@ class Options:
     mode: str
     values: absl_flags.FlagValues
     config: "ConfigDict | None"
+    data_dir: str | None = None
+    """Where the data are now, of a run whose record names another place."""
 
     def __getattr__(self, name: str) -> Any:
         return self.values[name].value
@@ -141,7 +145,10 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     for name in (name for names in flags.groups.values() for name in names):
         if flags.values[name].present and flags.values[name].value in ("", [], [""]):
             raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
-    return module, Options(chosen, flags.values, _changed(flags.values["config"].value, changes))
+    recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)
+    if recipe is None:
+        changes = [(name, text) for name, text in changes if name != MOVED or not moved]
+    return module, Options(chosen, flags.values, _changed(recipe, changes), moved)
 
 
 def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

@@ -31,7 +31,7 @@ def make_run(workdir, *, kind="consistency", num_classes=0, guided=False):
     module = MLP(width=16, depth=1, num_classes=num_classes, guided=guided)
     params = init_params(module, jax.random.key(0), SHAPE)
     foreign = Foreign(module, params, SHAPE, kind, "none")
-    config, imported = importing._config(foreign, kind), {"from": "a test"}
+    config, imported = importing._config(foreign), {"from": "a test"}
     write_model(workdir, config, SHAPE, num_classes or None, params, imported=imported, option="--workdir")
     return workdir
 

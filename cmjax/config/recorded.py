@@ -87,6 +87,11 @@ FORMAT = 2
 """Of a record. In those of format 1, which do not say so, averages were not corrected for their start."""
 
 
+def is_class_conditional(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a configuration is told classes."""
+    return bool(config["net"].get("class_conditional"))
+
+
 def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     """The configuration with the fields that older runs did not record, as they were before there were choices."""
     if record_format < 2 and "averages" in (optimizer := config.get("optimizer", {})):

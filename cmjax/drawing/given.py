@@ -8,9 +8,10 @@ import numpy as np
 from cmjax.config.fields import ConfigError
 from cmjax.config.samples import EDIT_STEPS, parse_times
 from cmjax.data.base import DataError
+from cmjax.data.checks import say_if_dark
 from cmjax.data.folder import read_image
-from cmjax.drawing.draw import class_labels
 from cmjax.machine.files import to_path
+from cmjax.runs.classes import class_of, in_words
 from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
@@ -31,19 +32,22 @@ def edit_times(texts: Sequence[str] | None, trained: Trained) -> tuple[float, ..
     return given_times(texts, trained) if texts else tuple(trained.model.grid(EDIT_STEPS)[::-1].tolist())
 
 
-def given_label(label: int | None, trained: Trained) -> int | None:
-    """The class that --label names, checked."""
-    classes = trained.num_classes
-    if label is not None and not 0 <= label < (classes or 0):
-        raise ConfigError(f"--label={label}: the model has {classes or 'no'} classes, numbered from 0")
-    return label
+def given_label(label: str | int | None, trained: Trained) -> int | None:
+    """The class that --label names, by its number or its name."""
+    if label is not None and not trained.num_classes:
+        raise ConfigError(f"--label={label}: the model has no classes")
+    return None if label is None else class_of(label, trained.class_names)
 
 
-def labels_of_edit(label: int | None, num: int, trained: Trained) -> dict[str, np.ndarray]:
-    """The conditions of `num` edits, whose class must be told where the model has classes."""
-    if trained.num_classes and given_label(label, trained) is None:
-        raise ConfigError(f"--label is missing: the model has {trained.num_classes} classes, numbered from 0")
-    return class_labels(num, trained.num_classes, given_label(label, trained))
+def labels_of_edit(labels: Sequence[str | int], num: int, trained: Trained) -> dict[str, np.ndarray]:
+    """The conditions of `num` edits, whose class must be told where the model has classes: one, or one for each."""
+    chosen = [given_label(label, trained) for label in labels]
+    if not trained.num_classes:
+        return {}
+    if not chosen:
+        known = in_words(trained.class_names)
+        raise ConfigError(f"--label is missing: the model has {trained.num_classes} classes, numbered from 0: {known}")
+    return {"label": np.resize(np.array(chosen, np.int32), num)}
 
 
 Size = tuple[int, int]
@@ -55,8 +59,9 @@ def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) 
     if not files or len(files) != needed:
         raise ConfigError(f"--image={','.join(files or [])}: {needed} picture{'s' if needed > 1 else ''} must be given")
     read = [_read_picture("image", file, shape) for file in files]
-    for file, (_, size) in zip(files, read, strict=True):
+    for file, (picture, size) in zip(files, read, strict=True):
         _say_how(file, size, shape)
+        say_if_dark(picture, file)
     return np.stack([picture for picture, _ in read]), [size for _, size in read]
 
 

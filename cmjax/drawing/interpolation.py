@@ -39,10 +39,13 @@ def seeded_ends(flow_map: FlowMap, seeds: tuple[int, int]) -> Ends:
 def find_ends(
     flow_map: FlowMap, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
 ) -> Ends:
-    """The latents whose one-evaluation samples come nearest to two pictures, (2, h, w, c) uint8."""
+    """The latents whose one-evaluation samples come nearest to two pictures, (2, h, w, c) uint8.
+
+    conditions: of each picture, (2, ...).
+    """
     images = np.asarray(preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False))
     targets = np.repeat(images, STARTS, axis=0)
-    labels = {name: np.full(len(targets), values[0]) for name, values in conditions.items()}
+    labels = {name: np.repeat(values, STARTS, axis=0) for name, values in conditions.items()}
 
     def descend(model, rows):
         (flow_map, rate), (targets, latents, labels) = model, rows
@@ -71,12 +74,25 @@ def interpolate(
 ) -> np.ndarray:
     """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
 
-    watch: is told the pictures.
+    Between two classes a picture is (1 − w)·f(x | first) + w·f(x | last), w its share of the way.
+
+    conditions: of each end, (2, ...). watch: is told the pictures.
     """
     first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
-    rows = {"z": slerp(first, last, jnp.linspace(0, 1, num)), "labels": conditions}
-    draw = over_devices(lambda f, rows: f(f.path.b(jnp.asarray(time)) * rows["z"], time, **rows["labels"]))
-    drawn = []
+    share = jnp.linspace(0, 1, num)
+    classes = [{name: np.repeat(values[[end]], num, axis=0) for name, values in conditions.items()} for end in (0, 1)]
+    rows = {"z": slerp(first, last, share), "share": share, "classes": classes}
+    between = any((values[0] != values[1]).any() for values in conditions.values())
+
+    def draw_rows(f, rows):
+        x = f.path.b(jnp.asarray(time)) * rows["z"]
+        one = f(x, time, **rows["classes"][0])
+        if not between:
+            return one
+        w = rows["share"].reshape(-1, *(1,) * (x.ndim - 1))
+        return (1 - w) * one + w * f(x, time, **rows["classes"][1])
+
+    draw, drawn = over_devices(draw_rows), []
     with watch(num) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
             drawn.append(draw(flow_map, part))

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def conditioned(
-    flow_map: FlowMap, trained: Trained, samples: Samples, num: int, label: int | None = None
+    flow_map: FlowMap, trained: Trained, samples: Samples, num: int, label: str | int | None = None
 ) -> tuple[FlowMap, dict[str, np.ndarray]]:
     """The model, guided as `samples` says, and the conditions of `num` samples."""
     labels, takes = class_labels(num, trained.num_classes, given_label(label, trained)), trained.model.guided

@@ -14,6 +14,7 @@ from cmjax.core.typing import Params
 from cmjax.flags import Flags
 from cmjax.machine.files import to_path
 from cmjax.runs.averages import post_hoc, width_of
+from cmjax.runs.classes import recorded_classes
 from cmjax.runs.record import check_new, write_model
 from cmjax.runs.trained import Trained, open_trained
 
@@ -58,8 +59,8 @@ def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
 def _write(folder: Path, trained: Trained, std: float, params: Params, imported: Mapping[str, str]) -> None:
     """The run's configuration, but for the average that is kept."""
     record, config = trained.record, with_power_average(trained.record["config"], std)
-    imported = {"licence": "of the run's owner", **imported}
-    write_model(folder, config, record["shape"], record["num_classes"], params, imported=imported, option="--out")
+    kept = {"imported": {"licence": "of the run's owner", **imported}, "classes": recorded_classes(record)}
+    write_model(folder, config, record["shape"], record["num_classes"], params, **kept, option="--out")
 
 
 def _report(workdir: Path, folder: Path, average: str, made_of: str, residual: float) -> str:

@@ -58,17 +58,26 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     names = ("teacher", "metric", "num", "seed", "out")
-    run(options.workdir, **{name: getattr(options, name) for name in names})
+    run(options.workdir, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
 
 
-def run(workdir: Path, *, teacher: str | None, metric: str, num: int, seed: int, out: str | None) -> None:
+def run(
+    workdir: Path,
+    *,
+    teacher: str | None,
+    metric: str,
+    num: int,
+    seed: int,
+    out: str | None,
+    data_dir: str | None = None,
+) -> None:
     """Write `consistency`, `loss`, `training` and `times`, each a .png and a .json, as far as the run has them.
 
     Args:   teacher: a denoiser's folder; by default the run's own teacher. metric: one of `times.METRICS`.
             num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
-    trained, folder = open_to_draw(workdir), to_path(out) if out else workdir / "diagnostics"
+    trained, folder = open_to_draw(workdir, data_dir=data_dir), to_path(out) if out else workdir / "diagnostics"
     flow_map = trained.load(mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
     if teacher and not one_step:

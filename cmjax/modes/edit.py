@@ -29,6 +29,7 @@ from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.starting import open_to_draw
+from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def declare(flags: Flags) -> None:
     flags.texts("image", "A PNG or JPEG file of any size, laid over white; two for blending and interpolation.")
     flags.integer("num", None, "How many results. Default: 1; of an interpolation, 8.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same results.", at_least=0)
-    flags.integer("label", None, "The class, of a class-conditional model.")
+    flags.texts("label", "The class, by number or name, of a class-conditional model; of interpolation, or two.")
     flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
     flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
     flags.text("out", None, "The strip of pictures, x.png. Default: <workdir>/edits/<task>.png.")
@@ -101,7 +102,7 @@ def run(
     times: list[str] | None,
     num: int,
     seeds: list[str] | None,
-    label: int | None,
+    label: Sequence[str | int] | str | int | None,
     **options: Any,
 ) -> None:
     """Edit a picture with the newest checkpoint of `workdir`; write the strip original | degraded | results to `out`,
@@ -123,7 +124,7 @@ def run(
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no pictures")
     grid = edit_times(times, trained)
-    flow_map, conditions = guided_as_trained(flow_map, labels_of_edit(label, num, trained), trained)
+    flow_map, conditions = guided_as_trained(flow_map, _conditions(label, task, num, trained), trained)
     watch = partial(progress, f"{task}, evaluations")
     if task == "interpolation":
         ends = _latents(images, seeds, flow_map, grid[0], conditions, options["seed"])
@@ -138,6 +139,16 @@ def run(
         made = edit_pictures(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid, watch)
         columns, results = made.columns(len(pictures)), made.results
     _write(path, columns, results, flow_map, given)
+
+
+def _conditions(
+    label: Sequence[str | int] | str | int | None, task: str, num: int, trained: Trained
+) -> dict[str, np.ndarray]:
+    """The labels of the results, or of the two ends of an interpolation."""
+    labels = [label] if isinstance(label, int | str) else list(label or ())
+    if len(labels) > (2 if task == "interpolation" else 1):
+        raise ConfigError(f"--label={','.join(map(str, labels))}: must be one class; interpolation alone takes two")
+    return labels_of_edit(labels, 2 if task == "interpolation" else num, trained)
 
 
 def _latents(

@@ -69,7 +69,8 @@ def start(options: Options) -> None:
         data, workdir, trained = None, to_path(options.images).expanduser().parent, None
     else:
         workdir = options.workdir
-        trained = open_trained(workdir) if (to_path(workdir) / RECORD).exists() or not options.given("config") else None
+        there = (to_path(workdir) / RECORD).exists() or not options.given("config")
+        trained = open_trained(workdir, data_dir=options.data_dir) if there else None
         workdir = workdir if trained is None else trained.folder
         data = _data(options, trained)
     cache_compilations(workdir)

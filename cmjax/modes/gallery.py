@@ -27,6 +27,7 @@ from cmjax.machine.files import to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
+from cmjax.runs.classes import check_classes
 from cmjax.runs.later import CHECKPOINT
 from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained
@@ -50,15 +51,24 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    run(options.workdir, images=options.image, out=options.out, seed=options.seed, times=options.times)
+    names = {"out": options.out, "seed": options.seed, "times": options.times, "data_dir": options.data_dir}
+    run(options.workdir, images=options.image, **names)
 
 
-def run(workdir: Path, *, images: list[str] | None, out: str | None, seed: int, times: list[str] | None) -> None:
+def run(
+    workdir: Path,
+    *,
+    images: list[str] | None,
+    out: str | None,
+    seed: int,
+    times: list[str] | None,
+    data_dir: str | None = None,
+) -> None:
     """Draw the gallery of the newest checkpoint of `workdir` into `out`, from held-out or given pictures."""
     path = to_path(out or workdir / "gallery.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
-    trained = open_to_draw(workdir)
+    trained = open_to_draw(workdir, data_dir=data_dir)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")
@@ -102,7 +112,7 @@ def _rows(
             log.info("%s: left out, the pictures are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
             continue
         if task == "interpolation":
-            shown = class_labels(3 * COLUMNS, trained.num_classes, 0)
+            shown = class_labels(2, trained.num_classes, 0)
             chosen, shown = guided_as_trained(flow_map, shown, trained)
             ends = seeded_ends(chosen, (seed, seed + 1))
             yield task, interpolate(chosen, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
@@ -130,5 +140,6 @@ def _pictures(trained: Trained, files: list[str] | None, seed: int) -> tuple[np.
     source = trained.run().open_source("test")
     if len(source) < COLUMNS:
         raise DataError(f"the run's data hold out {len(source)} pictures; {COLUMNS} are needed: give them by --image")
+    check_classes(trained, source, f"--workdir={trained.folder}")
     batch = source.gather(np.random.default_rng(seed).choice(len(source), COLUMNS, replace=False))
     return batch["image"], batch["label"] if conditional else None

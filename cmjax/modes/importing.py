@@ -24,6 +24,7 @@ from cmjax.interop.own import is_own, read_own
 from cmjax.interop.read import READERS, read_foreign
 from cmjax.nets import NETS
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.classes import recorded_classes
 from cmjax.runs.record import check_new, write_model
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
         record, params = _read_own(path)
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
         _evaluate_once(record["config"], record["shape"], record["num_classes"], params)
-        write(record["config"], record["shape"], record["num_classes"], params, imported=imported)
+        kept = {"imported": imported, "classes": recorded_classes(record)}
+        write(record["config"], record["shape"], record["num_classes"], params, **kept)
         print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
         return
     try:

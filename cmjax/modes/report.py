@@ -39,10 +39,16 @@ def declare(flags: Flags) -> None:
 def start(options: Options) -> None:
     if not options.evaluations:
         jax.config.update("jax_platforms", "cpu")  # another process may hold the accelerator
-    run(options.workdirs, out=options.out, evaluations=options.evaluations)
+    run(options.workdirs, out=options.out, evaluations=options.evaluations, data_dir=options.data_dir)
 
 
-def run(workdirs: Sequence[Path], *, out: str | None = None, evaluations: list[str] | None = None) -> None:
+def run(
+    workdirs: Sequence[Path],
+    *,
+    out: str | None = None,
+    evaluations: list[str] | None = None,
+    data_dir: str | None = None,
+) -> None:
     """Write the page about the runs in `workdirs`.
 
     Args:   evaluations: of which the newest checkpoint's samples are drawn first, into the runs' samples/.
@@ -58,7 +64,7 @@ def run(workdirs: Sequence[Path], *, out: str | None = None, evaluations: list[s
         for count in counts:
             _draw(trained, count)
     try:
-        size = report(workdirs, path)
+        size = report(workdirs, path, data_dir=data_dir)
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror or error}") from error
     print(f"{path}: {size / 1e6:.1f} MB")

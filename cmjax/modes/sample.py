@@ -14,6 +14,7 @@ from typing import Any
 from cmjax.command_line import Options
 from cmjax.config.fields import ConfigError
 from cmjax.drawing.draw import Draw
+from cmjax.drawing.given import given_label
 from cmjax.drawing.parts import write_array
 from cmjax.drawing.samplers import chosen_samples, conditioned, sampler_of
 from cmjax.drawing.search import find_times
@@ -38,7 +39,7 @@ def declare(flags: Flags) -> None:
     flags.group("Images")
     flags.integer("num", 64, "How many images.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
-    flags.integer("label", None, "The class, of a class-conditional model. Default: all in turn.")
+    flags.text("label", None, "The class, by number or name, of a class-conditional model. Default: all in turn.")
     flags.text(
         "out",
         None,
@@ -58,7 +59,7 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     names = ("out", "num", "seed", "times", "solver", "steps", "label", "guidance", "sampler", "gamma")
-    run(options.workdir, **{name: getattr(options, name) for name in names})
+    run(options.workdir, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
 
 
 def run(
@@ -70,21 +71,22 @@ def run(
     times: list[str] | None,
     solver: str | None,
     steps: int | None,
-    label: int | None,
+    label: str | int | None,
     guidance: float | None,
     sampler: str | None = None,
     gamma: float | None = None,
+    data_dir: str | None = None,
 ) -> None:
     """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
     path = to_path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
-    trained = open_to_draw(workdir)
+    trained = open_to_draw(workdir, data_dir=data_dir)
     asked = {"solver": solver, "steps": steps, "sampler": sampler, "gamma": gamma, "guidance": guidance}
     searched = _searched(times) if trained.model.kind != "denoiser" else None
     samples = chosen_samples(trained, times=None if searched else times, **asked)
     (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
-    flow_map = trained.load(mesh=make_mesh())
+    flow_map, label = trained.load(mesh=make_mesh()), given_label(label, trained)
     guided_map, conditions = conditioned(flow_map, trained, samples, num, label)
     if searched:
         samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples))

@@ -35,6 +35,7 @@ from cmjax.machine.mesh import batch_sharding
 from cmjax.machine.processes import first_does, is_first
 from cmjax.machine.progress import progress
 from cmjax.reporting.page import report_at_end
+from cmjax.runs.classes import classes_of
 from cmjax.runs.curve import save_losses
 from cmjax.runs.later import remove_later
 from cmjax.runs.others import check_others
@@ -102,7 +103,7 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float,
     _warn_of_averages(run, config)
     state = None if reached >= 0 else first_state(setup)
     shape, num_classes = setup.source.shape, setup.source.num_classes
-    known = {"recipe": recipe, "device": devices()}
+    known = {"recipe": recipe, "device": devices(), "classes": classes_of(setup.source)}
     for change in first_does(lambda: write_record(workdir, config, shape, num_classes, **known)):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(run, setup.model, setup.source, workdir)

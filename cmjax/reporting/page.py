@@ -16,6 +16,7 @@ from cmjax.reporting.images import LARGE, MOST_FRAMES, Picture, even_choice, shr
 from cmjax.reporting.parts import Part, configurations_differ, read_part
 from cmjax.reporting.tables import evaluations, figures, overview
 from cmjax.runs.found import Found, find
+from cmjax.runs.trained import open_trained
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +28,27 @@ FOR_WORDS = 200_000
 HERE = Path(__file__).parent
 
 
-def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None) -> int:
+def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None, data_dir: str | None = None) -> int:
     """Write the page about the runs in `workdirs`.
 
     Args:    source: the training images of the one run, where they are open; else those that its record names.
+             data_dir: where the runs' data are now, None for where their records say.
     Returns: the bytes of the page.
     Raises:  ConfigError where a folder is no run's; MissingLibrary without Bokeh; OSError without `out`.
     """
     require("bokeh", "--mode=report")
-    open_source: Callable[[], Source] | None = None if source is None else lambda: source
+
+    def opener(workdir: Path) -> Callable[[], Source] | None:
+        if source is not None:
+            return lambda: source
+        if data_dir is None:
+            return None
+        return lambda: open_trained(workdir, data_dir=data_dir).run().open_source("train")
+
     found = [_settled(find(workdir)) for workdir in workdirs]
     names = _names(workdirs)
     given = zip(names, workdirs, found, strict=True)
-    parts = [read_part(name, workdir, one, open_source) for name, workdir, one in given]
+    parts = [read_part(name, workdir, one, opener(workdir)) for name, workdir, one in given]
     page = render(parts).encode()
     write_atomically(out, page)
     return len(page)

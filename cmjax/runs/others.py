@@ -12,6 +12,8 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
+from cmjax.data.sources import Source
+from cmjax.runs.classes import check_classes
 from cmjax.runs.trained import load, open_trained
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,13 @@ def check_teacher(run: Run, teacher: FlowMap, student: Model, shape: tuple[int, 
             f"config.net.class_conditional={student.class_conditional}: config.{field}={name!r} has {conditional}; "
             "they must agree"
         )
+
+
+def check_classes_of_others(run: Run, student: Model, source: Source) -> None:
+    """Raise ConfigError where the labels of a teacher, or of the run `init_from`, mean other classes than these."""
+    for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
+        if name and student.class_conditional:
+            check_classes(open_trained(name), source, f"config.{field}={name!r}")
 
 
 def _teacher_field(run: Run) -> str:

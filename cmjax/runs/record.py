@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.recorded import FORMAT, completed, shapes_state
+from cmjax.config.recorded import FORMAT, completed, is_class_conditional, shapes_state
 from cmjax.core.typing import Params
 from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
+from cmjax.runs.classes import differing_classes
 from cmjax.runs.provenance import provenance
 from cmjax.training.checkpoint import save_average
 from cmjax.training.optimizer import EMA
@@ -26,11 +27,12 @@ def write_record(
     imported: Mapping[str, str] | None = None,
     recipe: str | None = None,
     device: str | None = None,
+    classes: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Create the workdir, or check that it belongs to the same run, and write `config.json`.
 
     Args:    imported: where the parameters came from and under which licence, where no run here made them. recipe: the
-             configuration's name. device: what it runs on, in words.
+             configuration's name. device: what it runs on, in words. classes: what `classes_of` says of the data.
     Returns: the differing fields that a run may change on the way, as "field: old -> new".
     Raises:  ConfigError where the folder cannot be written or is another run's, naming the fields that differ.
     """
@@ -46,27 +48,39 @@ def write_record(
     record |= {"imported": imported} if imported else {}
     record |= {"recipe": recipe} if recipe else {}
     record |= {"device": device} if device else {}
-    changed: list[str] = []
-    if (workdir / RECORD).exists():
-        old = read_record(workdir)
-        if "imported" in old:
-            raise ConfigError(
-                f"--workdir={workdir} holds weights that no run here made; train elsewhere, from them, with "
-                f"--config.init_from={workdir}"
-            )
-        if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
-            raise ConfigError(f"--workdir={workdir} was made with data of shape {old['shape']}; name another")
-        differing = dict(differences(old["config"], config))
-        fatal = [f"  {field}: {_told(*pair)}" for field, pair in differing.items() if shapes_state(field, *pair)]
-        if fatal:
-            raise ConfigError(
-                f"--workdir={workdir} was made by another configuration, which its checkpoints depend on:\n"
-                + "\n".join(fatal)
-                + "\nName another --workdir, or use the old values."
-            )
-        changed = [f"{field}: {_told(*pair)}" for field, pair in differing.items()]
+    record |= classes or {}
+    changed = _changes(workdir, record) if (workdir / RECORD).exists() else []
     write_atomically(workdir / RECORD, to_json(record))
     return changed
+
+
+def _changes(workdir: Path, record: Mapping[str, Any]) -> list[str]:
+    """What the record that is there says otherwise, as "field: old -> new". Raises: ConfigError, as `write_record`."""
+    old = read_record(workdir)
+    if "imported" in old:
+        raise ConfigError(
+            f"--workdir={workdir} holds weights that no run here made; train elsewhere, from them, with "
+            f"--config.init_from={workdir}"
+        )
+    if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
+        was, now = (f"{one['shape']} in {one['num_classes'] or 'no'} classes" for one in (old, record))
+        raise ConfigError(f"--workdir={workdir} was made with data of shape {was}, and these are {now}; name another")
+    renamed = differing_classes(old.get("class_names"), record.get("class_names"))
+    if renamed and is_class_conditional(record["config"]):
+        raise ConfigError(
+            f"--workdir={workdir} was trained with classes of other names: {renamed}; give the classes their names "
+            "again, for their labels would change, or name another"
+        )
+    differing = dict(differences(old["config"], record["config"]))
+    fatal = [f"  {field}: {_told(*pair)}" for field, pair in differing.items() if shapes_state(field, *pair)]
+    if fatal:
+        raise ConfigError(
+            f"--workdir={workdir} was made by another configuration, which its checkpoints depend on:\n"
+            + "\n".join(fatal)
+            + "\nName another --workdir, or use the old values."
+        )
+    changed = [f"{field}: {_told(*pair)}" for field, pair in differing.items()]
+    return [*changed, f"data: {renamed}"] if renamed else changed
 
 
 def unwritable(workdir: Path, error: OSError) -> ConfigError:
@@ -89,10 +103,11 @@ def write_model(
     *,
     imported: Mapping[str, str] | None,
     option: str,
+    classes: Mapping[str, Any] | None = None,
 ) -> None:
     """A run's folder of parameters that no training in it made. It appears whole, under its name, or not at all.
 
-    Args:   folder: new, as `check_new` has it. imported: as in `write_record`. option: that named the folder.
+    Args:   folder: new, as `check_new` has it. imported, classes: as in `write_record`. option: that named the folder.
     Raises: ConfigError where it cannot be written.
     """
     partial = folder if is_bucket(folder) else folder.with_name(f".{folder.name}.partial")
@@ -100,7 +115,8 @@ def write_model(
         remove_folder(partial)
         partial.mkdir(parents=True)
         save_average(partial / "checkpoints", params, EMA)
-        write_record(partial, config, tuple(shape), num_classes, imported=imported)  # without it, no run's folder
+        # without it, no run's folder
+        write_record(partial, config, tuple(shape), num_classes, imported=imported, classes=classes)
         if is_bucket(folder):
             return
         if folder.exists():

@@ -32,7 +32,7 @@ from cmjax.machine.mesh import bytes_per_device, make_mesh, move, parameter_shar
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
-from cmjax.runs.others import check_teacher, load_other, load_teacher
+from cmjax.runs.others import check_classes_of_others, check_teacher, load_other, load_teacher
 from cmjax.runs.record import unwritable
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.training.method import TEACHER
@@ -76,9 +76,9 @@ def cache_compilations(workdir: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def open_to_draw(workdir_or_checkpoint: str | Path) -> Trained:
+def open_to_draw(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
     """`open_trained`, and what is compiled from here on is kept beside the run."""
-    trained = open_trained(workdir_or_checkpoint)
+    trained = open_trained(workdir_or_checkpoint, data_dir=data_dir)
     cache_compilations(trained.folder)
     return trained
 
@@ -137,6 +137,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     check_network(model.module, tuple(source.shape))
     if teacher is not None:
         check_teacher(run, teacher, model, tuple(source.shape))
+    check_classes_of_others(run, model, source)
     setup = Setup(run, mesh, source, model, teacher, frozen)
     _check_memory(setup)
     return setup

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cmjax.runs.classes import in_words
 from cmjax.runs.found import Found
 
 Rows = Iterator[tuple[str, str]]
@@ -28,6 +29,8 @@ def _made_with(found: Found) -> Rows:
     height, width, channels = record["shape"]
     classes = f", {record['num_classes']} classes" if record["num_classes"] else ""
     yield "data", f"{description.data}, {height}x{width}x{channels}{classes}"
+    if (names := record.get("class_names")) and names != list(map(str, range(len(names)))):
+        yield "classes", in_words(names)
     if description.teacher:
         yield "teacher", description.teacher
 

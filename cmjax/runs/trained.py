@@ -55,6 +55,12 @@ class Trained:
         return self.record["num_classes"] if self.model.class_conditional else None
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes that the model is told, by their numbers, which are their names where none are recorded."""
+        classes = self.num_classes or 0
+        return tuple(self.record.get("class_names") or map(str, range(classes)))[:classes]
+
+    @property
     def imported(self) -> Mapping[str, str] | None:
         """Where the weights came from; None where this run trained them."""
         return self.record.get("imported")
@@ -105,14 +111,17 @@ class Trained:
         return self.model.bind(params, self.shape)
 
 
-def open_trained(workdir_or_checkpoint: str | Path) -> Trained:
-    """The run's folder, or one checkpoint of it.
+def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
+    """The run's folder, or one checkpoint of it. data_dir: where its data are now; None for where they were.
 
     Raises: ConfigError where the path is no run's folder.
     """
     folder, step = split_checkpoint(workdir_or_checkpoint)
     record = read_record(folder)
-    return Trained(folder, step, record, read_recorded(record["config"], record["num_classes"]))
+    trained = Trained(folder, step, record, read_recorded(record["config"], record["num_classes"]))
+    if data_dir is None or not trained.recorded.has_data:
+        return trained
+    return replace(trained, record={**record, "config": changed(record["config"], "data.data_dir", data_dir)})
 
 
 def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
