@@ -134,7 +134,7 @@ def test_one_compilation_serves_a_growing_number_of_scales():
 def test_labels_are_left_out_by_a_key_of_their_own(monkeypatch):
     """Of one key `fold_in` and `split` make the same ones."""
     keys = {}
-    monkeypatch.setattr(train_step, "drop_labels", lambda key, label, rate: keys.update(labels=key) or label)
+    monkeypatch.setattr(train_step, "drop_labels", lambda key, label, **rate: keys.update(labels=key) or label)
 
     def augment(x0, key):
         keys["augment"] = key
