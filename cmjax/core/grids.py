@@ -45,8 +45,7 @@ def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> 
     if not path.spaced_by_level:
         return np.linspace(t_min, t_max, n)
     low, high = (float(path.noise_level(t)) for t in (t_min, t_max))
-    grid = np.asarray(
-        path.time_at(jnp.asarray(karras_grid(n, t_min=max(low, LOWEST), t_max=high, rho=rho))), np.float64
-    )
+    levels = karras_grid(n, t_min=max(low, LOWEST), t_max=high, rho=rho)
+    grid = np.array(path.time_at(jnp.asarray(levels, float)), np.float64)  # a copy, for a view cannot be written to
     grid[0], grid[-1] = t_min, t_max
     return grid

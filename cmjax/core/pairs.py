@@ -112,7 +112,7 @@ def shrinking_gap(
 
     def ratio(t, step):
         adjustment = 1 + k * jax.nn.sigmoid(-b * t) if adjust == "sigmoid" else 1.0
-        return t * jnp.maximum(1 - q ** -(stage(step) + 1.0) * adjustment, 0)
+        return t * jnp.maximum(1 - q ** -jnp.asarray(stage(step) + 1, float) * adjustment, 0)
 
     return ratio
 
@@ -200,7 +200,7 @@ def dyadic_pairs(*, steps: Count, share: float, t_max: float = 1.0) -> TimesSamp
     def draw(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
         halved = jnp.arange(batch_size) < part_of(share, batch_size)
-        count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps)
+        count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps).astype(float)
         place = jnp.floor(jax.random.uniform(place_key, (batch_size,)) * count)
         t, s = (t_max * (place + 1) / count, t_max * place / count)
         return Times(t=t, r=jnp.where(halved, (t + s) / 2, s), s=s)
@@ -236,7 +236,7 @@ def skipping_pairs(*, steps: Count, skip: Count) -> TimesSampler:
         raise ValueError(f"skip must lie between 1 and steps={steps}, got {skip}")
 
     def draw(key, batch_size, step):
-        i = jax.random.randint(key, (batch_size,), 0, steps - skip)
+        i = jax.random.randint(key, (batch_size,), 0, steps - skip).astype(float)
         return Times(t=(i + skip) / steps, r=i / steps)
 
     return draw

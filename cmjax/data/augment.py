@@ -120,13 +120,15 @@ def _amount(name: str, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
         case "quarter_turns":
             return jax.random.randint(key, (b,), 0, 4).astype(float)
         case "shift":
-            reach = SHIFT_MAX * jnp.array([[w, h]])
+            reach = SHIFT_MAX * jnp.array([[w, h]], float)
             return jnp.round(jax.random.uniform(key, (b, 2), minval=-1, maxval=1) * reach) / reach
         case "rotation" | "hue":
             return _angle(key, b)
         case "stretch":
             size_key, angle_key, tilted_key = jax.random.split(key, 3)
-            tilted = jax.random.bernoulli(tilted_key, shape=(b,))  # half of them along the image's own axes
+            tilted = jax.random.bernoulli(tilted_key, shape=(b,)).astype(
+                float
+            )  # half of them along the image's own axes
             return jnp.stack([jax.random.normal(size_key, (b,)), tilted * _angle(angle_key, b)], axis=1)
         case "translation":
             return jax.random.normal(key, (b, 2))
@@ -146,7 +148,7 @@ def labels(draws: Draws) -> Float[Array, "b n"]:
             continue
         match name:
             case "quarter_turns":
-                columns += [(x == 1) | (x == 2), (x == 2) | (x == 3)]
+                columns += [((x == 1) | (x == 2)).astype(x.dtype), ((x == 2) | (x == 3)).astype(x.dtype)]
             case "rotation" | "hue":
                 columns += [jnp.cos(x) - 1, jnp.sin(x)]
             case "stretch":
@@ -226,8 +228,9 @@ def _translation(x: Array, y: Array) -> Array:
 
 def _matrix(*rows: list) -> Array:
     """(b, 3, 3) from rows of arrays (b,) and numbers."""
-    entries = jnp.broadcast_arrays(*(jnp.asarray(entry) for row in rows for entry in row))
-    return jnp.stack(entries, axis=-1).reshape(-1, 3, 3)
+    entries = [entry for row in rows for entry in row]
+    dtype = next(entry.dtype for entry in entries if isinstance(entry, Array))
+    return jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x, dtype) for x in entries)), axis=-1).reshape(-1, 3, 3)
 
 
 def _recolor(images: Array, draws: Draws) -> Array:

@@ -165,12 +165,22 @@ def make_optimizer(
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        rule,
+        _promoting(rule),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
         *([project(projection)] if projection else []),
         track_averages(average_rates),
     )
+
+
+def _promoting(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The rule where JAX is told not to promote types: Optax's own raise a rate to the power of an int32 count."""
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return rule.update(updates, state, params)
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def constant_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
@@ -208,9 +218,9 @@ def inverse_sqrt_rate(
 def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
-    if warmup_steps == 0:
-        return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), schedule], [warmup_steps])
+    if warmup_steps:
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), schedule], [warmup_steps])
+    return lambda step: schedule(jnp.asarray(step, float))
 
 
 def ema(*, rate: Rate, batch_size: int, corrected: bool = True) -> Schedule:

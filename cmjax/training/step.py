@@ -93,9 +93,9 @@ def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainStat
 
     metrics = {"loss": jnp.where(good, loss, jnp.nan), "grad_norm": grad_norm, "finite": finite}
     if skip_nonfinite:
-        metrics["skipped"] = state.skipped + (finite & ~good)
+        metrics["skipped"] = state.skipped + (finite & ~good).astype(jnp.int32)
     state = _only_if(good, update, state)
-    return state.replace(step=state.step + finite, finite=finite), metrics
+    return state.replace(step=state.step + finite.astype(jnp.int32), finite=finite), metrics
 
 
 def _only_if(condition, function, state):
@@ -138,7 +138,7 @@ def prepare_inputs(
 def _tally(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:
     """The sum of the losses in each bin, and their number."""
     within = places[None] == jnp.arange(bins)[:, None]
-    return jnp.stack([jnp.sum(jnp.where(within, losses[None], 0), axis=1), jnp.sum(within, axis=1)])
+    return jnp.stack([jnp.sum(jnp.where(within, losses[None], 0), axis=1), jnp.sum(within, axis=1, dtype=losses.dtype)])
 
 
 def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
