@@ -96,7 +96,9 @@ def dit(**changes) -> ConfigDict:
 
 
 LPIPS = 'lpips(vgg="vgg16-397923af.pth", heads="vgg.pth")'
-"""The published metric; the paths are of its weights (see README)."""
+"""The published metric on CIFAR-10; the paths are of its weights (see docs/howto/data.md)."""
+LPIPS_AVERAGE = LPIPS.replace(")", ', pooling="average")')
+"""The one of the published runs on ImageNet and LSUN."""
 
 
 def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.config.choices import DISTANCES, read_distance
+from cmjax.config.fields import Fields
 from cmjax.core.distances import curvature_speed
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.lpips import WIDTHS, lpips
+from configs import imagenet64_cd, imagenet64_ct
 
 RECORDED = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "lpips.npz"
 # Programs that run once: compiling them is what these tests cost.
@@ -60,6 +63,21 @@ def test_recorded_distances(params, key, resize):
         expected = recorded[key].ravel()
     distances = quick_jit(lambda params, x, y: lpips(params, x, y, resize=resize, pool="avg"))(params, x, y)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("pooling", "pool"), [("", "max"), (", pooling='average'", "avg")])
+def test_a_recipe_chooses_the_pooling(params, files, pooling, pool):
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
+    text = f"lpips(vgg={str(files[0])!r}, heads={str(files[1])!r}, resize=16{pooling})"
+    make, weights = read_distance(Fields({"distance": text}))
+    distance = make({"lpips": weights["lpips"].load()})
+    np.testing.assert_allclose(distance(x, -x), lpips(params, x, -x, resize=16, pool=pool), rtol=1e-6)
+
+
+def test_the_published_runs_on_imagenet_average():
+    for recipe in (imagenet64_cd, imagenet64_ct):
+        chosen = Fields(recipe.get_config().objective.to_dict()).choice("distance", DISTANCES)
+        assert chosen.parameters["pooling"] == "average"
 
 
 def test_gradient_is_finite_at_zero_distance_and_at_zero_features(params):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +59,19 @@ NORMALIZATIONS = {
 }
 
 
-def _lpips(*, vgg: str, heads: str, resize: Annotated[int, Within(16, 4096)] = 224) -> tuple[Callable, FrozenWeights]:
-    """LPIPS, and its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`."""
-    return partial(lpips, resize=resize), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
+def _lpips(
+    *,
+    vgg: str,
+    heads: str,
+    resize: Annotated[int, Within(16, 4096)] = 224,
+    pooling: Literal["max", "average"] = "max",
+) -> tuple[Callable, FrozenWeights]:
+    """LPIPS, and its weights: torchvision's `vgg16-397923af.pth` and the lpips package's `vgg.pth`.
+
+    `pooling`: "max" as VGG16 was trained and LPIPS published; "average" in the released runs on ImageNet and LSUN.
+    """
+    pool = {"max": "max", "average": "avg"}[pooling]
+    return partial(lpips, resize=resize, pool=pool), FrozenWeights(partial(load_lpips, vgg, heads), lpips_shapes)
 
 
 COUPLINGS = {"independent": lambda: None, "minibatch_ot": couplings.minibatch_ot}

@@ -24,7 +24,7 @@ def lpips(
 
     Args:    params: of `cmjax.interop.lpips.load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
              resize: bilinear enlargement to this size where either side is smaller, as consistency distillation does;
-             None for none. pool: "max" as published, or "avg", which the released consistency models use.
+             None for none. pool: "max" as published, or "avg", of the released consistency models on ImageNet and LSUN.
     Returns: (b,), 0 up to rounding where x = y; its gradient is finite everywhere.
     Raises:  ValueError for another `pool`, or images without three channels.
     """
