@@ -187,7 +187,8 @@ def group_norm(
     channels.   [Wu & He 2018]
 
     The moments are means over positions for each channel first, so that the large array is read once for each, and
-    once more for the result, whatever the number of groups.
+    once more for the result, whatever the number of groups. As the variance is E[x²] − mean², the result's error is up
+    to 6e-7·(mean/std)²: 0.006 where a group's mean is 100 times its standard deviation.
     """
     b, _, _, channels = x.shape
 

@@ -41,6 +41,9 @@ class AveragesState(NamedTuple):
 def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformation:
     """Exponential moving averages of the *updated* parameters, avg ← μ(k)·avg + (1 − μ(k))·θ_{k+1}.
 
+    In float32 an average stays where it is while (1 − μ)·|θ − avg| is below half a unit in its last place: within
+    3e-8/(1 − μ) of a parameter that has settled, relative to it, which is 6e-4 at μ = 0.99995.
+
     Leaves the updates as they are. Stands last in a chain, where the updates are the ones that will be applied.
 
     Args: rates: for each average its name and the rate μ as a function of the optimizer step.
