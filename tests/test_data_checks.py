@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,8 @@ def with_one(images, place, value):
 def config_of(**fields):
     config = importlib.import_module("configs.digits_ct").get_config()
     config.net.width, config.net.depth, config.batch_size = 8, 1, 8
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    with config.ignore_type():  # as the command line does
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config.to_dict()
 
 
@@ -371,3 +373,35 @@ def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
     flow_map: Any = SimpleNamespace(shape=(4, 4, 3))
     with pytest.raises(ConfigError, match="figures need at least 6 held-out pictures, and there are 5; name them"):
         search.score_along(trained, flow_map, "fd")
+
+
+def test_files_that_hold_12_bits_are_refused(tmp_path):
+    for i in range(30):
+        levels = RANDOM.integers(0, 4096, (8, 8)).astype(np.uint16)
+        Image.fromarray(levels).save(tmp_path / f"{i}.png")
+    line = said(data_of("folder", tmp_path, data__image_size=8, data__channels=1))
+    assert re.search(
+        r"nearly black: no pixel is above 15 of 255\. .*10 or 12 bits in files of 16, look so: scale", line
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 12), [8, 12]])
+def test_pictures_that_are_not_square(tmp_path, size):
+    for i in range(20):
+        picture(tmp_path / f"{i}.png", width=30 + i, height=20)
+    run = read_run(data_of("folder", tmp_path, data__image_size=size))
+    assert run.open_source("train").shape == (8, 12, 3)
+    np.savez(tmp_path / "x.npz", images=PIXELS[:, :3])
+    assert read_run(data_of("arrays", tmp_path / "x.npz", data__image_size=(3, 4))).open_source("train").shape[:2] == (
+        3,
+        4,
+    )
+    for wrong in (4, (4, 3)):
+        assert "the images of arrays are (3, 4, 3)" in said(
+            data_of("arrays", tmp_path / "x.npz", data__image_size=wrong)
+        )
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 0), (8, 12, 3), (8.5, 12), "x"])
+def test_sizes_that_are_none(size):
+    assert said(data_of("digits", "", data__image_size=size)).startswith(f"config.data.image_size={size!r}: must be")

@@ -80,11 +80,9 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
     return images if images.dtype == np.float32 else _converted(images, np.float32, where)
 
 
-def sample_range(images: np.ndarray, where: str) -> Range:
-    """The range of samples (n, h, w, c) of any program: uint8, or floats in [-1, 1], which may be left a little.
-
-    Raises: DataError with what is wrong, and what to do.
-    """
+def check_samples(images: np.ndarray, where: str) -> None:
+    """Raise DataError unless these can be samples (n, h, w, c) of any program: whole numbers from 0 to 255, or floats
+    in [-1, 1], which they may leave a little."""
     check_axes(images, where)
     there = range_of(images, where)
     if images.dtype.kind in "iu":
@@ -97,10 +95,9 @@ def sample_range(images: np.ndarray, where: str) -> Range:
             "np.rint(images * 255).astype(np.uint8)"
         )
     elif there.low >= 0:
-        raise DataError(f"{where}: {_no_floats(there)}")
+        raise DataError(f"{where}{_no_floats(there)}")
     elif max(-there.low, there.high) > 1 + OVERSHOOT:
         raise DataError(f"{where}: floats must be in [-1, 1], got {there.low:.4g} to {there.high:.4g}")
-    return there
 
 
 def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
