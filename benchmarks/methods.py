@@ -122,7 +122,7 @@ def sample_rows(name: str, out: Path) -> list[np.ndarray]:
     flow_map, samples = trained.load(), trained.samples
     times = samples.levels(trained.model)
     if flow_map.kind == "denoiser":
-        samplers = [diffusion_sampler(ddim, times)]
+        samplers = [diffusion_sampler(samples, times)]
     else:
         samplers = [consistency_sampler(levels, samples) for levels in (times[:1], times)]
     return [draw_images(sampler, flow_map, SHOWN, seed=0, conditions={}) for sampler in samplers]

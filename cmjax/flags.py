@@ -37,7 +37,7 @@ class Flags:
     def number(self, name: str, default: float | None, help: str, low: float | None = None, high: Any = None) -> None:
         absl_flags.DEFINE_float(name, default, help, low, high, self._named(name))
 
-    def boolean(self, name: str, default: bool, help: str) -> None:
+    def boolean(self, name: str, default: bool | None, help: str) -> None:
         absl_flags.DEFINE_boolean(name, default, help, flag_values=self._named(name))
 
     def one_of(self, name: str, default: str | None, choices: Iterable[str], help: str) -> None:

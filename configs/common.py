@@ -1,5 +1,7 @@
 """The fields that every recipe has, with the values that most of them share."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from cmjax.nets import defaults
@@ -32,7 +34,7 @@ def base() -> ConfigDict:
     config.log.bins = 0  # parts of the noise levels, whose mean losses are recorded beside the whole
     config.figures = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
     config.evaluate = ConfigDict({"every": 0, "num": 1000})  # steps between evaluations, 0: none; and their samples
-    config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round"})
+    config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round", "labels": "balanced"})
     config.report = True  # the page about the run, report.html, when training ends
     return config
 
@@ -103,22 +105,30 @@ LPIPS_AVERAGE = LPIPS.replace(")", ', pooling="average")')
 
 def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
     """Grids drawn every so many steps (0: at the end only), in one evaluation and along all of `times`."""
-    return ConfigDict({"every": every, "num": 64, "times": times, "sampler": "multistep"})
+    return _samples(every, times=times, sampler="multistep")
 
 
 def flow_map_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
     """The same of flow maps, which go from time to time without new noise, as their papers' samplers do."""
-    return ConfigDict({"every": every, "num": 64, "times": times, "sampler": "chain(gamma=0.0)"})
+    return _samples(every, times=times, sampler="chain(gamma=0.0)")
 
 
 def teacher_samples(*, every: int) -> ConfigDict:
     """Grids drawn by the PF-ODE."""
-    return ConfigDict({"every": every, "num": 64, "solver": "heun", "solver_steps": 18})
+    return _samples(every, solver="heun", solver_steps=18)
 
 
 def few_steps(*, every: int, times: tuple[float, ...]) -> ConfigDict:
     """Grids drawn by DDIM along `times`, of students that are denoisers."""
-    return ConfigDict({"every": every, "num": 64, "solver": "ddim", "times": times})
+    return _samples(every, solver="ddim", times=times)
+
+
+def _samples(every: int, **by: Any) -> ConfigDict:
+    """`guidance`: scale of classifier-free guidance, 1 for none; at the times of `guidance_interval`, () for all.
+
+    `clip`: every estimate of the image to [-1, 1], as OpenAI's released code does.
+    """
+    return ConfigDict({"every": every, "num": 64, **by, "guidance": 1.0, "guidance_interval": (), "clip": False})
 
 
 def optimizer(

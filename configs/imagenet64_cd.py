@@ -43,6 +43,7 @@ def get_config(variant: str = ""):
     )
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 1.382))
+    config.samples.clip = True  # as the released code samples
     if variant == "tiny":
         config.init_from = config.objective.teacher = "runs/imagenet64_edm-tiny"
     return common.variant(config, variant)

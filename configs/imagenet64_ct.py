@@ -39,4 +39,5 @@ def get_config(variant: str = ""):
     )
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 1.913))
+    config.samples.clip = True  # as the released code samples
     return common.variant(config, variant)

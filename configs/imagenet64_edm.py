@@ -35,4 +35,5 @@ def get_config(variant: str = ""):
     )
     config.checkpoint.save_every = 5000
     config.samples = common.teacher_samples(every=5000)
+    config.samples.clip = True  # as the released code samples
     return common.variant(config, variant)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from cmjax import Times, losses
 from cmjax.core.distances import l2
-from cmjax.core.guidance import NO_LABEL, drop_labels, guided, mix
+from cmjax.core.guidance import NO_LABEL, autoguided, drop_labels, guided, limited, mix
 from cmjax.core.ode import euler_step
 from cmjax.core.oracles import gaussian_denoiser, mixture_denoiser
 from cmjax.core.paths import ve
@@ -131,3 +131,32 @@ def test_the_guidance_of_a_distilled_step_is_the_mix():
     denoised = guided(classes)({}, x_t, t, **conditions)
     np.testing.assert_allclose(x_r, denoised + 0.9 * (x_t - denoised), rtol=1e-12)
     assert (label is conditions["label"], guidance is conditions["guidance"]) == (True, True)
+
+
+@pytest.mark.usefixtures("x64")
+def test_guidance_in_an_interval_is_guidance_there_and_none_elsewhere():
+    x, t = jax.random.normal(jax.random.key(0), (6, 2), jnp.float64), jnp.array([0.1, 0.3, 0.31, 2.0, 5.0, 5.01])
+    label = jnp.array([0, 1, 0, 1, 1, 0])
+    everywhere, none = (guided(classes)({}, x, t, guidance=w, label=label) for w in (3.0, 1.0))
+    ours = limited(guided(classes), low=0.3, high=5.0)
+    inside = np.array([False, False, True, True, True, False])
+    for scale in (3.0, jnp.full(6, 3.0)):
+        expected = np.where(inside[:, None], everywhere, none)
+        np.testing.assert_allclose(ours({}, x, t, guidance=scale, label=label), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        ours({}, x, 9.0, guidance=3.0, label=label), classes({}, x, 9.0, label=label), rtol=1e-12
+    )
+    assert np.abs(everywhere - none).max() > 0.1
+
+
+@pytest.mark.usefixtures("x64")
+def test_autoguidance_leads_away_from_the_weaker_model():
+    def at(mean, x, t, *, label=None):
+        return gaussian_denoiser(x, t, mean=mean, variance=VARIANCE)
+
+    x, t, means = jnp.ones((2, 2), jnp.float64), jnp.array([0.5, 2.0]), (jnp.array([0.3, 0.1]), jnp.array([-0.2, 0.4]))
+    ours = autoguided(at, at)
+    strong, weak = (at(mean, x, t) for mean in means)
+    np.testing.assert_allclose(ours(means, x, t, guidance=2.5), 2.5 * strong - 1.5 * weak, rtol=1e-12)
+    np.testing.assert_allclose(ours(means, x, t, guidance=1.0), strong, rtol=1e-12)
+    np.testing.assert_allclose(ours(means, x, t, guidance=jnp.array([1.0, 0.0]))[1], weak[1], rtol=1e-12)

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import methods
 from cmjax.config.run import read_run
+from cmjax.runs.record import write_record
 
 
 @pytest.mark.parametrize("data", ["digits", "oracle"])
@@ -18,6 +19,17 @@ def test_a_recipe_keeps_everything_but_its_length_and_folders(name, data):
     earlier = [config["init_from"], config["objective"].get("teacher"), config["objective"].get("first_stage")]
     trained_before = {str(out / f"digits_{n}") for n in (*methods.TEACHERS, *methods.METHODS)}
     assert {folder for folder in earlier if folder} <= trained_before
+
+
+@pytest.mark.parametrize(("sampler", "again"), [("multistep", True), ("chain(gamma=0.0)", False)])
+def test_a_run_that_was_sampled_otherwise_is_sampled_as_its_recipe_says(tmp_path, monkeypatch, sampler, again):
+    config = methods.recipe("meanflow", tmp_path, steps=50, data="digits")
+    workdir, called = tmp_path / "digits_meanflow", []
+    write_record(workdir, {**config, "samples": {**config["samples"], "sampler": sampler}}, (8, 8, 1), None)
+    (workdir / "summary.json").write_text('{"steps": 50}')
+    monkeypatch.setattr(methods.train, "run", lambda config, workdir: called.append(config["samples"]["sampler"]))
+    methods.trained("meanflow", tmp_path, steps=50, data="digits")
+    assert called == ["chain(gamma=0.0)"] * again
 
 
 def test_the_table_has_a_line_for_each_method_and_a_dash_for_what_it_lacks():

@@ -6,19 +6,25 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from cmjax.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import METHODS, read_model
 from cmjax.config.recorded import recorded_samples
 from cmjax.config.run import read_run
+from cmjax.config.samples import Samples
+from cmjax.core import solvers
+from cmjax.core.paths import ve
+from cmjax.core.sampling import FlowMap
 from cmjax.drawing import search
-from cmjax.judging.rows import read_rows
-from cmjax.modes import train
+from cmjax.drawing.draw import class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
+from cmjax.judging.rows import read_rows, row_there, table
+from cmjax.modes import sample, train
 from cmjax.recipes import load_recipe
 from cmjax.runs.record import write_model
 from cmjax.runs.trained import open_trained
-from configs import digits_classes, digits_edm, digits_meanflow
+from configs import digits_classes, digits_edm, digits_meanflow, digits_trig
 
 SMALL = {"width": 16, "depth": 1}
 
@@ -31,9 +37,10 @@ def small(recipe):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs of networks that are not trained: a flow map, a teacher and one with classes."""
+    """Runs of networks that are not trained: a flow map, and teachers, one with classes and one on another path."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, recipe in (("flow", digits_meanflow), ("edm", digits_edm), ("classes", digits_classes)):
+    recipes = {"flow": digits_meanflow, "edm": digits_edm, "classes": digits_classes, "other": digits_trig}
+    for name, recipe in recipes.items():
         config = small(recipe)
         classes = 10 if name == "classes" else None
         params = read_model(config.to_dict(), classes).init(jax.random.key(0), (8, 8, 1))
@@ -176,3 +183,119 @@ def test_a_run_names_its_sampler_in_grids_figures_and_rows(tmp_path):
     assert sorted(file.name for file in (tmp_path / "run" / "samples").iterdir()) == [f"0000002-{n}.png" for n in names]
     assert list(json.loads((tmp_path / "run" / "summary.json").read_text())["figures"])[:2] == names
     assert [row["sampler"] for row in read_rows(tmp_path / "run" / "evaluation.jsonl")] == names
+
+
+def test_every_estimate_is_clipped_where_it_is_asked_for(runs, tmp_path):
+    beyond = FlowMap({}, lambda params, x, t: x / t + 0.5, (2, 2, 4), 0.002, 80.0, "denoiser", ve)
+    for make in (consistency_sampler, lambda times, samples: diffusion_sampler(samples, times)):
+        drawn = [
+            draw_images(make((80.0, 0.8), Samples(clip=clip, solver=solvers.euler)), beyond, 3, seed=0, conditions={})
+            for clip in (True, False)
+        ]
+        assert np.abs(drawn[0]).max() == 1 < np.abs(drawn[1]).max()
+    assert images(runs, tmp_path, "edm", "--steps=3", "--clip").shape == (12, 8, 8, 1)
+    assert not open_trained(runs / "edm").samples.clip
+
+
+def test_random_labels_are_a_function_of_the_seed_and_the_index():
+    many = class_labels(2000, 10, random_seed=3)["label"]
+    np.testing.assert_array_equal(class_labels(50, 10, random_seed=3)["label"], many[:50])
+    assert many.dtype == np.int32
+    assert stats.chisquare(np.bincount(many, minlength=10)).pvalue > 1e-3
+    assert (many != class_labels(2000, 10, random_seed=4)["label"]).mean() > 0.8
+    np.testing.assert_array_equal(class_labels(12, 10)["label"], np.arange(12) % 10)
+
+
+def test_a_row_names_what_its_samples_depend_on(runs):
+    """The guiding model is the guided one: their mix is the unguided model, whatever the scale."""
+    asked = ["evaluate", f"--workdir={runs / 'classes'}", "--num=40", "--metrics=fd", "--steps=3"]
+    ways = {
+        "": {"labels": "balanced"},
+        "--labels=random": {"labels": "random"},
+        "--guidance=2": {"guidance": 2.0, "evaluations": 10},
+        "--guidance=2 --guidance_interval=0.3,5": {"guidance_interval": [0.3, 5.0]},
+        f"--guidance=2 --autoguidance={runs / 'classes'}": {"guidance": 2.0, "evaluations": 10},
+        "--clip": {"clip": True},
+    }
+    for way in ways:
+        do(*asked, *way.split())
+    do(*asked)
+    rows = read_rows(runs / "classes" / "evaluation.jsonl")
+    assert len(rows) == len(ways)
+    for row, expected in zip(rows, ways.values(), strict=True):
+        assert expected.items() <= row.items()
+    figures = [row["metrics"]["fd"] for row in rows]
+    assert figures[4] == pytest.approx(figures[0], rel=1e-3)
+    assert min(abs(figures[0] - figures[i]) for i in (1, 2)) > 1e-6 < abs(figures[2] - figures[3])
+    assert rows[4]["autoguidance"].endswith("classes/checkpoints/0 " + rows[4]["average"])
+    older = {name: value for name, value in rows[0].items() if name != "labels"}
+    assert row_there([older], rows[0], rows[0]["protocol"]) == older
+    assert "labels random" in table(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "classes",
+            ["--guidance_interval=5,0.3", "--guidance=2"],
+            r"--guidance_interval=\(5.0, 0.3\): must be two times",
+        ),
+        ("classes", ["--guidance_interval=a,b", "--guidance=2"], r"--guidance_interval=a,b: must be two times, as"),
+        ("classes", ["--guidance_interval=90,99", "--guidance=2"], r"enclose some of \[0.002, 80.0\]"),
+        ("classes", ["--guidance_interval=0.3,5"], r"--guidance_interval=0.3,5: has no effect at guidance 1"),
+        ("classes", ["--autoguidance={classes}"], r"--autoguidance=.*: has no effect at guidance 1: name a scale"),
+        ("classes", ["--autoguidance={edm}", "--guidance=2"], r"its number of classes is 0; that of .*classes is 10"),
+        ("edm", ["--autoguidance={flow}", "--guidance=2"], r"its kind is flow_map; that of .*edm is denoiser"),
+        ("edm", ["--autoguidance={other}", "--guidance=2"], r"its path is trig; that of .*edm is ve"),
+        ("edm", ["--autoguidance={edm}/no", "--guidance=2"], r"--autoguidance=.*/no is not a run's folder"),
+        ("edm", ["--autoguidance={edm}", "--autoguidance_average=4", "--guidance=2"], r"keeps 1 average"),
+        ("edm", ["--autoguidance_average=1"], r"--autoguidance_average=1: of which run\?"),
+        ("flow", ["--autoguidance={edm}", "--guidance=2"], r"--autoguidance=.*: is of diffusion models"),
+        ("edm", ["--guidance=2"], r"--guidance=2.0: it is by classes, which the model has not, or by --autoguidance"),
+        ("edm", ["--labels=random"], r"--labels=random: the model has no classes"),
+        ("flow", ["--clip"], r"--clip: is of multistep sampling"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_mistakes_of_guidance_labels_and_clipping_are_named(runs, mode, name, arguments, message):
+    arguments = [argument.format(**{run.name: run for run in runs.iterdir()}) for argument in arguments]
+    with pytest.raises(ConfigError, match=message):
+        do(mode, f"--workdir={runs / name}", "--num=10", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field", "value", "message"),
+    [
+        ("digits_guided_cd", "guidance_interval", (5.0,), r"config.samples.guidance_interval=.*: must be two times"),
+        ("digits_classes", "guidance_interval", (0.3, 5.0), r"guidance_interval=.*: has nothing to limit where"),
+        ("digits_meanflow", "clip", True, r"config.samples.clip=True: is of multistep sampling"),
+        ("digits_edm", "clip", "yes", r"config.samples.clip='yes': must be True or False"),
+    ],
+)
+def test_what_a_recipe_says_of_its_samples_is_checked(recipe, field, value, message):
+    config = load_recipe(recipe)
+    with config.ignore_type():
+        config.samples[field] = value
+    with pytest.raises(ConfigError, match=message):
+        read_run(config.to_dict())
+
+
+def test_parts_of_a_large_draw_depend_on_every_choice(runs, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(sample, "write_array", lambda *_, settings: written.append(settings))
+    ways = ["", "--labels=random", "--clip", "--guidance=2", "--guidance=2 --guidance_interval=0.3,5"]
+    ways += [f"--guidance=2 --autoguidance={runs / 'classes'}", "--solver=churn(s_churn=5)", "--steps=4", "--label=3"]
+    for way in ways:
+        do("sample", f"--workdir={runs / 'classes'}", "--num=12", f"--out={tmp_path / 'x.npz'}", *way.split())
+    assert len({json.dumps(settings) for settings in written}) == len(ways)
+
+
+def test_a_network_that_takes_the_interval_of_guidance_is_given_it():
+    labels = {"label": np.array([0, 1])}
+    _, conditions = with_guidance(
+        FlowMap({}, lambda *_, **__: 0, (2,), 0.0, 1.0, "flow_map", ve), labels, 2.0,
+        takes=True, interval=(0.2, 0.7), takes_interval=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(conditions["interval"], [[0.2, 0.7]] * 2)
+    np.testing.assert_allclose(conditions["guidance"], 2.0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.published import PUBLISHED
@@ -14,6 +15,8 @@ WEIGHTS = Path("~/.cache/cmjax")
 """The folder of published networks' files, where none is named."""
 
 
+LABELS = ("balanced", "random")
+"""How the labels of many samples are chosen: every class in turn, or each at random."""
 FEATURES = ("inception", "dinov2", "clip", "own")
 """What --features may name."""
 
@@ -24,6 +27,7 @@ class Evaluation:
 
     metrics: of `FIGURES`; empty: the default for the weights that are there. features: the network of those that fit
     several; "": Inception where its weights are there, else the data's own. weights: their folder. uint8: of `UINT8`.
+    labels: of samples with classes, of `LABELS`: every class in turn, or each at random, as EDM evaluates.
     """
 
     every: int = 0
@@ -32,6 +36,7 @@ class Evaluation:
     features: str = ""
     weights: Path = WEIGHTS
     uint8: str = "round"
+    labels: str = "balanced"
 
 
 def read_evaluation(fields: Fields) -> Evaluation:
@@ -44,15 +49,16 @@ def read_evaluation(fields: Fields) -> Evaluation:
         features=fields.one_of("features", ("", *FEATURES)) if fields.has("features") else "",
         weights=to_path(fields.text("weights") or WEIGHTS) if fields.has("weights") else default.weights,
         uint8=fields.one_of("uint8", UINT8) if fields.has("uint8") else default.uint8,
+        labels=fields.one_of("labels", LABELS) if fields.has("labels") else default.labels,
     )
 
 
 def evaluation_of_options(
-    metrics: Sequence[str] | None, features: str | None, weights: str | None, num: int, uint8: str
+    metrics: Sequence[str] | None, features: str | None, weights: str | None, **others: Any
 ) -> Evaluation:
     """The same of the command line's options. Raises: ConfigError."""
-    values = {"metrics": tuple(metrics or ()), "features": features or "", "weights": weights or "", "uint8": uint8}
-    return read_evaluation(Fields({**values, "num": num, "every": 0}, prefix="--"))
+    values = {"metrics": tuple(metrics or ()), "features": features or "", "weights": weights or ""}
+    return read_evaluation(Fields({**values, **others, "every": 0}, prefix="--"))
 
 
 def _metrics(fields: Fields) -> tuple[str, ...]:

@@ -103,6 +103,11 @@ class Model:
         """Whether the network takes the scale of classifier-free guidance."""
         return getattr(self.module, "guided", False)
 
+    @property
+    def guided_interval(self) -> bool:
+        """Whether the network takes the interval of classifier-free guidance."""
+        return getattr(self.module, "guided_interval", False)
+
     def init(self, key: PRNGKey, shape: tuple[int, ...]) -> Params:
         """Fresh parameters for samples of `shape` (h, w, c)."""
         return init_params(self.module, key, shape)

@@ -53,6 +53,12 @@ EDIT_STEPS = 40
 """Points of the grid that an edit descends, unless its times are given."""
 
 
+OF_MULTISTEP = ("full_noise", "clip")
+"""Fields that a chain has not: it makes no estimates of the clean data on its way."""
+CHOICES = ("full_noise", "unit_start", "clip", "guidance_interval", "autoguidance")
+"""Fields of `Samples` that are recorded where they are not the default."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """How a run draws its own samples. The defaults are for weights that no run here made.
@@ -60,7 +66,9 @@ class Samples:
     every: steps between grids; 0: at the end only. num: how many. guidance: scale of classifier-free guidance; 1: none.
     solver, solver_name, solver_steps: of a denoiser. times: descending; None: a denoiser's grid of `solver_steps`, and
     a consistency model's one evaluation. gamma: of a flow map's chain; None: multistep consistency sampling.
-    full_noise: as in `sample_fn`. unit_start: samples start from a unit Gaussian, and not from b(T) times one.
+    full_noise, clip: as in `sample_fn`. unit_start: samples start from a unit Gaussian, and not from b(T) times one.
+    guidance_interval: times between which samples are guided, see `limited`; None: everywhere. autoguidance: the name
+    of the weaker model that guides them, "" for none.
     """
 
     every: int = 0
@@ -73,6 +81,9 @@ class Samples:
     gamma: float | None = None
     full_noise: bool = False
     unit_start: bool = False
+    clip: bool = False
+    guidance_interval: tuple[float, float] | None = None
+    autoguidance: str = ""
 
     def levels(self, model: Model) -> tuple[float, ...]:
         """The descending times. A grid is computed here, on a device."""
@@ -92,7 +103,7 @@ class Samples:
     def choices(self) -> dict[str, Any]:
         """What samples depend on beside their sampler's name, their times and the scale of guidance, where it is not
         the default: fields of what is recorded of them."""
-        fields = {"full_noise": self.full_noise, "unit_start": self.unit_start}
+        fields = {name: getattr(self, name) for name in CHOICES}
         return {name: value for name, value in fields.items() if value}
 
 
@@ -105,6 +116,10 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
     )
     if samples.guidance != 1 and not spec.net["class_conditional"]:
         raise fields.error("guidance", "is by labels: set config.net.class_conditional=True, or leave it at 1")
+    interval = read_interval(fields, spec.constants["t_min"], spec.constants["t_max"])
+    if interval and samples.guidance == 1:
+        raise fields.error("guidance_interval", "has nothing to limit where config.samples.guidance=1")
+    samples = replace(samples, guidance_interval=interval, clip=fields.boolean("clip", absent=False))
     if spec.kind == "denoiser":
         name, solver = read_solver(fields, spec.path, spec.constants["t_max"])
         samples = replace(samples, solver=solver, solver_name=name)
@@ -117,9 +132,22 @@ def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
         raise fields.error("times", str(error)) from error
     samples = replace(samples, times=times, gamma=read_sampler(fields, spec.kind))
     noise = {name: fields.boolean(name, absent=False) for name in ("full_noise", "unit_start")}
-    if noise["full_noise"] and samples.gamma is not None:
-        raise fields.error("full_noise", "is of multistep sampling: set config.samples.sampler='multistep'")
-    return replace(samples, **noise)
+    samples = replace(samples, **noise)
+    for name in OF_MULTISTEP:
+        if getattr(samples, name) and samples.gamma is not None:
+            raise fields.error(name, "is of multistep sampling: set config.samples.sampler='multistep'")
+    return samples
+
+
+def read_interval(fields: Fields, t_min: float, t_max: float) -> tuple[float, float] | None:
+    """The field `guidance_interval`, two times; None where it is empty or missing."""
+    if not fields.has("guidance_interval") or fields.value("guidance_interval") in ((), []):
+        return None
+    numbers = fields.numbers("guidance_interval")
+    if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] or numbers[1] <= t_min or numbers[0] >= t_max:
+        text = f"must be two times, the lower first, that enclose some of [{t_min}, {t_max}]"
+        raise fields.error("guidance_interval", text)
+    return numbers[0], numbers[1]
 
 
 def read_sampler(fields: Fields, kind: str) -> float | None:

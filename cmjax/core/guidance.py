@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the random removal of labels that it needs in training."""
+"""Guidance: classifier-free, by a weaker model, in an interval; and the random removal of labels in training."""
 
 import math
 from collections.abc import Callable
@@ -75,3 +75,35 @@ def guided(denoiser: Callable[..., Samples]) -> Callable[..., Samples]:
     parameters first or have them bound. A flow map can take its place.
     """
     return partial(_guided, denoiser)
+
+
+def _autoguided(
+    denoiser: Callable[..., Samples], weak: Callable[..., Samples], params, *args, guidance: Time, **inputs
+):
+    main_params, weak_params = params
+    return mix(denoiser(main_params, *args, **inputs), weak(weak_params, *args, **inputs), guidance)
+
+
+def autoguided(denoiser: Callable[..., Samples], weak: Callable[..., Samples]) -> Callable[..., Samples]:
+    """Autoguidance: the denoiser led away from a weaker one, (1 − w)·D_weak + w·D.   [Karras et al. 2024, autoguidance]
+
+    The weaker one is smaller or less trained, on the same data, path and conditions. The result takes the parameters of
+    both, (params, weak_params), and one more argument, `guidance`, w: a scalar or (b,). A call takes two evaluations.
+    """
+    return partial(_autoguided, denoiser, weak)
+
+
+def _limited(denoiser: Callable[..., Samples], low: float, high: float, params, x, t: Time, *args, guidance, **inputs):
+    scale = jnp.where((low < jnp.asarray(t)) & (jnp.asarray(t) <= high), guidance, 1.0)
+    return denoiser(params, x, t, *args, guidance=scale, **inputs)
+
+
+def limited(denoiser: Callable[..., Samples], *, low: float, high: float) -> Callable[..., Samples]:
+    """Guidance in an interval: `denoiser` with the scale w at times low < t <= high, and with 1, none, elsewhere.
+
+    [Kynkäänniemi et al. 2024, guidance interval]
+
+    Args: denoiser: (params, x, t, ..., guidance=w), for example `guided(D)`, or a network that takes the scale.
+          low, high: times of its path, noise levels on the path `ve`.
+    """
+    return partial(_limited, denoiser, low, high)

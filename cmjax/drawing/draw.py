@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cmjax.config.model import Model
 from cmjax.config.samples import Samples
-from cmjax.core.guidance import guided
+from cmjax.core.guidance import autoguided, guided, limited
 from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
-from cmjax.core.typing import Solver
 from cmjax.data.batches import to_uint8
 from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.platform import tracing_for
@@ -29,7 +29,9 @@ Sampler = Callable[[Any, Any, dict], Any]
 
 PIXELS_AT_ONCE = 2**18
 
-_guided = lru_cache(guided)
+_OF_LABELS = 2**32 - 1
+"""Folded into a sample's key for its label; numbers from 0 on are those of its noises."""
+_guided, _autoguided, _limited = lru_cache(guided), lru_cache(autoguided), lru_cache(limited)
 """One function for one denoiser: jit compiles for each function that it is given anew."""
 
 
@@ -59,22 +61,24 @@ def consistency_sample(samples: Samples) -> Callable[..., Any]:
         if samples.gamma is not None:
             stops = jnp.append(times, flow_map.t_min)
             return sample_chain(flow_map, keys, shape, times=stops, gamma=samples.gamma, **conditions)
-        return sample_fn(flow_map, keys, shape, times=times, full_noise=samples.full_noise, **conditions)
+        noise = {"clip": samples.clip, "full_noise": samples.full_noise}
+        return sample_fn(flow_map, keys, shape, times=times, **noise, **conditions)
 
     return sample
 
 
-def diffusion_sampler(solver: Solver, times: tuple[float, ...]) -> Sampler:
-    """A denoiser's samples by `solver` along the descending `times`."""
-    return _sampling(diffusion_sample(solver, times))
+def diffusion_sampler(samples: Samples, times: tuple[float, ...]) -> Sampler:
+    """A denoiser's samples along the descending `times`, by the solver of `samples`."""
+    return _sampling(diffusion_sample(samples, times))
 
 
-def diffusion_sample(solver: Solver, times: tuple[float, ...]) -> Callable[..., Any]:
+def diffusion_sample(samples: Samples, times: tuple[float, ...]) -> Callable[..., Any]:
     """What `diffusion_sampler` compiles."""
+    choices = {"solver": samples.solver, "clip": samples.clip}
 
     def sample(flow_map, keys, conditions):
         shape = (len(keys), *flow_map.shape)
-        return sample_denoiser(flow_map, keys, shape, times=times, path=flow_map.path, solver=solver, **conditions)
+        return sample_denoiser(flow_map, keys, shape, times=times, path=flow_map.path, **choices, **conditions)
 
     return sample
 
@@ -156,34 +160,78 @@ def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
     return np.asarray(jax.random.key_data(keys))
 
 
-def class_labels(num: int, num_classes: int | None, label: int | None = None) -> dict[str, np.ndarray]:
-    """The `label` condition of `num` samples: one class, or all in turn; empty for a model without classes."""
+def class_labels(
+    num: int, num_classes: int | None, label: int | None = None, *, random_seed: int | None = None
+) -> dict[str, np.ndarray]:
+    """The `label` condition of `num` samples: one class, or all in turn; empty for a model without classes.
+
+    random_seed: in place of all in turn, each class at random, a function of the seed and the sample's index, as EDM
+    draws them.
+    """
     if not num_classes:
         return {}
-    labels = np.arange(num) % num_classes if label is None else np.full(num, label)
+    if random_seed is not None:
+        keys = jax.random.wrap_key_data(jnp.asarray(keys_of(random_seed, np.arange(num))))
+        of_label = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(_OF_LABELS))
+        labels = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(of_label))
+    else:
+        labels = np.arange(num) % num_classes if label is None else np.full(num, label)
     return {"label": labels.astype(np.int32)}
 
 
-def with_guidance(
-    flow_map: FlowMap, conditions: dict[str, np.ndarray], guidance: float, *, takes: bool
-) -> tuple[FlowMap, dict[str, np.ndarray]]:
-    """The model and its conditions for samples of that guidance scale.
+Interval = tuple[float, float] | None
 
-    A network that `takes` the scale is told it; any other with classes is evaluated twice, unless the scale is 1.
+
+def with_guidance(
+    flow_map: FlowMap,
+    conditions: dict[str, np.ndarray],
+    guidance: float,
+    *,
+    takes: bool,
+    interval: Interval = None,
+    takes_interval: bool = False,
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """The model and its conditions for samples of that guidance scale, at the times of the interval alone.
+
+    A network that `takes` the scale is given it, and so the interval; any other with classes is evaluated twice, unless
+    the scale is 1.
     """
     if not takes and guidance == 1:
         return flow_map, conditions
-    scales = np.full(len(conditions["label"]), guidance, np.float32)
-    if not takes:
-        flow_map = replace(flow_map, denoiser=_guided(flow_map.denoiser))
-    return flow_map, {**conditions, "guidance": scales}
+    if takes_interval and interval is not None:
+        ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
+        conditions, interval = {**conditions, "interval": ends}, None
+    denoiser = flow_map.denoiser if takes else _guided(flow_map.denoiser)
+    scaled = replace(flow_map, denoiser=_within(denoiser, interval))
+    return scaled, {**conditions, "guidance": np.full(len(conditions["label"]), guidance, np.float32)}
+
+
+def with_autoguidance(
+    flow_map: FlowMap, weak: FlowMap, conditions: dict[str, np.ndarray], scales: np.ndarray, interval: Interval = None
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """The model guided by a weaker one of its shape, path and conditions. scales: of each sample."""
+    denoiser = _within(_autoguided(flow_map.denoiser, weak.denoiser), interval)
+    both = replace(flow_map, params=(flow_map.params, weak.params), denoiser=denoiser)
+    return both, {**conditions, "guidance": scales}
+
+
+def _within(denoiser: Callable[..., Any], interval: Interval) -> Callable[..., Any]:
+    return denoiser if interval is None else _limited(denoiser, low=interval[0], high=interval[1])
+
+
+def guided_by(
+    flow_map: FlowMap, conditions: dict[str, np.ndarray], samples: Samples, model: Model
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """`with_guidance` as `samples` says, of a network of `model`."""
+    takes = {"takes": model.guided, "takes_interval": model.guided_interval}
+    return with_guidance(flow_map, conditions, samples.guidance, interval=samples.guidance_interval, **takes)
 
 
 def guided_as_trained(
     flow_map: FlowMap, conditions: dict[str, np.ndarray], trained: Trained
 ) -> tuple[FlowMap, dict[str, np.ndarray]]:
-    """`with_guidance` of the scale that the run draws its own samples with."""
-    return with_guidance(flow_map, conditions, trained.samples.guidance, takes=trained.model.guided)
+    """`with_guidance` as the run draws its own samples."""
+    return guided_by(flow_map, conditions, trained.samples, trained.model)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

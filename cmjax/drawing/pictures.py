@@ -11,7 +11,7 @@ from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.sources import Source
-from cmjax.drawing.draw import class_labels, draw_images, with_guidance
+from cmjax.drawing.draw import class_labels, draw_images, guided_by
 from cmjax.drawing.samplers import Chosen, samplers_of_run
 from cmjax.evaluation.plots import image_grid, save_png
 from cmjax.machine.processes import is_first
@@ -38,11 +38,14 @@ class Pictures:
     def flow_map(self, state: TrainState) -> FlowMap:
         return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
 
-    def conditioned(self, state: TrainState, num: int) -> tuple[FlowMap, dict[str, np.ndarray]]:
-        """The averaged model and the conditions of `num` samples, guided as the recipe says."""
+    def conditioned(
+        self, state: TrainState, num: int, *, random_seed: int | None = None
+    ) -> tuple[FlowMap, dict[str, np.ndarray]]:
+        """The averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of labels,
+        as in `class_labels`."""
         num_classes = self.source.num_classes if self.model.class_conditional else None
-        labels, scale = class_labels(num, num_classes), self.run.samples.guidance
-        return with_guidance(self.flow_map(state), labels, scale, takes=self.model.guided)
+        labels = class_labels(num, num_classes, random_seed=random_seed)
+        return guided_by(self.flow_map(state), labels, self.run.samples, self.model)
 
     def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         flow_map, conditions = self.conditioned(state, num)

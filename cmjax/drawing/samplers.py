@@ -8,14 +8,15 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import Model
-from cmjax.config.samples import Samples, read_sampler, read_solver
+from cmjax.config.samples import OF_MULTISTEP, Samples, read_interval, read_sampler, read_solver
 from cmjax.core.sampling import FlowMap
 from cmjax.drawing.draw import (
     Sampler,
     class_labels,
     consistency_sampler,
     diffusion_sampler,
-    with_guidance,
+    guided_by,
+    with_autoguidance,
 )
 from cmjax.drawing.given import given_label, given_times
 from cmjax.runs.trained import Trained
@@ -24,19 +25,33 @@ log = logging.getLogger(__name__)
 
 
 def conditioned(
-    flow_map: FlowMap, trained: Trained, samples: Samples, num: int, label: str | int | None = None
+    flow_map: FlowMap,
+    trained: Trained,
+    samples: Samples,
+    num: int,
+    *,
+    label: str | int | None = None,
+    random_seed: int | None = None,
+    weaker: FlowMap | None = None,
 ) -> tuple[FlowMap, dict[str, np.ndarray]]:
-    """The model, guided as `samples` says, and the conditions of `num` samples."""
-    labels, takes = class_labels(num, trained.num_classes, given_label(label, trained)), trained.model.guided
-    if samples.guidance != 1 and not takes and not trained.recorded.learned_without_labels:
+    """The model, guided as `samples` says, and the conditions of `num` samples.
+
+    label, random_seed: as in `class_labels`. weaker: the model that guides them, of `samples.autoguidance`.
+    """
+    labels = class_labels(num, trained.num_classes, given_label(label, trained), random_seed=random_seed)
+    if weaker is not None:
+        scales = np.full(num, samples.guidance, np.float32)
+        return with_autoguidance(flow_map, weaker, labels, scales, samples.guidance_interval)
+    if samples.guidance != 1 and not trained.model.guided and not trained.recorded.learned_without_labels:
         log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
-    return with_guidance(flow_map, labels, samples.guidance, takes=takes)
+    return guided_by(flow_map, labels, samples, trained.model)
 
 
 def networks_evaluated(samples: Samples, model: Model) -> int:
     """How many times a guided estimate evaluates networks: with a label and without, unless the network takes the
-    scale."""
-    return 2 if samples.guidance != 1 and model.class_conditional and not model.guided else 1
+    scale; or the model and a weaker one."""
+    by_labels = samples.guidance != 1 and model.class_conditional and not model.guided
+    return 2 if by_labels or samples.autoguidance else 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ def sampler_of(samples: Samples, model: Model) -> Chosen:
     if model.kind != "denoiser":
         return Chosen(samples, consistency_sampler(levels, samples), name, levels, twice * len(levels))
     count = evaluations(samples.solver_name, len(levels))
-    return Chosen(samples, diffusion_sampler(samples.solver, levels), name, levels, count and twice * count)
+    return Chosen(samples, diffusion_sampler(samples, levels), name, levels, count and twice * count)
 
 
 def samplers_of_run(samples: Samples, model: Model) -> list[Chosen]:
@@ -95,21 +110,22 @@ def chosen_samples(
     sampler: str | None = None,
     gamma: float | None = None,
     guidance: float | None = None,
+    guidance_interval: list[str] | None = None,
+    autoguidance: str = "",
+    clip: bool | None = None,
 ) -> Samples:
     """How the command line asks for samples; what it leaves open is as the run draws its own.
 
     Raises: ConfigError where an option does not fit the model or another option.
     """
-    own, kind = trained.samples, trained.model.kind
-    if guidance is not None and not trained.num_classes:
-        raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not")
-    if guidance is not None and not guidance >= 0:
-        raise ConfigError(f"--guidance={guidance}: must be at least 0")
-    own = own if guidance is None else replace(own, guidance=guidance)
+    own, kind = _with_guidance(trained, guidance, guidance_interval, autoguidance), trained.model.kind
     if kind != "denoiser":
         if solver is not None or steps is not None:
             raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
         own = _with_sampler(own, kind, sampler, gamma)
+        if clip and own.gamma is not None:
+            raise ConfigError("--clip: is of multistep sampling; a chain makes no estimates of the clean data")
+        own = own if clip is None else replace(own, clip=clip)
         return replace(own, times=given_times(times, trained) if times else None)
     for name, value in (("sampler", sampler), ("gamma", gamma)):
         if value is not None:
@@ -118,10 +134,36 @@ def chosen_samples(
         raise ConfigError("--times and --steps both tell where a solver steps: give one of them")
     if steps is not None and steps < 2:
         raise ConfigError(f"--steps={steps}: must be at least 2")
-    own = _with_solver(own, trained.model, solver)
+    own = _with_solver(own if clip is None else replace(own, clip=clip), trained.model, solver)
     if times:
         return replace(own, times=given_times(times, trained))
     return replace(own, times=None, solver_steps=steps) if steps else own
+
+
+def _with_guidance(trained: Trained, guidance: float | None, interval: list[str] | None, autoguidance: str) -> Samples:
+    own, constants = trained.samples, trained.model.constants
+    if guidance is not None and not trained.num_classes and not autoguidance:
+        raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not, or by --autoguidance")
+    if guidance is not None and not guidance >= 0:
+        raise ConfigError(f"--guidance={guidance}: must be at least 0")
+    own = replace(own, guidance=own.guidance if guidance is None else guidance, autoguidance=autoguidance)
+    if autoguidance and own.guidance == 1:
+        raise ConfigError(f"--autoguidance={autoguidance}: has no effect at guidance 1: name a scale, as --guidance=2")
+    if interval is not None:
+        fields = Fields({"guidance_interval": _numbers(interval)}, prefix="--")
+        own = replace(own, guidance_interval=read_interval(fields, constants["t_min"], constants["t_max"]))
+        if own.guidance == 1:
+            raise ConfigError(
+                f"--guidance_interval={','.join(interval)}: has no effect at guidance 1: name a --guidance"
+            )
+    return own if own.guidance != 1 else replace(own, guidance_interval=None)
+
+
+def _numbers(texts: list[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError:
+        raise ConfigError(f"--guidance_interval={','.join(texts)}: must be two times, as 0.3,5") from None
 
 
 def _with_sampler(own: Samples, kind: str, sampler: str | None, gamma: float | None) -> Samples:
@@ -133,7 +175,7 @@ def _with_sampler(own: Samples, kind: str, sampler: str | None, gamma: float | N
         gamma = read_sampler(Fields({"sampler": sampler}, prefix="--"), kind)
     elif gamma is None:
         gamma = own.gamma
-    return replace(own, gamma=gamma, full_noise=own.full_noise and gamma is None)  # which is of multistep alone
+    return replace(own, gamma=gamma, **({} if gamma is None else dict.fromkeys(OF_MULTISTEP, False)))
 
 
 def _with_solver(own: Samples, model: Model, solver: str | None) -> Samples:

@@ -12,7 +12,8 @@ from cmjax.config.samples import Samples
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
 from cmjax.data.fingerprint import fingerprint
-from cmjax.drawing.draw import class_labels, consistency_samplers, draw_images, guided_as_trained
+from cmjax.drawing.draw import consistency_samplers, draw_images
+from cmjax.drawing.samplers import conditioned
 from cmjax.evaluation.figures import METRICS, judge_of, why_not_compared
 from cmjax.machine.content import content_key
 from cmjax.machine.files import to_json, write_atomically
@@ -51,7 +52,7 @@ def find_times(
     samples = samples or trained.samples
     path, about = trained.folder / RECORD, _about(trained, flow_map, samples)
     found = first_does(lambda: _kept(path, about))
-    name = _name(samples, flow_map.kind, count, metric)
+    name = _name(trained, samples, count, metric)
     if name not in found:
         times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
         found[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
@@ -98,10 +99,12 @@ def _keep(path: Path, content: Mapping[str, Any]) -> None:
         log.warning("%s is not written, and another start searches again: %s", path, error.strerror or error)
 
 
-def _name(samples: Samples, kind: str, count: int, metric: str) -> str:
+def _name(trained: Trained, samples: Samples, count: int, metric: str) -> str:
     """Of an entry in the record: "2", and what is not the default beside it."""
-    sampler = [] if samples.gamma is None else [samples.name(kind, count)]
-    return ", ".join([str(count), *([] if metric == "fd" else [metric]), *sampler])
+    sampler = [] if samples.gamma is None else [samples.name(trained.model.kind, count)]
+    others = {} if samples.guidance == trained.samples.guidance else {"guidance": samples.guidance}
+    choices = [f"{name}={value}" for name, value in (others | samples.choices).items()]
+    return ", ".join([str(count), *([] if metric == "fd" else [metric]), *sampler, *choices])
 
 
 def score_along(
@@ -125,8 +128,9 @@ def score_along(
         return judge_of(held_out, train, metric, cache_dir=trained.folder.parent / ".cache")
 
     first_does(lambda: score() and None)
-    flow_map, conditions = guided_as_trained(flow_map, class_labels(SAMPLES, trained.num_classes), trained)
-    along = consistency_samplers(samples or trained.samples)
+    samples = samples or trained.samples
+    flow_map, conditions = conditioned(flow_map, trained, samples, SAMPLES)
+    along = consistency_samplers(samples)
 
     def score_of(times: tuple[float, ...]) -> float:
         images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.config.samples import CHOICES
 from cmjax.evaluation.figures import format_figures
 from cmjax.evaluation.judged import LARGER_IS_BETTER
 from cmjax.evaluation.plots import line_plot
@@ -16,10 +17,10 @@ from cmjax.machine.files import write_atomically
 log = logging.getLogger(__name__)
 
 ROWS = "evaluation.jsonl"
-OF_SAMPLES = ("full_noise", "unit_start")
-"""The fields of `Samples.choices`, which a row has where they are not the default."""
-SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images", *OF_SAMPLES)
-"""The fields that say what was evaluated, in words that people use."""
+SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images", "labels")
+SETTING += CHOICES
+"""The fields that say what was evaluated, in words that people use. Rows of older versions have no labels: they were
+balanced."""
 
 CONTENT = "content"
 """The field of its key, of the parameters or of the images: a row without it, or with another, is of something else."""
@@ -78,7 +79,8 @@ def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping
 
 
 def _same_setting(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(row.get(name) == other.get(name) for name in SETTING)
+    older = {"labels": "balanced"}
+    return all(row.get(name, older.get(name)) == other.get(name, older.get(name)) for name in SETTING)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -98,6 +100,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
         times = ",".join(f"{t:.4g}" for t in row["times"]) if len(row["times"]) <= 4 else ""
         parts = [f"step {row['step']}", row["average"], f"{row['sampler']} {times}".strip(), f"{row['num']} images"]
         parts += [f"guidance {row['guidance']:g}"] if row["guidance"] != 1 else []
+        parts += [f"{name} {row[name]}" for name in ("labels", *CHOICES) if row.get(name, "balanced") != "balanced"]
         names.append(parts)
     written = [name for name in names if isinstance(name, list)]
     same = {part for part in (written[0] if len(written) > 1 else []) if all(part in name for name in written)}

@@ -73,11 +73,14 @@ def _steps(trained: Trained, checkpoint: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Asked:
-    """How many samples of which seed. uint8: the rule."""
+    """How many samples of which seed. labels: of `LABELS`. uint8: the rule. weaker: the model that guides them, if
+    any."""
 
     num: int
     seed: int
+    labels: str
     uint8: str
+    weaker: FlowMap | None = None
 
 
 def evaluate_setting(
@@ -85,7 +88,11 @@ def evaluate_setting(
 ) -> Row:
     """The row of that setting: the one in the run's `evaluation.jsonl`, or a new one that is written there. Every
     process must call it."""
-    flow_map, conditions = conditioned(weights.flow_map, trained, chosen.samples, asked.num)
+    random_seed = asked.seed if asked.labels == "random" else None
+    flow_map, conditions = conditioned(
+        weights.flow_map, trained, chosen.samples, asked.num, random_seed=random_seed, weaker=asked.weaker
+    )
+    labels = {"labels": asked.labels} if trained.num_classes else {}
     setting = {
         "step": weights.step,
         "checkpoint": None if weights.checkpoint is None else str(weights.checkpoint),
@@ -93,7 +100,8 @@ def evaluate_setting(
         **chosen.setting,
         "num": asked.num,
         "seed": asked.seed,
-        CONTENT: content_key(weights.flow_map.params),
+        **labels,
+        CONTENT: content_key(flow_map.params),
     }
     draw = Draw(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
     return judged_row(workdir / ROWS, setting, judge, draw.images)

@@ -30,13 +30,15 @@ def figures_of_run(pictures: Pictures, data: DataSets, average: str) -> Watch:
     if pictures.source.shape[-1] not in (1, 3):
         raise ConfigError(f"config.evaluate.every={asked.every}: figures are of pictures, not {pictures.source.shape}")
     judge = make_judge(asked, data, num=asked.num, reference=None, cache_dir=workdir.parent / ".cache")
+    labels = {"labels": asked.labels} if pictures.model.class_conditional else {}
+    random_seed = run.seed if asked.labels == "random" else None
 
     def watch(state: TrainState, step: int) -> None:
-        flow_map, conditions = pictures.conditioned(state, asked.num)
+        flow_map, conditions = pictures.conditioned(state, asked.num, random_seed=random_seed)
         content = content_key(flow_map.params)
         for chosen in pictures.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
-            setting |= {"num": asked.num, "seed": run.seed, CONTENT: content}
+            setting |= {"num": asked.num, "seed": run.seed, **labels, CONTENT: content}
             draw = Draw(chosen.sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
             judged_row(workdir / ROWS, setting, judge, draw.images)
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from cmjax.command_line import Options
 from cmjax.config.data import Data
-from cmjax.config.evaluate import FEATURES, WEIGHTS, Evaluation, evaluation_of_options
+from cmjax.config.evaluate import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.pixels import RULES, UINT8
 from cmjax.drawing.samplers import chosen_samples, sampler_of
+from cmjax.drawing.weaker import weaker_model
 from cmjax.evaluation.judged import FIGURES
 from cmjax.evaluation.plots import save_png
 from cmjax.flags import Flags
@@ -48,6 +49,13 @@ def declare(flags: Flags) -> None:
     flags.text("solver", None, "Of a teacher. Default: the run's.")
     flags.several("steps", "Noise levels of a teacher's grid; each --steps is a setting of its own.")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
+    flags.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
+    flags.text(
+        "autoguidance", None, "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
+    )
+    flags.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
+    flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
+    flags.one_of("labels", "balanced", LABELS, "Of a model with classes: all in turn, or at random, as EDM draws them.")
     flags.text("checkpoint", "newest", "newest, all, or steps as 4000,6000.")
     flags.texts("average", "Which of the run's averages, numbered from 0. Default: 0.")
     flags.texts("std", "Post-hoc averages of these widths at the newest checkpoint, as 0.05,0.1.")
@@ -64,7 +72,8 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    evaluation = evaluation_of_options(options.metrics, options.features, options.weights, options.num, options.uint8)
+    others = {name: getattr(options, name) for name in ("num", "uint8", "labels")}
+    evaluation = evaluation_of_options(options.metrics, options.features, options.weights, **others)
     if options.images is not None and not options.given("workdir") and not options.given("config"):
         data, workdir, trained = None, to_path(options.images).expanduser().parent, None
     else:
@@ -113,8 +122,11 @@ def _judge(options: Options, evaluation: Evaluation, data: DataSets | None, num:
 def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained: Trained) -> None:
     if trained.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={trained.folder} draws {trained.shape}: figures are of pictures")
-    asked = Asked(options.num, options.seed, evaluation.uint8)
-    once = {name: getattr(options, name) for name in ("solver", "gamma", "guidance")}
+    weaker = weaker_model(trained, options.autoguidance, options.autoguidance_average)
+    once = {name: getattr(options, name) for name in ("solver", "gamma", "guidance", "guidance_interval", "clip")}
+    once["autoguidance"] = weaker.name if weaker else ""
+    if options.given("labels") and not trained.num_classes:
+        raise ConfigError(f"--labels={options.labels}: the model has no classes")
     ways = [
         chosen_samples(trained, times=times and times.split(","), steps=_steps(steps), sampler=sampler, **once)
         for sampler in options.sampler or (None,)
@@ -123,6 +135,7 @@ def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained
     ]
     samplers = [sampler_of(samples, trained.model) for samples in ways]
     judge, rows = _judge(options, evaluation, data, options.num, trained.folder), []
+    asked = Asked(options.num, options.seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
     for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
         for chosen in samplers:
             rows.append(evaluate_setting(trained.folder, trained, weights, chosen, judge, asked))

@@ -24,8 +24,8 @@ from cmjax.drawing.draw import (
     class_labels,
     consistency_sample,
     diffusion_sample,
+    guided_by,
     trace_sampler,
-    with_guidance,
 )
 from cmjax.flags import Flags
 from cmjax.machine.chips import Chip, chip_of
@@ -194,12 +194,13 @@ def _plan_samplers(run: Run, model: Model, data: DataShapes, mesh: Mesh):
     flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), data.shape)
     num = chunk_of(run.samples.num, data.shape, mesh.size)
     labels = class_labels(num, data.num_classes if model.class_conditional else None)
-    flow_map, conditions = with_guidance(flow_map, labels, run.samples.guidance, takes=model.guided)
+    own = run.samples
+    flow_map, conditions = guided_by(flow_map, labels, own, model)
     rows = jax.eval_shape(lambda: (jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), num)), conditions))
-    own, samples = run.samples, {}
+    samples = {}
     times = own.levels(model)
     if model.kind == "denoiser":
-        samples[own.name(model.kind, len(times))] = (diffusion_sample(own.solver, times), flow_map)
+        samples[own.name(model.kind, len(times))] = (diffusion_sample(own, times), flow_map)
     else:
         for levels in dict.fromkeys((times[:1], times)):
             shape = jax.ShapeDtypeStruct((len(levels),), jnp.float32)

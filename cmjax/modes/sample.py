@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.command_line import Options
+from cmjax.config.evaluate import LABELS
 from cmjax.config.fields import ConfigError
 from cmjax.drawing.draw import Draw
 from cmjax.drawing.given import given_label
 from cmjax.drawing.parts import write_array
 from cmjax.drawing.samplers import chosen_samples, conditioned, sampler_of
 from cmjax.drawing.search import find_times
+from cmjax.drawing.weaker import weaker_model
 from cmjax.evaluation.plots import cell_size, image_grid, save_png
 from cmjax.flags import Flags
 from cmjax.machine.content import content_key
@@ -27,9 +29,12 @@ from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.starting import open_to_draw
+from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
+OF_SAMPLER = ("solver", "steps", "sampler", "gamma", "clip", "guidance", "guidance_interval")
+"""The flags that `chosen_samples` takes."""
 MOST_IN_A_GRID = 10_000
 MOST_PIXELS = 100_000_000
 """Of a grid: more pictures than anyone can look at, or more pixels than a viewer opens, are refused."""
@@ -40,6 +45,8 @@ def declare(flags: Flags) -> None:
     flags.integer("num", 64, "How many images.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
     flags.text("label", None, "The class, by number or name, of a class-conditional model. Default: all in turn.")
+    flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
+    flags.one_of("labels", None, LABELS, "Classes in turn, or at random, a function of --seed. Default: balanced.")
     flags.text(
         "out",
         None,
@@ -55,10 +62,15 @@ def declare(flags: Flags) -> None:
     flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.", at_most=10**5)
     flags.group("Guidance")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
+    flags.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
+    flags.text(
+        "autoguidance", None, "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
+    )
+    flags.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
 
 
 def start(options: Options) -> None:
-    names = ("out", "num", "seed", "times", "solver", "steps", "label", "guidance", "sampler", "gamma")
+    names = ("out", "num", "seed", "times", "label", "labels", "autoguidance", "autoguidance_average", *OF_SAMPLER)
     run(options.workdir, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
 
 
@@ -69,32 +81,44 @@ def run(
     num: int,
     seed: int,
     times: list[str] | None,
-    solver: str | None,
-    steps: int | None,
     label: str | int | None,
-    guidance: float | None,
-    sampler: str | None = None,
-    gamma: float | None = None,
+    labels: str | None = None,
+    autoguidance: str | None = None,
+    autoguidance_average: int = 0,
     data_dir: str | None = None,
+    **options: Any,
 ) -> None:
-    """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`."""
+    """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`. options: `OF_SAMPLER`."""
     path = to_path(out or workdir / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     trained = open_to_draw(workdir, data_dir=data_dir)
-    asked = {"solver": solver, "steps": steps, "sampler": sampler, "gamma": gamma, "guidance": guidance}
     searched = _searched(times) if trained.model.kind != "denoiser" else None
-    samples = chosen_samples(trained, times=None if searched else times, **asked)
+    weaker = weaker_model(trained, autoguidance, autoguidance_average)
+    named = {"times": None if searched else times, "autoguidance": weaker.name if weaker else ""}
+    samples = chosen_samples(trained, **named, **options)
+    random_seed = _seed_of_labels(trained, labels, label, seed)
     (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
     flow_map, label = trained.load(mesh=make_mesh()), given_label(label, trained)
-    guided_map, conditions = conditioned(flow_map, trained, samples, num, label)
+    by = {"label": label, "random_seed": random_seed, "weaker": weaker and weaker.load()}
+    guided_map, conditions = conditioned(flow_map, trained, samples, num, **by)
     if searched:
         samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples))
     chosen = sampler_of(samples, trained.model)
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
-    settings |= {**chosen.setting, "parameters": content_key(flow_map.params)}
+    settings |= {"labels": labels or "balanced"} if trained.num_classes else {}
+    settings |= {**chosen.setting, "parameters": content_key(guided_map.params)}
     _write(path, num, Draw(chosen.sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
+
+
+def _seed_of_labels(trained: Trained, labels: str | None, label: str | int | None, seed: int) -> int | None:
+    """Of random labels; None for one class, or all in turn."""
+    if labels is not None and not trained.num_classes:
+        raise ConfigError(f"--labels={labels}: the model has no classes")
+    if labels is not None and label is not None:
+        raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
+    return seed if labels == "random" else None
 
 
 def _check_array(num: int, shape: tuple[int, ...]) -> None:
