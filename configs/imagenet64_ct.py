@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
             "intervals": "uniform",
             "distance": common.LPIPS_AVERAGE,
             "weight": "uniform",
-            "target": "scheduled_ema(mu0=0.95)",
+            "target": "scheduled_ema(mu0=0.95, ema_uses_intervals=True)",
         }
     )
     config.optimizer = common.optimizer(

@@ -19,9 +19,9 @@ def get_config():
             "name": "lcm",
             "teacher": "runs/mnist_latents_ddpm",
             "ode_step": "ddim",
-            "pairs": "skipping(steps=1000, skip=20)",
+            "pairs": "ddim_grid(steps=1000, skip=20)",
             "guidance": (1.0, 4.0),
-            "distance": "pseudo_huber(c=0.001)",
+            "distance": "huber(c=0.001)",
             "weight": "uniform",
             "target": "ema(mu=0.95)",
         }

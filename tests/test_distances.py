@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.core.distances import adaptive, l1, l2, pseudo_huber
+from cmjax.core.distances import adaptive, huber, l1, l2, pseudo_huber
 
 X, Y = np.random.default_rng(0).standard_normal((2, 5, 4, 4, 3)).astype(np.float32)
 
@@ -57,3 +57,11 @@ def test_adaptive_weighs_the_square_by_a_power_of_itself_held_fixed(p):
     np.testing.assert_allclose(adaptive(x, y, p=p, c=0.1), weight * (gap**2).sum(1), rtol=1e-5)
     gradient = jax.grad(lambda x: adaptive(x, y, p=p, c=0.1).sum())(x).reshape(5, -1)
     np.testing.assert_allclose(gradient, 2 * weight[:, None] * gap, rtol=1e-4, atol=1e-6)
+
+
+def test_huber_is_the_mean_over_elements():
+    """The loss of LCM's released code; its pseudo-Huber relative is of the whole norm."""
+    x, y = np.random.default_rng(0).normal(0, 0.01, (2, 4, 5, 5, 2))
+    expected = np.mean(np.sqrt((x - y) ** 2 + 0.001**2) - 0.001, axis=(1, 2, 3))
+    np.testing.assert_allclose(huber(jnp.asarray(x), jnp.asarray(y), c=0.001), expected, rtol=1e-5)
+    np.testing.assert_array_equal(jax.grad(lambda x: huber(x, x + 0.0, c=0.001).sum())(jnp.ones((2, 3))), 0)

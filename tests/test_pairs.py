@@ -14,6 +14,7 @@ from cmjax.core.grids import karras_grid
 from cmjax.core.pairs import (
     between,
     capped_pairs,
+    ddim_grid_pairs,
     dyadic_pairs,
     grid_pairs,
     lognormal_intervals,
@@ -263,6 +264,27 @@ def test_segments_end_at_their_lower_edge():
         np.testing.assert_allclose(r[inside], np.maximum(0.6 * t[inside], low), rtol=1e-6)
     at_edges = segmented(lambda key, batch_size, step: Times(jnp.asarray([0.5, 1.0, 4.0]), jnp.zeros(3)), edges)
     np.testing.assert_array_equal(at_edges(jax.random.key(0), 3, 0).s, [0.0, 0.5, 1.0])
+
+
+def test_a_ddim_grids_pairs_are_its_neighbours():
+    t, r, s = ddim_grid_pairs(steps=1000, skip=20)(jax.random.key(0), 20_000, 0)
+    assert s is None
+    starts = np.rint(np.asarray(t) * 1000).astype(int)
+    assert sorted(set(starts)) == list(range(19, 1000, 20))
+    np.testing.assert_allclose(r, np.maximum(starts - 20, 0) / 1000, rtol=2e-7)
+    assert stats.chisquare(np.bincount(starts // 20)).pvalue > 1e-3
+    with pytest.raises(ValueError, match="skip"):
+        ddim_grid_pairs(steps=10, skip=11)
+
+
+@pytest.mark.parametrize("ratio_limit", [1 - 2**-14, 0.9961])
+def test_the_gap_is_exact_down_to_its_limit(ratio_limit):
+    """In float32, against the formula in float64, in 24 stages of q = 2."""
+    t = np.geomspace(0.01, 80, 1000, dtype=np.float32)
+    for stage in range(24):
+        r = shrinking_gap(q=2, stage=lambda step, stage=stage: stage, ratio_limit=ratio_limit)(jnp.asarray(t), 0)
+        exact = np.clip(2.0 ** -(stage + 1) * (1 + 8 / (1 + np.exp(t.astype(np.float64)))), 1 - ratio_limit, 1) * t
+        np.testing.assert_allclose(t.astype(np.float64) - np.asarray(r, np.float64), exact, rtol=1.5e-3)
 
 
 def test_skipping_pairs_skip_steps_of_a_discrete_model():

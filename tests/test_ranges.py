@@ -23,6 +23,7 @@ GIVEN = {"total_steps": 1000, "batch_size": 16, "peak": 1e-3, "sigma_data": 0.5,
 OF_METHODS = {
     "dyadic": partial(pairs.dyadic_pairs, share=0.5, t_max=1.0),
     "skipping": pairs.skipping_pairs,
+    "ddim_grid": pairs.ddim_grid_pairs,
     "sorted": partial(pairs.sorted_pairs, choices.TIMES["logit_normal"](mean=0.0, std=1.0), T.__getitem__),
 }
 

@@ -81,6 +81,7 @@ DISTANCES = {
     "l1": distances.l1,
     "l2": distances.l2,
     "linf": distances.linf,
+    "huber": distances.huber,
     "pseudo_huber": distances.pseudo_huber,
     "adaptive": distances.adaptive,
     "lpips": _lpips,

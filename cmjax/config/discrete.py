@@ -64,7 +64,7 @@ def guided_cd(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 def lcm(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     needs_path(fields, spec, "ddpm vp")
-    draw = fields.call("pairs", {"skipping": pairs.skipping_pairs})
+    draw = fields.call("pairs", {"skipping": pairs.skipping_pairs, "ddim_grid": pairs.ddim_grid_pairs})
     guidance, teacher = read_guidance(fields, spec), read_teacher(fields)
     loss = _distilling(losses.lcm, fields, spec)
     return _with_distance(loss, fields, spec, draw, read_rate(fields), {}, guidance=guidance, teacher=teacher)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.core.typing import Distance, PerSample, Samples
-from cmjax.ranges import Count, NotNegative
+from cmjax.ranges import Count, NotNegative, Positive
 
 Speed = Callable[[Samples, Samples], PerSample]
 """(f, df/dt), both (b, ...) -> how fast f changes, (b,): the limit of d(f(t), f(t − h))/h^p, p the distance's power."""
@@ -45,6 +45,15 @@ def pseudo_huber(x: Samples, y: Samples, *, c: NotNegative) -> PerSample:
     squared = jnp.sum(_flat((x - y) ** 2), axis=1) + c**2
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) - c
+
+
+def huber(x: Samples, y: Samples, *, c: Positive) -> PerSample:
+    """The mean over a sample's elements of √(Δ² + c²) − c with Δ = x − y, (b,): nearly `l1` for a small c.
+
+    In `pseudo_huber` the root is of the whole sample's norm.   [Luo et al. 2023, LCM, released code, with c = 0.001]
+    """
+    squared = _flat((x - y) ** 2)
+    return jnp.mean(squared / (jnp.sqrt(squared + c**2) + c), axis=1)
 
 
 def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSample:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from cmjax.core.curricula import Curriculum
 from cmjax.core.grids import karras_grid
 from cmjax.core.times import part_of
 from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
-from cmjax.ranges import AboveOne, Count, LogMean, LogStd, NotNegative, Share
+from cmjax.ranges import AboveOne, Count, LogMean, LogStd, NotNegative, Share, Within
 
 TimesSampler = Callable[[PRNGKey, int, Step], Times]
 """(key, batch_size, step) -> Times. A curriculum acts through `step`."""
@@ -88,6 +88,10 @@ def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
     return draw
 
 
+NEAREST = 1 - 2**-14
+"""The largest r/t. In float32 t − r is right to 0.1 % there, and beyond rounding takes more of it."""
+
+
 def shrinking_gap(
     *,
     q: AboveOne,
@@ -95,8 +99,10 @@ def shrinking_gap(
     k: NotNegative = 8.0,
     b: NotNegative = 1.0,
     adjust: Literal["sigmoid", "constant"] = "sigmoid",
+    ratio_limit: Annotated[float, Within(0, NEAREST)] = NEAREST,
 ) -> Ratio:
-    """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1.
+    """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1. r/t stays below
+    `ratio_limit`, 1 − 2^−14 unless it is given: later stages have the same gap.
 
     Where r = 0 the target is the clean data itself, so the model learns to denoise; every stage brings r nearer to t.
     With q = 2 and k = 8, r/t in the first stage is 0 at t = 1, 0.47 at t = 5 and 0.5 at t = 80; in the eighth it is
@@ -109,10 +115,13 @@ def shrinking_gap(
         raise ValueError(f"q must be above 1, got {q}")
     if adjust not in ("sigmoid", "constant"):
         raise ValueError(f"adjust must be sigmoid or constant, got {adjust!r}")
+    if not 0 <= ratio_limit <= NEAREST:
+        raise ValueError(f"ratio_limit must lie between 0 and {NEAREST}, got {ratio_limit}")
 
     def ratio(t, step):
         adjustment = 1 + k * jax.nn.sigmoid(-b * t) if adjust == "sigmoid" else 1.0
-        return t * jnp.maximum(1 - q ** -jnp.asarray(stage(step) + 1, float) * adjustment, 0)
+        gap = jnp.clip(q ** -jnp.asarray(stage(step) + 1, float) * adjustment, 1 - ratio_limit, 1)
+        return t - t * gap  # rounded once: of t·(1 − gap) the factor would be rounded too
 
     return ratio
 
@@ -238,5 +247,22 @@ def skipping_pairs(*, steps: Count, skip: Count) -> TimesSampler:
     def draw(key, batch_size, step):
         i = jax.random.randint(key, (batch_size,), 0, steps - skip).astype(float)
         return Times(t=(i + skip) / steps, r=i / steps)
+
+    return draw
+
+
+def ddim_grid_pairs(*, steps: Count, skip: Count) -> TimesSampler:
+    """Neighbours on the grid of a DDIM sampler of steps/skip steps: t = (skip·(i + 1) − 1)/steps with i uniform, and
+    r = max(t − skip/steps, 0).   [Luo et al. 2023, released code]
+
+    The grid is that of the student's samplers, 19, 39, …, 999 of 1000 with skip = 20, and r = 0 for the first of them.
+    Raises: ValueError where skip lies outside [2, steps].
+    """
+    if not 2 <= skip <= steps:
+        raise ValueError(f"skip must lie between 2 and steps={steps}, got {skip}")
+
+    def draw(key, batch_size, step):
+        start = skip * (jax.random.randint(key, (batch_size,), 0, steps // skip) + 1) - 1
+        return Times(t=start / steps, r=jnp.maximum(start - skip, 0) / steps)
 
     return draw

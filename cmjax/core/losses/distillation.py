@@ -67,7 +67,7 @@ def guided_cd(
 lcm = guided_cd
 """LCM is guided CD on a discrete diffusion model's path.   [Luo et al. 2023, latent consistency models, alg. 1]
 
-Its times: `skipping_pairs`. Its scalings: `preconditioning.lcm`.
+Its times: `skipping_pairs`, or the released code's `ddim_grid_pairs`. Its scalings: `preconditioning.lcm`.
 """
 
 
