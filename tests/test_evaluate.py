@@ -164,7 +164,7 @@ def test_a_published_network_sees_every_image_as_rgb_once(tmp_path, monkeypatch)
     (row,) = read_rows(tmp_path / "evaluation.jsonl")
     assert row["metrics"]["fid"] == pytest.approx(1, rel=1e-4)
     with pytest.raises(ConfigError, match=r"has no rows of inception to compare with; name the data"):
-        module.start(parse(["--mode=evaluate", "--metrics=kid", "--features=inception", *given])[1])
+        module.start(parse(["--mode=evaluate", "--metrics=fid,kid", "--features=inception", *given])[1])
 
 
 def test_the_rules_for_pixels_differ_by_truncation():
@@ -185,8 +185,8 @@ def test_files_of_statistics_of_the_peers(tmp_path):
     kinds = {"fid": {"mu": mean, "sigma": cov}, "fd_dinov2": {"mu": mean, "sigma": cov}}
     (tmp_path / "edm2.pkl").write_bytes(pickle.dumps(kinds))
     for name in ("edm.npz", "ref.npz", "adm.npz", "edm2.pkl"):
-        np.testing.assert_array_equal(read_statistics(tmp_path / name)["inception"]["features"][1], cov)
-    assert read_statistics(tmp_path / "adm.npz")["inception"]["spatial"][0].shape == (2,)
+        np.testing.assert_array_equal(read_statistics(tmp_path / name)["inception"].pairs["features"][1], cov)
+    assert read_statistics(tmp_path / "adm.npz")["inception"].pairs["spatial"][0].shape == (2,)
     found = read_statistics(tmp_path / "edm2.pkl")
     write_statistics(tmp_path / "again.pkl", found)
     again = pickle.loads((tmp_path / "again.pkl").read_bytes())

@@ -8,7 +8,7 @@ from typing import Any
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.published import PUBLISHED
 from cmjax.data.pixels import UINT8
-from cmjax.evaluation.judged import FIGURES
+from cmjax.evaluation.judged import FIGURES, too_few
 from cmjax.machine.files import to_path
 
 WEIGHTS = Path("~/.cache/cmjax")
@@ -42,7 +42,7 @@ class Evaluation:
 def read_evaluation(fields: Fields) -> Evaluation:
     """The section `evaluate`."""
     default = Evaluation()
-    return Evaluation(
+    evaluation = Evaluation(
         every=fields.integer("every", at_least=0),
         num=fields.integer("num", at_least=2),
         metrics=_metrics(fields) if fields.has("metrics") else (),
@@ -51,6 +51,14 @@ def read_evaluation(fields: Fields) -> Evaluation:
         uint8=fields.one_of("uint8", UINT8) if fields.has("uint8") else default.uint8,
         labels=fields.one_of("labels", LABELS) if fields.has("labels") else default.labels,
     )
+    if evaluation.every:
+        _check_number(fields, evaluation)
+    return evaluation
+
+
+def _check_number(fields: Fields, evaluation: Evaluation) -> None:
+    if why := too_few(networks_of(evaluation), evaluation.num):
+        raise fields.error("num", why)
 
 
 def evaluation_of_options(
@@ -58,7 +66,10 @@ def evaluation_of_options(
 ) -> Evaluation:
     """The same of the command line's options. Raises: ConfigError."""
     values = {"metrics": tuple(metrics or ()), "features": features or "", "weights": weights or ""}
-    return read_evaluation(Fields({**values, **others, "every": 0}, prefix="--"))
+    fields = Fields({**values, **others, "every": 0}, prefix="--")
+    evaluation = read_evaluation(fields)
+    _check_number(fields, evaluation)
+    return evaluation
 
 
 def _metrics(fields: Fields) -> tuple[str, ...]:

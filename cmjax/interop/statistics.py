@@ -1,6 +1,7 @@
 """Files of reference statistics: the means and covariances of features, as several codes write them."""
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,38 @@ ARRAYS = {"features": (("mu", "sigma"), ("ref_mu", "ref_sigma"), ("m", "s")), "s
 PICKLED = {"fid": "inception", "fd_dinov2": "dinov2"}
 """EDM2's names of what it measures -> the network whose features these are."""
 
-OUR_NAME = "network"
-"""An array that our files have beside these: the network, where it is not Inception."""
+OUR_NAME, OUR_KEY = "network", "features"
+"""Arrays that our files have beside these: the network, where it is not Inception, and the key of its features."""
+
+SMALLEST = 1e-6
+"""The least eigenvalue of a covariance is at least minus this times its trace: what rounding to float32 makes."""
 
 
-def read_statistics(path: Path) -> dict[str, dict[str, Pair]]:
+@dataclass(frozen=True)
+class OfNetwork:
+    """What a file holds of one network. pairs: "features" or "spatial" -> mean and covariance. key: differs with the
+    network's features; "" in the files of others, which name none."""
+
+    pairs: dict[str, Pair]
+    key: str = ""
+
+
+def read_statistics(path: Path) -> dict[str, OfNetwork]:
     """The statistics of a .npz, as of EDM, ADM and pytorch-fid, or of a .pkl, as of EDM2; no code in it is run.
 
-    Returns: network ("inception", "dinov2", …) -> "features" or "spatial" -> mean and covariance.
-    Raises:  ValueError saying what the file lacks; OSError where it cannot be opened.
+    Returns: by network: "inception", which the files of others are of, "dinov2", …
+    Raises:  ValueError saying what the file lacks, or why it holds no mean and covariance; OSError where it cannot be
+             opened.
     """
     if path.suffix == ".pkl":
         content = read_pickle(path)
         if not isinstance(content, dict) or not content.keys() & PICKLED.keys():
             raise ValueError(f"{path} has no statistics: it needs one of {', '.join(PICKLED)}, as EDM2's files have")
         found = {network: content[name] for name, network in PICKLED.items() if isinstance(content.get(name), dict)}
-        return {network: {"features": _pair(path, arrays, "mu", "sigma")} for network, arrays in found.items()}
+        return {
+            network: OfNetwork({"features": _pair(path, arrays, "mu", "sigma")}, str(arrays.get(OUR_KEY, "")))
+            for network, arrays in found.items()
+        }
     arrays = read_arrays(path)
     network = str(arrays[OUR_NAME]) if OUR_NAME in arrays else "inception"
     pairs = {
@@ -45,7 +62,7 @@ def read_statistics(path: Path) -> dict[str, dict[str, Pair]]:
     }
     if "features" not in pairs:
         raise ValueError(f"{path} has no statistics: it needs mu and sigma, and has {', '.join(arrays) or 'nothing'}")
-    return {network: pairs}
+    return {network: OfNetwork(pairs, str(arrays.get(OUR_KEY, "")))}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -53,7 +70,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return load_npz(path, without=("arr_0", "images"))
 
 
-def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
+def write_statistics(path: Path, found: dict[str, OfNetwork]) -> None:
     """Write a .npz of one network, as EDM and ADM read it, or a .pkl of several, as EDM2 reads it.
 
     Raises: ValueError where the file cannot hold them.
@@ -62,14 +79,17 @@ def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
         ours = {network: name for name, network in PICKLED.items()}
         if unknown := found.keys() - ours.keys():
             raise ValueError(f"{path}: EDM2's files are of {' and '.join(ours)}; write {', '.join(unknown)} to a .npz")
-        pairs = {ours[network]: pair["features"] for network, pair in found.items()}
-        content = pickle.dumps({name: {"mu": mean, "sigma": cov} for name, (mean, cov) in pairs.items()})
+        arrays: dict[str, Any] = {}
+        for network, of in found.items():
+            mean, cov = of.pairs["features"]
+            arrays[ours[network]] = {"mu": mean, "sigma": cov, OUR_KEY: of.key}
+        content = pickle.dumps(arrays)
     elif path.suffix == ".npz":
         if len(found) != 1:
             raise ValueError(f"{path}: a .npz is of one network, not of {', '.join(found) or 'none'}")
-        ((network, pairs),) = found.items()
-        arrays: dict[str, Any] = {}
-        for name, pair in pairs.items():
+        ((network, of),) = found.items()
+        arrays = {OUR_KEY: np.array(of.key)}
+        for name, pair in of.pairs.items():
             arrays |= dict(zip(ARRAYS[name][0], pair, strict=True))
         content = npz_bytes(arrays | ({} if network == "inception" else {OUR_NAME: np.array(network)}))
     else:
@@ -80,7 +100,20 @@ def write_statistics(path: Path, found: dict[str, dict[str, Pair]]) -> None:
 def _pair(path: Path, arrays, mean_name: str, cov_name: str) -> Pair:
     if mean_name not in arrays or cov_name not in arrays:
         raise ValueError(f"{path} has only one of {mean_name} and {cov_name}")
-    mean, cov = (np.asarray(arrays[name], np.float64) for name in (mean_name, cov_name))
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    mean, cov = (np.asarray(arrays[name]) for name in (mean_name, cov_name))
+    if mean.ndim != 1 or not mean.size or cov.shape != (len(mean), len(mean)):
         raise ValueError(f"{path}: {mean_name} {mean.shape} and {cov_name} {cov.shape} are no mean and covariance")
+    for name, array in ((mean_name, mean), (cov_name, cov)):
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{path}: {name} must be of real numbers, not {array.dtype}")
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{path}: {name} has values that are not finite, as of fewer than two images")
+    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
+    scale = float(np.abs(np.diag(cov)).sum())
+    if not np.allclose(cov, cov.T, rtol=0, atol=SMALLEST * scale):
+        raise ValueError(f"{path}: {cov_name} is no covariance: it is not symmetric")
+    try:  # much faster than its eigenvalues
+        np.linalg.cholesky(cov + (SMALLEST * scale or 1.0) * np.eye(len(cov)))
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"{path}: {cov_name} is no covariance: it has negative variances") from error
     return mean, cov

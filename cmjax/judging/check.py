@@ -7,6 +7,7 @@ import numpy as np
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import shuffled
 from cmjax.evaluation.damage import STRENGTHS, damaged
+from cmjax.evaluation.judged import too_few
 from cmjax.evaluation.plots import line_plot, save_png
 from cmjax.judging.judge import Judge
 from cmjax.judging.tallying import DataSets
@@ -24,8 +25,8 @@ def check_evaluator(judge: Judge, data: DataSets, num: int, folder: Path) -> lis
     """
     source = data.train
     half = min(num, len(source) // 2)
-    if half < 2:
-        raise ConfigError(f"--check: {data.name} has {len(source)} images, too few to halve")
+    if why := too_few(judge.network_of, half):
+        raise ConfigError(f"--check: {why} in half of {data.name}")
     order = shuffled(len(source), seed=1)
     first, second = source.gather(order[:half]), source.gather(order[half : 2 * half])
     against = judge.against(judge.tally(_of(first["image"]), half))

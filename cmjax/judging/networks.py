@@ -73,6 +73,8 @@ def through(
 
     def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
         images = np.broadcast_to(images, (*images.shape[:3], 3))[: len(images) // 2 * 2 if pairs else None]
+        if pairs and not len(images):  # one that is left over
+            return {"distances": np.zeros(0, np.float32)}
         found = []
         for start in range(0, len(images), at_once):
             part = images[start : start + at_once]

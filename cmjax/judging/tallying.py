@@ -76,7 +76,7 @@ def tally_of_split(
     source = data.split(split)
     if source is None:
         raise DataError(f"{data.name} has no {split} images; name another --reference")
-    num = min(most or len(source), len(source))
+    num = min(most if most is not None else len(source), len(source))
     text = f"{num} {split} images of {data.name}"
     key = content_key(VERSION, network.key, data.key(split, source), num)
     path, kept = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz", Tally()

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from cmjax.command_line import Options
 from cmjax.config.data import Data
-from cmjax.config.evaluate import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
+from cmjax.config.evaluate import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options, networks_of
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.pixels import RULES, UINT8
 from cmjax.drawing.samplers import chosen_samples, sampler_of
 from cmjax.drawing.weaker import weaker_model
-from cmjax.evaluation.judged import FIGURES
+from cmjax.evaluation.judged import FIGURES, too_few
 from cmjax.evaluation.plots import save_png
 from cmjax.flags import Flags
 from cmjax.interop.statistics import write_statistics
@@ -159,6 +159,8 @@ def _judge_images(
     shape = None if data is None else data.train.shape if trained is None else trained.shape
     images = images_in(options.images, shape, UINT8[evaluation.uint8])
     num = min(images.num, options.num) if options.given("num") else images.num
+    if why := too_few(networks_of(evaluation), num):
+        raise ConfigError(f"--images={options.images}: {why}")
     judge = _judge(options, evaluation, data, num, workdir)
     setting = {"step": None, "checkpoint": None, "average": None, "sampler": "images", "times": []}
     setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": options.images}

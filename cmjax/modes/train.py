@@ -45,6 +45,7 @@ from cmjax.runs.starting import (
     Setup,
     alone_in,
     cache_compilations,
+    check_figures,
     count,
     first_state,
     set_up,
@@ -89,6 +90,7 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
     if run.log.wandb:
         require("wandb", "config.log.wandb=True")
     check_others(run)
+    check_figures(run)
     steps = _steps_to_trace(profile, run)
     with alone_in(workdir):
         _run_alone(run, config, workdir, began, recipe, steps)
@@ -241,9 +243,10 @@ def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:
     steps, table = int(state.step), {}
-    if run.num_figures and (held_out := can_compare(images, source, partial(run.open_source, "test"))) is not None:
+    compared = {name: batch[: run.num_figures] for name, batch in images.items()}
+    if run.num_figures and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
         try:
-            table = compare(images, source, held_out, cache_dir=workdir.parent / ".cache")
+            table = compare(compared, source, held_out, cache_dir=workdir.parent / ".cache")
         except ValueError as error:  # no reason to lose the summary
             log.warning("no figures: %s", error)
     more = {

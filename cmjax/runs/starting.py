@@ -24,7 +24,7 @@ from cmjax.core.typing import Params, PRNGKey, Samples
 from cmjax.data.batches import preprocess
 from cmjax.data.sources import DataError, Source
 from cmjax.evaluation.diagnostics import bin_of, level_edges
-from cmjax.evaluation.figures import why_not_compared
+from cmjax.evaluation.figures import NEIGHBOURS, why_not_compared
 from cmjax.machine.files import absolute, is_bucket
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.memory import FOR_PARAMETERS, GIB, too_little
@@ -162,13 +162,20 @@ def _open_together(open_source: Callable[[], Source]) -> Source:
     return opened[0] if opened else open_source()
 
 
+def check_figures(run: Run) -> None:
+    """Raise ConfigError where a run is to measure fewer samples than its figures need."""
+    if 0 < run.num_figures <= NEIGHBOURS:
+        problem = f"figures need at least {NEIGHBOURS + 1} samples; 0 leaves them out"
+        raise ConfigError(f"config.figures.num={run.num_figures}: {problem}")
+
+
 def _warn_of_figures(run: Run, source: Source) -> None:
     """Say, before a run trains, where it will end without figures of pictures."""
     if not run.num_figures or source.shape[-1] not in (1, 3):
         return
     try:
         held_out = run.data.count("test")
-        why = why_not_compared(source, num=max(run.num_figures, run.samples.num), held_out=held_out)
+        why = why_not_compared(source, num=run.num_figures, held_out=held_out)
     except DataError as error:
         why = f"there are no held-out pictures ({error})"
     if why:
