@@ -95,6 +95,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def __dir__() -> list[str]:
+    return ["__version__", *__all__]
+
+
 class _Finder:
     """Makes `import cmjax.paths` give what `from cmjax import paths` does: the module cmjax.core.paths."""
 

@@ -43,7 +43,7 @@ def step_and_sample(name):
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
     times = run.samples.levels(model)
     if run.samples.solver is not None:
-        images = jax.eval_shape(diffusion_sample(run.samples.solver, times), guided, keys, conditions)
+        images = jax.eval_shape(diffusion_sample(run.samples, times), guided, keys, conditions)
     else:
         given = guided, jax.ShapeDtypeStruct((len(times),), jnp.float32)
         images = jax.eval_shape(consistency_sample(run.samples), given, keys, conditions)

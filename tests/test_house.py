@@ -11,12 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "cmjax").rglob("*.py"))
 GROUND = {"core", "nets", "data"}
-GROUND_AND_BELOW = GROUND | {"machine", "ranges"}
+BELOW_ALL = {"ranges", "checks", "sharding"}
+GROUND_AND_BELOW = GROUND | {"machine", *BELOW_ALL}
 LOWER = GROUND_AND_BELOW | {"training", "evaluation", "interop"}
 MAY_IMPORT = {
     "ranges": set(),
-    "core": {"core", "ranges"},
-    "nets": {"nets", "machine", "ranges"},
+    "checks": set(),
+    "sharding": set(),
+    "core": {"core", *BELOW_ALL},
+    "nets": {"nets", "machine", *BELOW_ALL},
     "data": {"data", "machine", "ranges"},
     "machine": {"machine"},
     "training": GROUND_AND_BELOW | {"training"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmjax.config.choices import NO_AVERAGE
+from cmjax.config.effects import scales_of
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_model, read_spec
 from cmjax.config.model import Model
@@ -19,7 +20,8 @@ class Recorded:
 
     averages: as they are written. learned_without_labels: whether training left some labels out. preconditioning: its
     name. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
-    whether the data set is recorded, which it is not for weights that no run here trained.
+    whether the data set is recorded, which it is not for weights that no run here trained. scales: of guidance, the
+    least and the largest that the network is given in training; None where it is given none.
     """
 
     model: Model
@@ -29,6 +31,7 @@ class Recorded:
     teacher: str
     init_from: str
     has_data: bool
+    scales: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         teacher=config.get("objective", {}).get("teacher", ""),
         init_from=config.get("init_from", ""),
         has_data="data" in config,
+        scales=scales_of(config),
     )
 
 

@@ -1,5 +1,6 @@
 """A whole configuration, checked."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from cmjax.config.data import Data, read_augment, read_data, read_label_dropout, read_workers
+from cmjax.config.effects import not_as_asked
 from cmjax.config.evaluate import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_method, read_spec
@@ -19,6 +21,8 @@ from cmjax.core.typing import Schedule
 from cmjax.data.checks import check_spread
 from cmjax.data.sources import Source
 from cmjax.training.method import Method
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Run:
     num_figures: int
     evaluation: Evaluation
     report: bool
+    config: Mapping[str, Any]
 
     @property
     def together(self) -> int:
@@ -82,6 +87,11 @@ class Run:
             field = "config.model.sigma_data" if by_sigma else f"the path {self.model_spec.path_name}"
             check_spread(source, self.data.data_dir or self.data.name, expected, field)
         return source
+
+    def say_what_is_not_as_asked(self, shape: tuple[int, ...]) -> None:
+        """A warning of the fields that cannot do what they say with samples of this shape."""
+        if found := not_as_asked(self.config, shape):
+            log.warning("not as asked: %s", "; ".join(f"config.{field}: {why}" for field, why in found.items()))
 
     def make_model(self, num_classes: int | None) -> Model:
         """The model for a data set of so many classes."""
@@ -135,14 +145,15 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         num_figures=fields.section("figures").integer("num", at_least=0, at_most=10**6),
         evaluation=read_evaluation(fields.section("evaluate")) if fields.has("evaluate") else Evaluation(),
         report=fields.boolean("report", absent=True),
+        config=config,
     )
-    fields.done()
     _check_calls(fields, run)
     return run
 
 
 def _check_calls(fields: Fields, run: Run) -> None:
-    """Raise ConfigError where something is to be done between two steps of one call."""
+    """Raise ConfigError where a field was not read, or something is to be done between two steps of one call."""
+    fields.done()
     numbers = {"steps": run.steps, "checkpoint.save_every": run.checkpoint.save_every, "log.every": run.log.every}
     numbers |= {"samples.every": run.samples.every, "evaluate.every": run.evaluation.every}
     for name, number in numbers.items():

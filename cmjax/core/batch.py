@@ -5,8 +5,10 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
+from cmjax import checks
 from cmjax.core.paths import Path
 from cmjax.core.typing import Conditions, PerSample, Samples
 
@@ -53,5 +55,24 @@ class Batch:
     conditions: Conditions = field(default_factory=dict)
 
     def noised(self, path: Path, t: PerSample) -> Samples:
-        """x_t = a(t)·x0 + b(t)·noise."""
+        """x_t = a(t)·x0 + b(t)·noise.
+
+        Raises: TypeError or ValueError naming what of the batch cannot be right, as far as it is known in tracing.
+        """
+        self._check(path)
         return path.add_noise(self.x0, self.noise, t)
+
+    def _check(self, path: Path) -> None:
+        checks.floating("x0", self.x0)
+        checks.floating("noise", self.noise)
+        checks.same_shape("noise", jnp.shape(self.noise), self.x0.shape, "x0")
+        size, (t, r, s) = self.x0.shape[0], self.times
+        for name, time in zip(Times._fields, self.times, strict=True):
+            if time is not None:
+                checks.per_sample_shape(f"times.{name}", time, size, scalar=False)
+                checks.within(f"times.{name}", time, 0.0, path.signal_ends)
+        checks.ordered(t if r is None else r, t, "r t")
+        if s is not None:
+            checks.ordered(s, t if r is None else r, "s t" if r is None else "s r")
+        if "label" in self.conditions:
+            checks.as_labels(self.conditions["label"], size)

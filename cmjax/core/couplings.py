@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cmjax.core.paths import Path, per_sample
+from cmjax import checks
+from cmjax.core.paths import Path, flat, per_sample
 from cmjax.core.typing import PerSample, Samples
 from cmjax.ranges import Count, NotNegative
+from cmjax.sharding import with_auto_axes
 
 
+@with_auto_axes  # every sample is compared with all others
 def minibatch_ot(
     x0: Samples,
     noise: Samples,
@@ -31,15 +34,18 @@ def minibatch_ot(
     model must have learned such inputs.
 
     Args:   t: the times of the samples. label: their classes. sweeps: >= 1. above: a noise level b(t)/a(t).
-    Raises: ValueError naming the argument that is out of range.
+    Raises: ValueError naming the argument that is out of range, or where the batch size is symbolic: the rounds, whose
+            number it is, are a `lax.scan`.
     """
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")
     if above < 0:
         raise ValueError(f"above must be at least 0, got {above}")
-    one_class = jnp.zeros(len(x0), int) if label is None else label
+    checks.known_size(x0.shape[0], "minibatch_ot")
+    checks.same_shape("noise", noise.shape, x0.shape, "x0")
+    one_class = jnp.zeros(x0.shape[:1], int) if label is None else label
     # half of ‖x0 − noise‖², less the terms that no exchange changes
-    costs = -x0.reshape(len(x0), -1) @ noise.reshape(len(x0), -1).T
+    costs = -flat(x0) @ flat(noise).T
     assigned = noise[exchanged(costs, one_class, sweeps)]
     return jnp.where(per_sample(path.b(t) >= above * path.a(t), noise), assigned, noise)
 

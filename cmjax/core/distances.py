@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from cmjax.core.paths import flat
 from cmjax.core.typing import Distance, PerSample, Samples
 from cmjax.ranges import Count, NotNegative, Positive
 
@@ -15,7 +15,7 @@ Speed = Callable[[Samples, Samples], PerSample]
 
 def l1(x: Samples, y: Samples) -> PerSample:
     """Mean absolute difference over a sample's elements, (b,).   [Song et al. 2023, sec. 6]"""
-    return jnp.mean(_flat(jnp.abs(x - y)), axis=1)
+    return jnp.mean(flat(jnp.abs(x - y)), axis=1)
 
 
 def l2(x: Samples, y: Samples, *, resize: Count | None = None) -> PerSample:
@@ -27,12 +27,12 @@ def l2(x: Samples, y: Samples, *, resize: Count | None = None) -> PerSample:
     gap = x - y
     if resize is not None:  # resizing is linear, so one resizing of the difference is enough
         gap = jax.image.resize(gap, (gap.shape[0], resize, resize, gap.shape[3]), "bilinear", antialias=False)
-    return jnp.mean(_flat(gap**2), axis=1)
+    return jnp.mean(flat(gap**2), axis=1)
 
 
 def linf(x: Samples, y: Samples) -> PerSample:
     """Largest absolute difference among a sample's elements, (b,).   [Song et al. 2023, released CIFAR-10 code]"""
-    gaps = _flat(jnp.abs(x - y))
+    gaps = flat(jnp.abs(x - y))
     # selected by index: the derivative of a maximum searches for the equal element, which rounding may hide
     return jnp.take_along_axis(gaps, jnp.argmax(gaps, axis=1, keepdims=True), axis=1)[:, 0]
 
@@ -42,7 +42,7 @@ def pseudo_huber(x: Samples, y: Samples, *, c: NotNegative) -> PerSample:
 
     The paper's choice is c = 0.00054·√D for D elements. The gradient is finite everywhere, also at c = 0, x = y.
     """
-    squared = jnp.sum(_flat((x - y) ** 2), axis=1) + c**2
+    squared = jnp.sum(flat((x - y) ** 2), axis=1) + c**2
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) - c
 
@@ -62,7 +62,7 @@ def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSa
     p = 0 is the squared norm; p = 1 weighs all samples alike. The gradient is finite everywhere, also at c = 0, x = y.
     [Geng et al. 2025, MeanFlow, eq. 22]
     """
-    squared = jnp.sum(_flat((x - y) ** 2), axis=1)
+    squared = jnp.sum(flat((x - y) ** 2), axis=1)
     scale = jax.lax.stop_gradient(squared + c)
     return squared / jnp.where(scale > 0, scale, 1) ** p
 
@@ -92,7 +92,3 @@ def curvature_speed(distance: Distance) -> Speed:
         return jax.jvp(rate, (start,), (jnp.ones_like(start),))[1] / 2
 
     return speed
-
-
-def _flat(x: Array) -> Float[Array, "b size"]:
-    return x.reshape(x.shape[0], -1)

@@ -5,6 +5,7 @@ of each patch.
 All edits use the same loop (`edit`); they differ in the map.   [Song et al. 2023, alg. 4 and app. D]
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core.paths import Path, ve
+from cmjax import checks
+from cmjax.core.paths import Path, as_time, ve
 from cmjax.core.sampling import Times, forward_scales, gaussian
 from cmjax.core.typing import Keys, PerSample, Samples, Time
+from cmjax.sharding import with_auto_axes
 
 LUMA = (0.2989, 0.5870, 0.1140)
 """Weights of red, green and blue in a pixel's grey value."""
@@ -62,14 +65,17 @@ def edit(
     where the first t adds t·z. On another path than `ve`, its forward process to t replaces the added noise.
 
     Args:    flow_map: (x, t, **conditions) -> estimate of the clean image. key: one, or (b,), one for each image.
-             images: (b, h, w, c); only their known coordinates are used. times: descending noise stds.
+             images: (b, h, w, c); only their known coordinates are used. times: noise stds that descend; one may
+             be there several times.
              start: replaces the degraded images at the start. It may be a guess of the result, for times that begin
              low (strokes, blending), or zeros: then noise alone is the start, as in OpenAI's released code.
              t_min: by default `flow_map.t_min`. clip: clip every estimate to [-1, 1], as the released code does.
     Returns: (b, h, w, c) with the known coordinates of `images`: pixels exactly, others up to rounding.
-    Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
+    Raises:  ValueError where `times` do not descend within [t_min, t_max], or `t_min` is neither given nor known.
     """
     path = getattr(flow_map, "path", ve)
+    checks.floating("images", images)
+    key = checks.as_key(key, images.shape[0])
     t_min = getattr(flow_map, "t_min", None) if t_min is None else t_min
     if t_min is None:
         raise ValueError("t_min must be given for a flow_map that has no attribute t_min")
@@ -78,7 +84,11 @@ def edit(
         return edit_step(flow_map, key, images, operator, x, step, clip=clip, **conditions), None
 
     x = operator.degrade(images) if start is None else start
-    return jax.lax.scan(complete, x, edit_steps(path, jnp.asarray(times, images.dtype), t_min))[0]
+    checks.same_shape("start", x.shape, images.shape, "the images")
+    highest = min(getattr(flow_map, "t_max", np.inf), path.signal_ends)
+    times = checks.descending(times, lowest=t_min, highest=highest, may_stay=True)
+    steps = edit_steps(path, as_time(times, images), t_min)
+    return jax.lax.scan(complete, jnp.asarray(x, steps.t.dtype), steps)[0].astype(images.dtype)
 
 
 class EditStep(NamedTuple):
@@ -93,11 +103,10 @@ class EditStep(NamedTuple):
 def edit_steps(path: Path, times: Times, t_min: float) -> EditStep:
     """The evaluations of `edit` along the descending `times` (n,).   [Song et al. 2023, alg. 4]
 
-    Raises: ValueError where `times` is empty.
+    Raises: ValueError where `times` do not descend, or end below t_min.
     """
-    times = jnp.asarray(times)
-    if times.ndim != 1 or not len(times):
-        raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
+    levels = checks.descending(times, lowest=t_min, highest=path.signal_ends, may_stay=True)
+    times = levels.astype(times.dtype) if isinstance(times, jax.Array) else levels  # in float64 too, as the images are
     kept, added = forward_scales(path, times, t_min)
     first = times[0]  # here the start counts as clean data
     kept, added = kept.at[0].set(path.a(first)), added.at[0].set(path.b(first))
@@ -118,7 +127,7 @@ def edit_step(
     """x (b, h, w, c) after one evaluation of `edit`, whose arguments the others are. step: a single one."""
     index, t, kept, added = step
     x = flow_map(kept * x + added * gaussian(key, x.shape, index), t, **conditions)
-    return operator.combine(images, jnp.clip(x, -1, 1) if clip else x)
+    return operator.combine(images, jnp.clip(x, -1, 1) if clip else x).astype(x.dtype)
 
 
 def inpainting(known: Float[Array, "*b h w c"]) -> Operator:
@@ -158,7 +167,7 @@ def super_resolution(patch: int) -> Operator:
         squares = turn.inverse(y).reshape(b, rows, columns, c, patch, patch).transpose(0, 1, 4, 2, 5, 3)
         return squares.reshape(b, rows * patch, columns * patch, c)
 
-    return Operator(forward, inverse, turn.known[None])
+    return Operator(with_auto_axes(forward), with_auto_axes(inverse), turn.known[None])
 
 
 def nothing_known() -> Operator:
@@ -196,7 +205,7 @@ def invert(
     axes, path = tuple(range(1, images.ndim)), getattr(flow_map, "path", ve)
 
     def squares(z):
-        return jnp.square(flow_map(path.b(jnp.asarray(time)) * z, time, **conditions) - images)
+        return jnp.square(flow_map(path.b(as_time(time, z)) * z, time, **conditions) - images)
 
     def descend(state, count):
         z, mean, square = state
@@ -214,7 +223,7 @@ def invert(
 
 def typical(latents: Samples) -> Samples:
     """Latents (b, ...) of d elements, scaled as little as needed to bring ‖z‖² into d ± 3√(2d), as for a Gaussian."""
-    d = latents[0].size
+    d = math.prod(latents.shape[1:])
     square = jnp.sum(latents**2, tuple(range(1, latents.ndim)), keepdims=True)
     spread = 3 * (2 * d) ** 0.5
     return latents * jnp.sqrt(jnp.clip(square, max(d - spread, 0.0), d + spread) / square)

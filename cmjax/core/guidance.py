@@ -25,7 +25,7 @@ def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bo
     """
     dropped = jax.random.uniform(key, label.shape) < rate
     if first:
-        dropped = jnp.arange(len(label)) < jnp.sum(dropped)
+        dropped = jnp.arange(label.shape[0]) < jnp.sum(dropped)
     return jnp.where(dropped, NO_LABEL, label)
 
 
@@ -48,7 +48,7 @@ def draw_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b 2
 
     Where s = t it is all times, from 0 to 1.   [Geng et al. 2025, iMF, the released code]
     """
-    drawn = jax.random.uniform(key, (len(t), 2), t.dtype) / 2 + jnp.array([[0, 0.5]], t.dtype)
+    drawn = jax.random.uniform(key, (t.shape[0], 2), t.dtype) / 2 + jnp.array([[0, 0.5]], t.dtype)
     return jnp.where((s < t)[:, None], drawn, jnp.array([[0, 1]], t.dtype))
 
 

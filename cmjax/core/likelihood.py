@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cmjax import checks
 from cmjax.core.ode import ode_velocity
-from cmjax.core.paths import Path
+from cmjax.core.paths import Path, flat, widened
 from cmjax.core.typing import Integrator, Keys, PerSample, Samples, Velocity
 
 Times = Float[Array, " n"]
@@ -25,6 +26,7 @@ def encode(
           times: descending, as for the samplers. integrate: `partial(solve, ode_step=heun_step)`, or
           `partial(solve_to_tolerance, rtol=…, atol=…)`, with which `decode` recovers x to within the tolerances.
     """
+    times = checks.descending(times, least=2)
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     return integrate(velocity, x, times[::-1]) / path.b(times[0])
 
@@ -36,6 +38,7 @@ def decode(
 
     The arguments are those of `encode`.
     """
+    times = checks.descending(times, least=2)
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     return integrate(velocity, path.b(times[0]) * noise, times)
 
@@ -62,15 +65,16 @@ def log_likelihood(
           probe: `jax.random.rademacher` (smaller variance) or `jax.random.normal`. num_probes: how many to average.
           log_prior: log p_T; by default for N(0, b(T)²), which on the `ve` path neglects the variance of the data.
     """
+    times, key, x = checks.descending(times, least=2), checks.as_key(key, x.shape[0]), widened(x)
     velocity = ode_velocity(lambda x, t: denoiser(x, t, **conditions), path)
     probes = _draw(key, x, probe, num_probes)
 
     def joint(state, t):
         """d(x, ∫∇·v)/dt, both in one array (b, d + 1), so that any integrator can take it."""
         slope, divergence = _with_divergence(velocity, state[:, :-1].reshape(x.shape), t, probes)
-        return jnp.concatenate([slope.reshape(len(x), -1), divergence[:, None]], axis=1)
+        return jnp.concatenate([flat(slope), divergence[:, None]], axis=1)
 
-    start = jnp.concatenate([x.reshape(len(x), -1), jnp.zeros((len(x), 1), x.dtype)], axis=1)
+    start = jnp.concatenate([flat(x), jnp.zeros_like(flat(x)[:, :1])], axis=1)
     end = integrate(joint, start, times[::-1])
     x_T = end[:, :-1].reshape(x.shape)
     return (log_prior or _gaussian_prior(path.b(times[0])))(x_T) + end[:, -1]
@@ -90,7 +94,7 @@ def _with_divergence(velocity: Velocity, x: Samples, t: Any, probes: Array) -> t
 
     def push(e):
         slope, derivative = jax.jvp(lambda x: velocity(x, t), (x,), (e,))
-        return slope, jnp.sum((e * derivative).reshape(len(x), -1), axis=1)
+        return slope, jnp.sum(flat(e * derivative), axis=1)
 
     slope, estimates = jax.vmap(push, out_axes=(None, 0))(probes)
     return slope, estimates.mean(0)
@@ -104,7 +108,7 @@ def _draw(key: Keys, x: Samples, probe: Probe, num: int) -> Float[Array, "p b *d
 
 def _gaussian_prior(std: Any) -> Callable[[Samples], PerSample]:
     def log_density(x):
-        flat = x.reshape(len(x), -1)
-        return -jnp.sum(flat**2, axis=1) / (2 * std**2) - flat.shape[1] / 2 * jnp.log(2 * jnp.pi * std**2)
+        rows = flat(x)
+        return -jnp.sum(rows**2, axis=1) / (2 * std**2) - rows.shape[1] / 2 * jnp.log(2 * jnp.pi * std**2)
 
     return log_density

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from cmjax.core.paths import Path, per_sample
+from cmjax import checks
+from cmjax.core.paths import Path, as_time, check_is_path, per_sample
 from cmjax.core.preconditioning import Scalings, combine
 from cmjax.core.typing import Net, Params, PerSample, Samples, Time
 
@@ -35,6 +36,9 @@ class Model:
     net: Net = field(repr=False)
     path: Path = field(repr=False)
     scalings: Callable[..., Scalings]
+
+    def __post_init__(self) -> None:
+        check_is_path(self.path)
 
     def __call__(
         self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
@@ -73,6 +77,7 @@ class Model:
         return _pair(found, "velocity", "that of F")
 
     def _scalings(self, x: Samples, t: Time, s: Time | None) -> Scalings:
+        checks.floating("x", x)
         times = _times(x, t, s)
         _check_takes(self.scalings, f"scalings({'t' if s is None else 't, s'})", times, {})
         return self.scalings(*times)
@@ -99,14 +104,20 @@ def check_path(model: Model, teacher: Any) -> None:
 def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs: Any) -> Any:
     """The network's output F(c_in·x, c_noise). F also takes the second time, where the scalings have one, and `inputs`.
 
-    Raises: TypeError that says which argument does not fit the network.
+    Raises: TypeError that says which argument does not fit the network, ValueError where its output has another shape
+            than x.
     """
+    if inputs.get("key") is not None:
+        inputs["key"] = checks.as_key(inputs["key"])
     if scalings.c_noise_s is not None:
         inputs["c_noise_s"] = scalings.c_noise_s
     arguments = (params, per_sample(scalings.c_in, x) * x, scalings.c_noise)
     named = ", ".join(("params", "x", "c_noise", *(f"{name}=…" for name in inputs)))
     _check_takes(net, f"net({named})", arguments, inputs)
-    return net(*arguments, **inputs)
+    found = net(*arguments, **inputs)
+    out = found[0] if isinstance(found, tuple) else found
+    checks.same_shape("the network's output", jnp.shape(out), x.shape, "x")
+    return found
 
 
 def _check_takes(function: Callable, call: str, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
@@ -122,4 +133,7 @@ def _check_takes(function: Callable, call: str, arguments: tuple[Any, ...], inpu
 
 
 def _times(x: Array, t: Time, s: Time | None) -> tuple[Array, ...]:
-    return tuple(jnp.broadcast_to(jnp.asarray(time, x.dtype), x.shape[:1]) for time in (t, s) if time is not None)
+    times = {name: as_time(time, x) for name, time in (("t", t), ("s", s)) if time is not None}
+    for name, time in times.items():
+        checks.per_sample_shape(name, time, x.shape[0])
+    return tuple(jnp.broadcast_to(time, x.shape[:1]) for time in times.values())

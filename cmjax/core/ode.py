@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmjax.core.paths import Path, per_sample
+from cmjax.core.paths import Path, as_time, flat, per_sample
 from cmjax.core.typing import BoundDenoiser, OdeStep, Samples, Time, Velocity
 from cmjax.ranges import AtLeastOne
 
@@ -49,10 +49,12 @@ def midpoint_step(velocity: Velocity, x: Samples, t: Time, r: Time, *, rho: AtLe
 def solve(velocity: Velocity, x: Samples, times: Float[Array, " n"], *, ode_step: OdeStep) -> Samples:
     """The state at times[-1] of the solution through x at times[0], one `ode_step` for each interval of times (n,)."""
 
-    def advance(x, interval):
-        return ode_step(velocity, x, *interval), None
+    times = as_time(times, x)
 
-    return jax.lax.scan(advance, x, (times[:-1], times[1:]))[0]
+    def advance(x, interval):
+        return ode_step(velocity, x, *interval).astype(times.dtype), None
+
+    return jax.lax.scan(advance, x.astype(times.dtype), (times[:-1], times[1:]))[0].astype(x.dtype)
 
 
 def solve_to_tolerance(
@@ -82,7 +84,7 @@ def solve_to_tolerance(
         raise ImportError("solving to a tolerance needs diffrax: pip install 'cmjax[ode]'") from error
 
     def largest_of_samples(scaled_error):
-        return jnp.max(jnp.sqrt(jnp.mean(scaled_error.reshape(len(x), -1) ** 2, axis=1)))
+        return jnp.max(jnp.sqrt(jnp.mean(flat(scaled_error) ** 2, axis=1)))
 
     controller = diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4, norm=largest_of_samples)
     states = diffrax.diffeqsolve(

@@ -9,7 +9,7 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from cmjax.core.paths import per_sample
+from cmjax.core.paths import flat, per_sample
 from cmjax.core.typing import PerSample, Samples, Time
 
 
@@ -23,7 +23,7 @@ def gaussian_log_density(x: Samples, t: Time, *, mean: float | Array, variance: 
     """log p_t(x), (b,), for data whose elements are independent N(μ, λ): p_t is N(μ, λ + t²)."""
     total = variance + per_sample(t, x) ** 2
     each = -((x - mean) ** 2) / (2 * total) - jnp.log(2 * jnp.pi * total) / 2
-    return jnp.sum(each.reshape(len(x), -1), axis=1)
+    return jnp.sum(flat(each), axis=1)
 
 
 def gaussian_flow_map(x: Samples, t: Time, s: Time, *, mean: float | Array, variance: float | Array) -> Samples:
@@ -113,6 +113,6 @@ def mixture_flow_map_1d(
 def dataset_denoiser(x: Samples, t: Time, *, data: Float[Array, "n *dims"]) -> Samples:
     """D(x, t) for data uniform on a finite set: Σ_i w_i·data_i, w = softmax(−‖x − data_i‖²/2t²). The exact teacher."""
     t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])[:, None]
-    points, flat = data.reshape(len(data), -1), x.reshape(len(x), -1)
-    squared_distances = jnp.sum((flat[:, None] - points[None]) ** 2, axis=2)
+    points, rows = flat(data), flat(x)
+    squared_distances = jnp.sum((rows[:, None] - points[None]) ** 2, axis=2)
     return (jax.nn.softmax(-squared_distances / (2 * t**2), axis=1) @ points).reshape(x.shape)

@@ -2,23 +2,52 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from cmjax.core.typing import Denoiser, Params, Samples, Time
 from cmjax.ranges import Count, Inside, Positive
+from cmjax.sharding import with_auto_axes
+
+_interp = with_auto_axes(jnp.interp)
 
 
 def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:
     """A scalar or (b,) value with trailing axes of length one, so that it multiplies `x` (b, ...) sample by sample."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def as_time(t: Time, x: Array) -> Array:
+    """t in float32, or in the dtype of x where that is wider: in bfloat16 neighbouring times would be one time."""
+    return jnp.asarray(t, _wide(x.dtype))
+
+
+def widened(x: Samples) -> Samples:
+    """x in float32, unless its dtype is wider: the state that a sampler moves along its times."""
+    return jnp.asarray(x, _wide(x.dtype))
+
+
+def _wide(dtype: Any) -> Any:
+    """float32, or the dtype where that is wider."""
+    return jnp.float64 if dtype == jnp.float64 and jax.config.read("jax_enable_x64") else jnp.float32
+
+
+def _beside(x: Array, t: Time) -> Array:
+    """t beside each sample of x, as `as_time`, or in float64 where it is."""
+    t = jnp.asarray(t)
+    return per_sample(t if t.dtype == jnp.float64 and not t.weak_type else as_time(t, x), x)
+
+
+def flat(x: Array) -> Float[Array, "b size"]:
+    """Each sample's elements in one row."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -28,6 +57,7 @@ class Path:
     `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for functions that need times outside a grid.
     `spaced_by_level`: True where samplers space their steps by noise level, as Karras et al. do, and not by time.
     `signal_ends`: the time at which a = 0 and the noise level is infinite; inf where there is no such time.
+    `name`: as which it is shown.
     """
 
     a: Callable[[Array], Array]
@@ -37,10 +67,14 @@ class Path:
     time_of: Callable[[Array], Array] | None = field(default=None, kw_only=True)
     spaced_by_level: bool = field(default=False, kw_only=True)
     signal_ends: float = field(default=math.inf, kw_only=True)
+    name: str = field(default="Path(…)", kw_only=True)
+
+    def __repr__(self) -> str:
+        return self.name
 
     def add_noise(self, x0: Samples, noise: Samples, t: Time) -> Samples:
         """x_t = a(t)·x0 + b(t)·noise."""
-        t = per_sample(t, x0)
+        t = _beside(x0, t)
         return self.a(t) * x0 + self.b(t) * noise
 
     def time_at(self, noise_level: Time) -> Array:
@@ -59,7 +93,7 @@ class Path:
 
         [Lipman et al. 2023]
         """
-        t = per_sample(t, x0)
+        t = _beside(x0, t)
         return self.da(t) * x0 + self.db(t) * noise
 
     def velocity(self, x: Samples, denoised: Samples, t: Time) -> Samples:
@@ -67,12 +101,12 @@ class Path:
 
         On the `ve` path this is (x − D)/t. Undefined (nan) where b(t) = 0.
         """
-        t = per_sample(t, x)
+        t = _beside(x, t)
         return self.da(t) * denoised + self.db(t) / self.b(t) * (x - self.a(t) * denoised)
 
     def denoised(self, x: Samples, velocity: Samples, t: Time) -> Samples:
         """D from a velocity, (b·v − b'·x)/(a'·b − a·b'): the inverse of `velocity`. Where b(t) = 0 it is x/a."""
-        t = per_sample(t, x)
+        t = _beside(x, t)
         a, b, da, db = self.a(t), self.b(t), self.da(t), self.db(t)
         return (b * velocity - db * x) / (da * b - a * db)
 
@@ -82,7 +116,7 @@ class Path:
         On the `ve` and linear paths this is an Euler step. Where b(r) = 0 it is D itself.
         [Song et al. 2021, DDIM, eq. 12]
         """
-        t, r = per_sample(t, x), per_sample(r, x)
+        t, r = (_beside(x, time) for time in (t, r))
         return self.a(r) * denoised + self.b(r) / self.b(t) * (x - self.a(t) * denoised)
 
     def ddim_inverse(self, x_r: Samples, x_t: Samples, t: Time, r: Time) -> Samples:
@@ -90,7 +124,7 @@ class Path:
 
         [Salimans & Ho 2022, app. G]
         """
-        t, r = per_sample(t, x_t), per_sample(r, x_t)
+        t, r = (_beside(x_t, time) for time in (t, r))
         ratio = self.b(r) / self.b(t)
         return (x_r - ratio * x_t) / (self.a(r) - ratio * self.a(t))
 
@@ -102,6 +136,7 @@ ve = Path(
     db=jnp.ones_like,
     time_of=lambda level: level,
     spaced_by_level=True,
+    name="paths.ve",
 )
 """x_t = x0 + t·noise: time is the noise std.   [Karras et al. 2022; Song et al. 2023]"""
 
@@ -112,8 +147,16 @@ linear = Path(
     db=jnp.ones_like,
     time_of=lambda level: level / (1 + level),
     signal_ends=1.0,
+    name="paths.linear",
 )
 """x_t = (1 − t)·x0 + t·noise, t in [0, 1]: flow matching.   [Lipman et al. 2023; Liu et al. 2023]"""
+
+
+def check_is_path(path: Any) -> None:
+    """Raise TypeError for what is no path, such as `paths.trig` without its call."""
+    if not isinstance(path, Path):
+        got = f"the function {path.__name__}, which makes one" if callable(path) else repr(path)
+        raise TypeError(f"path must be a path, such as paths.ve or paths.trig(sigma_data=0.5), got {got}")
 
 
 @lru_cache
@@ -127,6 +170,7 @@ def trig(*, sigma_data: float) -> Path:
         time_of=lambda level: jnp.arctan(level / sigma_data),
         spaced_by_level=True,
         signal_ends=math.pi / 2,
+        name=f"paths.trig(sigma_data={sigma_data:g})",
     )
 
 
@@ -139,7 +183,8 @@ def vp(*, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> Path:
         target = 2 * jnp.log1p(level**2)
         return target / (beta_min + jnp.sqrt(beta_min**2 + slope * target))
 
-    return _variance_preserving(lambda t: -beta_min * t - slope * t**2 / 2, time_of)
+    name = f"paths.vp(beta_min={beta_min:g}, beta_max={beta_max:g})"
+    return _variance_preserving(lambda t: -beta_min * t - slope * t**2 / 2, time_of, name)
 
 
 @lru_cache
@@ -165,7 +210,8 @@ def ddpm(
         )
     power = 1 if schedule == "linear" else 2
     betas = np.linspace(beta_start ** (1 / power), beta_end ** (1 / power), steps) ** power
-    return table(tuple(np.cumsum(np.log1p(-betas)).tolist()))
+    name = f"paths.ddpm(schedule={schedule!r}, beta_start={beta_start:g}, beta_end={beta_end:g}, steps={steps})"
+    return replace(table(tuple(np.cumsum(np.log1p(-betas)).tolist())), name=name)
 
 
 @lru_cache
@@ -184,17 +230,17 @@ def table(log_signal: tuple[float, ...]) -> Path:
 
     def time_of(level):
         drop = jnp.log1p(jnp.asarray(level, float) ** 2)
-        return jnp.interp(drop, jnp.asarray(-values, drop.dtype), jnp.asarray(places, drop.dtype))
+        return _interp(drop, jnp.asarray(-values, drop.dtype), jnp.asarray(places, drop.dtype))
 
     def log_signal_at(t):
         t = jnp.asarray(t, float)  # the table takes the precision of t: JAX caches how it first converted a numpy array
         known = jnp.asarray(places, t.dtype), jnp.asarray(values, t.dtype)
-        return jnp.interp(t, *known, left="extrapolate", right="extrapolate")
+        return _interp(t, *known, left="extrapolate", right="extrapolate")
 
-    return _variance_preserving(log_signal_at, time_of)
+    return _variance_preserving(log_signal_at, time_of, f"paths.table(of {len(values)} entries)")
 
 
-def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable[[Array], Array]) -> Path:
+def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable[[Array], Array], name: str) -> Path:
     """The path with a² = exp(log_signal(t)) and b² = 1 − a²."""
 
     def signal(t):
@@ -203,7 +249,7 @@ def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable
     def noise(t):
         return jnp.sqrt(-jnp.expm1(log_signal(t)))
 
-    return Path(signal, noise, _derivative(signal), _derivative(noise), time_of=time_of)
+    return Path(signal, noise, _derivative(signal), _derivative(noise), time_of=time_of, name=name)
 
 
 def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -212,10 +258,10 @@ def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 
 def _carried(denoiser: Denoiser, source: Path, path: Path, params: Params, x: Samples, t: Time, **inputs: Any):
-    t = jnp.asarray(t, x.dtype)
+    t = as_time(t, x)
     source_t = source.time_at(path.noise_level(t))
     scale = per_sample(source.a(source_t) / path.a(t), x)
-    return denoiser(params, scale * x, source_t, **inputs)
+    return denoiser(params, scale * x, source_t, **inputs).astype(x.dtype)
 
 
 def carry(denoiser: Denoiser, source: Path, path: Path) -> Denoiser:

@@ -141,4 +141,5 @@ def lcm(
 
 def combine(scalings: Scalings, x: Samples, out: Array) -> Samples:
     """c_skip·x + c_out·F, of the dtype of x."""
-    return per_sample(scalings.c_skip, x) * x + per_sample(scalings.c_out, x) * out.astype(x.dtype)
+    c_skip, c_out = per_sample(scalings.c_skip, x), per_sample(scalings.c_out, x)
+    return (c_skip * x.astype(c_skip.dtype) + c_out * out.astype(c_out.dtype)).astype(x.dtype)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core.paths import Path, ve
-from cmjax.core.typing import Keys, Noises, Params, Samples, Solver, Time
+from cmjax import checks
+from cmjax.core.paths import Path, check_is_path, ve
+from cmjax.core.typing import Keys, Noises, Params, Samples, Shape, Solver, Time
+from cmjax.sharding import split_as
 
 Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 """Noise stds in descending order: a sequence of numbers, or a reversed grid."""
@@ -49,18 +51,44 @@ class FlowMap:
     def __call__(self, x: Array, t: Time, s: Time | None = None, **conditions: Any) -> Array:
         """The estimate (b, h, w, c). x: (b, h, w, c). t, s: scalars or (b,). `label`: (b,), if the network has classes.
 
-        Raises: ValueError where s is given to a model that is not a flow map.
+        Raises: TypeError or ValueError where x is no image of `shape`, t lies outside [t_min, t_max], or s is given to
+                a model that is not a flow map.
         """
+        self._check(x, t, s)
         if self.kind == "flow_map":
             return self.denoiser(self.params, x, t, self.t_min if s is None else s, **conditions)
         if s is not None:
             raise ValueError(f"s was given to a {self.kind}, whose end is t_min; flow maps alone take it")
         return self.denoiser(self.params, x, t, **conditions)
 
+    def _check(self, x: Array, t: Time, s: Time | None) -> None:
+        checks.floating("x", x)
+        if x.ndim != 1 + len(self.shape) or x.shape[-1] != self.shape[-1]:
+            wanted = ", ".join(map(str, ("b", *self.shape)))
+            raise ValueError(f"x must be of the shape ({wanted}), got {jnp.shape(x)}")
+        for name, time in (("t", t), ("s", s)):
+            if time is not None:
+                checks.per_sample_shape(name, time, x.shape[0])
+                checks.within(name, time, self.t_min if name == "t" else 0.0, self.t_max)
 
-def _path_of(flow_map: Any) -> Path:
-    """The path of the model; `ve` for a function that has no path."""
-    return getattr(flow_map, "path", ve)
+    def __repr__(self) -> str:
+        parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
+        return (
+            f"FlowMap(kind={self.kind!r}, shape={self.shape}, times=[{self.t_min:g}, {self.t_max:g}], "
+            f"path={self.path!r}, parameters={parameters:,})"
+        )
+
+
+def _path_of(flow_map: Any, path: Path | None) -> Path:
+    """The path that is given, or the model's; `ve` for a function that has none."""
+    known = getattr(flow_map, "path", ve) if path is None else path
+    check_is_path(known)
+    return known
+
+
+def _end(flow_map: Any, path: Path) -> float:
+    """The last time of the model, where it tells it, and of its path."""
+    return min(getattr(flow_map, "t_max", np.inf), path.signal_ends)
 
 
 def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -> tuple[Array, Array]:
@@ -77,34 +105,47 @@ def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -
     return kept, jnp.sqrt((noise - brought) * (noise + brought))
 
 
-def gaussian(key: Keys, shape: Sequence[int], index: int | Array = 0) -> Array:
+def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
     """The index-th unit Gaussian of `key`, of the given shape (b, ...).
 
     With an array of keys (b,), one for each sample, a sample's noise does not depend on the batch it is drawn in.
     """
+    key = checks.as_key(key, shape[0])
     if key.ndim == 0:
         return jax.random.normal(jax.random.fold_in(key, index), tuple(shape))
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), tuple(shape[1:])))(key)
 
 
-def _started(key, shape, path: Path, first: Array, start: Start, noises: Given) -> tuple[Samples, Noises]:
-    """The state at the first time, and the function index -> noise that is added after it; the index starts at 0."""
-    shape = tuple(shape)
+def _started(
+    key: Keys, shape: Shape, path: Path, first: Array, start: Start, noises: Given, count: int, inputs: Any
+) -> tuple[Samples, Noises]:
+    """The state at the first time, and the function index -> noise that is added after it; the index starts at 0.
+
+    count: how many noises a loop adds. inputs: the conditions, over whose devices the samples are split.
+    """
+    shape = checks.sample_shape(shape)
+    key = checks.as_key(key, shape[0])
     x = path.b(first) * gaussian(key, shape) if start is None else jnp.asarray(start, first.dtype)
-    if x.shape != shape:
-        raise ValueError(f"start must be of the shape of the samples, {shape}, got {x.shape}")
+    checks.same_shape("start", x.shape, shape, "the samples")
+    x = split_as(x, (x, inputs))
     if noises is None:
         return x, lambda index: gaussian(key, shape, index + 1)
     if callable(noises):
         return x, noises
     listed = jnp.asarray(noises, x.dtype)
-    return x, (lambda index: listed[jnp.minimum(index, len(listed) - 1)]) if len(listed) else (lambda index: 0 * x)
+
+    def at(index: int | Array) -> Array:
+        checks.enough_noises(listed, shape, index + 1 if isinstance(index, int) else count)
+        # the last evaluation of some samplers adds none: they ask for one and multiply it by 0
+        return listed[jnp.minimum(index, len(listed) - 1)] if len(listed) else jnp.zeros_like(x)
+
+    return x, at
 
 
 def sample_fn(
     flow_map: Any,
     key: Keys,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     times: Times,
     t_min: float | None = None,
@@ -129,20 +170,20 @@ def sample_fn(
              full_noise: treat the estimate as clean data and add all noise, a_τ·x0 + b_τ·z, as ECT's released code and
              latent consistency models do; the noise that the estimate already has at t_min is not subtracted.
              start: the state at times[0], (b, ...); by default b(T)·z. Latent consistency models start from z itself.
-             noises: those that are added, in order, see `Given`; by default drawn from `key`.
+             noises: those that are added, in order, one before each evaluation but the first, see `Given`; by default
+             drawn from `key`.
     Returns: samples of `shape`, in [-1, 1] units, clipped only where `clip` is set.
-    Raises:  ValueError where `times` is empty, or `t_min` is neither given nor known.
+    Raises:  ValueError where `times` do not descend within [t_min, t_max], or `t_min` is neither given nor known;
+             where keys, `start` or `noises` are not those of so many samples. Values that are traced are not checked.
     """
-    path = _path_of(flow_map) if path is None else path
+    path = _path_of(flow_map, path)
     if t_min is None:
         t_min = getattr(flow_map, "t_min", None)
     if t_min is None:
         raise ValueError("t_min must be given for a flow_map that has no attribute t_min")
-    times = jnp.asarray(times, float)
-    if times.ndim != 1 or not len(times):
-        raise ValueError(f"times must be a sequence of at least one noise std, got shape {times.shape}")
+    times = checks.descending(times, lowest=t_min, highest=_end(flow_map, path))
     kept, added = forward_scales(path, times, None if full_noise else t_min)
-    x, noises = _started(key, shape, path, times[0], start, noises)
+    x, noises = _started(key, shape, path, times[0], start, noises, len(times) - 1, conditions)
     # The state before each evaluation is carried; after the last one nothing is added to the estimate.
     gains = jnp.concatenate([kept[1:], jnp.ones_like(kept[:1])])
     noise_scales = jnp.concatenate([added[1:], jnp.zeros_like(added[:1])])
@@ -160,7 +201,7 @@ def sample_fn(
 def sample_chain(
     flow_map: Any,
     key: Keys,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     times: Times,
     gamma: float = 0.0,
@@ -177,16 +218,14 @@ def sample_chain(
     Args:   flow_map: Φ(x, t, s, **conditions) -> the state at s of the PF-ODE through x at t.
             key, shape, start, noises: as in `sample_fn`. times: descending; the last (0 or t_min) is the time of
             the samples; one evaluation for each interval.
-    Raises: ValueError where there are fewer than two `times`, or gamma lies outside [0, 1].
+    Raises: ValueError as `sample_fn`, where there are fewer than two `times`, or gamma lies outside [0, 1].
     """
-    path = _path_of(flow_map) if path is None else path
-    times = jnp.asarray(times, float)
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"times must be a sequence of at least two noise stds, got shape {times.shape}")
+    path = _path_of(flow_map, path)
+    times = checks.descending(times, least=2, highest=_end(flow_map, path))
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     ends = times[1:]
-    x, noises = _started(key, shape, path, times[0], start, noises)
+    x, noises = _started(key, shape, path, times[0], start, noises, len(times) - 1, conditions)
     reached = path.time_at((1 - gamma**2) ** 0.5 * path.b(ends) / path.a(ends)) if gamma else ends
 
     def jump(x, step):
@@ -200,7 +239,7 @@ def sample_chain(
 def sample_denoiser(
     denoiser: Any,
     key: Keys,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     times: Times,
     path: Path,
@@ -218,9 +257,13 @@ def sample_denoiser(
           solver: for example `solvers.heun`, or `partial(solvers.churn, s_churn=10.0)`.
           to_zero: False leaves out the last evaluation and gives the state at times[-1].
           clip: clip every estimate of the clean data to [-1, 1], as OpenAI's released code does.
+          noises: as in `sample_fn`; solvers of the ODE add none.
+    Raises: ValueError as `sample_fn`.
     """
-    times = jnp.asarray(times, float)
-    x, noises = _started(key, shape, path, times[0], start, noises)
+    path = _path_of(denoiser, path)
+    lowest, highest = getattr(denoiser, "t_min", 0.0) if to_zero else 0.0, _end(denoiser, path)
+    times = checks.descending(times, lowest=lowest, highest=highest, positive=to_zero)
+    x, noises = _started(key, shape, path, times[0], start, noises, len(times) - 1, conditions)
 
     def denoise(x, t):
         estimate = denoiser(x, t, **conditions)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cmjax import checks
 from cmjax.core.ode import (
     ddim_step,
     euler_step,
@@ -42,6 +43,7 @@ def by_ode(
     to_zero: bool = True,
 ) -> Samples:
     """Samples by the probability-flow ODE with any integrator, for example `partial(solve, ode_step=heun_step)`."""
+    times = checks.descending(times)
     x = integrate(ode_velocity(denoise, path), x, times)
     return denoise(x, times[-1]) if to_zero else x
 
@@ -123,6 +125,7 @@ def dpmpp_2m(
     middle of the step in λ = ln(a/b), with h_i = λ_{i+1} − λ_i. The first step, which has no D_{i−1}, and the last,
     which is infinitely long, are of first order.
     """
+    times = checks.descending(times)
     gaps = jnp.diff(jnp.log(path.a(times)) - jnp.log(path.b(times)))
     lookback = jnp.concatenate([jnp.zeros_like(gaps[:1]), gaps[1:] / (2 * gaps[:-1])])  # (n − 1,)
 
@@ -162,6 +165,7 @@ def churn(
         raise ValueError(f"s_churn and s_noise must be at least 0, got {s_churn} and {s_noise}")
     if s_max < s_min:
         raise ValueError(f"s_max must be at least s_min={s_min}, got {s_max}")
+    times = checks.descending(times)
     levels = path.b(times) / path.a(times)
     most = min(s_churn / len(times), 2**0.5 - 1)
     gammas = jnp.where((levels >= s_min) & (levels <= s_max), most, 0.0).astype(times.dtype)
@@ -190,6 +194,7 @@ def ancestral(
     x_r = a_r·(1 − q²)·D + q·b_r/b_t·x_t + b_r·√(1 − q²)·z, with q = σ_r/σ_t and σ = b/a. On the `ve` path this is an
     Euler step to σ_r²/σ_t, and then noise of std σ_r·√(1 − q²).   [Ho et al. 2020, eq. 6; k-diffusion]
     """
+    times = checks.descending(times)
 
     def advance(x, step):
         index, t, r = step

@@ -4,12 +4,13 @@ Distributions of the noise level are converted by the path's `time_of`, so they 
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.checks import known_size
 from cmjax.core.paths import Path
 from cmjax.core.typing import TimeSampler
 from cmjax.ranges import LARGE, AtLeastOne, LogMean, LogStd, NotNegative, Positive, Within
@@ -66,8 +67,12 @@ def logit_normal(*, mean: LogMean, std: LogStd) -> TimeSampler:
     return lambda key, batch_size: jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,)))
 
 
-def part_of(share: float, batch_size: int) -> int:
-    """The number of samples in a share of the batch: at least one, unless the share is 0."""
+def part_of(share: float, batch_size: int | Any) -> int:
+    """The number of samples in a share of the batch: at least one, unless the share is 0.
+
+    Raises: ValueError where the batch size is symbolic.
+    """
+    known_size(batch_size, f"share={share} of the batch")
     return max(round(share * batch_size), int(share > 0))
 
 

@@ -1,9 +1,9 @@
 """Names for the types that the library uses. Everything in `core` takes callables like these, never a Module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 Params = Any
 """A pytree of arrays."""
@@ -11,13 +11,16 @@ Params = Any
 Samples = Float[Array, "b *dims"]
 """A batch of data of any rank: images (b, h, w, c) in [-1, 1], or points (b, d)."""
 
+Shape = Sequence[Any]
+"""Of samples, (b, ...): numbers, or a symbolic batch size as in `jax.export`."""
+
 PerSample = Float[Array, " b"]
 Time = Float[Array, ""] | Float[Array, " b"] | float
 """One time for the whole batch, or one for each sample. On the `ve` path a time is the noise std."""
 
-PRNGKey = Key[Array, ""]
-Keys = Key[Array, ""] | Key[Array, " b"]
-"""One key for the whole batch, or one for each sample."""
+PRNGKey = Key[Array, ""] | UInt32[Array, " size"]
+Keys = PRNGKey | Key[Array, " b"] | UInt32[Array, "b size"]
+"""One key for the whole batch, or one for each sample; typed, or the numbers that `jax.random.PRNGKey` gives."""
 
 Step = Int[Array, ""] | int
 Schedule = Callable[[Any], Any]

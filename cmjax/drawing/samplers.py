@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.config.effects import beyond_scales
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import Model
 from cmjax.config.samples import OF_MULTISTEP, Samples, read_interval, read_sampler, read_solver
@@ -44,6 +45,8 @@ def conditioned(
         return with_autoguidance(flow_map, weaker, labels, scales, samples.guidance_interval)
     if samples.guidance != 1 and not trained.model.guided and not trained.recorded.learned_without_labels:
         log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
+    if why := beyond_scales(samples.guidance, trained.recorded.scales):
+        log.warning("guidance=%g: %s", samples.guidance, why)
     return guided_by(flow_map, labels, samples, trained.model)
 
 

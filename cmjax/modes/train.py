@@ -99,6 +99,7 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
 def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
     cache_compilations(workdir)
     setup = set_up(run, run.open_source)
+    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
     reached = first_does(lambda: newest_checkpoint(workdir))
     if reached > run.steps:
         raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")

@@ -5,11 +5,13 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from cmjax import checks
 from cmjax.nets.heads import WeightHead
 from cmjax.nets.inputs import added_scalars
 from cmjax.ranges import Rate
+from cmjax.sharding import with_auto_axes
 
 
 class Network(nn.Module, kw_only=True):
@@ -41,13 +43,15 @@ class Network(nn.Module, kw_only=True):
     normalized_head: ClassVar[bool] = False
     """Whether the weight head has EDM2's form."""
 
+    apply = nn.nowrap(with_auto_axes(nn.Module.apply, rows_from=2))
+
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b *dims"],
         c_noise: Float[Array, " b"],
         *,
-        label: Int[Array, " b"] | None = None,
+        label: Any = None,
         augment: Float[Array, "b a"] | None = None,
         c_noise_s: Float[Array, " b"] | None = None,
         guidance: Float[Array, " b"] | None = None,
@@ -59,7 +63,7 @@ class Network(nn.Module, kw_only=True):
         """F (b, ...), float32; with `return_weight` the pair of it and the weight head's w (b,), with `return_velocity`
         the pair of it and the velocity head's v (b, ...).
 
-        x: the scaled noised sample. c_noise: (b,) the network's time. label: (b,), -1 or None for no class.
+        x: the scaled noised sample. c_noise: (b,) the network's time. label: (b,) or one; -1, None: no class.
         augment: how x was augmented, of a network with augment_dim; None for samples as they are.
         c_noise_s: (b,) the second time, of a network with two_times. guidance: (b,) the scale, of one with guided.
         interval: of guidance, of one with guided_interval; None for all times.
@@ -81,8 +85,8 @@ class Network(nn.Module, kw_only=True):
             raise ValueError("return_velocity=True was asked of a network with velocity_head=False")
         self.check(x)
         scalars = added_scalars(self, c_noise, c_noise_s, guidance, interval)
-        label = jnp.full(c_noise.shape, -1) if label is None else label
-        augment = jnp.zeros((len(c_noise), augment_dim)) if augment is None else augment
+        label = checks.as_labels(-1 if label is None else label, x.shape[0], self.num_classes or None)
+        augment = jnp.zeros((*c_noise.shape, augment_dim)) if augment is None else augment
         out = jnp.asarray(self.body(x, self.embed(c_noise, label, augment, scalars), deterministic), jnp.float32)
         if self.velocity_head:
             out, velocity = jnp.split(out, 2, axis=-1)

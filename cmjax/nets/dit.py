@@ -78,7 +78,7 @@ class DiT(Network):
     ) -> Float[Array, "b h w d"]:
         grid = to_patches(x.astype(self.dtype), self.patch)
         b, rows, columns, _ = grid.shape
-        h = Pointwise(self.width, dtype=self.dtype, name="patches")(grid.reshape(b, rows * columns, -1))
+        h = Pointwise(self.width, dtype=self.dtype, name="patches")(grid.reshape(b, rows * columns, grid.shape[-1]))
         h += jnp.asarray(positions(rows, columns, self.width), self.dtype)[None]
         kind = block_class(Block, remat=self.remat)
         for i in range(self.depth):

@@ -50,7 +50,8 @@ class MLP(Network):
     def body(
         self, x: Float[Array, "b *dims"], embedding: Float[Array, "b e"], deterministic: bool
     ) -> Float[Array, "b *shape"]:
-        h = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1).astype(self.dtype))
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        h = nn.Dense(self.width, dtype=self.dtype)(flat.astype(self.dtype))
         for _ in range(self.depth):
             scale, shift = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype)(embedding), 2, axis=1)
             inner = nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(h) * (1 + scale) + shift

@@ -1,5 +1,6 @@
 """Consistency training: the student at (x_t, t) learns the target's estimate at the less noisy (x_r, r)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from cmjax import checks
 from cmjax.core.batch import Batch
 from cmjax.core.distances import pseudo_huber
 from cmjax.core.model import Model, check_path
-from cmjax.core.paths import Path, per_sample
+from cmjax.core.paths import Path, as_time, flat, per_sample, widened
 from cmjax.core.times import part_of
 from cmjax.core.typing import (
     Denoiser,
@@ -24,6 +26,7 @@ from cmjax.core.typing import (
     Weight,
 )
 from cmjax.core.weightings import inverse_gap
+from cmjax.sharding import with_auto_axes
 
 
 def consistency_loss(
@@ -43,6 +46,7 @@ def consistency_loss(
     No gradient flows through f_θ⁻. Student and target share `key`, so they drop out the same units.
     """
     t, r = batch.times.t, batch.times.target
+    checks.ordered(r, t, "r t", apart=True)
     estimate = f(params, x_t, t, key=key, **batch.conditions)
     target = f(params if target_params is None else target_params, x_r, r, key=key, **batch.conditions)
     return weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
@@ -70,7 +74,7 @@ def ict(model: Model, params: Params, key: PRNGKey | None, batch: Batch) -> PerS
 
     Its times: `grid_pairs` of the curriculum `doubling` with `lognormal_intervals`.   [Song & Dhariwal 2024]
     """
-    distance = partial(pseudo_huber, c=0.00054 * batch.x0[0].size ** 0.5)
+    distance = partial(pseudo_huber, c=0.00054 * math.prod(batch.x0.shape[1:]) ** 0.5)
     return ct(model, params, key, batch, distance=distance, weight=inverse_gap)
 
 
@@ -141,9 +145,11 @@ def tcm(
 
     Args: first_stage: (x, t, *, key, **conditions) -> its estimate of the clean data. boundary: t'.
           Its times: `ratio_pairs` of `times.held_at(..., at=boundary, share=share)`.
+    Raises: ValueError where the share is no part of the batch, or the batch size is symbolic: a share is a number.
     """
     check_path(model, first_stage)
     path, t, r = model.path, batch.times.t, batch.times.target
+    checks.ordered(r, t, "r t", apart=True)
     x_r, conditions = batch.noised(path, r), batch.conditions
     first = first_stage(x_r, jnp.where(r > 0, r, 1), key=key, **conditions)
     first = jnp.where(per_sample(r > 0, x_r), first, x_r)
@@ -151,9 +157,10 @@ def tcm(
     target = jnp.where(per_sample(r < boundary, x_r), first, own)
     estimate = model(params, batch.noised(path, t), t, key=key, **conditions)
     losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
-    held = part_of(share, len(t)) / len(t)
-    if not 0 < held < 1:
-        raise ValueError(f"share={share} of a batch of {len(t)} must leave samples both at the boundary and above it")
+    size, count = t.shape[0], part_of(share, t.shape[0])
+    if not 0 < count < size:
+        raise ValueError(f"share={share} of a batch of {size} must leave samples both at the boundary and above it")
+    held = count / size
     return losses * jnp.where(t <= boundary, boundary_weight / held, 1 / (1 - held))
 
 
@@ -175,6 +182,7 @@ def multistep_ct(
     """
     path, times = model.path, batch.times
     t, r, s = times.t, times.target, times.destination
+    checks.ordered(r, t, "r t", apart=True)
     x_t, x_r = batch.noised(path, t), batch.noised(path, r)
     x_s = moved_to(model, path, s)(params if target_params is None else target_params, x_r, r, key=key,
                                    **batch.conditions)  # fmt: skip
@@ -187,7 +195,7 @@ def with_boundary(f: Denoiser) -> Denoiser:
     """f with f(x, 0) = x, even if its network is undefined at time 0, as with c_noise = ln t."""
 
     def bounded(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
-        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+        t = jnp.broadcast_to(as_time(t, x), x.shape[:1])
         estimate = f(params, x, jnp.where(t > 0, t, 1), key=key, **conditions)
         return jnp.where(per_sample(t > 0, x), estimate, x)
 
@@ -201,14 +209,15 @@ def moved_to(f: Denoiser, path: Path, s: Time) -> Denoiser:
     """
 
     def moved(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
-        t, end = (jnp.broadcast_to(jnp.asarray(time, x.dtype), x.shape[:1]) for time in (t, s))
+        t, end = (jnp.broadcast_to(as_time(time, x), x.shape[:1]) for time in (t, s))
         start = jnp.where(t > end, t, 1)
         away = path.ddim(x, f(params, x, start, key=key, **conditions), start, end)
-        return jnp.where(per_sample(t > end, x), away, x)
+        return jnp.where(per_sample(t > end, x), away.astype(x.dtype), x)
 
     return moved
 
 
+@with_auto_axes  # each sample is compared with all others
 def batch_denoiser(
     x_t: Samples, t: Time, batch: Samples, *, path: Path, label: Int[Array, " b"] | None = None
 ) -> Samples:
@@ -216,11 +225,12 @@ def batch_denoiser(
 
     With labels, the data of a sample are only the samples of its own class.
     """
-    own, flat = batch.reshape(len(batch), -1), x_t.reshape(len(x_t), -1)
-    a, b = (jnp.broadcast_to(scale(jnp.asarray(t, x_t.dtype)), x_t.shape[:1])[:, None] for scale in (path.a, path.b))
+    own, rows = flat(widened(batch)), flat(widened(x_t))
+    a, b = (jnp.broadcast_to(scale(as_time(t, x_t)), x_t.shape[:1])[:, None] for scale in (path.a, path.b))
     # −‖x − a·y‖²/(2b²) without the term in ‖x‖², which does not depend on y
-    products = jnp.matmul(flat, own.T, precision="highest")
+    products = jnp.matmul(rows, own.T, precision="highest")
     logits = (a * products - a**2 * jnp.sum(own**2, axis=1)[None] / 2) / b**2
     if label is not None:
         logits = jnp.where(label[:, None] == label[None], logits, -jnp.inf)
-    return jnp.matmul(jax.nn.softmax(logits, axis=1), own, precision="highest").reshape(x_t.shape)
+    denoised = jnp.matmul(jax.nn.softmax(logits, axis=1), own, precision="highest")
+    return denoised.reshape(x_t.shape).astype(x_t.dtype)

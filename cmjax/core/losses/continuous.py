@@ -12,7 +12,7 @@ from cmjax.core.derivatives import Derivative
 from cmjax.core.distances import Speed, l2, speed_by
 from cmjax.core.losses.tangents import Gain, Normalize, tangent, unit_norm
 from cmjax.core.model import Model, check_path
-from cmjax.core.paths import per_sample
+from cmjax.core.paths import flat, per_sample
 from cmjax.core.typing import BoundDenoiser, Params, PerSample, PRNGKey, Samples, Weight
 
 L2_SPEED = speed_by(l2)
@@ -120,8 +120,7 @@ def _stopped(model, params, key, batch, velocity, *, weight: Weight, speed: Spee
     f, df_dt = _derivative(model, params, key, batch, velocity)
     fixed, df_dt = jax.lax.stop_gradient((f, df_dt))
     gradient = jax.grad(lambda slope: jnp.sum(speed(fixed, slope)))(df_dt)
-    products = (f * gradient).reshape(len(f), -1)
-    return weight(batch.times.t, batch.times.t) * jnp.sum(products, axis=1) / 2
+    return weight(batch.times.t, batch.times.t) * jnp.sum(flat(f * gradient), axis=1) / 2
 
 
 def _derivative(model, params, key, batch: Batch, velocity: Samples) -> tuple[Samples, Samples]:

@@ -2,6 +2,7 @@
 
 import jax
 
+from cmjax import checks
 from cmjax.core.batch import Batch
 from cmjax.core.guidance import guided
 from cmjax.core.losses.consistency import consistency_loss
@@ -89,6 +90,7 @@ def pd(
     [Salimans & Ho 2022, alg. 2, app. G]
     """
     path, t, r = model.path, batch.times.t, batch.times.target
+    checks.ordered(r, t, "r t", apart=True)
     x_t = x = batch.noised(path, t)
     middle = halfway(t, r, rho)
     for start, end in ((t, middle), (middle, r)):

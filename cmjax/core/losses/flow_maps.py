@@ -17,6 +17,7 @@ from cmjax.core.model import Model
 from cmjax.core.paths import linear, per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
+from cmjax.sharding import split_as, whole
 
 Interval = tuple[float, float]
 """The first and the last time at which a target is guided."""
@@ -92,8 +93,8 @@ def imf(
         return output(params, x, t, s, key=key, **inputs)
 
     def velocity(**changes: Any) -> Samples:
-        whole = jnp.broadcast_to(jnp.asarray(ALWAYS, t.dtype), (len(t), 2))
-        changes = {"guidance": w, "interval": whole, **changes}
+        always = jnp.broadcast_to(jnp.asarray(ALWAYS, t.dtype), (t.shape[0], 2))
+        changes = {"guidance": w, "interval": always, **changes}
         out = outputs(x_t, t, t, **inputs | {name: changes[name] for name in changes if name in inputs})
         return jax.lax.stop_gradient(out[1] if velocity_head else out)
 
@@ -134,27 +135,33 @@ def shortcut(
     As in the released code the half steps are evaluated without dropout; where they are of the finest length they are
     guided, by the scale `guidance`; the state between them and the target are clipped to [−clip, clip], there 4.
 
-    Raises: ValueError where the path is not linear, or guidance is asked for without a condition `label`.
+    Raises: ValueError where the path is not linear, guidance is asked for without a condition `label`, or the batch
+            size is symbolic: a share of it is a number.
     """
     t, s, x_t, v = on_line(model, batch)
-    halved = part_of(share, len(x_t))
-    x, start, middle, end = (value[:halved] for value in (x_t, t, batch.times.target, s))
-    inputs = jax.tree.map(lambda condition: condition[:halved], batch.conditions)
+    halved = part_of(share, x_t.shape[0])
+
+    def first(value: jax.Array) -> jax.Array:
+        return split_as(whole(value)[:halved], x_t)
+
+    x, start, middle, end = map(first, (x_t, t, batch.times.target, s))
+    inputs = jax.tree.map(first, batch.conditions)
     target_params = params if target_params is None else target_params
-    finest = start - end < 3 * (t - s)[-1]  # twice the finest step, which is that of the last sample
+    finest = start - end < 3 * whole(t - s)[-1]  # twice the finest step, which is that of the last sample
 
     def half_step(x: Samples, t: PerSample, s: PerSample) -> Samples:
         u = model.output(target_params, x, t, s, **inputs)
         if _is(guidance, 1):
             return u
-        nothing = jnp.full_like(_labels(batch)[:halved], NO_LABEL)
+        nothing = jnp.full_like(first(_labels(batch)), NO_LABEL)
         without = model.output(target_params, x, t, s, **{**inputs, "label": nothing})
         return mix(u, without, jnp.where(finest, guidance, 1.0))
 
     one = half_step(x, start, middle)
     x = jnp.clip(x - per_sample(start - middle, x) * one, -clip, clip)
     two = half_step(x, middle, end)
-    target = jnp.concatenate([jnp.clip((one + two) / 2, -clip, clip), v[halved:]])
+    both = jnp.clip((one + two) / 2, -clip, clip)
+    target = split_as(jnp.concatenate([whole(both), whole(v)[halved:]]), x_t)
     u = model.output(params, x_t, t, s, key=key, **batch.conditions)
     return distance(u, jax.lax.stop_gradient(target))
 

@@ -1,5 +1,6 @@
 """The derivative of a model along its trajectory, in the bounded form of sCM, and ways to normalise it."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def unit_norm(g: Samples, *, c: Positive = 0.1) -> Samples:
 
 def unit_rms(g: Samples, *, c: Positive = 0.1) -> Samples:
     """g/(rms(g) + c), with the root mean square over a sample's elements in place of the norm."""
-    return g / (_norm(g) / (g[0].size ** 0.5) + c)
+    return g / (_norm(g) / math.prod(g.shape[1:]) ** 0.5 + c)
 
 
 def clipped(g: Samples, *, bound: Positive = 1.0) -> Samples:
