@@ -36,6 +36,7 @@ WORDS = {
     "labels of fewer samples": "label must be a scalar or of the shape (4,), one for each sample, got (3,)",
     "a label beyond the classes": "label must be whole numbers from 0 to 2, or -1 for no class, got 99",
     "a label beyond the classes, in sampling": "got 3",
+    "no label, of a model that has always had one": "label must be a class, got -1: the model never learned to go",
     "a label of a fraction": "got float32",
     "labels as one-hot rows": "label must be whole numbers",
     "the key of a loss a number": "key must be a key, as of jax.random.key(0), got 0 of the type int",

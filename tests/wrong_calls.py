@@ -1,6 +1,7 @@
 """Calls of the library that cannot be right, and what each raises, as JSON: run alone, without checks of signatures."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -28,6 +29,7 @@ FLOW = cmjax.FlowMap(jnp.ones(()), MODEL, (8, 8, 1), 0.002, 80.0, "consistency",
 MLP = NETS["mlp"](width=8, depth=1, num_classes=3)
 WEIGHTS = MLP.init(KEY, X, jnp.ones(4))["params"]
 CLASSES = cmjax.FlowMap(WEIGHTS, cmjax.Model(as_net(MLP), paths.ve, SCALINGS), (8, 8, 1), 0.002, 80.0, "consistency")
+LABELLED = replace(CLASSES, unlabelled=False)
 
 
 def loss(x0=X, noise=Z, t=LATER, r=EARLIER, key=None, model=MODEL, **conditions):
@@ -89,6 +91,7 @@ CALLS = {
     "labels of fewer samples": lambda: loss(label=jnp.arange(3)),
     "a label beyond the classes": lambda: label(jnp.full(4, 99)),
     "a label beyond the classes, in sampling": lambda: sample(CLASSES, label=jnp.full(4, 3)),
+    "no label, of a model that has always had one": lambda: LABELLED(X, 1.0, label=jnp.full(4, -1)),
     "a label of a fraction": lambda: label(1.5),
     "labels as one-hot rows": lambda: label(jnp.eye(4)[:, :3]),
     "the key of a loss a number": lambda: loss(key=0),

@@ -33,6 +33,12 @@ class Recorded:
     has_data: bool
     scales: tuple[float, float] | None
 
+    @property
+    def goes_without_labels(self) -> bool:
+        """Whether the network may have learned to do without labels: in this run, or in one that is not read here."""
+        others = self.teacher or self.init_from or not self.has_data
+        return bool(self.learned_without_labels or others or not self.model.class_conditional)
+
 
 @dataclass(frozen=True)
 class Description:

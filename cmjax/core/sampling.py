@@ -28,7 +28,7 @@ Given = Noises | Array | Float[np.ndarray, "k b *dims"] | None
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["denoiser", "shape", "t_min", "t_max", "kind", "path"],
+    meta_fields=["denoiser", "shape", "t_min", "t_max", "kind", "path", "unlabelled"],
 )
 @dataclass(frozen=True)
 class FlowMap:
@@ -38,6 +38,7 @@ class FlowMap:
     (`kind == "denoiser"`), and Φ(x, t, s), s = t_min by default, for a flow map between any two times
     (`kind == "flow_map"`). It is a pytree whose leaves are the parameters, so a jitted function may close over it or
     take it as an argument. `shape` is the shape of one sample, (h, w, c). Times lie in [t_min, t_max] on `path`.
+    `unlabelled`: False where every sample that the network learned from had its label, so that none may go without.
     """
 
     params: Params
@@ -47,6 +48,7 @@ class FlowMap:
     t_max: float
     kind: str
     path: Path = ve
+    unlabelled: bool = True
 
     def __call__(self, x: Array, t: Time, s: Time | None = None, **conditions: Any) -> Array:
         """The estimate (b, h, w, c). x: (b, h, w, c). t, s: scalars or (b,). `label`: (b,), if the network has classes.
@@ -54,14 +56,14 @@ class FlowMap:
         Raises: TypeError or ValueError where x is no image of `shape`, t lies outside [t_min, t_max], or s is given to
                 a model that is not a flow map.
         """
-        self._check(x, t, s)
+        self._check(x, t, s, conditions.get("label"))
         if self.kind == "flow_map":
             return self.denoiser(self.params, x, t, self.t_min if s is None else s, **conditions)
         if s is not None:
             raise ValueError(f"s was given to a {self.kind}, whose end is t_min; flow maps alone take it")
         return self.denoiser(self.params, x, t, **conditions)
 
-    def _check(self, x: Array, t: Time, s: Time | None) -> None:
+    def _check(self, x: Array, t: Time, s: Time | None, label: Any) -> None:
         checks.floating("x", x)
         if x.ndim != 1 + len(self.shape) or x.shape[-1] != self.shape[-1]:
             wanted = ", ".join(map(str, ("b", *self.shape)))
@@ -70,6 +72,12 @@ class FlowMap:
             if time is not None:
                 checks.per_sample_shape(name, time, x.shape[0])
                 checks.within(name, time, self.t_min if name == "t" else 0.0, self.t_max)
+
+        labels = None if self.unlabelled or label is None else checks.known(label)
+        if labels is not None and np.any(labels < 0):
+            raise ValueError(
+                "label must be a class, got -1: the model never learned to go without (data.label_dropout=0)"
+            )
 
     def __repr__(self) -> str:
         parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))

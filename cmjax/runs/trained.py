@@ -108,7 +108,7 @@ class Trained:
         )
         if not self.imported and (said := long_average(self.record["config"], average, self.used_step)):
             log.warning("%s: %s", self.folder, said)
-        return self.model.bind(params, self.shape)
+        return replace(self.model.bind(params, self.shape), unlabelled=self.recorded.goes_without_labels)
 
 
 def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
