@@ -49,6 +49,13 @@ SUMMARIES = {
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
+OWN_DATA = (
+    "For pictures of your own (docs/howto/data.md has the commands):",
+    "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
+    "  small, in colour, on a GPU    cifar_quick_edm, then cifar_quick_ect",
+    "  small and grey, on a CPU      mnist_ect; of 8x8 pixels digits_ct",
+)
+"""What --list says after the recipes."""
 MOVED = "data.data_dir"
 """The one field that is changed without a recipe, of a run whose data were moved."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
@@ -266,7 +273,7 @@ def _list() -> str:
         return f"There are no recipes in {FOLDER}/ here; the folder comes with cmjax's sources."
     width = max(map(len, recipes)) + 2
     lines = [f"  {name:{width}s}{about}" for name, about in recipes.items()]
-    return "\n".join(["The recipes of configs/, for --config=<name>:", "", *lines])
+    return "\n".join(["The recipes of configs/, for --config=<name>:", "", *lines, "", *OWN_DATA])
 
 
 def _described(flag: absl_flags.Flag) -> str:
