@@ -87,6 +87,25 @@ def test_averages_follow_their_rates_over_updated_parameters():
     np.testing.assert_allclose(averages(state)["target"]["a"], expected, rtol=1e-6)
 
 
+def test_a_slow_average_reaches_parameters_that_have_settled():
+    """At rate .99995 rounding to float32 alone would stop it within 6e-4 of them."""
+    rate, updates = 0.99995, 100_000
+    track = track_averages({"slow": lambda step: jnp.asarray(rate)})
+    start = {"w": jnp.linspace(0.3, 0.9, 64), "none": jnp.zeros(2)}
+    settled = jax.tree.map(lambda leaf: leaf * (1 + 3e-4), start)
+
+    zeros = jax.tree.map(jnp.zeros_like, settled)
+
+    @jax.jit
+    def run(state):
+        return jax.lax.fori_loop(0, updates, lambda _, state: track.update(zeros, state, settled)[1], state)
+
+    average = run(track.init(start)).averages["slow"]
+    closed = (average["w"] - start["w"]) / (settled["w"] - start["w"])
+    np.testing.assert_allclose(closed, 1 - rate**updates, atol=2e-3)
+    np.testing.assert_array_equal(average["none"], 0)
+
+
 def test_the_averages_do_not_share_memory_with_the_parameters():
     state, _ = run(1)
     leaves = jax.tree.leaves((state.params, averages(state.opt_state)))

@@ -20,6 +20,7 @@ from cmjax.nets.layers import (
     convolve,
     downsample,
     from_patches,
+    group_norm,
     to_patches,
     upsample,
 )
@@ -251,6 +252,27 @@ def test_resampling_is_the_convolution_with_the_taps(taps):
     pads = [(len(taps) - 1 - reach,) * 2] * 2
     up = depthwise(jnp.float32(4 * kernel), (1, 1), pads, lhs_dilation=(2, 2))
     np.testing.assert_allclose(upsample(x, taps), up, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [10.0, 100.0, 300.0])
+def test_group_norm_far_from_zero_keeps_its_bound(ratio):
+    """E[x²] − mean² in float32: the error, of values and of gradients, is below 6e-7·(mean/std)²."""
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 16)) + ratio
+    weights = np.random.default_rng(1).standard_normal(x.shape)
+
+    def norm(x):
+        return group_norm(x, jnp.ones(16, x.dtype), jnp.zeros(16, x.dtype), groups=4, eps=1e-6)
+
+    def both(x, weights):
+        return norm(x), jax.grad(lambda x: jnp.sum(weights * norm(x)))(x)
+
+    grouped = x.reshape(2, 64, 4, 4)
+    mean, std = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.std))
+    y = (grouped - mean) / np.sqrt(std**2 + 1e-6)
+    g = weights.reshape(grouped.shape)
+    slope = (g - g.mean((1, 3), keepdims=True) - y * (g * y).mean((1, 3), keepdims=True)) / np.sqrt(std**2 + 1e-6)
+    for ours, exact in zip(both(jnp.float32(x), jnp.float32(weights)), (y, slope), strict=True):
+        assert np.abs(np.asarray(ours) - exact.reshape(x.shape)).max() < 6e-7 * ratio**2 + 1e-5
 
 
 def test_group_norm_and_attention_by_definition():

@@ -97,6 +97,8 @@ LONG = 0.05
 def long_average(config: Mapping[str, Any], index: int, updates: int) -> str | None:
     """What to say of an average of a recorded configuration that after so many updates is in part what the training
     began with; None where it is not. A device computes it."""
+    if "batch_size" not in config:  # weights that no training here made
+        return None
     average = _chosen(config["optimizer"]["averages"], config["batch_size"])[index]
     said = _too_much_of_first(average.make(), updates)
     remedy = "a shorter one forgets them, as power(std=0.1), whose length is a share of any training"
