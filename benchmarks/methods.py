@@ -59,7 +59,7 @@ def recipe(name: str, out: Path, *, steps: int, data: str) -> dict[str, Any]:
     config.steps, config.samples.every = steps, 0
     config.log.tensorboard = False
     for section, field in ((config, "init_from"), (config.objective, "teacher"), (config.objective, "first_stage")):
-        if section.get(field):
+        if section.get(field) not in (None, "", "teacher"):
             section[field] = str(out / Path(section[field]).name)
     if data == "oracle":
         config.data.name, config.data.data_dir = "arrays", str(out / "points.npz")

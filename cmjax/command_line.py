@@ -13,9 +13,9 @@ from absl import flags as absl_flags
 
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.flags import Flags
-from cmjax.machine.files import ask_bucket, is_bucket, to_path
+from cmjax.machine.files import ask_bucket, is_bucket, problem_of_path, to_path
 from cmjax.machine.libraries import MissingLibrary
-from cmjax.recipes import FOLDER, change, find_recipe, list_recipes, load_recipe
+from cmjax.recipes import all_recipes, change, find_recipe, load_recipe
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -49,15 +49,11 @@ SUMMARIES = {
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
-OWN_DATA = (
-    "For pictures of your own (docs/howto/data.md has the commands):",
-    "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
-    "  small, in colour, on a GPU    cifar_quick_edm, then cifar_quick_ect",
-    "  small and grey, on a CPU      mnist_ect; of 8x8 pixels digits_ct",
-)
-"""What --list says after the recipes."""
 MOVED = "data.data_dir"
 """The one field that is changed without a recipe, of a run whose data were moved."""
+PATHS = ["workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"]
+PATHS += ["autoguidance"]
+"""Flags that name files and folders."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 
 
@@ -102,10 +98,20 @@ class Options:
         return _reached(workdir)
 
     @property
+    def model(self) -> Path:
+        """The run's folder, or the checkpoint in it that `--checkpoint` names."""
+        step = self.values["checkpoint"].value
+        if step in (None, "newest"):
+            return self.workdir
+        if not step.isdecimal():
+            raise ConfigError(f"--checkpoint={step}: must be newest or a step, as 4000")
+        return self.workdir / "checkpoints" / str(int(step))
+
+    @property
     def workdirs(self) -> list[Path]:
         """The folders of `--workdir=a,b,c`, or the one folder of that name."""
         workdir = self.values["workdir"].value
-        if workdir is None or Path(workdir).is_dir():
+        if workdir is None or to_path(workdir).is_dir():
             return [self.workdir]
         names = [name.strip() for name in workdir.split(",")]
         if "" in names:
@@ -136,7 +142,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         print(_help(mode))
         sys.exit(0)
     if "--list" in arguments:
-        print(_list())
+        print(all_recipes())
         sys.exit(0)
     chosen = mode or "train"
     module, flags = importlib.import_module(MODES[chosen]), declared(chosen)
@@ -152,10 +158,21 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     for name in (name for names in flags.groups.values() for name in names):
         if flags.values[name].present and flags.values[name].value in ("", [], [""]):
             raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
+    for name in PATHS:
+        value = flags.values[name].value if name in flags.values else None
+        if value is not None:
+            _check_path(name, value)
     recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)
     if recipe is None:
         changes = [(name, text) for name, text in changes if name != MOVED or not moved]
     return module, Options(chosen, flags.values, _changed(recipe, changes), moved)
+
+
+def _check_path(name: str, value: str | list[str]) -> None:
+    """Raise ConfigError, naming the flag, where it names no file or folder."""
+    for text in (value,) if isinstance(value, str) else value:
+        if problem := problem_of_path(text):
+            raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
 
 
 def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
@@ -265,15 +282,6 @@ def _help(mode: str | None) -> str:
     for title, names in flags.groups.items():
         sections.append("\n".join([f"{title}:", *(_described(flags.values[name]) for name in names)]))
     return "\n\n".join(sections)
-
-
-def _list() -> str:
-    recipes = list_recipes()
-    if not recipes:
-        return f"There are no recipes in {FOLDER}/ here; the folder comes with cmjax's sources."
-    width = max(map(len, recipes)) + 2
-    lines = [f"  {name:{width}s}{about}" for name, about in recipes.items()]
-    return "\n".join(["The recipes of configs/, for --config=<name>:", "", *lines, "", *OWN_DATA])
 
 
 def _described(flag: absl_flags.Flag) -> str:

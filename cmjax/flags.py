@@ -21,6 +21,10 @@ class Flags:
     def text(self, name: str, default: str | None, help: str) -> None:
         absl_flags.DEFINE_string(name, default, help, self._named(name))
 
+    def checkpoint(self) -> None:
+        """Which of the run's checkpoints is read."""
+        self.text("checkpoint", "newest", "newest, or the step of an older one, as 4000.")
+
     def texts(self, name: str, help: str) -> None:
         """One value or more, separated by commas."""
         absl_flags.DEFINE_list(name, None, help, self._named(name))

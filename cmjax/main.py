@@ -66,6 +66,7 @@ def _set_up_process() -> None:
 def _do(module, options: "Options") -> None:
     from cmjax.config.fields import ConfigError
     from cmjax.data.base import DataError
+    from cmjax.machine.files import PathError
     from cmjax.machine.libraries import MissingLibrary
     from cmjax.machine.processes import OtherProcessError
     from cmjax.training.loop import NonFiniteLoss, Stopped
@@ -75,7 +76,7 @@ def _do(module, options: "Options") -> None:
         if options.mode not in ("status", "report"):  # files are all they need: they wait for no other process
             _join(options.mode)
         module.start(options)
-    except (ConfigError, DataError, CheckpointError, NonFiniteLoss, MissingLibrary) as error:
+    except (ConfigError, DataError, CheckpointError, NonFiniteLoss, MissingLibrary, PathError) as error:
         _end(1, f"error: {error}")
     except OtherProcessError:
         _end(1, None)  # the first process says what it was

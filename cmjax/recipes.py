@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 FOLDER = Path("configs")
 """Of the recipes that are called by their names."""
+OWN_DATA = (
+    "For pictures of your own (docs/howto/data.md has the commands):",
+    "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
+    "  small, in colour, on a GPU    cifar_quick_edm, then cifar_quick_ect",
+    "  small and grey, on a CPU      mnist_ect; of 8x8 pixels digits_ct",
+)
+"""What --list says after the recipes."""
 YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -74,6 +81,16 @@ def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
         if any(isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body):
             found[file.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
+
+
+def all_recipes() -> str:
+    """The recipes of configs/ and what each is, as the terminal shows them."""
+    recipes = list_recipes()
+    if not recipes:
+        return f"There are no recipes in {FOLDER}/ here; the folder comes with cmjax's sources."
+    width = max(map(len, recipes)) + 2
+    lines = [f"  {name:{width}s}{about}" for name, about in recipes.items()]
+    return "\n".join(["The recipes of configs/, for --config=<name>:", "", *lines, "", *OWN_DATA])
 
 
 def change(config: "ConfigDict", name: str, text: str | None) -> None:

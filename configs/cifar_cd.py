@@ -15,7 +15,7 @@ def get_config(variant: str = ""):
     config = common.base()
     config.steps = 800_000
     config.batch_size = 512
-    config.init_from = "runs/cifar_edm"
+    config.init_from = "teacher"
     config.data.name = "cifar10"
     config.data.horizontal_flip = True
     config.net = common.ncsnpp(augment_dim=9)  # the teacher's, to start from; a student's images are as they are
@@ -35,5 +35,5 @@ def get_config(variant: str = ""):
     config.checkpoint.save_every = 5000
     config.samples = common.consistency_samples(every=5000, times=(80.0, 0.585))
     if variant == "tiny":
-        config.init_from = config.objective.teacher = "runs/cifar_edm-tiny"
+        config.objective.teacher = "runs/cifar_edm-tiny"
     return common.variant(config, variant)

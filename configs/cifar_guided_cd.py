@@ -14,9 +14,7 @@ from configs import cifar_cd
 
 def get_config(variant: str = ""):
     config = cifar_cd.get_config(variant)
-    config.init_from = config.objective.teacher = (
-        "runs/cifar_classes-tiny" if variant == "tiny" else "runs/cifar_classes"
-    )
+    config.objective.teacher = "runs/cifar_classes-tiny" if variant == "tiny" else "runs/cifar_classes"
     config.net.class_conditional, config.net.guided = True, True
     config.objective.name, config.objective.guidance = "guided_cd", (1.0, 3.0)
     config.samples.guidance = 1.5

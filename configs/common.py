@@ -17,7 +17,7 @@ def base() -> ConfigDict:
     config.batch_size = 0  # of all devices together
     config.grad_accumulation = 1  # the batch is processed in this many parts
     config.steps_per_call = 1  # updates that one call of the device does: more, where one takes milliseconds
-    config.init_from = ""  # a run's folder whose averaged parameters the network starts from
+    config.init_from = ""  # a run's folder whose averaged parameters the network starts from; "teacher": its own
     config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0})
     config.data.memory_limit_gb = 4.0  # pictures that take less are kept once decoded
     config.data.max_corrupt = 10  # examples that cannot be read and that others stand in for; more are an error

@@ -10,7 +10,7 @@ from configs import common, digits_ct
 def get_config():
     config = digits_ct.get_config()
     config.steps = 4000
-    config.init_from = "runs/digits_edm"
+    config.init_from = "teacher"
     config.objective = common.ConfigDict(
         {
             "name": "cd",

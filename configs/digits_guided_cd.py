@@ -9,7 +9,7 @@ from configs import digits_cd
 
 def get_config():
     config = digits_cd.get_config()
-    config.init_from = config.objective.teacher = "runs/digits_classes"
+    config.objective.teacher = "runs/digits_classes"
     config.net.class_conditional, config.net.guided = True, True
     config.objective.name, config.objective.guidance = "guided_cd", (1.0, 3.0)
     config.samples.guidance = 1.5

@@ -15,7 +15,7 @@ def get_config(variant: str = ""):
     config = common.base()
     config.steps = 600_000
     config.batch_size = 2048
-    config.init_from = "runs/imagenet64_edm"
+    config.init_from = "teacher"
     config.data.name = "folder"
     config.data.image_size = 64
     config.data.horizontal_flip = True
@@ -45,5 +45,5 @@ def get_config(variant: str = ""):
     config.samples = common.consistency_samples(every=5000, times=(80.0, 1.382))
     config.samples.clip = True  # as the released code samples
     if variant == "tiny":
-        config.init_from = config.objective.teacher = "runs/imagenet64_edm-tiny"
+        config.objective.teacher = "runs/imagenet64_edm-tiny"
     return common.variant(config, variant)

@@ -10,7 +10,7 @@ from configs import common, mnist_edm
 def get_config():
     config = mnist_edm.get_config()
     config.steps = 700
-    config.init_from = "runs/mnist_edm"
+    config.init_from = "teacher"
     config.model.preconditioning = "consistency"
     config.objective = common.ConfigDict(
         {

@@ -48,7 +48,7 @@ def test_a_wrong_solver_is_named(text, message):
 
 
 def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
-    monkeypatch.setattr("cmjax.config.samples.find_spec", lambda name: None)
+    monkeypatch.setattr("cmjax.config.samples.is_installed", lambda library: False)
     with pytest.raises(ConfigError, match=r"needs diffrax: pip install 'cmjax\[ode\]'"):
         solver("tsit5")
 

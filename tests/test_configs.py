@@ -63,7 +63,10 @@ def smallest(name):
 def test_a_recipe_is_read_whole_and_says_how_it_is_run(name):
     config, _ = read(name)
     module = importlib.import_module(f"configs.{name}")
-    needed = {config.init_from, *(config.objective.get(field, "") for field in ("teacher", "first_stage"))} - {""}
+    needed = {config.init_from, *(config.objective.get(field, "") for field in ("teacher", "first_stage"))} - {
+        "",
+        "teacher",
+    }
     for recipe in [name, *(Path(workdir).name for workdir in needed)]:
         assert f"--config=configs/{recipe}.py" in str(module.__doc__)
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
-from cmjax.data import workers
 from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
 from cmjax.data.damage import Damage
@@ -118,7 +117,7 @@ def test_arrays_are_not_sent_to_processes(caplog):
 
 
 def test_without_grain_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("cmjax.machine.libraries.find_spec", lambda name: None)
     config = digits_ct.get_config()
     config.data.workers = 2
     with pytest.raises(ConfigError, match=r"config.data.workers=2: needs grain: pip install 'cmjax\[large\]'"):

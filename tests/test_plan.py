@@ -106,8 +106,8 @@ def test_unknown_machines_are_named(tmp_path, monkeypatch):
     config = digits_ct.get_config().to_dict()
     with pytest.raises(ConfigError, match=r"--topology=v9:2x2: is unknown: .* v5e:16x16, v5p:4x4x4, v6e:16x16"):
         plan.run(config, tmp_path, "v9:2x2", "digits_ct")
-    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--topology=v5e:2x2: needs .* pip install 'jax\[tpu\]'"):
+    monkeypatch.setattr(topology, "is_installed", lambda library: False)
+    with pytest.raises(ConfigError, match=r"--topology=v5e:2x2: needs .* pip install 'cmjax\[tpu\]'"):
         plan.run(config, tmp_path, "v5e:2x2", "digits_ct")
 
 

@@ -169,7 +169,7 @@ def read_guidance(fields: Fields, spec: ModelSpec, *, above: float | None = None
 
 
 def read_teacher(fields: Fields, name: str = "teacher", what: str = "a trained diffusion teacher") -> str:
-    teacher = fields.text(name)
+    teacher = fields.path(name)
     if not teacher:
         raise fields.error(name, f"must name the workdir of {what}")
     return teacher

@@ -95,7 +95,7 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
 
     Raises: ConfigError, of the name and the folder first.
     """
-    name, data_dir = fields.text("name"), fields.text("data_dir")
+    name, data_dir = fields.text("name"), fields.path("data_dir")
     if there:
         _check_there(fields, name, data_dir)
     size, channels = _read_size(fields), fields.integer("channels", at_least=0, at_most=4096)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from cmjax.machine.files import problem_of_path
 from cmjax.ranges import Real, Within
 
 LARGEST = 3e38
@@ -116,6 +117,13 @@ class Fields:
         value = self.value(field)
         if not isinstance(value, str):
             raise self.error(field, "must be a text")
+        return value
+
+    def path(self, field: str) -> str:
+        """The name of a file or folder, "" for none."""
+        value = self.text(field)
+        if problem := problem_of_path(value):
+            raise self.error(field, problem)
         return value
 
     def numbers(self, field: str, *, may_be_empty: bool = False) -> tuple[float, ...]:
@@ -249,3 +257,10 @@ def suggestion(word: str, choices: Iterable[str], *, prefix: str = "") -> str:
     """ " (did you mean x?)" of the choice that is most like a word, and "" where none is. prefix: of the choice."""
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def about(field: str, value: str, error: Exception) -> str:
+    """An error of a field or a flag, "--teacher=x: it has …", that does not say the value again where it begins so."""
+    said, name = str(error), value.strip("'")
+    again = said.removeprefix(f"{name} ")
+    return f"{field}={value} {again}" if again != said else f"{field}={value}: {said.removeprefix(f'{name}: ')}"

@@ -1,5 +1,6 @@
 """Every method by its name: what it makes of the network, and what reads its fields. One row for each."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,8 @@ from cmjax.config.choices import read_coupling
 from cmjax.config.fields import Fields
 from cmjax.config.model import PATHS, PRECONDITIONINGS, Model, ModelSpec, read_model_spec
 from cmjax.training.method import Method
+
+log = logging.getLogger(__name__)
 
 METHODS: dict[str, tuple[str, Callable[[Fields, ModelSpec, int], Method]]] = {
     "denoising": ("denoiser", discrete.denoising),
@@ -72,9 +75,15 @@ def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
     """The model of a recorded configuration: that of a run, or of weights that no run here made."""
     fields = Fields(config)
     if fields.has("objective") and _recorded_name(config) in METHODS:
-        return read_spec(fields).make(num_classes)
-    kind = config["model"].get("kind", "consistency")  # before it was recorded, what is no denoiser was this
-    return read_model_spec(fields, kind, made_by=f"config.model.kind={kind!r}").make(num_classes)
+        spec = read_spec(fields)
+    else:
+        kind = config["model"].get("kind", "consistency")  # before it was recorded, what is no denoiser was this
+        spec = read_model_spec(fields, kind, made_by=f"config.model.kind={kind!r}")
+    unknown = [f"{name}.{field}" for name in ("net", "model") for field in fields.section(name).remaining()]
+    if unknown := [field for field in unknown if field != "model.kind"]:
+        log.warning("config.%s: this version of cmjax does not know it, and the model is made without it; a newer one "
+                    "may make another", ", config.".join(unknown))  # fmt: skip
+    return spec.make(num_classes)
 
 
 def read_model_like(config: Mapping[str, Any], kind: str, num_classes: int | None) -> Model:

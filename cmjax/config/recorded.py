@@ -13,6 +13,9 @@ from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrecte
 from cmjax.config.samples import Samples, read_samples
 from cmjax.nets import NETS, defaults
 
+OWN_TEACHER = "teacher"
+"""What `init_from` says of a run that starts from the model that it distils."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -54,13 +57,14 @@ class Description:
 
 def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorded:
     """Read the configuration of a record, which was checked when its run began."""
+    teacher = config.get("objective", {}).get("teacher", "")
     return Recorded(
         model=read_model(config, num_classes),
         averages=average_texts(config),
         learned_without_labels=bool(config.get("data", {}).get("label_dropout")),
         preconditioning=config["model"]["preconditioning"],
-        teacher=config.get("objective", {}).get("teacher", ""),
-        init_from=config.get("init_from", ""),
+        teacher=teacher,
+        init_from=teacher if config.get("init_from") == OWN_TEACHER else config.get("init_from", ""),
         has_data="data" in config,
         scales=scales_of(config),
     )
@@ -91,6 +95,24 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
     if field == "optimizer.averages" and None not in (old, new):
         return not same_but_for_start(old, new)
     return field.startswith(SHAPES_STATE) and field not in FREE
+
+
+BESIDE_TRAINING = ("samples", "figures", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
+BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt")
+"""Sections and fields that change no parameter: what is drawn, written and told, and where data and devices are."""
+
+
+def is_of_training(field: str) -> bool:
+    """Whether the parameters that a run reaches depend on a field, as "optimizer.learning_rate"."""
+    section, _, rest = field.partition(".")
+    return section not in BESIDE_TRAINING and not (section == "data" and rest in BESIDE_TRAINING_OF_DATA)
+
+
+def with_free_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old configuration with all that is not of training as the new one has it."""
+    free = {name: new[name] for name in BESIDE_TRAINING if name in new}
+    data = {name: new["data"][name] for name in BESIDE_TRAINING_OF_DATA if name in new.get("data", {})}
+    return {**old, **free, **({"data": {**old["data"], **data}} if "data" in old else {})}
 
 
 FORMAT = 2

@@ -15,6 +15,7 @@ from cmjax.config.fields import Fields
 from cmjax.config.methods import read_method, read_spec
 from cmjax.config.model import Model, ModelSpec
 from cmjax.config.optimizer import read_optimizer, read_skip_nonfinite
+from cmjax.config.recorded import OWN_TEACHER
 from cmjax.config.samples import Samples, read_samples
 from cmjax.core.times import part_of
 from cmjax.core.typing import Schedule
@@ -128,7 +129,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         grad_accumulation=parts,
         steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4, absent=1),
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
-        init_from=fields.text("init_from"),
+        init_from=_read_init_from(fields, method),
         horizontal_flip=fields.section("data").boolean("horizontal_flip"),
         label_dropout=read_label_dropout(fields.section("data"), fields.section("net")),
         workers=read_workers(fields.section("data")),
@@ -149,6 +150,14 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     )
     _check_calls(fields, run)
     return run
+
+
+def _read_init_from(fields: Fields, method: Method) -> str:
+    """The folder of the run whose parameters this one starts from, "" for none."""
+    name = fields.path("init_from")
+    if name == OWN_TEACHER and not method.teacher:
+        raise fields.error("init_from", "config.objective distils no teacher: name a run's folder")
+    return method.teacher if name == OWN_TEACHER else name
 
 
 def _check_calls(fields: Fields, run: Run) -> None:

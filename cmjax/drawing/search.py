@@ -16,7 +16,7 @@ from cmjax.drawing.draw import consistency_samplers, draw_images
 from cmjax.drawing.samplers import conditioned
 from cmjax.evaluation.figures import METRICS, judge_of, why_not_compared
 from cmjax.machine.content import content_key
-from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.files import cache_of, to_json, write_atomically
 from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
 from cmjax.runs.trained import Trained
@@ -125,7 +125,7 @@ def score_along(
         held_out, train = open_source("test"), open_source("train")
         if why := why_not_compared(train, num=SAMPLES, held_out=len(held_out)):
             raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
-        return judge_of(held_out, train, metric, cache_dir=trained.folder.parent / ".cache")
+        return judge_of(held_out, train, metric, cache_dir=cache_of(trained.folder))
 
     first_does(lambda: score() and None)
     samples = samples or trained.samples

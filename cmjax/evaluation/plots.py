@@ -153,7 +153,10 @@ class _Axis:
     def over(cls, values: np.ndarray, log: bool) -> "_Axis":
         """An axis a little longer than the values reach."""
         scaled = np.log10(values) if log else values
-        margin = 0.04 * (np.ptp(scaled) or max(abs(scaled[0]), 1.0))
+        spread = np.ptp(scaled)
+        if spread <= 1e-6 * np.max(np.abs(scaled)):  # one value, or one but for rounding
+            spread = 1.0 if log else np.max(np.abs(scaled)) or 1.0
+        margin = 0.04 * spread
         low, high = scaled.min() - margin, scaled.max() + margin
         return cls(low, high, log, tuple(_ticks(low, high, log).tolist()))
 

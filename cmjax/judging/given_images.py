@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, about
 from cmjax.data.base import DataError
 from cmjax.data.checks import say_if_dark
 from cmjax.data.folder import read_image
@@ -51,7 +51,7 @@ def images_in(path: str, shape: tuple[int, ...] | None, to_pixels: Callable[...,
     try:
         arrays = read_npz(where, memory_limit_bytes=LARGEST_IN_MEMORY)
     except DataError as error:
-        raise ConfigError(f"--images={path}: {error}") from error
+        raise ConfigError(about("--images", path, error)) from error
     found = [arrays[name] for name in NAMES if name in arrays] or [a for a in arrays.values() if a.ndim == 4]
     if len(found) != 1:
         names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())

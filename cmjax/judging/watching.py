@@ -12,6 +12,7 @@ from cmjax.judging.rows import CONTENT, ROWS
 from cmjax.judging.settings import judged_row
 from cmjax.judging.tallying import DataSets
 from cmjax.machine.content import content_key
+from cmjax.machine.files import cache_of
 from cmjax.training.state import TrainState
 
 Watch = Callable[[TrainState, int], None]
@@ -29,7 +30,7 @@ def figures_of_run(pictures: Pictures, data: DataSets, average: str) -> Watch:
     asked = run.evaluation
     if pictures.source.shape[-1] not in (1, 3):
         raise ConfigError(f"config.evaluate.every={asked.every}: figures are of pictures, not {pictures.source.shape}")
-    judge = make_judge(asked, data, num=asked.num, reference=None, cache_dir=workdir.parent / ".cache")
+    judge = make_judge(asked, data, num=asked.num, reference=None, cache_dir=cache_of(workdir))
     labels = {"labels": asked.labels} if pictures.model.class_conditional else {}
     random_seed = run.seed if asked.labels == "random" else None
 

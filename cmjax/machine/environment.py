@@ -3,6 +3,8 @@
 import os
 import re
 
+from cmjax.machine.files import problem_of_path
+
 REFUSED = {
     "JAX_DISABLE_JIT": (r"1|t|true|on|yes|y", "whatever a run does is compiled"),
     "JAX_TRANSFER_GUARD(_.*)?": (r"disallow(_explicit)?", "batches go to the devices as they are made"),
@@ -19,6 +21,9 @@ def check_environment() -> None:
         for name in names:
             if re.fullmatch(pattern, name) and re.fullmatch(values, os.environ[name].lower()):
                 raise ValueError(f"{name}={os.environ[name]}: {why}; leave the variable out")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if problem := problem_of_path(cache):
+        raise ValueError(f"JAX_COMPILATION_CACHE_DIR={cache}: {problem}")
     if os.environ.get("XLA_FLAGS") and (complaint := _complaint_of_xla()):
         raise ValueError(f"XLA_FLAGS={os.environ['XLA_FLAGS']}: {complaint}")
 

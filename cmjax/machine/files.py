@@ -3,8 +3,10 @@
 A path is a `pathlib.Path`, or the `etils.epath.Path` of a bucket, which has the same methods.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,13 +22,35 @@ else:
 """A disk's path or a bucket's, for what checks types as it runs: the latter has the methods of `Path`, and is none."""
 
 
-def to_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder, a bucket's as gs://bucket/name.
+class PathError(ValueError):
+    """A text that names no file or folder which can be reached; the message has the text."""
 
-    Raises: MissingLibrary where it is a bucket's and the libraries that reach it are missing.
+
+def problem_of_path(text: str) -> str | None:
+    """What is wrong with the name of a file or folder; None where nothing is."""
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text):
+        if scheme[1] == "file":
+            return "write it without file://"
+        if not is_bucket(text):
+            return f"{scheme[1]}:// can be neither read nor written here: name a folder of a disk, or of gs://"
+    if not text.isprintable():
+        return "holds a character that cannot be seen"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"there is no user {text.split('/')[0].removeprefix('~')}"
+    return None
+
+
+def to_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder, a bucket's as gs://bucket/name; ~ is the user's home.
+
+    Raises: PathError where it is none; MissingLibrary where it is a bucket's, and what reaches buckets is missing.
     """
+    if problem := problem_of_path(os.fspath(path)):
+        raise PathError(f"{os.fspath(path)!r}: {problem}")
     if not is_bucket(path):
-        return Path(path)
+        return Path(path).expanduser()
     from etils import epath
 
     require("gcsfs", f"{path}: a bucket")
@@ -92,6 +116,22 @@ def _bucket_files() -> Any:
 def absolute(path: Path) -> Path:
     """The path from the root of the disk; a bucket's is one already."""
     return path if is_bucket(path) else path.absolute()
+
+
+def cache_of(workdir: Path) -> Path:
+    """The folder of what can be made again for a run: `.cache` beside it, where training made that, and the user's own
+    elsewhere, so that nothing appears beside a run that was moved."""
+    beside = absolute(workdir).parent / ".cache"
+    if is_bucket(workdir) or (beside.is_dir() and os.access(beside, os.W_OK)):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmjax"
+
+
+def make_cache(workdir: Path) -> None:
+    """Make `.cache` beside a run that trains, where that can be written."""
+    if not is_bucket(workdir):
+        with contextlib.suppress(OSError):
+            (absolute(workdir).parent / ".cache").mkdir(parents=True, exist_ok=True)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:

@@ -36,8 +36,9 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
         if now - last < every_s:
             return
         last = now
-        left = (now - began) * (total - done) / max(done - start, 1)
-        log.info("%s %d/%d (%.0f%%), %s left  %s", description, done, total, 100 * done / total, _clock(left), text)
+        elapsed, left = _clock(now - began), _clock((now - began) * (total - done) / max(done - start, 1))
+        share = 100 * done / total
+        log.info("%s %d/%d (%.0f%%), %s elapsed, %s left  %s", description, done, total, share, elapsed, left, text)
 
     yield say_now_and_then
 
@@ -59,8 +60,9 @@ def _bar(description: str, total: int, start: int) -> Iterator[Update]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("elapsed,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:

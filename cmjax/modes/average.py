@@ -15,6 +15,7 @@ from cmjax.flags import Flags
 from cmjax.machine.files import to_path
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.classes import recorded_classes
+from cmjax.runs.places import output
 from cmjax.runs.record import check_new, write_model
 from cmjax.runs.trained import Trained, open_trained
 
@@ -48,6 +49,8 @@ def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
     for folder in widths:
         check_new(folder, "--out")
     trained = open_trained(workdir)
+    for folder in widths:
+        output(folder)
     found = post_hoc(trained, list(widths.values()))
     made_of = ", ".join(f"power(std={width})" for width in found.kept)
     made_of += f" at steps {', '.join(map(str, found.steps))}"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.command_line import Options
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, about
 from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
 from cmjax.core.sampling import FlowMap, gaussian
@@ -32,6 +32,7 @@ from cmjax.machine.mesh import batch_sharding, distribute, make_mesh, replicated
 from cmjax.machine.processes import OtherProcessError, first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.losses import logged_losses, losses_by_level
+from cmjax.runs.places import output
 from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained, open_trained
 
@@ -49,6 +50,7 @@ Found = tuple[dict[str, Any], list[np.ndarray]]
 
 def declare(flags: Flags) -> None:
     flags.group("What is measured")
+    flags.checkpoint()
     flags.text("teacher", None, "The folder of the denoiser whose trajectories it is held against. Default: its own.")
     flags.one_of("metric", "fd", METRICS, "What the second step's time is chosen by.")
     flags.integer("num", 256, "Trajectories, and samples for each bin of noise levels.", at_least=1, at_most=10**5)
@@ -58,7 +60,7 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     names = ("teacher", "metric", "num", "seed", "out")
-    run(options.workdir, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
+    run(options.model, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
 
 
 def run(
@@ -77,14 +79,15 @@ def run(
             num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
-    trained, folder = open_to_draw(workdir, data_dir=data_dir), to_path(out) if out else workdir / "diagnostics"
+    trained = open_to_draw(workdir, data_dir=data_dir)
+    folder = output(to_path(out) if out else trained.folder / f"{trained.named}diagnostics")
     flow_map = trained.load(mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
     if teacher and not one_step:
         raise ConfigError(f"--teacher={teacher}: {workdir} is a denoiser itself, and not meant to be consistent")
     held_against = _teacher(trained, flow_map, teacher) if one_step else None
     # each is written as it comes: some take long, and a later one may fail
-    write = partial(_write, folder, {"workdir": str(workdir), "checkpoint": trained.used_step})
+    write = partial(_write, folder, {"workdir": str(trained.folder), "checkpoint": trained.used_step})
     if held_against is not None:
         write("consistency", _consistency(trained, flow_map, *held_against, num=num, seed=seed))
     elif one_step:
@@ -125,7 +128,7 @@ def _teacher(trained: Trained, student: FlowMap, named: str | None) -> tuple[Tra
         other = open_trained(folder)
         teacher = other.load(mesh=make_mesh())
     except (ConfigError, RuntimeError) as error:
-        raise ConfigError(f"{where}={folder}: {error}; name a teacher with --teacher") from error
+        raise ConfigError(f"{about(where, folder, error)}; name a teacher with --teacher") from error
     if teacher.kind != "denoiser":
         if named:
             raise ConfigError(f"--teacher={folder}: is a {teacher.kind}; a denoiser is needed")

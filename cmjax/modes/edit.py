@@ -28,6 +28,7 @@ from cmjax.machine.files import is_bucket, to_path
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
+from cmjax.runs.places import output
 from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained
 
@@ -49,6 +50,7 @@ OF_TASKS = {
 
 def declare(flags: Flags) -> None:
     flags.group("The edit")
+    flags.checkpoint()
     flags.one_of("task", None, ALL_TASKS, "What is done.")
     flags.texts("image", "A PNG or JPEG file of any size, laid over white; two for blending and interpolation.")
     flags.integer("num", None, "How many results. Default: 1; of an interpolation, 8.", at_least=1)
@@ -72,7 +74,7 @@ def start(options: Options) -> None:
     _check_flags(options)
     names = ("task", "mask", "out", "times", "seeds", "label", "seed", "patch", "sigma", "add_noise", "margin", "clip")
     num = options.num or (8 if options.task == "interpolation" else 1)
-    run(options.workdir, images=options.image, num=num, **{name: getattr(options, name) for name in names})
+    run(options.model, images=options.image, num=num, **{name: getattr(options, name) for name in names})
 
 
 def _check_flags(options: Options) -> None:
@@ -105,19 +107,16 @@ def run(
     label: Sequence[str | int] | str | int | None,
     **options: Any,
 ) -> None:
-    """Edit a picture with the newest checkpoint of `workdir`; write the strip original | degraded | results to `out`,
-    and each result alone beside it."""
+    """Edit a picture with a checkpoint, `workdir` or the newest of that folder; write the strip original | degraded |
+    results to `out`, and each result alone beside it."""
     if task not in ALL_TASKS:
         raise ConfigError(f"--task={task}: must be one of {', '.join(ALL_TASKS)}")
     if task == "interpolation" and len(times or ()) > 1:
         raise ConfigError(f"--times={','.join(times or ())}: interpolation is one evaluation; name one noise level")
-    path = to_path(out or workdir / "edits" / f"{task}.png")
-    if path.suffix != ".png":
-        raise ConfigError(f"--out={out}: must end in .png")
-    given = [to_path(file) for file in (*(images or ()), mask) if file]
-    if written := {_place(file) for file in given} & {_place(file) for file in (path, *_result_files(path, num))}:
-        raise ConfigError(f"--out={path}: it would write over {min(written)}, its own picture; name another")
     trained = open_to_draw(workdir)
+    path = to_path(out or trained.folder / "edits" / f"{trained.named}{task}.png")
+    given = _given_beside(path, [file for file in (*(images or ()), mask) if file], num)
+    output(path)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")
@@ -139,6 +138,16 @@ def run(
         made = edit_pictures(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid, watch)
         columns, results = made.columns(len(pictures)), made.results
     _write(path, columns, results, flow_map, given)
+
+
+def _given_beside(path: Path, files: Sequence[str], num: int) -> list[Path]:
+    """The files that the edit is made from. Raises: ConfigError where the strip `path` or a result is one of them."""
+    if path.suffix != ".png":
+        raise ConfigError(f"--out={path}: must end in .png")
+    given = [to_path(file) for file in files]
+    if written := {_place(file) for file in given} & {_place(file) for file in (path, *_result_files(path, num))}:
+        raise ConfigError(f"--out={path}: it would write over {min(written)}, its own picture; name another")
+    return given
 
 
 def _conditions(

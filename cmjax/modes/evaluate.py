@@ -30,8 +30,9 @@ from cmjax.judging.rows import CONTENT, ROWS, curves, table
 from cmjax.judging.settings import Asked, evaluate_setting, judged_row, weights_of
 from cmjax.judging.tallying import DataSets
 from cmjax.machine.content import content_key
-from cmjax.machine.files import to_path
+from cmjax.machine.files import cache_of, to_path
 from cmjax.machine.processes import first_does, say
+from cmjax.runs.places import output
 from cmjax.runs.record import RECORD
 from cmjax.runs.starting import cache_compilations
 from cmjax.runs.trained import Trained, open_trained
@@ -82,6 +83,8 @@ def start(options: Options) -> None:
         trained = open_trained(workdir, data_dir=options.data_dir) if there else None
         workdir = workdir if trained is None else trained.folder
         data = _data(options, trained)
+    if options.save_reference:
+        output(to_path(options.save_reference), "--save_reference")
     cache_compilations(workdir)
     if options.images is not None:
         _judge_images(options, evaluation, data, trained, workdir)
@@ -106,7 +109,7 @@ def _data(options: Options, trained: Trained | None) -> DataSets | None:
 
 
 def _judge(options: Options, evaluation: Evaluation, data: DataSets | None, num: int, workdir: Path) -> Judge:
-    judge = make_judge(evaluation, data, num=num, reference=options.reference, cache_dir=workdir.parent / ".cache")
+    judge = make_judge(evaluation, data, num=num, reference=options.reference, cache_dir=cache_of(workdir))
     for name, network in judge.networks.items():
         log.info("%s: %s", name, network.about)
     if options.save_reference:

@@ -15,6 +15,7 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.own import write_own
 from cmjax.machine.files import to_path
 from cmjax.machine.libraries import require
+from cmjax.runs.places import output
 from cmjax.runs.trained import Trained, open_trained
 
 FORMATS = ("safetensors", "npz", "diffusers")
@@ -41,6 +42,7 @@ def run(workdir: Path, format: str, out: str | None) -> None:
     if format != "npz":
         require("safetensors", f"--format={format}")
     trained = open_trained(workdir)
+    output(path)
     flow_map = trained.load()
     try:
         if format == "diffusers":

@@ -29,6 +29,7 @@ from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
 from cmjax.runs.classes import check_classes
 from cmjax.runs.later import CHECKPOINT
+from cmjax.runs.places import output
 from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained
 
@@ -44,6 +45,7 @@ LEFT_TO_RIGHT = "interpolation,\nleft to right"
 
 def declare(flags: Flags) -> None:
     flags.group("The figure")
+    flags.checkpoint()
     flags.texts("image", "Pictures to begin with. Default: some of the run's held-out data.")
     flags.integer("seed", 0, "The same seed gives the same pictures.", at_least=0)
     flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
@@ -52,7 +54,7 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     names = {"out": options.out, "seed": options.seed, "times": options.times, "data_dir": options.data_dir}
-    run(options.workdir, images=options.image, **names)
+    run(options.model, images=options.image, **names)
 
 
 def run(
@@ -64,11 +66,13 @@ def run(
     times: list[str] | None,
     data_dir: str | None = None,
 ) -> None:
-    """Draw the gallery of the newest checkpoint of `workdir` into `out`, from held-out or given pictures."""
-    path = to_path(out or workdir / "gallery.png")
+    """Draw the gallery of a checkpoint, `workdir` or the newest of that folder, into `out`, from held-out or given
+    pictures."""
+    trained = open_to_draw(workdir, data_dir=data_dir)
+    path = to_path(out or trained.folder / f"{trained.named}gallery.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
-    trained = open_to_draw(workdir, data_dir=data_dir)
+    output(path)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")

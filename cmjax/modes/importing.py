@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.command_line import Options
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, about
 from cmjax.config.methods import read_model
 from cmjax.flags import Flags
 from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.own import is_own, read_own
 from cmjax.interop.read import READERS, read_foreign
+from cmjax.machine.files import to_path
 from cmjax.nets import NETS
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.classes import recorded_classes
+from cmjax.runs.places import output
 from cmjax.runs.record import check_new, write_model
 
 log = logging.getLogger(__name__)
@@ -74,8 +76,9 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     check_new(workdir, "--workdir")
+    output(workdir, "--workdir")
     write = partial(write_model, workdir, option="--workdir")
-    path = Path(source)
+    path = to_path(source)
     if format == "cmjax" or (format == "auto" and is_own(path)):
         record, params = _read_own(path)
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
@@ -87,7 +90,7 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     try:
         foreign, found = read_foreign(path, format, overrides)
     except ForeignError as error:
-        raise ConfigError(f"--source={source}: {error}") from error
+        raise ConfigError(about("--source", source, error)) from error
     imported = {"from": str(path), "format": found, "licence": foreign.licence}
     config, classes = _config(foreign), getattr(foreign.module, "num_classes", 0) or None
     _evaluate_once(config, foreign.shape, classes, foreign.params)
@@ -128,7 +131,7 @@ def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
         module = read_model(record["config"], record["num_classes"]).module
         expected = parameter_shapes(module, tuple(record["shape"]))
     except (ForeignError, KeyError, TypeError) as error:
-        raise ConfigError(f"--source={path}: {error}") from error
+        raise ConfigError(about("--source", str(path), error)) from error
     if jax.tree.map(lambda leaf: leaf.shape, expected) != jax.tree.map(np.shape, params):
         raise ConfigError(f"--source={path}: its arrays are not those of the network that its record describes")
     return record, params

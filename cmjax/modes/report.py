@@ -23,6 +23,7 @@ from cmjax.machine.files import to_path
 from cmjax.machine.libraries import require
 from cmjax.machine.mesh import make_mesh
 from cmjax.reporting.page import PAGE, report
+from cmjax.runs.places import output_of_one
 from cmjax.runs.trained import Trained, open_trained
 
 COMPARISON = "comparison.html"
@@ -59,6 +60,7 @@ def run(
         raise ConfigError(f"--out={out}: must end in .html")
     require("bokeh", "--mode=report")
     counts = _counts(evaluations or [])
+    output_of_one(path)
     for workdir in workdirs if counts else ():
         trained = open_trained(workdir)
         for count in counts:

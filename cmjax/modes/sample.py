@@ -28,6 +28,7 @@ from cmjax.machine.memory import GIB, free_on_host
 from cmjax.machine.mesh import make_mesh
 from cmjax.machine.processes import first_does, say
 from cmjax.machine.progress import progress
+from cmjax.runs.places import output
 from cmjax.runs.starting import open_to_draw
 from cmjax.runs.trained import Trained
 
@@ -42,6 +43,7 @@ MOST_PIXELS = 100_000_000
 
 def declare(flags: Flags) -> None:
     flags.group("Images")
+    flags.checkpoint()
     flags.integer("num", 64, "How many images.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
     flags.text("label", None, "The class, by number or name, of a class-conditional model. Default: all in turn.")
@@ -71,7 +73,7 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     names = ("out", "num", "seed", "times", "label", "labels", "autoguidance", "autoguidance_average", *OF_SAMPLER)
-    run(options.workdir, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
+    run(options.model, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
 
 
 def run(
@@ -88,17 +90,19 @@ def run(
     data_dir: str | None = None,
     **options: Any,
 ) -> None:
-    """Draw `num` images with the newest checkpoint of `workdir` and write them to `out`. options: `OF_SAMPLER`."""
-    path = to_path(out or workdir / "samples" / f"seed-{seed}.png")
+    """Draw `num` images with a checkpoint and write them to `out`. workdir: a run's folder, or a checkpoint's. options:
+    `OF_SAMPLER`."""
+    trained = open_to_draw(workdir, data_dir=data_dir)
+    path = to_path(out or trained.folder / "samples" / f"{trained.named}seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
-    trained = open_to_draw(workdir, data_dir=data_dir)
     searched = _searched(times) if trained.model.kind != "denoiser" else None
     weaker = weaker_model(trained, autoguidance, autoguidance_average)
     named = {"times": None if searched else times, "autoguidance": weaker.name if weaker else ""}
     samples = chosen_samples(trained, **named, **options)
     random_seed = _seed_of_labels(trained, labels, label, seed)
     (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
+    output(path)
     flow_map, label = trained.load(mesh=make_mesh()), given_label(label, trained)
     by = {"label": label, "random_seed": random_seed, "weaker": weaker and weaker.load()}
     guided_map, conditions = conditioned(flow_map, trained, samples, num, **by)

@@ -23,24 +23,25 @@ from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
-from cmjax.evaluation.figures import can_compare, compare, format_figures
+from cmjax.evaluation.figures import can_compare, compare
 from cmjax.flags import Flags
 from cmjax.judging.rows import ROWS, drop_rows_after
 from cmjax.judging.tallying import DataSets
 from cmjax.judging.watching import Watch, figures_of_run, in_turn
-from cmjax.machine.files import to_json, write_atomically
+from cmjax.machine.files import cache_of, make_cache
 from cmjax.machine.libraries import require
 from cmjax.machine.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.machine.mesh import batch_sharding
-from cmjax.machine.processes import first_does, is_first
+from cmjax.machine.processes import first_does
 from cmjax.machine.progress import progress
 from cmjax.reporting.page import report_at_end
-from cmjax.runs.classes import classes_of
-from cmjax.runs.curve import save_losses
+from cmjax.runs.classes import about_data
+from cmjax.runs.history import Session
 from cmjax.runs.later import remove_later
 from cmjax.runs.others import check_others
+from cmjax.runs.places import check_workdir
 from cmjax.runs.provenance import devices
-from cmjax.runs.record import write_record
+from cmjax.runs.record import as_trained, keep_config, write_record
 from cmjax.runs.starting import (
     Setup,
     alone_in,
@@ -52,9 +53,10 @@ from cmjax.runs.starting import (
     shapes_of_state,
     train_step_of,
 )
+from cmjax.runs.summary import losses_of, summary_text, write_summary
 from cmjax.runs.trained import newest_checkpoint
 from cmjax.training.checkpoint import Checkpointer
-from cmjax.training.logging import MetricsWriter
+from cmjax.training.logging import MetricsWriter, MirrorError
 from cmjax.training.loop import NonFiniteLoss, Stopped, run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
@@ -92,34 +94,46 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
     check_others(run)
     check_figures(run)
     steps = _steps_to_trace(profile, run)
-    with alone_in(workdir):
-        _run_alone(run, config, workdir, began, recipe, steps)
+    first_does(lambda: check_workdir(workdir, run.data.data_dir))
+    with alone_in(workdir), Session(workdir, began=began, recipe=recipe) as session:
+        _run_alone(run, config, workdir, session, steps)
 
 
-def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, began: float, recipe: str | None, steps) -> None:
+def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, session: Session, steps: range | None) -> None:
+    first_does(lambda: make_cache(workdir))
     cache_compilations(workdir)
-    setup = set_up(run, run.open_source)
-    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
     reached = first_does(lambda: newest_checkpoint(workdir))
     if reached > run.steps:
         raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
+    if reached == run.steps:
+        config = first_does(lambda: as_trained(workdir, config))
+        run = read_run(config)
+    setup = set_up(run, run.open_source)
+    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
     _warn_of_averages(run, config)
     state = None if reached >= 0 else first_state(setup)
-    shape, num_classes = setup.source.shape, setup.source.num_classes
-    known = {"recipe": recipe, "device": devices(), "classes": classes_of(setup.source)}
-    for change in first_does(lambda: write_record(workdir, config, shape, num_classes, **known)):
+    of_data = setup.source.shape, setup.source.num_classes
+    known = {"recipe": session.recipe, "device": devices(), "classes": first_does(lambda: about_data(setup.source))}
+    keep_record = partial(write_record, workdir, config, *of_data, **known)
+    for change in first_does(keep_record):
         log.warning("going on with another config.%s", change)
     pictures = Pictures(run, setup.model, setup.source, workdir)
     judge = _judge(run, config, pictures) if run.evaluation.every else None
+    kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
     try:
-        trained, speed = _train(setup, state, config, pictures, steps, judge)
+        with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
+            state = state or checkpointer.restore(shapes_of_state(setup), setup.mesh) or first_state(setup)
+            start = int(state.step)
+            keep = partial(keep_record, step=start) if start < run.steps else partial(keep_config, workdir, config)
+            session.begin(start, changes=first_does(keep), device=devices())
+            trained, speed = _train(setup, state, config, pictures, steps, judge, checkpointer, session)
     except Stopped as stopped:
         step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
-        first_does(lambda: _write_summary(run, workdir, step, by | _losses(workdir, step)))
+        first_does(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
         raise
     if judge is not None:
         judge(trained, int(trained.step))
-    _finish(setup, trained, pictures, speed | {"seconds": time.perf_counter() - began})
+    _finish(setup, trained, pictures, speed, session)
 
 
 def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
@@ -142,35 +156,31 @@ def _steps_to_trace(profile: str | None, run: Run) -> range | None:
 
 def _train(
     setup: Setup,
-    state: TrainState | None,
+    state: TrainState,
     config: Mapping[str, Any],
     pictures: Pictures,
     trace_steps: range | None,
     judge: Watch | None,
+    checkpointer: Checkpointer,
+    session: Session,
 ) -> tuple[TrainState, dict[str, float]]:
-    """The state, restored where none is given, trained to the end, and what the run measured of itself."""
-    run, mesh, workdir = setup.run, setup.mesh, pictures.workdir
+    """The state, trained to the end, and what the run measured of itself."""
+    run, mesh, workdir, start = setup.run, setup.mesh, pictures.workdir, int(state.step)
     batches = _batches(setup)
-    kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
-    with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
-        state = state or checkpointer.restore(shapes_of_state(setup), mesh) or first_state(setup)
-        start = int(state.step)
-        if start:
-            log.info("going on from step %d of %s", start, workdir)
-        if start >= run.steps:
-            log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
-            return state, {}
-        if start % run.steps_per_call:
-            raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
+    if start:
+        log.info("going on from step %d of %s", start, workdir)
+    if start >= run.steps:
+        log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
+        return state, {}
+    if start % run.steps_per_call:
+        raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
+    with _records(run, workdir, start, config) as writer:
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
-        began = time.perf_counter()
+        session.train(compile_seconds)
         speed = speed_on(mesh, compiled, batch_size=run.batch_size)
         watch, watch_every = in_turn([(pictures.refresh, run.samples.every), (judge, run.evaluation.every)])
         first_does(lambda: _forget_after(workdir, start))
-        mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
-        writer = MetricsWriter(workdir, resume_step=start, config=config, **mirrors) if is_first() else None
         with (
-            contextlib.closing(writer) if writer else contextlib.nullcontext(),
             contextlib.closing(batches.stream(start, run.steps)) as stream,
             progress("training", run.steps, start=start) as update,
             traced(compiled, trace_steps, workdir / "profile", start=start, together=run.together) as train_step,
@@ -180,12 +190,32 @@ def _train(
                 state, train_step, setup.frozen, stream, start=start, total_steps=run.steps, speed=speed,
                 checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
-                flush_records=writer.flush if writer else lambda: None,
+                before_save=partial(_keep_until, writer, session),
                 draw_samples=watch, sample_every=watch_every, update_progress=update, together=run.together,
             )  # fmt: skip
-    seconds = time.perf_counter() - began
-    speeds = speed.at(seconds / (run.steps - start))
-    return state, {"compile_seconds": compile_seconds, "train_seconds": seconds, **speeds}
+    return state, speed.at(session.trained() / (run.steps - start))
+
+
+@contextlib.contextmanager
+def _records(run: Run, workdir: Path, start: int, config: Mapping[str, Any]) -> Iterator[MetricsWriter | None]:
+    """What the run records is written with, in the first process; None in the others.
+
+    Raises: ConfigError where Weights & Biases does not begin.
+    """
+    opened: list[MetricsWriter] = []
+    mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
+    try:
+        first_does(lambda: opened.append(MetricsWriter(workdir, resume_step=start, config=config, **mirrors)))
+    except MirrorError as error:
+        raise ConfigError(f"config.log.wandb=True: {error}") from error
+    with contextlib.closing(opened[0]) if opened else contextlib.nullcontext():
+        yield opened[0] if opened else None
+
+
+def _keep_until(writer: MetricsWriter | None, session: Session, step: int) -> None:
+    if writer:
+        writer.flush()
+    session.reached(step)
 
 
 def _forget_after(workdir: Path, step: int) -> None:
@@ -232,59 +262,29 @@ def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledSte
     return compiled, seconds
 
 
-def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str, float]) -> None:
+def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str, float], session: Session) -> None:
     """The last pictures and the figures, in `summary.json` and on the terminal."""
     run, steps = setup.run, int(state.step)
     num = max(run.num_figures, run.samples.num)
     log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
     images = pictures.draw(state, num)
     grids = pictures.save_grids(images, steps)
-    first_does(lambda: _report_end(run, state, setup.source, pictures.workdir, images, grids, speed))
+    known = {"samples": grids, "parameters": count(state.params), **_rounded(speed), **session.totals()}
+    first_does(lambda: _report_end(run, state, setup.source, pictures.workdir, images, known))
 
 
-def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, grids, speed: dict) -> None:
+def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
+
+
+def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, known: dict[str, Any]) -> None:
     steps, table = int(state.step), {}
     compared = {name: batch[: run.num_figures] for name, batch in images.items()}
     if run.num_figures and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
         try:
-            table = compare(compared, source, held_out, cache_dir=workdir.parent / ".cache")
+            table = compare(compared, source, held_out, cache_dir=cache_of(workdir))
         except ValueError as error:  # no reason to lose the summary
             log.warning("no figures: %s", error)
-    more = {
-        "samples": grids,
-        **_losses(workdir, steps),
-        "parameters": count(state.params),
-        **{name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()},
-        "figures": table,
-    }
-    summary = _write_summary(run, workdir, steps, more)
+    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "figures": table})
     page = report_at_end(workdir, source) if run.report else None
-    print(_report(summary | ({"report": page} if page else {})))
-
-
-def _losses(workdir: Path, steps: int) -> dict[str, str]:
-    """The summary's entry of the picture of all losses; empty where there are none."""
-    picture = save_losses(workdir, steps)
-    return {"losses": picture} if picture else {}
-
-
-def _write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`, of a run that is finished or was stopped, and give it back."""
-    summary = {
-        "workdir": str(workdir),
-        "checkpoint": str(workdir / "checkpoints" / str(steps)),
-        "finished": "stopped_by" not in more,
-        "steps": steps,
-        "images_seen": steps * run.batch_size,
-        **more,
-    }
-    write_atomically(workdir / "summary.json", to_json(summary))
-    return summary
-
-
-def _report(summary: dict[str, Any]) -> str:
-    lines = [f"{name:26s} {value}" for name, value in summary.items() if name not in ("samples", "figures")]
-    lines += [f"{'samples ' + name:26s} {path}" for name, path in summary["samples"].items()]
-    if summary["figures"]:
-        lines += ["", format_figures(summary["figures"])]
-    return "\n".join(lines)
+    print(summary_text(summary | ({"report": page} if page else {})))

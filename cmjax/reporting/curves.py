@@ -96,7 +96,7 @@ def figure(
     legend_height = LINE * -(-len(curves) // columns) + 16 if len(curves) > 1 else 0
     plot = new_figure(
         height=300 + legend_height, sizing_mode="stretch_width", x_axis_label="step",
-        y_axis_type="log" if log and positive else "linear",
+        y_axis_type="log" if log and positive else "linear", **_range_of_one_value([y for _, y in curves.values()]),
         tools=[box := BoxZoomTool(), PanTool(), WheelZoomTool(), ResetTool()], active_drag=box,
     )  # fmt: skip
     colours = turbo(len(curves) + 2)[1:-1] if shades else COLOURS
@@ -109,6 +109,16 @@ def figure(
         plot.add_tools(HoverTool(renderers=[line], tooltips=told, formatters={"@y": "printf"}, visible=False))
     _dress(plot, columns if len(curves) > 1 else 0)
     return plot
+
+
+def _range_of_one_value(values: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The axis of curves that all have one value, but for rounding: it stands in the middle, a tenth from each end."""
+    every = np.concatenate(values)
+    low, high = every.min(), every.max()
+    if high - low > 1e-6 * max(abs(low), abs(high)):
+        return {}
+    around = abs(high) / 10 or 1.0
+    return {"y_range": (float(low - around), float(high + around))}
 
 
 def _dress(plot: Any, columns: int) -> None:

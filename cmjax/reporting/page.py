@@ -14,7 +14,7 @@ from cmjax.machine.files import absolute, write_atomically
 from cmjax.machine.libraries import how_to_install, is_installed, require
 from cmjax.reporting.images import LARGE, MOST_FRAMES, Picture, even_choice, shrink
 from cmjax.reporting.parts import Part, configurations_differ, read_part
-from cmjax.reporting.tables import evaluations, figures, overview
+from cmjax.reporting.tables import evaluations, figures, overview, starts
 from cmjax.runs.found import Found, find
 from cmjax.runs.trained import open_trained
 
@@ -110,6 +110,7 @@ def render(parts: Sequence[Part]) -> str:
         script=Markup(script),
         places={title: Markup(place) for title, place in places.items()},
         overview=overview(parts),
+        starts=starts(parts),
         differing=configurations_differ(parts) if len(parts) > 1 else [],
         figures=figures(parts),
         evaluations=evaluations(parts),

@@ -91,7 +91,7 @@ def _rows(workdir: Path, found: Found) -> dict[str, str]:
     rows = dict(rows_of(workdir, found))
     rows["recipe"] = found.record.get("recipe") or "not recorded"
     rows["device"] = found.record.get("device") or "not recorded"
-    if "train_seconds" in found.summary:
+    if "took" not in rows and "train_seconds" in found.summary:  # of a run that kept no history yet
         seconds = found.summary["train_seconds"]
         rows["time"] = f"{duration(seconds)} of training, at {number(found.summary['images_per_second'])} images/s"
     trained = found.step and not found.record.get("imported")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cmjax.evaluation.figures import METRICS
 from cmjax.reporting.parts import REAL, Part
+from cmjax.runs.told import duration
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,23 @@ def evaluations(parts: Sequence[Part]) -> Table | None:
             values.append(_value(row["metrics"].get(name)) + beside)
         rows.append(([*about, *told, *values], False))
     heads = ["step", "sampler", "evaluations", "images", "guidance", *map(_headed, metrics)]
+    return Table([*(["run"] if len(parts) > 1 else []), *heads], rows) if rows else None
+
+
+def starts(parts: Sequence[Part]) -> Table | None:
+    """The runs' starts: their steps, what they took and ran on, and what each changed; None without any."""
+    rows = []
+    for part in parts:
+        for start in part.found.starts:
+            steps = f"{start['from']:,} to {start['to']:,}"
+            versions = start.get("versions") or {}
+            made_by = f"cmjax {versions.get('cmjax', '–')}, jax {versions.get('jax', '–')}"
+            made_by += f", commit {start['git_commit'][:10]}" if start.get("git_commit") else ""
+            changes = "; ".join(start.get("changes") or [])
+            words = [start.get("started"), steps, duration(start.get("seconds") or 0), start.get("ended"),
+                     start.get("device"), made_by, changes or None, start.get("command")]  # fmt: skip
+            rows.append(([*([part.name] if len(parts) > 1 else []), *map(_word, words)], False))
+    heads = ["started", "steps", "took", "ended", "on", "by", "changes", "command"]
     return Table([*(["run"] if len(parts) > 1 else []), *heads], rows) if rows else None
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmjax.config.fields import ConfigError, suggestion
-from cmjax.data.base import Source, class_names, known_labels
+from cmjax.data.base import ArraySource, Source, class_names, known_labels
+from cmjax.data.fingerprint import fingerprint
+from cmjax.data.on_demand import KeptSource
 
 if TYPE_CHECKING:
     from cmjax.runs.trained import Trained
@@ -24,6 +26,20 @@ def classes_of(source: Source) -> dict[str, Any]:
         return {}
     counts = None if labels is None else np.bincount(labels, minlength=len(names)).tolist()
     return {"class_names": list(names), "class_counts": counts}
+
+
+def about_data(source: Source) -> dict[str, Any]:
+    """What a record says of its data: `classes_of` and `data_key_of`."""
+    return classes_of(source) | data_key_of(source)
+
+
+def data_key_of(source: Source) -> dict[str, str]:
+    """What a record says of the content of its data, as "data_key": the `fingerprint` of those that fit into memory,
+    and nothing of larger ones, which would be read whole for it."""
+    try:
+        return {"data_key": fingerprint(source)} if isinstance(source, ArraySource | KeptSource) else {}
+    except OSError:  # whoever reads the damaged file says so
+        return {}
 
 
 def recorded_classes(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from cmjax.machine.lock import MARK, SILENT_SECONDS
 from cmjax.runs.record import RECORD, read_record
 from cmjax.training.checkpoint import saved_steps
 
+HISTORY = "history.jsonl"
+"""Of a run's folder: a line for each start, as `Session` keeps it."""
 RECENT = 10
 """Records that the speed is the mean of."""
 
@@ -23,7 +25,8 @@ RECENT = 10
 class Found:
     """What a run's folder tells. records: those that can be read. age: seconds since it was last written to by the
     run. mark: of the process that runs there, or ran there when it died; alive: whether it is there still. summary: of
-    the newest end of a training, or empty. saved: steps of the whole checkpoints, ascending."""
+    the newest end of a training, or empty. saved: steps of the whole checkpoints, ascending. starts: the lines of its
+    history."""
 
     record: Mapping[str, Any]
     records: list[dict[str, Any]]
@@ -32,6 +35,7 @@ class Found:
     alive: bool
     summary: Mapping[str, Any]
     saved: list[int]
+    starts: list[dict[str, Any]]
 
     @property
     def description(self) -> Description:
@@ -68,6 +72,7 @@ def find(workdir: Path) -> Found:
         alive=mark is not None and _is_alive(mark, workdir / MARK),
         summary=summary if "steps" in summary else {},
         saved=sorted(saved_steps(workdir / "checkpoints")),
+        starts=[line for line in objects(text_of(workdir / HISTORY).splitlines()) if is_start(line)],
     )
 
 
@@ -76,6 +81,11 @@ def _is_alive(mark: Mapping[str, Any], path: Path) -> bool:
     if mark.get("place") == this_place():
         return is_alive(mark)
     return time.time() - changed_at(path) < SILENT_SECONDS
+
+
+def is_start(line: Mapping[str, Any]) -> bool:
+    """Whether it is a line of a history."""
+    return all(isinstance(line.get(name), int) for name in ("from", "to"))
 
 
 def text_of(path: Path) -> str:

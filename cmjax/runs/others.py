@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from cmjax.config.fields import ConfigError
+from cmjax.config.fields import ConfigError, about
 from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
@@ -88,6 +89,17 @@ def check_classes_of_others(run: Run, student: Model, source: Source) -> None:
             check_classes(open_trained(name), source, f"config.{field}={name!r}")
 
 
+def how_they_differ(name: str, module: Any, shape: tuple[int, ...]) -> str:
+    """How another run's network differs from this one, field by field, as "; net.width is 32 there and 64 here"."""
+    other = open_trained(name)
+    theirs, ours = ({f.name: getattr(m, f.name) for f in fields(m)} for m in (other.model.module, module))
+    theirs["name"], ours["name"] = (type(m).__name__.lower() for m in (other.model.module, module))
+    names = [field for field in ours if field in theirs and field != "parent"]
+    pairs = {f"net.{field}": (theirs[field], ours[field]) for field in names if theirs[field] != ours[field]}
+    pairs |= {"a sample": (other.shape, tuple(shape))} if other.shape != tuple(shape) else {}
+    return "".join(f"; {field} is {there!r} there and {here!r} here" for field, (there, here) in pairs.items())
+
+
 def _teacher_field(run: Run) -> str:
     return f"objective.{run.method.teacher_as}"
 
@@ -99,6 +111,6 @@ def _named(workdir: str, field: str, read: Callable[[str], Any]) -> Any:
     except (ConfigError, RuntimeError) as error:
         recipe, _, variant = Path(workdir).name.partition("-")
         raise ConfigError(
-            f"config.{field}={workdir!r}: {error}. Train it first, as with\n"
+            f"{about(f'config.{field}', repr(workdir), error)}. Train it first, as with\n"
             f"  python -m cmjax.main --config=configs/{recipe}.py{variant and ':'}{variant} --workdir={workdir}"
         ) from error

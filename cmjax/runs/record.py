@@ -1,13 +1,21 @@
 """A run's record, its `config.json`: what the run is, and whether it may go on."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.recorded import FORMAT, completed, is_class_conditional, shapes_state
+from cmjax.config.recorded import (
+    FORMAT,
+    completed,
+    is_class_conditional,
+    is_of_training,
+    shapes_state,
+    with_free_fields,
+)
 from cmjax.core.typing import Params
 from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.runs.classes import differing_classes
@@ -16,6 +24,8 @@ from cmjax.training.checkpoint import save_average
 from cmjax.training.optimizer import EMA
 
 RECORD = "config.json"
+
+log = logging.getLogger(__name__)
 
 
 def write_record(
@@ -28,11 +38,14 @@ def write_record(
     recipe: str | None = None,
     device: str | None = None,
     classes: Mapping[str, Any] | None = None,
+    step: int | None = None,
 ) -> list[str]:
-    """Create the workdir, or check that it belongs to the same run, and write `config.json`.
+    """Create the workdir and write `config.json`, or check that the folder belongs to the same run.
 
     Args:    imported: where the parameters came from and under which licence, where no run here made them. recipe: the
              configuration's name. device: what it runs on, in words. classes: what `classes_of` says of the data.
+             step: from which a training goes on; without it a record that is there already stays as it is. With it the
+             record says what holds from there on, and as `changes` what held before.
     Returns: the differing fields that a run may change on the way, as "field: old -> new".
     Raises:  ConfigError where the folder cannot be written or is another run's, naming the fields that differ.
     """
@@ -49,14 +62,19 @@ def write_record(
     record |= {"recipe": recipe} if recipe else {}
     record |= {"device": device} if device else {}
     record |= classes or {}
-    changed = _changes(workdir, record) if (workdir / RECORD).exists() else []
+    changed: list[str] = []
+    if (workdir / RECORD).exists():
+        old = read_record(workdir)
+        changed = _checked(workdir, old, record)
+        if step is None:
+            return changed
+        record |= _changes(old, dict(differences(old["config"], config)), step)
     write_atomically(workdir / RECORD, to_json(record))
     return changed
 
 
-def _changes(workdir: Path, record: Mapping[str, Any]) -> list[str]:
+def _checked(workdir: Path, old: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     """What the record that is there says otherwise, as "field: old -> new". Raises: ConfigError, as `write_record`."""
-    old = read_record(workdir)
     if "imported" in old:
         raise ConfigError(
             f"--workdir={workdir} holds weights that no run here made; train elsewhere, from them, with "
@@ -72,6 +90,15 @@ def _changes(workdir: Path, record: Mapping[str, Any]) -> list[str]:
             "again, for their labels would change, or name another"
         )
     differing = dict(differences(old["config"], record["config"]))
+    _refuse_other_states(workdir, differing)
+    changed = [f"{field}: {_told(*pair)}" for field, pair in differing.items()]
+    changed += [f"data: {renamed}"] if renamed else []
+    keys = old.get("data_key"), record.get("data_key")
+    return changed if None in keys or keys[0] == keys[1] else [*changed, "data: other images or labels than before"]
+
+
+def _refuse_other_states(workdir: Path, differing: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ConfigError, naming them, where the run's checkpoints depend on fields that differ."""
     fatal = [f"  {field}: {_told(*pair)}" for field, pair in differing.items() if shapes_state(field, *pair)]
     if fatal:
         raise ConfigError(
@@ -79,13 +106,37 @@ def _changes(workdir: Path, record: Mapping[str, Any]) -> list[str]:
             + "\n".join(fatal)
             + "\nName another --workdir, or use the old values."
         )
-    changed = [f"{field}: {_told(*pair)}" for field, pair in differing.items()]
-    return [*changed, f"data: {renamed}"] if renamed else changed
 
 
-def unwritable(workdir: Path, error: OSError) -> ConfigError:
-    """What to say of a run's folder that cannot be written."""
-    return ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}; name another")
+def _changes(old: Mapping[str, Any], differing: Mapping[str, tuple[Any, Any]], step: int) -> dict[str, Any]:
+    """The record's entry of what was trained otherwise before `step`; of a training from step 0 there is nothing."""
+    fields = {field: list(pair) for field, pair in differing.items() if is_of_training(field)}
+    changes = [*old.get("changes", []), *([{"step": step, "fields": fields}] if fields else [])]
+    return {"changes": changes} if step and changes else {}
+
+
+def as_trained(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run whose steps are all done: `config` in what its training does not depend on, and the
+    run's own in all else. The log says what has no effect any more.
+
+    Raises: ConfigError where the folder is another run's.
+    """
+    old = read_record(workdir)["config"]
+    _refuse_other_states(workdir, dict(differences(old, config)))
+    kept = with_free_fields(old, config)
+    for field, (trained, asked) in differences(kept, config):
+        log.warning("config.%s: %r has no effect: all steps are done, and were trained with %r", field, asked, trained)
+    return kept
+
+
+def keep_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Write the configuration of a run whose steps are all done into its record. What made the run stays there."""
+    write_atomically(workdir / RECORD, to_json(read_record(workdir) | {"config": config, "format": FORMAT}))
+
+
+def unwritable(path: Path, error: OSError, option: str = "--workdir") -> ConfigError:
+    """What to say of a file or folder that cannot be written."""
+    return ConfigError(f"{option}={path} cannot be written: {error.strerror or error}; name another")
 
 
 def check_new(folder: Path, option: str) -> None:
@@ -137,13 +188,26 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
     path = to_path(workdir) / RECORD
     try:
         record = json.loads(path.read_text())
+        _refuse_newer(workdir, record)
         return record | {"config": completed(record["config"], record.get("format", 1))}
     except FileNotFoundError:
         raise ConfigError(f"{workdir} is not a run's folder: it has no {RECORD}") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(f"{workdir} is not a run's folder: its {RECORD} is of another program") from None
+
+
+def _refuse_newer(workdir: str | Path, record: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a later version wrote the record, whose meaning this one does not know."""
+    if record.get("format", 1) > FORMAT:
+        version = record.get("versions", {}).get("cmjax")
+        raise ConfigError(
+            f"{workdir} is of a newer cmjax ({version or 'not told which'}): its {RECORD} has format "
+            f"{record['format']}, and this one reads up to {FORMAT}; update cmjax"
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:

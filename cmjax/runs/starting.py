@@ -25,14 +25,14 @@ from cmjax.data.batches import preprocess
 from cmjax.data.sources import DataError, Source
 from cmjax.evaluation.diagnostics import bin_of, level_edges
 from cmjax.evaluation.figures import NEIGHBOURS, why_not_compared
-from cmjax.machine.files import absolute, is_bucket
+from cmjax.machine.files import cache_of, is_bucket
 from cmjax.machine.lock import AlreadyRunning, FolderLock
 from cmjax.machine.memory import FOR_PARAMETERS, GIB, too_little
 from cmjax.machine.mesh import bytes_per_device, make_mesh, move, parameter_shardings
 from cmjax.machine.processes import first_does, leave_at_once
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
-from cmjax.runs.others import check_classes_of_others, check_teacher, load_other, load_teacher
+from cmjax.runs.others import check_classes_of_others, check_teacher, how_they_differ, load_other, load_teacher
 from cmjax.runs.record import unwritable
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.training.method import TEACHER
@@ -65,13 +65,13 @@ def alone_in(workdir: Path) -> Iterator[None]:
 
 
 def cache_compilations(workdir: Path) -> None:
-    """Keep compiled programs beside the runs, unless JAX was told where: the same command compiles nothing again.
+    """Keep compiled programs in `cache_of` the run, unless JAX was told where: the same command compiles nothing again.
 
     Small programs are kept too, because a start compiles a dozen of them, for about a second. Runs in a bucket keep
     only programs that took a second or more to compile, because each one that is read is a request.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir.parent / ".cache" / "jax")))
+        jax.config.update("jax_compilation_cache_dir", str(cache_of(workdir) / "jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ and not is_bucket(workdir):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -234,7 +234,10 @@ def first_state(setup: Setup) -> TrainState:
     run = setup.run
     params = setup.model.init(jax.random.key(run.seed), setup.source.shape)
     if run.init_from:
-        params = _started(params, load_other(run.init_from, "init_from", setup.mesh), run.init_from)
+        other, module = load_other(run.init_from, "init_from", setup.mesh), setup.model.module
+        params = _started(
+            params, other, run.init_from, lambda: how_they_differ(run.init_from, module, setup.source.shape)
+        )
     return init_state(params, run.optimizer, setup.mesh)
 
 
@@ -255,13 +258,15 @@ def _load_weights(name: str, load_weights: Callable[[], Params]) -> Params:
         raise ConfigError(f"config.objective.distance: the weights of {name} cannot be loaded: {error}") from error
 
 
-def _started(fresh: Params, other: FlowMap, name: str) -> Params:
+def _started(fresh: Params, other: FlowMap, name: str, differing: Callable[[], str] = lambda: "") -> Params:
     """The other run's parameters, checked against this network's; `ADDED` modules that it lacks are fresh."""
     ours, theirs = flatten_dict(fresh), flatten_dict(other.params)
     added = {path: leaf for path, leaf in ours.items() if path not in theirs and ADDED & set(path)}
     started: dict[Any, Any] = theirs | added
     if jax.tree.map(np.shape, started) != jax.tree.map(np.shape, ours):
-        raise ConfigError(f"config.init_from={name!r}: its network is another one than config.net describes")
+        raise ConfigError(
+            f"config.init_from={name!r}: its network is another one than config.net describes{differing()}"
+        )
     if added:
         modules = sorted({part for path in added for part in ADDED & set(path)})
         log.info("%s has no %s: %s parameters start afresh", name, ", ".join(modules), f"{count(added):,}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from cmjax.runs.classes import in_words
 from cmjax.runs.found import Found
+from cmjax.runs.history import of_state, totals
 
 Rows = Iterator[tuple[str, str]]
 
@@ -15,7 +16,9 @@ Rows = Iterator[tuple[str, str]]
 def rows_of(workdir: Path, found: Found) -> list[tuple[str, str]]:
     """What the run is, where it stands and how fast it goes, as (name, text)."""
     rows = [("run", _what(workdir, found)), *_made_with(found)]
-    return rows + ([_origin(found)] if "imported" in found.record else [*_progress(found), *_speed(found)])
+    if "imported" in found.record:
+        return [*rows, _origin(found)]
+    return [*rows, *_progress(found), *_time(found), *_speed(found)]
 
 
 def _what(workdir: Path, found: Found) -> str:
@@ -61,6 +64,18 @@ def _state(found: Found) -> str:
     gone = f"{who} is gone; " if mark else ""
     next_step = f"goes on from step {found.saved[-1]:,}" if found.saved else "starts again from step 0"
     return f"stopped: {gone}{ago}, and the same command {next_step}"
+
+
+def _time(found: Found) -> Rows:
+    """What the run took, over all its starts."""
+    sums = totals(found.starts)
+    if not sums["total_seconds"]:
+        return
+    made = of_state(found.starts)
+    starts = f"{len(made)} starts" if len(made) > 1 else "one start"
+    since = f" since step {made[0]['from']:,}" if made[0]["from"] else ""
+    training = f", {duration(sums['train_seconds'])} of them in training" if sums["train_seconds"] else ""
+    yield "took", f"{duration(sums['total_seconds'])} in {starts}{since}{training}"
 
 
 def _since(mark: Mapping[str, Any]) -> str:

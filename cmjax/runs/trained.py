@@ -80,6 +80,11 @@ class Trained:
         name = absolute(self.folder).name
         return name if self.imported else f"{name}, step {self.used_step}"
 
+    @property
+    def named(self) -> str:
+        """What stands before the names of files that are made of it: nothing for the newest checkpoint."""
+        return "" if self.step is None else f"step-{self.step}-"
+
     def run(self) -> Run:
         """What the run was trained with.
 

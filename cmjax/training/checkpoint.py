@@ -213,7 +213,9 @@ def restore_average(
 
     restored = newest_readable(folder, steps, read, alone=mesh is None)
     if restored is None:
-        raise CheckpointError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}")
+        others = ", ".join(map(str, sorted(saved_steps(folder)))) or "none"
+        asked = "" if step is None else f" of step {step}; there are those of steps {others}"
+        raise CheckpointError(f"no checkpoint in {folder}{asked}")
     return restored if mesh is None else move(restored, parameter_shardings(like, mesh))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,22 @@ from cmjax.machine.libraries import how_to_install, is_installed
 log = logging.getLogger(__name__)
 
 
+WANDB_ID = "wandb-id"
+"""File of a run's folder: the run's name at Weights & Biases, under which it goes on."""
+
+
+class MirrorError(RuntimeError):
+    """Weights & Biases does not begin."""
+
+
 class MetricsWriter:
     """Appends {"step": k, name: value, …} lines to `metrics.jsonl`; TensorBoard and W&B mirror them where asked."""
 
     def __init__(self, workdir: str | Path, *, resume_step: int, tensorboard: bool, wandb: bool, config: Mapping):
-        """Records of steps after `resume_step`, left by a run that was killed, are dropped: each step stands once."""
+        """Records of steps after `resume_step`, left by a run that was killed, are dropped: each step stands once.
+
+        Raises: MirrorError where Weights & Biases does not begin, as without a login.
+        """
         path = to_path(workdir) / "metrics.jsonl"
         if path.exists():
             _drop_records_after(path, resume_step)
@@ -32,7 +44,7 @@ class MetricsWriter:
         elif tensorboard:
             log.info("no TensorBoard files: they need tensorboardX: %s", how_to_install("tensorboardX"))
         if wandb:
-            self._add_wandb(workdir, config)
+            self._add_wandb(workdir, config, resume_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -54,18 +66,34 @@ class MetricsWriter:
         self._mirrors.append(files.write)
         self._closers.append(files.close)
 
-    def _add_wandb(self, workdir: str | Path, config: Mapping) -> None:
+    def _add_wandb(self, workdir: str | Path, config: Mapping, resume_step: int) -> None:
         import wandb
 
-        run = wandb.init(
-            project="cmjax",
-            dir=None if is_bucket(workdir) else str(workdir),
-            name=to_path(workdir).name,
-            config=dict(config),
-            resume="allow",
-        )
+        try:
+            run = wandb.init(
+                project="cmjax",
+                dir=None if is_bucket(workdir) else str(workdir),
+                name=to_path(workdir).name,
+                config=dict(config),
+                id=_wandb_id(to_path(workdir) / WANDB_ID, resume_step),
+                resume="allow",
+            )
+        except Exception as error:  # of a login, a key, a mode or the network
+            self.close()
+            raise MirrorError(
+                f"Weights & Biases does not begin: {' '.join(str(error).split())[:300]}; log in by `wandb login`, keep "
+                "its files here by WANDB_MODE=offline, or set it to False"
+            ) from error
         self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
         self._closers.append(run.finish)
+
+
+def _wandb_id(path: Path, resume_step: int) -> str:
+    """The run's own, kept in its folder; a training from step 0 is a new run."""
+    if resume_step and path.exists():
+        return path.read_text().strip()
+    write_atomically(path, new := uuid.uuid4().hex[:12])
+    return new
 
 
 class _DiskRecords:

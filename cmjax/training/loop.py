@@ -58,7 +58,7 @@ def run_loop(
     checkpointer: Checkpointer,
     save_every: int,
     write_record: WriteRecord,
-    flush_records: Callable[[], None] = lambda: None,
+    before_save: Callable[[int], None] = lambda step: None,
     log_every: int,
     draw_samples: Callable[[TrainState, int], None],
     sample_every: int,
@@ -70,7 +70,8 @@ def run_loop(
     together: steps that one call of `train_step` does, each with its own metrics; every other number is a multiple of
     it. 0: one, whose metrics have no axis of steps.
 
-    `flush_records` is called before each save: no record of a step that a checkpoint has is lost.
+    `before_save` is called with the step before each save: it keeps the records, of which none that a checkpoint has
+    may be lost.
 
     Raises: Stopped on a signal of `machine.signals`, with the state saved; NonFiniteLoss.
     """
@@ -83,7 +84,7 @@ def run_loop(
                 done, stop = step + (together or 1), late.stop
                 if stop or done % save_every == 0 or done == total_steps:
                     late.flush()  # never save a state under a step that it did not reach
-                    flush_records()
+                    before_save(done)
                     checkpointer.save(state, done)
                 if stop:
                     raise Stopped(done, stop)

@@ -1,0 +1,39 @@
+"""What a run came to, `summary.json`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmjax.config.run import Run
+from cmjax.evaluation.figures import format_figures
+from cmjax.machine.files import to_json, write_atomically
+from cmjax.runs.curve import save_losses
+
+
+def losses_of(workdir: Path, steps: int) -> dict[str, str]:
+    """The summary's entry of the picture of all losses; empty where there are none."""
+    picture = save_losses(workdir, steps)
+    return {"losses": picture} if picture else {}
+
+
+def write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `summary.json`, of a run that is finished or was stopped, and give it back."""
+    summary = {
+        "workdir": str(workdir),
+        "checkpoint": str(workdir / "checkpoints" / str(steps)),
+        "finished": "stopped_by" not in more,
+        "steps": steps,
+        "images_seen": steps * run.batch_size,
+        **more,
+    }
+    write_atomically(workdir / "summary.json", to_json(summary))
+    return summary
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary as the terminal shows it."""
+    lines = [f"{name:26s} {value}" for name, value in summary.items() if name not in ("samples", "figures")]
+    lines += [f"{'samples ' + name:26s} {path}" for name, path in summary["samples"].items()]
+    if summary["figures"]:
+        lines += ["", format_figures(summary["figures"])]
+    return "\n".join(lines)
