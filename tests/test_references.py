@@ -7,11 +7,16 @@ from cmjax.config.evaluate import Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
+from cmjax.evaluation import figures
+from cmjax.evaluation.features import ClassifierFeatures
 from cmjax.evaluation.judged import FIGURES, too_few
+from cmjax.evaluation.own import in_words
 from cmjax.evaluation.tally import Tally
 from cmjax.interop.statistics import OfNetwork, read_statistics, write_statistics
 from cmjax.judging import judge
 from cmjax.judging.networks import Network, through
+from cmjax.judging.rows import notes
+from cmjax.judging.settings import judged_row
 from cmjax.judging.tallying import DataSets
 from tests.in_process import do
 
@@ -129,3 +134,58 @@ def test_a_single_image_makes_no_pair():
     outputs = through(lambda params, images: {"distances": images[:, 0, 0, 0]}, {}, batch=2, pairs=True)
     assert outputs(np.zeros((1, 2, 2, 3), np.uint8))["distances"].shape == (0,)
     assert outputs(np.zeros((3, 2, 2, 3), np.uint8))["distances"].shape == (2,)
+
+
+class Guesses(ClassifierFeatures):
+    """A classifier that gives so many of 100 images their label, by features of 8 dimensions."""
+
+    def __init__(self, right):
+        object.__setattr__(self, "right", right)
+
+    def __call__(self, images):
+        return np.zeros((len(images), 8))
+
+    def accuracy(self, images, labels):
+        return self.right
+
+
+@pytest.mark.parametrize(
+    ("right", "held_out", "words"),
+    [
+        (0.9, 40, ""),
+        (0.642, 40, "an accuracy below 0.7: too weak to rank models by"),
+        (0.9, 12, "12 images for a covariance of 8 features: too weak"),
+        (0.642, 12, "an accuracy below 0.7 and 12 images for a covariance of 8 features: too weak to rank models by"),
+    ],
+)
+def test_what_features_are_worth_stands_beside_their_figures(right, held_out, words):
+    said = in_words(Guesses(right), ArraySource(PIXELS[:held_out], np.zeros(held_out, int)))
+    assert f"accuracy {right:.3f} on {held_out} held-out ones" in said
+    assert (words in said) if words else ("weak" not in said)
+    assert ("Have more labelled data, or measure by a published network" in said) == bool(words)
+
+
+def test_samples_that_beat_training_images_say_that_the_figure_tells_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "own_features", lambda *_, **__: Guesses(0.9))
+    source = ArraySource(PIXELS, np.zeros(40, int))
+    table = {"1-step": {"fd": 1.0}, "2-step": {"fd": 3.0}, "training images": {"fd": 2.0}, "fitted Gaussian": {"fd": 1}}
+    said = figures.about_figures(table, source, source, cache_dir=tmp_path)
+    assert said.startswith(
+        "fd: features of a classifier of the training images, accuracy 0.900 on 40 held-out ones. 1-step: "
+    )
+    assert "2-step" not in said
+    del table["1-step"]
+    assert "below" not in figures.about_figures(table, source, source, cache_dir=tmp_path)
+
+
+def test_figures_of_a_folder_that_is_only_read_are_shown(judged, tmp_path, monkeypatch, caplog):
+    def refused(path, content):
+        raise PermissionError(30, "Read-only file system")
+
+    for module in ("judging.rows", "judging.tallying", "evaluation.plots"):
+        monkeypatch.setattr(f"cmjax.{module}.write_atomically", refused)
+    setting = {"step": 1, "sampler": "1-step", "num": 30, "content": "k"}
+    row = judged_row(tmp_path / "evaluation.jsonl", setting, judged(("fd",)), lambda start, stop: PIXELS[start:stop])
+    assert row["metrics"]["fd"] > 0
+    assert "evaluation.jsonl cannot be written: Read-only file system" in caplog.text
+    assert notes(row) == "fd: pixels, against 20 test images of x"

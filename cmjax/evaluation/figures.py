@@ -19,7 +19,7 @@ from cmjax.evaluation.metrics import (
     squared_radii,
     statistics,
 )
-from cmjax.evaluation.own import own_features, some_of
+from cmjax.evaluation.own import in_words, own_features, some_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ LARGEST_GAUSSIAN = 4096
 
 FITTED_TO = 10_000
 """Training images that the Gaussian is fitted to, at most."""
+
+REAL, GAUSSIAN = "training images", "fitted Gaussian"
+"""The rows beside those of samples."""
 
 NEIGHBOURS = 5
 """k of `prdc`, as published."""
@@ -146,10 +149,25 @@ def compare(
     num = min(len(images) for images in samples.values())
     real = some_of(train, max(num, FITTED_TO))["image"]
     reference = some_of(held_out, MOST_HELD_OUT)["image"]
-    rows = {**samples, "training images": real[:num]}
+    rows = {**samples, REAL: real[:num]}
     if reference[0].size <= LARGEST_GAUSSIAN:
-        rows["fitted Gaussian"] = fitted_gaussian(real, num, 0)
+        rows[GAUSSIAN] = fitted_gaussian(real, num, 0)
     return figures(rows, held_out=reference, features=own_features(train, cache_dir=cache_dir))
+
+
+def about_figures(
+    table: Mapping[str, Mapping[str, float | None]], train: Source, held_out: Source, *, cache_dir: Path
+) -> str:
+    """What is said beside the Fréchet distances of `compare`: what they are of, and where they tell nothing; "" where
+    there are none."""
+    classifier = own_features(train, cache_dir=cache_dir)
+    if classifier is None:
+        return ""
+    about, real = f"fd: features of {in_words(classifier, held_out)}", table[REAL]["fd"]
+    values = {name: row["fd"] for name, row in table.items() if name not in (REAL, GAUSSIAN)}
+    if better := [name for name, value in values.items() if value is not None and real is not None and value < real]:
+        about += f". {', '.join(better)}: below as many {REAL}; differences this small tell nothing of the models"
+    return about
 
 
 def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:

@@ -16,6 +16,15 @@ RESIDUAL_TRAINED_ON, PERCEPTRON_TRAINED_ON = 20_000, 10_000
 """Images that a classifier is trained on, at most; a random choice where there are more. Features need no more, and a
 CPU has no more time."""
 
+MOST_HELD_OUT = 2000
+"""Held-out images that a classifier's accuracy is taken on; a random choice where the data set has more."""
+
+WEAK, PER_FEATURE = 0.7, 2
+"""The accuracy of a classifier, and the images for each of its features, below which distances of its features are a
+matter of luck: less than this share is known of the data, or most directions of the covariance are noise."""
+
+REMEDY = "Have more labelled data, or measure by a published network, as --mode=evaluate --metrics=fid does"
+
 LARGEST_PIXELS = 4096
 """Elements of an image beyond which its pixels are too many for a covariance."""
 
@@ -49,16 +58,27 @@ def own_outputs(
                 "a published network, as --metrics=fid"
             )
         return lambda images: {"features": images.reshape(len(images), -1) / 255.0}, "pixels/255", "pixels"
-    about = "a classifier of the training images"
-    if held_out is not None:
-        test = some_of(held_out, 2000)
-        about += f", accuracy {classifier.accuracy(test['image'], test['label']):.3f} on held-out ones"
+    about = "a classifier of the training images" if held_out is None else in_words(classifier, held_out)
 
     def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
         features = classifier(images)
         return {"features": features, "probabilities": classifier.probabilities_of(features)}
 
     return outputs, about, classifier.key
+
+
+def in_words(classifier: ClassifierFeatures | ResidualFeatures, held_out: Source) -> str:
+    """What a classifier is, its accuracy on held-out images, and where its features are too weak to rank models by, or
+    those images too few: what to do."""
+    test = some_of(held_out, MOST_HELD_OUT)
+    num, accuracy = len(test["image"]), classifier.accuracy(test["image"], test["label"])
+    dimensions = classifier(test["image"][:1]).shape[1]
+    weak = [f"an accuracy below {WEAK:g}"] * (accuracy < WEAK)
+    weak += [f"{num} images for a covariance of {dimensions} features"] * (num < PER_FEATURE * dimensions)
+    said = f"a classifier of the training images, accuracy {accuracy:.3f} on {num} held-out ones"
+    if not weak:
+        return said
+    return f"{said}; {' and '.join(weak)}: too weak to rank models by. {REMEDY}"
 
 
 def some_of(source: Source, most: int) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from cmjax.data.pixels import RULES
 from cmjax.evaluation.judged import FIGURES, too_few
 from cmjax.evaluation.metrics import Statistics
 from cmjax.evaluation.tally import Tally
-from cmjax.interop.statistics import OfNetwork, read_statistics
+from cmjax.interop.statistics import OfNetwork, Pair, read_statistics
 from cmjax.judging.networks import Network, own_network, published_network
 from cmjax.judging.tallying import VERSION, DataSets, ImagesOf, tally_images, tally_of_split
 from cmjax.machine.content import content_key
@@ -70,7 +70,7 @@ class Judge:
         for name, tally in self.references.items():
             kinds = tally.given.keys() | tally.moments.keys()
             if kinds:
-                pairs = {kind: tuple(tally.statistics(kind)) for kind in sorted(kinds)}
+                pairs: dict[str, Pair] = {kind: tally.statistics(kind) for kind in sorted(kinds)}
                 found[name] = OfNetwork(pairs, self.networks[name].key)
         return found
 

@@ -91,6 +91,15 @@ def table(rows: Sequence[Row]) -> str:
     return format_figures(lines, form=".4g")
 
 
+def notes(row: Row) -> str:
+    """What the figures of a row are of, and against what: a line for each network."""
+    found: dict[str, list[str]] = {}
+    for metric, about in row["protocol"].get("metrics", {}).items():
+        against = f", against {about['reference']}" if about.get("reference") else ""
+        found.setdefault(f"{about.get('of', about.get('network'))}{against}", []).append(metric)
+    return "\n".join(f"{', '.join(metrics)}: {text}" for text, metrics in found.items())
+
+
 def _names(rows: Sequence[Row]) -> list[str]:
     names = []
     for row in rows:

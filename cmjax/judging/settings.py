@@ -1,5 +1,6 @@
 """What an evaluation goes through: a run's checkpoints, averages and samplers, and the row that each makes."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from cmjax.machine.progress import progress
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.trained import Trained
 from cmjax.training.checkpoint import saved_steps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,15 @@ def judged_row(path: Path, setting: Row, judge: Judge, images_of: Any) -> Row:
         tallies = judge.tally(images_of, num, keep=keep, update=update)
     figures = {"metrics": judge.values(tallies), "real": judge.of_real, "protocol": judge.protocol}
     row = {**setting, **figures, "seconds": round(time.perf_counter() - began, 2)}
-    first_does(lambda: add_row(path, row))
+    first_does(lambda: _keep(path, row))
     return row
+
+
+def _keep(path: Path, row: Row) -> None:
+    try:
+        add_row(path, row)
+    except OSError as error:  # a full disk, or a folder that is only read: the figures are there to be shown
+        log.warning("the row is not kept, for %s cannot be written: %s", path, error.strerror or error)
 
 
 def _key(setting: Row, judge: Judge) -> str:

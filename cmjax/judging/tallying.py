@@ -1,6 +1,7 @@
 """Sets of images streamed through networks and tallied: never all in memory, kept where they are references, and gone
 on with after a stop."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -121,7 +122,7 @@ def tally_images(
             first_does(lambda stop=stop: _save(keep, stop, tallies))
             saved = time.monotonic()
     if keep is not None:
-        first_does(lambda: keep.unlink(missing_ok=True))
+        first_does(lambda: _remove(keep))
     return tallies
 
 
@@ -145,6 +146,11 @@ def _resume(keep: Path | None, tallies: dict[str, Tally]) -> int:
 def _save(keep: Path, done: int, tallies: Mapping[str, Tally]) -> None:
     arrays = {f"{name}:{key}": array for name, tally in tallies.items() for key, array in tally.arrays().items()}
     _write(keep, {"done": np.array(done), **arrays})
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # of a folder that is only read
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -26,7 +26,7 @@ from cmjax.interop.statistics import write_statistics
 from cmjax.judging.check import check_evaluator
 from cmjax.judging.given_images import images_in
 from cmjax.judging.judge import Judge, make_judge
-from cmjax.judging.rows import CONTENT, ROWS, curves, table
+from cmjax.judging.rows import CONTENT, ROWS, curves, notes, table
 from cmjax.judging.settings import Asked, evaluate_setting, judged_row, weights_of
 from cmjax.judging.tallying import DataSets
 from cmjax.machine.content import content_key
@@ -142,12 +142,15 @@ def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained
     for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
         for chosen in samplers:
             rows.append(evaluate_setting(trained.folder, trained, weights, chosen, judge, asked))
-    say(table(rows))
+    say(f"{table(rows)}\n{notes(rows[-1])}")
     say(f"\n{trained.folder / ROWS}")
     if (picture := curves(rows, trained.folder.name)) is not None:
         path = trained.folder / "evaluation.png"
-        first_does(lambda: save_png(path, picture))
-        say(f"{path}")
+        try:
+            first_does(lambda: save_png(path, picture))
+            say(f"{path}")
+        except OSError as error:
+            log.warning("%s is not written: %s", path, error.strerror or error)
 
 
 def _steps(text: str | None) -> int | None:
@@ -169,7 +172,8 @@ def _judge_images(
     setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": options.images}
     setting |= {CONTENT: first_does(lambda: content_key(images.key(), images.shape))}
     path = (workdir if trained is not None else to_path(options.images).expanduser().parent) / ROWS
-    say(table([judged_row(path, setting, judge, images.of)]))
+    row = judged_row(path, setting, judge, images.of)
+    say(f"{table([row])}\n{notes(row)}")
     say(f"\n{path}")
 
 

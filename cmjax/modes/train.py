@@ -23,7 +23,7 @@ from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.drawing.pictures import Pictures
-from cmjax.evaluation.figures import can_compare, compare
+from cmjax.evaluation.figures import about_figures, can_compare, compare
 from cmjax.flags import Flags
 from cmjax.judging.rows import ROWS, drop_rows_after
 from cmjax.judging.tallying import DataSets
@@ -278,13 +278,15 @@ def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
 
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, known: dict[str, Any]) -> None:
-    steps, table = int(state.step), {}
+    steps, table, about = int(state.step), {}, {}
     compared = {name: batch[: run.num_figures] for name, batch in images.items()}
     if run.num_figures and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
         try:
             table = compare(compared, source, held_out, cache_dir=cache_of(workdir))
+            if said := about_figures(table, source, held_out, cache_dir=cache_of(workdir)):
+                about = {"figures_of": said}
         except ValueError as error:  # no reason to lose the summary
             log.warning("no figures: %s", error)
-    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "figures": table})
+    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "figures": table, **about})
     page = report_at_end(workdir, source) if run.report else None
     print(summary_text(summary | ({"report": page} if page else {})))

@@ -60,6 +60,25 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def figures_of(self) -> list[str]:
+        """What is said beside the figures."""
+        said = self.found.summary.get("figures_of")
+        return [said] if isinstance(said, str) else []
+
+    @property
+    def evaluations_of(self) -> list[str]:
+        """What the newest evaluation's figures are of."""
+        try:
+            metrics = self.evaluations[-1]["protocol"]["metrics"]
+            texts = {name: f"{one['of']}, against {one['reference']}" for name, one in metrics.items()}
+        except (IndexError, KeyError, TypeError, AttributeError):  # a row of another program's, or none
+            return []
+        return [
+            f"{', '.join(name for name in texts if texts[name] == text)}: {text}"
+            for text in dict.fromkeys(texts.values())
+        ]
+
+    @property
     def figures(self) -> Mapping[str, Mapping[str, float | None]]:
         return self.found.summary.get("figures") or {}
 
