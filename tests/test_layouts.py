@@ -51,6 +51,7 @@ SPLITS = [
     (["train/cat/5", "test/cat/2", "test/owl/2"], {"cat": 5}, {"cat": 2}),
     (["train/5", "test/cat/2"], {None: 5}, {None: 2}),
     (["train/5", "test/2", "preview.png"], {None: 5}, {None: 2}),
+    (["train/cat/5", "val/cat/3", "test/2"], {"cat": 5}, {"cat": 3}),
 ]
 
 

@@ -81,7 +81,7 @@ def _chosen(root: AnyPath, names: list[str], empty: Sequence[str], *, deep: set[
                 f"{root}: {some(pair)} are splits by their names, and {some(beside)} beside them not; move what is not "
                 "meant elsewhere"
             )
-        return _of_pair(root, pair, say=say)
+        return _of_pair(root, pair, deep, say=say)
     held = [name for name in plain if name not in empty]
     if not held:
         return Tops()
@@ -101,13 +101,13 @@ def _chosen(root: AnyPath, names: list[str], empty: Sequence[str], *, deep: set[
     return Tops((held[0],))
 
 
-def _of_pair(root: AnyPath, pair: list[str], *, say: bool) -> Tops:
-    """The training split, and the one held out: "test" where there are several."""
+def _of_pair(root: AnyPath, pair: list[str], deep: set[str], *, say: bool) -> Tops:
+    """The training split, and the one held out: "test" where several have classes as the training split has."""
     train = [name for name in pair if (split_of(name) or ("",))[0] == "train"]
     test = [name for name in pair if name not in train]
     if len(train) > 1:
         raise DataError(f"{root}: {some(train)} are both named like the training split; leave one")
-    chosen = min(test, key=lambda name: ("test" not in name.casefold(), name))
+    chosen = min(test, key=lambda name: ((name in deep) != (train[0] in deep), "test" not in name.casefold(), name))
     if say:
         rest = [name for name in test if name != chosen]
         more = f"; not read: {some(rest)}" if rest else ""

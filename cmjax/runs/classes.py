@@ -99,4 +99,4 @@ def class_of(label: str | int, names: Sequence[str]) -> int:
         raise ConfigError(
             f"--label={label}: the model has {len(names)} classes, numbered from 0: {in_words(names)}{hint}"
         )
-    return named if number is None else number
+    return chosen
