@@ -322,7 +322,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     [
         (PIXELS, {}, ""),
         (PIXELS[:50], {}, "figures need at least 6 held-out pictures, and there are 5"),
-        (PIXELS, {"figures__num": 3, "samples__num": 4}, "figures need at least 6 samples, and there are 4"),
+        (PIXELS, {"figures__num": 3, "samples__num": 4}, "figures need at least 6 samples, and there are 3"),
         (FLOATS, {}, "figures are of uint8 pictures, and the data are floats"),
         (PIXELS[:50], {"figures__num": 0}, ""),
         (LATENTS[:20], {}, ""),
