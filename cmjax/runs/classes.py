@@ -94,7 +94,8 @@ def class_of(label: str | int, names: Sequence[str]) -> int:
             f'--label={label}: class {number} is "{names[number]}", and "{text}" is the name of class {named}: write '
             f"--label=number:{text} or --label=name:{text}"
         )
-    if number is None and named is None:
+    chosen = named if number is None else number
+    if chosen is None:
         hint = suggestion(text, names)
         raise ConfigError(
             f"--label={label}: the model has {len(names)} classes, numbered from 0: {in_words(names)}{hint}"
