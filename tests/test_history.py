@@ -42,6 +42,8 @@ def test_a_run_keeps_what_each_start_trained_and_its_record_says_what_held_for_w
     changes = {"seed": 1, "optimizer__learning_rate": 1e-5, "samples__num": 2}
     train.run(config_of(steps=4, **changes), run)
     assert "config.optimizer.learning_rate: 1e-05 has no effect: all steps are done" in caplog.text
+    assert "config.samples.times" not in caplog.text
+    assert "config.evaluate" not in caplog.text
     kept = read(run / "config.json")
     assert kept["config"].pop("samples")["num"] == 2
     record["config"].pop("samples")

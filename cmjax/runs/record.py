@@ -124,7 +124,7 @@ def as_trained(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     old = read_record(workdir)["config"]
     _refuse_other_states(workdir, dict(differences(old, config)))
     kept = with_free_fields(old, config)
-    for field, (trained, asked) in differences(kept, config):
+    for field, (trained, asked) in differences(json.loads(to_json(kept)), config):
         log.warning("config.%s: %r has no effect: all steps are done, and were trained with %r", field, asked, trained)
     return kept
 
