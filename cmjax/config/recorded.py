@@ -21,8 +21,8 @@ OWN_TEACHER = "teacher"
 class Recorded:
     """A run's model, and where it comes from.
 
-    averages: as they are written. learned_without_labels: whether training left some labels out. preconditioning: its
-    name. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
+    averages, path, preconditioning: as they are written. learned_without_labels: whether training left some labels
+    out. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
     whether the data set is recorded, which it is not for weights that no run here trained. scales: of guidance, the
     least and the largest that the network is given in training; None where it is given none.
     """
@@ -30,6 +30,7 @@ class Recorded:
     model: Model
     averages: tuple[str, ...]
     learned_without_labels: bool
+    path: str
     preconditioning: str
     teacher: str
     init_from: str
@@ -62,6 +63,7 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         model=read_model(config, num_classes),
         averages=average_texts(config),
         learned_without_labels=bool(config.get("data", {}).get("label_dropout")),
+        path=str(config["model"]["path"]),
         preconditioning=config["model"]["preconditioning"],
         teacher=teacher,
         init_from=teacher if config.get("init_from") == OWN_TEACHER else config.get("init_from", ""),

@@ -52,7 +52,7 @@ def huber(x: Samples, y: Samples, *, c: Positive) -> PerSample:
 
     In `pseudo_huber` the root is of the whole sample's norm.   [Luo et al. 2023, LCM, released code, with c = 0.001]
     """
-    squared = _flat((x - y) ** 2)
+    squared = flat((x - y) ** 2)
     return jnp.mean(squared / (jnp.sqrt(squared + c**2) + c), axis=1)
 
 

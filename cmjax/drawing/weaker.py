@@ -53,7 +53,7 @@ def _check(said: str, trained: Trained, weak: Trained) -> None:
         ("kind", trained.model.kind, weak.model.kind),
         ("shape", trained.shape, weak.shape),
         ("number of classes", trained.num_classes or 0, weak.num_classes or 0),
-        ("path", trained.record["config"]["model"]["path"], weak.record["config"]["model"]["path"]),
+        ("path", trained.recorded.path, weak.recorded.path),
     ):
         if here != there:
             raise ConfigError(f"{said}: its {what} is {there}; that of --workdir={trained.folder} is {here}")

@@ -113,14 +113,14 @@ def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes:
 
 def _config(foreign: Foreign) -> dict[str, Any]:
     """The sections of a configuration that a model is made from."""
-    module = foreign.module
-    name = next(name for name, kind in NETS.items() if type(module) is kind)
+    module, kind = foreign.module, str(foreign.kind)
+    name = next(name for name, network in NETS.items() if type(module) is network)
     hidden = {"parent", "name", "num_classes", "dtype"}
     net = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in hidden}
     conditional, constants = getattr(module, "num_classes", 0) > 0, {**CONSTANTS, **foreign.constants}
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"path": "ve", "kind": foreign.kind, "preconditioning": PRECONDITIONINGS[foreign.kind], **constants},
+        "model": {"path": "ve", "kind": kind, "preconditioning": PRECONDITIONINGS[kind], **constants},
         "optimizer": {"averages": ["imported"]},
     }
 

@@ -39,8 +39,9 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
     require("bokeh", "--mode=report")
 
     def opener(workdir: Path) -> Callable[[], Source] | None:
-        if source is not None:
-            return lambda: source
+        here = source
+        if here is not None:
+            return lambda: here
         if data_dir is None:
             return None
         return lambda: open_trained(workdir, data_dir=data_dir).run().open_source("train")
