@@ -252,7 +252,7 @@ def test_a_single_class_is_said(tmp_path, caplog):
     for i in range(20):
         picture(tmp_path / "cats" / f"{i}.png")
     read_run(data_of("folder", tmp_path, data__image_size=8)).open_source("train")
-    assert caplog.messages == [f'{tmp_path}: has one class subfolder, "cats"; its label tells nothing']
+    assert caplog.messages == [f'{tmp_path}: has one class subfolder, "cats"; its label says nothing']
 
 
 def test_a_folder_that_may_not_be_read(pictures, caplog, monkeypatch):

@@ -139,7 +139,7 @@ def test_a_held_out_split_that_does_not_fit_is_refused(tmp_path, files, line):
         (["car/40", "train/40"], '"train" has the name of a split, and is taken as a class'),
         (["Cat/40", "cat/40"], '"Cat", "cat" are classes of their own, by letter case or blanks alone'),
         (["1/40", "2/40", "10/40"], "so that class 0 is the folder 1"),
-        (["all/cat/40", "all/dog/40"], 'has one class subfolder, "all"; its label tells nothing; name .*all for its 2'),
+        (["all/cat/40", "all/dog/40"], 'has one class subfolder, "all"; its label says nothing; name .*all for its 2'),
         (["cat/40", "cat/old/40", "dog/40"], 'the subfolders of "cat" are one class with it'),
         (["train/cat/40", "test/cat/40", "test/owl/40"], 'nothing of it to train on: "owl"'),
         ([*PARTS], "are parts of a numbered set and no classes"),

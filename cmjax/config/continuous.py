@@ -94,9 +94,9 @@ def meanflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 
 def imf(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    """`guidance` is one scale, or two between which each sample's is drawn and told to the network.
+    """`guidance` is one scale, or two between which each sample's is drawn, as an input of the network.
 
-    `guidance_interval` is one, or "drawn" for each sample and told to the network.
+    `guidance_interval` is one, or "drawn" for each sample, as an input of the network.
     """
     more: dict[str, Any] = {"labels": _read_labels(fields, spec, "drops_first", "keeps_label")}
     loss = partial(losses.imf, velocity_head=bool(spec.net.get("velocity_head")))

@@ -101,7 +101,7 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
 
 BESIDE_TRAINING = ("samples", "figures", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
 BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt")
-"""Sections and fields that change no parameter: what is drawn, written and told, and where data and devices are."""
+"""Sections and fields that change no parameter: what is sampled, written and logged, and where data and devices are."""
 
 
 def is_of_training(field: str) -> bool:
@@ -122,7 +122,7 @@ FORMAT = 2
 
 
 def is_class_conditional(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a configuration is told classes."""
+    """Whether the model of a configuration takes classes."""
     return bool(config["net"].get("class_conditional"))
 
 

@@ -79,7 +79,7 @@ def linear_flow(t: Array, s: Array) -> Scalings:
 
 
 def linear_gap(t: Array, s: Array) -> Scalings:
-    """`linear_flow` of a network that is told t − s alone, not t.   [Geng et al. 2025, iMF, the released code]"""
+    """`linear_flow` of a network that takes t − s alone, not t.   [Geng et al. 2025, iMF, the released code]"""
     return linear_flow(t, s)._replace(c_noise=t - s, c_noise_s=None)
 
 

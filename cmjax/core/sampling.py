@@ -95,7 +95,7 @@ def _path_of(flow_map: Any, path: Path | None) -> Path:
 
 
 def _end(flow_map: Any, path: Path) -> float:
-    """The last time of the model, where it tells it, and of its path."""
+    """The last time of the model, where it has one, and of its path."""
     return min(getattr(flow_map, "t_max", np.inf), path.signal_ends)
 
 

@@ -231,7 +231,7 @@ def _say_what_is_left_out(top: AnyPath, images: list[File], others: list[File]) 
     classes = sorted(inner) if all(len(image.parts) > 1 for image in images) else []
     if len(classes) == 1:
         within = f"; name {top / classes[0]} for its {len(inner[classes[0]])}" if len(inner[classes[0]]) > 1 else ""
-        log.warning('%s: has one class subfolder, "%s"; its label tells nothing%s', top, classes[0], within)
+        log.warning('%s: has one class subfolder, "%s"; its label says nothing%s', top, classes[0], within)
     elif deep := [name for name in classes if inner[name] != {""}]:
         log.warning('%s: the subfolders of "%s" are one class with it; move them up to make them classes', top, deep[0])
     _say_of_names(top, classes)

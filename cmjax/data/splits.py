@@ -1,4 +1,4 @@
-"""Subfolders that are splits by their names, `train` beside `val`, told from classes."""
+"""Subfolders that are splits by their names, `train` beside `val`, and no classes."""
 
 import logging
 import re

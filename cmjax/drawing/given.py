@@ -40,7 +40,7 @@ def given_label(label: str | int | None, trained: Trained) -> int | None:
 
 
 def labels_of_edit(labels: Sequence[str | int], num: int, trained: Trained) -> dict[str, np.ndarray]:
-    """The conditions of `num` edits, whose class must be told where the model has classes: one, or one for each."""
+    """The conditions of `num` edits, whose class must be named where the model has classes: one, or one for each."""
     chosen = [given_label(label, trained) for label in labels]
     if not trained.num_classes:
         return {}

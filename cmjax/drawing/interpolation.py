@@ -76,7 +76,7 @@ def interpolate(
 
     Between two classes a picture is (1 − w)·f(x | first) + w·f(x | last), w its share of the way.
 
-    conditions: of each end, (2, ...). watch: is told the pictures.
+    conditions: of each end, (2, ...). watch: called with the images.
     """
     first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
     share = jnp.linspace(0, 1, num)

@@ -158,7 +158,7 @@ def compare(
 def about_figures(
     table: Mapping[str, Mapping[str, float | None]], train: Source, held_out: Source, *, cache_dir: Path
 ) -> str:
-    """What is said beside the Fréchet distances of `compare`: what they are of, and where they tell nothing; "" where
+    """What is said beside the Fréchet distances of `compare`: what they are of, and where they mean nothing; "" where
     there are none."""
     classifier = own_features(train, cache_dir=cache_dir)
     if classifier is None:
@@ -166,7 +166,7 @@ def about_figures(
     about, real = f"fd: features of {in_words(classifier, held_out)}", table[REAL]["fd"]
     values = {name: row["fd"] for name, row in table.items() if name not in (REAL, GAUSSIAN)}
     if better := [name for name, value in values.items() if value is not None and real is not None and value < real]:
-        about += f". {', '.join(better)}: below as many {REAL}; differences this small tell nothing of the models"
+        about += f". {', '.join(better)}: below as many {REAL}; differences this small say nothing of the models"
     return about
 
 

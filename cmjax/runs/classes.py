@@ -68,7 +68,7 @@ def _are_names(names: Sequence[str]) -> bool:
 
 
 def check_classes(trained: "Trained", source: Source, where: str) -> None:
-    """Raise ConfigError where a run that is told classes was trained with others than those of the data."""
+    """Raise ConfigError where a run with classes was trained with others than those of the data."""
     if not trained.model.class_conditional or source.num_classes is None:
         return
     theirs = trained.record["num_classes"]

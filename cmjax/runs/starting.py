@@ -65,7 +65,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
 
 
 def cache_compilations(workdir: Path) -> None:
-    """Keep compiled programs in `cache_of` the run, unless JAX was told where: the same command compiles nothing again.
+    """Keep compiled programs in `cache_of` the run, unless JAX has a folder for them: a command compiles once.
 
     Small programs are kept too, because a start compiles a dozen of them, for about a second. Runs in a bucket keep
     only programs that took a second or more to compile, because each one that is read is a request.

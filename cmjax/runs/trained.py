@@ -56,7 +56,7 @@ class Trained:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the classes that the model is told, by their numbers, which are their names where none are recorded."""
+        """Of the model's classes, by their numbers, which are their names where none are recorded."""
         classes = self.num_classes or 0
         return tuple(self.record.get("class_names") or map(str, range(classes)))[:classes]
 

@@ -30,7 +30,7 @@ EMA = average_name(0)
 
 
 NEGLIGIBLE = 1e-6
-"""A share of an average that is not told from none."""
+"""A share of an average that counts as none."""
 
 
 class AveragesState(NamedTuple):
@@ -191,7 +191,7 @@ def make_optimizer(
 
 
 def _promoting(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The rule where JAX is told not to promote types: Optax's own raise a rate to the power of an int32 count."""
+    """The rule where JAX promotes no types: Optax's own raise a rate to the power of an int32 count."""
 
     def update(updates, state, params=None):
         with jax.numpy_dtype_promotion("standard"):

@@ -76,8 +76,8 @@ def imf(
     have the student's dropout masks.   [the released code]
 
     Conditions of the batch that the network takes as inputs: `guidance` (b,) and `interval` (b, 2) replace the
-    arguments; v⁻ is told the scale 1 where it is not guided, and the interval from 0 to 1. `kept_label` (b,), which the
-    network is not told, holds the labels before any was dropped: with it the derivative is along v⁻ of that label.
+    arguments; v⁻ takes the scale 1 where it is not guided, and the interval from 0 to 1. `kept_label` (b,), which the
+    network does not take, holds the labels before any was dropped: with it the derivative is along v⁻ of that label.
 
     Raises: ValueError where the path is not linear, or guidance is asked for without a condition `label`.
     """
