@@ -205,7 +205,7 @@ def _refuse_newer(workdir: str | Path, record: Mapping[str, Any]) -> None:
     if record.get("format", 1) > FORMAT:
         version = record.get("versions", {}).get("cmjax")
         raise ConfigError(
-            f"{workdir} is of a newer cmjax ({version or "version unknown"}): its {RECORD} has format "
+            f"{workdir} is of a newer cmjax ({version or 'version unknown'}): its {RECORD} has format "
             f"{record['format']}, and this one reads up to {FORMAT}; update cmjax"
         )
 
