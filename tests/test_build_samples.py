@@ -24,7 +24,7 @@ def test_every_solver_has_a_plain_name(name):
 
 def test_a_solver_has_its_parameters_bound():
     name, churn = solver("churn(s_churn=10, s_max=50.0)")
-    assert (name, churn.keywords["s_churn"], churn.keywords["s_max"]) == ("churn", 10, 50.0)
+    assert (name, churn.keywords["s_churn"], churn.keywords["s_max"]) == ("churn(s_churn=10, s_max=50.0)", 10, 50.0)
     assert solver("tsit5(rtol=1e-3)")[1].keywords["rtol"] == 1e-3
 
 

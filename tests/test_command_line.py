@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_colle
         (["--mode=edit", "--stopped_exit_code=3"], "--stopped_exit_code: only --mode=train; this is --mode=edit"),
         (["--mode=train", "--num=3"], r"--num: only .*--mode=sample.*; this is --mode=train"),
         (["--nun=3", "--mode=sample"], r"--nun: --mode=sample has no such flag \(did you mean --num\?\)"),
-        (["sample", "--noclip"], "--clip: only --mode=edit"),
+        (["sample", "--nocheck"], "--check: only --mode=evaluate"),
         (["sample", "--num=0"], "num"),
         (["sample", "--num=many"], "num"),
         (["sample", "images"], "images: options are written --name=value"),

@@ -362,5 +362,5 @@ def test_what_was_found_is_written_before_what_fails(runs, monkeypatch):
 def test_a_wrong_teacher_is_named(runs):
     with pytest.raises(ConfigError, match="is a consistency; a denoiser is needed"):
         diagnosed(runs / "cd", teacher=str(runs / "cd"))
-    with pytest.raises(ConfigError, match=r"--teacher=nowhere: .* not a run's folder"):
+    with pytest.raises(ConfigError, match=r"--teacher=nowhere is not a run's folder"):
         diagnosed(runs / "cd", teacher="nowhere")

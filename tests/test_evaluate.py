@@ -111,7 +111,7 @@ def test_images_of_others_and_files_of_statistics(runs, evaluate, tmp_path):
         (["--checkpoint=7"], r"--checkpoint=7: must be newest, all, or some of 0"),
         (["--steps=9"], r"--solver and --steps are for teachers"),
         (["--reference=none.npz"], r"--reference=none.npz: must be train, test or a file"),
-        (["--images=none.npz"], r"--images=none.npz: none.npz: no such file"),
+        (["--images=none.npz"], r"--images=none.npz: no such file"),
         (["--average=3"], r"--average=3: must be a number from 0; .* keeps 1 average"),
         (["--std=0.1"], r"keeps no power averages"),
     ],

@@ -247,7 +247,7 @@ def test_what_a_run_may_change_of_its_network(tmp_path):
         write_record(tmp_path, config | {"net": config["net"] | {"blocks": 2}}, (32, 32, 3), 10)
     another_rate = {"target": "ema(rate=0.5)"}
     changed = write_record(tmp_path, config | {"objective": config["objective"] | another_rate}, (32, 32, 3), 10)
-    assert "objective.target: 'scheduled_ema(mu0=0.9)' -> 'ema(rate=0.5)'" in changed
+    assert "objective.target: 'scheduled_ema(mu0=0.9, ema_uses_intervals=True)' -> 'ema(rate=0.5)'" in changed
     none = config["objective"] | {"target": "stop_gradient"}
     with pytest.raises(ConfigError, match=r"objective\.target: .* -> 'stop_gradient'"):
         write_record(tmp_path, config | {"objective": none}, (32, 32, 3), 10)

@@ -154,7 +154,11 @@ def test_autoguidance_leads_away_from_the_weaker_model():
     def at(mean, x, t, *, label=None):
         return gaussian_denoiser(x, t, mean=mean, variance=VARIANCE)
 
-    x, t, means = jnp.ones((2, 2), jnp.float64), jnp.array([0.5, 2.0]), (jnp.array([0.3, 0.1]), jnp.array([-0.2, 0.4]))
+    x, t, means = (
+        jnp.ones((2, 2), jnp.float64),
+        jnp.array([0.5, 2.0]),
+        (jnp.array([[0.3, 0.1]]), jnp.array([[-0.2, 0.4]])),
+    )
     ours = autoguided(at, at)
     strong, weak = (at(mean, x, t) for mean in means)
     np.testing.assert_allclose(ours(means, x, t, guidance=2.5), 2.5 * strong - 1.5 * weak, rtol=1e-12)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.command_line import _list, parse
+from cmjax.command_line import parse
 from cmjax.config.run import read_run
 from cmjax.core.oracles import gaussian_flow_map
 from cmjax.core.sampling import FlowMap
@@ -24,6 +24,7 @@ from cmjax.nets.dit import DiT
 from cmjax.nets.edm2 import EDM2
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
+from cmjax.recipes import all_recipes
 
 SHAPE = (8, 12, 3)
 GUIDE = Path(__file__).parents[1] / "docs" / "howto" / "data.md"
@@ -54,7 +55,7 @@ def test_the_documented_commands_are_read(tmp_path, monkeypatch):
 
 def test_every_recipe_that_the_list_recommends_is_there(monkeypatch):
     monkeypatch.chdir(GUIDE.parents[2])
-    recipes, _, advice = _list().partition("of your own")
+    recipes, _, advice = all_recipes().partition("of your own")
     named = set(re.findall(r"[a-z]+_[a-z_]+", advice))
     assert len(named) == 7
     assert named <= set(re.findall(r"[a-z0-9]+_[a-z_]+", recipes))

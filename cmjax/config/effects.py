@@ -136,10 +136,7 @@ def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 ROWS: dict[str, Callable[[Any, Asked], str]] = {
-    "checkpoint.save_every": _after_the_end,
     "checkpoint.keep_every": _kept,
-    "log.every": _after_the_end,
-    "samples.every": _after_the_end,
     "samples.full_noise": _full_noise,
     "samples.guidance": _scale,
     "evaluate.every": _after_the_end,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from cmjax.core.curricula import Curriculum
 from cmjax.core.grids import karras_grid
 from cmjax.core.times import part_of
 from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
-from cmjax.ranges import AboveOne, Count, LogMean, LogStd, NotNegative, Share, Within
+from cmjax.ranges import AboveOne, Count, LogMean, LogStd, NotNegative, Share
 
 TimesSampler = Callable[[PRNGKey, int, Step], Times]
 """(key, batch_size, step) -> Times. A curriculum acts through `step`."""
@@ -88,8 +88,9 @@ def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
     return draw
 
 
-NEAREST = 1 - 2**-14
-"""The largest r/t. In float32 t − r is right to 0.1 % there, and beyond rounding takes more of it."""
+LEAST_GAP = 512
+"""The least (t − r)/t, in units of rounding, 2^−14 in float32: there t − r is right to 0.1 %, and beyond rounding takes
+more of it."""
 
 
 def shrinking_gap(
@@ -99,10 +100,10 @@ def shrinking_gap(
     k: NotNegative = 8.0,
     b: NotNegative = 1.0,
     adjust: Literal["sigmoid", "constant"] = "sigmoid",
-    ratio_limit: Annotated[float, Within(0, NEAREST)] = NEAREST,
+    ratio_limit: Share = 1.0,
 ) -> Ratio:
-    """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1. r/t stays below
-    `ratio_limit`, 1 − 2^−14 unless it is given: later stages have the same gap.
+    """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1. r/t stays at
+    most `ratio_limit`, and 1 − 2^−14 in float32: stages that would come nearer have the same gap.
 
     Where r = 0 the target is the clean data itself, so the model learns to denoise; every stage brings r nearer to t.
     With q = 2 and k = 8, r/t in the first stage is 0 at t = 1, 0.47 at t = 5 and 0.5 at t = 80; in the eighth it is
@@ -115,12 +116,12 @@ def shrinking_gap(
         raise ValueError(f"q must be above 1, got {q}")
     if adjust not in ("sigmoid", "constant"):
         raise ValueError(f"adjust must be sigmoid or constant, got {adjust!r}")
-    if not 0 <= ratio_limit <= NEAREST:
-        raise ValueError(f"ratio_limit must lie between 0 and {NEAREST}, got {ratio_limit}")
+    _check_share("ratio_limit", ratio_limit)
 
     def ratio(t, step):
         adjustment = 1 + k * jax.nn.sigmoid(-b * t) if adjust == "sigmoid" else 1.0
-        gap = jnp.clip(q ** -jnp.asarray(stage(step) + 1, float) * adjustment, 1 - ratio_limit, 1)
+        least = max(1 - ratio_limit, LEAST_GAP * float(jnp.finfo(t.dtype).eps))
+        gap = jnp.clip(q ** -jnp.asarray(stage(step) + 1, float) * adjustment, least, 1)
         return t - t * gap  # rounded once: of t·(1 − gap) the factor would be rounded too
 
     return ratio

@@ -2,6 +2,9 @@
 
 import os
 import re
+import subprocess
+import sys
+from functools import lru_cache
 
 from cmjax.machine.files import problem_of_path
 
@@ -24,8 +27,9 @@ def check_environment() -> None:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if problem := problem_of_path(cache):
         raise ValueError(f"JAX_COMPILATION_CACHE_DIR={cache}: {problem}")
-    if os.environ.get("XLA_FLAGS") and (complaint := _complaint_of_xla()):
-        raise ValueError(f"XLA_FLAGS={os.environ['XLA_FLAGS']}: {complaint}")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flags and (complaint := _complaint_of_xla(flags)):
+        raise ValueError(f"XLA_FLAGS={flags}: {complaint}")
 
 
 def _check_jax(names: list[str]) -> None:
@@ -41,25 +45,15 @@ def _check_jax(names: list[str]) -> None:
         raise ValueError(f"{name}={os.environ[name]}: {kind}; leave the variable out for JAX's own") from error
 
 
-def _complaint_of_xla() -> str | None:
-    """What XLA says against XLA_FLAGS, None where it takes them. It ends the process that asks: a copy does."""
-    from jaxlib import xla_client
-
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(writing, 2)
-            xla_client.CompileOptions()  # reads the flags
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, errors="replace") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not status:
+@lru_cache
+def _complaint_of_xla(flags: str) -> str | None:
+    """What XLA says against XLA_FLAGS, None where it takes them. It ends the process that asks: another one does."""
+    ask = "from jaxlib import xla_client; xla_client.CompileOptions()"  # reads the flags
+    answer = subprocess.run([sys.executable, "-c", ask], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
+    if not answer.returncode:
         return None
-    lines = [line.partition("] ")[2] for line in said.splitlines() if re.match(r"[EF]\d{4} ", line)]
+    said = answer.stderr.decode(errors="replace").splitlines()
+    lines = [line.partition("] ")[2] for line in said if re.match(r"[EF]\d{4} ", line)]
     return next(filter(None, lines), "XLA does not take them")
 
 
