@@ -1,12 +1,10 @@
 """Signals that schedulers and terminals send: heard, and given back to the program that called."""
 
-import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -85,9 +83,10 @@ SMALL = (
 )  # fmt: skip
 
 
-def take_terminal():
-    """Of a new session: its terminal is that of standard input, whose end is a SIGHUP."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Of a new session: its terminal is that of standard input, whose end is a SIGHUP."""
 
 
 def has_lines(path, number):
@@ -100,9 +99,8 @@ def test_a_run_saves_and_ends(tmp_path, how):
     of_terminal, terminal = pty.openpty()
     closed = "terminal" in how
     pipes = {"stdin": terminal, "stdout": terminal, "stderr": terminal} if closed else {"stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, preexec_fn=take_terminal if closed else None, **pipes
-    )
+    command = [sys.executable, "-c", TAKE_TERMINAL, *command] if closed else command
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     os.close(terminal)
     wait_for(lambda: has_lines(tmp_path / "run" / "metrics.jsonl", 3), process)
     if closed:

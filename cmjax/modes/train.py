@@ -109,14 +109,14 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, session: Sess
         config = first_does(lambda: as_trained(workdir, config))
         run = read_run(config)
     setup = set_up(run, run.open_source)
-    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
-    _warn_of_averages(run, config)
     state = None if reached >= 0 else first_state(setup)
     of_data = setup.source.shape, setup.source.num_classes
     known = {"recipe": session.recipe, "device": devices(), "classes": first_does(lambda: about_data(setup.source))}
     keep_record = partial(write_record, workdir, config, *of_data, **known)
     for change in first_does(keep_record):
         log.warning("going on with another config.%s", change)
+    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
+    _warn_of_averages(run, config)
     pictures = Pictures(run, setup.model, setup.source, workdir)
     judge = _judge(run, config, pictures) if run.evaluation.every else None
     kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
