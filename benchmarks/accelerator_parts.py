@@ -146,7 +146,7 @@ def _loop(ect: Program, record: Record) -> None:
     """The loop with its batches, metrics and records, over the bare step."""
     from cmjax.data.base import ArraySource
     from cmjax.data.batches import Batches
-    from cmjax.machine.mesh import batch_sharding, make_mesh
+    from cmjax.system.mesh import batch_sharding, make_mesh
     from cmjax.training.loop import run_loop
     from cmjax.training.speed import speed_on
 

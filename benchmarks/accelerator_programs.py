@@ -17,14 +17,14 @@ from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, preconditioning, times, weightings
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.batches import preprocess
-from cmjax.machine.flops import jaxpr_flops
-from cmjax.machine.mesh import make_mesh
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.nets.adm import ADM
 from cmjax.nets.dit import SIZES, DiT
 from cmjax.nets.edm2 import EDM2
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.nets.unet import UNet
+from cmjax.system.flops import jaxpr_flops
+from cmjax.system.mesh import make_mesh
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.step import CompiledStep, make_train_step, prepare_inputs, state_shapes, trace_train_step

@@ -24,15 +24,15 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.accelerator_programs import seconds_of
+from cmjax.config.recipes import load_recipe
 from cmjax.config.run import read_run
 from cmjax.data import augment, sources
 from cmjax.data.base import Source
 from cmjax.data.batches import Batches
 from cmjax.data.on_demand import KeptSource
 from cmjax.data.tfds import names_in
-from cmjax.machine.xla import prefer_fast_convolutions
-from cmjax.recipes import load_recipe
-from cmjax.runs.starting import first_state, set_up, train_step_of
+from cmjax.runs.setup import first_state, set_up, train_step_of
+from cmjax.system.xla import prefer_fast_convolutions
 from cmjax.training.step import compile_train_step
 
 BATCH = 256

@@ -22,12 +22,12 @@ import jax
 import numpy as np
 
 from benchmarks import oracle
+from cmjax.cli import train
 from cmjax.config.run import read_run
 from cmjax.core.sampling import gaussian, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim
-from cmjax.drawing.draw import consistency_sampler, diffusion_sampler, draw_images
-from cmjax.evaluation.plots import image_grid, save_png, with_captions
-from cmjax.modes import train
+from cmjax.generation.sampling import consistency_sampler, diffusion_sampler, draw_images
+from cmjax.plotting.plots import image_grid, save_png, with_captions
 from cmjax.runs.trained import load, open_trained
 
 TEACHERS = ("edm", "trig")

@@ -28,10 +28,10 @@ from cmjax.core.ode import heun_step, solve
 from cmjax.core.oracles import mixture_denoiser
 from cmjax.core.paths import ve
 from cmjax.core.preconditioning import consistency
-from cmjax.evaluation.plots import save_png
-from cmjax.machine.mesh import make_mesh
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.mlp import MLP
+from cmjax.plotting.plots import save_png
+from cmjax.system.mesh import make_mesh
 from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import TARGET, averages, cosine_rate, ema, make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step

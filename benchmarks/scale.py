@@ -18,12 +18,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cmjax.cli.plan import traced_operations
 from cmjax.config.run import read_run
-from cmjax.machine.chips import chip_of
-from cmjax.machine.topology import topology_devices
-from cmjax.modes.plan import traced_operations
 from cmjax.planning.unseen import data_shapes
-from cmjax.runs.starting import mesh_of
+from cmjax.runs.setup import mesh_of
+from cmjax.system.chips import chip_of
+from cmjax.system.topology import topology_devices
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

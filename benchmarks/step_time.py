@@ -34,13 +34,13 @@ from cmjax.core import curricula, distances, losses, pairs, paths, preconditioni
 from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.data.base import ArraySource
 from cmjax.data.batches import Batches, preprocess
-from cmjax.machine.flops import flops
-from cmjax.machine.mesh import batch_sharding, make_mesh
-from cmjax.machine.xla import prefer_fast_convolutions
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
+from cmjax.system.flops import flops
+from cmjax.system.mesh import batch_sharding, make_mesh
+from cmjax.system.xla import prefer_fast_convolutions
 from cmjax.training.loop import run_loop
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer

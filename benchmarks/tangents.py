@@ -19,9 +19,9 @@ from cmjax.core.derivatives import Derivative, central_difference
 from cmjax.core.losses.flow_maps import mean_velocity
 from cmjax.core.losses.tangents import tangent
 from cmjax.core.paths import per_sample
-from cmjax.machine.files import to_path
 from cmjax.nets.adapter import as_net
 from cmjax.runs.trained import open_trained
+from cmjax.system.files import to_path
 
 STEPS = (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03, 0.1, 0.3)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

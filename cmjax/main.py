@@ -7,10 +7,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from cmjax.machine.signals import leave_on_signals, restore_signals, say_last
+from cmjax.system.signals import leave_on_signals, restore_signals, say_last
 
 if TYPE_CHECKING:
-    from cmjax.command_line import Options
+    from cmjax.cli.command_line import Options
 
 ALONE = ("plan", "average", "import", "export")
 """Modes that one process does in a moment."""
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    from cmjax.command_line import parse
+    from cmjax.cli.command_line import parse
     from cmjax.config.fields import ConfigError
 
     _set_up_process()
@@ -45,7 +45,7 @@ def _main() -> None:
 
 def _check_environment() -> None:
     from cmjax.config.fields import ConfigError
-    from cmjax.machine.environment import check_environment
+    from cmjax.system.environment import check_environment
 
     try:
         check_environment()
@@ -55,8 +55,8 @@ def _check_environment() -> None:
 
 def _set_up_process() -> None:
     """What is said, and where, and how XLA compiles."""
-    from cmjax.machine.quiet import quiet_libraries
-    from cmjax.machine.xla import prefer_fast_convolutions
+    from cmjax.system.quiet import quiet_libraries
+    from cmjax.system.xla import prefer_fast_convolutions
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     quiet_libraries()
@@ -66,9 +66,9 @@ def _set_up_process() -> None:
 def _do(module, options: "Options") -> None:
     from cmjax.config.fields import ConfigError
     from cmjax.data.base import DataError
-    from cmjax.machine.files import PathError
-    from cmjax.machine.libraries import MissingLibrary
-    from cmjax.machine.processes import OtherProcessError
+    from cmjax.system.files import PathError
+    from cmjax.system.libraries import MissingLibrary
+    from cmjax.system.processes import OtherProcessError
     from cmjax.training.loop import NonFiniteLoss, Stopped
     from cmjax.training.newest import CheckpointError
 
@@ -94,9 +94,9 @@ def _do(module, options: "Options") -> None:
 
 def _known_problem(error: Exception) -> str | None:
     """What to say of an error of the machine or the installation; None of one that is the program's own."""
-    from cmjax.machine.environment import no_device
-    from cmjax.machine.libraries import how_to_install
-    from cmjax.machine.memory import out_of_memory
+    from cmjax.system.environment import no_device
+    from cmjax.system.libraries import how_to_install
+    from cmjax.system.memory import out_of_memory
 
     library = error.name if isinstance(error, ModuleNotFoundError) else None
     if library and not library.startswith("cmjax"):
@@ -109,7 +109,7 @@ def _join(mode: str) -> None:
     import jax
 
     from cmjax.config.fields import ConfigError
-    from cmjax.machine.processes import join_processes
+    from cmjax.system.processes import join_processes
 
     try:
         join_processes()
@@ -127,8 +127,8 @@ def _end(code: int, message: str | None) -> NoReturn:
     """Say why, and end; one of several processes does not wait for the others, which may be waiting for it."""
     import jax
 
-    from cmjax.machine.environment import no_device
-    from cmjax.machine.processes import leave_at_once
+    from cmjax.system.environment import no_device
+    from cmjax.system.processes import leave_at_once
 
     several = jax.distributed.is_initialized() and not no_device() and jax.process_count() > 1
     if message:
@@ -154,8 +154,8 @@ def _leave(options: "Options | None", number: int, second: bool) -> None:
         goes_on = "starts again" if options.mode == "train" else "goes on with what is missing"
         message, code = f"stopped by {name}; the same command {goes_on}", _code(options, number)
     say_last(message)
-    if "cmjax.machine.lock" in sys.modules:
-        sys.modules["cmjax.machine.lock"].release_all()
+    if "cmjax.system.lock" in sys.modules:
+        sys.modules["cmjax.system.lock"].release_all()
     os._exit(code)
 
 

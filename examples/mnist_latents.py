@@ -20,7 +20,7 @@ import numpy as np
 
 from cmjax.data import sources
 from cmjax.data.batches import to_uint8
-from cmjax.evaluation.plots import image_grid, save_png
+from cmjax.plotting.plots import image_grid, save_png
 
 
 class PCA(NamedTuple):

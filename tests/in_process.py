@@ -2,7 +2,7 @@
 
 import warnings
 
-from cmjax.command_line import parse
+from cmjax.cli.command_line import parse
 
 
 def do(*arguments):

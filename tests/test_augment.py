@@ -16,9 +16,9 @@ from cmjax.data import augment as augmenting
 from cmjax.data.augment import COLOR, GEOMETRY, PAIRS, Draws, draw, edm, label_size, labels
 from cmjax.data.batches import preprocess
 from cmjax.data.warp import SYM6, warp
-from cmjax.machine.mesh import batch_sharding, make_mesh
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.starting import inputs_of
+from cmjax.runs.setup import inputs_of
+from cmjax.system.mesh import batch_sharding, make_mesh
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs

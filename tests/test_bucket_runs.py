@@ -13,7 +13,7 @@ import pytest
 import cmjax
 from cmjax.data import sources
 from cmjax.data.base import DataError
-from cmjax.machine.files import to_path
+from cmjax.system.files import to_path
 from tests.compiling import on_devices
 from tests.waiting import wait_for
 

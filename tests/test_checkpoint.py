@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from cmjax.machine import mesh
-from cmjax.machine.mesh import make_mesh
+from cmjax.system import mesh
+from cmjax.system.mesh import make_mesh
 from cmjax.training.checkpoint import Checkpointer, CheckpointError, restore_average
 from cmjax.training.checksums import CHECKSUMS
 from cmjax.training.optimizer import make_optimizer

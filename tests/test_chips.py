@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from cmjax.machine.chips import CHIPS, GIB, chip_of
-from cmjax.machine.mesh import make_mesh
+from cmjax.system.chips import CHIPS, GIB, chip_of
+from cmjax.system.mesh import make_mesh
 from cmjax.training.speed import Speed, speed_on
 from cmjax.training.step import CompiledStep
 

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from cmjax.command_line import parse
+from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
+from cmjax.config.recipes import load_recipe
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import ArraySource, DataError
 from cmjax.data.sources import arrays
-from cmjax.drawing.given import given_label, labels_of_edit
-from cmjax.drawing.interpolation import interpolate
-from cmjax.recipes import load_recipe
+from cmjax.generation.arguments import given_label, labels_of_edit
+from cmjax.generation.interpolation import interpolate
 from cmjax.runs.classes import check_classes, class_of, classes_of, in_words
 from cmjax.runs.record import read_record, write_record
 from cmjax.runs.trained import open_trained

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from cmjax.machine.collectives import Collective, read_collectives, summarize
-from cmjax.machine.mesh import make_mesh
+from cmjax.system.collectives import Collective, read_collectives, summarize
+from cmjax.system.mesh import make_mesh
 
 TPU = """
 HloModule step, is_scheduled=true

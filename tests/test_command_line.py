@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import cmjax.main
-from cmjax import command_line
-from cmjax.command_line import MODES, SUMMARIES, declared, parse
+from cmjax.cli import command_line
+from cmjax.cli.command_line import MODES, SUMMARIES, declared, parse
 from cmjax.config.fields import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_what_a_mode_does_not_know_is_refused_in_a_line(monkeypatch, arguments, 
 
 def test_a_mode_reads_its_own_flags():
     module, options = parse(["sample", "--workdir=runs/x", "--num", "3", "--times=80,0.8"])
-    assert module is importlib.import_module("cmjax.modes.sample")
+    assert module is importlib.import_module("cmjax.cli.sample")
     assert (options.mode, options.num, options.seed, options.times) == ("sample", 3, 0, ["80", "0.8"])
     assert (options.given("num"), options.given("seed")) == (True, False)
     assert options.workdir == Path("runs/x")

@@ -15,7 +15,7 @@ from cmjax.config.methods import METHODS
 from cmjax.config.optimizer import long_average, long_target
 from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.starting import _started
+from cmjax.runs.setup import _started
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "folder": (64, 64, 3), "arrays": (4, 4, 4)}

@@ -20,9 +20,9 @@ from cmjax.data.checks import check_source
 from cmjax.data.damage import Damage
 from cmjax.data.on_demand import KeptSource, OnDemandSource
 from cmjax.data.values import LARGEST_LATENT, fitting
-from cmjax.drawing import search
-from cmjax.evaluation.figures import can_compare, compare, judge_of, why_not_compared
-from cmjax.runs.starting import set_up
+from cmjax.generation import search
+from cmjax.metrics.comparison import can_compare, compare, judge_of, why_not_compared
+from cmjax.runs.setup import set_up
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (60, 4, 4, 3)).astype(np.uint8)

@@ -12,6 +12,7 @@ import optax
 import pytest
 from PIL import Image
 
+from cmjax.cli import diagnose, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.core import curricula, pairs
@@ -19,8 +20,8 @@ from cmjax.core.grids import karras_grid
 from cmjax.core.ode import ddim_step, heun_step
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import carry, linear, trig, ve
-from cmjax.drawing import search as times_mode
-from cmjax.evaluation.diagnostics import (
+from cmjax.generation import search as times_mode
+from cmjax.metrics.diagnostics import (
     bin_of,
     consistency_errors,
     level_edges,
@@ -29,11 +30,10 @@ from cmjax.evaluation.diagnostics import (
     times_within,
     trajectory_times,
 )
-from cmjax.evaluation.plots import _Axis, _Canvas, line_plot
-from cmjax.machine.mesh import make_mesh
-from cmjax.modes import diagnose, train
+from cmjax.plotting.plots import _Axis, _Canvas, line_plot
 from cmjax.runs.record import read_record, write_model
 from cmjax.runs.trained import load, open_trained
+from cmjax.system.mesh import make_mesh
 from cmjax.training.loop import _LateMetrics
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer

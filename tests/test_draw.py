@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmjax.cli import sample
 from cmjax.config.fields import ConfigError
 from cmjax.config.samples import Samples
 from cmjax.core.paths import linear
 from cmjax.core.sampling import FlowMap, sample_chain
-from cmjax.drawing.draw import consistency_sampler, draw_images, rows_in_chunks, with_guidance
-from cmjax.modes import sample
+from cmjax.generation.sampling import consistency_sampler, draw_images, rows_in_chunks, with_guidance
 
 GREY = (28, 28, 1)
 SHAPE = (2, 2, 4)  # of latents, which are not rounded

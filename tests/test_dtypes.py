@@ -12,10 +12,10 @@ from cmjax.config.run import read_run
 from cmjax.core import paths
 from cmjax.core.grids import path_grid
 from cmjax.data.batches import batch_shapes
-from cmjax.drawing.draw import class_labels, consistency_sample, diffusion_sample, with_guidance
+from cmjax.generation.sampling import class_labels, consistency_sample, diffusion_sample, with_guidance
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning.unseen import frozen_shapes
-from cmjax.runs.starting import mesh_of, train_step_of
+from cmjax.runs.setup import mesh_of, train_step_of
 from cmjax.training.optimizer import track_averages
 from cmjax.training.step import state_shapes
 

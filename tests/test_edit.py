@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.command_line import parse
+from cmjax.cli import edit, gallery, importing
+from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.core.editing import edit as core_edit
 from cmjax.core.editing import inpainting
 from cmjax.core.oracles import gaussian_flow_map
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
-from cmjax.drawing import draw, given, interpolation, tasks
-from cmjax.drawing.draw import keys_of
-from cmjax.drawing.interpolation import find_ends, interpolate
+from cmjax.generation import arguments, editing, interpolation, sampling
+from cmjax.generation.interpolation import find_ends, interpolate
+from cmjax.generation.sampling import keys_of
 from cmjax.interop.keys import Foreign
-from cmjax.modes import edit, gallery, importing
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
 from cmjax.runs.record import write_model
@@ -125,14 +125,14 @@ def left_half():
 
 def test_each_picture_has_its_result():
     pictures = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
-    options = tasks.TaskSettings(mask=left_half())
-    made = tasks.edit_pictures(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
+    options = editing.TaskSettings(mask=left_half())
+    made = editing.edit_pictures(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
     np.testing.assert_array_equal(to_uint8(made.originals), pictures)
     np.testing.assert_array_equal(made.results[:, :, :4], made.originals[:, :, :4])
     np.testing.assert_array_equal(made.degraded[:, :, :4], made.originals[:, :, :4])
-    alone = tasks.edit_pictures(gaussian_model(), pictures[:1], "inpainting", options, (10.0, 1.0))
+    alone = editing.edit_pictures(gaussian_model(), pictures[:1], "inpainting", options, (10.0, 1.0))
     np.testing.assert_allclose(alone.results, made.results[:1], atol=1e-6)
-    pairs = tasks.edit_pictures(gaussian_model(), pictures, "blending", options, (10.0, 1.0))
+    pairs = editing.edit_pictures(gaussian_model(), pictures, "blending", options, (10.0, 1.0))
     assert len(pairs.originals) == 4
     assert len(pairs.degraded) == len(pairs.results) == 2
     np.testing.assert_array_equal(pairs.results[:, :, :4], pairs.originals[0::2, :, :4])
@@ -141,7 +141,7 @@ def test_each_picture_has_its_result():
 
 def test_a_grey_picture_is_shown_as_it_is():
     grey = jax.numpy.asarray(np.linspace(-1, 1, 5, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 3)))
-    shown = tasks._colorization(grey, (1.0,), tasks.TaskSettings()).degraded
+    shown = editing._colorization(grey, (1.0,), editing.TaskSettings()).degraded
     np.testing.assert_allclose(shown, grey, atol=1e-6)
 
 
@@ -150,17 +150,17 @@ def test_labels_go_with_their_pictures():
         return 0 * x + 0.1 * label[:, None, None, None]
 
     pictures, labels = np.zeros((3, *SHAPE), np.uint8), np.array([5, 0, 7])
-    options = tasks.TaskSettings(mask=left_half(), sigma=1.0, label={"label": labels})
+    options = editing.TaskSettings(mask=left_half(), sigma=1.0, label={"label": labels})
     for task in ("inpainting", "denoising"):
-        made = tasks.edit_pictures(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
+        made = editing.edit_pictures(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
         np.testing.assert_allclose(made.results[:, 0, 7, 0], 0.1 * labels, atol=1e-6, err_msg=task)
 
 
 @pytest.mark.parametrize(("clip", "expected"), [(True, 1.0), (False, 3.0)])
 def test_estimates_are_clipped_unless_not_asked(clip, expected):
-    options = tasks.TaskSettings(mask=left_half(), clip=clip)
+    options = editing.TaskSettings(mask=left_half(), clip=clip)
     beyond = gaussian_model(lambda params, x, t: 0 * x + 3)
-    made = tasks.edit_pictures(beyond, np.zeros((1, *SHAPE), np.uint8), "inpainting", options, (10.0, 1.0))
+    made = editing.edit_pictures(beyond, np.zeros((1, *SHAPE), np.uint8), "inpainting", options, (10.0, 1.0))
     np.testing.assert_array_equal(made.results[:, :, 4:], expected)
 
 
@@ -234,14 +234,14 @@ def test_wrong_input_is_named(workdir, pictures, tmp_path, task, names, changes,
     ],
 )
 def test_how_a_picture_is_fitted_is_said_width_first(size, model, how):
-    assert given.how_fitted(size, model) == how
+    assert arguments.how_fitted(size, model) == how
 
 
 def test_a_mask_has_the_size_of_the_picture_or_of_the_models(pictures):
-    cropped = given.read_mask(str(pictures / "tall.png"), SHAPE, [(20, 10), (8, 8)])
+    cropped = arguments.read_mask(str(pictures / "tall.png"), SHAPE, [(20, 10), (8, 8)])
     np.testing.assert_array_equal(cropped[0, :, 4, 0], [1, 1, 1, 1, 0, 0, 0, 0])  # the middle 10 of 20 rows
-    np.testing.assert_array_equal(given.read_mask(str(pictures / "mask.png"), SHAPE, [(20, 10)]), left_half())
-    np.testing.assert_array_equal(given.read_mask(str(pictures / "clear.png"), SHAPE, []), left_half())
+    np.testing.assert_array_equal(arguments.read_mask(str(pictures / "mask.png"), SHAPE, [(20, 10)]), left_half())
+    np.testing.assert_array_equal(arguments.read_mask(str(pictures / "clear.png"), SHAPE, []), left_half())
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_an_edit_does_not_write_over_its_own_picture(workdir, tmp_path):
 
 
 def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
-    monkeypatch.setattr(draw, "PIXELS_AT_ONCE", 1)  # then 16 on each of four devices
+    monkeypatch.setattr(sampling, "PIXELS_AT_ONCE", 1)  # then 16 on each of four devices
     pictures, traced, watched = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8), [], []
 
     def exact(params, x, t):
@@ -308,8 +308,8 @@ def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
         watched.append(total)
         return contextlib.nullcontext(lambda done, text: watched.append(done))
 
-    model, options = gaussian_model(exact), tasks.TaskSettings(mask=left_half(), clip=False)
-    made = tasks.edit_pictures(model, pictures, "inpainting", options, (10.0, 1.0), watch)
+    model, options = gaussian_model(exact), editing.TaskSettings(mask=left_half(), clip=False)
+    made = editing.edit_pictures(model, pictures, "inpainting", options, (10.0, 1.0), watch)
     assert traced == [(36, *SHAPE)]
     assert watched == [140, 36, 72, 106, 140]
     keys = jax.random.wrap_key_data(jax.numpy.asarray(keys_of(0, np.arange(70))))
@@ -340,8 +340,8 @@ def test_a_network_that_takes_the_scale_of_guidance_is_told_it(pictures, tmp_pat
 
 
 def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch, capsys):
-    traced, step = [], tasks.edit_step
-    monkeypatch.setattr(tasks, "edit_step", lambda *args, **kwargs: traced.append(args) or step(*args, **kwargs))
+    traced, step = [], editing.edit_step
+    monkeypatch.setattr(editing, "edit_step", lambda *args, **kwargs: traced.append(args) or step(*args, **kwargs))
     with pytest.raises(ConfigError, match="--image is missing"):
         gallery.run(workdir, images=None, out=None, seed=0, times=None)
     both = [str(pictures / name) for name in ("a.png", "b.png")]
@@ -350,4 +350,4 @@ def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypa
     assert height == 58 + 8 * 66 + 2
     assert width > 12 * 66 + 3 * 14
     assert ", of model; original | degraded | result" in capsys.readouterr().out
-    assert len(traced) == len(tasks.TASKS)  # compiled once for each
+    assert len(traced) == len(editing.TASKS)  # compiled once for each

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cmjax.cli import exporting, report, train
 from cmjax.config.fields import ConfigError
+from cmjax.config.recipes import load_recipe
 from cmjax.config.run import read_run
-from cmjax.machine.libraries import EXTRAS, MissingLibrary
-from cmjax.modes import exporting, report, train
-from cmjax.recipes import load_recipe
+from cmjax.system.libraries import EXTRAS, MissingLibrary
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ("--config=digits_ct", "--config.steps=20", "--config.report=False")

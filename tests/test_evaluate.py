@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.command_line import parse
+from cmjax.cli import train
+from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.config.published import PUBLISHED, Published
 from cmjax.data.batches import to_uint8
 from cmjax.data.pixels import edm_uint8, truncated_uint8
 from cmjax.data.sources import digits, to_path
-from cmjax.evaluation.damage import STRENGTHS, damaged
-from cmjax.evaluation.features import classifier_features
-from cmjax.evaluation.metrics import frechet_distance
-from cmjax.evaluation.residual import residual_features
+from cmjax.evaluation import accumulation, sweep
+from cmjax.evaluation.accumulation import tally_images
+from cmjax.evaluation.callbacks import in_turn
+from cmjax.evaluation.networks import Network, published_network
+from cmjax.evaluation.results import read_rows, row_there
 from cmjax.interop.statistics import read_statistics, write_statistics
 from cmjax.interop.unpickle import UnsafeFile
-from cmjax.judging import settings, tallying
-from cmjax.judging.networks import Network, published_network
-from cmjax.judging.rows import read_rows, row_there
-from cmjax.judging.tallying import tally_images
-from cmjax.judging.watching import in_turn
-from cmjax.modes import train
+from cmjax.metrics.damage import STRENGTHS, damaged
+from cmjax.metrics.functional import frechet_distance
+from cmjax.metrics.perceptron import classifier_features
+from cmjax.metrics.residual import residual_features
 from cmjax.runs.record import write_model
 from configs import digits_ct
 
@@ -79,7 +79,7 @@ def test_settings_are_judged_once_and_by_their_samples(runs, evaluate, monkeypat
     expected = frechet_distance(features(held_out["image"]), features(np.load(parse_out)["images"]))
     assert rows[0]["metrics"]["fd"] == pytest.approx(expected, rel=1e-6)
 
-    monkeypatch.setattr(settings.Judge, "tally", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(sweep.Judge, "tally", lambda *_, **__: pytest.fail("drawn again"))
     assert len(evaluate(*asked)) == 2
     assert len(evaluate("--num=100", "--metrics=pr", "--times=80")) == 2  # a part of what is there
 
@@ -122,8 +122,8 @@ def test_mistakes_are_named(evaluate, tmp_path, arguments, message):
 
 
 def test_a_stopped_tally_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(tallying, "PART", 10)
-    monkeypatch.setattr(tallying, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(accumulation, "PART", 10)
+    monkeypatch.setattr(accumulation, "SAVE_SECONDS", -1)
     rows, asked = np.random.default_rng(0).normal(size=(45, 1, 1, 3)), []
     network = Network("n", "", "", lambda images: {"features": images.reshape(len(images), 3)})
     needed = {"n": ("features", "rows")}
@@ -212,7 +212,7 @@ def test_figures_notice_damage_in_order(runs):
 
 
 def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmjax.evaluation.residual.FORWARD_IMAGES", 64)
+    monkeypatch.setattr("cmjax.metrics.residual.FORWARD_IMAGES", 64)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 128, (256, 9, 8, 3), np.uint8), np.arange(256) % 2 + 3
     images[labels == 4, :, :, 0] += 100
@@ -223,7 +223,7 @@ def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read(images[:5]), trained(images[:5]))
     assert read(images[:5]).shape == (5, 128)
     kept.write_bytes(b"damaged")
-    monkeypatch.setattr("cmjax.evaluation.residual._train", lambda *_: trained.params)  # it is trained anew
+    monkeypatch.setattr("cmjax.metrics.residual._train", lambda *_: trained.params)  # it is trained anew
     again = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
     np.testing.assert_array_equal(again(images[:5]), trained(images[:5]))
     assert kept.read_bytes() != b"damaged"

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import cmjax
+from cmjax.cli import sample, train
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import batch_indices
-from cmjax.machine.lock import MARK
-from cmjax.modes import sample, train
 from cmjax.runs.record import write_record
+from cmjax.system.lock import MARK
 from cmjax.training.checkpoint import UNFINISHED
 from cmjax.training.logging import MetricsWriter
 from cmjax.training.loop import NonFiniteLoss

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from cmjax.interop.inception import load_inception
 from cmjax.interop.vit import load_clip, load_dinov2
-from cmjax.nets import inception, resize, vit
+from cmjax.nets.features import inception, resize, vit
 
 TINY = {"side": 28, "patch": 14, "width": 32, "depth": 2, "heads": 4}
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), np.uint8)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cmjax.evaluation import features, metrics
-from cmjax.evaluation.features import classifier_features
-from cmjax.evaluation.figures import figures, format_figures
+from cmjax.metrics import functional, perceptron
+from cmjax.metrics.comparison import figures, format_figures
+from cmjax.metrics.perceptron import classifier_features
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_features_are_the_last_hidden_layer(digits, trained, monkeypatch):
     assert out.dtype == np.float64
     x = np.maximum(digits[2].reshape(297, 64) / 255 @ trained.weights[0] + trained.biases[0], 0)
     np.testing.assert_allclose(out, np.maximum(x @ trained.weights[1] + trained.biases[1], 0), rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(features, "FORWARD_IMAGES", 100)
+    monkeypatch.setattr(perceptron, "FORWARD_IMAGES", 100)
     np.testing.assert_allclose(trained(digits[2]), out, rtol=1e-10, atol=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_probabilities_and_accuracy_are_scikit_learns(digits, classes, monkeypat
 
 def test_the_cache_gives_the_same_features_without_training(small, tmp_path, monkeypatch):
     first = classifier_features(**small, cache_dir=tmp_path / "new" / "folder")
-    monkeypatch.setattr(features, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(perceptron, "_train", lambda *_: pytest.fail("trained again"))
     second = classifier_features(**small, cache_dir=tmp_path / "new" / "folder")
     np.testing.assert_array_equal(first(small["train_images"]), second(small["train_images"]))
     np.testing.assert_array_equal(first.classes, second.classes)
@@ -143,13 +143,13 @@ def test_a_folder_that_cannot_be_written_is_a_warning(small, tmp_path, caplog):
 def test_at_most_max_images_of_every_class_are_trained_on(digits, monkeypatch):
     order = np.argsort(digits[1], kind="stable")  # stored class by class
     seen = []
-    train = features._train
+    train = perceptron._train
 
     def record(*args):
         seen.extend(args[:2])
         return train(*args)
 
-    monkeypatch.setattr(features, "_train", record)
+    monkeypatch.setattr(perceptron, "_train", record)
     classifier_features(digits[0][order], digits[1][order], cache_dir=None, max_images=300, epochs=1)
     images, labels = seen
     assert len(images) == len(labels) == 300
@@ -160,7 +160,7 @@ def test_the_table_orders_real_images_a_gaussian_and_noise(digits, trained):
     train, held_out = digits[0], digits[2]
     rows = {
         "training images": train,
-        "fitted Gaussian": metrics.fitted_gaussian(train, 1500, 0),
+        "fitted Gaussian": functional.fitted_gaussian(train, 1500, 0),
         "noise": np.random.default_rng(0).integers(0, 256, train.shape, dtype=np.uint8),
     }
     table = figures(rows, held_out=held_out, features=trained)
@@ -177,9 +177,9 @@ def test_the_table_orders_real_images_a_gaussian_and_noise(digits, trained):
 def test_the_table_is_the_metrics_on_features_and_pixels(digits, trained):
     fake, held_out = digits[0][:150], digits[2]
     row = figures({"a": fake}, held_out=held_out, features=trained, k=3)["a"]
-    pixels = metrics.prdc(held_out.reshape(297, 64) / 255, fake.reshape(150, 64) / 255, k=3)
+    pixels = functional.prdc(held_out.reshape(297, 64) / 255, fake.reshape(150, 64) / 255, k=3)
     assert [row[name] for name in pixels._fields] == pytest.approx(list(pixels), abs=1e-3)
-    assert row["fd"] == metrics.frechet_distance(trained(held_out), trained(fake))
+    assert row["fd"] == functional.frechet_distance(trained(held_out), trained(fake))
     assert figures({"a": fake}, held_out=held_out, features=None)["a"]["fd"] is None
     assert figures({}, held_out=held_out, features=trained) == {}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cmjax.machine.files import write_atomically
+from cmjax.system.files import write_atomically
 
 
 def test_a_write_makes_its_folder_and_replaces_what_was_there(tmp_path):

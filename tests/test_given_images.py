@@ -8,8 +8,8 @@ from PIL import Image
 
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import to_uint8
-from cmjax.drawing.given import read_pictures
-from cmjax.judging.given_images import images_in
+from cmjax.evaluation.image_files import images_in
+from cmjax.generation.arguments import read_pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 6, 8, 3), np.uint8)
 FLOATS = (PIXELS / 127.5 - 1).astype(np.float32)
@@ -18,7 +18,7 @@ FLOATS = (PIXELS / 127.5 - 1).astype(np.float32)
 @pytest.mark.parametrize("limit", [2**30, 0])
 @pytest.mark.parametrize("images", [PIXELS, PIXELS.astype(np.int64), FLOATS, FLOATS.astype(float), 1.2 * FLOATS])
 def test_what_can_be_read_is_read(tmp_path, monkeypatch, images, limit):
-    monkeypatch.setattr("cmjax.judging.given_images.LARGEST_IN_MEMORY", limit)
+    monkeypatch.setattr("cmjax.evaluation.image_files.LARGEST_IN_MEMORY", limit)
     np.savez(tmp_path / "x.npz", images=images)
     found = images_in(str(tmp_path / "x.npz"), (6, 8, 3), to_uint8)
     expected = to_uint8(images) if images.dtype.kind == "f" else PIXELS

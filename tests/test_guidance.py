@@ -17,7 +17,7 @@ from cmjax.core.oracles import gaussian_denoiser, mixture_denoiser
 from cmjax.core.paths import ve
 from cmjax.core.sampling import FlowMap
 from cmjax.core.weightings import uniform
-from cmjax.drawing.draw import with_guidance
+from cmjax.generation.sampling import with_guidance
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])

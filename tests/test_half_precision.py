@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cmjax.modes import train
+from cmjax.cli import train
 from configs import digits_ct
 
 

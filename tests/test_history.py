@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cmjax.cli import status, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.config.recorded import FORMAT
-from cmjax.evaluation.plots import _Axis
-from cmjax.modes import status, train
+from cmjax.plotting.plots import _Axis
 from cmjax.reporting.curves import figure
 from cmjax.reporting.tables import starts
-from cmjax.runs.found import find
 from cmjax.runs.history import totals
-from cmjax.runs.places import check_workdir, output
 from cmjax.runs.record import read_record
+from cmjax.runs.status import find
+from cmjax.runs.workdir import check_workdir, output
 from cmjax.training.checkpoint import CheckpointError
 from cmjax.training.logging import MetricsWriter
 from tests.in_process import do

@@ -10,32 +10,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "cmjax").rglob("*.py"))
-GROUND = {"core", "nets", "data"}
-BELOW_ALL = {"ranges", "checks", "sharding"}
-GROUND_AND_BELOW = GROUND | {"machine", *BELOW_ALL}
-LOWER = GROUND_AND_BELOW | {"training", "evaluation", "interop"}
+BELOW_ALL = {"ranges", "checks", "system"}
+LIBRARY = BELOW_ALL | {"core", "nets", "data", "training", "interop", "metrics", "plotting"}
 MAY_IMPORT = {
     "ranges": set(),
     "checks": set(),
-    "sharding": set(),
+    "system": {"system"},
     "core": {"core", *BELOW_ALL},
-    "nets": {"nets", "machine", *BELOW_ALL},
-    "data": {"data", "machine", "ranges"},
-    "machine": {"machine"},
-    "training": GROUND_AND_BELOW | {"training"},
-    "evaluation": GROUND_AND_BELOW | {"evaluation"},
-    "interop": GROUND_AND_BELOW | {"interop"},
-    "config": GROUND_AND_BELOW | {"training", "evaluation", "interop", "config"},
-    "runs": LOWER | {"config", "runs"},
-    "drawing": LOWER | {"config", "runs", "drawing"},
-    "judging": LOWER | {"config", "runs", "drawing", "judging"},
-    "planning": LOWER | {"config", "runs", "planning"},
-    "reporting": LOWER | {"config", "runs", "recipes", "reporting"},
-    "recipes": {"config"},
-    "flags": set(),
-    "command_line": {"config", "flags", "machine", "recipes"},
-    "modes": LOWER | {"config", "runs", "drawing", "judging", "planning", "reporting", "flags", "command_line"},
-    "main": LOWER | {"config", "runs", "drawing", "judging", "planning", "reporting", "flags", "command_line", "modes"},
+    "nets": {"nets", *BELOW_ALL},
+    "data": {"data", "system", "ranges"},
+    "plotting": {"plotting", "system"},
+    "training": BELOW_ALL | {"core", "nets", "data", "training"},
+    "interop": BELOW_ALL | {"core", "nets", "data", "interop"},
+    "metrics": BELOW_ALL | {"core", "nets", "data", "metrics"},
+    "config": LIBRARY | {"config"},
+    "runs": LIBRARY | {"config", "runs"},
+    "generation": LIBRARY | {"config", "runs", "generation"},
+    "evaluation": LIBRARY | {"config", "runs", "generation", "evaluation"},
+    "planning": LIBRARY | {"config", "runs", "planning"},
+    "reporting": LIBRARY | {"config", "runs", "reporting"},
+    "cli": LIBRARY | {"config", "runs", "generation", "evaluation", "planning", "reporting", "cli"},
+    "main": BELOW_ALL | {"config", "data", "training", "cli"},
     "__init__": {"core", "runs"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 import cmjax
+from cmjax.cli import exporting, importing, sample
 from cmjax.config.fields import ConfigError
 from cmjax.interop import keys, read
 from cmjax.interop.diffusers import read_config, read_diffusers, write_diffusers
@@ -25,7 +26,6 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.openai import _source as openai_source
 from cmjax.interop.pickles import read_torch
 from cmjax.interop.read import READERS, read_foreign, read_safetensors
-from cmjax.modes import exporting, importing, sample
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
 from cmjax.nets.layers import convolve

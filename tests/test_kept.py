@@ -13,20 +13,20 @@ from cmjax.config.methods import read_model
 from cmjax.data.base import ArraySource, Subset
 from cmjax.data.fingerprint import fingerprint
 from cmjax.data.folder import folder
-from cmjax.drawing import parts, search
-from cmjax.evaluation.judged import FIGURES
-from cmjax.evaluation.plots import save_png
-from cmjax.evaluation.tally import tally_of
-from cmjax.judging import tallying
-from cmjax.judging.judge import Judge
-from cmjax.judging.networks import Network
-from cmjax.judging.rows import add_row, drop_rows_after, read_rows, row_there
-from cmjax.judging.settings import judged_row
-from cmjax.judging.tallying import DataSets, tally_of_split
-from cmjax.machine.content import content_key, files_key
-from cmjax.runs.later import remove_later
+from cmjax.evaluation import accumulation
+from cmjax.evaluation.accumulation import DataSets, tally_of_split
+from cmjax.evaluation.evaluator import Judge
+from cmjax.evaluation.networks import Network
+from cmjax.evaluation.results import add_row, drop_rows_after, read_rows, row_there
+from cmjax.evaluation.sweep import judged_row
+from cmjax.generation import resumable, search
+from cmjax.metrics.accumulator import tally_of
+from cmjax.metrics.registry import FIGURES
+from cmjax.plotting.plots import save_png
 from cmjax.runs.record import write_model
+from cmjax.runs.stale import remove_later
 from cmjax.runs.trained import open_trained
+from cmjax.system.content import content_key, files_key
 from configs import digits_ct
 from tests.in_process import do
 
@@ -129,10 +129,10 @@ def test_a_training_that_goes_back_removes_what_was_made_of_later_steps(tmp_path
 
 
 def test_parts_of_a_model_that_is_gone_are_drawn_anew(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(parts, "PART", 4)
+    monkeypatch.setattr(resumable, "PART", 4)
     asked = ("sample", f"--workdir={tmp_path / 'run'}", "--num=8")
     make_run(tmp_path / "run", seed=0)
-    write, written = parts.write_atomically, []
+    write, written = resumable.write_atomically, []
 
     def killed(path, content):
         if len(written) == 2:  # the settings and one part
@@ -140,10 +140,10 @@ def test_parts_of_a_model_that_is_gone_are_drawn_anew(tmp_path, monkeypatch, cap
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(parts, "write_atomically", killed)
+    monkeypatch.setattr(resumable, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         do(*asked, f"--out={tmp_path / 'x.npz'}")
-    monkeypatch.setattr(parts, "write_atomically", write)
+    monkeypatch.setattr(resumable, "write_atomically", write)
     make_run(tmp_path / "run", seed=1)
     do(*asked, f"--out={tmp_path / 'x.npz'}")
     assert "parts of another draw (parameters" in caplog.text
@@ -192,8 +192,10 @@ def test_a_kept_reference_is_of_all_images(tmp_path, monkeypatch):
     network = Network("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
     changed, asked = PIXELS.copy(), []
     changed[:100] = 0
-    tally_images = tallying.tally_images
-    monkeypatch.setattr(tallying, "tally_images", lambda *args, **how: asked.append(1) or tally_images(*args, **how))
+    tally_images = accumulation.tally_images
+    monkeypatch.setattr(
+        accumulation, "tally_images", lambda *args, **how: asked.append(1) or tally_images(*args, **how)
+    )
 
     def mean(images):
         data = DataSets("x", lambda split: ArraySource(images))
@@ -212,8 +214,8 @@ def test_a_kept_reference_is_of_all_images(tmp_path, monkeypatch):
 
 
 def test_a_stopped_evaluation_goes_on_for_its_own_model_and_metrics_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(tallying, "PART", 50)
-    monkeypatch.setattr(tallying, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(accumulation, "PART", 50)
+    monkeypatch.setattr(accumulation, "SAVE_SECONDS", -1)
     features = Network("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
     asked = []
 

@@ -19,7 +19,7 @@ from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
 from cmjax.data.damage import Damage
 from cmjax.data.sources import arrays, digits, folder, tfds
-from cmjax.machine.mesh import batch_sharding, make_mesh
+from cmjax.system.mesh import batch_sharding, make_mesh
 from configs import digits_ct
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def test_arrays_are_not_sent_to_processes(caplog):
 
 
 def test_without_grain_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("cmjax.machine.libraries.find_spec", lambda name: None)
+    monkeypatch.setattr("cmjax.system.libraries.find_spec", lambda name: None)
     config = digits_ct.get_config()
     config.data.workers = 2
     with pytest.raises(ConfigError, match=r"config.data.workers=2: needs grain: pip install 'cmjax\[large\]'"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cmjax.command_line import MODES, declared
+from cmjax.cli.command_line import MODES, declared
 from configs import digits_ct
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ import threading
 import pytest
 from etils import epath
 
-from cmjax.machine import lock
-from cmjax.machine.identity import process_start, this_process
-from cmjax.machine.lock import MARK, AlreadyRunning, FolderLock, release_all
+from cmjax.system import lock
+from cmjax.system.identity import process_start, this_process
+from cmjax.system.lock import MARK, AlreadyRunning, FolderLock, release_all
 
 PLACES = {"disk": lambda path: path, "bucket": epath.Path}
 """An epath is handled as a bucket's, wherever it leads."""

@@ -13,7 +13,7 @@ from cmjax.config.choices import DISTANCES, read_distance
 from cmjax.config.fields import Fields
 from cmjax.core.distances import curvature_speed
 from cmjax.interop.lpips import load_lpips
-from cmjax.nets.lpips import WIDTHS, lpips
+from cmjax.nets.features.lpips import WIDTHS, lpips
 from configs import imagenet64_cd, imagenet64_ct
 
 RECORDED = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "lpips.npz"

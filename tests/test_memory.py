@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from cmjax.cli import train
 from cmjax.config.fields import ConfigError
-from cmjax.machine import memory
-from cmjax.modes import train
+from cmjax.system import memory
 
 
 def test_what_is_free_is_shared_by_the_devices_of_the_cpu():

@@ -9,7 +9,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmjax.evaluation import metrics
+from cmjax.metrics import functional
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def _prdc_by_definition(real, fake, k):
 
 
 def test_frechet_distance_is_the_peers(recorded):
-    assert metrics.frechet_distance(recorded["feat_ref"], recorded["feat_gen"]) == pytest.approx(
+    assert functional.frechet_distance(recorded["feat_ref"], recorded["feat_gen"]) == pytest.approx(
         float(recorded["fid"]), rel=1e-10
     )
 
@@ -56,22 +56,24 @@ def test_frechet_distance_is_the_matrix_square_root_formula(rank):
     ridge = 0 if rank is None else 1e-12 * np.eye(12)
     root = scipy.linalg.sqrtm((cov_x + ridge) @ cov_y)
     expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(cov_x + cov_y - 2 * np.real(root))
-    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-10 if rank is None else 1e-5)
-    assert metrics.frechet_distance(metrics.statistics(x), y) == metrics.frechet_distance(x, metrics.statistics(y))
+    assert functional.frechet_distance(x, y) == pytest.approx(expected, rel=1e-10 if rank is None else 1e-5)
+    assert functional.frechet_distance(functional.statistics(x), y) == functional.frechet_distance(
+        x, functional.statistics(y)
+    )
 
 
 def test_frechet_distance_of_few_images_in_many_dimensions():
     x, y = _features(2, 10, 40), _features(3, 8, 40)
-    assert metrics.frechet_distance(x, y) == pytest.approx(metrics.frechet_distance(y, x), rel=1e-6)
-    scale = np.trace(metrics.statistics(x).cov)
-    assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-6 * scale)
-    assert metrics.frechet_distance(x, x + 3.0) == pytest.approx(40 * 9, abs=1e-6 * scale)
+    assert functional.frechet_distance(x, y) == pytest.approx(functional.frechet_distance(y, x), rel=1e-6)
+    scale = np.trace(functional.statistics(x).cov)
+    assert functional.frechet_distance(x, x) == pytest.approx(0, abs=1e-6 * scale)
+    assert functional.frechet_distance(x, x + 3.0) == pytest.approx(40 * 9, abs=1e-6 * scale)
 
 
 def test_frechet_distance_in_one_dimension_is_of_means_and_stds():
     x, y = _features(4, 30, 1), _features(5, 20, 1)
     expected = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
-    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    assert functional.frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,46 +82,48 @@ def test_prdc_is_its_definition_also_on_ties_and_copies(seed, k, d, levels):
     rng = np.random.default_rng(seed)
     real, fake = (rng.integers(0, levels, size=(n, d)).astype(np.float64) for n in (31, 23))
     fake[:5] = real[:5]
-    assert metrics.prdc(real, fake, k=k) == pytest.approx(_prdc_by_definition(real, fake, k), rel=1e-12)
+    assert functional.prdc(real, fake, k=k) == pytest.approx(_prdc_by_definition(real, fake, k), rel=1e-12)
 
 
 def test_prdc_in_blocks_is_prdc_at_once(monkeypatch):
     real, fake = _features(6, 100, 5), _features(7, 90, 5)
     expected = _prdc_by_definition(real, fake, 5)
-    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 700)  # 7 rows a block, the last one smaller
-    assert metrics.prdc(real, fake) == pytest.approx(expected, rel=1e-12)
-    assert metrics.prdc(real, fake, real_radii=metrics.squared_radii(real, k=5)) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(functional, "BLOCK_ELEMENTS", 700)  # 7 rows a block, the last one smaller
+    assert functional.prdc(real, fake) == pytest.approx(expected, rel=1e-12)
+    assert functional.prdc(real, fake, real_radii=functional.squared_radii(real, k=5)) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_prdc_survives_a_mean_much_larger_than_the_distances():
     real, fake = _features(8, 60, 3), _features(9, 50, 3)
-    assert metrics.prdc(real + 2.0**26, fake + 2.0**26) == metrics.prdc(real, fake)
+    assert functional.prdc(real + 2.0**26, fake + 2.0**26) == functional.prdc(real, fake)
 
 
 def test_prdc_of_the_same_distribution_and_of_far_ones():
-    same = metrics.prdc(_features(10, 1000, 2)[:500], _features(10, 1000, 2)[500:])
+    same = functional.prdc(_features(10, 1000, 2)[:500], _features(10, 1000, 2)[500:])
     assert same == pytest.approx((1, 1, 1, 1), abs=0.1)
-    assert metrics.prdc(np.eye(20), np.eye(20) + 100) == (0, 0, 0, 0)
+    assert functional.prdc(np.eye(20), np.eye(20) + 100) == (0, 0, 0, 0)
 
 
 def test_precision_and_recall_are_the_peers(recorded):
-    ours = metrics.prdc(recorded["feat_ref"], recorded["feat_gen"], k=3)
+    ours = functional.prdc(recorded["feat_ref"], recorded["feat_gen"], k=3)
     assert ours.precision == pytest.approx(float(recorded["precision_k3"]), rel=1e-12)
     assert ours.recall == pytest.approx(float(recorded["recall_k3"]), rel=1e-12)
 
 
 def test_inception_score_and_kid_are_the_peers(recorded):
     for size in (100, 5000):
-        ours = metrics.inception_score(recorded["probs"], split_size=size)
+        ours = functional.inception_score(recorded["probs"], split_size=size)
         assert ours == pytest.approx(float(recorded[f"is_split{size}"]), rel=1e-10)
-    ours = metrics.kid(recorded["feat_gen"][:400], recorded["feat_ref"][:400])
+    ours = functional.kid(recorded["feat_gen"][:400], recorded["feat_ref"][:400])
     assert ours == pytest.approx(float(recorded["kid_first400"]), rel=1e-10)
 
 
 def test_inception_score_counts_the_classes_that_are_predicted():
     certain = np.eye(7)[np.arange(72) % 4]
-    assert metrics.inception_score(certain) == pytest.approx(4)
-    assert metrics.inception_score(np.full((70, 7), 1 / 7)) == pytest.approx(1)
+    assert functional.inception_score(certain) == pytest.approx(4)
+    assert functional.inception_score(np.full((70, 7), 1 / 7)) == pytest.approx(1)
 
 
 def test_kid_leaves_out_only_the_diagonal(monkeypatch):
@@ -133,8 +137,8 @@ def test_kid_leaves_out_only_the_diagonal(monkeypatch):
         + kernel(y, y)[~np.eye(9, dtype=bool)].mean()
         - 2 * kernel(x, y).mean()
     )
-    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 30)
-    assert metrics.kid(x, y) == pytest.approx(expected, rel=1e-10)
+    monkeypatch.setattr(functional, "BLOCK_ELEMENTS", 30)
+    assert functional.kid(x, y) == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("n", [10, 4000])
@@ -142,10 +146,10 @@ def test_fitted_gaussian_has_the_moments_of_the_images(n):
     rng = np.random.default_rng(13)
     # pixels that stay clear of 0 and 255, so that clipping does not move the moments; n = 10 lacks full rank
     images = np.clip(128 + 8 * _features(14, n, 12).reshape(n, 2, 2, 3), 60, 200).astype(np.uint8)
-    samples = metrics.fitted_gaussian(images, 20_000, int(rng.integers(1000)))
+    samples = functional.fitted_gaussian(images, 20_000, int(rng.integers(1000)))
     assert samples.dtype == np.uint8
     assert samples.shape == (20_000, 2, 2, 3)
-    wanted, got = (metrics.statistics(a.reshape(len(a), -1)) for a in (images, samples))
+    wanted, got = (functional.statistics(a.reshape(len(a), -1)) for a in (images, samples))
     std = np.sqrt(np.diag(wanted.cov))
     assert np.max(np.abs(got.mean - wanted.mean) / std) < 0.04
     assert np.max(np.abs(got.cov - wanted.cov) / np.outer(std, std)) < 0.06
@@ -153,12 +157,12 @@ def test_fitted_gaussian_has_the_moments_of_the_images(n):
 
 def test_fitted_gaussian_clips_and_depends_on_the_seed_alone():
     images = np.where(np.arange(8).reshape(8, 1, 1, 1) % 2, 255, 0).astype(np.uint8)
-    samples = metrics.fitted_gaussian(images, 1000, 3)
+    samples = functional.fitted_gaussian(images, 1000, 3)
     # mean 127.5, std 136: a sixth of the samples lies beyond each end
     assert np.mean(samples == 0) == pytest.approx(0.175, abs=0.04)
     assert np.mean(samples == 255) == pytest.approx(0.175, abs=0.04)
-    np.testing.assert_array_equal(samples, metrics.fitted_gaussian(images, 1000, 3))
-    assert np.any(samples != metrics.fitted_gaussian(images, 1000, 4))
+    np.testing.assert_array_equal(samples, functional.fitted_gaussian(images, 1000, 3))
+    assert np.any(samples != functional.fitted_gaussian(images, 1000, 4))
 
 
 GOOD = np.random.default_rng(15).normal(size=(10, 3))
@@ -167,18 +171,18 @@ GOOD = np.random.default_rng(15).normal(size=(10, 3))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.frechet_distance(GOOD, GOOD[:, :2]), "equally many dimensions, got 3 and 2"),
-        (lambda: metrics.frechet_distance(GOOD[:1], GOOD), r"n >= 2 .* got shape \(1, 3\)"),
-        (lambda: metrics.statistics(np.where(GOOD > 1, np.nan, GOOD)), "features must be finite"),
-        (lambda: metrics.prdc(GOOD, GOOD, k=0), "k must be at least 1"),
-        (lambda: metrics.prdc(GOOD, GOOD[:5], k=5), "less than the number of rows, 5, got 5"),
-        (lambda: metrics.prdc(GOOD, GOOD[:, :2]), "equally many columns, got 3 and 2"),
-        (lambda: metrics.prdc(GOOD, GOOD, real_radii=np.ones(9)), "one entry for each of 10 reals"),
-        (lambda: metrics.kid(GOOD, GOOD[:, :2]), "equally many columns, got 3 and 2"),
-        (lambda: metrics.inception_score(np.abs(GOOD)), "rows summing to 1"),
-        (lambda: metrics.inception_score(np.eye(3), split_size=0), "split_size must be at least 1, got 0"),
-        (lambda: metrics.fitted_gaussian(np.zeros((4, 2, 2, 1), np.float32), 3, 0), "uint8"),
-        (lambda: metrics.fitted_gaussian(np.zeros((4, 2, 2, 1), np.uint8), 0, 0), "n must be at least 1, got 0"),
+        (lambda: functional.frechet_distance(GOOD, GOOD[:, :2]), "equally many dimensions, got 3 and 2"),
+        (lambda: functional.frechet_distance(GOOD[:1], GOOD), r"n >= 2 .* got shape \(1, 3\)"),
+        (lambda: functional.statistics(np.where(GOOD > 1, np.nan, GOOD)), "features must be finite"),
+        (lambda: functional.prdc(GOOD, GOOD, k=0), "k must be at least 1"),
+        (lambda: functional.prdc(GOOD, GOOD[:5], k=5), "less than the number of rows, 5, got 5"),
+        (lambda: functional.prdc(GOOD, GOOD[:, :2]), "equally many columns, got 3 and 2"),
+        (lambda: functional.prdc(GOOD, GOOD, real_radii=np.ones(9)), "one entry for each of 10 reals"),
+        (lambda: functional.kid(GOOD, GOOD[:, :2]), "equally many columns, got 3 and 2"),
+        (lambda: functional.inception_score(np.abs(GOOD)), "rows summing to 1"),
+        (lambda: functional.inception_score(np.eye(3), split_size=0), "split_size must be at least 1, got 0"),
+        (lambda: functional.fitted_gaussian(np.zeros((4, 2, 2, 1), np.float32), 3, 0), "uint8"),
+        (lambda: functional.fitted_gaussian(np.zeros((4, 2, 2, 1), np.uint8), 0, 0), "n must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_argument_is_named(call, message):

@@ -6,7 +6,7 @@ import pytest
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
-from cmjax.runs.others import check_others
+from cmjax.runs.dependencies import check_others
 from cmjax.runs.record import write_record
 from cmjax.runs.trained import open_trained
 from configs import digits_classes, digits_ect, digits_guided_cd, digits_meanflow, digits_scm_cd

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.command_line import parse
+from cmjax.cli.command_line import parse
+from cmjax.config.recipes import all_recipes
 from cmjax.config.run import read_run
 from cmjax.core.oracles import gaussian_flow_map
 from cmjax.core.sampling import FlowMap
 from cmjax.data.augment import augment, edm
-from cmjax.drawing import tasks
-from cmjax.evaluation.features import classifier_features
-from cmjax.evaluation.plots import image_grid
+from cmjax.generation import editing
+from cmjax.metrics.perceptron import classifier_features
 from cmjax.nets.adapter import as_net, parameter_shapes
 from cmjax.nets.adm import ADM
 from cmjax.nets.dit import DiT
 from cmjax.nets.edm2 import EDM2
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
-from cmjax.recipes import all_recipes
+from cmjax.plotting.plots import image_grid
 
 SHAPE = (8, 12, 3)
 GUIDE = Path(__file__).parents[1] / "docs" / "howto" / "data.md"
@@ -78,7 +78,7 @@ def test_networks_take_pictures_that_are_not_square(module):
     assert jax.eval_shape(net, params, x, t).shape == (2, *SHAPE)
 
 
-@pytest.mark.parametrize("task", tasks.ALL_TASKS[:-1])
+@pytest.mark.parametrize("task", editing.ALL_TASKS[:-1])
 def test_edits_of_pictures_that_are_not_square(task):
     def exact(params, x, t):
         return gaussian_flow_map(x, t, 0.002, mean=0.1, variance=0.25)
@@ -87,8 +87,8 @@ def test_edits_of_pictures_that_are_not_square(task):
     pictures = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8)
     mask = np.zeros((1, 8, 12, 1), np.float32)
     mask[:, :, :4] = 1
-    options = tasks.TaskSettings(mask=mask, sigma=0.5, patch=4)
-    made = tasks.edit_pictures(flow_map, pictures, task, options, (10.0, 1.0))
+    options = editing.TaskSettings(mask=mask, sigma=0.5, patch=4)
+    made = editing.edit_pictures(flow_map, pictures, task, options, (10.0, 1.0))
     assert made.results.shape[1:] == SHAPE
     assert np.isfinite(made.results).all()
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cmjax.cli import plan
 from cmjax.config.fields import ConfigError
-from cmjax.machine import topology
-from cmjax.machine.chips import Chip
-from cmjax.modes import plan
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning import unseen
+from cmjax.system import topology
+from cmjax.system.chips import Chip
 from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
 from tests.compiling import on_devices
 

@@ -8,9 +8,9 @@ import pytest
 from scipy.integrate import quad
 
 import cmjax
+from cmjax.cli import average as averaging
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
-from cmjax.modes import average as averaging
 from cmjax.runs.record import read_record, write_record
 from cmjax.training.checkpoint import Checkpointer, CheckpointError
 from cmjax.training.optimizer import averages, power, track_averages

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import cmjax
-from cmjax.judging.rows import read_rows
-from cmjax.modes import sample, train
+from cmjax.cli import sample, train
+from cmjax.evaluation.results import read_rows
 from tests.compiling import on_devices
 from tests.in_process import do
 from tests.waiting import wait_for

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from cmjax.config.evaluate import Evaluation, evaluation_of_options
+from cmjax.config.evaluation import Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
-from cmjax.evaluation import figures
-from cmjax.evaluation.features import ClassifierFeatures
-from cmjax.evaluation.judged import FIGURES, too_few
-from cmjax.evaluation.own import in_words
-from cmjax.evaluation.tally import Tally
+from cmjax.evaluation import evaluator
+from cmjax.evaluation.accumulation import DataSets
+from cmjax.evaluation.networks import Network, through
+from cmjax.evaluation.results import notes
+from cmjax.evaluation.sweep import judged_row
 from cmjax.interop.statistics import OfNetwork, read_statistics, write_statistics
-from cmjax.judging import judge
-from cmjax.judging.networks import Network, through
-from cmjax.judging.rows import notes
-from cmjax.judging.settings import judged_row
-from cmjax.judging.tallying import DataSets
+from cmjax.metrics import comparison
+from cmjax.metrics.accumulator import Tally
+from cmjax.metrics.dataset_features import in_words
+from cmjax.metrics.perceptron import ClassifierFeatures
+from cmjax.metrics.registry import FIGURES, too_few
 from tests.in_process import do
 
 RNG = np.random.default_rng(0)
@@ -31,13 +31,13 @@ def judged(monkeypatch, tmp_path):
     network = Network(
         "own", "pixels", "mine", lambda images: {"features": images.reshape(len(images), -1) / 255, "probabilities": 1}
     )
-    monkeypatch.setattr(judge, "own_network", lambda *_, **__: network)
+    monkeypatch.setattr(evaluator, "own_network", lambda *_, **__: network)
 
     def judged(metrics, reference=None, *, num=30, held_out=20):
         sizes = {"train": 40, "test": held_out}
         data = DataSets("x", lambda split: ArraySource(PIXELS[: sizes[split]]))
         asked = Evaluation(metrics=metrics, features="own", weights=tmp_path)
-        return judge.make_judge(asked, data, num=num, reference=reference, cache_dir=tmp_path / "cache")
+        return evaluator.make_judge(asked, data, num=num, reference=reference, cache_dir=tmp_path / "cache")
 
     return judged
 
@@ -166,16 +166,16 @@ def test_what_features_are_worth_stands_beside_their_figures(right, held_out, wo
 
 
 def test_samples_that_beat_training_images_say_that_the_figure_tells_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(figures, "own_features", lambda *_, **__: Guesses(0.9))
+    monkeypatch.setattr(comparison, "own_features", lambda *_, **__: Guesses(0.9))
     source = ArraySource(PIXELS, np.zeros(40, int))
     table = {"1-step": {"fd": 1.0}, "2-step": {"fd": 3.0}, "training images": {"fd": 2.0}, "fitted Gaussian": {"fd": 1}}
-    said = figures.about_figures(table, source, source, cache_dir=tmp_path)
+    said = comparison.about_figures(table, source, source, cache_dir=tmp_path)
     assert said.startswith(
         "fd: features of a classifier of the training images, accuracy 0.900 on 40 held-out ones. 1-step: "
     )
     assert "2-step" not in said
     del table["1-step"]
-    assert "below" not in figures.about_figures(table, source, source, cache_dir=tmp_path)
+    assert "below" not in comparison.about_figures(table, source, source, cache_dir=tmp_path)
 
 
 def test_figures_of_a_folder_that_is_only_read_are_shown(judged, tmp_path, monkeypatch, caplog):

@@ -15,23 +15,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax.cli import report
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
+from cmjax.config.recipes import load_recipe
 from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
-from cmjax.drawing.draw import consistency_sampler, draw_images
-from cmjax.evaluation.plots import image_grid, save_png
-from cmjax.machine.files import files_below, to_path, write_atomically
-from cmjax.machine.libraries import MissingLibrary
-from cmjax.machine.mesh import make_mesh
-from cmjax.modes import report
-from cmjax.recipes import load_recipe
+from cmjax.generation.sampling import consistency_sampler, draw_images
+from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.curves import points
 from cmjax.reporting.images import even_choice, exact, grids_of, shrink
 from cmjax.reporting.nearest import images_in, search
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.record import write_model, write_record
 from cmjax.runs.trained import open_trained
+from cmjax.system.files import files_below, to_path, write_atomically
+from cmjax.system.libraries import MissingLibrary
+from cmjax.system.mesh import make_mesh
 
 pytest_plugins = ["tests.buckets"]
 

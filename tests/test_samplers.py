@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cmjax.command_line import parse
+from cmjax.cli import sample, train
+from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import METHODS, read_model
+from cmjax.config.recipes import load_recipe
 from cmjax.config.recorded import recorded_samples
 from cmjax.config.run import read_run
 from cmjax.config.samples import Samples
 from cmjax.core import solvers
 from cmjax.core.paths import ve
 from cmjax.core.sampling import FlowMap
-from cmjax.drawing import search
-from cmjax.drawing.draw import class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
-from cmjax.judging.rows import read_rows, row_there, table
-from cmjax.modes import sample, train
-from cmjax.recipes import load_recipe
+from cmjax.evaluation.results import read_rows, row_there, table
+from cmjax.generation import search
+from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
 from cmjax.runs.record import write_model
 from cmjax.runs.trained import open_trained
 from configs import digits_classes, digits_edm, digits_meanflow, digits_trig

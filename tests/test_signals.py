@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cmjax import main
-from cmjax.machine.signals import NUMBERS, insists, leave_on_signals, restore_signals
+from cmjax.system.signals import NUMBERS, insists, leave_on_signals, restore_signals
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_each_signal_is_noted_where_a_run_can_save():
 
 
 def test_what_nohup_ignores_stays_ignored():
-    program = "import os, signal, time\nfrom cmjax.machine.signals import stop_requests\n"
+    program = "import os, signal, time\nfrom cmjax.system.signals import stop_requests\n"
     program += (
         "with stop_requests() as asked:\n  os.kill(os.getpid(), signal.SIGHUP)\n  time.sleep(.3)\n  print(asked())"
     )

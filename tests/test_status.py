@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cmjax.cli import status
 from cmjax.config.fields import ConfigError
-from cmjax.machine.identity import this_process
-from cmjax.machine.lock import MARK
-from cmjax.modes import status
 from cmjax.runs.record import write_record
+from cmjax.system.identity import this_process
+from cmjax.system.lock import MARK
 from cmjax.training.speed import Speed
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ import pytest
 from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, targets, weightings
 from cmjax.core.preconditioning import consistency
-from cmjax.machine import mesh
-from cmjax.machine.mesh import make_mesh
+from cmjax.system import mesh
+from cmjax.system.mesh import make_mesh
 from cmjax.training import step as train_step
 from cmjax.training.method import Method
 from cmjax.training.optimizer import (

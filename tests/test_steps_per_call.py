@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import cmjax
+from cmjax.cli import train
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import digits
-from cmjax.drawing import draw
-from cmjax.machine.mesh import batch_sharding, make_mesh
-from cmjax.modes import train
-from cmjax.runs import starting
+from cmjax.generation import sampling
+from cmjax.runs import setup
+from cmjax.system.mesh import batch_sharding, make_mesh
 from cmjax.training import loop
 from cmjax.training.loop import Stopped
 from tests.compiling import as_a_user
@@ -44,7 +44,7 @@ def records(workdir):
 def on_one_device():
     """Once, of many runs, XLA aborted the process of this file where four devices shared two busy cores."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (starting, draw):
+        for module in (setup, sampling):
             patch.setattr(module, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
         yield
 

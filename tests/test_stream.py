@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError
-from cmjax.drawing import parts as stream
+from cmjax.generation import resumable as stream
 
 
 class Killed(BaseException):

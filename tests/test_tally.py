@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from cmjax.evaluation import metrics
-from cmjax.evaluation.tally import Moments, Tally, tally_of
+from cmjax.metrics import functional
+from cmjax.metrics.accumulator import Moments, Tally, tally_of
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def in_batches(name, rows, size=37):
 def test_batches_give_the_peers_figures(recorded):
     real = tally_of(in_batches("features", recorded["feat_ref"]))
     fake = tally_of(in_batches("features", recorded["feat_gen"]))
-    fid = metrics.frechet_distance(real.statistics(), fake.statistics())
+    fid = functional.frechet_distance(real.statistics(), fake.statistics())
     assert fid == pytest.approx(float(recorded["fid"]), rel=1e-9)
     x, y = real.statistics(), fake.statistics()
     root = scipy.linalg.sqrtm(x.cov @ y.cov)
@@ -33,16 +33,16 @@ def test_batches_give_the_peers_figures(recorded):
 
 def test_kid_and_neighbours_of_the_kept_rows_are_the_peers(recorded):
     real, fake = (recorded[name].astype(np.float32).astype(np.float64) for name in ("feat_ref", "feat_gen"))
-    found = metrics.prdc(real, fake, k=3)
+    found = functional.prdc(real, fake, k=3)
     assert found.precision == pytest.approx(float(recorded["precision_k3"]), abs=1e-6)
     assert found.recall == pytest.approx(float(recorded["recall_k3"]), abs=1e-6)
-    assert metrics.kid_of_subsets(recorded["feat_gen"][:400], recorded["feat_ref"][:400]) == pytest.approx(
+    assert functional.kid_of_subsets(recorded["feat_gen"][:400], recorded["feat_ref"][:400]) == pytest.approx(
         float(recorded["kid_first400"]), rel=1e-6
     )
 
 
 def test_the_inception_score_goes_by_splits(recorded, monkeypatch):
-    monkeypatch.setattr("cmjax.evaluation.tally.SPLIT", 100)
+    monkeypatch.setattr("cmjax.metrics.accumulator.SPLIT", 100)
     tally = tally_of(in_batches("probabilities", recorded["probs"]))
     assert tally.inception_score() == pytest.approx(float(recorded["is_split100"]), rel=1e-9)
 
@@ -70,7 +70,7 @@ def test_a_tally_that_was_written_goes_on(recorded, tmp_path):
 
 def test_kid_of_subsets_is_near_that_of_all_rows(recorded):
     x, y = recorded["feat_gen"], recorded["feat_ref"]
-    assert metrics.kid_of_subsets(x, y, subsets=30, size=200) == pytest.approx(metrics.kid(x, y), rel=0.05)
+    assert functional.kid_of_subsets(x, y, subsets=30, size=200) == pytest.approx(functional.kid(x, y), rel=0.05)
 
 
 def test_cmmd_is_its_definition():
@@ -81,5 +81,5 @@ def test_cmmd_is_its_definition():
         return np.exp(-np.sum((a[:, None] - b[None]) ** 2, axis=2) / 200).mean()
 
     expected = 1000 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
-    assert metrics.cmmd(x, y) == pytest.approx(expected, rel=1e-6)
-    assert metrics.cmmd(x, x) == pytest.approx(0, abs=1e-9)
+    assert functional.cmmd(x, y) == pytest.approx(expected, rel=1e-6)
+    assert functional.cmmd(x, x) == pytest.approx(0, abs=1e-9)

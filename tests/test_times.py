@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmjax.drawing.search import ternary_search
+from cmjax.generation.search import ternary_search
 
 
 @pytest.mark.parametrize("least", [1, 2, 7, 20, 37, 38])

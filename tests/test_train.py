@@ -10,7 +10,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
-from cmjax.runs.starting import _started
+from cmjax.runs.setup import _started
 
 FIELDS = {"width": 4, "depth": 1, "frequencies": 2, "embedding_width": 3}
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cmjax.main
-from cmjax.command_line import MODES
-from cmjax.modes import train
+from cmjax.cli import train
+from cmjax.cli.command_line import MODES
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=digits_ct"
@@ -158,7 +158,7 @@ def fields_of(section, path=""):
 
 @pytest.fixture(scope="module")
 def recipes():
-    from cmjax.recipes import load_recipe
+    from cmjax.config.recipes import load_recipe
 
     names = ("digits_ct", "digits_ect", "digits_scm_ct", "digits_meanflow", "digits_edm", "cifar_ct:tiny")
     return {name: list(fields_of(load_recipe(name).to_dict())) for name in names}

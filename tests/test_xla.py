@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cmjax.machine import xla
+from cmjax.system import xla
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from cmjax.core.guidance import draw_guidance
 from cmjax.core.losses import tangents
 from cmjax.core.typing import Distance, Params, PerSample, Samples, Schedule, TimeSampler, Weight
 from cmjax.interop.lpips import load_lpips
-from cmjax.nets.lpips import lpips
-from cmjax.nets.lpips import parameter_shapes as lpips_shapes
+from cmjax.nets.features.lpips import lpips
+from cmjax.nets.features.lpips import parameter_shapes as lpips_shapes
 from cmjax.ranges import Within
 from cmjax.training.method import FrozenWeights
 

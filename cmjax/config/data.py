@@ -17,7 +17,7 @@ from cmjax.data.known import KNOWN
 from cmjax.data.npz import check_is_file
 from cmjax.data.tfds import BUILDERS, is_prepared, names_in
 from cmjax.data.workers import check_grain
-from cmjax.machine.files import is_bucket, to_path
+from cmjax.system.files import is_bucket, to_path
 
 AUGMENTATIONS = {"edm": augment.edm, "meanflow": augment.meanflow}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cmjax.machine.files import problem_of_path
 from cmjax.ranges import Real, Within
+from cmjax.system.files import problem_of_path
 
 LARGEST = 3e38
 """Of float32, in which everything is computed."""

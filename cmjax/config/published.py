@@ -11,9 +11,9 @@ from cmjax.data.batches import preprocess
 from cmjax.interop.inception import load_inception
 from cmjax.interop.lpips import load_lpips
 from cmjax.interop.vit import load_clip, load_dinov2
-from cmjax.nets.inception import Inception
-from cmjax.nets.lpips import lpips
-from cmjax.nets.vit import CLIP, DINOV2, clip_inputs, dinov2_inputs
+from cmjax.nets.features.inception import Inception
+from cmjax.nets.features.lpips import lpips
+from cmjax.nets.features.vit import CLIP, DINOV2, clip_inputs, dinov2_inputs
 
 Outputs = dict[str, Array]
 

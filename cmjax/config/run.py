@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from cmjax.config.data import Data, read_augment, read_data, read_label_dropout, read_workers
 from cmjax.config.effects import not_as_asked
-from cmjax.config.evaluate import Evaluation, read_evaluation
+from cmjax.config.evaluation import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_method, read_spec
 from cmjax.config.model import Model, ModelSpec

@@ -18,8 +18,8 @@ from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
-from cmjax.machine.libraries import how_to_install, is_installed
 from cmjax.ranges import Share
+from cmjax.system.libraries import how_to_install, is_installed
 
 SOLVERS: dict[str, Callable] = {
     "ddim": solvers.ddim,

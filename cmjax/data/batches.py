@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int64, Num, UInt8
 from cmjax.data.base import DataError, Source, shuffled
 from cmjax.data.on_demand import OnDemandSource
 from cmjax.data.workers import in_processes
-from cmjax.machine.mesh import over_steps
+from cmjax.system.mesh import over_steps
 
 log = logging.getLogger(__name__)
 

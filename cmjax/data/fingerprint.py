@@ -4,7 +4,7 @@ import numpy as np
 
 from cmjax.data.base import ArraySource, Source, Subset
 from cmjax.data.on_demand import CHUNK, KeptSource, OnDemandSource
-from cmjax.machine.content import content_key
+from cmjax.system.content import content_key
 
 
 def fingerprint(source: Source) -> str:

@@ -11,8 +11,8 @@ from cmjax.data.damage import Damage, first_whole
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
-from cmjax.machine.content import content_key, files_key
-from cmjax.machine.files import AnyPath, is_bucket, iterate_files, to_path
+from cmjax.system.content import content_key, files_key
+from cmjax.system.files import AnyPath, is_bucket, iterate_files, to_path
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,7 +15,7 @@ import numpy as np
 from cmjax.data.base import DataError
 from cmjax.data.labels import held_out
 from cmjax.data.splits import Tops, find_splits, some
-from cmjax.machine.files import AnyPath, files_below, is_bucket
+from cmjax.system.files import AnyPath, files_below, is_bucket
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 
 from cmjax.data.base import DataError
-from cmjax.machine.files import AnyPath, is_bucket
-from cmjax.machine.npz import check_head, load_npz, read_header
+from cmjax.system.files import AnyPath, is_bucket
+from cmjax.system.npz import check_head, load_npz, read_header
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cmjax.data.base import DataError, OfAnother, Source
 from cmjax.data.damage import Damage
-from cmjax.machine.memory import GIB, free_on_host
+from cmjax.system.memory import GIB, free_on_host
 
 MEMORY_LIMIT_BYTES = 4 * 10**9
 """Sources that take no more than this once decoded are kept in memory."""

@@ -13,7 +13,7 @@ from cmjax.data.npz import read_npz
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
 from cmjax.data.tfds import tfds
 from cmjax.data.values import fitting
-from cmjax.machine.files import AnyPath, to_path
+from cmjax.system.files import AnyPath, to_path
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cmjax.data.base import DataError
-from cmjax.machine.files import AnyPath
+from cmjax.system.files import AnyPath
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from cmjax.data.decoding import decode_image
 from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import CHUNK, MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
-from cmjax.machine.content import content_key, files_key
-from cmjax.machine.files import is_bucket
+from cmjax.system.content import content_key, files_key
+from cmjax.system.files import is_bucket
 
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 """Data sets that can be prepared here: module of `cmjax.data.builders` -> class."""

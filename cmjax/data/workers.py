@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from cmjax.data.base import DataError
-from cmjax.machine.libraries import require
-from cmjax.machine.signals import NUMBERS
+from cmjax.system.libraries import require
+from cmjax.system.signals import NUMBERS
 
 AHEAD = 1
 """Results that wait for each process to be fetched."""

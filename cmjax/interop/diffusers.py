@@ -23,10 +23,10 @@ from cmjax.interop.keys import (
     from_torch,
     multiples,
 )
-from cmjax.machine.files import to_json, write_atomically
-from cmjax.machine.libraries import require
 from cmjax.nets.adapter import as_net
 from cmjax.nets.adm import ADM, OPENAI
+from cmjax.system.files import to_json, write_atomically
+from cmjax.system.libraries import require
 
 LICENCE = "not told by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -8,14 +8,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.interop.pickles import read_pickle, read_torch
-from cmjax.nets.inception import parameter_shapes
+from cmjax.nets.features.inception import parameter_shapes
 
 EPSILON = 0.001
 """Of the graph's batch normalisation."""
 
 
 def load_inception(path: str | Path) -> Any:
-    """Parameters of `cmjax.nets.inception.Inception`.
+    """Parameters of `cmjax.nets.features.inception.Inception`.
 
     Args:   path: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, torch-fidelity's
             `weights-inception-2015-12-05-6726825d.pth`, or `inception_v3_weights_fid.pickle`, which JAX projects share.

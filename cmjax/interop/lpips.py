@@ -1,4 +1,4 @@
-"""LPIPS' published weights, read into the parameters of `cmjax.nets.lpips.lpips`."""
+"""LPIPS' published weights, read into the parameters of `cmjax.nets.features.lpips.lpips`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.interop.pickles import read_torch
-from cmjax.machine.npz import load_npz
-from cmjax.nets.lpips import WIDTHS
+from cmjax.nets.features.lpips import WIDTHS
+from cmjax.system.npz import load_npz
 
 
 def load_lpips(vgg_path: str | Path, heads_path: str | Path) -> Any:

@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.modules import non_finite
 from cmjax.interop.read import read_safetensors
-from cmjax.machine.files import to_json, write_atomically
-from cmjax.machine.libraries import require
-from cmjax.machine.npz import load_npz, npz_bytes
+from cmjax.system.files import to_json, write_atomically
+from cmjax.system.libraries import require
+from cmjax.system.npz import load_npz, npz_bytes
 
 RECORD = "cmjax"
 """The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""

@@ -18,8 +18,8 @@ from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError
 from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
 from cmjax.interop.pickles import Module, init_arguments, read_persistent, read_torch, state_dict
-from cmjax.machine.files import absolute
-from cmjax.machine.libraries import require
+from cmjax.system.files import absolute
+from cmjax.system.libraries import require
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cmjax.interop.pickles import read_pickle
-from cmjax.machine.files import write_atomically
-from cmjax.machine.npz import load_npz, npz_bytes
+from cmjax.system.files import write_atomically
+from cmjax.system.npz import load_npz, npz_bytes
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Mean (d,) and covariance (d, d), float64."""

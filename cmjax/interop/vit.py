@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.interop.pickles import read_torch
 from cmjax.interop.read import read_safetensors
-from cmjax.nets.resize import torch_bicubic
-from cmjax.nets.vit import CLIP, DINOV2, ViT
+from cmjax.nets.features.resize import torch_bicubic
+from cmjax.nets.features.vit import CLIP, DINOV2, ViT
 
 OFFSET = 0.1
 """What DINOv2 adds to the size of its grid of positions before it interpolates them."""

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmjax.machine.platform import platform
 from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Pointwise, Uniform, Xavier, downsample, upsample
+from cmjax.system.platform import platform
 
 ATTENTIONS = ("xla", "cudnn")
 MODULATIONS = ("shift", "scale_shift", "double_norm")

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from cmjax.config.fields import changed
 from cmjax.config.run import Run
-from cmjax.machine.chips import Chip
-from cmjax.machine.mesh import batch_sharding, bytes_per_device, make_mesh, over_steps, parameter_shardings
-from cmjax.machine.program import DoesNotFitError, Program
+from cmjax.system.chips import Chip
+from cmjax.system.mesh import batch_sharding, bytes_per_device, make_mesh, over_steps, parameter_shardings
+from cmjax.system.program import DoesNotFitError, Program
 
 Shapes = Mapping[str, Any]
 """The shapes of "state", "frozen" and "batch"."""

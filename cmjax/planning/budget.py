@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cmjax.machine.chips import Chip
+from cmjax.system.chips import Chip
 
 GIB = 2**30
 LIMITS = {"arithmetic": "its arithmetic", "memory": "its memory's bandwidth", "links": "the links between chips"}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cmjax.data.sources import Source
-from cmjax.evaluation.plots import GREY, cell_size, image_grid
+from cmjax.plotting.plots import GREY, cell_size, image_grid
 from cmjax.reporting.images import Picture, exact, grids_of
 
 SHOWN = 8

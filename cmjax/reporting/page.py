@@ -10,13 +10,13 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.data.sources import Source
-from cmjax.machine.files import absolute, write_atomically
-from cmjax.machine.libraries import how_to_install, is_installed, require
 from cmjax.reporting.images import LARGE, MOST_FRAMES, Picture, even_choice, shrink
 from cmjax.reporting.parts import Part, configurations_differ, read_part
 from cmjax.reporting.tables import evaluations, figures, overview, starts
-from cmjax.runs.found import Found, find
+from cmjax.runs.status import Found, find
 from cmjax.runs.trained import open_trained
+from cmjax.system.files import absolute, write_atomically
+from cmjax.system.libraries import how_to_install, is_installed, require
 
 log = logging.getLogger(__name__)
 

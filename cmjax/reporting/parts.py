@@ -10,15 +10,15 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import long_average
+from cmjax.config.recipes import list_recipes, load_recipe
 from cmjax.data.base import DataError
 from cmjax.data.sources import Source
-from cmjax.recipes import list_recipes, load_recipe
 from cmjax.reporting.images import grids_of
 from cmjax.reporting.nearest import Nearest, nearest_of
-from cmjax.runs.found import Found, objects, text_of
 from cmjax.runs.record import differences
-from cmjax.runs.starting import bin_edges
-from cmjax.runs.told import duration, number, rows_of, versions
+from cmjax.runs.setup import bin_edges
+from cmjax.runs.status import Found, objects, text_of
+from cmjax.runs.status_text import duration, number, rows_of, versions
 from cmjax.runs.trained import open_trained
 
 log = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cmjax.evaluation.figures import METRICS
+from cmjax.metrics.comparison import METRICS
 from cmjax.reporting.parts import REAL, Part
-from cmjax.runs.told import duration
+from cmjax.runs.status_text import duration
 
 
 @dataclass(frozen=True)

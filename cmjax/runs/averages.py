@@ -11,8 +11,8 @@ import numpy as np
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import power_widths
 from cmjax.core.typing import Params
-from cmjax.machine.progress import progress
 from cmjax.runs.trained import Trained
+from cmjax.system.progress import progress
 from cmjax.training.checkpoint import CheckpointError, restore_average, saved_steps
 from cmjax.training.posthoc import coefficients, exponent
 

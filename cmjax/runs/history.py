@@ -13,10 +13,10 @@ from signal import Signals
 from types import TracebackType
 from typing import Any
 
-from cmjax.machine.files import write_atomically
-from cmjax.machine.processes import is_first
-from cmjax.runs.found import HISTORY, is_start, objects, text_of
 from cmjax.runs.provenance import provenance
+from cmjax.runs.status import HISTORY, is_start, objects, text_of
+from cmjax.system.files import write_atomically
+from cmjax.system.processes import is_first
 from cmjax.training.loop import Stopped
 
 SPEEDS = ("compile_seconds", "train_seconds")

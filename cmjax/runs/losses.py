@@ -14,14 +14,14 @@ from cmjax.config.model import Model
 from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import Batches
-from cmjax.evaluation.diagnostics import bin_of, loss_and_gradient_norm, times_within
-from cmjax.evaluation.plots import line_plot
-from cmjax.machine.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
-from cmjax.machine.progress import progress
+from cmjax.metrics.diagnostics import bin_of, loss_and_gradient_norm, times_within
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.curve import recorded
-from cmjax.runs.starting import bin_edges, inputs_of
+from cmjax.plotting.plots import line_plot
+from cmjax.runs.loss_curve import recorded
+from cmjax.runs.setup import bin_edges, inputs_of
 from cmjax.runs.trained import Trained, load
+from cmjax.system.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
+from cmjax.system.progress import progress
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import EMA, TARGET

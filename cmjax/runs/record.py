@@ -17,9 +17,9 @@ from cmjax.config.recorded import (
     with_free_fields,
 )
 from cmjax.core.typing import Params
-from cmjax.machine.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.runs.classes import differing_classes
 from cmjax.runs.provenance import provenance
+from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.training.checkpoint import save_average
 from cmjax.training.optimizer import EMA
 

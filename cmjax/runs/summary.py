@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.run import Run
-from cmjax.evaluation.figures import format_figures
-from cmjax.machine.files import to_json, write_atomically
-from cmjax.runs.curve import save_losses
+from cmjax.metrics.comparison import format_figures
+from cmjax.runs.loss_curve import save_losses
+from cmjax.system.files import to_json, write_atomically
 
 
 def losses_of(workdir: Path, steps: int) -> dict[str, str]:

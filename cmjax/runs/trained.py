@@ -17,9 +17,9 @@ from cmjax.config.run import Run, read_run
 from cmjax.config.samples import Samples
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params
-from cmjax.machine.files import absolute, to_path
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
+from cmjax.system.files import absolute, to_path
 from cmjax.training.checkpoint import restore_average, saved_steps
 from cmjax.training.optimizer import average_name
 

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
-from cmjax.machine.files import absolute, is_bucket, remove_folder, to_path, write_atomically
-from cmjax.machine.mesh import move, parameter_shardings, reading_shardings, shapes_on
-from cmjax.machine.processes import all_agree, first_does, is_first
+from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, write_atomically
+from cmjax.system.mesh import move, parameter_shardings, reading_shardings, shapes_on
+from cmjax.system.processes import all_agree, first_does, is_first
 from cmjax.training.checksums import write_checksums, write_checksums_once_committed
 from cmjax.training.newest import CheckpointError, newest_readable, problem_of
 from cmjax.training.optimizer import AveragesState

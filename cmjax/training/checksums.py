@@ -5,7 +5,7 @@ import threading
 import zlib
 from pathlib import Path
 
-from cmjax.machine.files import to_json, write_atomically
+from cmjax.system.files import to_json, write_atomically
 
 CHECKSUMS = "checksums.json"
 

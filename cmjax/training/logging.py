@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmjax.machine.files import is_bucket, to_path, write_atomically
-from cmjax.machine.libraries import how_to_install, is_installed
+from cmjax.system.files import is_bucket, to_path, write_atomically
+from cmjax.system.libraries import how_to_install, is_installed
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from cmjax.core.typing import Params
-from cmjax.machine.processes import all_agree
-from cmjax.machine.progress import Update
-from cmjax.machine.signals import stop_requests
+from cmjax.system.processes import all_agree
+from cmjax.system.progress import Update
+from cmjax.system.signals import stop_requests
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.speed import Speed
 from cmjax.training.state import Batch, TrainState

@@ -15,7 +15,7 @@ from cmjax.core.pairs import TimesSampler
 from cmjax.core.paths import Path, carry
 from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Conditions, Denoiser, Params, PerSample, PRNGKey, Samples, Schedule, Step
-from cmjax.machine.mesh import replicated
+from cmjax.system.mesh import replicated
 
 TEACHER = "teacher"
 """The teacher's parameters among what is frozen."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cmjax.machine.processes import all_agree, first_does
+from cmjax.system.processes import all_agree, first_does
 from cmjax.training.checksums import verify_checksums
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 
 from cmjax.core.typing import Params
-from cmjax.machine.files import write_atomically
-from cmjax.machine.processes import is_first
+from cmjax.system.files import write_atomically
+from cmjax.system.processes import is_first
 from cmjax.training.state import Batch, TrainState
 from cmjax.training.step import CompiledStep, Metrics
 

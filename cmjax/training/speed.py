@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from cmjax.machine.chips import chip_of
+from cmjax.system.chips import chip_of
 from cmjax.training.step import CompiledStep
 
 

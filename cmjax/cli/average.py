@@ -1,0 +1,85 @@
+"""`--mode=average`: power-function averages of other widths than were kept, from the checkpoints of a trained run.
+
+cmjax average --workdir=runs/digits_ct --std=0.08 --out=runs/digits_ct_ema
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cmjax.cli.command_line import Options
+from cmjax.cli.flags import Flags
+from cmjax.config.fields import ConfigError
+from cmjax.config.optimizer import with_power_average
+from cmjax.core.typing import Params
+from cmjax.runs.averages import post_hoc, width_of
+from cmjax.runs.classes import recorded_classes
+from cmjax.runs.record import check_new, write_model
+from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.workdir import output
+from cmjax.system.files import to_path
+
+log = logging.getLogger(__name__)
+
+FAR = 0.1
+"""A residual, as `coefficients` gives it, from which on the user is warned."""
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The average")
+    flags.texts("std", "Its width as a share of the training, as 0.08, or several.")
+    flags.text("out", None, "A new run's folder.")
+
+
+def start(options: Options) -> None:
+    run(options.workdir, stds=options.std, out=options.out)
+
+
+def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
+    """Write a new run's folder for each width of `stds`: the average at the newest checkpoint of `workdir`.
+
+    Args:   stds: as "0.08", a share of the training. out: the folder; of several widths each has its own, out-0.08.
+    Raises: ConfigError where an option is wrong, or the run has no power averages or fewer than two checkpoints.
+    """
+    if not stds:
+        raise ConfigError("--std is missing: name the width of the average, as --std=0.08, or several, as 0.05,0.1")
+    if out is None:
+        raise ConfigError("--out is missing: name the folder for the average, as --out=runs/x_ema")
+    widths = {to_path(out if len(stds) == 1 else f"{out}-{text.strip()}"): width_of(text) for text in stds}
+    for folder in widths:
+        check_new(folder, "--out")
+    trained = open_trained(workdir)
+    for folder in widths:
+        output(folder)
+    found = post_hoc(trained, list(widths.values()))
+    made_of = ", ".join(f"power(std={width})" for width in found.kept)
+    made_of += f" at steps {', '.join(map(str, found.steps))}"
+    for (folder, std), residual, params in zip(widths.items(), found.residuals, found.params, strict=True):
+        _write(folder, trained, std, params, {"from": str(workdir), "format": "average", "made_of": made_of})
+        print(_report(workdir, folder, f"power(std={std}) at step {found.steps[-1]}", made_of, residual))
+
+
+def _write(folder: Path, trained: Trained, std: float, params: Params, imported: Mapping[str, str]) -> None:
+    """The run's configuration, but for the average that is kept."""
+    record, config = trained.record, with_power_average(trained.record["config"], std)
+    kept = {"imported": {"licence": "of the run's owner", **imported}, "classes": recorded_classes(record)}
+    write_model(folder, config, record["shape"], record["num_classes"], params, **kept, option="--out")
+
+
+def _report(workdir: Path, folder: Path, average: str, made_of: str, residual: float) -> str:
+    if residual > FAR:
+        log.warning(
+            "%s is %.0f%% off what --std asks for: name a width nearer to those kept, or keep more checkpoints in the "
+            "next run, by a smaller config.checkpoint.keep_every",
+            folder,
+            100 * residual,
+        )
+    return "\n".join(
+        (
+            f"{workdir} -> {folder}",
+            f"average     {average}",
+            f"made of     {made_of}",
+            f"residual    {100 * residual:.2g}% of the profile",
+            f"sample      python -m cmjax.main --mode=sample --workdir={folder}",
+        )
+    )

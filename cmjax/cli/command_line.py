@@ -1,0 +1,291 @@
+"""The command line: its mode, the flags that the mode knows, and their help. A mode is imported when it is chosen."""
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from absl import flags as absl_flags
+
+from cmjax.cli.flags import Flags
+from cmjax.config.fields import ConfigError, suggestion
+from cmjax.config.recipes import all_recipes, change, find_recipe, load_recipe
+from cmjax.system.files import ask_bucket, is_bucket, problem_of_path, to_path
+from cmjax.system.libraries import MissingLibrary
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+MODES = {
+    "train": "cmjax.cli.train",
+    "sample": "cmjax.cli.sample",
+    "edit": "cmjax.cli.edit",
+    "gallery": "cmjax.cli.gallery",
+    "evaluate": "cmjax.cli.evaluate",
+    "diagnose": "cmjax.cli.diagnose",
+    "average": "cmjax.cli.average",
+    "plan": "cmjax.cli.plan",
+    "status": "cmjax.cli.status",
+    "report": "cmjax.cli.report",
+    "import": "cmjax.cli.importing",
+    "export": "cmjax.cli.exporting",
+}
+"""Of each mode the module that declares its flags, `declare(flags)`, and does it, `start(options)`."""
+SUMMARIES = {
+    "train": "train a recipe, or go on with a run (the default)",
+    "sample": "draw images from a run",
+    "edit": "edit a picture: inpainting, colorization, super-resolution and more",
+    "gallery": "draw one figure of all that a model does to pictures",
+    "evaluate": "measure FID and other figures of a run's samples, or of any images",
+    "diagnose": "measure consistency errors, losses by noise level, and the best second time",
+    "average": "make averages of the parameters of other widths",
+    "plan": "tell whether a recipe fits a machine, which need not be there",
+    "status": "tell where a run stands",
+    "report": "write a page about a run, or about several side by side",
+    "import": "read a checkpoint of another program",
+    "export": "write a run's parameters for other programs",
+}
+MOVED = "data.data_dir"
+"""The one field that is changed without a recipe, of a run whose data were moved."""
+PATHS = ["workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"]
+PATHS += ["autoguidance"]
+"""Flags that name files and folders."""
+USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says: the mode's flags as attributes, the recipe and the run's folder."""
+
+    mode: str
+    values: absl_flags.FlagValues
+    config: "ConfigDict | None"
+    data_dir: str | None = None
+    """Where the data are now, of a run whose record names another place."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.values[name].value
+
+    def given(self, name: str) -> bool:
+        """Whether the flag was written."""
+        return bool(self.values[name].present)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The configuration with the command line's changes. Raises: ConfigError where there is none."""
+        if self.config is None:
+            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py; --list tells them")
+        return self.config.to_dict()
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's file name, with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
+        file, variant = find_recipe(self.values["config"].value or "")
+        return file.stem + (f"-{variant}" if variant else "")
+
+    @property
+    def workdir(self) -> Path:
+        """The run's folder; that of a bucket only when it answers."""
+        workdir = self.values["workdir"].value
+        if workdir is None:
+            if self.config is None:
+                raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
+            return Path("runs") / self.recipe_name
+        return _reached(workdir)
+
+    @property
+    def model(self) -> Path:
+        """The run's folder, or the checkpoint in it that `--checkpoint` names."""
+        step = self.values["checkpoint"].value
+        if step in (None, "newest"):
+            return self.workdir
+        if not step.isdecimal():
+            raise ConfigError(f"--checkpoint={step}: must be newest or a step, as 4000")
+        return self.workdir / "checkpoints" / str(int(step))
+
+    @property
+    def workdirs(self) -> list[Path]:
+        """The folders of `--workdir=a,b,c`, or the one folder of that name."""
+        workdir = self.values["workdir"].value
+        if workdir is None or to_path(workdir).is_dir():
+            return [self.workdir]
+        names = [name.strip() for name in workdir.split(",")]
+        if "" in names:
+            raise ConfigError(f"--workdir={workdir}: a folder's name is missing between the commas")
+        return [_reached(name) for name in names]
+
+
+def _reached(workdir: str) -> Path:
+    """The run's folder; that of a bucket only when it answers."""
+    try:
+        path = to_path(workdir)
+        if is_bucket(path):
+            ask_bucket(path)
+    except MissingLibrary as error:
+        raise ConfigError(f"--workdir={error}") from error
+    except Exception as error:  # the libraries of buckets raise errors of many kinds
+        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
+    return path
+
+
+def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
+    """The chosen mode's module and its options. `--help` is printed, and ends the program.
+
+    Raises: ConfigError where a flag is wrong or not of this mode.
+    """
+    mode, arguments = mode_of(arguments)
+    if any(argument in ("--help", "-h", "--helpfull") for argument in arguments):
+        print(_help(mode))
+        sys.exit(0)
+    if "--list" in arguments:
+        print(all_recipes())
+        sys.exit(0)
+    chosen = mode or "train"
+    module, flags = importlib.import_module(MODES[chosen]), declared(chosen)
+    arguments, changes = _changes(arguments)
+    try:
+        rest = flags.values([USAGE, *arguments])[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown(error.flagname, chosen, flags)) from error
+    except absl_flags.Error as error:
+        raise ConfigError(f"{_wrong_value(str(error), flags)}\n{_see(chosen)}") from error
+    if rest:
+        raise ConfigError(f"{' '.join(rest)}: options are written --name=value\n{_see(chosen)}")
+    for name in (name for names in flags.groups.values() for name in names):
+        if flags.values[name].present and flags.values[name].value in ("", [], [""]):
+            raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
+    for name in PATHS:
+        value = flags.values[name].value if name in flags.values else None
+        if value is not None:
+            _check_path(name, value)
+    recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)
+    if recipe is None:
+        changes = [(name, text) for name, text in changes if name != MOVED or not moved]
+    return module, Options(chosen, flags.values, _changed(recipe, changes), moved)
+
+
+def _check_path(name: str, value: str | list[str]) -> None:
+    """Raise ConfigError, naming the flag, where it names no file or folder."""
+    for text in (value,) if isinstance(value, str) else value:
+        if problem := problem_of_path(text):
+            raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
+
+
+def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """The arguments without those that change a recipe, and of these each field with what is written of it."""
+    rest, changes, arguments = [], [], list(arguments)
+    while arguments:
+        name, equals, value = (argument := arguments.pop(0)).partition("=")
+        name = "--" + name.lstrip("-")
+        if name.startswith("--noconfig."):
+            changes.append((name.removeprefix("--noconfig."), "False"))
+        elif not name.startswith("--config.") or not argument.startswith("-"):
+            rest.append(argument)
+        else:
+            follows = not equals and arguments and not arguments[0].startswith("--")
+            changes.append((name.removeprefix("--config."), value if equals else arguments.pop(0) if follows else None))
+    return rest, changes
+
+
+def _changed(recipe: str | None, changes: list[tuple[str, str | None]]) -> "ConfigDict | None":
+    """The recipe's configuration with its changes, None where no recipe is named."""
+    if recipe is None:
+        if changes:
+            raise ConfigError(f"--config.{changes[0][0]}: of which recipe? Name it, as --config=configs/digits_ct.py")
+        return None
+    config = load_recipe(recipe)
+    for name, text in changes:
+        change(config, name, text)
+    return config
+
+
+def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The mode, None where none is named, and the arguments with --mode in place of `cmjax sample`."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [f"--mode={arguments[0]}", *arguments[1:]]
+    named = [value for argument, value in _pairs(arguments) if argument in ("--mode", "-mode")]
+    if not named:
+        return None, arguments
+    if named[-1] not in MODES:
+        raise ConfigError(f"--mode={named[-1]}: must be one of {', '.join(MODES)}{suggestion(named[-1], MODES)}")
+    return named[-1], arguments
+
+
+def declared(mode: str) -> Flags:
+    """The flags of a mode, and those of every mode."""
+    flags = Flags()
+    flags.group("The run")
+    flags.text("workdir", None, "The run's folder, on a disk or in a bucket (gs://…). Default: runs/<recipe's name>.")
+    flags.text("config", None, "The recipe, as configs/digits_ct.py or digits_ct; --config.<field>=<value> changes it.")
+    importlib.import_module(MODES[mode]).declare(flags)
+    absl_flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=flags.values)
+    return flags
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """(--name, value) of what is written as --name=value or --name value."""
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, equals, value = argument.partition("=")
+        yield name, value if equals else following
+
+
+def _unknown(name: str, mode: str, flags: Flags) -> str:
+    """What to say of a flag that the mode does not know: of which modes it is, or which one may have been meant."""
+    elsewhere = _flags_of_others(mode)
+    name = name.removeprefix("no") if name.removeprefix("no") in elsewhere else name
+    if others := elsewhere.get(name):
+        return f"--{name}: only {', '.join(f'--mode={other}' for other in others)}; this is --mode={mode}\n{_see(mode)}"
+    known = [flag for names in flags.groups.values() for flag in names]
+    hint = suggestion(name, [*known, "mode"], prefix="--")
+    return f"--{name}: --mode={mode} has no such flag{hint}\n{_see(mode)}"
+
+
+def _wrong_value(message: str, flags: Flags) -> str:
+    """The library's message, "flag --num=x: …", with what the value must be in its place where that is a number."""
+    written = re.match(r"flag --(\w+)=(.*?): ", message, re.DOTALL)
+    parser = flags.values[written[1]].parser if written else None
+    if written is None or not isinstance(parser, absl_flags.FloatParser | absl_flags.IntegerParser):
+        return " ".join(message.removeprefix("flag ").split())
+    what = "a whole number" if isinstance(parser, absl_flags.IntegerParser) else "a number"
+    low = "" if parser.lower_bound is None else f" of at least {parser.lower_bound}"
+    high = "" if parser.upper_bound is None else f"{' and' if low else ' of'} at most {parser.upper_bound}"
+    return f"--{written[1]}={written[2]}: must be {what}{low}{high}"
+
+
+def _flags_of_others(mode: str) -> dict[str, list[str]]:
+    """The flags of the other modes, each with the modes that know it."""
+    found: dict[str, list[str]] = {}
+    for other in MODES:
+        if other != mode:
+            for names in declared(other).groups.values():
+                for name in names:
+                    found.setdefault(name, []).append(other)
+    return found
+
+
+def _see(mode: str) -> str:
+    return f"See python -m cmjax.main --mode={mode} --help"
+
+
+def _help(mode: str | None) -> str:
+    if mode is None:
+        modes = "\n".join(f"  {name:10s}{summary}" for name, summary in SUMMARIES.items())
+        more = "The flags of a mode: cmjax <mode> --help\nThe recipes:         cmjax --list"
+        shown = "\n\n".join((f"usage: {USAGE}", modes, more))
+        return f"cmjax: consistency models in JAX\n\n{shown}"
+    module, flags = importlib.import_module(MODES[mode]), declared(mode)
+    sections = [(module.__doc__ or "").strip()]
+    for title, names in flags.groups.items():
+        sections.append("\n".join([f"{title}:", *(_described(flags.values[name]) for name in names)]))
+    return "\n\n".join(sections)
+
+
+def _described(flag: absl_flags.Flag) -> str:
+    default = "" if flag.default in (None, False) else f" Default: {flag.default}."
+    choices = getattr(flag.parser, "enum_values", None)
+    values = f" One of {', '.join(choices)}." if choices else ""
+    return f"  --{flag.name}\n      {flag.help}{values}{'' if 'Default:' in (flag.help or '') else default}"

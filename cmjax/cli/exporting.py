@@ -1,0 +1,68 @@
+"""`--mode=export`: the averaged parameters of a run, for other programs.
+
+cmjax export --workdir=runs/digits_ct
+cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
+"""
+
+from pathlib import Path
+
+from cmjax.cli.command_line import Options
+from cmjax.cli.flags import Flags
+from cmjax.config.fields import ConfigError
+from cmjax.core.sampling import FlowMap
+from cmjax.interop.diffusers import write_diffusers
+from cmjax.interop.keys import ForeignError
+from cmjax.interop.own import write_own
+from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.workdir import output
+from cmjax.system.files import to_path
+from cmjax.system.libraries import require
+
+FORMATS = ("safetensors", "npz", "diffusers")
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The file")
+    flags.one_of("format", "safetensors", FORMATS, "What it is written as.")
+    flags.text("out", None, "The file or folder. Default: in <workdir>/export.")
+
+
+def start(options: Options) -> None:
+    run(options.workdir, options.format, options.out)
+
+
+def run(workdir: Path, format: str, out: str | None) -> None:
+    """Write the newest checkpoint of `workdir` to `out`, by default a file or folder in `workdir`/export."""
+    if format not in FORMATS:
+        raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
+    name = "diffusers" if format == "diffusers" else f"{workdir.name}.{format}"
+    path = to_path(out) if out else workdir / "export" / name
+    if format != "diffusers" and path.suffix != f".{format}":
+        raise ConfigError(f"--out={path}: must end in .{format}")
+    if format != "npz":
+        require("safetensors", f"--format={format}")
+    trained = open_trained(workdir)
+    output(path)
+    flow_map = trained.load()
+    try:
+        if format == "diffusers":
+            _write_diffusers(path, trained, flow_map)
+        else:
+            write_own(path, flow_map.params, dict(trained.record))
+    except ForeignError as error:
+        raise ConfigError(f"--format={format}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
+    print(f"{workdir} -> {path}")
+
+
+def _write_diffusers(path: Path, trained: Trained, flow_map: FlowMap) -> None:
+    preconditioning = trained.recorded.preconditioning
+    if flow_map.kind != "consistency" or preconditioning != "consistency":
+        raise ForeignError(
+            f"{flow_map.kind} with model.preconditioning={preconditioning!r}: "
+            "ConsistencyModelPipeline runs consistency models with the preconditioning 'consistency' alone"
+        )
+    if path.exists() and any(path.iterdir()):
+        raise ForeignError(f"{path} exists and is not empty")
+    write_diffusers(path, trained.model.module, flow_map.params, flow_map.shape, trained.model.constants)

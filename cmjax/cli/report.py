@@ -1,0 +1,101 @@
+"""`--mode=report`: a page about a run, or about several side by side, in one HTML file that needs no network.
+
+Files are read and no device is used, unless --evaluations asks for more samples: a run may be training meanwhile.
+
+    cmjax report --workdir=runs/digits_ct
+    cmjax report --workdir=runs/digits_ct --evaluations=4,8
+    cmjax report --workdir=runs/digits_ct,runs/digits_ict,runs/digits_ect --out=comparison.html
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from cmjax.cli.command_line import Options
+from cmjax.cli.flags import Flags
+from cmjax.config.fields import ConfigError
+from cmjax.generation.samplers import sampler_of
+from cmjax.generation.sampling import Draw, class_labels, guided_as_trained
+from cmjax.plotting.plots import image_grid, save_png
+from cmjax.reporting.page import PAGE, report
+from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.workdir import output_of_one
+from cmjax.system.files import to_path
+from cmjax.system.libraries import require
+from cmjax.system.mesh import make_mesh
+
+COMPARISON = "comparison.html"
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The page")
+    flags.text(
+        "out", None, "x.html. Default: report.html in the run's folder; of several, comparison.html in the first."
+    )
+    flags.texts("evaluations", "Numbers of evaluations, as 4,8, of which the newest checkpoint draws a grid, too.")
+
+
+def start(options: Options) -> None:
+    if not options.evaluations:
+        jax.config.update("jax_platforms", "cpu")  # another process may hold the accelerator
+    run(options.workdirs, out=options.out, evaluations=options.evaluations, data_dir=options.data_dir)
+
+
+def run(
+    workdirs: Sequence[Path],
+    *,
+    out: str | None = None,
+    evaluations: list[str] | None = None,
+    data_dir: str | None = None,
+) -> None:
+    """Write the page about the runs in `workdirs`.
+
+    Args:   evaluations: of which the newest checkpoint's samples are drawn first, into the runs' samples/.
+    Raises: ConfigError where one is no run's folder, or the page cannot be written; MissingLibrary without Bokeh.
+    """
+    path = to_path(out) if out else workdirs[0] / (PAGE if len(workdirs) == 1 else COMPARISON)
+    if path.suffix != ".html":
+        raise ConfigError(f"--out={out}: must end in .html")
+    require("bokeh", "--mode=report")
+    counts = _counts(evaluations or [])
+    output_of_one(path)
+    for workdir in workdirs if counts else ():
+        trained = open_trained(workdir)
+        for count in counts:
+            _draw(trained, count)
+    try:
+        size = report(workdirs, path, data_dir=data_dir)
+    except OSError as error:
+        raise ConfigError(f"--out={path} cannot be written: {error.strerror or error}") from error
+    print(f"{path}: {size / 1e6:.1f} MB")
+
+
+def _counts(evaluations: list[str]) -> list[int]:
+    if not all(text.isdecimal() and 1 <= int(text) <= 1000 for text in evaluations):
+        raise ConfigError(f"--evaluations={','.join(evaluations)}: must be numbers from 1 to 1000, as 4,8")
+    return sorted({int(text) for text in evaluations})
+
+
+def _draw(trained: Trained, count: int) -> None:
+    """A grid of samples by `count` evaluations of a consistency model, along the grid of its times, or by so many steps
+    of a teacher's solver. The noise is that of the run's own samples; a grid that is there already stays."""
+    own, model = trained.samples, trained.model
+    path = trained.folder / "samples" / f"{trained.used_step:07d}-{own.name(model.kind, count)}.png"
+    if path.exists():
+        return
+    if model.kind == "denoiser":
+        if count < 2:
+            raise ConfigError(f"--evaluations={count}: of the teacher in {trained.folder} at least 2")
+        chosen = sampler_of(replace(own, times=None, solver_steps=count), model)
+    else:
+        chosen = sampler_of(replace(own, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
+    labels = class_labels(own.num, trained.num_classes)
+    flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
+    seed = 0 if trained.imported else trained.run().seed
+    images = Draw(chosen.sampler, flow_map, seed, conditions).images(0, own.num)
+    try:
+        save_png(path, image_grid(images))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error

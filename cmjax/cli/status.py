@@ -1,0 +1,56 @@
+"""`--mode=status`: what a run is, where it stands, how fast it goes, its newest figures and what is on disk.
+
+Files are read and nothing else: no device is used, and no other process waited for.
+
+    cmjax status --workdir=runs/digits_ct
+"""
+
+from pathlib import Path
+
+from cmjax.cli.command_line import Options
+from cmjax.cli.flags import Flags
+from cmjax.metrics.comparison import format_figures
+from cmjax.runs.status import find
+from cmjax.runs.status_text import Rows, rows_of, size, versions
+from cmjax.system.files import size_of
+
+LISTED = 5
+"""Checkpoints that are told one by one."""
+
+
+def declare(flags: Flags) -> None:
+    """No flags of its own."""
+
+
+def start(options: Options) -> None:
+    run(options.workdir)
+
+
+def run(workdir: Path) -> None:
+    """Print the status of the run in `workdir`.
+
+    Raises: ConfigError where it is no run's folder.
+    """
+    found = find(workdir)
+    rows = [*rows_of(workdir, found), *_on_disk(workdir, found.saved), ("versions", versions(found.record))]
+    print("\n".join(f"{name:13s}{text}" for name, text in rows))
+    if found.summary.get("figures"):
+        print(f"\nfigures at step {found.summary['steps']:,}\n{format_figures(found.summary['figures'])}")
+
+
+def _on_disk(workdir: Path, saved: list[int]) -> Rows:
+    folder = workdir / "checkpoints"
+    sizes = {path.name: size_of(path) for path in workdir.iterdir()}
+    yield "on disk", f"{size(sum(sizes.values()))} in {workdir}"
+    for step in saved[: -LISTED - 1 : -1]:
+        yield "", f"checkpoint {step:,}: {size(size_of(folder / str(step)))}"
+    if saved[:-LISTED]:
+        older = sum(size_of(folder / str(step)) for step in saved[:-LISTED])
+        yield "", f"{len(saved) - LISTED} older ones: {size(older)}"
+    for path in sorted(folder.iterdir(), key=str) if folder.exists() else []:
+        if path.name.startswith("damaged-"):
+            yield "", f"{path.name}: {size(size_of(path))}, put aside as it could not be read"
+    for name in sorted(sizes.keys() - {"checkpoints"}):
+        if (workdir / name).is_dir():
+            pictures = f"{len(list((workdir / name).iterdir()))} files, " * (name == "samples")
+            yield "", f"{name}: {pictures}{size(sizes[name])}"

@@ -1,0 +1,292 @@
+"""`--mode=train`: train, or go on with, a run, and end it with pictures, figures and a summary.
+
+    cmjax train --config=configs/digits_ct.py
+    cmjax train --config=configs/cifar_ct.py --config.data.data_dir=~/tensorflow_datasets --config.batch_size=256
+    cmjax train --config=configs/digits_ct.py --workdir=runs/other --config.seed=1
+
+The same command goes on with a run that was stopped.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from cmjax.cli.command_line import Options
+from cmjax.cli.flags import Flags
+from cmjax.config.fields import ConfigError
+from cmjax.config.optimizer import average_texts, long_average, long_target
+from cmjax.config.run import Run, read_run
+from cmjax.data.batches import Batches
+from cmjax.data.sources import Source
+from cmjax.evaluation.accumulation import DataSets
+from cmjax.evaluation.callbacks import Watch, figures_of_run, in_turn
+from cmjax.evaluation.results import ROWS, drop_rows_after
+from cmjax.generation.run_samples import Pictures
+from cmjax.metrics.comparison import about_figures, can_compare, compare
+from cmjax.reporting.page import report_at_end
+from cmjax.runs.classes import about_data
+from cmjax.runs.dependencies import check_others
+from cmjax.runs.history import Session
+from cmjax.runs.provenance import devices
+from cmjax.runs.record import as_trained, keep_config, write_record
+from cmjax.runs.setup import (
+    Setup,
+    alone_in,
+    cache_compilations,
+    check_figures,
+    count,
+    first_state,
+    set_up,
+    shapes_of_state,
+    train_step_of,
+)
+from cmjax.runs.stale import remove_later
+from cmjax.runs.summary import losses_of, summary_text, write_summary
+from cmjax.runs.trained import newest_checkpoint
+from cmjax.runs.workdir import check_workdir
+from cmjax.system.files import cache_of, make_cache
+from cmjax.system.libraries import require
+from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
+from cmjax.system.mesh import batch_sharding
+from cmjax.system.processes import first_does
+from cmjax.system.progress import progress
+from cmjax.training.checkpoint import Checkpointer
+from cmjax.training.logging import MetricsWriter, MirrorError
+from cmjax.training.loop import NonFiniteLoss, Stopped, run_loop
+from cmjax.training.profiling import read_steps, traced
+from cmjax.training.speed import speed_on
+from cmjax.training.state import Batch, TrainState
+from cmjax.training.step import CompiledStep, compile_train_step
+
+log = logging.getLogger(__name__)
+
+
+def declare(flags: Flags) -> None:
+    flags.group("Training")
+    flags.text("profile", None, "Trace these steps for xprof and Perfetto, as 20:25, in <workdir>/profile.")
+    flags.integer(
+        "stopped_exit_code",
+        0,
+        "Exit code of a run that a scheduler's signal stopped and saved; for launchers that take 0 as finished.",
+        at_least=0,
+        at_most=255,
+    )
+
+
+def start(options: Options) -> None:
+    run(options.recipe, options.workdir, recipe=options.recipe_name, profile=options.profile)
+
+
+def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, profile: str | None = None) -> None:
+    """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one.
+
+    Args: recipe: its name, for the record. profile: steps to trace, as 20:25.
+    """
+    began = time.perf_counter()
+    run = read_run(config)
+    if run.log.wandb:
+        require("wandb", "config.log.wandb=True")
+    check_others(run)
+    check_figures(run)
+    steps = _steps_to_trace(profile, run)
+    first_does(lambda: check_workdir(workdir, run.data.data_dir))
+    with alone_in(workdir), Session(workdir, began=began, recipe=recipe) as session:
+        _run_alone(run, config, workdir, session, steps)
+
+
+def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, session: Session, steps: range | None) -> None:
+    first_does(lambda: make_cache(workdir))
+    cache_compilations(workdir)
+    reached = first_does(lambda: newest_checkpoint(workdir))
+    if reached > run.steps:
+        raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
+    if reached == run.steps:
+        config = first_does(lambda: as_trained(workdir, config))
+        run = read_run(config)
+    setup = set_up(run, run.open_source)
+    state = None if reached >= 0 else first_state(setup)
+    of_data = setup.source.shape, setup.source.num_classes
+    known = {"recipe": session.recipe, "device": devices(), "classes": first_does(lambda: about_data(setup.source))}
+    keep_record = partial(write_record, workdir, config, *of_data, **known)
+    for change in first_does(keep_record):
+        log.warning("going on with another config.%s", change)
+    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
+    _warn_of_averages(run, config)
+    pictures = Pictures(run, setup.model, setup.source, workdir)
+    judge = _judge(run, config, pictures) if run.evaluation.every else None
+    kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
+    try:
+        with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
+            state = state or checkpointer.restore(shapes_of_state(setup), setup.mesh) or first_state(setup)
+            start = int(state.step)
+            keep = partial(keep_record, step=start) if start < run.steps else partial(keep_config, workdir, config)
+            session.begin(start, changes=first_does(keep), device=devices())
+            trained, speed = _train(setup, state, config, pictures, steps, judge, checkpointer, session)
+    except Stopped as stopped:
+        step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
+        first_does(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
+        raise
+    if judge is not None:
+        judge(trained, int(trained.step))
+    _finish(setup, trained, pictures, speed, session)
+
+
+def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
+    """Say, before a run trains, which averages of its parameters will hold what it began with."""
+    said = [long_average(config, i, run.steps) for i, _ in enumerate(average_texts(config))]
+    for line in filter(None, [*said, long_target(config, run.method.target_rate, run.steps)]):
+        log.warning("%s", line)
+
+
+def _judge(run: Run, config: Mapping[str, Any], pictures: Pictures) -> Watch:
+    return figures_of_run(pictures, DataSets(run.data.name, run.open_source), average_texts(config)[0])
+
+
+def _steps_to_trace(profile: str | None, run: Run) -> range | None:
+    try:
+        return None if profile is None else read_steps(profile, run.steps)
+    except ValueError as error:
+        raise ConfigError(f"--profile={profile}: {error}") from error
+
+
+def _train(
+    setup: Setup,
+    state: TrainState,
+    config: Mapping[str, Any],
+    pictures: Pictures,
+    trace_steps: range | None,
+    judge: Watch | None,
+    checkpointer: Checkpointer,
+    session: Session,
+) -> tuple[TrainState, dict[str, float]]:
+    """The state, trained to the end, and what the run measured of itself."""
+    run, mesh, workdir, start = setup.run, setup.mesh, pictures.workdir, int(state.step)
+    batches = _batches(setup)
+    if start:
+        log.info("going on from step %d of %s", start, workdir)
+    if start >= run.steps:
+        log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
+        return state, {}
+    if start % run.steps_per_call:
+        raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
+    with _records(run, workdir, start, config) as writer:
+        compiled, compile_seconds = _compile(setup, state, batches.at(start))
+        session.train(compile_seconds)
+        speed = speed_on(mesh, compiled, batch_size=run.batch_size)
+        watch, watch_every = in_turn([(pictures.refresh, run.samples.every), (judge, run.evaluation.every)])
+        first_does(lambda: _forget_after(workdir, start))
+        with (
+            contextlib.closing(batches.stream(start, run.steps)) as stream,
+            progress("training", run.steps, start=start) as update,
+            traced(compiled, trace_steps, workdir / "profile", start=start, together=run.together) as train_step,
+            _going_back(checkpointer, start),
+        ):
+            state = run_loop(
+                state, train_step, setup.frozen, stream, start=start, total_steps=run.steps, speed=speed,
+                checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
+                write_record=writer.write if writer else lambda step, record: None,
+                before_save=partial(_keep_until, writer, session),
+                draw_samples=watch, sample_every=watch_every, update_progress=update, together=run.together,
+            )  # fmt: skip
+    return state, speed.at(session.trained() / (run.steps - start))
+
+
+@contextlib.contextmanager
+def _records(run: Run, workdir: Path, start: int, config: Mapping[str, Any]) -> Iterator[MetricsWriter | None]:
+    """What the run records is written with, in the first process; None in the others.
+
+    Raises: ConfigError where Weights & Biases does not begin.
+    """
+    opened: list[MetricsWriter] = []
+    mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
+    try:
+        first_does(lambda: opened.append(MetricsWriter(workdir, resume_step=start, config=config, **mirrors)))
+    except MirrorError as error:
+        raise ConfigError(f"config.log.wandb=True: {error}") from error
+    with contextlib.closing(opened[0]) if opened else contextlib.nullcontext():
+        yield opened[0] if opened else None
+
+
+def _keep_until(writer: MetricsWriter | None, session: Session, step: int) -> None:
+    if writer:
+        writer.flush()
+    session.reached(step)
+
+
+def _forget_after(workdir: Path, step: int) -> None:
+    """What lies in the folder of later steps was made of parameters that are gone."""
+    remove_later(workdir, step)
+    drop_rows_after(workdir / ROWS, step)
+
+
+def _batches(setup: Setup) -> Batches:
+    run, sharding = setup.run, batch_sharding(setup.mesh)
+    return Batches(
+        setup.source, run.batch_size, run.seed, sharding=sharding, workers=run.workers, together=run.together
+    )
+
+
+@contextlib.contextmanager
+def _going_back(checkpointer: Checkpointer, start: int) -> Iterator[None]:
+    """Within, a loss that is not finite tells where the same command goes on. A checkpoint from which training failed
+    before the next one was saved is put aside, for it may be ruined."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        newest = checkpointer.newest()
+        goes_on = f"start again with the same command, which goes on from step {newest}"
+        if newest == start > 0:
+            checkpointer.put_aside(start, "ruined")
+            newest = checkpointer.newest()
+            place = f"from step {newest}" if newest else "at step 0, for no other is left"
+            goes_on = f"start again with the same command: the checkpoint of step {start}, which led here, is put "
+            goes_on += f"aside as ruined-{start}, and the run goes on {place}"
+        raise NonFiniteLoss(error.step, error.skipped, goes_on) from error
+
+
+def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledStep, float]:
+    """The compiled train step, and the seconds that it took."""
+    log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
+    began = time.perf_counter()
+    train_step = train_step_of(setup.run, setup.model, setup.teacher, setup.mesh)
+    compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh, together=setup.run.together)
+    if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
+        raise ConfigError(f"config: {problem}")
+    seconds = time.perf_counter() - began
+    log.info("compiled in %.1f s; training steps %d to %d", seconds, int(state.step), setup.run.steps)
+    return compiled, seconds
+
+
+def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str, float], session: Session) -> None:
+    """The last pictures and the figures, in `summary.json` and on the terminal."""
+    run, steps = setup.run, int(state.step)
+    num = max(run.num_figures, run.samples.num)
+    log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
+    images = pictures.draw(state, num)
+    grids = pictures.save_grids(images, steps)
+    known = {"samples": grids, "parameters": count(state.params), **_rounded(speed), **session.totals()}
+    first_does(lambda: _report_end(run, state, setup.source, pictures.workdir, images, known))
+
+
+def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
+
+
+def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, known: dict[str, Any]) -> None:
+    steps, table, about = int(state.step), {}, {}
+    compared = {name: batch[: run.num_figures] for name, batch in images.items()}
+    if run.num_figures and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
+        try:
+            table = compare(compared, source, held_out, cache_dir=cache_of(workdir))
+            if said := about_figures(table, source, held_out, cache_dir=cache_of(workdir)):
+                about = {"figures_of": said}
+        except ValueError as error:  # no reason to lose the summary
+            log.warning("no figures: %s", error)
+    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "figures": table, **about})
+    page = report_at_end(workdir, source) if run.report else None
+    print(summary_text(summary | ({"report": page} if page else {})))

@@ -1,0 +1,207 @@
+"""The judge of sets of images: networks, references that are computed once, and what is said beside each figure."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.config.evaluation import Evaluation, networks_of
+from cmjax.config.fields import ConfigError
+from cmjax.data.pixels import RULES
+from cmjax.evaluation.accumulation import VERSION, DataSets, ImagesOf, tally_images, tally_of_split
+from cmjax.evaluation.networks import Network, own_network, published_network
+from cmjax.interop.statistics import OfNetwork, Pair, read_statistics
+from cmjax.metrics.accumulator import Tally
+from cmjax.metrics.functional import Statistics
+from cmjax.metrics.registry import FIGURES, too_few
+from cmjax.system.content import content_key
+from cmjax.system.files import to_path
+from cmjax.system.processes import first_does
+from cmjax.system.progress import Update
+
+log = logging.getLogger(__name__)
+
+MOMENTS = ("features", "spatial")
+"""What a file of statistics can stand for."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What images are judged by. Every process has one; the tallies are the first's alone.
+
+    network_of: each metric's network. needed: by network, of its outputs. references, real: by network. protocol: of
+    each metric, what its value depends on beside the images.
+    """
+
+    networks: Mapping[str, Network]
+    needed: Mapping[str, tuple[str, ...]]
+    network_of: Mapping[str, str]
+    references: Mapping[str, Tally]
+    real: Mapping[str, Tally]
+    protocol: Mapping[str, Any]
+
+    def tally(
+        self, images_of: ImagesOf, num: int, *, keep: Path | None = None, update: Update = lambda done, text: None
+    ) -> dict[str, Tally]:
+        """As `tally_images`."""
+        return tally_images(self.networks, self.needed, images_of, num, keep=keep, update=update)
+
+    def values(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
+        """The metrics' values by name. Every process must call it."""
+        return first_does(lambda: self._values(tallies))
+
+    @cached_property
+    def of_real(self) -> dict[str, float]:
+        """The same of real images, as many as there are samples or as the data have; without what has none."""
+        return first_does(lambda: self._values(self.real))
+
+    def against(self, references: Mapping[str, Tally]) -> "Judge":
+        """The same judge with other references."""
+        return replace(self, references=references)
+
+    def reference_statistics(self) -> dict[str, OfNetwork]:
+        """What `write_statistics` writes; in the first process alone."""
+        found = {}
+        for name, tally in self.references.items():
+            kinds = tally.given.keys() | tally.moments.keys()
+            if kinds:
+                pairs: dict[str, Pair] = {kind: tally.statistics(kind) for kind in sorted(kinds)}
+                found[name] = OfNetwork(pairs, self.networks[name].key)
+        return found
+
+    def _values(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
+        values = {}
+        for metric, network in self.network_of.items():
+            if network in tallies:
+                values |= FIGURES[metric].of(tallies[network], self.references[network])
+        for name in [name for name, value in values.items() if not math.isfinite(value)]:
+            log.warning("%s is %s, and is left out", name, values.pop(name))
+        return values
+
+
+def make_judge(
+    evaluation: Evaluation, data: DataSets | None, *, num: int, reference: str | None, cache_dir: Path
+) -> Judge:
+    """The judge of `num` images. Every process must call it.
+
+    Args:   data: the data set; None where a file alone is the reference. reference: "train", "test" or a file of
+            statistics; None: held-out images for the data's own classifier, which knows the others, and training
+            images for a published network.
+    Raises: ConfigError or DataError where weights or references are missing.
+    """
+    network_of = networks_of(evaluation)
+    given = {} if reference in (None, "train", "test") else _read(str(reference), network_of)
+    networks, needed, references, real, about = {}, {}, {}, {}, {}
+    for name in dict.fromkeys(network_of.values()):
+        split = reference if reference in ("train", "test") else "test" if name == "own" else "train"
+        metrics = [metric for metric, used in network_of.items() if used == name]
+        figures = [FIGURES[metric] for metric in metrics]
+        needed[name] = tuple(sorted({figure.needs for figure in figures}))
+        needs = {figure.needs for figure in figures if not figure.without_reference}
+        needs -= given[name].pairs.keys() if name in given else set()
+        if needs:
+            _check_number(data, split, metrics)
+        network = networks[name] = _network(name, evaluation, data, cache_dir)
+        statistics = _checked(str(reference), given[name], network, data) if name in given else {}
+        there = not needs
+        if data is None and not there:
+            raise ConfigError(
+                f"--reference={reference}: has no {' and no '.join(sorted(needs))} of {name} to compare with; name the "
+                "data with --workdir or --config"
+            )
+        tally, text = Tally(), ""
+        if not there and data is not None:
+            kept = tuple(sorted(needs | {"features", "rows"}))  # one file serves other metrics as well
+            tally, text = tally_of_split(network, kept, data, split, cache_dir)
+        if statistics:
+            tally, text = tally.with_statistics(statistics), f"{Path(str(reference)).name}{text and '; rows: '}{text}"
+        references[name] = tally
+        about[name] = {"network": name, "of": network.about, "reference": text}
+        other = "train" if split == "test" else "test"
+        others = None if data is None else data.split(other)
+        if data is not None and others is not None and not too_few(metrics, min(num, len(others))):
+            real[name], about[name]["real"] = tally_of_split(network, needed[name], data, other, cache_dir, most=num)
+    protocol = {
+        metric: {"rule": FIGURES[metric].rule, **about[name], "hash": _hash_of(references[name], FIGURES[metric].needs)}
+        for metric, name in network_of.items()
+    }
+    said = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": protocol}
+    return Judge(networks, needed, network_of, references, real, said)
+
+
+def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> Network:
+    if name != "own":
+        return published_network(name, evaluation.weights)
+    if data is None:
+        raise ConfigError("--metrics=fd: the data's own classifier needs the data: name --workdir or --config")
+    return own_network(lambda: data.train, data.test, cache_dir=cache_dir)
+
+
+def _read(reference: str, network_of: Mapping[str, str]) -> dict[str, OfNetwork]:
+    """The file's statistics. Raises: ConfigError where a metric that compares statistics has none in the file, or no
+    metric does."""
+    try:
+        found = read_statistics(to_path(reference).expanduser())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--reference={reference}: must be train, test or a file of statistics: {error}") from error
+    compared = {metric: name for metric, name in network_of.items() if FIGURES[metric].needs in MOMENTS}
+    for metric, name in compared.items():
+        needs = FIGURES[metric].needs
+        if name not in found or needs not in found[name].pairs:
+            there = "; ".join(f"{' and '.join(of.pairs)} of {network}" for network, of in found.items())
+            raise ConfigError(
+                f"--reference={reference}: has statistics of {there}, and {metric} compares {needs} of {name}; leave "
+                f"out {metric}, or name train, test or another file"
+            )
+    if not compared:
+        raise ConfigError(
+            f"--reference={reference}: is a file of statistics, which {', '.join(network_of)} cannot use: single "
+            "images are compared; name train or test"
+        )
+    return found
+
+
+def _checked(reference: str, of: OfNetwork, network: Network, data: DataSets | None) -> dict[str, Statistics]:
+    """The statistics of a file for a network. Raises: ConfigError where they are of other features."""
+    if of.key != network.key and (of.key or network.name == "own"):
+        raise ConfigError(
+            f"--reference={reference}: is of other features ({of.key or 'it does not say which'}) than those of "
+            f"{network.about} ({network.key}); --save_reference writes a file of these"
+        )
+    shape = (32, 32, 3) if data is None else data.train.shape
+    features = network.told(np.zeros((2, *shape), np.uint8), tuple(of.pairs))
+    for kind, (mean, _) in of.pairs.items():
+        if len(mean) != features[kind].shape[1]:
+            raise ConfigError(
+                f"--reference={reference}: its mean has {len(mean)} values, and {network.name} has "
+                f"{features[kind].shape[1]} {kind}"
+            )
+    return {kind: Statistics(*pair) for kind, pair in of.pairs.items()}
+
+
+def _check_number(data: DataSets | None, split: str, metrics: Sequence[str]) -> None:
+    """Raise ConfigError where a split has too few images for a metric."""
+    source = None if data is None else data.split(split)
+    if source is not None and (why := too_few(metrics, len(source))):
+        name = data.name if data else ""
+        raise ConfigError(f"{why} {split} images of {name} to compare with: have more data, or leave it out")
+
+
+def _hash_of(reference: Tally, needs: str) -> str | None:
+    """Of the means and covariances, or of the rows, that a metric compares with; None where it compares with none."""
+
+    def digest() -> str | None:
+        if needs == "rows":
+            arrays = reference.rows
+        elif needs in reference.given or needs in reference.moments:
+            arrays = list(reference.statistics(needs))
+        else:
+            return None
+        return content_key(*arrays)
+
+    return first_does(digest)

@@ -1,0 +1,62 @@
+"""A check of the figures themselves: real images, damaged more and more, must be judged worse and worse."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cmjax.config.fields import ConfigError
+from cmjax.data.base import shuffled
+from cmjax.evaluation.accumulation import DataSets
+from cmjax.evaluation.evaluator import Judge
+from cmjax.metrics.damage import STRENGTHS, damaged
+from cmjax.metrics.registry import too_few
+from cmjax.plotting.plots import line_plot, save_png
+from cmjax.system.files import to_json, write_atomically
+from cmjax.system.processes import first_does
+from cmjax.system.progress import progress
+
+
+def check_evaluator(judge: Judge, data: DataSets, num: int, folder: Path) -> list[Path]:
+    """Write `evaluator.png` and `.json`: each figure of real images, whole and damaged, and of another half of them.
+
+    The reference is one half of the data, at most `num` images, and all others are made of the other half.
+
+    Raises: ConfigError where the data are too few.
+    """
+    source = data.train
+    half = min(num, len(source) // 2)
+    if why := too_few(judge.network_of, half):
+        raise ConfigError(f"--check: {why} in half of {data.name}")
+    order = shuffled(len(source), seed=1)
+    first, second = source.gather(order[:half]), source.gather(order[half : 2 * half])
+    against = judge.against(judge.tally(_of(first["image"]), half))
+    found: dict[str, dict[str, list[float]]] = {}
+    with progress("damaged images", sum(map(len, STRENGTHS.values()))) as update:
+        done = 0
+        for kind, strengths in STRENGTHS.items():
+            for strength in strengths:
+                images = damaged(kind, second["image"], second.get("label"), strength)
+                for name, value in against.values(against.tally(_of(images), half)).items():
+                    found.setdefault(name, {}).setdefault(kind, []).append(value)
+                update(done := done + 1, f"{kind} {strength:g}")
+    places = list(range(len(next(iter(STRENGTHS.values())))))
+    panels = [
+        line_plot(
+            {kind: (places, values) for kind, values in kinds.items()},
+            title=f"{name} of {half} images of {data.name}, damaged, against {half} others",
+            x_label="strength; 0: as they are",
+            y_label=name,
+            log_x=False,
+            log_y=name.startswith(("f", "sf")),  # Fréchet distances are positive, and grow by orders of magnitude
+            height=300,
+        )
+        for name, kinds in found.items()
+    ]
+    numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": judge.protocol, "values": found}
+    first_does(lambda: write_atomically(folder / "evaluator.json", to_json(numbers)))
+    first_does(lambda: save_png(folder / "evaluator.png", np.concatenate(panels)))
+    return [folder / "evaluator.png", folder / "evaluator.json"]
+
+
+def _of(images: np.ndarray):
+    return lambda start, stop: images[start:stop]

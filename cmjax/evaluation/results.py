@@ -1,0 +1,164 @@
+"""The rows of `evaluation.jsonl`, one a setting: never computed twice, shown as a table and as curves."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmjax.config.samples import CHOICES
+from cmjax.metrics.comparison import format_figures
+from cmjax.metrics.registry import LARGER_IS_BETTER
+from cmjax.plotting.plots import line_plot
+from cmjax.system.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+ROWS = "evaluation.jsonl"
+SETTING = ("step", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "images", "labels")
+SETTING += CHOICES
+"""The fields that say what was evaluated, in words that people use. Rows of older versions have no labels: they were
+balanced."""
+
+CONTENT = "content"
+"""The field of its key, of the parameters or of the images: a row without it, or with another, is of something else."""
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of the file, without what is no row."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"metrics": dict(row["metrics"]), "protocol": dict(row["protocol"])})
+        except (ValueError, KeyError, TypeError):
+            log.warning("line %d of %s is no row, and is left out", number, path)
+    return rows
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Write the row behind the others. Those of its setting whose content is another are left out."""
+    rows = [one for one in read_rows(path) if not _same_setting(one, row) or one.get(CONTENT) == row[CONTENT]]
+    _write_rows(path, [*rows, row])
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Leave out the rows of later steps, which a training that goes on from `step` will reach with other parameters."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row.get("step") is None or row["step"] <= step]
+    if len(kept) < len(rows):
+        log.warning("%d rows of %s are of steps after %d, and are left out", len(rows) - len(kept), path, step)
+        _write_rows(path, kept)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping[str, Any]) -> Row | None:
+    """The newest row of that setting and content whose figures were made by that protocol, if there is one. The log
+    says where there is one of another content."""
+    setting, protocol = json.loads(json.dumps([setting, protocol]))
+    same = [row for row in reversed(rows) if _same_setting(row, setting)]
+    believed = [row for row in same if row.get(CONTENT) == setting.get(CONTENT)]
+    if same and not believed:
+        images = setting.get("images")
+        what, other = (images, "images") if images else (f"step {setting['step']}, {setting['sampler']}", "parameters")
+        log.warning("%s: the row that is there is of other %s, and is made anew", what, other)
+    for row in believed:
+        rules = row["protocol"]
+        if all(rules.get(name) == rule for name, rule in protocol.items() if name != "metrics"):
+            known = rules.get("metrics", {})
+            if all(known.get(metric) == rule for metric, rule in protocol["metrics"].items()):
+                return row
+    return None
+
+
+def _same_setting(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    older = {"labels": "balanced"}
+    return all(row.get(name, older.get(name)) == other.get(name, older.get(name)) for name in SETTING)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text: what differs between them and their figures, and below what real images have."""
+    lines = {name: row["metrics"] for name, row in zip(_names(rows), rows, strict=True)}
+    if rows and rows[-1]["real"]:
+        lines["real images"] = rows[-1]["real"]
+    return format_figures(lines, form=".4g")
+
+
+def notes(row: Row) -> str:
+    """What the figures of a row are of, and against what: a line for each network."""
+    found: dict[str, list[str]] = {}
+    for metric, about in row["protocol"].get("metrics", {}).items():
+        against = f", against {about['reference']}" if about.get("reference") else ""
+        found.setdefault(f"{about.get('of', about.get('network'))}{against}", []).append(metric)
+    return "\n".join(f"{', '.join(metrics)}: {text}" for text, metrics in found.items())
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    names = []
+    for row in rows:
+        if row.get("images"):
+            names.append(str(row["images"]))
+            continue
+        times = ",".join(f"{t:.4g}" for t in row["times"]) if len(row["times"]) <= 4 else ""
+        parts = [f"step {row['step']}", row["average"], f"{row['sampler']} {times}".strip(), f"{row['num']} images"]
+        parts += [f"guidance {row['guidance']:g}"] if row["guidance"] != 1 else []
+        parts += [f"{name} {row[name]}" for name in ("labels", *CHOICES) if row.get(name, "balanced") != "balanced"]
+        names.append(parts)
+    written = [name for name in names if isinstance(name, list)]
+    same = {part for part in (written[0] if len(written) > 1 else []) if all(part in name for name in written)}
+    return [
+        name if isinstance(name, str) else "  ".join(part for part in name if part not in same or part is name[2])
+        for name in names
+    ]
+
+
+def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
+    """A panel for each figure, over what differs first: step, width of the average, or evaluations; None where
+    nothing does."""
+    rows = [row for row in rows if not row.get("images") and row["evaluations"] is not None]
+    axes = {"step": "step", "width": "width of the average", "evaluations": "network evaluations"}
+    points = [{"step": row["step"], "width": _width(row), "evaluations": row["evaluations"]} for row in rows]
+    differing = [axis for axis in axes if len({point[axis] for point in points} - {None}) > 1]
+    if not differing:
+        return None
+    axis = differing[0]
+    panels = []
+    for metric in dict.fromkeys(name for row in rows for name in row["metrics"]):
+        found: dict[str, tuple[list[float], list[float | None]]] = {}
+        for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: pair[1][axis] or 0):
+            if metric in row["metrics"] and point[axis] is not None:
+                name = row["sampler"] if axis != "evaluations" else row["average"]
+                name += f", step {row['step']}" if axis != "step" and "step" in differing else ""
+                x, y = found.setdefault(name, ([], []))
+                x.append(point[axis])
+                y.append(row["metrics"][metric])
+        if metric in (real := rows[-1]["real"]):
+            ends = sorted(point[axis] for point in points if point[axis] is not None)
+            found["real images"] = ([ends[0], ends[-1]], [real[metric]] * 2)
+        better = "more" if metric in LARGER_IS_BETTER else "less"
+        panels.append(
+            line_plot(
+                found,
+                title=f"{metric} of {title}",
+                x_label=axes[axis],
+                y_label=f"{metric} ({better} is better)",
+                log_x=False,
+                log_y=False,
+                height=300,
+            )
+        )
+    return np.concatenate(panels)
+
+
+def _width(row: Row) -> float | None:
+    average = str(row["average"])
+    if not average.startswith("power(std="):
+        return None
+    return float(average.removeprefix("power(std=").rstrip(")"))

@@ -1,0 +1,136 @@
+"""What an evaluation goes through: a run's checkpoints, averages and samplers, and the row that each makes."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cmjax.config.fields import ConfigError
+from cmjax.core.sampling import FlowMap
+from cmjax.data.pixels import UINT8
+from cmjax.evaluation.evaluator import Judge
+from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
+from cmjax.generation.samplers import Chosen, conditioned
+from cmjax.generation.sampling import Draw
+from cmjax.runs.averages import post_hoc, width_of
+from cmjax.runs.trained import Trained
+from cmjax.system.content import content_key
+from cmjax.system.mesh import make_mesh, move, parameter_shardings
+from cmjax.system.processes import first_does
+from cmjax.system.progress import progress
+from cmjax.training.checkpoint import saved_steps
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a run. average: as a recipe writes it."""
+
+    step: int
+    checkpoint: Path | None
+    average: str
+    flow_map: FlowMap
+
+
+def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds: Sequence[str]) -> Iterator[Weights]:
+    """The parameters of each checkpoint ("newest", "all" or steps as "400,800") and each average (numbers from 0), and
+    at the newest those of post-hoc widths.
+
+    Raises: ConfigError where there is none such.
+    """
+    mesh = make_mesh()
+    for step in _steps(trained, checkpoint) if averages or not stds else ():
+        at_step = replace(trained, step=step)
+        for number in averages or ("0",):
+            try:
+                flow_map = at_step.load(average=int(number), mesh=mesh)
+            except ValueError as error:
+                raise ConfigError(f"--average={number}: must be a number from 0; {error}") from error
+            name = trained.recorded.averages[int(number)]
+            yield Weights(step, trained.folder / "checkpoints" / str(step), name, flow_map)
+    if stds:
+        widths = [width_of(text) for text in stds]
+        found = post_hoc(trained, widths)
+        for width, params in zip(widths, found.params, strict=True):
+            params = move(params, parameter_shardings(params, mesh))
+            flow_map = trained.model.bind(params, trained.shape)
+            yield Weights(found.steps[-1], None, f"power(std={width})", flow_map)
+
+
+def _steps(trained: Trained, checkpoint: str) -> list[int]:
+    there = first_does(lambda: sorted(saved_steps(trained.folder / "checkpoints")))
+    if not there:
+        raise ConfigError(f"--workdir={trained.folder} has no checkpoint yet")
+    if checkpoint == "newest":
+        return [trained.step if trained.step is not None else there[-1]]
+    if checkpoint == "all":
+        return there
+    asked = checkpoint.split(",")
+    if wrong := [text for text in asked if not text.isdigit() or int(text) not in there]:
+        raise ConfigError(f"--checkpoint={wrong[0]}: must be newest, all, or some of {', '.join(map(str, there))}")
+    return [int(text) for text in asked]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How many samples of which seed. labels: of `LABELS`. uint8: the rule. weaker: the model that guides them, if
+    any."""
+
+    num: int
+    seed: int
+    labels: str
+    uint8: str
+    weaker: FlowMap | None = None
+
+
+def evaluate_setting(
+    workdir: Path, trained: Trained, weights: Weights, chosen: Chosen, judge: Judge, asked: Asked
+) -> Row:
+    """The row of that setting: the one in the run's `evaluation.jsonl`, or a new one that is written there. Every
+    process must call it."""
+    random_seed = asked.seed if asked.labels == "random" else None
+    flow_map, conditions = conditioned(
+        weights.flow_map, trained, chosen.samples, asked.num, random_seed=random_seed, weaker=asked.weaker
+    )
+    labels = {"labels": asked.labels} if trained.num_classes else {}
+    setting = {
+        "step": weights.step,
+        "checkpoint": None if weights.checkpoint is None else str(weights.checkpoint),
+        "average": weights.average,
+        **chosen.setting,
+        "num": asked.num,
+        "seed": asked.seed,
+        **labels,
+        CONTENT: content_key(flow_map.params),
+    }
+    draw = Draw(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
+    return judged_row(workdir / ROWS, setting, judge, draw.images)
+
+
+def judged_row(path: Path, setting: Row, judge: Judge, images_of: Any) -> Row:
+    """The row of a setting in the file `path`, with the figures of its images where it is not there yet."""
+    if there := first_does(lambda: row_there(read_rows(path), setting, judge.protocol)):
+        return there
+    began, num = time.perf_counter(), setting["num"]
+    keep = path.parent / ".cache" / f"evaluation-{_key(setting, judge)}.npz"
+    with progress(f"{setting['sampler']}, step {setting['step']}", num) as update:
+        tallies = judge.tally(images_of, num, keep=keep, update=update)
+    figures = {"metrics": judge.values(tallies), "real": judge.of_real, "protocol": judge.protocol}
+    row = {**setting, **figures, "seconds": round(time.perf_counter() - began, 2)}
+    first_does(lambda: _keep(path, row))
+    return row
+
+
+def _keep(path: Path, row: Row) -> None:
+    try:
+        add_row(path, row)
+    except OSError as error:  # a full disk, or a folder that is only read: the figures are there to be shown
+        log.warning("the row is not kept, for %s cannot be written: %s", path, error.strerror or error)
+
+
+def _key(setting: Row, judge: Judge) -> str:
+    what = {name: setting.get(name) for name in (*SETTING, CONTENT)}
+    return content_key(what, judge.protocol, {name: network.key for name, network in judge.networks.items()})

@@ -1,0 +1,64 @@
+"""The weaker model that guides a diffusion model's samples, autoguidance: another run, checkpoint or average."""
+
+from dataclasses import dataclass
+
+from cmjax.config.fields import ConfigError
+from cmjax.core.sampling import FlowMap
+from cmjax.runs.trained import Trained, open_trained
+from cmjax.system.mesh import make_mesh
+
+
+@dataclass(frozen=True)
+class Weaker:
+    """A run's folder or checkpoint, with one of its averages, by number."""
+
+    trained: Trained
+    average: int
+
+    @property
+    def name(self) -> str:
+        """What records call it: the checkpoint, and the average as its recipe writes it."""
+        folder, step = self.trained.folder, self.trained.used_step
+        return f"{folder}/checkpoints/{step} {self.trained.recorded.averages[self.average]}"
+
+    def load(self) -> FlowMap:
+        return self.trained.load(average=self.average, mesh=make_mesh())
+
+
+def weaker_model(trained: Trained, folder: str | None, average: int) -> Weaker | None:
+    """The model that --autoguidance names, a run's folder or one of its checkpoints; None where it names none.
+
+    Raises: ConfigError where it cannot guide the samples of `trained`.
+    """
+    if folder is None:
+        if average:
+            raise ConfigError(f"--autoguidance_average={average}: of which run? Name it with --autoguidance")
+        return None
+    said, model = f"--autoguidance={folder}", trained.model
+    if model.kind != "denoiser":
+        raise ConfigError(f"{said}: is of diffusion models; --workdir={trained.folder} is a {model.kind} model")
+    try:
+        weak = open_trained(folder)
+    except ConfigError as error:
+        raise ConfigError(f"--autoguidance={error}") from error
+    _check(said, trained, weak)
+    if average >= (kept := len(weak.recorded.averages)):
+        raise ConfigError(f"--autoguidance_average={average}: {folder} keeps {kept} average(s), numbered from 0")
+    return Weaker(weak, average)
+
+
+def _check(said: str, trained: Trained, weak: Trained) -> None:
+    """Raise ConfigError where two models do not answer the same question."""
+    for what, here, there in (
+        ("kind", trained.model.kind, weak.model.kind),
+        ("shape", trained.shape, weak.shape),
+        ("number of classes", trained.num_classes or 0, weak.num_classes or 0),
+        ("path", trained.recorded.path, weak.recorded.path),
+    ):
+        if here != there:
+            raise ConfigError(f"{said}: its {what} is {there}; that of --workdir={trained.folder} is {here}")
+    own, other = trained.model.constants, weak.model.constants
+    if trained.model.path != weak.model.path or own["t_min"] < other["t_min"] or own["t_max"] > other["t_max"]:
+        raise ConfigError(f"{said}: it was trained at other times than --workdir={trained.folder}")
+    if weak.used_step < 0:
+        raise ConfigError(f"{said}: it has no checkpoint yet")

@@ -1,0 +1,214 @@
+"""The editing tasks: what each makes of a batch of pictures, and the results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.config.fields import ConfigError
+from cmjax.core.editing import (
+    LUMA,
+    EditStep,
+    Operator,
+    colorization,
+    edit_step,
+    edit_steps,
+    inpainting,
+    nothing_known,
+    super_resolution,
+)
+from cmjax.core.paths import Path, ve
+from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.data.batches import preprocess
+from cmjax.generation.sampling import keys_of, over_devices, rows_in_chunks
+from cmjax.system.progress import Watch, unwatched
+
+STROKE_LEVELS = (5.38, 2.24)
+"""Noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
+LEAST_HEIGHT = 64
+"""Smaller pictures take less noise in proportion: their structures have fewer pixels to average it over."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What the tasks take from the command line, beside the picture."""
+
+    times: tuple[float, ...] | None = None
+    mask: np.ndarray | None = None  # (1, h, w, 1), 1 where a pixel is kept
+    patch: int = 4
+    sigma: float | None = None
+    add_noise: bool = False
+    margin: float = 0.25
+    seed: int = 0
+    clip: bool = True
+    label: dict[str, Any] = field(default_factory=dict)
+    path: Path = ve
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What is shown of an edit, each (n, h, w, c) in [-1, 1]."""
+
+    originals: np.ndarray  # as given: two for each result of blending
+    degraded: np.ndarray  # what was left of them, one for each result; none where a task takes nothing away
+    results: np.ndarray
+
+    def columns(self, each: int) -> dict[str, np.ndarray]:
+        """What a strip shows where all results are of the same pictures, `each` of them."""
+        return {"original": self.originals[:each], "degraded": self.degraded[:1], "result": self.results}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a task makes of a batch of pictures in [-1, 1]: the arguments of `edit`, and what is shown as degraded."""
+
+    images: jax.Array
+    operator: Operator
+    times: tuple[float, ...]
+    start: jax.Array | None = None
+    degraded: jax.Array | None = None
+
+
+def _inpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    operator = inpainting(jnp.asarray(_mask(settings, "inpainting")))
+    return Edit(images, operator, grid, degraded=operator.combine(images, jnp.zeros_like(images)))
+
+
+def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    b, h, w, c = images.shape
+    if not 0 < settings.margin < 0.5:
+        raise ConfigError(f"--margin={settings.margin:g}: must be above 0 and below 0.5")
+    rows, columns = (max(1, round(n * (1 - 2 * settings.margin))) for n in (h, w))
+    if (rows, columns) == (h, w):
+        raise ConfigError(f"--margin={settings.margin:g}: adds no pixel to the model's {w}x{h}; name a larger share")
+    top, left = (h - rows) // 2, (w - columns) // 2
+    smaller = jnp.clip(jax.image.resize(images, (b, rows, columns, c), "lanczos3"), -1, 1)
+    within = ((0, 0), (top, h - rows - top), (left, w - columns - left), (0, 0))
+    known = jnp.pad(jnp.ones((1, rows, columns, 1)), within)
+    framed = jnp.pad(smaller, within)
+    return Edit(framed, inpainting(known), grid, degraded=framed)
+
+
+def _colorization(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    if images.shape[-1] != 3:
+        raise ConfigError("--task=colorization: the model's images have no color")
+    luma = jnp.asarray(LUMA) / sum(LUMA)  # white stays white, for the eye
+    grey = jnp.broadcast_to(jnp.sum(images * luma[None, None, None], axis=-1, keepdims=True), images.shape)
+    return Edit(images, colorization(), grid, degraded=grey)
+
+
+def _super_resolution(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    _, h, w, _ = images.shape
+    if settings.patch < 2 or h % settings.patch or w % settings.patch:
+        raise ConfigError(f"--patch={settings.patch}: must be at least 2, and divide the model's {w}x{h} pixels")
+    operator = super_resolution(settings.patch)
+    return Edit(images, operator, grid, degraded=operator.degrade(images))
+
+
+def _strokes(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    return Edit(images, nothing_known(), _stroke_times(images, settings.path), start=images)
+
+
+def _stroke_times(images: jax.Array, path: Path) -> tuple[float, ...]:
+    share = min(images.shape[1] / LEAST_HEIGHT, 1)
+    return tuple(float(path.time_at(share * level)) for level in STROKE_LEVELS)
+
+
+def _blending(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    operator = inpainting(jnp.asarray(_mask(settings, "blending")))
+    pasted = operator.combine(images[0::2], images[1::2])
+    highest = _stroke_times(images, settings.path)[0]
+    below = tuple(t for t in grid if t <= highest) or grid[-1:]
+    return Edit(images[0::2], operator, below, start=pasted, degraded=pasted)
+
+
+TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], TaskSettings], Edit]] = {
+    "inpainting": _inpainting,
+    "outpainting": _outpainting,
+    "colorization": _colorization,
+    "super_resolution": _super_resolution,
+    "strokes": _strokes,
+    "blending": _blending,
+}
+"""The tasks that are loops of `edit`; denoising and interpolation are one evaluation."""
+
+ALL_TASKS = (*TASKS, "denoising", "interpolation")
+PICTURES = {"blending": 2}
+"""How many pictures an edit takes; one unless said here."""
+
+
+def edit_pictures(
+    flow_map: FlowMap,
+    pictures: np.ndarray,
+    task: str,
+    settings: TaskSettings,
+    grid: tuple[float, ...],
+    watch: Watch = unwatched,
+) -> Edited:
+    """A result for each of the pictures, or for blending for each pair of them, compiled once.
+
+    pictures: (n, h, w, c) uint8. settings.label: as long as the results. grid: the model's descending noise levels.
+    watch: is told the evaluations, those of each result counted.
+    """
+    images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
+    rows = {"keys": keys_of(settings.seed, np.arange(len(images) // PICTURES.get(task, 1))), "labels": settings.label}
+    if task == "denoising":
+        sigma, t = _sigma_and_time(flow_map, settings)
+        noise = gaussian(jax.random.wrap_key_data(jnp.asarray(rows["keys"])), images.shape)
+        noisy = images + sigma * noise if settings.add_noise else images
+        results = _evaluate(_denoise, flow_map, rows | {"x": noisy}, [np.asarray(t, np.float32)], watch)
+        return Edited(*map(np.asarray, (images, noisy if settings.add_noise else images[:0], results)))
+    edit_of = TASKS[task](images, grid, settings)
+    operator = edit_of.operator
+
+    def complete(model, rows):
+        (flow_map, step), key = model, jax.random.wrap_key_data(rows["keys"])
+        return edit_step(
+            flow_map, key, rows["images"], operator, rows["x"], step, clip=settings.clip, **rows["labels"]
+        )  # fmt: skip
+
+    start = operator.degrade(edit_of.images) if edit_of.start is None else edit_of.start
+    steps = jax.device_get(edit_steps(flow_map.path, settings.times or edit_of.times, flow_map.t_min))
+    each = [EditStep(*values) for values in zip(*steps, strict=True)]
+    results = _evaluate(complete, flow_map, rows | {"images": edit_of.images, "x": start}, each, watch)
+    degraded = images[:0] if edit_of.degraded is None else edit_of.degraded
+    return Edited(*map(np.asarray, (images, degraded, results)))
+
+
+def _denoise(model: Any, rows: Any) -> jax.Array:
+    flow_map, t = model
+    return flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"])
+
+
+def _evaluate(function: Callable, flow_map: FlowMap, rows: dict, steps: Sequence[Any], watch: Watch) -> np.ndarray:
+    """rows["x"] after x ← function((flow_map, step), rows) for each of the steps, compiled for a single one."""
+    compiled, number, finished = over_devices(function), len(rows["keys"]), []
+    with watch(number * len(steps)) as update:
+        for part in rows_in_chunks(rows, flow_map.shape):
+            before = len(finished) * len(part["keys"])
+            here = min(len(part["keys"]), number - before)
+            for i, step in enumerate(steps):
+                part["x"] = compiled((flow_map, step), part)
+                update(before * len(steps) + here * (i + 1), "")
+            finished.append(part["x"])
+    return np.concatenate(finished)[:number]
+
+
+def _sigma_and_time(flow_map: FlowMap, settings: TaskSettings) -> tuple[float, jax.Array]:
+    """The noise that denoising removes, and where on the path it is."""
+    sigma = settings.sigma
+    if sigma is None:
+        raise ConfigError("--sigma is missing: the std of the picture's noise, where black to white is 2")
+    low, high = (float(flow_map.path.noise_level(t)) for t in (flow_map.t_min, flow_map.t_max))
+    if not low <= sigma <= high:
+        raise ConfigError(f"--sigma={sigma}: must lie in [{low:.4g}, {high:.4g}]")
+    return sigma, flow_map.path.time_at(sigma)
+
+
+def _mask(settings: TaskSettings, task: str) -> np.ndarray:
+    if settings.mask is None:
+        raise ConfigError(f"--mask is missing: --task={task} keeps its white pixels")
+    return settings.mask

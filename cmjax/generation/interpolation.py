@@ -1,0 +1,100 @@
+"""From one picture to another through the noise that a consistency model makes them of."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.core.editing import invert, slerp
+from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.data.batches import preprocess
+from cmjax.generation.sampling import over_devices, rows_in_chunks
+from cmjax.system.progress import Watch, progress, unwatched
+
+STARTS = 4
+"""Latents that the descent starts from for each picture; the one that ends nearest is kept."""
+
+RATES = np.geomspace(0.2, 0.005, 12)
+STEPS = 25
+"""The descent: so many steps with each learning rate."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is interpolated between: latents (2, h, w, c); the pictures they were found for, in [-1, 1], if any, and
+    how far f(T·z, T) is from them (RMS)."""
+
+    latents: jax.Array
+    pictures: np.ndarray
+    errors: np.ndarray
+
+
+def seeded_ends(flow_map: FlowMap, seeds: tuple[int, int]) -> Ends:
+    """The latents that two seeds draw."""
+    latents = [gaussian(jax.random.key(seed), (1, *flow_map.shape)) for seed in seeds]
+    return Ends(jnp.concatenate(latents), np.zeros((0, *flow_map.shape), np.float32), np.zeros(0))
+
+
+def find_ends(
+    flow_map: FlowMap, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
+) -> Ends:
+    """The latents whose one-evaluation samples come nearest to two pictures, (2, h, w, c) uint8.
+
+    conditions: of each picture, (2, ...).
+    """
+    images = np.asarray(preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False))
+    targets = np.repeat(images, STARTS, axis=0)
+    labels = {name: np.repeat(values, STARTS, axis=0) for name, values in conditions.items()}
+
+    def descend(model, rows):
+        (flow_map, rate), (targets, latents, labels) = model, rows
+        return invert(flow_map, targets, latents, time=time, steps=STEPS, learning_rate=rate, **labels)
+
+    compiled = over_devices(descend)
+    latents, errors = gaussian(jax.random.key(seed), targets.shape), np.zeros(len(targets))
+    with progress("finding the pictures' noise", len(RATES)) as update:
+        for i, rate in enumerate(RATES.astype(np.float32)):
+            latents, errors = compiled((flow_map, rate), (targets, latents, labels))
+            update(i + 1, f"error {errors.min():.3f}")
+    by_picture = errors.reshape(len(images), STARTS)
+    best = by_picture.argmin(axis=1)
+    chosen = jnp.asarray(latents[np.arange(len(images)) * STARTS + best])
+    return Ends(chosen, images, by_picture.min(axis=1))
+
+
+def interpolate(
+    flow_map: FlowMap,
+    ends: jax.Array,
+    num: int,
+    *,
+    time: float,
+    conditions: dict[str, np.ndarray],
+    watch: Watch = unwatched,
+) -> np.ndarray:
+    """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
+
+    Between two classes a picture is (1 − w)·f(x | first) + w·f(x | last), w its share of the way.
+
+    conditions: of each end, (2, ...). watch: called with the images.
+    """
+    first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
+    share = jnp.linspace(0, 1, num)
+    classes = [{name: np.repeat(values[[end]], num, axis=0) for name, values in conditions.items()} for end in (0, 1)]
+    rows = {"z": slerp(first, last, share), "share": share, "classes": classes}
+    between = any((values[0] != values[1]).any() for values in conditions.values())
+
+    def draw_rows(f, rows):
+        x = f.path.b(jnp.asarray(time)) * rows["z"]
+        one = f(x, time, **rows["classes"][0])
+        if not between:
+            return one
+        w = rows["share"].reshape(-1, *(1,) * (x.ndim - 1))
+        return (1 - w) * one + w * f(x, time, **rows["classes"][1])
+
+    draw, drawn = over_devices(draw_rows), []
+    with watch(num) as update:
+        for part in rows_in_chunks(rows, flow_map.shape):
+            drawn.append(draw(flow_map, part))
+            update(min(len(drawn) * len(part["z"]), num), "")
+    return np.concatenate(drawn)[:num]

@@ -1,0 +1,72 @@
+"""A run's own samples, drawn again and again as it trains."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cmjax.config.model import Model
+from cmjax.config.run import Run
+from cmjax.core.sampling import FlowMap
+from cmjax.data.sources import Source
+from cmjax.generation.samplers import Chosen, samplers_of_run
+from cmjax.generation.sampling import class_labels, draw_images, guided_by
+from cmjax.plotting.plots import image_grid, save_png
+from cmjax.system.processes import is_first
+from cmjax.training.optimizer import EMA, averages
+from cmjax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
+
+    run: Run
+    model: Model
+    source: Source
+    workdir: Path
+    samplers: dict[str, Chosen] = field(init=False)
+
+    def __post_init__(self):
+        chosen = samplers_of_run(self.run.samples, self.model)
+        object.__setattr__(self, "samplers", {one.name: one for one in chosen})
+
+    def flow_map(self, state: TrainState) -> FlowMap:
+        return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
+
+    def conditioned(
+        self, state: TrainState, num: int, *, random_seed: int | None = None
+    ) -> tuple[FlowMap, dict[str, np.ndarray]]:
+        """The averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of labels,
+        as in `class_labels`."""
+        num_classes = self.source.num_classes if self.model.class_conditional else None
+        labels = class_labels(num, num_classes, random_seed=random_seed)
+        return guided_by(self.flow_map(state), labels, self.run.samples, self.model)
+
+    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
+        flow_map, conditions = self.conditioned(state, num)
+        return {
+            name: draw_images(chosen.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
+            for name, chosen in self.samplers.items()
+        }
+
+    def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
+        """PNGs in the run's folder: name -> path."""
+        paths = {}
+        for name, batch in images.items():
+            path = self.workdir / "samples" / f"{step:07d}-{name}.png"
+            paths[name] = str(path)
+            if is_first():
+                save_png(path, image_grid(batch[: self.run.samples.num]))
+        return paths
+
+    def refresh(self, state: TrainState, step: int) -> None:
+        images = self.draw(state, self.run.samples.num)
+        try:
+            self.save_grids(images, step)
+        except OSError as error:  # a full disk is no reason to end
+            log.warning("no pictures of step %d: %s", step, error.strerror or error)

@@ -1,0 +1,278 @@
+"""Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cmjax.config.model import Model
+from cmjax.config.samples import Samples
+from cmjax.core.guidance import autoguided, guided, limited
+from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
+from cmjax.data.batches import to_uint8
+from cmjax.runs.trained import Trained
+from cmjax.system.mesh import batch_sharding, distribute, make_mesh, replicated
+from cmjax.system.platform import tracing_for
+from cmjax.system.progress import Update
+
+log = logging.getLogger(__name__)
+
+Sampler = Callable[[Any, Any, dict], Any]
+"""(flow_map, key data (b, ...) on the host, conditions) -> images (b, h, w, c), jitted over all devices."""
+
+PIXELS_AT_ONCE = 2**18
+
+_OF_LABELS = 2**32 - 1
+"""Folded into a sample's key for its label; numbers from 0 on are those of its noises."""
+_guided, _autoguided, _limited = lru_cache(guided), lru_cache(autoguided), lru_cache(limited)
+"""One function for one denoiser: jit compiles for each function that it is given anew."""
+
+
+def consistency_sampler(times: tuple[float, ...], samples: Samples) -> Sampler:
+    """Samples of a consistency model or a flow map along `times`, by the sampler and with the noise of `samples`."""
+    return consistency_samplers(samples)(times)
+
+
+def consistency_samplers(samples: Samples) -> Callable[[tuple[float, ...]], Sampler]:
+    """`consistency_sampler`, of one compilation for all times of a number."""
+    sharded = _sampling(consistency_sample(samples))
+
+    def along(times):
+        levels = np.asarray(times, np.float32)
+        return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
+
+    return along
+
+
+def consistency_sample(samples: Samples) -> Callable[..., Any]:
+    """What `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
+
+    def sample(flow_map_and_times, keys, conditions):
+        flow_map, times = flow_map_and_times
+        shape = (len(keys), *flow_map.shape)
+        conditions = {**conditions, "start": gaussian(keys, shape) if samples.unit_start else None}
+        if samples.gamma is not None:
+            stops = jnp.append(times, flow_map.t_min)
+            return sample_chain(flow_map, keys, shape, times=stops, gamma=samples.gamma, **conditions)
+        noise = {"clip": samples.clip, "full_noise": samples.full_noise}
+        return sample_fn(flow_map, keys, shape, times=times, **noise, **conditions)
+
+    return sample
+
+
+def diffusion_sampler(samples: Samples, times: tuple[float, ...]) -> Sampler:
+    """A denoiser's samples along the descending `times`, by the solver of `samples`."""
+    return _sampling(diffusion_sample(samples, times))
+
+
+def diffusion_sample(samples: Samples, times: tuple[float, ...]) -> Callable[..., Any]:
+    """What `diffusion_sampler` compiles."""
+    choices = {"solver": samples.solver, "clip": samples.clip}
+
+    def sample(flow_map, keys, conditions):
+        shape = (len(keys), *flow_map.shape)
+        return sample_denoiser(flow_map, keys, shape, times=times, path=flow_map.path, **choices, **conditions)
+
+    return sample
+
+
+def draw_images(
+    sampler: Sampler,
+    flow_map: FlowMap,
+    num: int,
+    *,
+    seed: int,
+    conditions: dict[str, np.ndarray],
+    first: int = 0,
+    update_progress: Update = lambda done, text: None,
+    to_pixels: Callable[..., np.ndarray] = to_uint8,
+) -> np.ndarray:
+    """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents.
+
+    Latents are what has neither 1 nor 3 channels. conditions: (num, ...).
+    """
+    chunk, drawn = chunk_of(num, flow_map.shape, jax.device_count()), []
+    for start in range(0, num, chunk):
+        indices = np.arange(start, start + chunk)
+        keys = keys_of(seed, first + indices)
+        within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
+        drawn.append(sampler(flow_map, keys, within))
+        update_progress(min(start + chunk, num), "")
+    images = np.concatenate(drawn)[:num]
+    return to_pixels(images) if images.shape[-1] in (1, 3) else images
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A numbered sequence of samples. conditions: of all that will be drawn, (num, ...). to_pixels: the rule by which
+    [-1, 1] becomes uint8."""
+
+    sampler: Sampler
+    flow_map: FlowMap
+    seed: int
+    conditions: dict[str, np.ndarray]
+    to_pixels: Callable[..., np.ndarray] = to_uint8
+
+    def images(self, start: int, stop: int, update: Update = lambda done, text: None) -> np.ndarray:
+        """Samples start … stop − 1, as `draw_images`."""
+        return draw_images(
+            self.sampler,
+            self.flow_map,
+            stop - start,
+            seed=self.seed,
+            conditions={name: values[start:stop] for name, values in self.conditions.items()},
+            first=start,
+            update_progress=lambda done, text: update(start + done, text),
+            to_pixels=self.to_pixels,
+        )
+
+
+def chunk_of(num: int, shape: tuple[int, ...], devices: int) -> int:
+    """How many of `num` samples are drawn at once, a multiple of the devices."""
+    most = max(PIXELS_AT_ONCE // math.prod(shape), 16) * devices
+    chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
+    return -(-num // (chunks * devices)) * devices
+
+
+def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
+    """The rows, a tree of host arrays (n, ...), in equally long parts of as many samples as are drawn at once.
+
+    The last row is repeated until the last part is as long as the others: a function is compiled for all of them once.
+    """
+    rows = jax.tree.map(np.asarray, rows)
+    num = len(jax.tree.leaves(rows)[0])
+    chunk = chunk_of(num, shape, jax.device_count())
+    for start in range(0, num, chunk):
+        here = np.minimum(np.arange(start, start + chunk), num - 1)
+        yield jax.tree.map(lambda row, here=here: row[here], rows)
+
+
+def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
+    """The data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
+    return np.asarray(jax.random.key_data(keys))
+
+
+def class_labels(
+    num: int, num_classes: int | None, label: int | None = None, *, random_seed: int | None = None
+) -> dict[str, np.ndarray]:
+    """The `label` condition of `num` samples: one class, or all in turn; empty for a model without classes.
+
+    random_seed: in place of all in turn, each class at random, a function of the seed and the sample's index, as EDM
+    draws them.
+    """
+    if not num_classes:
+        return {}
+    if random_seed is not None:
+        keys = jax.random.wrap_key_data(jnp.asarray(keys_of(random_seed, np.arange(num))))
+        of_label = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(_OF_LABELS))
+        labels = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(of_label))
+    else:
+        labels = np.arange(num) % num_classes if label is None else np.full(num, label)
+    return {"label": labels.astype(np.int32)}
+
+
+Interval = tuple[float, float] | None
+
+
+def with_guidance(
+    flow_map: FlowMap,
+    conditions: dict[str, np.ndarray],
+    guidance: float,
+    *,
+    takes: bool,
+    interval: Interval = None,
+    takes_interval: bool = False,
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """The model and its conditions for samples of that guidance scale, at the times of the interval alone.
+
+    A network that `takes` the scale is given it, and so the interval; any other with classes is evaluated twice, unless
+    the scale is 1.
+    """
+    if not takes and guidance == 1:
+        return flow_map, conditions
+    if takes_interval and interval is not None:
+        ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
+        conditions, interval = {**conditions, "interval": ends}, None
+    denoiser = flow_map.denoiser if takes else _guided(flow_map.denoiser)
+    scaled = replace(flow_map, denoiser=_within(denoiser, interval))
+    return scaled, {**conditions, "guidance": np.full(len(conditions["label"]), guidance, np.float32)}
+
+
+def with_autoguidance(
+    flow_map: FlowMap, weak: FlowMap, conditions: dict[str, np.ndarray], scales: np.ndarray, interval: Interval = None
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """The model guided by a weaker one of its shape, path and conditions. scales: of each sample."""
+    denoiser = _within(_autoguided(flow_map.denoiser, weak.denoiser), interval)
+    both = replace(flow_map, params=(flow_map.params, weak.params), denoiser=denoiser)
+    return both, {**conditions, "guidance": scales}
+
+
+def _within(denoiser: Callable[..., Any], interval: Interval) -> Callable[..., Any]:
+    return denoiser if interval is None else _limited(denoiser, low=interval[0], high=interval[1])
+
+
+def guided_by(
+    flow_map: FlowMap, conditions: dict[str, np.ndarray], samples: Samples, model: Model
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """`with_guidance` as `samples` says, of a network of `model`."""
+    takes = {"takes": model.guided, "takes_interval": model.guided_interval}
+    return with_guidance(flow_map, conditions, samples.guidance, interval=samples.guidance_interval, **takes)
+
+
+def guided_as_trained(
+    flow_map: FlowMap, conditions: dict[str, np.ndarray], trained: Trained
+) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    """`with_guidance` as the run draws its own samples."""
+    return guided_by(flow_map, conditions, trained.samples, trained.model)
+
+
+def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`function(model, rows)` compiled, its rows shared out among all devices of all processes.
+
+    Args:    function: (tree of parameters, tree of arrays with a row for each sample) -> tree of such arrays.
+    Returns: the same function of host arrays, with any number of rows, that gives host arrays. Every process must call
+             it with the same rows, and has all of the results.
+    """
+    mesh = make_mesh()
+    jitted = _spread(function, mesh)
+
+    def call(model, rows):
+        rows = jax.tree.map(np.asarray, rows)
+        number = len(jax.tree.leaves(rows)[0])
+        more = np.minimum(np.arange(-(-number // mesh.size) * mesh.size), number - 1)  # the last row again
+        spread = distribute(jax.tree.map(lambda row: row[more], rows), batch_sharding(mesh))
+        return jax.tree.map(lambda row: np.asarray(row)[:number], jitted(model, spread))
+
+    return call
+
+
+def trace_sampler(sample: Callable[..., Any], model: Any, rows: tuple[Any, dict], mesh: Mesh) -> jax.stages.Traced:
+    """A sampler of `sample` for models and rows (key data, conditions) like these shapes, and the mesh's devices."""
+    with tracing_for(mesh.devices.flat[0].platform):
+        return _spread(_with_keys(sample), mesh).trace(model, rows)
+
+
+def _spread(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
+    return jax.jit(function, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+
+def _with_keys(sample: Callable) -> Callable[[Any, Any], Any]:
+    def with_keys(model, rows):
+        key_data, conditions = rows
+        return sample(model, jax.random.wrap_key_data(key_data), conditions)
+
+    return with_keys
+
+
+def _sampling(sample: Callable) -> Sampler:
+    """A sampler of what samples with typed keys."""
+    compiled = over_devices(_with_keys(sample))
+    return lambda model, key_data, conditions: compiled(model, (key_data, conditions))

@@ -1,0 +1,176 @@
+"""`--times=auto:2`: the noise levels of multistep sampling, searched for once and kept with the model."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cmjax.config.fields import ConfigError
+from cmjax.config.samples import Samples
+from cmjax.core.sampling import FlowMap
+from cmjax.data.base import DataError
+from cmjax.data.fingerprint import fingerprint
+from cmjax.generation.samplers import conditioned
+from cmjax.generation.sampling import consistency_samplers, draw_images
+from cmjax.metrics.comparison import METRICS, judge_of, why_not_compared
+from cmjax.runs.trained import Trained
+from cmjax.system.content import content_key
+from cmjax.system.files import cache_of, to_json, write_atomically
+from cmjax.system.processes import first_does
+from cmjax.system.progress import progress
+
+log = logging.getLogger(__name__)
+
+RECORD = "times.json"
+VERSION = 1
+"""Of the search: a higher one makes what is kept anew."""
+GRID = 40
+"""Points of the Karras grid whose levels are tried."""
+
+SAMPLES = 1000
+"""Drawn for each try, always of the same noise."""
+
+
+def find_times(
+    trained: Trained, flow_map: FlowMap, count: int, *, metric: str = "fd", samples: Samples | None = None
+) -> tuple[float, ...]:
+    """`count` descending noise levels, the first t_max: kept in the run's folder, or found by search.
+
+    samples: how they are drawn, by default as the run draws its own; each sampler has times of its own.
+
+    One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
+    Fréchet distance to the held-out data unless another of `METRICS` is named, as if there were one optimum.
+    [Song et al. 2023, app. C.4]
+
+    Raises: ConfigError where `count` is not between 2 and 8, the samples are no pictures, or the run has no data to
+            compare with.
+    """
+    if not 2 <= count <= 8:
+        raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
+    samples = samples or trained.samples
+    path, about = trained.folder / RECORD, _about(trained, flow_map, samples)
+    found = first_does(lambda: _kept(path, about))
+    name = _name(trained, samples, count, metric)
+    if name not in found:
+        times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
+        found[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
+        first_does(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": found}))
+    times = tuple(found[name]["times"])
+    log.info("times %s (%s)", ",".join(f"{t:.4g}" for t in times), path)
+    return times
+
+
+def _about(trained: Trained, flow_map: FlowMap, samples: Samples) -> dict[str, str | None]:
+    """The keys of what a search depends on: the model and how samples are drawn with it, and the held-out images, None
+    where they are not at hand. Every process must call it."""
+    drawn = content_key(VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices)
+
+    def data() -> str | None:
+        try:
+            return fingerprint(trained.run().open_source("test"))
+        except (ConfigError, DataError):  # data that were moved since do not make the times wrong
+            return None
+
+    return {"model": drawn, "data": first_does(data)}
+
+
+def _kept(path: Path, about: Mapping[str, str | None]) -> dict[str, Any]:
+    """The searches in the file, by their names; none where they are of another model or of other data."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+        differing = [name for name, key in about.items() if key is not None and kept.get(name) != key]
+        if not differing:
+            return dict(kept["found"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be read, and is made anew: %s", path, error)
+        return {}
+    log.warning("%s is of another %s, and is made anew", path, " and other ".join(differing))
+    return {}
+
+
+def _keep(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        write_atomically(path, to_json(content))
+    except OSError as error:
+        log.warning("%s is not written, and another start searches again: %s", path, error.strerror or error)
+
+
+def _name(trained: Trained, samples: Samples, count: int, metric: str) -> str:
+    """Of an entry in the record: "2", and what is not the default beside it."""
+    sampler = [] if samples.gamma is None else [samples.name(trained.model.kind, count)]
+    others = {} if samples.guidance == trained.samples.guidance else {"guidance": samples.guidance}
+    choices = [f"{name}={value}" for name, value in (others | samples.choices).items()]
+    return ", ".join([str(count), *([] if metric == "fd" else [metric]), *sampler, *choices])
+
+
+def score_along(
+    trained: Trained, flow_map: FlowMap, metric: str, samples: Samples | None = None
+) -> Callable[[tuple[float, ...]], float]:
+    """times -> the metric of `SAMPLES` images drawn along them; samples: as in `find_times`.
+
+    Raises: ConfigError where the samples are no pictures, or the run has no data to compare with.
+    """
+    if flow_map.shape[-1] not in (1, 3):
+        raise ConfigError(f"--times=auto: the search is by figures of pictures, which {flow_map.shape} are none")
+    if not trained.recorded.has_data:
+        raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
+    open_source = trained.run().open_source
+
+    @cache
+    def score():  # made by the first process alone, which scores for all
+        held_out, train = open_source("test"), open_source("train")
+        if why := why_not_compared(train, num=SAMPLES, held_out=len(held_out)):
+            raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
+        return judge_of(held_out, train, metric, cache_dir=cache_of(trained.folder))
+
+    first_does(lambda: score() and None)
+    samples = samples or trained.samples
+    flow_map, conditions = conditioned(flow_map, trained, samples, SAMPLES)
+    along = consistency_samplers(samples)
+
+    def score_of(times: tuple[float, ...]) -> float:
+        images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
+        return first_does(lambda: float(score()(images)))
+
+    return score_of
+
+
+def grid_of(trained: Trained) -> list[float]:
+    """The times, ascending, of which the search chooses."""
+    return trained.model.grid(GRID).tolist()
+
+
+def _search(
+    score: Callable[[tuple[float, ...]], float], grid: list[float], count: int, metric: str
+) -> tuple[list[float], dict[str, float]]:
+    """The levels, and the metric of every choice that was tried, by its levels."""
+    sign = -1 if METRICS[metric].larger_is_better else 1
+    places, tried = [GRID - 1], {}
+    with progress("searching times", (count - 1) * 2 * 9) as update:
+        for _ in range(1, count):
+
+            @cache
+            def cost_at(place: int) -> float:
+                times = tuple(grid[p] for p in (*places, place))
+                name = ",".join(f"{t:.4g}" for t in times)
+                tried[name] = score(times)
+                update(len(tried), f"{name}: {tried[name]:.3f}")
+                return sign * tried[name]
+
+            places.append(ternary_search(cost_at, 1, places[-1] - 1))
+    return [grid[place] for place in places], tried
+
+
+def ternary_search(value: Callable[[int], float], low: int, high: int) -> int:
+    """The whole number in [low, high] where `value`, which falls and then rises, is least."""
+    while high - low > 2:
+        left, right = low + (high - low) // 3, high - (high - low) // 3
+        if value(left) <= value(right):
+            high = right - 1 if value(left) < value(right) else right
+        else:
+            low = left + 1
+    return min(range(low, high + 1), key=value)

@@ -1,0 +1,86 @@
+"""Features of the data's own: of a classifier trained on them, or of their pixels."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cmjax.data.base import DataError, Source
+from cmjax.metrics.perceptron import ClassifierFeatures, classifier_features
+from cmjax.metrics.residual import ResidualFeatures, residual_features
+from cmjax.system.files import AnyPath
+
+LEAST_SIDE = 16
+"""Of images that a convolutional network is worth its time for."""
+
+RESIDUAL_TRAINED_ON, PERCEPTRON_TRAINED_ON = 20_000, 10_000
+"""Images that a classifier is trained on, at most; a random choice where there are more. Features need no more, and a
+CPU has no more time."""
+
+MOST_HELD_OUT = 2000
+"""Held-out images that a classifier's accuracy is taken on; a random choice where the data set has more."""
+
+WEAK, PER_FEATURE = 0.7, 2
+"""The accuracy of a classifier, and the images for each of its features, below which distances of its features are a
+matter of luck: less than this share is known of the data, or most directions of the covariance are noise."""
+
+REMEDY = "Have more labelled data, or measure by a published network, as --mode=evaluate --metrics=fid does"
+
+LARGEST_PIXELS = 4096
+"""Elements of an image beyond which its pixels are too many for a covariance."""
+
+
+def own_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures | ResidualFeatures | None:
+    """A classifier of the training images, trained or read from `cache_dir`: a residual network for colour images of at
+    least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
+    height, width, channels = train.shape
+    in_colour = channels == 3 and min(height, width) >= LEAST_SIDE
+    real = some_of(train, RESIDUAL_TRAINED_ON if in_colour else PERCEPTRON_TRAINED_ON)
+    if "label" not in real or len(np.unique(real["label"])) < 2:
+        return None
+    learn = residual_features if in_colour else classifier_features
+    return learn(real["image"], real["label"], cache_dir=cache_dir)
+
+
+def own_outputs(
+    train: Source, held_out: Source | None, *, cache_dir: AnyPath
+) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], str, str]:
+    """What the data's own features tell of images (b, h, w, c) uint8.
+
+    Returns: images -> "features" and, of a classifier, "probabilities"; what these are, in words with the classifier's
+             accuracy; and a key that differs with them.
+    Raises:  DataError where there are neither labels nor few enough pixels.
+    """
+    classifier = own_features(train, cache_dir=cache_dir)
+    if classifier is None:
+        if np.prod(train.shape) > LARGEST_PIXELS:
+            raise DataError(
+                "the data have no labels to train a classifier by, and too many pixels to compare by: name metrics of "
+                "a published network, as --metrics=fid"
+            )
+        return lambda images: {"features": images.reshape(len(images), -1) / 255.0}, "pixels/255", "pixels"
+    about = "a classifier of the training images" if held_out is None else in_words(classifier, held_out)
+
+    def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
+        features = classifier(images)
+        return {"features": features, "probabilities": classifier.probabilities_of(features)}
+
+    return outputs, about, classifier.key
+
+
+def in_words(classifier: ClassifierFeatures | ResidualFeatures, held_out: Source) -> str:
+    """What a classifier is, its accuracy on held-out images, and where its features are too weak to rank models by, or
+    those images too few: what to do."""
+    test = some_of(held_out, MOST_HELD_OUT)
+    num, accuracy = len(test["image"]), classifier.accuracy(test["image"], test["label"])
+    dimensions = classifier(test["image"][:1]).shape[1]
+    weak = [f"an accuracy below {WEAK:g}"] * (accuracy < WEAK)
+    weak += [f"{num} images for a covariance of {dimensions} features"] * (num < PER_FEATURE * dimensions)
+    said = f"a classifier of the training images, accuracy {accuracy:.3f} on {num} held-out ones"
+    if not weak:
+        return said
+    return f"{said}; {' and '.join(weak)}: too weak to rank models by. {REMEDY}"
+
+
+def some_of(source: Source, most: int) -> dict[str, np.ndarray]:
+    """A fixed random choice of at most `most` examples, in random order."""
+    return source.gather(np.random.default_rng(0).permutation(len(source))[:most])

@@ -1,0 +1,71 @@
+"""Keys of contents: what was made of something is used again while the thing is the same, whatever its name or path.
+
+Whoever keeps what took time keeps with it a key of all that it depends on: parameters, images, files, settings, and a
+version of its own code. What has another key is made anew.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from cmjax.system.files import AnyPath
+
+BLOCK = 2**22
+"""Bytes of a file that are read at once."""
+
+DIGITS = 16
+"""Hexadecimal digits of a key."""
+
+
+def content_key(*values: Any) -> str:
+    """A key that differs where the values do: arrays by dtype, shape and every byte, mappings and sequences by what is
+    in them, whatever else by its `repr`.
+
+    Arrays may lie on the devices of several processes; every process must call then, and has the same key.
+    """
+    digest = hashlib.sha256()
+    _add(digest, values)
+    return digest.hexdigest()[:DIGITS]
+
+
+def files_key(files: Iterable[AnyPath]) -> str:
+    """A key of the content of files in their order, whatever their names. Raises: OSError."""
+    with ThreadPoolExecutor(8, thread_name_prefix="content") as threads:
+        return content_key(*threads.map(_file_key, files))
+
+
+def _add(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        digest.update(b"{%d" % len(value))
+        for name in sorted(value):
+            _add(digest, name)
+            _add(digest, value[name])
+    elif isinstance(value, list | tuple):
+        digest.update(b"[%d" % len(value))
+        for one in value:
+            _add(digest, one)
+    elif isinstance(value, np.ndarray | jax.Array):
+        array = np.ascontiguousarray(_on_host(value))
+        digest.update(f"{array.dtype.name}{value.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    else:
+        digest.update(f"{value!r};".encode())
+
+
+def _on_host(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def _file_key(file: AnyPath) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

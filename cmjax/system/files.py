@@ -1,0 +1,184 @@
+"""Files and folders, on a disk or in a bucket: a kill or a full disk leaves the old content or the new, never a part.
+
+A path is a `pathlib.Path`, or the `etils.epath.Path` of a bucket, which has the same methods.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
+
+from cmjax.system.libraries import require
+
+if TYPE_CHECKING:
+    AnyPath = Path
+else:
+    AnyPath = PurePath
+"""A disk's path or a bucket's, for what checks types as it runs: the latter has the methods of `Path`, and is none."""
+
+
+class PathError(ValueError):
+    """A text that names no file or folder which can be reached; the message has the text."""
+
+
+def problem_of_path(text: str) -> str | None:
+    """What is wrong with the name of a file or folder; None where nothing is."""
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text):
+        if scheme[1] == "file":
+            return "write it without file://"
+        if not is_bucket(text):
+            return f"{scheme[1]}:// can be neither read nor written here: name a folder of a disk, or of gs://"
+    if not text.isprintable():
+        return "holds a character that cannot be seen"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"there is no user {text.split('/')[0].removeprefix('~')}"
+    return None
+
+
+def to_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder, a bucket's as gs://bucket/name; ~ is the user's home.
+
+    Raises: PathError where it is none; MissingLibrary where it is a bucket's, and what reaches buckets is missing.
+    """
+    if problem := problem_of_path(os.fspath(path)):
+        raise PathError(f"{os.fspath(path)!r}: {problem}")
+    if not is_bucket(path):
+        return Path(path).expanduser()
+    from etils import epath
+
+    require("gcsfs", f"{path}: a bucket")
+    return cast(Path, epath.Path(path))
+
+
+def is_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to an object store, which has neither renames nor parts of files to be added."""
+    return os.fspath(path).startswith("gs://")
+
+
+def ask_bucket(path: Path) -> None:
+    """List one object of the bucket that `path` is in. Raises: what its library raises where that fails."""
+    bucket = str(path).removeprefix("gs://").partition("/")[0]
+    _bucket_files().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+
+
+def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> list[Path]:
+    """All files in a folder and its subfolders, sorted. skip: whether what has this name is left out, with all in it.
+
+    Links are followed; a folder that several lead to is read once in each subfolder of `folder`, so that circles end.
+    A link that leads nowhere is among the files: who opens it says so.
+    """
+    if is_bucket(folder):  # in one request, where walking asks for each subfolder
+        paths = [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
+        return [path for path in paths if not any(map(skip, path.relative_to(folder).parts))]
+    return sorted(iterate_files(folder, skip))
+
+
+def iterate_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
+    """As `files_below` of a folder on a disk, one after another."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not skip(entry.name):
+                yield from _files_of(entry, skip, {os.path.realpath(folder)})
+
+
+def _files_of(entry: os.DirEntry[str], skip: Callable[[str], bool], read: set[str]) -> Iterator[Path]:
+    if not _is_folder(entry):
+        if entry.is_symlink() or entry.is_file():
+            yield Path(entry.path)
+    elif (real := os.path.realpath(entry)) not in read:
+        read.add(real)
+        with os.scandir(entry) as entries:
+            for inner in entries:
+                if not skip(inner.name):
+                    yield from _files_of(inner, skip, read)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _bucket_files() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gs")
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root of the disk; a bucket's is one already."""
+    return path if is_bucket(path) else path.absolute()
+
+
+def cache_of(workdir: Path) -> Path:
+    """The folder of what can be made again for a run: `.cache` beside it, where training made that, and the user's own
+    elsewhere, so that nothing appears beside a run that was moved."""
+    beside = absolute(workdir).parent / ".cache"
+    if is_bucket(workdir) or (beside.is_dir() and os.access(beside, os.W_OK)):
+        return beside
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmjax"
+
+
+def make_cache(workdir: Path) -> None:
+    """Make `.cache` beside a run that trains, where that can be written."""
+    if not is_bucket(workdir):
+        with contextlib.suppress(OSError):
+            (absolute(workdir).parent / ".cache").mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Make `path` hold `content`, or leave it as it was. Its folder is made where missing.
+
+    Raises: OSError where the folder cannot be made or written.
+    """
+    path, content = to_path(path), content.encode() if isinstance(content, str) else content
+    if is_bucket(path):  # an object appears whole
+        path.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own for every writer: several hosts may share the folder
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, where there is one."""
+    if is_bucket(path):
+        if path.exists():
+            cast(Any, path).rmtree()
+        return
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what another process removes meanwhile counts nothing."""
+    try:
+        if path.is_dir():
+            return sum(map(size_of, path.iterdir()))
+        stat: Any = path.stat()
+    except FileNotFoundError:
+        return 0
+    return stat.length if is_bucket(path) else stat.st_size
+
+
+def changed_at(path: Path) -> float:
+    """When a file was last written, in seconds since 1970."""
+    stat: Any = path.stat()
+    return stat.mtime if is_bucket(path) else stat.st_mtime
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON; what JSON has no word for is written as its text."""
+    return json.dumps(value, indent=2, default=str) + "\n"

@@ -1,0 +1,73 @@
+"""The .npz files of plain arrays: their bytes, and reading them, with errors that say what a file is instead."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from cmjax.system.files import AnyPath
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of an .npz file of these arrays."""
+    content = io.BytesIO()
+    np.savez(content, **dict[str, Any](arrays))
+    return content.getvalue()
+
+
+def load_npz(path: AnyPath, *, without: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name, but those in `without`. Python objects are refused, because reading them can
+    run code.
+
+    Raises: ValueError naming the file and what is wrong with it; OSError where it cannot be opened.
+    """
+    with path.open("rb") as file:
+        check_head(path, file.read(6))
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as members:
+                wanted = [member for member in members.infolist() if _name(member) not in without]
+                return {_name(member): _array(path, members, member) for member in wanted}
+        except (OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path}: is damaged, or only a part of it is here") from error
+
+
+def check_head(path: AnyPath, head: bytes) -> None:
+    """Raise ValueError where a file that begins with `head`, at least 6 bytes of it, is no .npz."""
+    if head == b"\x93NUMPY":
+        raise ValueError(f"{path}: is an .npy file, which holds one array; save an .npz by numpy.savez")
+    if not head.startswith(b"PK"):
+        raise ValueError(f"{path}: is no .npz file; numpy.savez writes one")
+
+
+def read_header(path: AnyPath, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, the order (True for Fortran's) and the dtype of the array that begins here in a file.
+
+    Raises: ValueError where it is no array, or an array of Python objects.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{path}: "{name}" is no array; numpy.savez writes an .npz of arrays') from error
+    if dtype.hasobject:
+        raise ValueError(f'{path}: "{name}" holds Python objects, which are not read; save plain arrays')
+    return shape, fortran, dtype
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    return member.filename.removesuffix(".npy")
+
+
+def _array(path: AnyPath, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    with members.open(member) as file:
+        read_header(path, _name(member), file)
+    with members.open(member) as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:  # fewer bytes than the header tells
+            raise ValueError(f'{path}: "{_name(member)}" is damaged, or only a part of it is here') from error
