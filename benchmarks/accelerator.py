@@ -185,16 +185,16 @@ def _row(r: dict[str, Any], rate: dict[str, float]) -> str:
     start = f"| {r['net']} | {name} | {r['dtype']} | {r['batch']} "
     if "error" in r:
         return f"{start}| {r['error'][:60]} | | | | |"
-    share = f"{r['flops'] / rate[r['dtype']]:.2f}" if r["dtype"] in rate else ""
+    fraction = f"{r['flops'] / rate[r['dtype']]:.2f}" if r["dtype"] in rate else ""
     return (
-        f"{start}| {r['ms']:.2f} | {r['images_per_second']:.0f} | {share} "
+        f"{start}| {r['ms']:.2f} | {r['images_per_second']:.0f} | {fraction} "
         f"| {r['memory_gb']:.1f} | {r['seconds']['compile']:.1f} |"
     )
 
 
 def _sentence(r: dict[str, Any]) -> str:
     if r["kind"] == "loop":
-        return f"- The loop: {r['loop_ms']:.1f} ms a step, the bare step {r['bare_ms']:.1f} ms: {r['share']:.3f}."
+        return f"- The loop: {r['loop_ms']:.1f} ms a step, the bare step {r['bare_ms']:.1f} ms: {r['fraction']:.3f}."
     cold, warm = (", ".join(f"{name} {s:.1f} s" for name, s in r[which].items()) for which in ("cold", "seconds"))
     return f"- Compilation of the ECT step, beside others: {cold}; from the cache: {warm}."
 

@@ -165,7 +165,7 @@ def _loop(ect: Program, record: Record) -> None:
         state = run_loop(
             ect.args[0], step, {}, batches.stream(0, steps), start=0, total_steps=steps, speed=speed,
             checkpointer=NoCheckpoints(), save_every=steps, write_record=lambda step, record: None, log_every=10,
-            draw_samples=lambda state, step: None, sample_every=0, update_progress=lambda step, text: None,
+            callback=lambda state, step: None, callback_every=0, update_progress=lambda step, text: None,
         )  # fmt: skip
         ect.args = (state, *ect.args[1:])
         jax.block_until_ready(state.step)
@@ -176,7 +176,7 @@ def _loop(ect: Program, record: Record) -> None:
         jax.block_until_ready(loss)
 
     times = {name: seconds_of(call, at_least=0) / steps for name, call in (("bare", bare), ("loop", loop))}
-    record("loop", **{f"{name}_ms": 1e3 * value for name, value in times.items()}, share=times["bare"] / times["loop"])
+    record("loop", **{f"{name}_ms": 1e3 * value for name, value in times.items()}, fraction=times["bare"] / times["loop"])
 
 
 def kernels(program: Program, calls: int = 3, top: int = 30) -> dict[str, Any]:

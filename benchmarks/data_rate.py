@@ -69,7 +69,7 @@ def measured(name: str, open_source: Callable[[], Source]) -> Row:
 
 
 def of_files(folder: Path) -> Iterator[Row]:
-    """Folders of small and large pictures, and arrays."""
+    """Folders of small and large images, and arrays."""
     random = np.random.default_rng(0)
     for size, suffix in ((32, "png"), (32, "jpg"), (64, "jpg"), (256, "jpg")):
         files = folder / f"{size}{suffix}"

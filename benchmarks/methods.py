@@ -6,7 +6,7 @@
 
 Each method is its recipe configs/digits_<method>.py, of which the number of steps alone is changed; on the oracle the
 width, the distance's c and the coupling, too. Each is sampled as its recipe says. What was trained before is taken from
-its folder, so that the script can be stopped and started again. Writes methods.json, methods.md and, of pictures,
+its folder, so that the script can be stopped and started again. Writes methods.json, methods.md and, of images,
 methods.png. On `oracle` the students' teachers are learned too, and the error of one step is
 √E‖f(x, t_max) − exact‖², in units of the std of one coordinate of the data: a student that always answers the mean has
 an error of √2.
@@ -26,7 +26,7 @@ from cmjax.cli import train
 from cmjax.config.run import read_run
 from cmjax.core.sampling import gaussian, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim
-from cmjax.generation.sampling import consistency_sampler, diffusion_sampler, draw_images
+from cmjax.generation.sampling import consistency_sampler, diffusion_sampler, sample_images
 from cmjax.plotting.plots import image_grid, save_png, with_captions
 from cmjax.runs.trained import load, open_trained
 
@@ -125,7 +125,7 @@ def sample_rows(name: str, out: Path) -> list[np.ndarray]:
         samplers = [diffusion_sampler(samples, times)]
     else:
         samplers = [consistency_sampler(levels, samples) for levels in (times[:1], times)]
-    return [draw_images(sampler, flow_map, SHOWN, seed=0, conditions={}) for sampler in samplers]
+    return [sample_images(sampler, flow_map, SHOWN, seed=0, conditions={}) for sampler in samplers]
 
 
 def picture(names: list[str], out: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """How close consistency distillation comes to the exact consistency function, on data where that is known: JSON out.
 
     python benchmarks/oracle.py                     # about a minute on 2 CPU cores
-    python benchmarks/oracle.py --out oracle.png    # and a picture: data, exact and student's samples
+    python benchmarks/oracle.py --out oracle.png    # and an image: data, exact and student's samples
 
 The data are a mixture of six Gaussians in the plane, so the teacher is exact, and the consistency function is the
 teacher's probability-flow ODE solved finely in float64. The student is an MLP, trained from random parameters by the

@@ -20,7 +20,7 @@ from typing import Any
 
 from cmjax.cli.plan import traced_operations
 from cmjax.config.run import read_run
-from cmjax.planning.unseen import data_shapes
+from cmjax.planning.abstract import data_shapes
 from cmjax.runs.setup import mesh_of
 from cmjax.system.chips import chip_of
 from cmjax.system.topology import topology_devices

@@ -297,7 +297,7 @@ def _looped(training: _Training, batches: Batches, steps: int, records: list, lo
         start=0, total_steps=steps, speed=speed_on(make_mesh(), training.compiled, batch_size=batches.batch_size),
         checkpointer=_NoCheckpoints(), save_every=steps,
         write_record=lambda step, record: records.append(record), log_every=log_every,
-        draw_samples=lambda state, step: None, sample_every=0, update_progress=lambda step, text: None,
+        callback=lambda state, step: None, callback_every=0, update_progress=lambda step, text: None,
     )  # fmt: skip
     return training.state.step
 

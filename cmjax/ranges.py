@@ -35,7 +35,7 @@ Positive = Annotated[float, Within(0, LARGE, without=(0,))]
 NotNegative = Annotated[float, Within(0, LARGE)]
 AtLeastOne = Annotated[float, Within(1, LARGE)]
 AboveOne = Annotated[float, Within(1, LARGE, without=(1,))]
-Share = Annotated[float, Within(0, 1)]
+Fraction = Annotated[float, Within(0, 1)]
 Rate = Annotated[float, Within(0, 1, without=(1,))]
 """Of an average, which would never change at 1."""
 Inside = Annotated[float, Within(0, 1, without=(0, 1))]

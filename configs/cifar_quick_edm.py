@@ -3,7 +3,7 @@
     python -m cmjax.main --config=configs/cifar_quick_edm.py --config.data.data_dir=~/tensorflow_datasets
 
 cifar_small_edm with DDPM++, 55.7 million parameters in bfloat16. docs/results.md has what this recipe and its student
-reach, and their pictures. For a few steps on a laptop: --config=configs/cifar_quick_edm.py:tiny.
+reach, and their images. For a few steps on a laptop: --config=configs/cifar_quick_edm.py:tiny.
 """
 
 from configs import cifar_small_edm, common

@@ -4,7 +4,7 @@
 
 The U-Net of 2.8 million parameters works on patches of 4×4 pixels, so that an image costs 0.15 gigaflops. It knows the
 classes; a tenth of the images are without, so that samples can be guided. docs/results.md has what this recipe and its
-students reach in half an hour to an hour and a half of two CPU cores, and their pictures.
+students reach in half an hour to an hour and a half of two CPU cores, and their images.
 """
 
 from configs import common

@@ -3,7 +3,7 @@
     python -m cmjax.main --config=configs/imagenet64_ct.py --config.data.data_dir=FOLDER \\
         --config.objective.distance='lpips(vgg="vgg16-397923af.pth", heads="vgg.pth", pooling="average")'
 
-FOLDER has a folder of pictures for each class. Cost: 800,000 updates of 2,048 images, for a pod. Published: FID 13.0 in
+FOLDER has a folder of images for each class. Cost: 800,000 updates of 2,048 images, for a pod. Published: FID 13.0 in
 one evaluation, 11.1 in two. `:tiny` uses l2 and no files.
 """
 

@@ -2,7 +2,7 @@
 
     python -m cmjax.main --config=configs/imagenet64_edm.py --config.data.data_dir=FOLDER
 
-FOLDER has a folder of pictures for each class. Cost: 600,000 updates of 4,096 images, for a pod. OpenAI's own weights:
+FOLDER has a folder of images for each class. Cost: 600,000 updates of 4,096 images, for a pod. OpenAI's own weights:
 
     python -m cmjax.main --mode=import --source=edm_imagenet64_ema.pt --workdir=runs/imagenet64_edm
 

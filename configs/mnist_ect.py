@@ -4,7 +4,7 @@
 
 The first of six stages takes the target's time far from the sample's, nearly as a diffusion model's loss does; each
 later one is nearer. Noise lies near its data of the same class where the noise level is above one. The U-Net of 0.7
-million parameters works on patches of 4×4 pixels, at 7×7 places. Muon learned such a network of colour pictures in less
+million parameters works on patches of 4×4 pixels, at 7×7 places. Muon learned such a network of colour images in less
 than half of Adam's updates (docs/results.md).
 """
 

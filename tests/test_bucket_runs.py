@@ -104,8 +104,8 @@ def test_arrays_and_folders_of_pictures_are_read_from_a_bucket(here, tmp_path):
     for split in ("train", "test"):
         for i in range(2):
             Image.fromarray(images[i]).save(tmp_path / "x.png")
-            (here / "pictures" / split / f"{i}.png").write_bytes((tmp_path / "x.png").read_bytes())
-    found = sources.folder(str(here / "pictures"), "train", image_size=4)
+            (here / "images" / split / f"{i}.png").write_bytes((tmp_path / "x.png").read_bytes())
+    found = sources.folder(str(here / "images"), "train", image_size=4)
     np.testing.assert_array_equal(found.gather(np.array([0, 1]))["image"], images[:2])
     with pytest.raises(DataError, match="copy them to"):
         sources.tfds("cifar10", "train", data_dir=str(here / "data"))

@@ -21,7 +21,7 @@ from cmjax.data.damage import Damage
 from cmjax.data.on_demand import KeptSource, OnDemandSource
 from cmjax.data.values import LARGEST_LATENT, fitting
 from cmjax.generation import search
-from cmjax.metrics.comparison import can_compare, compare, judge_of, why_not_compared
+from cmjax.metrics.comparison import can_compare, compare, metric_against, why_not_compared
 from cmjax.runs.setup import set_up
 
 RANDOM = np.random.default_rng(0)
@@ -70,36 +70,36 @@ def said(config):
         ({"images": LATENTS, "test_images": with_one(LATENTS, 3, np.inf)}, '"test_images"[3] holds NaN or infinity'),
         (
             {"images": with_one(PIXELS, 5, 255).astype(np.float32).clip(0, 255)},
-            "reaches 255 and no picture has a value",
+            "reaches 255 and no image has a value",
         ),
-        ({"images": with_one((FLOATS + 1) / 2, 5, 1.5)}, '"images"[5] reaches 1.5 and no picture has a value below 0'),
-        ({"images": with_one(FLOATS, 9, -LARGEST_LATENT - 1)}, '"images"[9] reaches -31, which is neither a picture'),
-        ({"images": PIXELS * 0 + 7}, "every pixel of all 54 pictures is 7"),
-        ({"images": PIXELS[:1].repeat(60, axis=0)}, "all 54 pictures are the same"),
-        ({"images": PIXELS[:1]}, '"images" holds one picture'),
-        ({"images": PIXELS[:1], "test_images": PIXELS}, "holds one picture to train on"),
+        ({"images": with_one((FLOATS + 1) / 2, 5, 1.5)}, '"images"[5] reaches 1.5 and no image has a value below 0'),
+        ({"images": with_one(FLOATS, 9, -LARGEST_LATENT - 1)}, '"images"[9] reaches -31, which is neither an image'),
+        ({"images": PIXELS * 0 + 7}, "every pixel of all 54 images is 7"),
+        ({"images": PIXELS[:1].repeat(60, axis=0)}, "all 54 images are the same"),
+        ({"images": PIXELS[:1]}, '"images" holds one image'),
+        ({"images": PIXELS[:1], "test_images": PIXELS}, "holds one image to train on"),
         ({"images": PIXELS, "labels": np.arange(60) - 1}, "labels must be numbered from 0, got -1..58"),
         ({"images": PIXELS > 127}, "got bool; save images.astype(np.uint8) * 255"),
         ({"images": PIXELS.astype(complex)}, "images must be uint8 or float32, got complex128"),
         ({"images": PIXELS[..., 0]}, "got shape (60, 4, 4); save images[..., None]"),
-        ({"images": PIXELS[0]}, "got shape (4, 4, 3); save images[None], if it is one picture"),
+        ({"images": PIXELS[0]}, "got shape (4, 4, 3); save images[None], if it is one image"),
         ({"images": PIXELS.reshape(60, -1)}, "got shape (60, 48); save images.reshape(-1, height, width, channels)"),
         ({"images": FIRST}, "(60, 3, 8, 8) have channels first; save images.transpose(0, 2, 3, 1)"),
         ({"images": FIRST[..., :6]}, "(60, 3, 8, 6) have channels first"),
         ({"images": FIRST / 127.5 - 1}, "(60, 3, 8, 8) have channels first"),
-        ({"images": PIXELS.astype(np.int16) - 128}, "has the value -128; pictures are uint8 from 0 to 255"),
+        ({"images": PIXELS.astype(np.int16) - 128}, "has the value -128; images are uint8 from 0 to 255"),
         ({"images": PIXELS.astype(np.uint16) * 257}, "by np.rint(images * (255 / 65535)).astype(np.uint8)"),
-        ({"images": PIXELS.astype(np.uint16) * 16}, "values of 12 bits, 0 to 4095, become pictures by np.rint("),
+        ({"images": PIXELS.astype(np.uint16) * 16}, "values of 12 bits, 0 to 4095, become images by np.rint("),
         ({"images": PIXELS.astype(np.float32) * 257}, "by np.rint(images * (255 / 65535)).astype(np.uint8)"),
         (
             {"images": PIXELS.astype(np.float16)},
-            "values of 8 bits, 0 to 255, become pictures by np.rint(images).astype",
+            "values of 8 bits, 0 to 255, become images by np.rint(images).astype",
         ),
         (
             {"images": PIXELS // 128},
-            "all 54 pictures are nearly black: no pixel is above 1 of 255",
+            "all 54 images are nearly black: no pixel is above 1 of 255",
         ),
-        ({"images": PIXELS.astype(int) // 17}, "all 54 pictures are nearly black: no pixel is above 15 of 255"),
+        ({"images": PIXELS.astype(int) // 17}, "all 54 images are nearly black: no pixel is above 15 of 255"),
         ({"images": RGBA.astype(float)}, "whole numbers from 0 to 255, as pixels are, in 4 channels"),
         ({"images": LATENTS[0, 0]}, "got shape (4, 4); save"),
     ],
@@ -130,8 +130,8 @@ def test_arrays_that_cannot_be_trained_on(tmp_path, arrays, line):
         (2 * FLOATS, "values from -2 to 2 leave [-1, 1]: they are taken as latents"),
         ((FLOATS + 1) / 2, "all values lie in [0, 1], so the dark half is missing"),
         (np.tile(LATENTS, (1, 2, 2, 1)).transpose(0, 3, 1, 2), "has (60, 4, 8, 8) channels first? They must be last"),
-        (RGBA, "4 channels, as of pictures with alpha, are taken as latents"),
-        (PIXELS // 5, "all 60 pictures are nearly black: no pixel is above 51 of 255"),
+        (RGBA, "4 channels, as of images with alpha, are taken as latents"),
+        (PIXELS // 5, "all 60 images are nearly black: no pixel is above 51 of 255"),
     ],
 )
 def test_arrays_that_look_wrong_are_a_warning_once(tmp_path, caplog, images, line):
@@ -152,12 +152,12 @@ def test_an_array_that_stays_in_its_file_is_checked_by_some_of_its_pictures(tmp_
     for arrays in ({"images": images * 0}, {"images": images * 0, "test_images": images}):
         save(tmp_path / "x.npz", {name: array / 100 for name, array in arrays.items()})
         message = said(data_of("arrays", tmp_path / "x.npz", data__memory_limit_gb=1e-9))
-        assert "every pixel of the 16 pictures looked at is 0.0" in message
+        assert "every pixel of the 16 images looked at is 0.0" in message
 
 
 def test_one_picture_that_differs_is_found_anywhere():
     images = np.zeros((3000, 40, 40, 1), np.uint8)
-    with pytest.raises(DataError, match="every pixel of all 3000 pictures is 0"):
+    with pytest.raises(DataError, match="every pixel of all 3000 images is 0"):
         check_source(ArraySource(images), "x")
     images[2891, 39, 39] = 255
     check_source(ArraySource(images), "x")
@@ -170,7 +170,7 @@ def test_one_picture_of_many_files_that_differs_is_found(tmp_path):
         return {"image": images[rows]}
 
     source = KeptSource(OnDemandSource((2, 2, 1), None, 100, read, Damage("x", 0)))
-    with pytest.raises(DataError, match="every pixel of all 100 pictures is 0"):
+    with pytest.raises(DataError, match="every pixel of all 100 images is 0"):
         check_source(source, "x")
     images[71, 1, 1] = 255
     check_source(KeptSource(source.source), "x")
@@ -193,7 +193,7 @@ def picture(path: Path, width=8, height=8) -> None:
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two classes, and beside them what no picture is."""
+    """Two classes, and beside them what no image is."""
     for i in range(20):
         for name in ("cats", "dogs"):
             picture(tmp_path / "two" / name / f"{i}.png")
@@ -223,9 +223,9 @@ def test_a_wrong_folder_is_the_first_that_is_said(pictures):
 
 def test_a_size_is_suggested_from_the_pictures(tmp_path):
     folders = {
-        "large": ([(160, 120), (320, 240)], "; the pictures are 160x120 to 320x240; 64 is a usual choice"),
-        "small": ([(28, 28)], "; the pictures are 28x28; 28 is a usual choice"),
-        "tiny": ([(5, 6)], "; the pictures are 5x6; 5 is a usual choice"),
+        "large": ([(160, 120), (320, 240)], "; the images are 160x120 to 320x240; 64 is a usual choice"),
+        "small": ([(28, 28)], "; the images are 28x28; 28 is a usual choice"),
+        "tiny": ([(5, 6)], "; the images are 5x6; 5 is a usual choice"),
     }
     for name, (sizes, suggestion) in folders.items():
         for i, size in enumerate(sizes):
@@ -312,7 +312,7 @@ def set_up_of(tmp_path, images, **fields):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"config.batch_size=56: the data have 54 pictures to train on; set it to at"):
+    with pytest.raises(ConfigError, match=r"config.batch_size=56: the data have 54 images to train on; set it to at"):
         set_up_of(tmp_path, PIXELS, batch_size=56)
     assert len(set_up_of(tmp_path, PIXELS, batch_size=52).source) == 54
 
@@ -321,9 +321,9 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     ("images", "fields", "line"),
     [
         (PIXELS, {}, ""),
-        (PIXELS[:50], {}, "figures need at least 6 held-out pictures, and there are 5"),
+        (PIXELS[:50], {}, "figures need at least 6 held-out images, and there are 5"),
         (PIXELS, {"figures__num": 3, "samples__num": 4}, "figures need at least 6 samples, and there are 3"),
-        (FLOATS, {}, "figures are of uint8 pictures, and the data are floats"),
+        (FLOATS, {}, "figures are of uint8 images, and the data are floats"),
         (PIXELS[:50], {"figures__num": 0}, ""),
         (LATENTS[:20], {}, ""),
     ],
@@ -349,21 +349,21 @@ def test_figures_that_cannot_be_made_are_said_at_the_end(caplog):
         assert can_compare({"1-step": PIXELS}, train, none) is None
         assert can_compare({"1-step": PIXELS}, train, lambda: train) is train
     assert caplog.messages == [
-        "no figures: figures need at least 6 held-out pictures, and there are 5",
+        "no figures: figures need at least 6 held-out images, and there are 5",
         "no figures: figures need at least 6 samples, and there are 5",
-        "no figures: figures are of pictures, and the data have 4 channels",
-        "no figures: there are no held-out pictures (x.npz: nothing held out)",
+        "no figures: figures are of images, and the data have 4 channels",
+        "no figures: there are no held-out images (x.npz: nothing held out)",
     ]
 
 
 def test_the_fewest_pictures_that_figures_are_made_of(tmp_path):
-    """So many pictures have figures, also where all are of one class, of which no classifier can be made."""
+    """So many images have figures, also where all are of one class, of which no classifier can be made."""
     train = ArraySource(PIXELS[:6], np.zeros(6, int))
     assert why_not_compared(train, num=6, held_out=6) == ""
     table = compare({"1-step": PIXELS[:6]}, train, ArraySource(PIXELS[6:12]), cache_dir=tmp_path)
     assert table["1-step"]["fd"] is None
     assert table["1-step"]["recall"] is not None
-    assert np.isfinite(judge_of(train, train, "fd", cache_dir=tmp_path)(PIXELS[:6]))
+    assert np.isfinite(metric_against(train, train, "fd", cache_dir=tmp_path)(PIXELS[:6]))
 
 
 def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
@@ -371,7 +371,7 @@ def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
     run = read_run(data_of("arrays", tmp_path / "x.npz"))
     trained: Any = SimpleNamespace(run=lambda: run, recorded=SimpleNamespace(has_data=True), folder=tmp_path)
     flow_map: Any = SimpleNamespace(shape=(4, 4, 3))
-    with pytest.raises(ConfigError, match="figures need at least 6 held-out pictures, and there are 5; name them"):
+    with pytest.raises(ConfigError, match="figures need at least 6 held-out images, and there are 5; name them"):
         search.score_along(trained, flow_map, "fd")
 
 

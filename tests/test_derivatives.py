@@ -101,8 +101,8 @@ LOSSES = {
 def test_a_loss_by_differences_is_the_loss_by_forward_mode(name):
     model, loss = LOSSES[name]
     x0 = exact.data(jax.random.key(1), 6)
-    t, share = jax.random.uniform(jax.random.key(2), (2, 6), jnp.float64, 0.2, 0.9)
-    times = Times(t, t * (1 + share) / 2, s=t * share) if model is FLOW else Times(t)
+    t, fraction = jax.random.uniform(jax.random.key(2), (2, 6), jnp.float64, 0.2, 0.9)
+    times = Times(t, t * (1 + fraction) / 2, s=t * fraction) if model is FLOW else Times(t)
 
     def gradient(**choices):
         return exact.loss_and_gradient(lambda w: exact.evaluate(loss, model, w, KEY, x0, times, **choices), W)

@@ -133,20 +133,20 @@ def test_pairs_of_a_bin_lie_in_it_and_are_else_the_samplers_own():
     draw = pairs.grid_pairs(curricula.constant(num_scales=18), t_min=0.002, t_max=80.0, rho=7.0)
     edges, shares = level_edges(6, path=ve, t_min=0.002, t_max=80.0), []
     for place in range(6):
-        pair, found, share = times_within(
+        pair, found, fraction = times_within(
             draw, jax.random.key(place), 32, 0, within=lambda t, place=place: bin_of(t, edges) == place, draws=256
         )
         within = np.isin(np.asarray(bin_of(jnp.asarray(grid[1:]), edges)), place)
         assert bool(found.all()) == within.any()
         assert not found.any() or within[np.searchsorted(grid[1:], np.asarray(pair.t, np.float64) * 0.999)].all()
         np.testing.assert_allclose(pair.r, grid[np.searchsorted(grid, np.asarray(pair.t) * 0.999) - 1], rtol=1e-6)
-        assert share == pytest.approx(within.mean(), abs=0.03)
-        shares.append(float(share))
+        assert fraction == pytest.approx(within.mean(), abs=0.03)
+        shares.append(float(fraction))
     assert sum(shares) == pytest.approx(1, abs=0.05)
 
 
 def test_places_of_a_batch_keep_their_own_pairs():
-    draw = pairs.dyadic_pairs(steps=8, share=0.5)
+    draw = pairs.dyadic_pairs(steps=8, fraction=0.5)
     pair, found, _ = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 0.9, draws=128)
     assert found.all()
     assert (pair.t == 1).all()
@@ -336,7 +336,7 @@ def test_a_teacher_has_a_loss_alone(runs):
 
 def test_latents_have_no_second_time(runs):
     latents = dataclasses.replace(load(runs / "cd"), shape=(4, 4, 4))
-    with pytest.raises(ConfigError, match=r"figures of pictures, which \(4, 4, 4\) are none"):
+    with pytest.raises(ConfigError, match=r"figures of images, which \(4, 4, 4\) are none"):
         times_mode.score_along(open_trained(runs / "cd"), latents, "fd")
 
 

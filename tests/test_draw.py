@@ -10,7 +10,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.samples import Samples
 from cmjax.core.paths import linear
 from cmjax.core.sampling import FlowMap, sample_chain
-from cmjax.generation.sampling import consistency_sampler, draw_images, rows_in_chunks, with_guidance
+from cmjax.generation.sampling import consistency_sampler, rows_in_chunks, sample_images, with_guidance
 
 GREY = (28, 28, 1)
 SHAPE = (2, 2, 4)  # of latents, which are not rounded
@@ -25,7 +25,7 @@ def toward(params, x, t, s, **conditions):
 def test_a_chain_is_the_librarys(gamma):
     flow_map = FlowMap({}, toward, SHAPE, 0.0, 1.0, "flow_map", linear)
     sampler = consistency_sampler((1.0, 0.5), Samples(gamma=gamma))
-    drawn = draw_images(sampler, flow_map, 3, seed=0, conditions={})
+    drawn = sample_images(sampler, flow_map, 3, seed=0, conditions={})
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
     expected = sample_chain(flow_map, keys, (3, *SHAPE), times=(1.0, 0.5, 0.0), gamma=gamma)
     np.testing.assert_allclose(drawn, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Editing and the gallery from the command line's side: pictures in, strips out, and what is said of wrong input."""
+"""Editing and the gallery from the command line's side: images in, strips out, and what is said of wrong input."""
 
 import contextlib
 
@@ -43,7 +43,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a.png")
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "b.png")
     Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8)).save(folder / "large.jpg")
@@ -126,13 +126,13 @@ def left_half():
 def test_each_picture_has_its_result():
     pictures = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
     options = editing.TaskSettings(mask=left_half())
-    made = editing.edit_pictures(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
+    made = editing.edit_images(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
     np.testing.assert_array_equal(to_uint8(made.originals), pictures)
     np.testing.assert_array_equal(made.results[:, :, :4], made.originals[:, :, :4])
     np.testing.assert_array_equal(made.degraded[:, :, :4], made.originals[:, :, :4])
-    alone = editing.edit_pictures(gaussian_model(), pictures[:1], "inpainting", options, (10.0, 1.0))
+    alone = editing.edit_images(gaussian_model(), pictures[:1], "inpainting", options, (10.0, 1.0))
     np.testing.assert_allclose(alone.results, made.results[:1], atol=1e-6)
-    pairs = editing.edit_pictures(gaussian_model(), pictures, "blending", options, (10.0, 1.0))
+    pairs = editing.edit_images(gaussian_model(), pictures, "blending", options, (10.0, 1.0))
     assert len(pairs.originals) == 4
     assert len(pairs.degraded) == len(pairs.results) == 2
     np.testing.assert_array_equal(pairs.results[:, :, :4], pairs.originals[0::2, :, :4])
@@ -152,7 +152,7 @@ def test_labels_go_with_their_pictures():
     pictures, labels = np.zeros((3, *SHAPE), np.uint8), np.array([5, 0, 7])
     options = editing.TaskSettings(mask=left_half(), sigma=1.0, label={"label": labels})
     for task in ("inpainting", "denoising"):
-        made = editing.edit_pictures(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
+        made = editing.edit_images(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
         np.testing.assert_allclose(made.results[:, 0, 7, 0], 0.1 * labels, atol=1e-6, err_msg=task)
 
 
@@ -160,7 +160,7 @@ def test_labels_go_with_their_pictures():
 def test_estimates_are_clipped_unless_not_asked(clip, expected):
     options = editing.TaskSettings(mask=left_half(), clip=clip)
     beyond = gaussian_model(lambda params, x, t: 0 * x + 3)
-    made = editing.edit_pictures(beyond, np.zeros((1, *SHAPE), np.uint8), "inpainting", options, (10.0, 1.0))
+    made = editing.edit_images(beyond, np.zeros((1, *SHAPE), np.uint8), "inpainting", options, (10.0, 1.0))
     np.testing.assert_array_equal(made.results[:, :, 4:], expected)
 
 
@@ -197,12 +197,12 @@ def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
         ("inpainting", ["a.png"], {"mask": "white.png"}, "all white"),
         ("inpainting", ["a.png"], {"mask": "none.png"}, "--mask=.*cannot be read"),
         ("colorization", ["broken.png"], {}, "broken.png cannot be read"),
-        ("colorization", None, {}, "1 picture must be given"),
-        ("blending", ["a.png"], {"mask": "mask.png"}, "2 pictures must be given"),
+        ("colorization", None, {}, "1 image must be given"),
+        ("blending", ["a.png"], {"mask": "mask.png"}, "2 images must be given"),
         ("super_resolution", ["a.png"], {"patch": 3}, "--patch=3: must be at least 2, and divide the model's 8x8"),
         ("denoising", ["a.png"], {}, "--sigma is missing"),
         ("denoising", ["a.png"], {"sigma": 100.0}, r"--sigma=100.0: must lie in \[0.002, 80\]"),
-        ("inpainting", ["a.png"], {"mask": "tall.png"}, "10x20 pixels; it must have the size of the picture, 8x8, or"),
+        ("inpainting", ["a.png"], {"mask": "tall.png"}, "10x20 pixels; it must have the size of the image, 8x8, or"),
         ("outpainting", ["a.png"], {"margin": 0.0}, "--margin=0: must be above 0"),
         ("outpainting", ["a.png"], {"margin": 0.03}, "--margin=0.03: adds no pixel to the model's 8x8"),
         ("super_resolution", ["a.png"], {"patch": 1}, "--patch=1: must be at least 2"),
@@ -210,7 +210,7 @@ def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
         ("colorization", ["a.png"], {"label": 1}, "the model has no classes"),
         ("colorization", ["a.png"], {"times": ["1", "2"]}, "times must descend"),
         ("interpolation", None, {"seeds": ["1"]}, "--seeds=1"),
-        ("interpolation", ["a.png"], {}, "2 pictures must be given"),
+        ("interpolation", ["a.png"], {}, "2 images must be given"),
         ("interpolation", ["a.png", "b.png"], {"seeds": ["1", "2"]}, "--seeds and --image"),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_mask_has_the_size_of_the_picture_or_of_the_models(pictures):
         ("--task=denoising --sigma=1 --seed=1", "--seed: denoising draws nothing at random"),
         ("--task=denoising --sigma=1 --num=2", "--num: denoising draws nothing at random"),
         ("--task=interpolation --clip", "--clip: only "),
-        ("--task=interpolation --seeds=1,2 --seed=1", "--seed: interpolation without pictures"),
+        ("--task=interpolation --seeds=1,2 --seed=1", "--seed: interpolation without images"),
     ],
 )
 def test_a_flag_that_would_change_nothing_is_refused(flags, said):
@@ -309,7 +309,7 @@ def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
         return contextlib.nullcontext(lambda done, text: watched.append(done))
 
     model, options = gaussian_model(exact), editing.TaskSettings(mask=left_half(), clip=False)
-    made = editing.edit_pictures(model, pictures, "inpainting", options, (10.0, 1.0), watch)
+    made = editing.edit_images(model, pictures, "inpainting", options, (10.0, 1.0), watch)
     assert traced == [(36, *SHAPE)]
     assert watched == [140, 36, 72, 106, 140]
     keys = jax.random.wrap_key_data(jax.numpy.asarray(keys_of(0, np.arange(70))))

@@ -19,7 +19,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.data.pixels import edm_uint8, truncated_uint8
 from cmjax.data.sources import digits, to_path
 from cmjax.evaluation import accumulation, sweep
-from cmjax.evaluation.accumulation import tally_images
+from cmjax.evaluation.accumulation import accumulate_images
 from cmjax.evaluation.callbacks import in_turn
 from cmjax.evaluation.networks import Network, published_network
 from cmjax.evaluation.results import read_rows, row_there
@@ -79,7 +79,7 @@ def test_settings_are_judged_once_and_by_their_samples(runs, evaluate, monkeypat
     expected = frechet_distance(features(held_out["image"]), features(np.load(parse_out)["images"]))
     assert rows[0]["metrics"]["fd"] == pytest.approx(expected, rel=1e-6)
 
-    monkeypatch.setattr(sweep.Judge, "tally", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(sweep.Evaluator, "accumulate", lambda *_, **__: pytest.fail("drawn again"))
     assert len(evaluate(*asked)) == 2
     assert len(evaluate("--num=100", "--metrics=pr", "--times=80")) == 2  # a part of what is there
 
@@ -135,8 +135,8 @@ def test_a_stopped_tally_goes_on(tmp_path, monkeypatch):
         return rows[start:stop]
 
     with pytest.raises(KeyboardInterrupt):
-        tally_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")
-    tally = tally_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")["n"]
+        accumulate_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")
+    tally = accumulate_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")["n"]
     assert asked == [0, 10, 20, 20, 30, 40]
     np.testing.assert_allclose(tally.statistics().cov, np.cov(rows.reshape(45, 3), rowvar=False), rtol=1e-12)
     assert not list(tmp_path.iterdir())

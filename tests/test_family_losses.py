@@ -87,7 +87,7 @@ def tcm(path, params, variance):
     return evaluate(
         losses.tcm, exact.consistency_model(path, variance=variance), params, KEY, x0, close(t, 3e-3),
         target_params=exact.AT_ZERO, first_stage=partial(exact.consistency_model(path), exact.AT_ZERO),
-        boundary=boundary, share=0.25, boundary_weight=0.1, distance=HUBER, weight=weightings.inverse_gap,
+        boundary=boundary, fraction=0.25, boundary_weight=0.1, distance=HUBER, weight=weightings.inverse_gap,
     )  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def test_tcm_is_the_mean_consistency_and_the_weighted_mean_at_the_boundary():
     w, target, other = (jnp.array([0.1, 0.2, -0.1, 0.05]) * scale for scale in (1, 0.9, 0.8))
     ours = evaluate(
         losses.tcm, f, w, KEY, x0, Times(t, r), noise=noise, target_params=target, first_stage=partial(first, other),
-        boundary=boundary, share=0.25, boundary_weight=0.1, distance=distances.l2, weight=weightings.inverse_gap,
+        boundary=boundary, fraction=0.25, boundary_weight=0.1, distance=distances.l2, weight=weightings.inverse_gap,
         conditions={"label": jnp.arange(12)},
     )  # fmt: skip
     x_t, x_r = (x0 + exact.per_sample(time, x0) * noise for time in (t, r))
@@ -250,7 +250,7 @@ def test_tcms_boundary_loss_is_no_noise_of_dropout():
     at_boundary = [
         evaluate(
             losses.tcm, f, w, KEY, x0, Times(1.0 * t, (1 - gap) * t), first_stage=partial(f, w), boundary=1.0,
-            share=0.25, boundary_weight=1.0, distance=partial(distances.pseudo_huber, c=1e-8),
+            fraction=0.25, boundary_weight=1.0, distance=partial(distances.pseudo_huber, c=1e-8),
             weight=weightings.inverse_gap,
         )[:16].mean()
         for gap in (1e-3, 1e-4)
@@ -268,7 +268,7 @@ def test_tcms_boundary_counts_as_its_weight_says():
         def mean(w):
             return evaluate(
                 losses.tcm, f, w, KEY, x0, Times(t, 0.999 * t), first_stage=partial(f, 0.9 * w), boundary=1.0,
-                share=0.25, boundary_weight=boundary_weight, distance=HUBER, weight=weightings.inverse_gap,
+                fraction=0.25, boundary_weight=boundary_weight, distance=HUBER, weight=weightings.inverse_gap,
             ).mean()  # fmt: skip
 
         return jax.grad(mean)(w)

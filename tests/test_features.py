@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from cmjax.metrics import functional, perceptron
-from cmjax.metrics.comparison import figures, format_figures
+from cmjax.metrics.comparison import figures, format_table
 from cmjax.metrics.perceptron import classifier_features
 
 
@@ -194,7 +194,7 @@ def test_rows_are_compared_at_the_size_of_the_smallest(digits, trained):
 
 def test_the_text_is_aligned():
     table = {"1 step": {"fd": 12.3456, "density": 0.5}, "fitted Gaussian": {"fd": None, "density": 1.0}}
-    lines = format_figures(table).splitlines()
+    lines = format_table(table).splitlines()
     assert [line.split() for line in lines] == [
         ["fd", "density"],
         ["1", "step", "12.346", "0.500"],

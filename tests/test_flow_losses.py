@@ -36,8 +36,8 @@ MODEL = Model(net, linear, linear_flow)
 
 def setting(count=6, apart=True):
     x0 = exact.data(jax.random.key(1), count)
-    t, share = jax.random.uniform(jax.random.key(2), (2, count), jnp.float64, 0.2, 0.95)
-    return x0, Times(t, s=t * share if apart else t)
+    t, fraction = jax.random.uniform(jax.random.key(2), (2, count), jnp.float64, 0.2, 0.95)
+    return x0, Times(t, s=t * fraction if apart else t)
 
 
 def line(x0, t, key=KEY):
@@ -198,12 +198,12 @@ def test_the_adaptive_weight_of_alpha_flow_is_that_of_the_released_code():
     alpha, c = 0.3, 1e-3
     r = pair.t + alpha * (pair.s - pair.t)
     later = net(1.1 * W, x - (pair.t - r)[:, None] * v, r, c_noise_s=r - pair.s)
-    share = jnp.where(jnp.arange(6) < 2, 1.0, alpha)[:, None]
-    target = share * v + (1 - share) * later
+    fraction = jnp.where(jnp.arange(6) < 2, 1.0, alpha)[:, None]
+    target = fraction * v + (1 - fraction) * later
     fixed = jnp.mean((net(W, x, pair.t, c_noise_s=pair.t - pair.s) - target) ** 2, axis=1)
 
     def own(w):
-        return share[:, 0] / (fixed + c) * l2(net(w, x, pair.t, c_noise_s=pair.t - pair.s), target)
+        return fraction[:, 0] / (fixed + c) * l2(net(w, x, pair.t, c_noise_s=pair.t - pair.s), target)
 
     weight = partial(adaptive_alpha, c=c)
     check_equal(lambda w: alpha_loss(w, alpha, x0, pair, weight=weight, target_params=1.1 * W), own)
@@ -242,8 +242,8 @@ def test_alpha_flow_is_consistency_training_on_the_linear_path(alpha):
 
 
 def random_times(count):
-    t, share = jax.random.uniform(jax.random.key(2), (2, count), jnp.float64, 0.2, 0.95)
-    s = jnp.where(jnp.arange(count) % 4, t * share, t)
+    t, fraction = jax.random.uniform(jax.random.key(2), (2, count), jnp.float64, 0.2, 0.95)
+    s = jnp.where(jnp.arange(count) % 4, t * fraction, t)
     return Times(t, s, s)
 
 
@@ -271,7 +271,7 @@ def test_no_gradient_at_the_exact_mean_velocity(method):
 
 def test_shortcuts_halves_leave_the_exact_mean_velocity_alone():
     """To rounding, in every sample; those of a network bent in t − s do not."""
-    x0, pair = exact.data(jax.random.key(1), 64), dyadic_pairs(steps=16, share=1.0)(jax.random.key(3), 64, 0)
+    x0, pair = exact.data(jax.random.key(1), 64), dyadic_pairs(steps=16, fraction=1.0)(jax.random.key(3), 64, 0)
 
     def each(bend, params):
         exactly = exact.velocity_network()
@@ -281,7 +281,7 @@ def test_shortcuts_halves_leave_the_exact_mean_velocity_alone():
 
         return evaluate(
             losses.shortcut, Model(bent, linear, linear_flow), params, KEY, x0, pair,
-            target_params=exact.AT_ZERO, share=1.0, **L2,
+            target_params=exact.AT_ZERO, fraction=1.0, **L2,
         )  # fmt: skip
 
     assert np.abs(exact.gradients(partial(each, 0.0))).max() < 1e-12
@@ -290,7 +290,7 @@ def test_shortcuts_halves_leave_the_exact_mean_velocity_alone():
 
 def test_shortcut_is_two_half_steps_then_flow_matching():
     """The target network's halves for the first share, the velocity for the rest; one loss for each sample."""
-    x0, pair = exact.data(jax.random.key(1), 8), dyadic_pairs(steps=8, share=0.25)(jax.random.key(3), 8, 0)
+    x0, pair = exact.data(jax.random.key(1), 8), dyadic_pairs(steps=8, fraction=0.25)(jax.random.key(3), 8, 0)
     x, v = line(x0, pair.t)
     t, r, s = pair
 
@@ -303,7 +303,7 @@ def test_shortcut_is_two_half_steps_then_flow_matching():
     for distance in (l2, partial(adaptive, p=1.0, c=1e-3)):
         check_equal(
             lambda w, distance=distance: evaluate(
-                losses.shortcut, MODEL, w, KEY, x0, pair, target_params=1.1 * W, share=0.25, distance=distance
+                losses.shortcut, MODEL, w, KEY, x0, pair, target_params=1.1 * W, fraction=0.25, distance=distance
             ),
             lambda w, distance=distance: distance(u(w, x, t, s), target),
         )
@@ -332,7 +332,7 @@ def test_the_half_steps_of_the_released_code_are_guided_where_they_are_finest_an
     two = guided(jnp.clip(x - (t - pair.r)[:, None] * one, -c, c), pair.r, s)
     target = jnp.where(jnp.arange(6)[:, None] < 4, jnp.clip((one + two) / 2, -c, c), v)
     loss = partial(
-        evaluate, losses.shortcut, Model(told, linear, linear_flow), key=KEY, x0=x0, times=pair, share=4 / 6,
+        evaluate, losses.shortcut, Model(told, linear, linear_flow), key=KEY, x0=x0, times=pair, fraction=4 / 6,
         target_params=1.1 * W, conditions={"label": label}, **L2,
     )  # fmt: skip
     np.testing.assert_allclose(
@@ -372,11 +372,11 @@ def test_alpha_flow_is_guided_as_meanflow_and_clipped_where_it_is_discrete(alpha
 @pytest.mark.parametrize("method", ["shortcut", "alpha"])
 def test_no_gradient_enters_the_target_network(method):
     x0 = exact.data(jax.random.key(1), 8)
-    pair = dyadic_pairs(steps=8, share=0.5)(jax.random.key(3), 8, 0)
+    pair = dyadic_pairs(steps=8, fraction=0.5)(jax.random.key(3), 8, 0)
 
     def mean(w, target):
         if method == "shortcut":
-            return evaluate(losses.shortcut, MODEL, w, KEY, x0, pair, target_params=target, share=0.5, **L2).mean()
+            return evaluate(losses.shortcut, MODEL, w, KEY, x0, pair, target_params=target, fraction=0.5, **L2).mean()
         return evaluate(losses.alphaflow, MODEL, w, KEY, x0, pair, target_params=target, alpha=0.5, **ALPHA).mean()
 
     w, target = jnp.asarray(W), jnp.asarray(1.1 * W)

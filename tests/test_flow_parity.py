@@ -154,10 +154,10 @@ def test_the_times_are_the_authors(recorded, name, times, apart):
 
 @pytest.mark.parametrize(("name", "power"), [("default", 1.0), ("beta2", 2.0)])
 def test_the_scales_and_intervals_are_imfs(recorded, name, power):
-    scales = guidance.draw_guidance(jax.random.key(1), COUNT, low=1.0, high=8.0, power=power)
+    scales = guidance.sample_guidance(jax.random.key(1), COUNT, low=1.0, high=8.0, power=power)
     check_quantiles(recorded, f"imf/times_{name}/omega", scales)
     t = jnp.full(COUNT, 0.5)
-    interval = guidance.draw_interval(jax.random.key(2), t, t.at[: COUNT // 2].set(0.1))
+    interval = guidance.sample_interval(jax.random.key(2), t, t.at[: COUNT // 2].set(0.1))
     np.testing.assert_array_equal(interval[COUNT // 2 :], np.tile([0.0, 1.0], (COUNT // 2, 1)))
     for place, end in enumerate(("t_min", "t_max")):
         check_quantiles(recorded, f"imf/times_{name}/{end}_of_rest", interval[: COUNT // 2, place])

@@ -9,7 +9,7 @@ from PIL import Image
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import to_uint8
 from cmjax.evaluation.image_files import images_in
-from cmjax.generation.arguments import read_pictures
+from cmjax.generation.arguments import read_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 6, 8, 3), np.uint8)
 FLOATS = (PIXELS / 127.5 - 1).astype(np.float32)
@@ -31,11 +31,11 @@ def test_what_can_be_read_is_read(tmp_path, monkeypatch, images, limit):
     [
         (PIXELS / 255, r"all values lie in \[0, 1\], and floats are expected in \[-1, 1\]: save 2 \* images - 1"),
         ((PIXELS > 127).astype(np.float32), r"all values lie in \[0, 1\]"),
-        (PIXELS.astype(np.float32), r"reaches 255 and no picture has a value below 0.*np.rint\(images\).astype"),
+        (PIXELS.astype(np.float32), r"reaches 255 and no image has a value below 0.*np.rint\(images\).astype"),
         (PIXELS.astype(np.uint16) * 257, r"reaches 65535; values of 16 bits.*np.rint\(images \* \(255 / 65535\)\)"),
         (PIXELS.astype(np.uint16) * 4, r"reaches 1020; values of 10 bits, 0 to 1023"),
         (PIXELS > 127, r"got bool; save images.astype\(np.uint8\) \* 255"),
-        (PIXELS.astype(np.int16) - 128, "has the value -128; pictures are uint8 from 0 to 255"),
+        (PIXELS.astype(np.int16) - 128, "has the value -128; images are uint8 from 0 to 255"),
         (3 * FLOATS, r"floats must be in \[-1, 1\], got -3 to 3"),
         (np.where(PIXELS > 250, np.nan, FLOATS), "holds NaN or infinity"),
         (PIXELS[..., 0], r"got shape \(20, 6, 8\); save images\[..., None\]"),
@@ -64,7 +64,7 @@ def test_files_that_hold_12_bits_are_said(tmp_path, caplog):
         Image.fromarray(PIXELS[i]).save(tmp_path / ".cache" / f"{i}.png")
     found = images_in(str(tmp_path), None, to_uint8)
     assert (found.num, found.shape) == (3, (6, 8, 3))
-    read_pictures([str(tmp_path / "0.png")], (6, 8, 3), 1)
+    read_images([str(tmp_path / "0.png")], (6, 8, 3), 1)
     said = [message for message in caplog.messages if "10 or 12 bits in a file of 16 look so" in message]
     assert len(said) == 2
     assert said[0].startswith(f"--images={tmp_path}: is nearly black: no pixel is above 15 of 255")

@@ -14,13 +14,13 @@ from cmjax.data.base import ArraySource, Subset
 from cmjax.data.fingerprint import fingerprint
 from cmjax.data.folder import folder
 from cmjax.evaluation import accumulation
-from cmjax.evaluation.accumulation import DataSets, tally_of_split
-from cmjax.evaluation.evaluator import Judge
+from cmjax.evaluation.accumulation import DataSets, accumulate_split
+from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.networks import Network
 from cmjax.evaluation.results import add_row, drop_rows_after, read_rows, row_there
-from cmjax.evaluation.sweep import judged_row
+from cmjax.evaluation.sweep import evaluate_once
 from cmjax.generation import resumable, search
-from cmjax.metrics.accumulator import tally_of
+from cmjax.metrics.accumulator import accumulate
 from cmjax.metrics.registry import FIGURES
 from cmjax.plotting.plots import save_png
 from cmjax.runs.record import write_model
@@ -192,14 +192,14 @@ def test_a_kept_reference_is_of_all_images(tmp_path, monkeypatch):
     network = Network("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
     changed, asked = PIXELS.copy(), []
     changed[:100] = 0
-    tally_images = accumulation.tally_images
+    accumulate_images = accumulation.accumulate_images
     monkeypatch.setattr(
-        accumulation, "tally_images", lambda *args, **how: asked.append(1) or tally_images(*args, **how)
+        accumulation, "tally_images", lambda *args, **how: asked.append(1) or accumulate_images(*args, **how)
     )
 
     def mean(images):
         data = DataSets("x", lambda split: ArraySource(images))
-        return tally_of_split(network, ("features",), data, "train", tmp_path)[0].statistics().mean.mean()
+        return accumulate_split(network, ("features",), data, "train", tmp_path)[0].statistics().mean.mean()
 
     assert mean(PIXELS) == mean(PIXELS.copy()) == pytest.approx(PIXELS.mean())
     assert len(asked) == 1
@@ -221,9 +221,9 @@ def test_a_stopped_evaluation_goes_on_for_its_own_model_and_metrics_alone(tmp_pa
 
     def judge(*metrics):
         needed = tuple(sorted({FIGURES[metric].needs for metric in metrics}))
-        real = tally_of([features.told(PIXELS, needed)])
+        real = accumulate([features.told(PIXELS, needed)])
         protocol = {"metrics": {metric: {"network": "n"} for metric in metrics}}
-        return Judge({"n": features}, {"n": needed}, dict.fromkeys(metrics, "n"), {"n": real}, {}, protocol)
+        return Evaluator({"n": features}, {"n": needed}, dict.fromkeys(metrics, "n"), {"n": real}, {}, protocol)
 
     def figures(judge, content, stop=None):
         def images_of(start, end):
@@ -233,7 +233,7 @@ def test_a_stopped_evaluation_goes_on_for_its_own_model_and_metrics_alone(tmp_pa
             return PIXELS[start:end] // (2 if content == "b" else 1)
 
         setting = {"step": 1, "sampler": "1-step", "num": 100, "content": content}
-        return judged_row(tmp_path / "evaluation.jsonl", setting, judge, images_of)["metrics"]
+        return evaluate_once(tmp_path / "evaluation.jsonl", setting, judge, images_of)["metrics"]
 
     for content, metrics in (("a", ("fd",)), ("b", ("fd",)), ("b", ("fd", "pr"))):
         asked.clear()

@@ -158,12 +158,12 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_data_set_larger_than_memory_is_read_within_it(tmp_path):
-    """1,600 pictures of 1024x1024, 4.7 GiB decoded, and as much in an array, in a process that may hold 4 GiB."""
-    (tmp_path / "pictures" / "train").mkdir(parents=True)
-    (tmp_path / "pictures" / "test").mkdir()
-    first = tmp_path / "pictures" / "train" / "0.png"
+    """1,600 images of 1024x1024, 4.7 GiB decoded, and as much in an array, in a process that may hold 4 GiB."""
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "test").mkdir()
+    first = tmp_path / "images" / "train" / "0.png"
     Image.fromarray(np.full((1024, 1024, 3), 7, np.uint8)).save(first)
-    os.link(first, tmp_path / "pictures" / "test" / "0.png")
+    os.link(first, tmp_path / "images" / "test" / "0.png")
     for i in range(1, 1600):
         os.link(first, first.with_name(f"{i}.png"))
     shape = (1200, 1024, 1024, 1)
@@ -172,8 +172,8 @@ def test_a_data_set_larger_than_memory_is_read_within_it(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.write(tmp_path / "images.npy", "images.npy")
     (tmp_path / "limited.py").write_text(LIMITED)
-    cases = [(name, 10**9, workers) for name in ("pictures", "a.npz") for workers in (0, 2)]
-    cases += [("pictures", 10**10, 0), ("a.npz", 10**10, 0)]
+    cases = [(name, 10**9, workers) for name in ("images", "a.npz") for workers in (0, 2)]
+    cases += [("images", 10**10, 0), ("a.npz", 10**10, 0)]
     for name, limit, processes in cases:
         command = [sys.executable, str(tmp_path / "limited.py"), str(tmp_path / name), str(limit), str(processes)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -24,11 +24,11 @@ def test_the_exact_map_carries_noise_to_the_data():
     for points in (samples, drawn):  # within 4 standard errors of a mean, a variance and a mode's share
         np.testing.assert_allclose(points.mean(0), 0.0, atol=4 * 0.5 / 8192**0.5)
         np.testing.assert_allclose((points**2).mean(), 0.25, rtol=4 * 2**0.5 / 8192**0.5)
-    share = [
+    fraction = [
         np.bincount(np.argmin(np.sum((points[:, None] - data["means"][None]) ** 2, axis=2), axis=1), minlength=6) / 8192
         for points in (samples, drawn)
     ]
-    np.testing.assert_allclose(share[0], share[1], atol=4 * (2 * 0.2 * 0.8 / 8192) ** 0.5)
+    np.testing.assert_allclose(fraction[0], fraction[1], atol=4 * (2 * 0.2 * 0.8 / 8192) ** 0.5)
 
 
 def test_the_modes_are_apart():

@@ -1,4 +1,4 @@
-"""Pictures of one's own: the documented commands, and pictures that are not square, through networks and edits."""
+"""Images of one's own: the documented commands, and images that are not square, through networks and edits."""
 
 import re
 import shlex
@@ -33,7 +33,7 @@ ECT = "--config=cifar_small_ect --config.init_from=runs/my_edm --config.net.clas
 
 
 def commands():
-    """Those of the page that train, and the two that it describes for pictures without classes."""
+    """Those of the page that train, and the two that it describes for images without classes."""
     text = GUIDE.read_text().replace("\\\n", " ")
     trained = [line.partition("cmjax.main ")[2] for line in re.findall(r"python .*data_dir=path/to.*", text)]
     data = trained[0].partition("--config.data.name")[2]
@@ -47,7 +47,7 @@ def test_the_documented_commands_are_read(tmp_path, monkeypatch):
     found = commands()
     assert len(found) == 4
     for command in found:
-        _, options = parse(shlex.split(command.replace("path/to/pictures", str(tmp_path))))
+        _, options = parse(shlex.split(command.replace("path/to/images", str(tmp_path))))
         run = read_run(options.recipe)
         assert run.data.image_size == (32, 32)
         assert parameter_shapes(run.make_model(3).module, (32, 32, 3))
@@ -88,7 +88,7 @@ def test_edits_of_pictures_that_are_not_square(task):
     mask = np.zeros((1, 8, 12, 1), np.float32)
     mask[:, :, :4] = 1
     options = editing.TaskSettings(mask=mask, sigma=0.5, patch=4)
-    made = editing.edit_pictures(flow_map, pictures, task, options, (10.0, 1.0))
+    made = editing.edit_images(flow_map, pictures, task, options, (10.0, 1.0))
     assert made.results.shape[1:] == SHAPE
     assert np.isfinite(made.results).all()
 

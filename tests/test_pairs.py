@@ -117,8 +117,8 @@ def test_the_gap_shrinks_with_the_step_in_one_program():
         t, r, s = draw(jax.random.key(stage), 1000, jnp.int32(100 * stage + 57))
         assert s is None
         t = np.asarray(t, np.float64)
-        share = 2.0 ** -(stage + 1) * (1 + 8 / (1 + np.exp(t)))
-        np.testing.assert_allclose(r, t * np.maximum(1 - share, 0), rtol=1e-4, atol=1e-6)
+        fraction = 2.0 ** -(stage + 1) * (1 + 8 / (1 + np.exp(t)))
+        np.testing.assert_allclose(r, t * np.maximum(1 - fraction, 0), rtol=1e-4, atol=1e-6)
         assert np.all(r < t)
     assert draw._cache_size() == 1
     assert np.any(draw(jax.random.key(0), 1000, jnp.int32(0)).r == 0)
@@ -195,7 +195,7 @@ def test_capped_pairs_keep_the_distribution_of_t():
 
 
 def test_a_share_of_the_batch_is_held_at_the_boundary():
-    draw = held_at(student(df=0.01, scale=0.2, path=ve), at=1.0, share=0.25)
+    draw = held_at(student(df=0.01, scale=0.2, path=ve), at=1.0, fraction=0.25)
     t = draw(jax.random.key(0), 64)
     np.testing.assert_array_equal(t[:16], 1.0)
     assert np.all(t[16:] > 1)
@@ -215,7 +215,7 @@ def test_between_divides_the_way_from_t_to_s():
 
 def test_dyadic_steps_and_their_halves():
     """All of it in binary fractions, so to the bit; every step of every length is drawn alike."""
-    draw = jax.jit(dyadic_pairs(steps=8, share=0.75), static_argnums=1)
+    draw = jax.jit(dyadic_pairs(steps=8, fraction=0.75), static_argnums=1)
     t, r, s = (np.asarray(time, np.float64) for time in draw(jax.random.key(0), 20_000, 0))
     halved = np.arange(20_000) < 15_000
     length = (t - s)[halved]
@@ -233,7 +233,7 @@ def test_dyadic_steps_and_their_halves():
 
 def test_every_half_step_is_taught():
     """What the longest steps are made of, down to the finest, is itself among the steps that are drawn."""
-    t, r, s = (np.asarray(time) for time in dyadic_pairs(steps=16, share=0.5, t_max=4.0)(jax.random.key(0), 20_000, 0))
+    t, r, s = (np.asarray(time) for time in dyadic_pairs(steps=16, fraction=0.5, t_max=4.0)(jax.random.key(0), 20_000, 0))
     drawn = set(zip(t, s, strict=True))
     halves = {*zip(t[:10_000], r[:10_000], strict=True), *zip(r[:10_000], s[:10_000], strict=True)}
     assert halves <= drawn
@@ -242,8 +242,8 @@ def test_every_half_step_is_taught():
 
 
 def test_the_smallest_share_is_one_sample():
-    assert [part_of(share, 8) for share in (0.0, 0.01, 0.125, 0.3, 1.0)] == [0, 1, 1, 2, 8]
-    _, r, s = dyadic_pairs(steps=16, share=0.01)(jax.random.key(0), 8, 0)
+    assert [part_of(fraction, 8) for fraction in (0.0, 0.01, 0.125, 0.3, 1.0)] == [0, 1, 1, 2, 8]
+    _, r, s = dyadic_pairs(steps=16, fraction=0.01)(jax.random.key(0), 8, 0)
     assert np.flatnonzero(np.asarray(r != s)).tolist() == [0]
 
 

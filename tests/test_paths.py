@@ -113,10 +113,10 @@ def test_scales_are_the_papers():
 def test_ddpms_table_is_the_product_of_one_minus_beta(schedule, start, end):
     product, signals = 1.0, []
     for i in range(1000):
-        share = i / 999
-        beta = start + share * (end - start)
+        fraction = i / 999
+        beta = start + fraction * (end - start)
         if schedule == "scaled_linear":
-            beta = (start**0.5 + share * (end**0.5 - start**0.5)) ** 2
+            beta = (start**0.5 + fraction * (end**0.5 - start**0.5)) ** 2
         product *= 1 - beta
         signals.append(product)
     path, t = ddpm(schedule=schedule, beta_start=start, beta_end=end), jnp.arange(1000) / 1000

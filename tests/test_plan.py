@@ -12,7 +12,7 @@ import pytest
 from cmjax.cli import plan
 from cmjax.config.fields import ConfigError
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.planning import unseen
+from cmjax.planning import abstract
 from cmjax.system import topology
 from cmjax.system.chips import Chip
 from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
@@ -116,22 +116,22 @@ def shapes_of(recipe):
 
 
 def test_data_that_is_not_here_is_known_or_assumed_or_asked_for():
-    cifar = unseen.data_shapes(shapes_of(cifar_ct.get_config().to_dict())[1])
+    cifar = abstract.data_shapes(shapes_of(cifar_ct.get_config().to_dict())[1])
     assert (cifar.shape, cifar.num_classes, cifar.assumed) == ((32, 32, 3), 10, "")
     _, run = shapes_of(imagenet64_cd.get_config().to_dict())
-    data = unseen.data_shapes(run)
+    data = abstract.data_shapes(run)
     assert (data.shape, data.num_classes) == ((64, 64, 3), 1000)
     assert "1000 classes" in data.assumed
     with pytest.raises(ConfigError, match=r"config\.data\.image_size=0: .*'arrays' is not here"):
-        unseen.data_shapes(shapes_of(mnist_latents_ddpm.get_config().to_dict())[1])
+        abstract.data_shapes(shapes_of(mnist_latents_ddpm.get_config().to_dict())[1])
 
 
 def test_weights_that_are_not_here_have_their_shapes():
     config, run = shapes_of(imagenet64_cd.get_config().to_dict())
-    data = unseen.data_shapes(run)
+    data = abstract.data_shapes(run)
     model = run.make_model(data.num_classes)
-    teacher, assumed = unseen.teacher_shapes(config, run, data)
-    frozen = unseen.frozen_shapes(run, teacher)
+    teacher, assumed = abstract.teacher_shapes(config, run, data)
+    frozen = abstract.frozen_shapes(run, teacher)
     assert "has the student's network" in assumed
     assert plan.count(frozen["teacher"]) == plan.count(parameter_shapes(model.module, data.shape))
     assert plan.count(frozen["lpips"]) == 14_714_688 + 1472  # VGG16's convolutions, and a weight for each tap's channel

@@ -1,4 +1,4 @@
-"""Pictures: every pixel where it belongs, and files that are whole or absent."""
+"""Images: every pixel where it belongs, and files that are whole or absent."""
 
 import json
 

@@ -103,11 +103,11 @@ def test_the_residual_is_that_of_the_profiles():
         gamma = exponent(std)
         return (gamma + 1) * tau**gamma / t ** (gamma + 1) * (tau <= t)
 
-    def square(tau, share):
+    def square(tau, fraction):
         mixture = sum(w * profile(tau, t, s) for w, t, s in zip(weights, steps, stds, strict=True))
-        return (profile(tau, 4, 0.2) - share * mixture) ** 2
+        return (profile(tau, 4, 0.2) - fraction * mixture) ** 2
 
-    difference, norm = (quad(square, 0, 4, (share,), points=(2, 3))[0] for share in (1, 0))
+    difference, norm = (quad(square, 0, 4, (fraction,), points=(2, 3))[0] for fraction in (1, 0))
     np.testing.assert_allclose(residual, np.sqrt(difference / norm), rtol=1e-6)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
 

@@ -21,7 +21,7 @@ X, Y = jnp.linspace(-1, 1, 24).reshape(2, 2, 2, 3), jnp.linspace(0.5, -0.5, 24).
 STEPS = jnp.array([0, 1, 500, 1000])
 GIVEN = {"total_steps": 1000, "batch_size": 16, "peak": 1e-3, "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0}
 OF_METHODS = {
-    "dyadic": partial(pairs.dyadic_pairs, share=0.5, t_max=1.0),
+    "dyadic": partial(pairs.dyadic_pairs, fraction=0.5, t_max=1.0),
     "skipping": pairs.skipping_pairs,
     "ddim_grid": pairs.ddim_grid_pairs,
     "sorted": partial(pairs.sorted_pairs, choices.TIMES["logit_normal"](mean=0.0, std=1.0), T.__getitem__),

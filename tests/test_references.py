@@ -11,10 +11,10 @@ from cmjax.evaluation import evaluator
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.networks import Network, through
 from cmjax.evaluation.results import notes
-from cmjax.evaluation.sweep import judged_row
+from cmjax.evaluation.sweep import evaluate_once
 from cmjax.interop.statistics import OfNetwork, read_statistics, write_statistics
 from cmjax.metrics import comparison
-from cmjax.metrics.accumulator import Tally
+from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.dataset_features import in_words
 from cmjax.metrics.perceptron import ClassifierFeatures
 from cmjax.metrics.registry import FIGURES, too_few
@@ -37,13 +37,13 @@ def judged(monkeypatch, tmp_path):
         sizes = {"train": 40, "test": held_out}
         data = DataSets("x", lambda split: ArraySource(PIXELS[: sizes[split]]))
         asked = Evaluation(metrics=metrics, features="own", weights=tmp_path)
-        return evaluator.make_judge(asked, data, num=num, reference=reference, cache_dir=tmp_path / "cache")
+        return evaluator.make_evaluator(asked, data, num=num, reference=reference, cache_dir=tmp_path / "cache")
 
     return judged
 
 
 def values_of(made):
-    return made.values(made.tally(lambda start, stop: PIXELS[start:stop], 30))
+    return made.values(made.accumulate(lambda start, stop: PIXELS[start:stop], 30))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_every_metric_has_a_value_of_as_few_images_as_it_says(num):
     rows = RNG.normal(size=(8, 3))
     outputs = {"features": rows, "spatial": rows, "rows": rows, "probabilities": np.full((8, 2), 0.5)}
     outputs["distances"] = np.ones(8)
-    tallies = [Tally(), Tally()]
+    tallies = [Accumulator(), Accumulator()]
     for tally in tallies:
         tally.add({name: values[:num] for name, values in outputs.items()})
     for metric, figure in FIGURES.items():
@@ -185,7 +185,7 @@ def test_figures_of_a_folder_that_is_only_read_are_shown(judged, tmp_path, monke
     for module in ("judging.rows", "judging.tallying", "evaluation.plots"):
         monkeypatch.setattr(f"cmjax.{module}.write_atomically", refused)
     setting = {"step": 1, "sampler": "1-step", "num": 30, "content": "k"}
-    row = judged_row(tmp_path / "evaluation.jsonl", setting, judged(("fd",)), lambda start, stop: PIXELS[start:stop])
+    row = evaluate_once(tmp_path / "evaluation.jsonl", setting, judged(("fd",)), lambda start, stop: PIXELS[start:stop])
     assert row["metrics"]["fd"] > 0
     assert "evaluation.jsonl cannot be written: Read-only file system" in caplog.text
     assert notes(row) == "fd: pixels, against 20 test images of x"

@@ -21,7 +21,7 @@ from cmjax.config.methods import read_model
 from cmjax.config.recipes import load_recipe
 from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
-from cmjax.generation.sampling import consistency_sampler, draw_images
+from cmjax.generation.sampling import consistency_sampler, sample_images
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.curves import points
 from cmjax.reporting.images import even_choice, exact, grids_of, shrink
@@ -203,7 +203,7 @@ def test_samples_by_more_evaluations_are_drawn_from_the_noise_of_the_runs_own(tm
     assert re.findall(r"<figcaption>(\d-step), step", page) == ["1-step", "3-step"]
     trained = open_trained(run)
     one = consistency_sampler((80.0,), trained.samples)
-    expected = image_grid(draw_images(one, trained.load(mesh=make_mesh()), 4, seed=7, conditions={}))
+    expected = image_grid(sample_images(one, trained.load(mesh=make_mesh()), 4, seed=7, conditions={}))
     step = trained.used_step
     drawn = [np.asarray(Image.open(run / "samples" / f"{step:07d}-{n}-step.png")) for n in (1, 3)]
     np.testing.assert_array_equal(drawn[0], expected)

@@ -21,7 +21,7 @@ from cmjax.core.paths import ve
 from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.results import read_rows, row_there, table
 from cmjax.generation import search
-from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, draw_images, with_guidance
+from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, sample_images, with_guidance
 from cmjax.runs.record import write_model
 from cmjax.runs.trained import open_trained
 from configs import digits_classes, digits_edm, digits_meanflow, digits_trig
@@ -189,7 +189,7 @@ def test_every_estimate_is_clipped_where_it_is_asked_for(runs, tmp_path):
     beyond = FlowMap({}, lambda params, x, t: x / t + 0.5, (2, 2, 4), 0.002, 80.0, "denoiser", ve)
     for make in (consistency_sampler, lambda times, samples: diffusion_sampler(samples, times)):
         drawn = [
-            draw_images(make((80.0, 0.8), Samples(clip=clip, solver=solvers.euler)), beyond, 3, seed=0, conditions={})
+            sample_images(make((80.0, 0.8), Samples(clip=clip, solver=solvers.euler)), beyond, 3, seed=0, conditions={})
             for clip in (True, False)
         ]
         assert np.abs(drawn[0]).max() == 1 < np.abs(drawn[1]).max()

@@ -117,7 +117,7 @@ def test_arrays_errors_name_the_file_and_the_field(tmp_path):
         (tmp_path / "changed.npz", "is damaged"),
         (tmp_path, "is a folder"),
         (save(tmp_path / "object.npz", images=np.array([{}], object)), '"images" holds Python objects'),
-        (save(tmp_path / "named.npz", pictures=image), '"images"; it has pictures'),
+        (save(tmp_path / "named.npz", pictures=image), '"images"; it has images'),
         (save(tmp_path / "rank.npz", images=image[0]), '"images"'),
         (save(tmp_path / "labels.npz", images=image, labels=np.zeros(3, int)), '"labels"'),
         (save(tmp_path / "pair.npz", images=image, labels=np.zeros(4, int), test_images=image), '"test_labels"'),
@@ -243,9 +243,9 @@ def test_what_is_no_picture_is_said_in_one_line(tmp_path):
     frames = [Image.fromarray(noise(4, 4, 3, seed=seed)) for seed in range(3)]
     for name in ("a.gif", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert said(name).startswith("it is an animation of 3 pictures")
+        assert said(name).startswith("it is an animation of 3 images")
     (tmp_path / "text.png").write_text("hello")
-    assert said("text.png") == "it is no picture, or of a kind that is not known here"
+    assert said("text.png") == "it is no image, or of a kind that is not known here"
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     assert said("float.tiff").startswith("its pixels are floating-point numbers")
     frames[0].save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=frames[1:], quality=100)

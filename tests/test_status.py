@@ -115,7 +115,7 @@ def test_a_finished_run_shows_its_figures_and_one_that_was_lengthened_their_step
     assert "2,100 of 4,000" in longer
     assert "figures at step 2,000" in longer
     drawing = said(folder(tmp_path / "drawing", steps=(4000,), saved=(4000,)))
-    assert "trained to the end; the last pictures and the summary are missing" in drawing
+    assert "trained to the end; the last images and the summary are missing" in drawing
 
 
 def test_a_fresh_folder_and_one_of_imported_weights(tmp_path, said):

@@ -23,7 +23,7 @@ from cmjax.training.optimizer import (
     half_life,
     make_optimizer,
     power,
-    share_of_first,
+    fraction_of_first,
     track_averages,
 )
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
@@ -274,5 +274,5 @@ def test_a_corrected_rate_is_right_in_float32_and_ends_as_the_rate():
         (lambda step: 1.0, 100, 0, 1.0),
     ],
 )
-def test_what_an_average_keeps_of_its_first_parameters(rate, updates, first, share):
-    np.testing.assert_allclose(share_of_first(rate, updates, first=first), share, rtol=0.03)
+def test_what_an_average_keeps_of_its_first_parameters(rate, updates, first, fraction):
+    np.testing.assert_allclose(fraction_of_first(rate, updates, first=first), fraction, rtol=0.03)

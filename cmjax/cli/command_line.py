@@ -38,8 +38,8 @@ MODES = {
 SUMMARIES = {
     "train": "train a recipe, or go on with a run (the default)",
     "sample": "draw images from a run",
-    "edit": "edit a picture: inpainting, colorization, super-resolution and more",
-    "gallery": "draw one figure of all that a model does to pictures",
+    "edit": "edit an image: inpainting, colorization, super-resolution and more",
+    "gallery": "draw one figure of all that a model does to images",
     "evaluate": "measure FID and other figures of a run's samples, or of any images",
     "diagnose": "measure consistency errors, losses by noise level, and the best second time",
     "average": "make averages of the parameters of other widths",

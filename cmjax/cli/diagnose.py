@@ -28,12 +28,12 @@ from cmjax.metrics.comparison import METRICS
 from cmjax.metrics.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.plotting.plots import line_plot, save_png
 from cmjax.runs.losses import logged_losses, losses_by_level
-from cmjax.runs.setup import open_to_draw
+from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.mesh import batch_sharding, distribute, make_mesh, replicated
-from cmjax.system.processes import OtherProcessError, first_does, say
+from cmjax.system.processes import OtherProcessError, on_first_process, say
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def run(
             num: trajectories, and samples for each bin. out: the folder, by default `<workdir>/diagnostics`.
     Raises: ConfigError where a teacher does not fit or cannot be loaded, or the folder cannot be written.
     """
-    trained = open_to_draw(workdir, data_dir=data_dir)
+    trained = open_for_sampling(workdir, data_dir=data_dir)
     folder = output(to_path(out) if out else trained.folder / f"{trained.named}diagnostics")
     flow_map = trained.load(mesh=make_mesh())
     one_step = flow_map.kind != "denoiser"
@@ -103,14 +103,14 @@ def run(
         if (times := _second_time(trained, flow_map, metric)) is not None:
             write("times", times)
     elif one_step:
-        log.warning("no times: they are searched for by figures of a run's held-out pictures")
+        log.warning("no times: they are searched for by figures of a run's held-out images")
 
 
 def _write(folder: Path, about: Mapping[str, Any], name: str, found: Found) -> None:
     numbers, panels = found
     try:
-        first_does(lambda: write_atomically(folder / f"{name}.json", to_json({**about, **numbers})))
-        first_does(lambda: save_png(folder / f"{name}.png", np.concatenate(panels)))
+        on_first_process(lambda: write_atomically(folder / f"{name}.json", to_json({**about, **numbers})))
+        on_first_process(lambda: save_png(folder / f"{name}.png", np.concatenate(panels)))
     except OSError as error:
         raise ConfigError(f"--out={folder} cannot be written: {error.strerror}") from error
     say(f"{name:12s} {folder / name}.png")

@@ -1,4 +1,4 @@
-"""`--mode=edit`: a picture, edited by a consistency model that was trained for no such thing.
+"""`--mode=edit`: an image, edited by a consistency model that was trained for no such thing.
 
 cmjax edit --workdir=runs/mnist_ct --task=inpainting --image=3.png --mask=hole.png --num=4
 cmjax edit --workdir=runs/mnist_ct --task=super_resolution --image=3.png --patch=4
@@ -19,17 +19,17 @@ from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
-from cmjax.generation.arguments import edit_times, labels_of_edit, read_mask, read_pictures
-from cmjax.generation.editing import ALL_TASKS, PICTURES, TASKS, TaskSettings, edit_pictures
+from cmjax.generation.arguments import edit_times, labels_of_edit, read_images, read_mask
+from cmjax.generation.editing import ALL_TASKS, PICTURES, TASKS, TaskSettings, edit_images
 from cmjax.generation.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.generation.sampling import guided_as_trained
 from cmjax.plotting.plots import image_grid, save_png
-from cmjax.runs.setup import open_to_draw
+from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import output
 from cmjax.system.files import is_bucket, to_path
 from cmjax.system.mesh import make_mesh
-from cmjax.system.processes import first_does, say
+from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
@@ -58,16 +58,14 @@ def declare(flags: Flags) -> None:
     flags.texts("label", "The class, by number or name, of a class-conditional model; of interpolation, or two.")
     flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
     flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
-    flags.text("out", None, "The strip of pictures, x.png. Default: <workdir>/edits/<task>.png.")
+    flags.text("out", None, "The strip of images, x.png. Default: <workdir>/edits/<task>.png.")
     flags.group("Of one task")
-    flags.text(
-        "mask", None, "inpainting, blending: white pixels are kept; of the size of the picture or of the model's."
-    )
+    flags.text("mask", None, "inpainting, blending: white pixels are kept; of the size of the image or of the model's.")
     flags.integer("patch", 4, "super_resolution: pixels that it makes one of, along each side.")
     flags.number("sigma", None, "denoising: std of the noise that is removed; black to white is 2.")
     flags.boolean("add_noise", False, "denoising: add the noise of --sigma first.")
     flags.number("margin", 0.25, "outpainting: share of each side that is added, above 0.", 0.0, 0.49)
-    flags.texts("seeds", "interpolation: two seeds to go between, as 3,8, in place of pictures.")
+    flags.texts("seeds", "interpolation: two seeds to go between, as 3,8, in place of images.")
 
 
 def start(options: Options) -> None:
@@ -91,7 +89,7 @@ def _check_flags(options: Options) -> None:
             if options.given(name):
                 raise ConfigError(f"--{name}: denoising draws nothing at random; --{name} is for --add_noise")
     if task == "interpolation" and not options.image and options.given("seed"):
-        raise ConfigError("--seed: interpolation without pictures goes between two seeds; name them, as --seeds=3,8")
+        raise ConfigError("--seed: interpolation without images goes between two seeds; name them, as --seeds=3,8")
 
 
 def run(
@@ -107,13 +105,13 @@ def run(
     label: Sequence[str | int] | str | int | None,
     **options: Any,
 ) -> None:
-    """Edit a picture with a checkpoint, `workdir` or the newest of that folder; write the strip original | degraded |
+    """Edit an image with a checkpoint, `workdir` or the newest of that folder; write the strip original | degraded |
     results to `out`, and each result alone beside it."""
     if task not in ALL_TASKS:
         raise ConfigError(f"--task={task}: must be one of {', '.join(ALL_TASKS)}")
     if task == "interpolation" and len(times or ()) > 1:
         raise ConfigError(f"--times={','.join(times or ())}: interpolation is one evaluation; name one noise level")
-    trained = open_to_draw(workdir)
+    trained = open_for_sampling(workdir)
     path = to_path(out or trained.folder / "edits" / f"{trained.named}{task}.png")
     given = _given_beside(path, [file for file in (*(images or ()), mask) if file], num)
     output(path)
@@ -121,21 +119,23 @@ def run(
     if flow_map.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")
     if flow_map.shape[-1] not in (1, 3):
-        raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no pictures")
+        raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no images")
     grid = edit_times(times, trained)
     flow_map, conditions = guided_as_trained(flow_map, _conditions(label, task, num, trained), trained)
-    watch = partial(progress, f"{task}, evaluations")
+    show_progress = partial(progress, f"{task}, evaluations")
     if task == "interpolation":
         ends = _latents(images, seeds, flow_map, grid[0], conditions, options["seed"])
-        results = interpolate(flow_map, ends.latents, num, time=grid[0], conditions=conditions, watch=watch)
-        columns = {"picture": ends.pictures[:1], "on the way": results, "other picture": ends.pictures[1:]}
+        results = interpolate(
+            flow_map, ends.latents, num, time=grid[0], conditions=conditions, show_progress=show_progress
+        )
+        columns = {"image": ends.pictures[:1], "on the way": results, "other image": ends.pictures[1:]}
     else:
-        pictures, sizes = read_pictures(images, flow_map.shape, PICTURES.get(task, 1))
+        pictures, sizes = read_images(images, flow_map.shape, PICTURES.get(task, 1))
         known = None if mask is None else read_mask(mask, flow_map.shape, sizes)
         settings = TaskSettings(
             times=grid if times else None, mask=known, label=conditions, path=flow_map.path, **options
         )
-        made = edit_pictures(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid, watch)
+        made = edit_images(flow_map, np.tile(pictures, (num, 1, 1, 1)), task, settings, grid, show_progress)
         columns, results = made.columns(len(pictures)), made.results
     _write(path, columns, results, flow_map, given)
 
@@ -146,7 +146,7 @@ def _given_beside(path: Path, files: Sequence[str], num: int) -> list[Path]:
         raise ConfigError(f"--out={path}: must end in .png")
     given = [to_path(file) for file in files]
     if written := {_place(file) for file in given} & {_place(file) for file in (path, *_result_files(path, num))}:
-        raise ConfigError(f"--out={path}: it would write over {min(written)}, its own picture; name another")
+        raise ConfigError(f"--out={path}: it would write over {min(written)}, its own image; name another")
     return given
 
 
@@ -168,12 +168,12 @@ def _latents(
     conditions: dict[str, np.ndarray],
     seed: int,
 ) -> Ends:
-    """What interpolation goes between: the latents of two seeds, or those found for two pictures."""
+    """What interpolation goes between: the latents of two seeds, or those found for two images."""
     if images and seeds:
-        raise ConfigError("--seeds and --image: interpolation goes between two seeds or two pictures, not both")
+        raise ConfigError("--seeds and --image: interpolation goes between two seeds or two images, not both")
     if not images:
         return seeded_ends(flow_map, _two_seeds(seeds))
-    pictures, _ = read_pictures(images, flow_map.shape, 2)
+    pictures, _ = read_images(images, flow_map.shape, 2)
     ends = find_ends(flow_map, pictures, time=time, seed=seed, conditions=conditions)
     for file, error in zip(images, ends.errors, strict=True):
         say(f"{file}: found again with an error of {error:.3f} (RMS; black to white is 2)")
@@ -193,7 +193,7 @@ def _two_seeds(seeds: list[str] | None) -> tuple[int, int]:
 def _write(
     path: Path, columns: dict[str, np.ndarray], results: np.ndarray, flow_map: FlowMap, given: Sequence[Path]
 ) -> None:
-    """The strip of the columns that have pictures, and each result alone. given: files that the edit was made from."""
+    """The strip of the columns that have images, and each result alone. given: files that the edit was made from."""
     columns = {name: pictures for name, pictures in columns.items() if len(pictures)}
     strip = np.concatenate(list(columns.values()))
     files = _result_files(path, len(results))
@@ -205,7 +205,7 @@ def _write(
             save_png(file, np.broadcast_to(result, (*flow_map.shape[:2], 3)))
 
     try:
-        first_does(write)
+        on_first_process(write)
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     alone = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"

@@ -19,11 +19,11 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.pixels import RULES, UINT8
 from cmjax.evaluation.accumulation import DataSets
-from cmjax.evaluation.evaluator import Judge, make_judge
+from cmjax.evaluation.evaluator import Evaluator, make_evaluator
 from cmjax.evaluation.evaluator_check import check_evaluator
 from cmjax.evaluation.image_files import images_in
 from cmjax.evaluation.results import CONTENT, ROWS, curves, notes, table
-from cmjax.evaluation.sweep import Asked, evaluate_setting, judged_row, weights_of
+from cmjax.evaluation.sweep import Asked, evaluate_once, evaluate_setting, weights_of
 from cmjax.generation.autoguidance import weaker_model
 from cmjax.generation.samplers import chosen_samples, sampler_of
 from cmjax.interop.statistics import write_statistics
@@ -35,7 +35,7 @@ from cmjax.runs.trained import Trained, open_trained
 from cmjax.runs.workdir import output
 from cmjax.system.content import content_key
 from cmjax.system.files import cache_of, to_path
-from cmjax.system.processes import first_does, say
+from cmjax.system.processes import on_first_process, say
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def start(options: Options) -> None:
         output(to_path(options.save_reference), "--save_reference")
     cache_compilations(workdir)
     if options.images is not None:
-        _judge_images(options, evaluation, data, trained, workdir)
+        _evaluate_images(options, evaluation, data, trained, workdir)
     elif data is None:
         raise ConfigError("--workdir is of an imported model: name its data with --config")
     elif options.check:
@@ -95,7 +95,7 @@ def start(options: Options) -> None:
     elif trained is None:
         raise ConfigError(f"--workdir={workdir} is not a run's folder: it has no {RECORD}")
     else:
-        _judge_run(options, evaluation, data, trained)
+        _evaluate_run(options, evaluation, data, trained)
 
 
 def _data(options: Options, trained: Trained | None) -> DataSets | None:
@@ -108,23 +108,25 @@ def _data(options: Options, trained: Trained | None) -> DataSets | None:
     return None if found is None else DataSets(found.name, found.open)
 
 
-def _judge(options: Options, evaluation: Evaluation, data: DataSets | None, num: int, workdir: Path) -> Judge:
-    judge = make_judge(evaluation, data, num=num, reference=options.reference, cache_dir=cache_of(workdir))
-    for name, network in judge.networks.items():
+def _make_evaluator(
+    options: Options, evaluation: Evaluation, data: DataSets | None, num: int, workdir: Path
+) -> Evaluator:
+    evaluator = make_evaluator(evaluation, data, num=num, reference=options.reference, cache_dir=cache_of(workdir))
+    for name, network in evaluator.networks.items():
         log.info("%s: %s", name, network.about)
     if options.save_reference:
         path = to_path(options.save_reference).expanduser()
         try:
-            first_does(lambda: write_statistics(path, judge.reference_statistics()))
+            on_first_process(lambda: write_statistics(path, evaluator.reference_statistics()))
         except (ValueError, OSError) as error:
             raise ConfigError(f"--save_reference={path}: {error}") from error
         say(f"{path}")
-    return judge
+    return evaluator
 
 
-def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained: Trained) -> None:
+def _evaluate_run(options: Options, evaluation: Evaluation, data: DataSets, trained: Trained) -> None:
     if trained.shape[-1] not in (1, 3):
-        raise ConfigError(f"--workdir={trained.folder} draws {trained.shape}: figures are of pictures")
+        raise ConfigError(f"--workdir={trained.folder} draws {trained.shape}: figures are of images")
     weaker = weaker_model(trained, options.autoguidance, options.autoguidance_average)
     once = {name: getattr(options, name) for name in ("solver", "gamma", "guidance", "guidance_interval", "clip")}
     once["autoguidance"] = weaker.name if weaker else ""
@@ -137,17 +139,17 @@ def _judge_run(options: Options, evaluation: Evaluation, data: DataSets, trained
         for steps in options.steps or (None,)
     ]
     samplers = [sampler_of(samples, trained.model) for samples in ways]
-    judge, rows = _judge(options, evaluation, data, options.num, trained.folder), []
+    evaluator, rows = _make_evaluator(options, evaluation, data, options.num, trained.folder), []
     asked = Asked(options.num, options.seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
     for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
         for chosen in samplers:
-            rows.append(evaluate_setting(trained.folder, trained, weights, chosen, judge, asked))
+            rows.append(evaluate_setting(trained.folder, trained, weights, chosen, evaluator, asked))
     say(f"{table(rows)}\n{notes(rows[-1])}")
     say(f"\n{trained.folder / ROWS}")
     if (picture := curves(rows, trained.folder.name)) is not None:
         path = trained.folder / "evaluation.png"
         try:
-            first_does(lambda: save_png(path, picture))
+            on_first_process(lambda: save_png(path, picture))
             say(f"{path}")
         except OSError as error:
             log.warning("%s is not written: %s", path, error.strerror or error)
@@ -159,7 +161,7 @@ def _steps(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-def _judge_images(
+def _evaluate_images(
     options: Options, evaluation: Evaluation, data: DataSets | None, trained: Trained | None, workdir: Path
 ) -> None:
     shape = None if data is None else data.train.shape if trained is None else trained.shape
@@ -167,17 +169,17 @@ def _judge_images(
     num = min(images.num, options.num) if options.given("num") else images.num
     if why := too_few(networks_of(evaluation), num):
         raise ConfigError(f"--images={options.images}: {why}")
-    judge = _judge(options, evaluation, data, num, workdir)
+    evaluator = _make_evaluator(options, evaluation, data, num, workdir)
     setting = {"step": None, "checkpoint": None, "average": None, "sampler": "images", "times": []}
     setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": options.images}
-    setting |= {CONTENT: first_does(lambda: content_key(images.key(), images.shape))}
+    setting |= {CONTENT: on_first_process(lambda: content_key(images.key(), images.shape))}
     path = (workdir if trained is not None else to_path(options.images).expanduser().parent) / ROWS
-    row = judged_row(path, setting, judge, images.of)
+    row = evaluate_once(path, setting, evaluator, images.of)
     say(f"{table([row])}\n{notes(row)}")
     say(f"\n{path}")
 
 
 def _check(options: Options, evaluation: Evaluation, data: DataSets, workdir: Path) -> None:
-    judge = _judge(options, evaluation, data, options.num, workdir)
-    for path in check_evaluator(judge, data, options.num, workdir / "diagnostics"):
+    evaluator = _make_evaluator(options, evaluation, data, options.num, workdir)
+    for path in check_evaluator(evaluator, data, options.num, workdir / "diagnostics"):
         say(str(path))

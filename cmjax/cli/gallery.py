@@ -1,4 +1,4 @@
-"""`--mode=gallery`: one figure of everything that a consistency model does to pictures it has not seen.
+"""`--mode=gallery`: one figure of everything that a consistency model does to images it has not seen.
 
 cmjax gallery --workdir=runs/mnist_ct
 cmjax gallery --workdir=runs/mnist_ct --image=1.png,2.png,3.png,4.png --out=gallery.png
@@ -17,37 +17,37 @@ from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
-from cmjax.generation.arguments import edit_times, read_pictures
-from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_pictures
+from cmjax.generation.arguments import edit_times, read_images
+from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_images
 from cmjax.generation.interpolation import interpolate, seeded_ends
 from cmjax.generation.sampling import class_labels, guided_as_trained
 from cmjax.plotting.plots import save_png
 from cmjax.plotting.sheets import sheet
 from cmjax.runs.classes import check_classes
-from cmjax.runs.setup import open_to_draw
+from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.stale import CHECKPOINT
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
-from cmjax.system.processes import first_does, say
+from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
 
 COLUMNS = 4
-"""Pictures in a row, each under these headings."""
+"""Images in a row, each under these headings."""
 
 HEADINGS = ("original", "degraded", "result")
 LEFT_TO_RIGHT = "interpolation,\nleft to right"
-"""The caption of the row whose pictures are not what the headings say."""
+"""The caption of the row whose images are not what the headings say."""
 
 
 def declare(flags: Flags) -> None:
     flags.group("The figure")
     flags.checkpoint()
-    flags.texts("image", "Pictures to begin with. Default: some of the run's held-out data.")
-    flags.integer("seed", 0, "The same seed gives the same pictures.", at_least=0)
+    flags.texts("image", "Images to begin with. Default: some of the run's held-out data.")
+    flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
     flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
     flags.text("out", None, "x.png. Default: <workdir>/gallery.png.")
 
@@ -67,15 +67,15 @@ def run(
     data_dir: str | None = None,
 ) -> None:
     """Draw the gallery of a checkpoint, `workdir` or the newest of that folder, into `out`, from held-out or given
-    pictures."""
-    trained = open_to_draw(workdir, data_dir=data_dir)
+    images."""
+    trained = open_for_sampling(workdir, data_dir=data_dir)
     path = to_path(out or trained.folder / f"{trained.named}gallery.png")
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     output(path)
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
-        raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of pictures")
+        raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of images")
     pictures, labels = _pictures(trained, images, seed)
     grid = edit_times(times, trained)
     rows, names = [], []
@@ -88,7 +88,7 @@ def run(
     title = f"{trained.title}: edits"
     picture = sheet([to_uint8(row) for row in rows], captions, headings=HEADINGS, title=title)
     try:
-        first_does(lambda: save_png(path, picture, **{CHECKPOINT: str(trained.used_step)}))
+        on_first_process(lambda: save_png(path, picture, **{CHECKPOINT: str(trained.used_step)}))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     say(f"{path}: a row for each of {', '.join(names)}, of {trained.title}; {' | '.join(HEADINGS)}")
@@ -102,7 +102,7 @@ def _rows(
     seed: int,
     grid: tuple[float, ...],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """A task's name and its row, (3·COLUMNS, h, w, c) in [-1, 1]; tasks that the pictures do not allow are left out."""
+    """A task's name and its row, (3·COLUMNS, h, w, c) in [-1, 1]; tasks that the images do not allow are left out."""
     h, w, c = flow_map.shape
     hole, half = np.ones((1, h, w, 1), np.float32), np.ones((1, h, w, 1), np.float32)
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
@@ -113,7 +113,7 @@ def _rows(
     base = TaskSettings(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
-            log.info("%s: left out, the pictures are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
+            log.info("%s: left out, the images are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
             continue
         if task == "interpolation":
             shown = class_labels(2, trained.num_classes, 0)
@@ -125,7 +125,7 @@ def _rows(
         if task == "blending":
             taken = np.stack([pictures, np.roll(pictures, -1, axis=0)], axis=1).reshape(-1, h, w, c)
             settings = replace(base, mask=half)
-        made = edit_pictures(model, taken, task, settings, grid)
+        made = edit_images(model, taken, task, settings, grid)
         originals = made.originals[:: len(taken) // COLUMNS]
         # Three cells for each: what a task takes nothing away from is shown twice.
         cells = (originals, made.degraded if len(made.degraded) else originals, made.results)
@@ -133,17 +133,17 @@ def _rows(
 
 
 def _pictures(trained: Trained, files: list[str] | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """COLUMNS pictures, uint8, given or held out from the run's data, and their labels where the model has classes."""
+    """COLUMNS images, uint8, given or held out from the run's data, and their labels where the model has classes."""
     conditional = trained.model.class_conditional
     if files:
-        given, _ = read_pictures(files, trained.shape, len(files))
+        given, _ = read_images(files, trained.shape, len(files))
         chosen = given[np.arange(COLUMNS) % len(given)]
         return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
     if not trained.recorded.has_data:
-        raise ConfigError("--image is missing: an imported model has no held-out pictures; name some, as --image=a.png")
+        raise ConfigError("--image is missing: an imported model has no held-out images; name some, as --image=a.png")
     source = trained.run().open_source("test")
     if len(source) < COLUMNS:
-        raise DataError(f"the run's data hold out {len(source)} pictures; {COLUMNS} are needed: give them by --image")
+        raise DataError(f"the run's data hold out {len(source)} images; {COLUMNS} are needed: give them by --image")
     check_classes(trained, source, f"--workdir={trained.folder}")
     batch = source.gather(np.random.default_rng(seed).choice(len(source), COLUMNS, replace=False))
     return batch["image"], batch["label"] if conditional else None

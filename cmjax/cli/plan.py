@@ -29,9 +29,9 @@ from cmjax.generation.sampling import (
     trace_sampler,
 )
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.planning.abstract import DataShapes, data_shapes, frozen_shapes, teacher_shapes
 from cmjax.planning.advice import Memory, advise, what_fits
 from cmjax.planning.budget import bounds, page
-from cmjax.planning.unseen import DataShapes, data_shapes, frozen_shapes, teacher_shapes
 from cmjax.runs.setup import count, mesh_of, train_step_of
 from cmjax.system.chips import Chip, chip_of
 from cmjax.system.collectives import summarize

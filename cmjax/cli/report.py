@@ -17,7 +17,7 @@ from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
 from cmjax.generation.samplers import sampler_of
-from cmjax.generation.sampling import Draw, class_labels, guided_as_trained
+from cmjax.generation.sampling import SampleSequence, class_labels, guided_as_trained
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.page import PAGE, report
 from cmjax.runs.trained import Trained, open_trained
@@ -94,7 +94,7 @@ def _draw(trained: Trained, count: int) -> None:
     labels = class_labels(own.num, trained.num_classes)
     flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
     seed = 0 if trained.imported else trained.run().seed
-    images = Draw(chosen.sampler, flow_map, seed, conditions).images(0, own.num)
+    images = SampleSequence(chosen.sampler, flow_map, seed, conditions).images(0, own.num)
     try:
         save_png(path, image_grid(images))
     except OSError as error:

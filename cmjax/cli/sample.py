@@ -19,17 +19,17 @@ from cmjax.generation.arguments import given_label
 from cmjax.generation.autoguidance import weaker_model
 from cmjax.generation.resumable import write_array
 from cmjax.generation.samplers import chosen_samples, conditioned, sampler_of
-from cmjax.generation.sampling import Draw
+from cmjax.generation.sampling import SampleSequence
 from cmjax.generation.search import find_times
 from cmjax.plotting.plots import cell_size, image_grid, save_png
-from cmjax.runs.setup import open_to_draw
+from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import output
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
 from cmjax.system.memory import GIB, free_on_host
 from cmjax.system.mesh import make_mesh
-from cmjax.system.processes import first_does, say
+from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ OF_SAMPLER = ("solver", "steps", "sampler", "gamma", "clip", "guidance", "guidan
 """The flags that `chosen_samples` takes."""
 MOST_IN_A_GRID = 10_000
 MOST_PIXELS = 100_000_000
-"""Of a grid: more pictures than anyone can look at, or more pixels than a viewer opens, are refused."""
+"""Of a grid: more images than anyone can look at, or more pixels than a viewer opens, are refused."""
 
 
 def declare(flags: Flags) -> None:
@@ -92,7 +92,7 @@ def run(
 ) -> None:
     """Draw `num` images with a checkpoint and write them to `out`. workdir: a run's folder, or a checkpoint's. options:
     `OF_SAMPLER`."""
-    trained = open_to_draw(workdir, data_dir=data_dir)
+    trained = open_for_sampling(workdir, data_dir=data_dir)
     path = to_path(out or trained.folder / "samples" / f"{trained.named}seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
@@ -112,7 +112,7 @@ def run(
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
     settings |= {"labels": labels or "balanced"} if trained.num_classes else {}
     settings |= {**chosen.setting, "parameters": content_key(guided_map.params)}
-    _write(path, num, Draw(chosen.sampler, guided_map, seed, conditions), settings)
+    _write(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
 
 
@@ -136,22 +136,22 @@ def _check_array(num: int, shape: tuple[int, ...]) -> None:
 
 
 def _check_grid(num: int, shape: tuple[int, ...]) -> None:
-    """Raise ConfigError for a grid of more pictures than anyone can look at."""
+    """Raise ConfigError for a grid of more images than anyone can look at."""
     pixels = num * math.prod(cell_size(shape[:2]))
     if num > MOST_IN_A_GRID or pixels > MOST_PIXELS:
         raise ConfigError(
-            f"--num={num}: a grid of {pixels:,} pixels, where at most {MOST_IN_A_GRID:,} pictures and {MOST_PIXELS:,} "
+            f"--num={num}: a grid of {pixels:,} pixels, where at most {MOST_IN_A_GRID:,} images and {MOST_PIXELS:,} "
             "pixels are drawn; write an array, as --out=x.npz"
         )
 
 
-def _write(path: Path, num: int, draw: Draw, settings: dict[str, Any]) -> None:
+def _write(path: Path, num: int, draw: SampleSequence, settings: dict[str, Any]) -> None:
     """The samples as a grid, or as an array that is drawn in parts."""
     with progress("sampling", num) as update:
         try:
             if path.suffix == ".png":
                 images = draw.images(0, num, update)
-                first_does(lambda: save_png(path, image_grid(images)))
+                on_first_process(lambda: save_png(path, image_grid(images)))
             else:
                 write_array(path, num, lambda start, stop: draw.images(start, stop, update), settings=settings)
         except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
-from cmjax.metrics.comparison import format_figures
+from cmjax.metrics.comparison import format_table
 from cmjax.runs.status import find
 from cmjax.runs.status_text import Rows, rows_of, size, versions
 from cmjax.system.files import size_of
@@ -35,7 +35,7 @@ def run(workdir: Path) -> None:
     rows = [*rows_of(workdir, found), *_on_disk(workdir, found.saved), ("versions", versions(found.record))]
     print("\n".join(f"{name:13s}{text}" for name, text in rows))
     if found.summary.get("figures"):
-        print(f"\nfigures at step {found.summary['steps']:,}\n{format_figures(found.summary['figures'])}")
+        print(f"\nfigures at step {found.summary['steps']:,}\n{format_table(found.summary['figures'])}")
 
 
 def _on_disk(workdir: Path, saved: list[int]) -> Rows:

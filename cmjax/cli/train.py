@@ -1,4 +1,4 @@
-"""`--mode=train`: train, or go on with, a run, and end it with pictures, figures and a summary.
+"""`--mode=train`: train, or go on with, a run, and end it with images, figures and a summary.
 
     cmjax train --config=configs/digits_ct.py
     cmjax train --config=configs/cifar_ct.py --config.data.data_dir=~/tensorflow_datasets --config.batch_size=256
@@ -24,9 +24,9 @@ from cmjax.config.run import Run, read_run
 from cmjax.data.batches import Batches
 from cmjax.data.sources import Source
 from cmjax.evaluation.accumulation import DataSets
-from cmjax.evaluation.callbacks import Watch, figures_of_run, in_turn
+from cmjax.evaluation.callbacks import Callback, evaluation_callback, in_turn
 from cmjax.evaluation.results import ROWS, drop_rows_after
-from cmjax.generation.run_samples import Pictures
+from cmjax.generation.run_samples import RunSamples
 from cmjax.metrics.comparison import about_figures, can_compare, compare
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.classes import about_data
@@ -38,7 +38,7 @@ from cmjax.runs.setup import (
     Setup,
     alone_in,
     cache_compilations,
-    check_figures,
+    check_num_metrics,
     count,
     first_state,
     set_up,
@@ -53,7 +53,7 @@ from cmjax.system.files import cache_of, make_cache
 from cmjax.system.libraries import require
 from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.system.mesh import batch_sharding
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, MirrorError
@@ -92,48 +92,52 @@ def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, 
     if run.log.wandb:
         require("wandb", "config.log.wandb=True")
     check_others(run)
-    check_figures(run)
+    check_num_metrics(run)
     steps = _steps_to_trace(profile, run)
-    first_does(lambda: check_workdir(workdir, run.data.data_dir))
+    on_first_process(lambda: check_workdir(workdir, run.data.data_dir))
     with alone_in(workdir), Session(workdir, began=began, recipe=recipe) as session:
         _run_alone(run, config, workdir, session, steps)
 
 
 def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, session: Session, steps: range | None) -> None:
-    first_does(lambda: make_cache(workdir))
+    on_first_process(lambda: make_cache(workdir))
     cache_compilations(workdir)
-    reached = first_does(lambda: newest_checkpoint(workdir))
+    reached = on_first_process(lambda: newest_checkpoint(workdir))
     if reached > run.steps:
         raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
     if reached == run.steps:
-        config = first_does(lambda: as_trained(workdir, config))
+        config = on_first_process(lambda: as_trained(workdir, config))
         run = read_run(config)
     setup = set_up(run, run.open_source)
     state = None if reached >= 0 else first_state(setup)
     of_data = setup.source.shape, setup.source.num_classes
-    known = {"recipe": session.recipe, "device": devices(), "classes": first_does(lambda: about_data(setup.source))}
+    known = {
+        "recipe": session.recipe,
+        "device": devices(),
+        "classes": on_first_process(lambda: about_data(setup.source)),
+    }
     keep_record = partial(write_record, workdir, config, *of_data, **known)
-    for change in first_does(keep_record):
+    for change in on_first_process(keep_record):
         log.warning("going on with another config.%s", change)
-    first_does(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
+    on_first_process(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
     _warn_of_averages(run, config)
-    pictures = Pictures(run, setup.model, setup.source, workdir)
-    judge = _judge(run, config, pictures) if run.evaluation.every else None
+    run_samples = RunSamples(run, setup.model, setup.source, workdir)
+    evaluate = _evaluation(run, config, run_samples) if run.evaluation.every else None
     kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
     try:
         with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
             state = state or checkpointer.restore(shapes_of_state(setup), setup.mesh) or first_state(setup)
             start = int(state.step)
             keep = partial(keep_record, step=start) if start < run.steps else partial(keep_config, workdir, config)
-            session.begin(start, changes=first_does(keep), device=devices())
-            trained, speed = _train(setup, state, config, pictures, steps, judge, checkpointer, session)
+            session.begin(start, changes=on_first_process(keep), device=devices())
+            trained, speed = _train(setup, state, config, run_samples, steps, evaluate, checkpointer, session)
     except Stopped as stopped:
         step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
-        first_does(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
+        on_first_process(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
         raise
-    if judge is not None:
-        judge(trained, int(trained.step))
-    _finish(setup, trained, pictures, speed, session)
+    if evaluate is not None:
+        evaluate(trained, int(trained.step))
+    _finish(setup, trained, run_samples, speed, session)
 
 
 def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
@@ -143,8 +147,8 @@ def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
         log.warning("%s", line)
 
 
-def _judge(run: Run, config: Mapping[str, Any], pictures: Pictures) -> Watch:
-    return figures_of_run(pictures, DataSets(run.data.name, run.open_source), average_texts(config)[0])
+def _evaluation(run: Run, config: Mapping[str, Any], run_samples: RunSamples) -> Callback:
+    return evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(config)[0])
 
 
 def _steps_to_trace(profile: str | None, run: Run) -> range | None:
@@ -158,14 +162,14 @@ def _train(
     setup: Setup,
     state: TrainState,
     config: Mapping[str, Any],
-    pictures: Pictures,
+    run_samples: RunSamples,
     trace_steps: range | None,
-    judge: Watch | None,
+    evaluate: Callback | None,
     checkpointer: Checkpointer,
     session: Session,
 ) -> tuple[TrainState, dict[str, float]]:
     """The state, trained to the end, and what the run measured of itself."""
-    run, mesh, workdir, start = setup.run, setup.mesh, pictures.workdir, int(state.step)
+    run, mesh, workdir, start = setup.run, setup.mesh, run_samples.workdir, int(state.step)
     batches = _batches(setup)
     if start:
         log.info("going on from step %d of %s", start, workdir)
@@ -178,8 +182,8 @@ def _train(
         compiled, compile_seconds = _compile(setup, state, batches.at(start))
         session.train(compile_seconds)
         speed = speed_on(mesh, compiled, batch_size=run.batch_size)
-        watch, watch_every = in_turn([(pictures.refresh, run.samples.every), (judge, run.evaluation.every)])
-        first_does(lambda: _forget_after(workdir, start))
+        callback, callback_every = in_turn([(run_samples.refresh, run.samples.every), (evaluate, run.evaluation.every)])
+        on_first_process(lambda: _forget_after(workdir, start))
         with (
             contextlib.closing(batches.stream(start, run.steps)) as stream,
             progress("training", run.steps, start=start) as update,
@@ -191,7 +195,7 @@ def _train(
                 checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
                 before_save=partial(_keep_until, writer, session),
-                draw_samples=watch, sample_every=watch_every, update_progress=update, together=run.together,
+                callback=callback, callback_every=callback_every, update_progress=update, together=run.together,
             )  # fmt: skip
     return state, speed.at(session.trained() / (run.steps - start))
 
@@ -205,7 +209,7 @@ def _records(run: Run, workdir: Path, start: int, config: Mapping[str, Any]) -> 
     opened: list[MetricsWriter] = []
     mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
     try:
-        first_does(lambda: opened.append(MetricsWriter(workdir, resume_step=start, config=config, **mirrors)))
+        on_first_process(lambda: opened.append(MetricsWriter(workdir, resume_step=start, config=config, **mirrors)))
     except MirrorError as error:
         raise ConfigError(f"config.log.wandb=True: {error}") from error
     with contextlib.closing(opened[0]) if opened else contextlib.nullcontext():
@@ -241,7 +245,7 @@ def _going_back(checkpointer: Checkpointer, start: int) -> Iterator[None]:
         newest = checkpointer.newest()
         goes_on = f"start again with the same command, which goes on from step {newest}"
         if newest == start > 0:
-            checkpointer.put_aside(start, "ruined")
+            checkpointer.quarantine(start, "ruined")
             newest = checkpointer.newest()
             place = f"from step {newest}" if newest else "at step 0, for no other is left"
             goes_on = f"start again with the same command: the checkpoint of step {start}, which led here, is put "
@@ -262,15 +266,17 @@ def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledSte
     return compiled, seconds
 
 
-def _finish(setup: Setup, state: TrainState, pictures: Pictures, speed: dict[str, float], session: Session) -> None:
-    """The last pictures and the figures, in `summary.json` and on the terminal."""
+def _finish(
+    setup: Setup, state: TrainState, run_samples: RunSamples, speed: dict[str, float], session: Session
+) -> None:
+    """The last images and the figures, in `summary.json` and on the terminal."""
     run, steps = setup.run, int(state.step)
-    num = max(run.num_figures, run.samples.num)
-    log.info("drawing %d samples by each of %s", num, ", ".join(pictures.samplers))
-    images = pictures.draw(state, num)
-    grids = pictures.save_grids(images, steps)
+    num = max(run.num_metrics, run.samples.num)
+    log.info("drawing %d samples by each of %s", num, ", ".join(run_samples.samplers))
+    images = run_samples.draw(state, num)
+    grids = run_samples.save_grids(images, steps)
     known = {"samples": grids, "parameters": count(state.params), **_rounded(speed), **session.totals()}
-    first_does(lambda: _report_end(run, state, setup.source, pictures.workdir, images, known))
+    on_first_process(lambda: _report_end(run, state, setup.source, run_samples.workdir, images, known))
 
 
 def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
@@ -279,8 +285,8 @@ def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, known: dict[str, Any]) -> None:
     steps, table, about = int(state.step), {}, {}
-    compared = {name: batch[: run.num_figures] for name, batch in images.items()}
-    if run.num_figures and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
+    compared = {name: batch[: run.num_metrics] for name, batch in images.items()}
+    if run.num_metrics and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
         try:
             table = compare(compared, source, held_out, cache_dir=cache_of(workdir))
             if said := about_figures(table, source, held_out, cache_dir=cache_of(workdir)):

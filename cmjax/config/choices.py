@@ -11,7 +11,7 @@ from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
 from cmjax.core import couplings, curricula, distances, ode, pairs, targets, times, weightings
 from cmjax.core.distances import Speed
-from cmjax.core.guidance import draw_guidance
+from cmjax.core.guidance import sample_guidance
 from cmjax.core.losses import tangents
 from cmjax.core.typing import Distance, Params, PerSample, Samples, Schedule, TimeSampler, Weight
 from cmjax.interop.lpips import load_lpips
@@ -156,7 +156,7 @@ def read_guidance(fields: Fields, spec: ModelSpec, *, above: float | None = None
     needs_input(fields, spec, "guided", "the student is given the scale of guidance")
     needs_input(fields, spec, "class_conditional", "guidance is by classes")
     if isinstance(fields.value("guidance"), str | Mapping):
-        chosen = fields.choice("guidance", {"power": draw_guidance})
+        chosen = fields.choice("guidance", {"power": sample_guidance})
         if not chosen.parameters["low"] <= chosen.parameters["high"]:
             raise fields.error("guidance", "low must be at most high")
         return chosen.make
@@ -165,7 +165,7 @@ def read_guidance(fields: Fields, spec: ModelSpec, *, above: float | None = None
         raise fields.error("guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance")
     if above is not None and scales[0] <= above:
         raise fields.error("guidance", f"must be above {above}")
-    return partial(draw_guidance, low=scales[0], high=scales[1])
+    return partial(sample_guidance, low=scales[0], high=scales[1])
 
 
 def read_teacher(fields: Fields, name: str = "teacher", what: str = "a trained diffusion teacher") -> str:

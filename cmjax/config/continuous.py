@@ -26,7 +26,7 @@ from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
 from cmjax.core import losses, pairs
 from cmjax.core.derivatives import Derivative, central_difference
-from cmjax.core.guidance import draw_interval, guided
+from cmjax.core.guidance import guided, sample_interval
 from cmjax.core.losses import alpha_flow, tangents
 from cmjax.core.losses.flow_maps import ALWAYS, Interval
 from cmjax.core.pairs import TimesSampler
@@ -102,7 +102,7 @@ def imf(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     loss = partial(losses.imf, velocity_head=bool(spec.net.get("velocity_head")))
     if fields.has("guidance_interval") and fields.value("guidance_interval") == "drawn":
         needs_input(fields, spec, "guided_interval", "the network is given the interval of guidance")
-        more["interval"] = draw_interval
+        more["interval"] = sample_interval
     else:
         loss = partial(loss, interval=_read_interval(fields))
     if not isinstance(fields.value("guidance"), int | float):
@@ -183,19 +183,19 @@ def _two_times(fields: Fields, spec: ModelSpec) -> TimesSampler:
 
 def shortcut(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     distance, frozen = read_distance(fields)
-    share = fields.number("share", above=0)
-    if share >= 1:
+    fraction = fields.number("share", above=0)
+    if fraction >= 1:
         raise fields.error(
             "share", "must lie between 0 and 1: the part of the batch that learns from its own half steps"
         )
-    draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, share=share, t_max=spec.constants["t_max"])
+    draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, fraction=fraction, t_max=spec.constants["t_max"])
     rate = read_rate(fields)
     reported = {} if rate is None else {"target_rate": rate}
     guidance = fields.number("guidance", above=0, absent=1.0)
     if guidance != 1:
         _needs_labels(fields, spec, "guidance")
-    loss = partial(losses.shortcut, share=share, guidance=guidance, clip=_read_clip(fields))
-    return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, share=share)
+    loss = partial(losses.shortcut, fraction=fraction, guidance=guidance, clip=_read_clip(fields))
+    return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, fraction=fraction)
 
 
 def alphaflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:

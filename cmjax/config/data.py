@@ -12,7 +12,7 @@ from cmjax.config.fields import ConfigError, Fields, suggestion
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
-from cmjax.data.folder import check_folder, picture_sizes
+from cmjax.data.folder import check_folder, image_sizes
 from cmjax.data.known import KNOWN
 from cmjax.data.npz import check_is_file
 from cmjax.data.tfds import BUILDERS, is_prepared, names_in
@@ -39,7 +39,7 @@ class Data:
     def open(self, split: str) -> sources.Source:
         """The examples of a split.
 
-        Raises: DataError where they cannot be read, or the training pictures are all the same; ConfigError where the
+        Raises: DataError where they cannot be read, or the training images are all the same; ConfigError where the
                 images are of another size than asked for.
         """
         source = SOURCES.get(self.name, _tfds)(self, split)
@@ -152,15 +152,15 @@ def _check_name(fields: Fields, name: str, data_dir: str) -> None:
 
 
 def _usual_size(data_dir: str) -> str:
-    """What to say of the size of a folder's pictures, and which one is usual for training."""
+    """What to say of the size of a folder's images, and which one is usual for training."""
     there = data_dir and not is_bucket(data_dir) and Path(data_dir).expanduser().is_dir()
-    sizes = sorted(set(picture_sizes(data_dir)), key=lambda size: size[0] * size[1]) if there else []
+    sizes = sorted(set(image_sizes(data_dir)), key=lambda size: size[0] * size[1]) if there else []
     if not sizes:
         return ""
     (small, large), shortest = (sizes[0], sizes[-1]), min(map(min, sizes))
     span = "{}x{}".format(*small) + ("" if small == large else " to {}x{}".format(*large))
     fits = max((size for size in USUAL_SIZES if size <= shortest), default=shortest)
-    return f"; the pictures are {span}; {fits} is a usual choice"
+    return f"; the images are {span}; {fits} is a usual choice"
 
 
 def read_label_dropout(data: Fields, net: Fields) -> float:

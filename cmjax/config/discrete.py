@@ -85,13 +85,13 @@ def sct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 def tcm(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     settings = {name: fields.number(name, above=0) for name in ("boundary", "share", "boundary_weight")}
-    boundary, share = settings["boundary"], settings["share"]
-    if share >= 1:
+    boundary, fraction = settings["boundary"], settings["share"]
+    if fraction >= 1:
         raise fields.error("share", "must be below 1: the share of the batch at the boundary")
-    draw = times.held_at(read_time_sampler(fields, "times", spec, lowest=boundary), at=boundary, share=share)
+    draw = times.held_at(read_time_sampler(fields, "times", spec, lowest=boundary), at=boundary, fraction=fraction)
     first = read_teacher(fields, "first_stage", "a consistency model, the first stage's")
     of_first = {"teacher": first, "teacher_kind": "consistency", "teacher_as": "first_stage", "teacher_drops_out": True}
-    return _by_ratio(partial(losses.tcm, **settings), fields, spec, steps, draw, share=share, **of_first)
+    return _by_ratio(partial(losses.tcm, **settings), fields, spec, steps, draw, fraction=fraction, **of_first)
 
 
 def pd(fields: Fields, spec: ModelSpec, steps: int) -> Method:

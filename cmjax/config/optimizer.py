@@ -115,8 +115,8 @@ def long_target(config: Mapping[str, Any], rate: Schedule | None, updates: int) 
 
 
 def _too_much_of_first(rate: Schedule, updates: int) -> str | None:
-    share = optimizers.share_of_first(rate, updates, first=updates // 10)
-    return f"{share:.0%} of it is parameters from before update {updates // 10 + 1:,}" if share > LONG else None
+    fraction = optimizers.fraction_of_first(rate, updates, first=updates // 10)
+    return f"{fraction:.0%} of it is parameters from before update {updates // 10 + 1:,}" if fraction > LONG else None
 
 
 def same_but_for_start(old: Any, new: Any) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FOLDER = Path("configs")
 """Of the recipes that are called by their names."""
 OWN_DATA = (
-    "For pictures of your own (docs/howto/data.md has the commands):",
+    "For images of your own (docs/howto/data.md has the commands):",
     "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
     "  small, in colour, on a GPU    cifar_quick_edm, then cifar_quick_ect",
     "  small and grey, on a CPU      mnist_ect; of 8x8 pixels digits_ct",

@@ -18,7 +18,7 @@ from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
-from cmjax.ranges import Share
+from cmjax.ranges import Fraction
 from cmjax.system.libraries import how_to_install, is_installed
 
 SOLVERS: dict[str, Callable] = {
@@ -39,7 +39,7 @@ def multistep() -> None:
     """Multistep consistency sampling: noise is added to the estimate of the clean data, see `sample_fn`."""
 
 
-def chain(*, gamma: Share = 0.0) -> float:
+def chain(*, gamma: Fraction = 0.0) -> float:
     """γ-sampling of a flow map, see `sample_chain`; with γ = 0 it goes from time to time without new noise."""
     return float(gamma)
 

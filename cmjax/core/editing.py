@@ -229,7 +229,7 @@ def typical(latents: Samples) -> Samples:
     return latents * jnp.sqrt(jnp.clip(square, max(d - spread, 0.0), d + spread) / square)
 
 
-def slerp(a: Samples, b: Samples, share: Time) -> Samples:
+def slerp(a: Samples, b: Samples, fraction: Time) -> Samples:
     """Spherical interpolation of Gaussian latents, sample by sample: a at share 0, b at 1, unit variance between.
 
     sin((1 − s)ψ)/sin ψ·a + sin(sψ)/sin ψ·b with the angle ψ between a and b.   [Song et al. 2023, app. D]
@@ -239,12 +239,12 @@ def slerp(a: Samples, b: Samples, share: Time) -> Samples:
         jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True)
     )
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-    share = jnp.reshape(share, (-1, *(1,) * (a.ndim - 1)))
+    fraction = jnp.reshape(fraction, (-1, *(1,) * (a.ndim - 1)))
     # Where the angle is 0, both weights take their limits.
     apart = jnp.sin(angle) > 1e-6
     safe = jnp.where(apart, angle, 1.0)
-    of_a = jnp.where(apart, jnp.sin((1 - share) * safe) / jnp.sin(safe), 1 - share)
-    of_b = jnp.where(apart, jnp.sin(share * safe) / jnp.sin(safe), share)
+    of_a = jnp.where(apart, jnp.sin((1 - fraction) * safe) / jnp.sin(safe), 1 - fraction)
+    of_b = jnp.where(apart, jnp.sin(fraction * safe) / jnp.sin(safe), fraction)
     return of_a * a + of_b * b
 
 

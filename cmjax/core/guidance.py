@@ -29,7 +29,7 @@ def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bo
     return jnp.where(dropped, NO_LABEL, label)
 
 
-def draw_guidance(
+def sample_guidance(
     key: PRNGKey, batch_size: int, *, low: Positive, high: Positive, power: NotNegative = 0.0
 ) -> PerSample:
     """Scales w (b,) on [low, high] of density ∝ w^−power, for a student that learns them all.
@@ -43,7 +43,7 @@ def draw_guidance(
     return (first + u * (last - first)) ** (1 / (1 - power))
 
 
-def draw_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b 2"]:
+def sample_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b 2"]:
     """The first and the last time of guidance, uniform on [0, ½] and [½, 1], for a student that learns them all.
 
     Where s = t it is all times, from 0 to 1.   [Geng et al. 2025, iMF, the released code]

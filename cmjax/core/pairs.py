@@ -14,7 +14,7 @@ from cmjax.core.curricula import Curriculum
 from cmjax.core.grids import karras_grid
 from cmjax.core.times import part_of
 from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
-from cmjax.ranges import AboveOne, Count, LogMean, LogStd, NotNegative, Share
+from cmjax.ranges import AboveOne, Count, Fraction, LogMean, LogStd, NotNegative
 
 TimesSampler = Callable[[PRNGKey, int, Step], Times]
 """(key, batch_size, step) -> Times. A curriculum acts through `step`."""
@@ -100,7 +100,7 @@ def shrinking_gap(
     k: NotNegative = 8.0,
     b: NotNegative = 1.0,
     adjust: Literal["sigmoid", "constant"] = "sigmoid",
-    ratio_limit: Share = 1.0,
+    ratio_limit: Fraction = 1.0,
 ) -> Ratio:
     """r = t·max(0, 1 − q^−(stage+1)·n(t)), n(t) = 1 + k·sigmoid(−b·t); `adjust="constant"`: n = 1. r/t stays at
     most `ratio_limit`, and 1 − 2^−14 in float32: stages that would come nearer have the same gap.
@@ -116,7 +116,7 @@ def shrinking_gap(
         raise ValueError(f"q must be above 1, got {q}")
     if adjust not in ("sigmoid", "constant"):
         raise ValueError(f"adjust must be sigmoid or constant, got {adjust!r}")
-    _check_share("ratio_limit", ratio_limit)
+    _check_fraction("ratio_limit", ratio_limit)
 
     def ratio(t, step):
         adjustment = 1 + k * jax.nn.sigmoid(-b * t) if adjust == "sigmoid" else 1.0
@@ -128,7 +128,7 @@ def shrinking_gap(
 
 
 def sorted_pairs(
-    times: TimeSampler, times_s: TimeSampler, *, apart: Share, exact: bool = False, single: bool = False
+    times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False, single: bool = False
 ) -> TimesSampler:
     """t, the larger of two draws, and the destination s: the smaller draw for a share `apart`, s = t for the rest.
 
@@ -139,7 +139,7 @@ def sorted_pairs(
     [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers]
     Raises: ValueError where apart lies outside [0, 1].
     """
-    _check_share("apart", apart)
+    _check_fraction("apart", apart)
 
     def draw(key, batch_size, step):
         drawn, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
@@ -150,7 +150,7 @@ def sorted_pairs(
     return draw
 
 
-def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share, exact: bool = False) -> TimesSampler:
+def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False) -> TimesSampler:
     """t, and the destination s = min(t, another draw) for a share `apart`; s = t for the rest.
 
     `exact` is as in `sorted_pairs`. Unlike there, t keeps its own distribution, and s = t occurs more often than with
@@ -158,7 +158,7 @@ def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Share, exac
     [Geng et al. 2025, MeanFlow; the second form of the released samplers, for CIFAR-10]
     Raises: ValueError where apart lies outside [0, 1].
     """
-    _check_share("apart", apart)
+    _check_fraction("apart", apart)
 
     def draw(key, batch_size, step):
         t, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
@@ -176,26 +176,26 @@ def _two_draws(key, batch_size, times, times_s, apart, exact):
     return times(t_key, batch_size), times_s(s_key, batch_size), differ
 
 
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {share}")
+def _check_fraction(name: str, fraction: float) -> None:
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {fraction}")
 
 
-def between(pairs: TimesSampler, share: Schedule) -> TimesSampler:
+def between(pairs: TimesSampler, fraction: Schedule) -> TimesSampler:
     """t and s of the pairs, and between them r = α·s + (1 − α)·t with α = share(step).   [Zhang et al. 2025, α-Flow]"""
 
     def draw(key, batch_size, step):
         drawn = pairs(key, batch_size, step)
         t, s = drawn.t, drawn.destination
-        return Times(t=t, r=t + share(step) * (s - t), s=s)
+        return Times(t=t, r=t + fraction(step) * (s - t), s=s)
 
     return draw
 
 
-def dyadic_pairs(*, steps: Count, share: float, t_max: float = 1.0) -> TimesSampler:
+def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> TimesSampler:
     """Times on dyadic grids, for shortcut models: [0, t_max] in 1, 2, 4, … or `steps` equal intervals.
 
-    Each sample of the first `share` of the batch draws one of the grids coarser than `steps`, all equally probable, and
+    Each sample of the first `fraction` of the batch draws one of the grids coarser than `steps`, all equally probable, and
     one of its intervals: t and s are the ends, r is the middle. Each of the rest draws an interval of the finest grid;
     there r = s, because it does not learn from half steps.   [Frans et al. 2025, alg. 1 and the released code]
 
@@ -205,11 +205,11 @@ def dyadic_pairs(*, steps: Count, share: float, t_max: float = 1.0) -> TimesSamp
     levels = round(math.log2(max(steps, 1)))
     if steps < 2 or 2**levels != steps:
         raise ValueError(f"steps must be a power of two from 2 on, got {steps}")
-    _check_share("share", share)
+    _check_fraction("share", fraction)
 
     def draw(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
-        halved = jnp.arange(batch_size) < part_of(share, batch_size)
+        halved = jnp.arange(batch_size) < part_of(fraction, batch_size)
         count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps).astype(float)
         place = jnp.floor(jax.random.uniform(place_key, (batch_size,)) * count)
         t, s = (t_max * (place + 1) / count, t_max * place / count)

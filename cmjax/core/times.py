@@ -67,20 +67,20 @@ def logit_normal(*, mean: LogMean, std: LogStd) -> TimeSampler:
     return lambda key, batch_size: jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,)))
 
 
-def part_of(share: float, batch_size: int | Any) -> int:
+def part_of(fraction: float, batch_size: int | Any) -> int:
     """The number of samples in a share of the batch: at least one, unless the share is 0.
 
     Raises: ValueError where the batch size is symbolic.
     """
-    known_size(batch_size, f"share={share} of the batch")
-    return max(round(share * batch_size), int(share > 0))
+    known_size(batch_size, f"share={fraction} of the batch")
+    return max(round(fraction * batch_size), int(fraction > 0))
 
 
-def held_at(times: TimeSampler, *, at: float, share: float) -> TimeSampler:
-    """The time `at` for the first `share` of the batch, `times` for the rest.   [Lee et al. 2025, TCM, alg. 1]"""
+def held_at(times: TimeSampler, *, at: float, fraction: float) -> TimeSampler:
+    """The time `at` for the first `fraction` of the batch, `times` for the rest.   [Lee et al. 2025, TCM, alg. 1]"""
 
     def draw(key, batch_size):
-        held = jnp.arange(batch_size) < part_of(share, batch_size)
+        held = jnp.arange(batch_size) < part_of(fraction, batch_size)
         return jnp.where(held, at, times(key, batch_size))
 
     return draw

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cmjax.data.warp import warp
-from cmjax.ranges import Share
+from cmjax.ranges import Fraction
 
 Probabilities = Mapping[str, float]
 """Of each augmentation that may happen, by its name in `Draws`, that it does; others are not in the labels either."""
@@ -57,7 +57,7 @@ GEOMETRY = ("scale", "rotation", "stretch", "translation")
 COLOR = ("brightness", "contrast", "luma_flip", "hue", "saturation")
 
 
-def edm(*, probability: Share) -> Probabilities:
+def edm(*, probability: Fraction) -> Probabilities:
     """EDM's pipe, 9 labels: each image mirrored or not, and five more augmentations, each at `probability`.
 
     Published: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQ-v2.   [Karras et al. 2022, app. F.2]
@@ -70,7 +70,7 @@ def edm(*, probability: Share) -> Probabilities:
     return probabilities
 
 
-def meanflow(*, probability: Share) -> Probabilities:
+def meanflow(*, probability: Fraction) -> Probabilities:
     """MeanFlow's pipe for CIFAR-10, 6 labels: EDM's without the upside-down mirror and rotations. Published: 0.12.
 
     [Geng et al. 2025, MeanFlow, the released PyTorch code]

@@ -1,4 +1,4 @@
-"""Checks of data sets as they are opened: whether their pictures differ, are bright enough, and spread as expected."""
+"""Checks of data sets as they are opened: whether their images differ, are bright enough, and spread as expected."""
 
 import logging
 import math
@@ -13,17 +13,17 @@ from cmjax.data.values import BLACK, BLOCK_VALUES, DARK, ROUNDING, SAMPLED, spre
 log = logging.getLogger(__name__)
 
 DECODED = 16
-"""Pictures that are decoded, or read, to see whether they differ."""
+"""Images that are decoded, or read, to see whether they differ."""
 
 USUAL_SPREAD = 2.5
 """How many times larger or smaller than expected the std of latents may be without a word."""
 
 
 def check_source(source: Source, where: str) -> None:
-    """Raise DataError unless a source holds pictures that differ, and that are not black. Of data that are not kept,
+    """Raise DataError unless a source holds images that differ, and that are not black. Of data that are not kept,
     some are read."""
     if len(source) == 1:
-        raise DataError(f"{where}: holds one picture to train on; add pictures")
+        raise DataError(f"{where}: holds one image to train on; add images")
     in_memory = isinstance(source, KeptSource) or (
         isinstance(source, ArraySource) and not isinstance(source.images, np.memmap)
     )
@@ -31,7 +31,7 @@ def check_source(source: Source, where: str) -> None:
     images = source.gather(rows)["image"]
     first, bright = images[0], images.dtype != np.uint8 or images.max() > DARK
     if not (images != first).any() and not (in_memory and any((part != first).any() for part in _parts(source))):
-        how_many = f"all {len(source)} pictures" if in_memory else f"the {len(rows)} pictures looked at"
+        how_many = f"all {len(source)} images" if in_memory else f"the {len(rows)} images looked at"
         if (first == first.flat[0]).all():
             raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
         raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")
@@ -43,7 +43,7 @@ def _check_bright(source: Source, where: str, *, in_memory: bool) -> None:
     """Raise DataError where no pixel is above `BLACK`, and warn where none is above `DARK`."""
     rows = np.arange(len(source)) if in_memory else spread(len(source), SAMPLED)
     parts = _parts(source) if in_memory else iter([source.gather(rows)["image"]])
-    brightest, looked_at = 0, f"{'all' if in_memory else 'the'} {len(rows)} pictures{'' if in_memory else ' looked at'}"
+    brightest, looked_at = 0, f"{'all' if in_memory else 'the'} {len(rows)} images{'' if in_memory else ' looked at'}"
     for part in parts:
         brightest = max(brightest, int(part.max()))
         if brightest > DARK:
@@ -58,7 +58,7 @@ def _check_bright(source: Source, where: str, *, in_memory: bool) -> None:
 
 
 def say_if_dark(images: np.ndarray, where: str) -> None:
-    """Warn where no pixel of uint8 pictures is above `DARK`."""
+    """Warn where no pixel of uint8 images is above `DARK`."""
     if images.max() <= DARK:
         log.warning("%s: is nearly black: no pixel is above %d of 255; 10 or 12 bits in a file of 16 look so", where,
                     images.max())  # fmt: skip

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 HEADERS = 50
-"""Pictures whose sizes are read, to suggest one."""
+"""Images whose sizes are read, to suggest one."""
 
 
 def folder(
@@ -76,8 +76,8 @@ def check_folder(data_dir: str | AnyPath) -> None:
         raise DataError(without_images(root))
 
 
-def picture_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
-    """(width, height) of some pictures below a folder, read from the files' headers. Damaged files are left out."""
+def image_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
+    """(width, height) of some images below a folder, read from the files' headers. Damaged files are left out."""
     from PIL import Image
 
     images = list_files(to_path(data_dir).expanduser())[0]
@@ -100,11 +100,11 @@ def _check_is_folder(root: AnyPath) -> None:
 def read_image(
     file: AnyPath, shape: tuple[int, int, int], *, background: str = "white"
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture fitted to `shape` (h, w, c), c of 1 or 3: turned upright, resized (Lanczos) and centre cropped, uint8.
+    """An image fitted to `shape` (h, w, c), c of 1 or 3: turned upright, resized (Lanczos) and centre cropped, uint8.
 
     Args:    background: the colour behind what is transparent.
     Returns: it and the (height, width) that it had, upright.
-    Raises:  DataError saying why the file cannot be read. An animation is no picture.
+    Raises:  DataError saying why the file cannot be read. An animation is no image.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -112,22 +112,22 @@ def read_image(
     try:
         with file.open("rb") as opened, Image.open(opened) as image:
             frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a camera's JPEG, whose other pictures are previews
-                raise DataError(f"it is an animation of {frames} pictures; save one of them as a file of its own")
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG, whose other images are previews
+                raise DataError(f"it is an animation of {frames} images; save one of them as a file of its own")
             upright = ImageOps.exif_transpose(image)
             fitted = ImageOps.fit(_in_mode(upright, channels, background), (width, height), Image.Resampling.LANCZOS)
         return np.asarray(fitted, np.uint8).reshape(shape), (upright.height, upright.width)
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError("it is no picture, or of a kind that is not known here") from error
+        raise DataError("it is no image, or of a kind that is not known here") from error
     except Exception as error:  # damaged files raise errors of many kinds
         said = error.strerror if isinstance(error, OSError) else None  # without the path, which whoever asks says
         raise DataError(said or f"{type(error).__name__}: {error}") from error
 
 
 def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Image":
-    """The picture in 8-bit grey or RGB, what is transparent laid over `background`."""
+    """The image in 8-bit grey or RGB, what is transparent laid over `background`."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` clips instead of scaling

@@ -213,7 +213,7 @@ def without_images(top: AnyPath, others: list[File] | None = None) -> str:
 
 
 def _say_what_is_left_out(top: AnyPath, images: list[File], others: list[File]) -> None:
-    """Warn of other files, of subfolders without pictures, and of classes that may be meant otherwise."""
+    """Warn of other files, of subfolders without images, and of classes that may be meant otherwise."""
     others = [file for file in others if file.parts != (LABELS,)]
     if others:
         log.warning("%s: %s, not read: neither PNG nor JPEG", top, _such_as(others))

@@ -64,7 +64,7 @@ class KeptSource(OfAnother):
         needed, free = math.prod(shape), free_on_host()
         try:
             if free is not None and needed > free:  # the pages of an array are taken only when it is written
-                raise MemoryError(f"{needed / GIB:.1f} GiB of pictures, and {free / GIB:.1f} GiB of memory are free")
+                raise MemoryError(f"{needed / GIB:.1f} GiB of images, and {free / GIB:.1f} GiB of memory are free")
             images = np.empty(shape, np.uint8)
         except MemoryError as error:
             raise DataError(f"{self.source.damage.where}: {error}; lower config.data.memory_limit_gb") from error

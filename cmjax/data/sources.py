@@ -47,7 +47,7 @@ def _digits_table() -> np.ndarray:
 def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
     """Images, or latents, from an .npz file.
 
-    Args:   path: holds "images" (n, h, w, c), pictures or latents as `fitting` reads them, and optionally "labels"
+    Args:   path: holds "images" (n, h, w, c), images or latents as `fitting` reads them, and optionally "labels"
             (n,), whole numbers, with "class_names", a text for each from 0 on. split: "train" or "test". "test" is
             "test_images" with "test_labels" where the file has them, else a tenth of "images" that a fixed permutation
             takes out of "train". memory_limit_bytes: arrays of a larger file stay in it, mapped into memory, where it
@@ -63,7 +63,7 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
         raise DataError(f'{path}: needs both "labels" and "test_labels", or neither')
     images, labels = _read_pair(path, contents, "images", "labels", warn=split == "train")
     if not apart and len(images) < 2:
-        raise DataError(f'{path}: "images" holds one picture; training needs several, and a tenth of them is held out')
+        raise DataError(f'{path}: "images" holds one image; training needs several, and a tenth of them is held out')
     train, test = _tenth(labels, len(images))
     classes = None
     if labels is not None:

@@ -17,19 +17,19 @@ BLOCK_VALUES = 2**22
 """Values that are looked at together: they stay in a processor's cache."""
 
 SAMPLED = 64
-"""Pictures that are checked of an array that stays in its file."""
+"""Images that are checked of an array that stays in its file."""
 
 LARGEST_LATENT = 30
 """Largest |value| of latents in 1 or 3 channels. Those of published autoencoders are a few units."""
 
 ROUNDING = 1e-3
-"""Pictures in [-1, 1] may leave it by so much."""
+"""Images in [-1, 1] may leave it by so much."""
 
 OVERSHOOT = 0.5
 """Samples, which are clipped, may leave it by so much."""
 
 DARK, BLACK = 63, 15
-"""Of 255: where no pixel is above, a warning is due, or the pictures are none. 12 bits in a file of 16 reach 15."""
+"""Of 255: where no pixel is above, a warning is due, or the images are none. 12 bits in a file of 16 reach 15."""
 
 BITS = (8, 10, 12, 14, 16)
 """Of the whole numbers that cameras, scanners and microscopes give."""
@@ -37,7 +37,7 @@ BITS = (8, 10, 12, 14, 16)
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the greatest value of an array, and the pictures that have them."""
+    """The least and the greatest value of an array, and the images that have them."""
 
     low: float
     low_at: int
@@ -51,18 +51,18 @@ class Range:
 
 
 def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
-    """An array (n, h, w, c) as it can be trained on: uint8 pictures, or float32 pictures and latents.
+    """An array (n, h, w, c) as it can be trained on: uint8 images, or float32 images and latents.
 
     Whole numbers in 0..255 of another type become uint8, floats of another precision float32. With 1 or 3 channels
-    floats must be pictures in [-1, 1], or latents: some values below 0, and all within ±30. Of an array that is mapped
-    from its file, some pictures are checked.
+    floats must be images in [-1, 1], or latents: some values below 0, and all within ±30. Of an array that is mapped
+    from its file, some images are checked.
 
     Args:   where: the file and the array, for messages. warn: whether what looks wrong is said in a warning.
     Raises: DataError with what is wrong, and what to do.
     """
     check_axes(images, where, warn=warn)
     if warn and images.dtype == np.uint8 and images.shape[-1] in (2, 4):
-        log.warning("%s: %d channels, as of pictures with alpha, are taken as latents; pictures have 1 or 3, as "
+        log.warning("%s: %d channels, as of images with alpha, are taken as latents; images have 1 or 3, as "
                     "images[..., :%d]", where, images.shape[-1], images.shape[-1] - 1)  # fmt: skip
     if images.dtype == np.uint8:
         return images
@@ -108,7 +108,7 @@ def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
     if images.dtype.kind not in "iuf":
         raise DataError(f"{where}: images must be uint8 or float32, got {images.dtype}")
     if len(shape) == 3:
-        remedy = "images[None], if it is one picture" if shape[2] in (1, 3) else "images[..., None]"
+        remedy = "images[None], if it is one image" if shape[2] in (1, 3) else "images[..., None]"
         raise DataError(f"{wanted}, got shape {shape}; save {remedy}")
     if len(shape) != 4:
         remedy = "; save images.reshape(-1, height, width, channels)" if len(shape) == 2 else ""
@@ -125,7 +125,7 @@ def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
 def _check_levels(there: Range, where: str) -> None:
     """Raise DataError unless whole numbers lie in 0..255."""
     if there.low < 0:
-        raise DataError(f"{where}[{there.low_at}] has the value {there.low:.0f}; pictures are uint8 from 0 to 255")
+        raise DataError(f"{where}[{there.low_at}] has the value {there.low:.0f}; images are uint8 from 0 to 255")
     if there.high > 255:
         raise DataError(f"{where}[{there.high_at}] reaches {there.high:.0f}; {_to_bytes(there)}")
 
@@ -133,34 +133,34 @@ def _check_levels(there: Range, where: str) -> None:
 def _to_bytes(there: Range) -> str:
     bits = next((bits for bits in BITS if there.high < 2**bits), None)
     if bits is None:
-        return "pictures are uint8 from 0 to 255"
+        return "images are uint8 from 0 to 255"
     top = 2**bits - 1
     scaled = "images" if bits == 8 else f"images * (255 / {top})"
-    return f"values of {bits} bits, 0 to {top}, become pictures by np.rint({scaled}).astype(np.uint8)"
+    return f"values of {bits} bits, 0 to {top}, become images by np.rint({scaled}).astype(np.uint8)"
 
 
 def _no_floats(there: Range) -> str:
     return (
-        f"[{there.high_at}] reaches {there.high:.4g} and no picture has a value below 0, but float pictures lie in "
+        f"[{there.high_at}] reaches {there.high:.4g} and no image has a value below 0, but float images lie in "
         f"[-1, 1]; {_to_bytes(there)}"
     )
 
 
 def _check_float_pictures(there: Range, where: str, *, warn: bool) -> None:
-    """Raise DataError unless floats of 1 or 3 channels can be pictures in [-1, 1], or latents."""
+    """Raise DataError unless floats of 1 or 3 channels can be images in [-1, 1], or latents."""
     if there.low >= 0 and not there.unit:
         raise DataError(f"{where}{_no_floats(there)}")
     if max(-there.low, there.high) > LARGEST_LATENT:
         value, place = (there.low, there.low_at) if -there.low > there.high else (there.high, there.high_at)
         raise DataError(
-            f"{where}[{place}] reaches {value:.4g}, which is neither a picture in [-1, 1] nor latents of a few "
+            f"{where}[{place}] reaches {value:.4g}, which is neither an image in [-1, 1] nor latents of a few "
             "units; scale the array"
         )
     if not warn:
         return
     if there.unit:
         log.warning(
-            "%s: all values lie in [0, 1], so the dark half is missing: float pictures are expected in [-1, 1]; give "
+            "%s: all values lie in [0, 1], so the dark half is missing: float images are expected in [-1, 1]; give "
             "uint8 from 0 to 255, or 2 * images - 1",
             where,
         )
@@ -206,7 +206,7 @@ def _row_of(place: np.intp, block: np.ndarray) -> int:
 
 
 def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (m,) and the pictures there (m, h, w, c): of all, or of some where the array is mapped from its file."""
+    """Indices (m,) and the images there (m, h, w, c): of all, or of some where the array is mapped from its file."""
     if isinstance(images, np.memmap):
         rows = spread(len(images), SAMPLED)
         yield rows, np.asarray(images[rows])

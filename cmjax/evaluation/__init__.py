@@ -1,1 +1,1 @@
-"""How good samples are: distances between sets of images, features to measure them in, tables and pictures."""
+"""How good samples are: distances between sets of images, features to measure them in, tables and images."""

@@ -14,11 +14,11 @@ import numpy as np
 from cmjax.data.base import DataError, Source, shuffled
 from cmjax.data.fingerprint import fingerprint
 from cmjax.evaluation.networks import Network
-from cmjax.metrics.accumulator import Tally
+from cmjax.metrics.accumulator import Accumulator
 from cmjax.system.content import content_key
 from cmjax.system.files import write_atomically
 from cmjax.system.npz import load_npz, npz_bytes
-from cmjax.system.processes import first_does, is_first
+from cmjax.system.processes import is_first, on_first_process
 from cmjax.system.progress import Update, progress
 
 log = logging.getLogger(__name__)
@@ -66,13 +66,13 @@ class DataSets:
     def key(self, name: str, source: Source) -> str:
         """The `fingerprint` of a split, taken once, by the first process. Every process must call it."""
         if name not in self._keys:
-            self._keys[name] = first_does(lambda: fingerprint(source))
+            self._keys[name] = on_first_process(lambda: fingerprint(source))
         return self._keys[name]
 
 
-def tally_of_split(
+def accumulate_split(
     network: Network, needed: tuple[str, ...], data: DataSets, split: str, cache_dir: Path, *, most: int | None = None
-) -> tuple[Tally, str]:
+) -> tuple[Accumulator, str]:
     """The tally of a split, or of a fixed random choice of `most` of it, kept in `cache_dir`; and the set in words."""
     source = data.split(split)
     if source is None:
@@ -80,8 +80,8 @@ def tally_of_split(
     num = min(most if most is not None else len(source), len(source))
     text = f"{num} {split} images of {data.name}"
     key = content_key(VERSION, network.key, data.key(split, source), num)
-    path, kept = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz", Tally()
-    if first_does(lambda: _load_into(kept, path)):
+    path, kept = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz", Accumulator()
+    if on_first_process(lambda: _load_into(kept, path)):
         return kept, text
     order = shuffled(len(source), seed=0)
     with progress(f"{network.name} of {text}", num) as update:
@@ -90,12 +90,12 @@ def tally_of_split(
         def images_of(start: int, stop: int) -> np.ndarray:
             return source.gather(order[start:stop])["image"]
 
-        found = tally_images(only, told, images_of, num, update=update)
-    first_does(lambda: _write(path, found[network.name].arrays()))
+        found = accumulate_images(only, told, images_of, num, update=update)
+    on_first_process(lambda: _write(path, found[network.name].arrays()))
     return found[network.name], text
 
 
-def tally_images(
+def accumulate_images(
     networks: Mapping[str, Network],
     needed: Mapping[str, tuple[str, ...]],
     images_of: ImagesOf,
@@ -103,48 +103,58 @@ def tally_images(
     *,
     keep: Path | None = None,
     update: Update = lambda done, text: None,
-) -> dict[str, Tally]:
+) -> dict[str, Accumulator]:
     """What the networks tell of images 0 … num − 1, by network. Every process must call it; the first has the tallies.
 
     keep: a file that it goes on from, where it was stopped.
     """
-    tallies = {name: Tally() for name in networks}
-    done, saved = first_does(lambda: _resume(keep, tallies)), time.monotonic()
+    accumulators = {name: Accumulator() for name in networks}
+    done, saved = on_first_process(lambda: _resume(keep, accumulators)), time.monotonic()
     for start in range(done, num, PART):
         stop = min(start + PART, num)
         images = images_of(start, stop)
         for name, network in networks.items():
             outputs = network.told(images, needed[name])
             if is_first():
-                tallies[name].add(outputs)
+                accumulators[name].add(outputs)
         update(stop, "")
-        if keep is not None and stop < num and first_does(lambda saved=saved: time.monotonic() - saved > SAVE_SECONDS):
-            first_does(lambda stop=stop: _save(keep, stop, tallies))
+        if (
+            keep is not None
+            and stop < num
+            and on_first_process(lambda saved=saved: time.monotonic() - saved > SAVE_SECONDS)
+        ):
+            on_first_process(lambda stop=stop: _save(keep, stop, accumulators))
             saved = time.monotonic()
     if keep is not None:
-        first_does(lambda: _remove(keep))
-    return tallies
+        on_first_process(lambda: _remove(keep))
+    return accumulators
 
 
-def _resume(keep: Path | None, tallies: dict[str, Tally]) -> int:
-    """How many images were tallied before; `tallies` are then those."""
+def _resume(keep: Path | None, accumulators: dict[str, Accumulator]) -> int:
+    """How many images were tallied before; `accumulators` are then those."""
     if keep is None or not keep.exists():
         return 0
     try:
         arrays = load_npz(keep)
         found = {
-            name: Tally.of_arrays({key.partition(":")[2]: a for key, a in arrays.items() if key.startswith(f"{name}:")})
-            for name in tallies
+            name: Accumulator.of_arrays(
+                {key.partition(":")[2]: a for key, a in arrays.items() if key.startswith(f"{name}:")}
+            )
+            for name in accumulators
         }
     except Exception as error:  # a damaged file fails in many ways, and beginning again answers them all
         log.warning("%s cannot be read, beginning again: %s", keep, error)
         return 0
-    tallies.update(found)
+    accumulators.update(found)
     return int(arrays["done"])
 
 
-def _save(keep: Path, done: int, tallies: Mapping[str, Tally]) -> None:
-    arrays = {f"{name}:{key}": array for name, tally in tallies.items() for key, array in tally.arrays().items()}
+def _save(keep: Path, done: int, accumulators: Mapping[str, Accumulator]) -> None:
+    arrays = {
+        f"{name}:{key}": array
+        for name, accumulator in accumulators.items()
+        for key, array in accumulator.arrays().items()
+    }
     _write(keep, {"done": np.array(done), **arrays})
 
 
@@ -160,12 +170,12 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         log.warning("%s is not written: %s", path, error)
 
 
-def _load_into(tally: Tally, path: Path) -> bool:
-    """Whether a tally was kept there, which `tally` then is."""
+def _load_into(accumulator: Accumulator, path: Path) -> bool:
+    """Whether a tally was kept there, which `accumulator` then is."""
     if not path.exists():
         return False
     try:
-        vars(tally).update(vars(Tally.of_arrays(load_npz(path))))
+        vars(accumulator).update(vars(Accumulator.of_arrays(load_npz(path))))
     except Exception as error:  # a damaged file fails in many ways, and making it anew answers them all
         log.warning("%s cannot be read, and is made anew: %s", path, error)
         return False

@@ -6,53 +6,53 @@ from collections.abc import Callable
 from cmjax.config.fields import ConfigError
 from cmjax.data.pixels import UINT8
 from cmjax.evaluation.accumulation import DataSets
-from cmjax.evaluation.evaluator import make_judge
+from cmjax.evaluation.evaluator import make_evaluator
 from cmjax.evaluation.results import CONTENT, ROWS
-from cmjax.evaluation.sweep import judged_row
-from cmjax.generation.run_samples import Pictures
-from cmjax.generation.sampling import Draw
+from cmjax.evaluation.sweep import evaluate_once
+from cmjax.generation.run_samples import RunSamples
+from cmjax.generation.sampling import SampleSequence
 from cmjax.system.content import content_key
 from cmjax.system.files import cache_of
 from cmjax.training.state import TrainState
 
-Watch = Callable[[TrainState, int], None]
+Callback = Callable[[TrainState, int], None]
 """(state, step): done at that step, in every process."""
 
 
-def figures_of_run(pictures: Pictures, data: DataSets, average: str) -> Watch:
+def evaluation_callback(run_samples: RunSamples, data: DataSets, average: str) -> Callback:
     """What judges a run's samples by its section `evaluate`, each sampler's always of the same noise.
 
     average: that they are drawn with, as it is written.
 
     Raises: ConfigError or DataError where they cannot be judged: before the run begins, not at its end.
     """
-    run, workdir = pictures.run, pictures.workdir
+    run, workdir = run_samples.run, run_samples.workdir
     asked = run.evaluation
-    if pictures.source.shape[-1] not in (1, 3):
-        raise ConfigError(f"config.evaluate.every={asked.every}: figures are of pictures, not {pictures.source.shape}")
-    judge = make_judge(asked, data, num=asked.num, reference=None, cache_dir=cache_of(workdir))
-    labels = {"labels": asked.labels} if pictures.model.class_conditional else {}
+    if run_samples.source.shape[-1] not in (1, 3):
+        raise ConfigError(f"config.evaluate.every={asked.every}: figures are of images, not {run_samples.source.shape}")
+    evaluator = make_evaluator(asked, data, num=asked.num, reference=None, cache_dir=cache_of(workdir))
+    labels = {"labels": asked.labels} if run_samples.model.class_conditional else {}
     random_seed = run.seed if asked.labels == "random" else None
 
-    def watch(state: TrainState, step: int) -> None:
-        flow_map, conditions = pictures.conditioned(state, asked.num, random_seed=random_seed)
+    def callback(state: TrainState, step: int) -> None:
+        flow_map, conditions = run_samples.conditioned(state, asked.num, random_seed=random_seed)
         content = content_key(flow_map.params)
-        for chosen in pictures.samplers.values():
+        for chosen in run_samples.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
             setting |= {"num": asked.num, "seed": run.seed, **labels, CONTENT: content}
-            draw = Draw(chosen.sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
-            judged_row(workdir / ROWS, setting, judge, draw.images)
+            draw = SampleSequence(chosen.sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
+            evaluate_once(workdir / ROWS, setting, evaluator, draw.images)
 
-    return watch
+    return callback
 
 
-def in_turn(watches: list[tuple[Watch | None, int]]) -> tuple[Watch, int]:
+def in_turn(callbacks: list[tuple[Callback | None, int]]) -> tuple[Callback, int]:
     """One watch in place of several, each with the steps between its times, 0 for never; and the steps between."""
-    wanted = [(watch, every) for watch, every in watches if watch and every]
+    wanted = [(callback, every) for callback, every in callbacks if callback and every]
 
-    def watch_all(state: TrainState, step: int) -> None:
-        for watch, every in wanted:
+    def call_all(state: TrainState, step: int) -> None:
+        for callback, every in wanted:
             if step % every == 0:
-                watch(state, step)
+                callback(state, step)
 
-    return watch_all, math.gcd(*(every for _, every in wanted))
+    return call_all, math.gcd(*(every for _, every in wanted))

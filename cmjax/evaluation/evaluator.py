@@ -13,15 +13,15 @@ import numpy as np
 from cmjax.config.evaluation import Evaluation, networks_of
 from cmjax.config.fields import ConfigError
 from cmjax.data.pixels import RULES
-from cmjax.evaluation.accumulation import VERSION, DataSets, ImagesOf, tally_images, tally_of_split
-from cmjax.evaluation.networks import Network, own_network, published_network
+from cmjax.evaluation.accumulation import VERSION, DataSets, ImagesOf, accumulate_images, accumulate_split
+from cmjax.evaluation.networks import Network, dataset_network, published_network
 from cmjax.interop.statistics import OfNetwork, Pair, read_statistics
-from cmjax.metrics.accumulator import Tally
+from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.functional import Statistics
 from cmjax.metrics.registry import FIGURES, too_few
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 from cmjax.system.progress import Update
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ MOMENTS = ("features", "spatial")
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """What images are judged by. Every process has one; the tallies are the first's alone.
 
     network_of: each metric's network. needed: by network, of its outputs. references, real: by network. protocol: of
@@ -41,52 +41,52 @@ class Judge:
     networks: Mapping[str, Network]
     needed: Mapping[str, tuple[str, ...]]
     network_of: Mapping[str, str]
-    references: Mapping[str, Tally]
-    real: Mapping[str, Tally]
+    references: Mapping[str, Accumulator]
+    real: Mapping[str, Accumulator]
     protocol: Mapping[str, Any]
 
-    def tally(
+    def accumulate(
         self, images_of: ImagesOf, num: int, *, keep: Path | None = None, update: Update = lambda done, text: None
-    ) -> dict[str, Tally]:
-        """As `tally_images`."""
-        return tally_images(self.networks, self.needed, images_of, num, keep=keep, update=update)
+    ) -> dict[str, Accumulator]:
+        """As `accumulate_images`."""
+        return accumulate_images(self.networks, self.needed, images_of, num, keep=keep, update=update)
 
-    def values(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
+    def values(self, accumulators: Mapping[str, Accumulator]) -> dict[str, float]:
         """The metrics' values by name. Every process must call it."""
-        return first_does(lambda: self._values(tallies))
+        return on_first_process(lambda: self._values(accumulators))
 
     @cached_property
     def of_real(self) -> dict[str, float]:
         """The same of real images, as many as there are samples or as the data have; without what has none."""
-        return first_does(lambda: self._values(self.real))
+        return on_first_process(lambda: self._values(self.real))
 
-    def against(self, references: Mapping[str, Tally]) -> "Judge":
+    def against(self, references: Mapping[str, Accumulator]) -> "Evaluator":
         """The same judge with other references."""
         return replace(self, references=references)
 
     def reference_statistics(self) -> dict[str, OfNetwork]:
         """What `write_statistics` writes; in the first process alone."""
         found = {}
-        for name, tally in self.references.items():
-            kinds = tally.given.keys() | tally.moments.keys()
+        for name, accumulator in self.references.items():
+            kinds = accumulator.given.keys() | accumulator.moments.keys()
             if kinds:
-                pairs: dict[str, Pair] = {kind: tally.statistics(kind) for kind in sorted(kinds)}
+                pairs: dict[str, Pair] = {kind: accumulator.statistics(kind) for kind in sorted(kinds)}
                 found[name] = OfNetwork(pairs, self.networks[name].key)
         return found
 
-    def _values(self, tallies: Mapping[str, Tally]) -> dict[str, float]:
+    def _values(self, accumulators: Mapping[str, Accumulator]) -> dict[str, float]:
         values = {}
         for metric, network in self.network_of.items():
-            if network in tallies:
-                values |= FIGURES[metric].of(tallies[network], self.references[network])
+            if network in accumulators:
+                values |= FIGURES[metric].of(accumulators[network], self.references[network])
         for name in [name for name, value in values.items() if not math.isfinite(value)]:
             log.warning("%s is %s, and is left out", name, values.pop(name))
         return values
 
 
-def make_judge(
+def make_evaluator(
     evaluation: Evaluation, data: DataSets | None, *, num: int, reference: str | None, cache_dir: Path
-) -> Judge:
+) -> Evaluator:
     """The judge of `num` images. Every process must call it.
 
     Args:   data: the data set; None where a file alone is the reference. reference: "train", "test" or a file of
@@ -114,24 +114,27 @@ def make_judge(
                 f"--reference={reference}: has no {' and no '.join(sorted(needs))} of {name} to compare with; name the "
                 "data with --workdir or --config"
             )
-        tally, text = Tally(), ""
+        accumulator, text = Accumulator(), ""
         if not there and data is not None:
             kept = tuple(sorted(needs | {"features", "rows"}))  # one file serves other metrics as well
-            tally, text = tally_of_split(network, kept, data, split, cache_dir)
+            accumulator, text = accumulate_split(network, kept, data, split, cache_dir)
         if statistics:
-            tally, text = tally.with_statistics(statistics), f"{Path(str(reference)).name}{text and '; rows: '}{text}"
-        references[name] = tally
+            accumulator, text = (
+                accumulator.with_statistics(statistics),
+                f"{Path(str(reference)).name}{text and '; rows: '}{text}",
+            )
+        references[name] = accumulator
         about[name] = {"network": name, "of": network.about, "reference": text}
         other = "train" if split == "test" else "test"
         others = None if data is None else data.split(other)
         if data is not None and others is not None and not too_few(metrics, min(num, len(others))):
-            real[name], about[name]["real"] = tally_of_split(network, needed[name], data, other, cache_dir, most=num)
+            real[name], about[name]["real"] = accumulate_split(network, needed[name], data, other, cache_dir, most=num)
     protocol = {
         metric: {"rule": FIGURES[metric].rule, **about[name], "hash": _hash_of(references[name], FIGURES[metric].needs)}
         for metric, name in network_of.items()
     }
     said = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": protocol}
-    return Judge(networks, needed, network_of, references, real, said)
+    return Evaluator(networks, needed, network_of, references, real, said)
 
 
 def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> Network:
@@ -139,7 +142,7 @@ def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir
         return published_network(name, evaluation.weights)
     if data is None:
         raise ConfigError("--metrics=fd: the data's own classifier needs the data: name --workdir or --config")
-    return own_network(lambda: data.train, data.test, cache_dir=cache_dir)
+    return dataset_network(lambda: data.train, data.test, cache_dir=cache_dir)
 
 
 def _read(reference: str, network_of: Mapping[str, str]) -> dict[str, OfNetwork]:
@@ -192,7 +195,7 @@ def _check_number(data: DataSets | None, split: str, metrics: Sequence[str]) -> 
         raise ConfigError(f"{why} {split} images of {name} to compare with: have more data, or leave it out")
 
 
-def _hash_of(reference: Tally, needs: str) -> str | None:
+def _hash_of(reference: Accumulator, needs: str) -> str | None:
     """Of the means and covariances, or of the rows, that a metric compares with; None where it compares with none."""
 
     def digest() -> str | None:
@@ -204,4 +207,4 @@ def _hash_of(reference: Tally, needs: str) -> str | None:
             return None
         return content_key(*arrays)
 
-    return first_does(digest)
+    return on_first_process(digest)

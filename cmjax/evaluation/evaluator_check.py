@@ -7,16 +7,16 @@ import numpy as np
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import shuffled
 from cmjax.evaluation.accumulation import DataSets
-from cmjax.evaluation.evaluator import Judge
+from cmjax.evaluation.evaluator import Evaluator
 from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.registry import too_few
 from cmjax.plotting.plots import line_plot, save_png
 from cmjax.system.files import to_json, write_atomically
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
 
 
-def check_evaluator(judge: Judge, data: DataSets, num: int, folder: Path) -> list[Path]:
+def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path) -> list[Path]:
     """Write `evaluator.png` and `.json`: each figure of real images, whole and damaged, and of another half of them.
 
     The reference is one half of the data, at most `num` images, and all others are made of the other half.
@@ -25,18 +25,18 @@ def check_evaluator(judge: Judge, data: DataSets, num: int, folder: Path) -> lis
     """
     source = data.train
     half = min(num, len(source) // 2)
-    if why := too_few(judge.network_of, half):
+    if why := too_few(evaluator.network_of, half):
         raise ConfigError(f"--check: {why} in half of {data.name}")
     order = shuffled(len(source), seed=1)
     first, second = source.gather(order[:half]), source.gather(order[half : 2 * half])
-    against = judge.against(judge.tally(_of(first["image"]), half))
+    against = evaluator.against(evaluator.accumulate(_of(first["image"]), half))
     found: dict[str, dict[str, list[float]]] = {}
     with progress("damaged images", sum(map(len, STRENGTHS.values()))) as update:
         done = 0
         for kind, strengths in STRENGTHS.items():
             for strength in strengths:
                 images = damaged(kind, second["image"], second.get("label"), strength)
-                for name, value in against.values(against.tally(_of(images), half)).items():
+                for name, value in against.values(against.accumulate(_of(images), half)).items():
                     found.setdefault(name, {}).setdefault(kind, []).append(value)
                 update(done := done + 1, f"{kind} {strength:g}")
     places = list(range(len(next(iter(STRENGTHS.values())))))
@@ -52,9 +52,9 @@ def check_evaluator(judge: Judge, data: DataSets, num: int, folder: Path) -> lis
         )
         for name, kinds in found.items()
     ]
-    numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": judge.protocol, "values": found}
-    first_does(lambda: write_atomically(folder / "evaluator.json", to_json(numbers)))
-    first_does(lambda: save_png(folder / "evaluator.png", np.concatenate(panels)))
+    numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": evaluator.protocol, "values": found}
+    on_first_process(lambda: write_atomically(folder / "evaluator.json", to_json(numbers)))
+    on_first_process(lambda: save_png(folder / "evaluator.png", np.concatenate(panels)))
     return [folder / "evaluator.png", folder / "evaluator.json"]
 
 

@@ -14,9 +14,9 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.published import PUBLISHED
 from cmjax.data.base import Source
 from cmjax.generation.sampling import over_devices
-from cmjax.metrics.dataset_features import own_outputs
+from cmjax.metrics.dataset_features import dataset_outputs
 from cmjax.system.content import content_key
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Network:
     outputs: Callable[[np.ndarray], dict[str, np.ndarray]]
 
     def told(self, images: np.ndarray, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """What a `Tally` takes in for what is needed."""
+        """What a `Accumulator` takes in for what is needed."""
         outputs = self.outputs(images)
         return {need: outputs["features" if need == "rows" else need] for need in needed}
 
 
-def own_network(open_train: Callable[[], Source], held_out: Source | None, *, cache_dir: Path) -> Network:
+def dataset_network(open_train: Callable[[], Source], held_out: Source | None, *, cache_dir: Path) -> Network:
     """The data's own classifier, trained by the first process where it is not in `cache_dir` yet; or their pixels."""
 
     def make() -> tuple:
-        return own_outputs(open_train(), held_out, cache_dir=cache_dir)
+        return dataset_outputs(open_train(), held_out, cache_dir=cache_dir)
 
-    first_does(lambda: make() and None)
+    on_first_process(lambda: make() and None)
     outputs, about, key = make()
     return Network("own", about, key, outputs)
 

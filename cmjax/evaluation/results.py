@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.config.samples import CHOICES
-from cmjax.metrics.comparison import format_figures
+from cmjax.metrics.comparison import format_table
 from cmjax.metrics.registry import LARGER_IS_BETTER
 from cmjax.plotting.plots import line_plot
 from cmjax.system.files import write_atomically
@@ -88,7 +88,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = {name: row["metrics"] for name, row in zip(_names(rows), rows, strict=True)}
     if rows and rows[-1]["real"]:
         lines["real images"] = rows[-1]["real"]
-    return format_figures(lines, form=".4g")
+    return format_table(lines, form=".4g")
 
 
 def notes(row: Row) -> str:

@@ -10,15 +10,15 @@ from typing import Any
 from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.data.pixels import UINT8
-from cmjax.evaluation.evaluator import Judge
+from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
 from cmjax.generation.samplers import Chosen, conditioned
-from cmjax.generation.sampling import Draw
+from cmjax.generation.sampling import SampleSequence
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.trained import Trained
 from cmjax.system.content import content_key
 from cmjax.system.mesh import make_mesh, move, parameter_shardings
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
 from cmjax.training.checkpoint import saved_steps
 
@@ -61,7 +61,7 @@ def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds:
 
 
 def _steps(trained: Trained, checkpoint: str) -> list[int]:
-    there = first_does(lambda: sorted(saved_steps(trained.folder / "checkpoints")))
+    there = on_first_process(lambda: sorted(saved_steps(trained.folder / "checkpoints")))
     if not there:
         raise ConfigError(f"--workdir={trained.folder} has no checkpoint yet")
     if checkpoint == "newest":
@@ -87,7 +87,7 @@ class Asked:
 
 
 def evaluate_setting(
-    workdir: Path, trained: Trained, weights: Weights, chosen: Chosen, judge: Judge, asked: Asked
+    workdir: Path, trained: Trained, weights: Weights, chosen: Chosen, evaluator: Evaluator, asked: Asked
 ) -> Row:
     """The row of that setting: the one in the run's `evaluation.jsonl`, or a new one that is written there. Every
     process must call it."""
@@ -106,21 +106,21 @@ def evaluate_setting(
         **labels,
         CONTENT: content_key(flow_map.params),
     }
-    draw = Draw(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
-    return judged_row(workdir / ROWS, setting, judge, draw.images)
+    draw = SampleSequence(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
+    return evaluate_once(workdir / ROWS, setting, evaluator, draw.images)
 
 
-def judged_row(path: Path, setting: Row, judge: Judge, images_of: Any) -> Row:
+def evaluate_once(path: Path, setting: Row, evaluator: Evaluator, images_of: Any) -> Row:
     """The row of a setting in the file `path`, with the figures of its images where it is not there yet."""
-    if there := first_does(lambda: row_there(read_rows(path), setting, judge.protocol)):
+    if there := on_first_process(lambda: row_there(read_rows(path), setting, evaluator.protocol)):
         return there
     began, num = time.perf_counter(), setting["num"]
-    keep = path.parent / ".cache" / f"evaluation-{_key(setting, judge)}.npz"
+    keep = path.parent / ".cache" / f"evaluation-{_key(setting, evaluator)}.npz"
     with progress(f"{setting['sampler']}, step {setting['step']}", num) as update:
-        tallies = judge.tally(images_of, num, keep=keep, update=update)
-    figures = {"metrics": judge.values(tallies), "real": judge.of_real, "protocol": judge.protocol}
+        accumulators = evaluator.accumulate(images_of, num, keep=keep, update=update)
+    figures = {"metrics": evaluator.values(accumulators), "real": evaluator.of_real, "protocol": evaluator.protocol}
     row = {**setting, **figures, "seconds": round(time.perf_counter() - began, 2)}
-    first_does(lambda: _keep(path, row))
+    on_first_process(lambda: _keep(path, row))
     return row
 
 
@@ -131,6 +131,6 @@ def _keep(path: Path, row: Row) -> None:
         log.warning("the row is not kept, for %s cannot be written: %s", path, error.strerror or error)
 
 
-def _key(setting: Row, judge: Judge) -> str:
+def _key(setting: Row, evaluator: Evaluator) -> str:
     what = {name: setting.get(name) for name in (*SETTING, CONTENT)}
-    return content_key(what, judge.protocol, {name: network.key for name, network in judge.networks.items()})
+    return content_key(what, evaluator.protocol, {name: network.key for name, network in evaluator.networks.items()})

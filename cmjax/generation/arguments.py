@@ -1,4 +1,4 @@
-"""What a user gives to a drawing: times, pictures, a mask, a class; each is checked against the model."""
+"""What a user gives to a drawing: times, images, a mask, a class; each is checked against the model."""
 
 import logging
 from collections.abc import Sequence
@@ -54,10 +54,10 @@ Size = tuple[int, int]
 """(height, width)."""
 
 
-def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:
-    """The pictures fitted to the model's shape, (n, h, w, c) uint8, and the sizes that they had. The log says how."""
+def read_images(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:
+    """The images fitted to the model's shape, (n, h, w, c) uint8, and the sizes that they had. The log says how."""
     if not files or len(files) != needed:
-        raise ConfigError(f"--image={','.join(files or [])}: {needed} picture{'s' if needed > 1 else ''} must be given")
+        raise ConfigError(f"--image={','.join(files or [])}: {needed} image{'s' if needed > 1 else ''} must be given")
     read = [_read_picture("image", file, shape) for file in files]
     for file, (picture, size) in zip(files, read, strict=True):
         _say_how(file, size, shape)
@@ -68,15 +68,15 @@ def read_pictures(files: list[str] | None, shape: tuple[int, ...], needed: int) 
 def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.ndarray:
     """1 where the mask is white, (1, h, w, 1). What is transparent counts as black.
 
-    Raises: ConfigError where its size is neither one of `sizes`, the pictures' own, nor the model's, or nothing is left
+    Raises: ConfigError where its size is neither one of `sizes`, the images' own, nor the model's, or nothing is left
             to be kept or made.
     """
     picture, size = _read_picture("mask", file, (*shape[:2], 1), background="black")
     own, model = dict.fromkeys(map(_told, sizes)), _told((shape[0], shape[1]))
     if _told(size) not in (*own, model):
         raise ConfigError(
-            f"--mask={file}: {_told(size)} pixels; it must have the size of the picture, {' or '.join(own)}, or of "
-            f"the model's pictures, {model}"
+            f"--mask={file}: {_told(size)} pixels; it must have the size of the image, {' or '.join(own)}, or of "
+            f"the model's images, {model}"
         )
     _say_how(file, size, shape)
     kept = picture >= 128
@@ -101,7 +101,7 @@ def _say_how(file: str, size: Size, shape: tuple[int, ...]) -> None:
 
 
 def how_fitted(size: Size, model: Size) -> str:
-    """What `read_image` does to a picture of this size: it crops and resizes, and stretches nothing."""
+    """What `read_image` does to an image of this size: it crops and resizes, and stretches nothing."""
     scale = max(new / old for new, old in zip(model, size, strict=True))
     middle = (round(model[0] / scale), round(model[1] / scale))
     done = [f"cropped to its middle {_told(middle)}"] * (middle != size)

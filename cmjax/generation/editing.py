@@ -1,4 +1,4 @@
-"""The editing tasks: what each makes of a batch of pictures, and the results."""
+"""The editing tasks: what each makes of a batch of images, and the results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,17 +24,17 @@ from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import keys_of, over_devices, rows_in_chunks
-from cmjax.system.progress import Watch, unwatched
+from cmjax.system.progress import ProgressBar, no_progress
 
 STROKE_LEVELS = (5.38, 2.24)
 """Noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
 LEAST_HEIGHT = 64
-"""Smaller pictures take less noise in proportion: their structures have fewer pixels to average it over."""
+"""Smaller images take less noise in proportion: their structures have fewer pixels to average it over."""
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What the tasks take from the command line, beside the picture."""
+    """What the tasks take from the command line, beside the image."""
 
     times: tuple[float, ...] | None = None
     mask: np.ndarray | None = None  # (1, h, w, 1), 1 where a pixel is kept
@@ -57,13 +57,13 @@ class Edited:
     results: np.ndarray
 
     def columns(self, each: int) -> dict[str, np.ndarray]:
-        """What a strip shows where all results are of the same pictures, `each` of them."""
+        """What a strip shows where all results are of the same images, `each` of them."""
         return {"original": self.originals[:each], "degraded": self.degraded[:1], "result": self.results}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What a task makes of a batch of pictures in [-1, 1]: the arguments of `edit`, and what is shown as degraded."""
+    """What a task makes of a batch of images in [-1, 1]: the arguments of `edit`, and what is shown as degraded."""
 
     images: jax.Array
     operator: Operator
@@ -113,8 +113,8 @@ def _strokes(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings)
 
 
 def _stroke_times(images: jax.Array, path: Path) -> tuple[float, ...]:
-    share = min(images.shape[1] / LEAST_HEIGHT, 1)
-    return tuple(float(path.time_at(share * level)) for level in STROKE_LEVELS)
+    fraction = min(images.shape[1] / LEAST_HEIGHT, 1)
+    return tuple(float(path.time_at(fraction * level)) for level in STROKE_LEVELS)
 
 
 def _blending(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
@@ -137,20 +137,20 @@ TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], TaskSettings], Edit]] =
 
 ALL_TASKS = (*TASKS, "denoising", "interpolation")
 PICTURES = {"blending": 2}
-"""How many pictures an edit takes; one unless said here."""
+"""How many images an edit takes; one unless said here."""
 
 
-def edit_pictures(
+def edit_images(
     flow_map: FlowMap,
     pictures: np.ndarray,
     task: str,
     settings: TaskSettings,
     grid: tuple[float, ...],
-    watch: Watch = unwatched,
+    show_progress: ProgressBar = no_progress,
 ) -> Edited:
-    """A result for each of the pictures, or for blending for each pair of them, compiled once.
+    """A result for each of the images, or for blending for each pair of them, compiled once.
 
-    pictures: (n, h, w, c) uint8. settings.label: as long as the results. grid: the model's descending noise levels.
+    images: (n, h, w, c) uint8. settings.label: as long as the results. grid: the model's descending noise levels.
     watch: is told the evaluations, those of each result counted.
     """
     images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
@@ -159,7 +159,7 @@ def edit_pictures(
         sigma, t = _sigma_and_time(flow_map, settings)
         noise = gaussian(jax.random.wrap_key_data(jnp.asarray(rows["keys"])), images.shape)
         noisy = images + sigma * noise if settings.add_noise else images
-        results = _evaluate(_denoise, flow_map, rows | {"x": noisy}, [np.asarray(t, np.float32)], watch)
+        results = _evaluate(_denoise, flow_map, rows | {"x": noisy}, [np.asarray(t, np.float32)], show_progress)
         return Edited(*map(np.asarray, (images, noisy if settings.add_noise else images[:0], results)))
     edit_of = TASKS[task](images, grid, settings)
     operator = edit_of.operator
@@ -173,7 +173,7 @@ def edit_pictures(
     start = operator.degrade(edit_of.images) if edit_of.start is None else edit_of.start
     steps = jax.device_get(edit_steps(flow_map.path, settings.times or edit_of.times, flow_map.t_min))
     each = [EditStep(*values) for values in zip(*steps, strict=True)]
-    results = _evaluate(complete, flow_map, rows | {"images": edit_of.images, "x": start}, each, watch)
+    results = _evaluate(complete, flow_map, rows | {"images": edit_of.images, "x": start}, each, show_progress)
     degraded = images[:0] if edit_of.degraded is None else edit_of.degraded
     return Edited(*map(np.asarray, (images, degraded, results)))
 
@@ -183,10 +183,12 @@ def _denoise(model: Any, rows: Any) -> jax.Array:
     return flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"])
 
 
-def _evaluate(function: Callable, flow_map: FlowMap, rows: dict, steps: Sequence[Any], watch: Watch) -> np.ndarray:
+def _evaluate(
+    function: Callable, flow_map: FlowMap, rows: dict, steps: Sequence[Any], show_progress: ProgressBar
+) -> np.ndarray:
     """rows["x"] after x ← function((flow_map, step), rows) for each of the steps, compiled for a single one."""
     compiled, number, finished = over_devices(function), len(rows["keys"]), []
-    with watch(number * len(steps)) as update:
+    with show_progress(number * len(steps)) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
             before = len(finished) * len(part["keys"])
             here = min(len(part["keys"]), number - before)
@@ -201,7 +203,7 @@ def _sigma_and_time(flow_map: FlowMap, settings: TaskSettings) -> tuple[float, j
     """The noise that denoising removes, and where on the path it is."""
     sigma = settings.sigma
     if sigma is None:
-        raise ConfigError("--sigma is missing: the std of the picture's noise, where black to white is 2")
+        raise ConfigError("--sigma is missing: the std of the image's noise, where black to white is 2")
     low, high = (float(flow_map.path.noise_level(t)) for t in (flow_map.t_min, flow_map.t_max))
     if not low <= sigma <= high:
         raise ConfigError(f"--sigma={sigma}: must lie in [{low:.4g}, {high:.4g}]")

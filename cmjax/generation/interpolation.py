@@ -1,4 +1,4 @@
-"""From one picture to another through the noise that a consistency model makes them of."""
+"""From one image to another through the noise that a consistency model makes them of."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from cmjax.core.editing import invert, slerp
 from cmjax.core.sampling import FlowMap, gaussian
 from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import over_devices, rows_in_chunks
-from cmjax.system.progress import Watch, progress, unwatched
+from cmjax.system.progress import ProgressBar, no_progress, progress
 
 STARTS = 4
-"""Latents that the descent starts from for each picture; the one that ends nearest is kept."""
+"""Latents that the descent starts from for each image; the one that ends nearest is kept."""
 
 RATES = np.geomspace(0.2, 0.005, 12)
 STEPS = 25
@@ -22,7 +22,7 @@ STEPS = 25
 
 @dataclass(frozen=True)
 class Ends:
-    """What is interpolated between: latents (2, h, w, c); the pictures they were found for, in [-1, 1], if any, and
+    """What is interpolated between: latents (2, h, w, c); the images they were found for, in [-1, 1], if any, and
     how far f(T·z, T) is from them (RMS)."""
 
     latents: jax.Array
@@ -39,9 +39,9 @@ def seeded_ends(flow_map: FlowMap, seeds: tuple[int, int]) -> Ends:
 def find_ends(
     flow_map: FlowMap, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
 ) -> Ends:
-    """The latents whose one-evaluation samples come nearest to two pictures, (2, h, w, c) uint8.
+    """The latents whose one-evaluation samples come nearest to two images, (2, h, w, c) uint8.
 
-    conditions: of each picture, (2, ...).
+    conditions: of each image, (2, ...).
     """
     images = np.asarray(preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False))
     targets = np.repeat(images, STARTS, axis=0)
@@ -53,7 +53,7 @@ def find_ends(
 
     compiled = over_devices(descend)
     latents, errors = gaussian(jax.random.key(seed), targets.shape), np.zeros(len(targets))
-    with progress("finding the pictures' noise", len(RATES)) as update:
+    with progress("finding the images' noise", len(RATES)) as update:
         for i, rate in enumerate(RATES.astype(np.float32)):
             latents, errors = compiled((flow_map, rate), (targets, latents, labels))
             update(i + 1, f"error {errors.min():.3f}")
@@ -70,18 +70,18 @@ def interpolate(
     *,
     time: float,
     conditions: dict[str, np.ndarray],
-    watch: Watch = unwatched,
+    show_progress: ProgressBar = no_progress,
 ) -> np.ndarray:
-    """`num` pictures on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
+    """`num` images on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
 
-    Between two classes a picture is (1 − w)·f(x | first) + w·f(x | last), w its share of the way.
+    Between two classes an image is (1 − w)·f(x | first) + w·f(x | last), w its share of the way.
 
     conditions: of each end, (2, ...). watch: called with the images.
     """
     first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
-    share = jnp.linspace(0, 1, num)
+    fraction = jnp.linspace(0, 1, num)
     classes = [{name: np.repeat(values[[end]], num, axis=0) for name, values in conditions.items()} for end in (0, 1)]
-    rows = {"z": slerp(first, last, share), "share": share, "classes": classes}
+    rows = {"z": slerp(first, last, fraction), "share": fraction, "classes": classes}
     between = any((values[0] != values[1]).any() for values in conditions.values())
 
     def draw_rows(f, rows):
@@ -93,7 +93,7 @@ def interpolate(
         return (1 - w) * one + w * f(x, time, **rows["classes"][1])
 
     draw, drawn = over_devices(draw_rows), []
-    with watch(num) as update:
+    with show_progress(num) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
             drawn.append(draw(flow_map, part))
             update(min(len(drawn) * len(part["z"]), num), "")

@@ -12,7 +12,7 @@ import numpy as np
 from cmjax.config.fields import ConfigError
 from cmjax.system.files import remove_folder, to_json, write_atomically
 from cmjax.system.npz import npz_bytes
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,16 @@ def write_array(path: Path, num: int, draw: Callable[[int, int], np.ndarray], *,
     folder = path.with_name(f"{path.name}.parts")
     settings = dict(settings) | {"num": num, "part": PART, "version": VERSION}
     if num <= PART:
-        first_does(lambda: _remove_others(folder, settings))
+        on_first_process(lambda: _remove_others(folder, settings))
         images = draw(0, num)
-        first_does(lambda: _write_npz(path, images))
+        on_first_process(lambda: _write_npz(path, images))
         return
-    first_does(lambda: _claim(folder, settings))
+    on_first_process(lambda: _claim(folder, settings))
     files = {start: folder / f"{start:08d}.npy" for start in range(0, num, PART)}
-    for start in first_does(lambda: [place for place, file in files.items() if not file.exists()]):
+    for start in on_first_process(lambda: [place for place, file in files.items() if not file.exists()]):
         images = draw(start, min(start + PART, num))
-        first_does(lambda start=start, images=images: write_atomically(files[start], _npy(images)))
-    first_does(lambda: _join(path, list(files.values()), folder))
+        on_first_process(lambda start=start, images=images: write_atomically(files[start], _npy(images)))
+    on_first_process(lambda: _join(path, list(files.values()), folder))
 
 
 def _join(path: Path, files: list[Path], folder: Path) -> None:

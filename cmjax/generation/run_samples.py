@@ -12,7 +12,7 @@ from cmjax.config.run import Run
 from cmjax.core.sampling import FlowMap
 from cmjax.data.sources import Source
 from cmjax.generation.samplers import Chosen, samplers_of_run
-from cmjax.generation.sampling import class_labels, draw_images, guided_by
+from cmjax.generation.sampling import class_labels, guided_by, sample_images
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.system.processes import is_first
 from cmjax.training.optimizer import EMA, averages
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pictures:
+class RunSamples:
     """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
 
     run: Run
@@ -50,7 +50,7 @@ class Pictures:
     def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         flow_map, conditions = self.conditioned(state, num)
         return {
-            name: draw_images(chosen.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
+            name: sample_images(chosen.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
             for name, chosen in self.samplers.items()
         }
 
@@ -69,4 +69,4 @@ class Pictures:
         try:
             self.save_grids(images, step)
         except OSError as error:  # a full disk is no reason to end
-            log.warning("no pictures of step %d: %s", step, error.strerror or error)
+            log.warning("no images of step %d: %s", step, error.strerror or error)

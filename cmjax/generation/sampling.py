@@ -83,7 +83,7 @@ def diffusion_sample(samples: Samples, times: tuple[float, ...]) -> Callable[...
     return sample
 
 
-def draw_images(
+def sample_images(
     sampler: Sampler,
     flow_map: FlowMap,
     num: int,
@@ -110,7 +110,7 @@ def draw_images(
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleSequence:
     """A numbered sequence of samples. conditions: of all that will be drawn, (num, ...). to_pixels: the rule by which
     [-1, 1] becomes uint8."""
 
@@ -121,8 +121,8 @@ class Draw:
     to_pixels: Callable[..., np.ndarray] = to_uint8
 
     def images(self, start: int, stop: int, update: Update = lambda done, text: None) -> np.ndarray:
-        """Samples start … stop − 1, as `draw_images`."""
-        return draw_images(
+        """Samples start … stop − 1, as `sample_images`."""
+        return sample_images(
             self.sampler,
             self.flow_map,
             stop - start,

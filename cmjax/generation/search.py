@@ -13,12 +13,12 @@ from cmjax.core.sampling import FlowMap
 from cmjax.data.base import DataError
 from cmjax.data.fingerprint import fingerprint
 from cmjax.generation.samplers import conditioned
-from cmjax.generation.sampling import consistency_samplers, draw_images
-from cmjax.metrics.comparison import METRICS, judge_of, why_not_compared
+from cmjax.generation.sampling import consistency_samplers, sample_images
+from cmjax.metrics.comparison import METRICS, metric_against, why_not_compared
 from cmjax.runs.trained import Trained
 from cmjax.system.content import content_key
 from cmjax.system.files import cache_of, to_json, write_atomically
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
@@ -44,19 +44,19 @@ def find_times(
     Fréchet distance to the held-out data unless another of `METRICS` is named, as if there were one optimum.
     [Song et al. 2023, app. C.4]
 
-    Raises: ConfigError where `count` is not between 2 and 8, the samples are no pictures, or the run has no data to
+    Raises: ConfigError where `count` is not between 2 and 8, the samples are no images, or the run has no data to
             compare with.
     """
     if not 2 <= count <= 8:
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
     samples = samples or trained.samples
     path, about = trained.folder / RECORD, _about(trained, flow_map, samples)
-    found = first_does(lambda: _kept(path, about))
+    found = on_first_process(lambda: _kept(path, about))
     name = _name(trained, samples, count, metric)
     if name not in found:
         times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
         found[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
-        first_does(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": found}))
+        on_first_process(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": found}))
     times = tuple(found[name]["times"])
     log.info("times %s (%s)", ",".join(f"{t:.4g}" for t in times), path)
     return times
@@ -73,7 +73,7 @@ def _about(trained: Trained, flow_map: FlowMap, samples: Samples) -> dict[str, s
         except (ConfigError, DataError):  # data that were moved since do not make the times wrong
             return None
 
-    return {"model": drawn, "data": first_does(data)}
+    return {"model": drawn, "data": on_first_process(data)}
 
 
 def _kept(path: Path, about: Mapping[str, str | None]) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def score_along(
 ) -> Callable[[tuple[float, ...]], float]:
     """times -> the metric of `SAMPLES` images drawn along them; samples: as in `find_times`.
 
-    Raises: ConfigError where the samples are no pictures, or the run has no data to compare with.
+    Raises: ConfigError where the samples are no images, or the run has no data to compare with.
     """
     if flow_map.shape[-1] not in (1, 3):
-        raise ConfigError(f"--times=auto: the search is by figures of pictures, which {flow_map.shape} are none")
+        raise ConfigError(f"--times=auto: the search is by figures of images, which {flow_map.shape} are none")
     if not trained.recorded.has_data:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
     open_source = trained.run().open_source
@@ -125,16 +125,16 @@ def score_along(
         held_out, train = open_source("test"), open_source("train")
         if why := why_not_compared(train, num=SAMPLES, held_out=len(held_out)):
             raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
-        return judge_of(held_out, train, metric, cache_dir=cache_of(trained.folder))
+        return metric_against(held_out, train, metric, cache_dir=cache_of(trained.folder))
 
-    first_does(lambda: score() and None)
+    on_first_process(lambda: score() and None)
     samples = samples or trained.samples
     flow_map, conditions = conditioned(flow_map, trained, samples, SAMPLES)
     along = consistency_samplers(samples)
 
     def score_of(times: tuple[float, ...]) -> float:
-        images = draw_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
-        return first_does(lambda: float(score()(images)))
+        images = sample_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
+        return on_first_process(lambda: float(score()(images)))
 
     return score_of
 

@@ -56,7 +56,7 @@ class Moments:
         return Statistics(mean + self.shift, (cov + cov.T) / 2)
 
 
-class Tally:
+class Accumulator:
     """The sums and rows of a set of images. given: statistics of a file, in place of the sums'."""
 
     def __init__(self):
@@ -92,7 +92,7 @@ class Tally:
         """Of "features" or "spatial". Raises: KeyError where there are none."""
         return self.given[name] if name in self.given else self.moments[name].statistics()
 
-    def with_statistics(self, given: Mapping[str, Statistics]) -> "Tally":
+    def with_statistics(self, given: Mapping[str, Statistics]) -> "Accumulator":
         """The same rows with the statistics of a file."""
         other = copy(self)
         other.given = dict(given)
@@ -125,27 +125,27 @@ class Tally:
         return found
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Tally":
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Accumulator":
         """The tally that `arrays` wrote. Raises: KeyError where one is missing."""
-        tally = cls()
-        tally.distances = np.array(arrays["distances"])
+        accumulator = cls()
+        accumulator.distances = np.array(arrays["distances"])
         for name in ("features", "spatial"):
             if f"{name}/total" in arrays:
-                moments = tally.moments[name] = Moments(len(arrays[f"{name}/total"]))
+                moments = accumulator.moments[name] = Moments(len(arrays[f"{name}/total"]))
                 moments.count = int(arrays[f"{name}/count"])
                 for key in ("shift", "total", "products"):
                     getattr(moments, key)[:] = arrays[f"{name}/{key}"]
-        tally.rows = [arrays["rows"]] if "rows" in arrays else []
-        tally.splits = list(np.array(arrays["splits"])) if "splits" in arrays else []
-        return tally
+        accumulator.rows = [arrays["rows"]] if "rows" in arrays else []
+        accumulator.splits = list(np.array(arrays["splits"])) if "splits" in arrays else []
+        return accumulator
 
 
-def tally_of(batches: Iterable[Outputs]) -> Tally:
+def accumulate(batches: Iterable[Outputs]) -> Accumulator:
     """The tally of some batches."""
-    tally = Tally()
+    accumulator = Accumulator()
     for outputs in batches:
-        tally.add(outputs)
-    return tally
+        accumulator.add(outputs)
+    return accumulator
 
 
 def _log(p: np.ndarray) -> np.ndarray:

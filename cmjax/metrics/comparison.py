@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
-from cmjax.metrics.dataset_features import in_words, own_features, some_of
+from cmjax.metrics.dataset_features import dataset_features, in_words, some_of
 from cmjax.metrics.functional import (
     Images,
     check_images,
@@ -152,7 +152,7 @@ def compare(
     rows = {**samples, REAL: real[:num]}
     if reference[0].size <= LARGEST_GAUSSIAN:
         rows[GAUSSIAN] = fitted_gaussian(real, num, 0)
-    return figures(rows, held_out=reference, features=own_features(train, cache_dir=cache_dir))
+    return figures(rows, held_out=reference, features=dataset_features(train, cache_dir=cache_dir))
 
 
 def about_figures(
@@ -160,7 +160,7 @@ def about_figures(
 ) -> str:
     """What is said beside the Fréchet distances of `compare`: what they are of, and where they mean nothing; "" where
     there are none."""
-    classifier = own_features(train, cache_dir=cache_dir)
+    classifier = dataset_features(train, cache_dir=cache_dir)
     if classifier is None:
         return ""
     about, real = f"fd: features of {in_words(classifier, held_out)}", table[REAL]["fd"]
@@ -170,7 +170,7 @@ def about_figures(
     return about
 
 
-def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
+def metric_against(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
     """One of `METRICS` of images (n, h, w, c) uint8 against the held-out ones. Its features, where it needs
     some, are those of a classifier of the data where it has labels, and pixels where it has none.
 
@@ -178,7 +178,7 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
     """
     features: Callable[[np.ndarray], np.ndarray] | None = None
     if METRICS[metric].of_features:
-        features = own_features(train, cache_dir=cache_dir)
+        features = dataset_features(train, cache_dir=cache_dir)
         if features is None and np.prod(train.shape) > LARGEST_GAUSSIAN:
             raise DataError(
                 "the data have no different labels, and too many pixels to compare by; name the times yourself"
@@ -186,13 +186,13 @@ def judge_of(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -
         features = features or _pixels
     reference = Reference(some_of(held_out, MOST_HELD_OUT)["image"], features)
 
-    def judge(images: np.ndarray) -> float:
+    def score(images: np.ndarray) -> float:
         value = METRICS[metric].of(Compared(images, reference))
         if value is None:
             raise ValueError(f"{metric} needs features")
         return value
 
-    return judge
+    return score
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
@@ -206,10 +206,10 @@ def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:
     """
     channels = train.shape[-1]
     if channels not in (1, 3):
-        return f"figures are of pictures, and the data have {channels} channels"
+        return f"figures are of images, and the data have {channels} channels"
     if train.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
-        return "figures are of uint8 pictures, and the data are floats"
-    for there, what in ((num, "samples"), (len(train), "training pictures"), (held_out, "held-out pictures")):
+        return "figures are of uint8 images, and the data are floats"
+    for there, what in ((num, "samples"), (len(train), "training images"), (held_out, "held-out images")):
         if there is not None and there <= NEIGHBOURS:
             return f"figures need at least {NEIGHBOURS + 1} {what}, and there are {there}"
     return ""
@@ -224,13 +224,13 @@ def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out:
             held_out = open_held_out()
             why = why_not_compared(train, num=num, held_out=len(held_out))
         except DataError as error:
-            why = f"there are no held-out pictures ({error})"
+            why = f"there are no held-out images ({error})"
     if why:
         log.info("no figures: %s", why)
     return None if why else held_out
 
 
-def format_figures(table: Mapping[str, Mapping[str, float | None]], *, form: str = ".3f") -> str:
+def format_table(table: Mapping[str, Mapping[str, float | None]], *, form: str = ".3f") -> str:
     """The table of `figures` as aligned plain text, one line a row; "-" stands for None. form: of a number.
 
     >>> table = {"1 step": {"fd": 12.345, "precision": 0.5}, "fitted Gaussian": {"fd": None, "precision": 1}}

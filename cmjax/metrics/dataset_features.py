@@ -29,7 +29,7 @@ LARGEST_PIXELS = 4096
 """Elements of an image beyond which its pixels are too many for a covariance."""
 
 
-def own_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures | ResidualFeatures | None:
+def dataset_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures | ResidualFeatures | None:
     """A classifier of the training images, trained or read from `cache_dir`: a residual network for colour images of at
     least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
     height, width, channels = train.shape
@@ -41,7 +41,7 @@ def own_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures | R
     return learn(real["image"], real["label"], cache_dir=cache_dir)
 
 
-def own_outputs(
+def dataset_outputs(
     train: Source, held_out: Source | None, *, cache_dir: AnyPath
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], str, str]:
     """What the data's own features tell of images (b, h, w, c) uint8.
@@ -50,7 +50,7 @@ def own_outputs(
              accuracy; and a key that differs with them.
     Raises:  DataError where there are neither labels nor few enough pixels.
     """
-    classifier = own_features(train, cache_dir=cache_dir)
+    classifier = dataset_features(train, cache_dir=cache_dir)
     if classifier is None:
         if np.prod(train.shape) > LARGEST_PIXELS:
             raise DataError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cmjax.metrics.accumulator import KEPT, SPLIT, Tally
+from cmjax.metrics.accumulator import KEPT, SPLIT, Accumulator
 from cmjax.metrics.functional import cmmd, frechet_distance, kid_of_subsets, prdc
 
 Values = dict[str, float]
@@ -18,7 +18,7 @@ class Figure:
     how many images each of the two sets must have.
     """
 
-    of: Callable[[Tally, Tally], Values]
+    of: Callable[[Accumulator, Accumulator], Values]
     network: str | None
     needs: str
     rule: str
@@ -30,20 +30,20 @@ class Figure:
         return self.needs in ("probabilities", "distances")
 
 
-def _frechet(name: str, outputs: str = "features") -> Callable[[Tally, Tally], Values]:
+def _frechet(name: str, outputs: str = "features") -> Callable[[Accumulator, Accumulator], Values]:
     return lambda fake, real: {name: frechet_distance(fake.statistics(outputs), real.statistics(outputs))}
 
 
-def _kid(fake: Tally, real: Tally) -> Values:
+def _kid(fake: Accumulator, real: Accumulator) -> Values:
     return {"kid": kid_of_subsets(fake.kept_rows(), real.kept_rows())}
 
 
-def _precision_recall(fake: Tally, real: Tally) -> Values:
+def _precision_recall(fake: Accumulator, real: Accumulator) -> Values:
     found = prdc(real.kept_rows(), fake.kept_rows(), k=3)
     return {"precision": found.precision, "recall": found.recall}
 
 
-def _prdc(fake: Tally, real: Tally) -> Values:
+def _prdc(fake: Accumulator, real: Accumulator) -> Values:
     found = prdc(real.kept_rows(), fake.kept_rows(), k=5)
     return {
         "precision_5": found.precision,

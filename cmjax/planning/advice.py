@@ -92,9 +92,9 @@ def advise(
     """
     rows = []
 
-    def row(option: str, share: float = 1.0, **changes: int) -> None:
-        total = _estimate(run, memory, shapes, mesh, share=share, **changes)
-        rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * share})
+    def row(option: str, fraction: float = 1.0, **changes: int) -> None:
+        total = _estimate(run, memory, shapes, mesh, fraction=fraction, **changes)
+        rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * fraction})
 
     for fsdp in sorted({2, 8, _fsdps(mesh.size)[-1]} & set(_fsdps(mesh.size))):
         if fsdp > run.fsdp:
@@ -102,7 +102,7 @@ def advise(
     for parts in _parts(run, mesh.size)[1:3]:
         row(f"grad_accumulation={parts}", parts=parts)
     if run.batch_size % (2 * mesh.size * run.grad_accumulation) == 0:
-        row(f"batch_size={run.batch_size // 2}", share=0.5)
+        row(f"batch_size={run.batch_size // 2}", fraction=0.5)
     if run.model_spec.net.get("remat") is False:
         recomputing = count_operations(changed(config, "net.remat", True))
         rows.append({"option": "--config.net.remat=True", "memory": None, "operations": recomputing})
@@ -135,7 +135,7 @@ def _estimate(
     *,
     fsdp: int | None = None,
     parts: int | None = None,
-    share: float = 1.0,
+    fraction: float = 1.0,
 ) -> int:
     """The state and what is frozen exactly; temporaries in proportion to the samples at once, beside the gradients."""
     fsdp, parts = fsdp or run.fsdp, parts or run.grad_accumulation
@@ -144,9 +144,9 @@ def _estimate(
     params = shapes["state"].params
     gradients = bytes_per_device(params, parameter_shardings(params, mesh))
     ours = bytes_per_device(params, parameter_shardings(params, split))
-    activations = max(memory.temporaries - gradients, 0) * share * run.grad_accumulation / parts
+    activations = max(memory.temporaries - gradients, 0) * fraction * run.grad_accumulation / parts
     accumulated = ours if parts > 1 and run.grad_accumulation == 1 else 0
-    return round(state + frozen + batch * share + memory.other + memory.code + ours + accumulated + activations)
+    return round(state + frozen + batch * fraction + memory.other + memory.code + ours + accumulated + activations)
 
 
 def _fsdps(devices: int) -> list[int]:

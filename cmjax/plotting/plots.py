@@ -1,4 +1,4 @@
-"""Pictures of samples, and curves."""
+"""Images of samples, and curves."""
 
 import math
 import os
@@ -25,9 +25,9 @@ def image_grid(
 
     Args:    images: (n, h, w, c), uint8 for c = 1 or 3. With another c (latents) any real dtype: the first three
              channels are shown, each scaled from its smallest value to its largest over all images.
-             columns: images a row; None makes the picture about as high as wide. gap: screen pixels.
+             columns: images a row; None makes the image about as high as wide. gap: screen pixels.
              min_side: the least shorter side of an image, in screen pixels.
-    Returns: one RGB picture.
+    Returns: one RGB image.
     Raises:  ValueError naming the argument that is out of range.
     """
     for name, value, least in (("columns", columns, 1), ("gap", gap, 0), ("min_side", min_side, 1)):
@@ -99,7 +99,7 @@ def line_plot(
             one is asked for, is left out; the axis of x covers it all the same. A curve of one point is a ring, to mark
             a place. Of more curves than there are colours all are shades, in their order. A single curve has no name.
             faint: names of curves that lie pale behind the others.
-            width, height: of the picture, in pixels.
+            width, height: of the image, in pixels.
     Raises: ValueError where no point is left.
     """
     points = {name: _finite(curve, log_x, log_y) for name, curve in curves.items()}
@@ -181,7 +181,7 @@ def _ticks(low: float, high: float, log: bool) -> np.ndarray:
 
 
 class _Canvas:
-    """A drawing three times as large as its picture, whose edges are smooth once it is made smaller."""
+    """A drawing three times as large as its image, whose edges are smooth once it is made smaller."""
 
     SCALE = 3
     LEFT, TOP, BOTTOM = 70, 62, 48
@@ -268,7 +268,7 @@ class _Canvas:
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"], **words: str) -> None:
-    """Write an RGB picture; its folder is made where missing, and no reader ever sees half a file.
+    """Write an RGB image; its folder is made where missing, and no reader ever sees half a file.
 
     words: what the file says of itself, by name.
     """

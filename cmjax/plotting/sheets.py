@@ -1,4 +1,4 @@
-"""A figure of pictures in named rows, under headings."""
+"""A figure of images in named rows, under headings."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ BETWEEN_GROUPS = 14
 def sheet(
     rows: Sequence[UInt8[np.ndarray, "n h w c"]], captions: Sequence[str], *, headings: Sequence[str], title: str
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Rows of pictures, each with a caption at its left, under a title and headings.
+    """Rows of images, each with a caption at its left, under a title and headings.
 
-    Args: rows: each has a whole number of groups, of a picture for each of the headings. A wider gap sets groups apart.
+    Args: rows: each has a whole number of groups, of an image for each of the headings. A wider gap sets groups apart.
     """
     size, groups = len(headings), []
     for start in range(0, len(rows[0]), size):

@@ -1,4 +1,4 @@
-"""A run's pictures as parts of a page: small enough, and without files beside it."""
+"""A run's images as parts of a page: small enough, and without files beside it."""
 
 import base64
 import re
@@ -16,7 +16,7 @@ LARGE = 2.0
 """How much more room a figure takes than a grid of samples."""
 
 SMALLEST = 64
-"""Pixels below which no side of a picture is made smaller."""
+"""Pixels below which no side of an image is made smaller."""
 
 NAME = re.compile(r"(\d+)-(.+)\.png")
 """Of a grid of samples: its step and its sampler."""
@@ -24,7 +24,7 @@ NAME = re.compile(r"(\d+)-(.+)\.png")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in a page. uri: its content. width, height: pixels. whole: whether it is what was encoded, exactly."""
+    """An image in a page. uri: its content. width, height: pixels. whole: whether it is what was encoded, exactly."""
 
     uri: str
     width: int
@@ -56,9 +56,9 @@ def even_choice(values: list[int], most: int) -> list[int]:
 
 
 def shrink(content: bytes, limit: int) -> Picture:
-    """The picture in a file's content in about `limit` characters: as it is, or with losses, or smaller too.
+    """The image in a file's content in about `limit` characters: as it is, or with losses, or smaller too.
 
-    Raises: OSError where it is no picture.
+    Raises: OSError where it is no image.
     """
     from PIL import Image
 
@@ -75,7 +75,7 @@ def shrink(content: bytes, limit: int) -> Picture:
 
 
 def exact(image: np.ndarray) -> Picture:
-    """An RGB picture, (h, w, 3) uint8."""
+    """An RGB image, (h, w, 3) uint8."""
     from PIL import Image
 
     return Picture(_uri(_webp(Image.fromarray(image), lossless=True)), image.shape[1], image.shape[0], True)

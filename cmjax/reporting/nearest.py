@@ -49,7 +49,7 @@ def nearest_of(workdir: Path, source: Source) -> Nearest | str:
     if not grids:
         return "the run has drawn no samples"
     if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
-        return "the data are no uint8 pictures"
+        return "the data are no uint8 images"
     sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
     samples = images_in(steps[max(steps)].read_bytes(), source.shape, SHOWN)
     if samples is None:
@@ -91,7 +91,7 @@ def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarr
 def images_in(grid: bytes, shape: tuple[int, ...], most: int) -> Images | None:
     """The first images, (n, h, w, c), of a grid that `image_grid` made of images of that shape; None if it is another.
 
-    Raises: OSError where it is no picture.
+    Raises: OSError where it is no image.
     """
     from PIL import Image
 

@@ -24,7 +24,7 @@ PAGE = "report.html"
 MOST_CHARACTERS = 4_800_000
 """Of the page."""
 FOR_WORDS = 200_000
-"""Of these, for all but the curves and the pictures."""
+"""Of these, for all but the curves and the images."""
 HERE = Path(__file__).parent
 
 
@@ -124,10 +124,10 @@ def render(parts: Sequence[Part]) -> str:
 
 
 class _Pictures:
-    """The files of the runs' pictures as parts of the page, made to fit into `room` characters.
+    """The files of the runs' images as parts of the page, made to fit into `room` characters.
 
-    frames: run -> sampler -> step -> picture. steps: all steps of the frames. diagnostics: run -> caption -> picture.
-    galleries: run -> picture. notes: (run, what is left out).
+    frames: run -> sampler -> step -> image. steps: all steps of the frames. diagnostics: run -> caption -> image.
+    galleries: run -> image. notes: (run, what is left out).
     """
 
     def __init__(self, parts: Sequence[Part], room: int):

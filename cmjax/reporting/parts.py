@@ -29,7 +29,7 @@ DIAGNOSTICS = {
     "training": "Loss by noise level as training recorded it",
     "times": "Figures by the second step's time",
 }
-"""The pictures of `--mode=diagnose`, and what they show."""
+"""The images of `--mode=diagnose`, and what they show."""
 REAL = "training images"
 """The row of `figures` that holds those of real images."""
 
@@ -42,7 +42,7 @@ class Part:
 
     name: of its folder. rows: what it is, in words. changes: fields of the recipe with the file's value and the run's;
     compared: whether the file was there to compare. levels: labels of the noise levels of its records. grids: files by
-    sampler and step. pictures: caption -> file. notes: what is missing and why.
+    sampler and step. images: caption -> file. notes: what is missing and why.
     """
 
     name: str

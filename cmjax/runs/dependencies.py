@@ -89,7 +89,7 @@ def check_classes_of_others(run: Run, student: Model, source: Source) -> None:
             check_classes(open_trained(name), source, f"config.{field}={name!r}")
 
 
-def how_they_differ(name: str, module: Any, shape: tuple[int, ...]) -> str:
+def network_differences(name: str, module: Any, shape: tuple[int, ...]) -> str:
     """How another run's network differs from this one, field by field, as "; net.width is 32 there and 64 here"."""
     other = open_trained(name)
     theirs, ours = ({f.name: getattr(m, f.name) for f in fields(m)} for m in (other.model.module, module))

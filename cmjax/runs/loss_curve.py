@@ -37,7 +37,7 @@ def save_losses(workdir: Path, step: int) -> str | None:
         save_png(workdir / PICTURE, _curve(steps[drawn], losses[drawn], title))
         return str(workdir / PICTURE)
     except OSError as error:  # a full disk is no reason to lose the summary
-        log.warning("no picture of the losses: %s", error.strerror or error)
+        log.warning("no image of the losses: %s", error.strerror or error)
         return None
 
 

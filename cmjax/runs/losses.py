@@ -83,7 +83,7 @@ def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, 
     params, target_params, frozen = fixed
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
     x0, inputs = inputs_of(run, model)(batch, data_key)
-    found_times, found, share = times_within(
+    found_times, found, fraction = times_within(
         run.method.times,
         pair_key,
         len(x0),
@@ -99,15 +99,15 @@ def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, 
         given = method.arguments(jnp.asarray(step), target, frozen)
         return method.loss(model.function, params, dropout_key, drawn, **given)
 
-    return *loss_and_gradient_norm(losses, params, found), jnp.sum(found), share
+    return *loss_and_gradient_norm(losses, params, found), jnp.sum(found), fraction
 
 
-def _row(edges, loss, norm, count, share, *, size: int) -> dict[str, Any]:
+def _row(edges, loss, norm, count, fraction, *, size: int) -> dict[str, Any]:
     """One bin's numbers, of the batches' (n,): None where its samples are too rare, or a value is not finite."""
     enough = count.sum() >= RARE * size * len(count)
     values = {"loss": np.sum(loss * count) / max(count.sum(), 1), "gradient_norm": np.mean(norm)}
     shown = {name: float(value) if enough and np.isfinite(value) else None for name, value in values.items()}
-    return {"from": edges[0], "to": edges[1], "share": float(share.mean()), "samples": int(count.sum()), **shown}
+    return {"from": edges[0], "to": edges[1], "share": float(fraction.mean()), "samples": int(count.sum()), **shown}
 
 
 def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray]:

@@ -27,14 +27,20 @@ from cmjax.metrics.comparison import NEIGHBOURS, why_not_compared
 from cmjax.metrics.diagnostics import bin_of, level_edges
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
-from cmjax.runs.dependencies import check_classes_of_others, check_teacher, how_they_differ, load_other, load_teacher
+from cmjax.runs.dependencies import (
+    check_classes_of_others,
+    check_teacher,
+    load_other,
+    load_teacher,
+    network_differences,
+)
 from cmjax.runs.record import unwritable
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.system.files import cache_of, is_bucket
 from cmjax.system.lock import AlreadyRunning, FolderLock
 from cmjax.system.memory import FOR_PARAMETERS, GIB, too_little
 from cmjax.system.mesh import bytes_per_device, make_mesh, move, parameter_shardings
-from cmjax.system.processes import first_does, leave_at_once
+from cmjax.system.processes import leave_at_once, on_first_process
 from cmjax.training.method import TEACHER
 from cmjax.training.state import Batch, TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step, prepare_inputs, state_shapes
@@ -55,7 +61,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
 
     lock = FolderLock(workdir, on_lost=on_lost)
     try:
-        first_does(lock.take)
+        on_first_process(lock.take)
     except AlreadyRunning as error:
         raise ConfigError(f"--workdir={error}") from error
     except OSError as error:
@@ -76,7 +82,7 @@ def cache_compilations(workdir: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def open_to_draw(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
+def open_for_sampling(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
     """`open_trained`, and what is compiled from here on is kept beside the run."""
     trained = open_trained(workdir_or_checkpoint, data_dir=data_dir)
     cache_compilations(trained.folder)
@@ -129,10 +135,10 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     source = _open_together(lambda: open_source("train"))
     if run.batch_size > len(source):
         raise ConfigError(
-            f"config.batch_size={run.batch_size}: the data have {len(source)} pictures to train on; set it to at most "
-            "so many, or give more pictures"
+            f"config.batch_size={run.batch_size}: the data have {len(source)} images to train on; set it to at most "
+            "so many, or give more images"
         )
-    first_does(lambda: _warn_of_figures(run, source))
+    on_first_process(lambda: _warn_of_figures(run, source))
     model = run.make_model(source.num_classes)
     check_network(model.module, tuple(source.shape))
     if teacher is not None:
@@ -158,26 +164,26 @@ def _check_memory(setup: Setup) -> None:
 def _open_together(open_source: Callable[[], Source]) -> Source:
     """The data, opened by the first process before the others: what it prepares on a disk of all, they find."""
     opened: list[Source] = []
-    first_does(lambda: opened.append(open_source()))
+    on_first_process(lambda: opened.append(open_source()))
     return opened[0] if opened else open_source()
 
 
-def check_figures(run: Run) -> None:
+def check_num_metrics(run: Run) -> None:
     """Raise ConfigError where a run is to measure fewer samples than its figures need."""
-    if 0 < run.num_figures <= NEIGHBOURS:
+    if 0 < run.num_metrics <= NEIGHBOURS:
         problem = f"figures need at least {NEIGHBOURS + 1} samples; 0 leaves them out"
-        raise ConfigError(f"config.figures.num={run.num_figures}: {problem}")
+        raise ConfigError(f"config.figures.num={run.num_metrics}: {problem}")
 
 
 def _warn_of_figures(run: Run, source: Source) -> None:
-    """Say, before a run trains, where it will end without figures of pictures."""
-    if not run.num_figures or source.shape[-1] not in (1, 3):
+    """Say, before a run trains, where it will end without figures of images."""
+    if not run.num_metrics or source.shape[-1] not in (1, 3):
         return
     try:
         held_out = run.data.count("test")
-        why = why_not_compared(source, num=run.num_figures, held_out=held_out)
+        why = why_not_compared(source, num=run.num_metrics, held_out=held_out)
     except DataError as error:
-        why = f"there are no held-out pictures ({error})"
+        why = f"there are no held-out images ({error})"
     if why:
         log.warning("the run will end without figures: %s; set config.figures.num=0 if none are wanted", why)
 
@@ -236,7 +242,7 @@ def first_state(setup: Setup) -> TrainState:
     if run.init_from:
         other, module = load_other(run.init_from, "init_from", setup.mesh), setup.model.module
         params = _started(
-            params, other, run.init_from, lambda: how_they_differ(run.init_from, module, setup.source.shape)
+            params, other, run.init_from, lambda: network_differences(run.init_from, module, setup.source.shape)
         )
     return init_state(params, run.optimizer, setup.mesh)
 

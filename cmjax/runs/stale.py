@@ -13,7 +13,7 @@ GRID = re.compile(r"(\d{7,})-.+\.png")
 """A run's own grid of samples: its step and its sampler."""
 
 CHECKPOINT = "checkpoint"
-"""The word in a picture of several steps' results that names the step of its parameters."""
+"""The word in an image of several steps' results that names the step of its parameters."""
 
 
 def remove_later(workdir: Path, step: int) -> None:

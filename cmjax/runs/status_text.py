@@ -60,7 +60,7 @@ def _state(found: Found) -> str:
     if found.summary.get("steps", 0) >= found.total and found.summary.get("finished", True):
         return f"finished {duration(found.age)} ago"
     if found.saved and found.saved[-1] >= found.total:
-        return "trained to the end; the last pictures and the summary are missing, and the same command makes them"
+        return "trained to the end; the last images and the summary are missing, and the same command makes them"
     gone = f"{who} is gone; " if mark else ""
     next_step = f"goes on from step {found.saved[-1]:,}" if found.saved else "starts again from step 0"
     return f"stopped: {gone}{ago}, and the same command {next_step}"

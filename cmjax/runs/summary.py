@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.run import Run
-from cmjax.metrics.comparison import format_figures
+from cmjax.metrics.comparison import format_table
 from cmjax.runs.loss_curve import save_losses
 from cmjax.system.files import to_json, write_atomically
 
 
 def losses_of(workdir: Path, steps: int) -> dict[str, str]:
-    """The summary's entry of the picture of all losses; empty where there are none."""
+    """The summary's entry of the image of all losses; empty where there are none."""
     picture = save_losses(workdir, steps)
     return {"losses": picture} if picture else {}
 
@@ -36,6 +36,6 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines = [f"{name:26s} {value}" for name, value in summary.items() if name not in below]
     lines += [f"{'samples ' + name:26s} {path}" for name, path in summary["samples"].items()]
     if summary["figures"]:
-        lines += ["", format_figures(summary["figures"])]
+        lines += ["", format_table(summary["figures"])]
         lines += [said] if (said := summary.get("figures_of")) else []
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.runs.record import RECORD, unwritable
 from cmjax.system.files import is_bucket, to_path
 from cmjax.system.lock import MARK
-from cmjax.system.processes import first_does
+from cmjax.system.processes import on_first_process
 
 OURS = (MARK, f".{MARK}", ".writable")
 """How the names begin of what a run that was killed at once leaves in its folder."""
@@ -55,7 +55,7 @@ def output(path: Path, option: str = "--out") -> Path:
 
     Raises: ConfigError naming the option.
     """
-    first_does(lambda: output_of_one(path, option))
+    on_first_process(lambda: output_of_one(path, option))
     return path
 
 

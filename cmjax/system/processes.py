@@ -72,7 +72,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def first_does(action: Callable[[], Any]) -> Any:
+def on_first_process(action: Callable[[], Any]) -> Any:
     """The result of `action`, done by the first process alone, in all of them. All must call it.
 
     Args:    action: returns what JSON can hold.

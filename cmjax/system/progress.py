@@ -11,13 +11,13 @@ log = logging.getLogger(__name__)
 Update = Callable[[int, str], None]
 """(done, text): how far the work is, and a few words beside the bar."""
 
-Watch = Callable[[int], contextlib.AbstractContextManager[Update]]
+ProgressBar = Callable[[int], contextlib.AbstractContextManager[Update]]
 """total -> a context that gives the `Update` of work of so many parts. A function that does not know its caller's
 display takes one."""
 
 
-def unwatched(total: int) -> contextlib.AbstractContextManager[Update]:
-    """The `Watch` of work whose progress is not shown."""
+def no_progress(total: int) -> contextlib.AbstractContextManager[Update]:
+    """The `ProgressBar` of work whose progress is not shown."""
     return contextlib.nullcontext(lambda done, text: None)
 
 
@@ -37,8 +37,8 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
             return
         last = now
         elapsed, left = _clock(now - began), _clock((now - began) * (total - done) / max(done - start, 1))
-        share = 100 * done / total
-        log.info("%s %d/%d (%.0f%%), %s elapsed, %s left  %s", description, done, total, share, elapsed, left, text)
+        fraction = 100 * done / total
+        log.info("%s %d/%d (%.0f%%), %s elapsed, %s left  %s", description, done, total, fraction, elapsed, left, text)
 
     yield say_now_and_then
 

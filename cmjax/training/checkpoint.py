@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from cmjax.core.typing import Params
 from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, write_atomically
 from cmjax.system.mesh import move, parameter_shardings, reading_shardings, shapes_on
-from cmjax.system.processes import all_agree, first_does, is_first
+from cmjax.system.processes import all_agree, is_first, on_first_process
 from cmjax.training.checksums import write_checksums, write_checksums_once_committed
 from cmjax.training.newest import CheckpointError, newest_readable, problem_of
 from cmjax.training.optimizer import AveragesState
@@ -70,7 +70,7 @@ class Checkpointer:
         failure is a warning, which comes with the next call."""
         self._settle()
         if self._problem is not None:
-            first_does(lambda: _remove_unfinished(self.folder))  # what was still being written when it failed
+            on_first_process(lambda: _remove_unfinished(self.folder))  # what was still being written when it failed
             self._problem = None
         if step in self._manager.all_steps():
             return
@@ -122,7 +122,7 @@ class Checkpointer:
         self._checksum_worker.shutdown()
 
     def _make_manager(self) -> ocp.CheckpointManager:
-        first_does(lambda: _remove_unfinished(self.folder))
+        on_first_process(lambda: _remove_unfinished(self.folder))
         options = ocp.CheckpointManagerOptions(preservation_policy=self._kept)
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -141,19 +141,19 @@ class Checkpointer:
             return move(_join(like, {name: restored[name] for name in items}), parameter_shardings(like, mesh))
 
         return newest_readable(
-            self.folder, self._manager.all_steps, read, on_damaged=lambda step: self.put_aside(step, "damaged")
+            self.folder, self._manager.all_steps, read, on_damaged=lambda step: self.quarantine(step, "damaged")
         )
 
     def newest(self) -> int:
         """The step of the newest checkpoint; 0 where there is none."""
         return max(self._manager.all_steps(), default=0)
 
-    def put_aside(self, step: int, what: str) -> None:
+    def quarantine(self, step: int, what: str) -> None:
         """Rename a checkpoint to `<what>-<step>`, so that no run goes on from it. Every process must call it."""
         if is_bucket(self.folder):
             log.warning("remove %s: a bucket's folders cannot be renamed", self.folder / str(step))
             return
-        first_does(lambda: os.replace(self.folder / str(step), self.folder / f"{what}-{step}"))
+        on_first_process(lambda: os.replace(self.folder / str(step), self.folder / f"{what}-{step}"))
         self._manager.reload()
 
 

@@ -1,4 +1,4 @@
-"""The loop: batches in, steps dispatched, metrics read a step late, checkpoints and pictures on their steps."""
+"""The loop: batches in, steps dispatched, metrics read a step late, checkpoints and images on their steps."""
 
 import logging
 import math
@@ -60,8 +60,8 @@ def run_loop(
     write_record: WriteRecord,
     before_save: Callable[[int], None] = lambda step: None,
     log_every: int,
-    draw_samples: Callable[[TrainState, int], None],
-    sample_every: int,
+    callback: Callable[[TrainState, int], None],
+    callback_every: int,
     update_progress: Update,
     together: int = 0,
 ) -> TrainState:
@@ -88,8 +88,8 @@ def run_loop(
                     checkpointer.save(state, done)
                 if stop:
                     raise Stopped(done, stop)
-                if sample_every and done % sample_every == 0 and done < total_steps:
-                    draw_samples(state, done)
+                if callback_every and done % callback_every == 0 and done < total_steps:
+                    callback(state, done)
         finally:
             checkpointer.wait()
         if not all_agree(not stop_requested()):
@@ -132,13 +132,13 @@ class _LateMetrics:
             self._read(step + i, {name: values[i] for name, values in metrics.items()})
 
     def _read(self, step: int, metrics: Metrics) -> None:
-        loss, tally = float(metrics.pop("loss")), metrics.pop("loss_bins", None)
+        loss, bin_sums = float(metrics.pop("loss")), metrics.pop("loss_bins", None)
         if not metrics.pop("finite"):
             raise NonFiniteLoss(step, int(metrics.get("skipped", 0)))
         self._steps += 1
         if math.isfinite(loss):
             self._losses.append(loss)
-            self._loss_bins += [] if tally is None else [tally]
+            self._loss_bins += [] if bin_sums is None else [bin_sums]
             self._update_progress(step + 1, f"loss {loss:.4g}")
         else:
             skipped = int(metrics["skipped"])
@@ -158,9 +158,9 @@ class _LateMetrics:
         self._losses, self._loss_bins, self._steps, self._window_start = [], [], 0, now
 
 
-def _mean_of_bins(tallies: list[jax.Array]) -> dict[str, float]:
+def _mean_of_bins(bin_sums: list[jax.Array]) -> dict[str, float]:
     """The mean loss of each bin, of sums and counts (2, bins) of some steps; nothing of a bin without samples."""
-    if not tallies:
+    if not bin_sums:
         return {}
-    sums, counts = np.asarray(jax.device_get(tallies), np.float64).sum(axis=0)
+    sums, counts = np.asarray(jax.device_get(bin_sums), np.float64).sum(axis=0)
     return {f"loss_bin_{i:02d}": float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}

@@ -60,7 +60,7 @@ class Method:
     guidance: Callable[[PRNGKey, int], PerSample] | None = None
     interval: Callable[[PRNGKey, PerSample, PerSample], Array] | None = None
     labels: Mapping[str, bool] = field(default_factory=dict)
-    share: float = 0.0
+    fraction: float = 0.0
     coupling: Callable[..., Samples] | None = None
     stages: Sequence[int] = ()
     teacher: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cmjax.system.processes import all_agree, first_does
+from cmjax.system.processes import all_agree, on_first_process
 from cmjax.training.checksums import verify_checksums
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def newest_readable(
     The first process lists the steps and checks them, so that all read the same one. `alone`: this process reads by
     itself, whatever the others do.
     """
-    ask = (lambda action: action()) if alone else first_does
+    ask = (lambda action: action()) if alone else on_first_process
     damaged = []
     for step in ask(lambda: sorted((int(step) for step in list_steps()), reverse=True)):
         problem = ask(lambda step=step: _damage(folder / str(step)))

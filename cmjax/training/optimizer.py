@@ -85,16 +85,16 @@ def _even_share(step: Array) -> Array:
     return (turned >> 8).astype(jnp.float32) / 2**24 - 0.5
 
 
-def share_of_first(rate: Schedule, updates: int, *, first: int) -> float:
+def fraction_of_first(rate: Schedule, updates: int, *, first: int) -> float:
     """The share of an average, after so many updates, of the parameters that there were after the `first` of them, and
     before: Π μ(k) over k = first … updates − 1."""
-    rates, share, stop = jax.jit(jax.vmap(rate)), 1.0, updates
-    while stop > first and share > NEGLIGIBLE:  # the last ones first: most averages forget soon
+    rates, fraction, stop = jax.jit(jax.vmap(rate)), 1.0, updates
+    while stop > first and fraction > NEGLIGIBLE:  # the last ones first: most averages forget soon
         start = max(stop - 2**16, first)
         steps = np.arange(stop - 2**16, stop).clip(0)  # of one size, to compile once
-        share *= float(np.prod(np.asarray(rates(steps), np.float64)[start - stop :]))
+        fraction *= float(np.prod(np.asarray(rates(steps), np.float64)[start - stop :]))
         stop = start
-    return share
+    return fraction
 
 
 def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8) -> optax.GradientTransformation:

@@ -55,5 +55,5 @@ def _product(time_a, exponent_a, time_b, exponent_b):
     """∫ p_a(τ) p_b(τ) dτ, elementwise.   [Karras et al. 2024, eq. 151]"""
     later = np.maximum(time_a, time_b)
     power = np.where(time_a > time_b, exponent_a, exponent_b)  # of the profile that goes on beyond the other's end
-    share = (np.minimum(time_a, time_b) / later) ** power
-    return (exponent_a + 1) * (exponent_b + 1) / (exponent_a + exponent_b + 1) * share / later
+    fraction = (np.minimum(time_a, time_b) / later) ** power
+    return (exponent_a + 1) * (exponent_b + 1) / (exponent_a + exponent_b + 1) * fraction / later

@@ -63,10 +63,10 @@ def make_train_step(
             drawn, dropout_key = method.draw(key, x0, state.step, conditions)
             given = method.arguments(state.step, target, frozen)
             losses = method.loss(model, params, dropout_key, drawn, **given)
-            tally = {} if bin_of is None else {"loss_bins": _tally(losses, bin_of(drawn.times.t), bins)}
-            return jnp.mean(losses), tally
+            bin_sums = {} if bin_of is None else {"loss_bins": _sums_by_bin(losses, bin_of(drawn.times.t), bins)}
+            return jnp.mean(losses), bin_sums
 
-        (loss, tally), grads = _accumulate(
+        (loss, bin_sums), grads = _accumulate(
             jax.value_and_grad(mean_loss, has_aux=True),
             state.params,
             method_key,
@@ -76,7 +76,7 @@ def make_train_step(
         )
         reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
         state, of_update = _update(state, optimizer, loss, grads, skip_nonfinite=skip_nonfinite)
-        return state, {**of_update, **reported, **tally}
+        return state, {**of_update, **reported, **bin_sums}
 
     return train_step
 
@@ -135,7 +135,7 @@ def prepare_inputs(
     return x0, inputs
 
 
-def _tally(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:
+def _sums_by_bin(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:
     """The sum of the losses in each bin, and their number."""
     within = places[None] == jnp.arange(bins)[:, None]
     return jnp.stack([jnp.sum(jnp.where(within, losses[None], 0), axis=1), jnp.sum(within, axis=1, dtype=losses.dtype)])

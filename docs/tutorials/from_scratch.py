@@ -15,7 +15,7 @@
 #
 # This page builds a consistency model in about 200 lines of JAX, and compares it with the right answer. The data are
 # points in the plane: six Gaussians. For these data the ideal denoiser has a formula, so the ideal consistency function
-# is known too, and every picture below can show **exact** beside **learnt**.
+# is known too, and every image below can show **exact** beside **learnt**.
 #
 # Everything is trained while this page is built, on a CPU. You need `jax`, `optax`, `matplotlib`, and `cmjax` for the
 # ideal denoiser.
@@ -303,7 +303,7 @@ scatter(panels[3], ct_samples, f"CT: one step, error {errors['ct']:.3f}")
 #
 # ## Where the error arises
 #
-# Along an exact trajectory a perfect $f$ is constant. The next picture takes 4,096 exact trajectories and asks how far
+# Along an exact trajectory a perfect $f$ is constant. The next image takes 4,096 exact trajectories and asks how far
 # $f_\theta(x_t, t)$ is from their exact ends, for each $t$.
 
 # %%

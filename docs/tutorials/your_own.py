@@ -153,12 +153,12 @@ print(jax.jit(partial(ct, model))(params, None, batch).shape)
 
 
 # %%
-def anchored_ct(model, params, key, batch, *, share):
+def anchored_ct(model, params, key, batch, *, fraction):
     """(1 − share)·CT + share·|f(x_t, t) − x0| with both distances pseudo-Huber, (b,)."""
     t = batch.times.t
     estimate = model(params, batch.noised(model.path, t), t, key=key, **batch.conditions)
     anchor = distance(estimate, batch.x0) / t  # the weight 1/t is of the size of 1/(t − r) on a coarse grid
-    return (1 - share) * ct(model, params, key, batch) + share * anchor
+    return (1 - fraction) * ct(model, params, key, batch) + fraction * anchor
 
 
 # %% [markdown]
@@ -186,7 +186,7 @@ def train(loss):
     return state[1]
 
 
-own = train(partial(anchored_ct, share=0.1))
+own = train(partial(anchored_ct, fraction=0.1))
 
 # %% [markdown]
 # ## Samples

@@ -13,7 +13,7 @@ from cmjax.core.losses.flow_maps import ALWAYS, Interval, guided_velocity, mean_
 from cmjax.core.model import Model
 from cmjax.core.paths import per_sample
 from cmjax.core.typing import Params, PerSample, PRNGKey, Time
-from cmjax.ranges import Inside, Positive, Share
+from cmjax.ranges import Fraction, Inside, Positive
 
 AlphaWeight = Callable[[PerSample, PerSample], PerSample]
 """(the mean squared residual, α), both (b,) -> the residual's weight (b,)."""
@@ -54,13 +54,13 @@ def alphaflow(
         return jax.lax.stop_gradient(weight(gap, alpha)) * gap
 
     def discrete():
-        share = jnp.where((s < t) & (alpha > 0), alpha, 1)
+        fraction = jnp.where((s < t) & (alpha > 0), alpha, 1)
         x_r = x_t - per_sample(t - r, x_t) * v
         held = params if target_params is None else target_params
         later = model.output(held, x_r, r, s, key=key, **batch.conditions)
         u = model.output(params, x_t, t, s, key=key, **batch.conditions)
-        target = per_sample(share, v) * v + per_sample(1 - share, v) * later
-        return regress(u, jnp.where(per_sample(s < t, v), jnp.clip(target, -clip, clip), target), share)
+        target = per_sample(fraction, v) * v + per_sample(1 - fraction, v) * later
+        return regress(u, jnp.where(per_sample(s < t, v), jnp.clip(target, -clip, clip), target), fraction)
 
     def limit():
         u, du_dt = mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
@@ -83,7 +83,7 @@ def adaptive_alpha(gap: PerSample, alpha: PerSample, *, c: Positive) -> PerSampl
 
 
 def alpha_schedule(
-    *, total_steps: int, start: Share = 0.0, end: Share = 1.0, clamp: Inside = 0.005, steepness: Positive = 25.0
+    *, total_steps: int, start: Fraction = 0.0, end: Fraction = 1.0, clamp: Inside = 0.005, steepness: Positive = 25.0
 ) -> Callable[[Array | int], Array]:
     """step -> α, which falls from 1 to 0 by a sigmoid, centred between the shares `start` and `end` of the run.
 

@@ -131,20 +131,20 @@ def tcm(
     target_params: Params | None = None,
     first_stage: Callable[..., Samples],
     boundary: float,
-    share: float,
+    fraction: float,
     boundary_weight: float,
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
     """TCM's second stage: ECT for t >= t' only; where r < t', the target is the frozen model of the first stage.
 
-    A `share` of the batch has t = t', where the target is always the first stage's. The mean of the returned losses
+    A `fraction` of the batch has t = t', where the target is always the first stage's. The mean of the returned losses
     is the mean loss above t' plus `boundary_weight` times the mean loss at t'.   [Lee et al. 2025, TCM, alg. 1]
     The first stage drops out the same units as the student, as in the released code. Without, the loss at t' would be
     the noise of the student's dropout, divided by the gap.
 
     Args: first_stage: (x, t, *, key, **conditions) -> its estimate of the clean data. boundary: t'.
-          Its times: `ratio_pairs` of `times.held_at(..., at=boundary, share=share)`.
+          Its times: `ratio_pairs` of `times.held_at(..., at=boundary, fraction=fraction)`.
     Raises: ValueError where the share is no part of the batch, or the batch size is symbolic: a share is a number.
     """
     check_path(model, first_stage)
@@ -157,9 +157,9 @@ def tcm(
     target = jnp.where(per_sample(r < boundary, x_r), first, own)
     estimate = model(params, batch.noised(path, t), t, key=key, **conditions)
     losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
-    size, count = t.shape[0], part_of(share, t.shape[0])
+    size, count = t.shape[0], part_of(fraction, t.shape[0])
     if not 0 < count < size:
-        raise ValueError(f"share={share} of a batch of {size} must leave samples both at the boundary and above it")
+        raise ValueError(f"share={fraction} of a batch of {size} must leave samples both at the boundary and above it")
     held = count / size
     return losses * jnp.where(t <= boundary, boundary_weight / held, 1 / (1 - held))
 

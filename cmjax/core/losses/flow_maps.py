@@ -120,16 +120,16 @@ def shortcut(
     batch: Batch,
     *,
     target_params: Params | None = None,
-    share: float,
+    fraction: float,
     distance: Distance,
     guidance: float = 1.0,
     clip: float = jnp.inf,
 ) -> PerSample:
     """Shortcut models: d(u_θ(x_t, t, s), target), where u_θ learns that one step equals two half steps of u_θ⁻.
 
-    For the first `share` of the batch the target is the mean of u_θ⁻ over the half steps t → r and r → s. For the rest
+    For the first `fraction` of the batch the target is the mean of u_θ⁻ over the half steps t → r and r → s. For the rest
     it is v at the finest step t → s: flow matching.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
-    Its times: `dyadic_pairs` of the same `share`, drawn for this batch as a whole: the first samples are told by their
+    Its times: `dyadic_pairs` of the same `fraction`, drawn for this batch as a whole: the first samples are told by their
     places.
 
     As in the released code the half steps are evaluated without dropout; where they are of the finest length they are
@@ -139,7 +139,7 @@ def shortcut(
             size is symbolic: a share of it is a number.
     """
     t, s, x_t, v = on_line(model, batch)
-    halved = part_of(share, x_t.shape[0])
+    halved = part_of(fraction, x_t.shape[0])
 
     def first(value: jax.Array) -> jax.Array:
         return split_as(whole(value)[:halved], x_t)

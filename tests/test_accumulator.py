@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from cmjax.metrics import functional
-from cmjax.metrics.accumulator import Moments, Tally, tally_of
+from cmjax.metrics.accumulator import Accumulator, Moments, accumulate
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def in_batches(name, rows, size=37):
 
 
 def test_batches_give_the_peers_figures(recorded):
-    real = tally_of(in_batches("features", recorded["feat_ref"]))
-    fake = tally_of(in_batches("features", recorded["feat_gen"]))
+    real = accumulate(in_batches("features", recorded["feat_ref"]))
+    fake = accumulate(in_batches("features", recorded["feat_gen"]))
     fid = functional.frechet_distance(real.statistics(), fake.statistics())
     assert fid == pytest.approx(float(recorded["fid"]), rel=1e-9)
     x, y = real.statistics(), fake.statistics()
     root = scipy.linalg.sqrtm(x.cov @ y.cov)
     assert fid == pytest.approx(np.sum((x.mean - y.mean) ** 2) + np.trace(x.cov + y.cov - 2 * root.real), rel=1e-9)
-    probabilities = tally_of(in_batches("probabilities", recorded["probs"]))
+    probabilities = accumulate(in_batches("probabilities", recorded["probs"]))
     assert probabilities.inception_score() == pytest.approx(float(recorded["is_split5000"]), rel=1e-9)
 
 
@@ -43,7 +43,7 @@ def test_kid_and_neighbours_of_the_kept_rows_are_the_peers(recorded):
 
 def test_the_inception_score_goes_by_splits(recorded, monkeypatch):
     monkeypatch.setattr("cmjax.metrics.accumulator.SPLIT", 100)
-    tally = tally_of(in_batches("probabilities", recorded["probs"]))
+    tally = accumulate(in_batches("probabilities", recorded["probs"]))
     assert tally.inception_score() == pytest.approx(float(recorded["is_split100"]), rel=1e-9)
 
 
@@ -57,13 +57,13 @@ def test_moments_keep_their_digits_far_from_zero():
 
 def test_a_tally_that_was_written_goes_on(recorded, tmp_path):
     batches = in_batches("features", recorded["feat_ref"])
-    half = tally_of(batches[:5])
+    half = accumulate(batches[:5])
     np.savez(tmp_path / "tally.npz", **half.arrays())
     with np.load(tmp_path / "tally.npz") as file:
-        goes_on = Tally.of_arrays(dict(file))
+        goes_on = Accumulator.of_arrays(dict(file))
     for batch in batches[5:]:
         goes_on.add(batch)
-    whole = tally_of(batches)
+    whole = accumulate(batches)
     np.testing.assert_array_equal(goes_on.statistics().cov, whole.statistics().cov)
     np.testing.assert_array_equal(goes_on.kept_rows(), whole.kept_rows())
 
