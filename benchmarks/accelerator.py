@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.accelerator_parts import PARTS  # noqa: E402
 
-GOALS = {"share of the bf16 rate, ECT step of DDPM++": 0.45, "over compiled PyTorch": 1.0, "sCM over denoising": 2.2}
+GOALS = {"fraction of the bf16 rate, ECT step of DDPM++": 0.45, "over compiled PyTorch": 1.0, "sCM over denoising": 2.2}
 
 
 @dataclass
@@ -162,7 +162,7 @@ def page(data: dict[str, Any]) -> str:
     lines = [f"# {device['device']}, jax {device['jax']}, {data['date']}", ""]
     lines += [f"- {name}: {value / 1e12:.1f} T/s" for name, value in rate.items()]
     lines += [f"- {name}: {value:.3f} (goal {GOALS[name]})" for name, value in data["goals"].items()]
-    lines += ["", "| network | program | dtype | batch | ms | images/s | share of the rate | GB | compile s |"]
+    lines += ["", "| network | program | dtype | batch | ms | images/s | fraction of the rate | GB | compile s |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     lines += [_row(r, rate) for r in of_kind(records, "program")]
     for r in of_kind(records, "torch"):

@@ -176,7 +176,9 @@ def _loop(ect: Program, record: Record) -> None:
         jax.block_until_ready(loss)
 
     times = {name: seconds_of(call, at_least=0) / steps for name, call in (("bare", bare), ("loop", loop))}
-    record("loop", **{f"{name}_ms": 1e3 * value for name, value in times.items()}, fraction=times["bare"] / times["loop"])
+    record(
+        "loop", **{f"{name}_ms": 1e3 * value for name, value in times.items()}, fraction=times["bare"] / times["loop"]
+    )
 
 
 def kernels(program: Program, calls: int = 3, top: int = 30) -> dict[str, Any]:

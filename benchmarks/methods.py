@@ -63,7 +63,7 @@ def recipe(name: str, out: Path, *, steps: int, data: str) -> dict[str, Any]:
             section[field] = str(out / Path(section[field]).name)
     if data == "oracle":
         config.data.name, config.data.data_dir = "arrays", str(out / "points.npz")
-        config.net.width, config.figures.num = 128, 0
+        config.net.width, config.metrics.num = 128, 0
         if "distance" in config.objective:
             config.objective.distance = config.objective.distance.replace("c=0.1", "c=0.03").replace("c=1.0", "c=0.03")
         if "coupling" in config.objective:  # another coupling has other trajectories than the exact ones
@@ -91,7 +91,7 @@ def seconds_per_mimg(summary: dict[str, Any]) -> dict[str, float]:
 def digits_row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     """What the run measured of its one-step and two-step samples."""
     row: dict[str, Any] = {"method": name, **seconds_per_mimg(summary)}
-    for sampler, figures in summary["figures"].items():
+    for sampler, figures in summary["metrics"].items():
         evaluations = sampler.removeprefix("ddim-").partition("-")[0]
         if evaluations.isdigit():
             row |= {f"{figure}_{evaluations}": value for figure, value in figures.items()} | {"sampler": sampler}

@@ -23,7 +23,7 @@ def get_config(variant: str = ""):
             "name": "tcm",
             "first_stage": first,
             "boundary": 1.0,
-            "share": 0.25,
+            "fraction": 0.25,
             "boundary_weight": 0.1,
             "times": "student(df=0.01, scale=0.2, highest=80.0)",
             "stages": "equal(count=1)",

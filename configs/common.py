@@ -23,16 +23,16 @@ def base() -> ConfigDict:
     config.data.max_corrupt = 10  # examples that cannot be read and that others stand in for; more are an error
     config.data.workers = 0  # processes that decode what is not kept in memory; 0: a thread of this one
     config.data.horizontal_flip = False
-    config.data.label_dropout = 0.0  # share of the labels that training leaves out, for classifier-free guidance
+    config.data.label_dropout = 0.0  # fraction of the labels that training leaves out, for classifier-free guidance
     config.data.augment = ""  # changes of images that the network is given as net.augment_dim numbers
     config.model = ConfigDict(
         {"path": "ve", "preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
     )
-    config.mesh = ConfigDict({"fsdp": 1})  # devices that share one copy of the parameters
+    config.mesh = ConfigDict({"fsdp": 1})  # devices that fraction one copy of the parameters
     config.checkpoint = ConfigDict({"save_every": 1000, "keep": 3, "keep_every": 0})
     config.log = ConfigDict({"every": 100, "tensorboard": True, "wandb": False})
     config.log.bins = 0  # parts of the noise levels, whose mean losses are recorded beside the whole
-    config.figures = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
+    config.metrics = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
     config.evaluate = ConfigDict({"every": 0, "num": 1000})  # steps between evaluations, 0: none; and their samples
     config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round", "labels": "balanced"})
     config.report = True  # the page about the run, report.html, when training ends
@@ -179,5 +179,5 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     if config.objective.get("distance", "").startswith("lpips"):
         config.objective.distance = "l2"
     config.checkpoint.save_every, config.log.every = 4, 1
-    config.samples.every, config.samples.num, config.figures.num = 0, 16, 0
+    config.samples.every, config.samples.num, config.metrics.num = 0, 16, 0
     return config

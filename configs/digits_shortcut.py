@@ -16,7 +16,7 @@ def get_config():
         {
             "name": "shortcut",
             "pairs": "dyadic(steps=16)",
-            "share": 0.5,
+            "fraction": 0.5,
             "distance": "l2",
             "target": "ema(mu=0.9)",
         }

@@ -16,7 +16,7 @@ def get_config():
             "name": "tcm",
             "first_stage": "runs/digits_ect",
             "boundary": 1.0,
-            "share": 0.25,
+            "fraction": 0.25,
             "boundary_weight": 0.1,
             "times": "student(df=0.01, scale=0.2, highest=80.0)",
             "stages": "equal(count=1)",

@@ -81,7 +81,9 @@ def write_latents(data: str, out: Path, shape: tuple[int, int, int]) -> None:
     held_out = _unit_range(examples["test"]["image"])
     lost = held_out - decode(pca, latents["test"]).reshape(held_out.shape)
     fraction = np.sum(lost**2) / np.sum((held_out - pca.mean[None]) ** 2)
-    print(f"{out}: {len(latents['train'])} latents {shape}, divided by {pca.scale:.4f}; {fraction:.1%} of variance lost")
+    print(
+        f"{out}: {len(latents['train'])} latents {shape}, divided by {pca.scale:.4f}; {fraction:.1%} of variance lost"
+    )
 
 
 def write_pictures(samples: Path, pca_file: Path, out: Path) -> None:

@@ -321,8 +321,8 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     ("images", "fields", "line"),
     [
         (PIXELS, {}, ""),
-        (PIXELS[:50], {}, "figures need at least 6 held-out images, and there are 5"),
-        (PIXELS, {"figures__num": 3, "samples__num": 4}, "figures need at least 6 samples, and there are 3"),
+        (PIXELS[:50], {}, "metrics need at least 6 held-out images, and there are 5"),
+        (PIXELS, {"figures__num": 3, "samples__num": 4}, "metrics need at least 6 samples, and there are 3"),
         (FLOATS, {}, "figures are of uint8 images, and the data are floats"),
         (PIXELS[:50], {"figures__num": 0}, ""),
         (LATENTS[:20], {}, ""),
@@ -333,7 +333,7 @@ def test_figures_that_cannot_be_made_are_said_at_the_start(tmp_path, caplog, ima
     assert len(caplog.messages) == bool(line)
     if line:
         assert caplog.messages == [
-            f"the run will end without figures: {line}; set config.figures.num=0 if none are wanted"
+            f"the run will end without metrics: {line}; set config.metrics.num=0 if none are wanted"
         ]
 
 
@@ -349,10 +349,10 @@ def test_figures_that_cannot_be_made_are_said_at_the_end(caplog):
         assert can_compare({"1-step": PIXELS}, train, none) is None
         assert can_compare({"1-step": PIXELS}, train, lambda: train) is train
     assert caplog.messages == [
-        "no figures: figures need at least 6 held-out images, and there are 5",
-        "no figures: figures need at least 6 samples, and there are 5",
-        "no figures: figures are of images, and the data have 4 channels",
-        "no figures: there are no held-out images (x.npz: nothing held out)",
+        "no metrics: metrics need at least 6 held-out images, and there are 5",
+        "no metrics: metrics need at least 6 samples, and there are 5",
+        "no metrics: figures are of images, and the data have 4 channels",
+        "no metrics: there are no held-out images (x.npz: nothing held out)",
     ]
 
 
@@ -371,7 +371,7 @@ def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
     run = read_run(data_of("arrays", tmp_path / "x.npz"))
     trained: Any = SimpleNamespace(run=lambda: run, recorded=SimpleNamespace(has_data=True), folder=tmp_path)
     flow_map: Any = SimpleNamespace(shape=(4, 4, 3))
-    with pytest.raises(ConfigError, match="figures need at least 6 held-out images, and there are 5; name them"):
+    with pytest.raises(ConfigError, match="metrics need at least 6 held-out images, and there are 5; name them"):
         search.score_along(trained, flow_map, "fd")
 
 

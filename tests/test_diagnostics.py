@@ -262,7 +262,7 @@ def runs(tmp_path_factory):
 
     def small(recipe, **changes):
         config = recipe.get_config()
-        config.steps, config.batch_size, config.figures.num, config.samples.num = 3, 16, 0, 4
+        config.steps, config.batch_size, config.metrics.num, config.samples.num = 3, 16, 0, 4
         config.net.width, config.net.depth, config.samples.every = 16, 1, 0
         config.log.tensorboard, config.log.every, config.log.bins, config.report = False, 1, 4, False
         config.update(changes)
@@ -304,7 +304,7 @@ def test_a_student_is_held_against_its_own_teacher(runs, monkeypatch):
     assert along["rms"]["end"][-1] == 0  # the boundary condition
     assert np.isfinite(along["rms"]["step"]).all()
     rows = found["loss"]["bins"]
-    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-6)
+    assert sum(row["fraction"] for row in rows) == pytest.approx(1, abs=1e-6)
     assert all((row["loss"] is None) == (row["samples"] == 0) for row in rows)  # a grid: bins are hit always or never
     assert found["training"]["step"] == [1, 2, 3]
     value = found["times"]["found"]["value"]

@@ -97,7 +97,7 @@ def test_magnitudes_are_kept():
     gained = 2.5 * a
     for y in (mp_silu(a), mp_sum(a, normal(64, 64), 0.3), mp_concat(a, b, 0.3), normalize(gained)):
         assert abs(rms(y) - 1) < 0.05
-    # The share of each part is its balance, whatever its width.
+    # The fraction of each part is its balance, whatever its width.
     parts = mp_concat(a, b, 0.2)
     np.testing.assert_allclose(rms(parts[:, 64:]) * 32**0.5 / (rms(parts[:, :64]) * 64**0.5), 0.25, rtol=0.1)
     for layer, x in ((MPLinear(48), a), (MPConv(48), normal(4, 16, 16, 8))):

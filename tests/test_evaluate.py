@@ -232,7 +232,7 @@ def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
 def test_a_run_is_judged_as_it_trains(runs):
     config = digits_ct.get_config()
     config.net.width, config.net.depth, config.batch_size, config.steps = 16, 1, 16, 5
-    config.samples.every, config.figures.num, config.log.tensorboard = 0, 0, False
+    config.samples.every, config.metrics.num, config.log.tensorboard = 0, 0, False
     config.report = False
     config.evaluate.update({"every": 2, "num": 60, "metrics": ("fd",)})
     train.run(config.to_dict(), to_path(runs / "judged"))

@@ -92,7 +92,7 @@ def tcm(path, params, variance):
 
 
 def sct(path, params, variance):
-    """A batch's samples share its data: the gradient of each of many small batches."""
+    """A batch's samples fraction its data: the gradient of each of many small batches."""
 
     def batch(key):
         x0_key, key = jax.random.split(key)
@@ -170,7 +170,7 @@ def arguments(method):
     x0, t = exact.data(jax.random.key(1), 8), times(8, 0.4)
     pair = Times(t, jnp.where(jnp.arange(8) < 4, 0.5, 0.95) * t, jnp.full(8, 0.1))
     f, knobs = exact.consistency_model(ve), {"distance": HUBER, "weight": weightings.inverse_gap}
-    of_tcm = {"boundary": 0.4, "share": 0.25, "boundary_weight": 0.1}
+    of_tcm = {"boundary": 0.4, "fraction": 0.25, "boundary_weight": 0.1}
     loss = {
         "ect": lambda other: losses.ect,
         "sct": lambda other: losses.sct,

@@ -34,7 +34,7 @@ SMALL = {
     "net.width": 16,
     "net.depth": 1,
     "batch_size": 16,
-    "figures.num": 0,
+    "metrics.num": 0,
     "samples.num": 4,
     "samples.every": 0,
     "samples.times": (80.0,),

@@ -3,6 +3,8 @@
 import pytest
 
 from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.recipes import change, load_recipe
+from cmjax.config.renamed import with_new_names
 from cmjax.core import curricula
 
 CURRICULA = {"constant": curricula.constant, "square_root_growth": curricula.square_root_growth}
@@ -88,3 +90,12 @@ def test_a_field_that_nothing_reads_is_an_error():
 def test_a_missing_field_is_an_error():
     with pytest.raises(ConfigError, match=r"config\.steps is missing \(did you mean step\?\)"):
         Fields({"step": 3}).integer("steps", at_least=1)
+
+
+def test_a_field_is_read_under_its_earlier_name():
+    config = load_recipe("configs/digits_tcm.py")
+    change(config, "figures.num", "7")
+    change(config, "objective.share", "0.5")
+    assert (config.metrics.num, config.objective.fraction) == (7, 0.5)
+    old = {"figures": {"num": 3}, "objective": {"name": "tcm", "share": 0.25}, "steps": 1}
+    assert with_new_names(old) == {"metrics": {"num": 3}, "objective": {"name": "tcm", "fraction": 0.25}, "steps": 1}

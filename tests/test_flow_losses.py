@@ -255,7 +255,7 @@ def in_the_mean(method, params, variance):
         knobs = {"alpha": 1e-3, "target_params": exact.AT_ZERO, **ALPHA}
     elif method == "shortcut":  # what is not halved, at the exact limit of many steps
         pair = Times(pair.t, pair.t - 1e-4, pair.t - 1e-4)
-        knobs = {"share": 0.0, "target_params": exact.AT_ZERO, **L2}
+        knobs = {"fraction": 0.0, "target_params": exact.AT_ZERO, **L2}
     else:
         knobs = {"distance": partial(adaptive, p=0.5, c=1e-2)}
     return evaluate(getattr(losses, method), exactly, params, KEY, x0, pair, **knobs)
@@ -289,7 +289,7 @@ def test_shortcuts_halves_leave_the_exact_mean_velocity_alone():
 
 
 def test_shortcut_is_two_half_steps_then_flow_matching():
-    """The target network's halves for the first share, the velocity for the rest; one loss for each sample."""
+    """The target network's halves for the first fraction, the velocity for the rest; one loss for each sample."""
     x0, pair = exact.data(jax.random.key(1), 8), dyadic_pairs(steps=8, fraction=0.25)(jax.random.key(3), 8, 0)
     x, v = line(x0, pair.t)
     t, r, s = pair

@@ -17,7 +17,7 @@ def test_digits_in_bfloat16_are_as_good_as_in_float32(tmp_path):
         config.net.dtype, config.steps = dtype, 3000
         config.samples.every, config.log.tensorboard, config.report = 0, False, False
         train.run(config.to_dict(), tmp_path / dtype)
-        found[dtype] = json.loads((tmp_path / dtype / "summary.json").read_text())["figures"]
+        found[dtype] = json.loads((tmp_path / dtype / "summary.json").read_text())["metrics"]
     for sampler in ("1-step", "2-step"):
         full, half = (found[dtype][sampler] for dtype in ("float32", "bfloat16"))
         assert full["fd"] < 0.75 * found["float32"]["fitted Gaussian"]["fd"], found

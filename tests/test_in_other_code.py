@@ -162,7 +162,7 @@ CALLS = {
     "ict": ("ve", {}, {}),
     "ect": ("ve", PLAIN, {}),
     "sct": ("ve", PLAIN, {}),
-    "tcm": ("ve", {"first_stage": teacher, "boundary": 0.3, "share": 0.25, "boundary_weight": 0.1, **PLAIN}, {}),
+    "tcm": ("ve", {"first_stage": teacher, "boundary": 0.3, "fraction": 0.25, "boundary_weight": 0.1, **PLAIN}, {}),
     "multistep_ct": ("ve", PLAIN, {}),
     "cd": ("ve", TAUGHT, {}),
     "guided_cd": ("ve", TAUGHT, SCALE),
@@ -174,7 +174,7 @@ CALLS = {
     "scm_cd": ("trig", {"teacher": teacher}, {}),
     "meanflow": ("linear", {"guidance": 2.0, **L2}, {"label": jnp.arange(4)}),
     "imf": ("linear", L2, SCALE),
-    "shortcut": ("linear", {"share": 0.5, **L2}, {}),
+    "shortcut": ("linear", {"fraction": 0.5, **L2}, {}),
     "alphaflow": ("linear", {"alpha": 0.5, "weight": inverse_alpha}, {}),
 }
 

@@ -24,7 +24,7 @@ SMALL = (
     "--config.net.width=32",
     "--config.net.depth=1",
     "--config.batch_size=64",
-    "--config.figures.num=60",
+    "--config.metrics.num=60",
     "--config.samples.num=16",
     "--config.samples.every=0",
     "--config.log.tensorboard=False",
@@ -101,8 +101,8 @@ def test_a_run_ends_with_pictures_a_checkpoint_and_a_summary(runs, recipe):
     assert (runs / recipe / "report.html").is_file() == (recipe == "digits_ct")
     for path in summary["samples"].values():
         assert size(path) == (4 * 64 + 5 * 2, 4 * 64 + 5 * 2)
-    assert {"training images", "fitted Gaussian"} < summary["figures"].keys()
-    assert summary["figures"]["training images"]["coverage"] > 0.5
+    assert {"training images", "fitted Gaussian"} < summary["metrics"].keys()
+    assert summary["metrics"]["training images"]["coverage"] > 0.5
     records = [json.loads(line) for line in (runs / recipe / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["loss"]) for record in records)
 
@@ -116,7 +116,7 @@ def final_params(workdir):
     return jax.tree.leaves(cmjax.load(workdir).params)
 
 
-OFTEN_SAVED = ("--config.checkpoint.save_every=20", "--config.log.every=5", "--config.figures.num=0")
+OFTEN_SAVED = ("--config.checkpoint.save_every=20", "--config.log.every=5", "--config.metrics.num=0")
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(monkeypatch,
     arguments = ("--config.data.name=arrays", f"--config.data.data_dir={tmp_path / 'few.npz'}")
     monkeypatch.chdir(ROOT)
     do(*train("digits_ct", tmp_path / "run", 3, *arguments, "--config.batch_size=16"))
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["figures"] == {}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"] == {}
 
 
 def test_import_says_what_is_wrong_before_it_writes(refused, tmp_path):

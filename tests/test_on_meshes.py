@@ -137,8 +137,8 @@ FUNCTIONS = {
     **{f"the path {name}": (partial(on_its_path, *pair), (X, T)) for name, pair in PAIRS.items()},
 }
 SIZE_NEEDED = {
-    "losses.shortcut": "share=0.5 of the batch needs the batch size",
-    "losses.tcm": "share=0.25 of the batch needs the batch size",
+    "losses.shortcut": "fraction=0.5 of the batch needs the batch size",
+    "losses.tcm": "fraction=0.25 of the batch needs the batch size",
     "couplings.minibatch_ot": "minibatch_ot needs the batch size",
 }
 """What cannot be exported for any batch size, and what it says."""

@@ -21,7 +21,7 @@ def test_the_exact_map_carries_noise_to_the_data():
     data = oracle.mixture()
     samples = oracle.exact_map(80.0 * np.random.default_rng(1).standard_normal((8192, 2)), 80.0, steps=128)
     drawn = oracle.draw_data(np.random.default_rng(2), 8192)
-    for points in (samples, drawn):  # within 4 standard errors of a mean, a variance and a mode's share
+    for points in (samples, drawn):  # within 4 standard errors of a mean, a variance and a mode's fraction
         np.testing.assert_allclose(points.mean(0), 0.0, atol=4 * 0.5 / 8192**0.5)
         np.testing.assert_allclose((points**2).mean(), 0.25, rtol=4 * 2**0.5 / 8192**0.5)
     fraction = [

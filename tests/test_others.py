@@ -14,7 +14,7 @@ from configs import digits_classes, digits_ect, digits_guided_cd, digits_meanflo
 
 @pytest.fixture
 def other(tmp_path):
-    """A run's folder with a record alone: that of digits_classes, trained with this share of labels left out."""
+    """A run's folder with a record alone: that of digits_classes, trained with this fraction of labels left out."""
 
     def folder(label_dropout):
         config = digits_classes.get_config().to_dict()

@@ -233,7 +233,9 @@ def test_dyadic_steps_and_their_halves():
 
 def test_every_half_step_is_taught():
     """What the longest steps are made of, down to the finest, is itself among the steps that are drawn."""
-    t, r, s = (np.asarray(time) for time in dyadic_pairs(steps=16, fraction=0.5, t_max=4.0)(jax.random.key(0), 20_000, 0))
+    t, r, s = (
+        np.asarray(time) for time in dyadic_pairs(steps=16, fraction=0.5, t_max=4.0)(jax.random.key(0), 20_000, 0)
+    )
     drawn = set(zip(t, s, strict=True))
     halves = {*zip(t[:10_000], r[:10_000], strict=True), *zip(r[:10_000], s[:10_000], strict=True)}
     assert halves <= drawn
@@ -247,10 +249,10 @@ def test_the_smallest_share_is_one_sample():
     assert np.flatnonzero(np.asarray(r != s)).tolist() == [0]
 
 
-@pytest.mark.parametrize("knobs", [{"steps": 1}, {"steps": 12}, {"steps": 0}, {"steps": 8, "share": 1.5}])
+@pytest.mark.parametrize("knobs", [{"steps": 1}, {"steps": 12}, {"steps": 0}, {"steps": 8, "fraction": 1.5}])
 def test_what_cannot_be_halved_is_refused(knobs):
-    with pytest.raises(ValueError, match="share" if "share" in knobs else "steps"):
-        dyadic_pairs(**{"share": 0.5, **knobs})
+    with pytest.raises(ValueError, match="fraction" if "fraction" in knobs else "steps"):
+        dyadic_pairs(**{"fraction": 0.5, **knobs})
 
 
 def test_segments_end_at_their_lower_edge():

@@ -28,7 +28,7 @@ CHANGES = {
     "batch_size": 16,
     "net.width": 256,  # the largest leaves are then split by fsdp
     "net.depth": 1,
-    "figures.num": 0,
+    "metrics.num": 0,
     "samples.num": 4,
     "samples.every": 0,
     "checkpoint.save_every": 1000,

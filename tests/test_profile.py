@@ -15,7 +15,7 @@ from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--config.net.width=8", "--config.net.depth=1", "--config.batch_size=8", "--config.log.every=2",
-        "--config.log.tensorboard=False", "--config.figures.num=0", "--config.samples.num=1",
+        "--config.log.tensorboard=False", "--config.metrics.num=0", "--config.samples.num=1",
         "--config.samples.times=(80.0,)", "--config.report=False")  # fmt: skip
 
 

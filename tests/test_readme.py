@@ -27,7 +27,7 @@ COMMANDS = list(
         line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if "cmjax.main" in line
     )
 )
-SHORT = ("--config.steps=20", "--config.figures.num=0", "--config.samples.every=0", "--config.report=False",
+SHORT = ("--config.steps=20", "--config.metrics.num=0", "--config.samples.every=0", "--config.report=False",
          "--config.net.width=64", "--config.net.depth=1", "--config.batch_size=32")  # fmt: skip
 
 

@@ -123,8 +123,8 @@ def test_too_few_images_are_named_before_anything_is_drawn(judged, tmp_path, mon
         np.savez(tmp_path / "few.npz", images=digits("test").images[:num])
         with pytest.raises(ConfigError, match=rf"--images=.*few\.npz: .*prdc needs at least 6 images, .* {num}$"):
             do("evaluate", "--config=digits_ct", f"--images={tmp_path / 'few.npz'}", "--metrics=fd,prdc")
-    with pytest.raises(ConfigError, match=r"config\.figures\.num=3: figures need at least 6 samples"):
-        do("--config=digits_ct", f"--workdir={tmp_path / 'run'}", "--config.figures.num=3")
+    with pytest.raises(ConfigError, match=r"config\.metrics\.num=3: metrics need at least 6 samples"):
+        do("--config=digits_ct", f"--workdir={tmp_path / 'run'}", "--config.metrics.num=3")
     with pytest.raises(ConfigError, match=r"config\.evaluate\.num=3: pr needs at least 4 images, and there are 3"):
         do("--config=digits_ct", f"--workdir={tmp_path / 'run'}", "--config.evaluate.every=10",
            "--config.evaluate.num=3", "--config.evaluate.metrics=pr")  # fmt: skip

@@ -68,7 +68,7 @@ def folder(path, *, steps=(1000, 2000, 3000), recipe="digits_ct", records=40, **
         for sampler in ("1-step", "2-step"):
             save_png(path / "samples" / f"{step:07d}-{sampler}.png", image_grid(np.roll(known, place, axis=0)[:16]))
     figures = {"1-step": {"fd": 2.5, "recall": None}, "training images": {"fd": 0.75, "recall": 0.9}}
-    (path / "summary.json").write_text(json.dumps({"steps": 6000, "parameters": 14_688, "figures": figures}))
+    (path / "summary.json").write_text(json.dumps({"steps": 6000, "parameters": 14_688, "metrics": figures}))
     return path
 
 

@@ -175,13 +175,13 @@ def test_times_are_searched_for_and_kept_for_each_sampler(runs, monkeypatch):
 
 def test_a_run_names_its_sampler_in_grids_figures_and_rows(tmp_path):
     config = small(digits_meanflow)
-    config.steps, config.batch_size, config.checkpoint.save_every, config.figures.num = 2, 8, 2, 40
+    config.steps, config.batch_size, config.checkpoint.save_every, config.metrics.num = 2, 8, 2, 40
     config.samples.every, config.samples.num, config.report, config.log.tensorboard = 2, 4, False, False
     config.evaluate.update({"every": 2, "num": 40, "metrics": ("fd",)})
     train.run(config.to_dict(), tmp_path / "run")
     names = ["1-step-chain", "2-step-chain"]
     assert sorted(file.name for file in (tmp_path / "run" / "samples").iterdir()) == [f"0000002-{n}.png" for n in names]
-    assert list(json.loads((tmp_path / "run" / "summary.json").read_text())["figures"])[:2] == names
+    assert list(json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"])[:2] == names
     assert [row["sampler"] for row in read_rows(tmp_path / "run" / "evaluation.jsonl")] == names
 
 

@@ -78,7 +78,7 @@ def test_a_program_that_called_main_has_its_signals_back(monkeypatch, capsys, ar
 
 SMALL = (
     "--config=configs/digits_ct.py", "--config.net.width=16", "--config.net.depth=1", "--config.batch_size=16",
-    "--config.figures.num=0", "--config.samples.every=0", "--config.report=False", "--config.log.tensorboard=False",
+    "--config.metrics.num=0", "--config.samples.every=0", "--config.report=False", "--config.log.tensorboard=False",
     "--config.log.every=5", f"--config.steps={10**6}", f"--config.checkpoint.save_every={10**6}",
 )  # fmt: skip
 

@@ -40,7 +40,7 @@ def folder(path, *, steps=(), saved=(), ended=None, **record):
         (path / "checkpoints" / str(step) / "array").write_bytes(bytes(2048))
     if ended is not None:
         figures = {"1-step": {"fd": 2.5, "recall": None}}
-        (path / "summary.json").write_text(json.dumps({"steps": ended, "parameters": 14_688, "figures": figures}))
+        (path / "summary.json").write_text(json.dumps({"steps": ended, "parameters": 14_688, "metrics": figures}))
     return path
 
 

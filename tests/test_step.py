@@ -20,10 +20,10 @@ from cmjax.training.optimizer import (
     constant_rate,
     cosine_rate,
     ema,
+    fraction_of_first,
     half_life,
     make_optimizer,
     power,
-    fraction_of_first,
     track_averages,
 )
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
@@ -262,7 +262,7 @@ def test_a_corrected_rate_is_right_in_float32_and_ends_as_the_rate():
 
 
 @pytest.mark.parametrize(
-    ("rate", "updates", "first", "share"),
+    ("rate", "updates", "first", "fraction"),
     [
         (ema(rate=0.9999, batch_size=1, corrected=False), 1500, 0, 0.9999**1500),
         (ema(rate=0.9999, batch_size=1), 1500, 0, 0.0),

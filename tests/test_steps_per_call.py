@@ -22,7 +22,7 @@ from cmjax.training.loop import Stopped
 from tests.compiling import as_a_user
 
 SMALL = {
-    "net.width": 16, "net.depth": 1, "batch_size": 16, "figures.num": 0, "samples.num": 4, "samples.every": 8,
+    "net.width": 16, "net.depth": 1, "batch_size": 16, "metrics.num": 0, "samples.num": 4, "samples.every": 8,
     "samples.times": (80.0,), "log.every": 4, "log.tensorboard": False, "checkpoint.save_every": 4,
     "steps": 24, "report": False,
 }  # fmt: skip

@@ -299,6 +299,6 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
     y = np.asarray(Dropout(0.3).apply({}, x, False, rngs={"dropout": jax.random.key(0)}))
     assert abs((y == 0).mean() - 0.3) < 0.01
     np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-4)
-    # Neighbouring halves of the channels share draws of 32 bits, and must not share fates.
+    # Neighbouring halves of the channels fraction draws of 32 bits, and must not fraction fates.
     assert abs(np.mean((y[..., 0] == 0) & (y[..., 3] == 0)) - 0.09) < 0.02
     np.testing.assert_array_equal(Dropout(0.3).apply({}, x, True), x)

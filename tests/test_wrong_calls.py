@@ -67,7 +67,7 @@ WORDS = {
     "old keys of 3 samples": "key must be a key",
     "a key of other numbers": "got float32 numbers of the shape (2,)",
     "a shape that is a number": "shape must be that of the samples, such as (16, 32, 32, 3), got 4",
-    "a batch size as a share's": "share=0.5 of the batch needs the batch size as a number",
+    "a batch size as a fraction's": "fraction=0.5 of the batch needs the batch size as a number",
     **{name: "times must descend, got 0" for name in wrong_calls.CALLS if name.endswith(("ascend", "as an array"))},
 }
 

@@ -137,7 +137,7 @@ CALLS = {
     "old keys of 3 samples": lambda: sample(key=jax.random.split(jax.random.PRNGKey(0), 3)),
     "a key of other numbers": lambda: sample(key=np.zeros(2, np.float32)),
     "a shape that is a number": lambda: sample(shape=4),
-    "a batch size as a share's": lambda: cmjax.times.part_of(0.5, jax.export.symbolic_shape("b")[0]),
+    "a batch size as a fraction's": lambda: cmjax.times.part_of(0.5, jax.export.symbolic_shape("b")[0]),
 }
 
 

@@ -27,7 +27,7 @@ FAR = 0.1
 
 def declare(flags: Flags) -> None:
     flags.group("The average")
-    flags.texts("std", "Its width as a share of the training, as 0.08, or several.")
+    flags.texts("std", "Its width as a fraction of the training, as 0.08, or several.")
     flags.text("out", None, "A new run's folder.")
 
 
@@ -38,7 +38,7 @@ def start(options: Options) -> None:
 def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
     """Write a new run's folder for each width of `stds`: the average at the newest checkpoint of `workdir`.
 
-    Args:   stds: as "0.08", a share of the training. out: the folder; of several widths each has its own, out-0.08.
+    Args:   stds: as "0.08", a fraction of the training. out: the folder; of several widths each has its own, out-0.08.
     Raises: ConfigError where an option is wrong, or the run has no power averages or fewer than two checkpoints.
     """
     if not stds:

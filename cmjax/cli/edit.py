@@ -64,7 +64,7 @@ def declare(flags: Flags) -> None:
     flags.integer("patch", 4, "super_resolution: pixels that it makes one of, along each side.")
     flags.number("sigma", None, "denoising: std of the noise that is removed; black to white is 2.")
     flags.boolean("add_noise", False, "denoising: add the noise of --sigma first.")
-    flags.number("margin", 0.25, "outpainting: share of each side that is added, above 0.", 0.0, 0.49)
+    flags.number("margin", 0.25, "outpainting: fraction of each side that is added, above 0.", 0.0, 0.49)
     flags.texts("seeds", "interpolation: two seeds to go between, as 3,8, in place of images.")
 
 

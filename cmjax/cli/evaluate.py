@@ -46,7 +46,9 @@ def declare(flags: Flags) -> None:
     flags.integer("seed", 0, "The same seed gives the same samples.", at_least=0)
     flags.several("times", "Noise levels, as 80,0.8 or idx:0,22/40; each --times is a setting of its own.")
     flags.several("sampler", "multistep, or of flow maps chain(gamma=0); each --sampler is a setting of its own.")
-    flags.number("gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the share of new noise.", 0.0, 1.0)
+    flags.number(
+        "gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise.", 0.0, 1.0
+    )
     flags.text("solver", None, "Of a teacher. Default: the run's.")
     flags.several("steps", "Noise levels of a teacher's grid; each --steps is a setting of its own.")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")

@@ -57,7 +57,9 @@ def declare(flags: Flags) -> None:
     flags.group("Consistency models")
     flags.texts("times", "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2.")
     flags.text("sampler", None, "multistep, or of flow maps chain(gamma=0), from time to time. Default: the run's.")
-    flags.number("gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the share of new noise.", 0.0, 1.0)
+    flags.number(
+        "gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise.", 0.0, 1.0
+    )
     flags.group("Diffusion teachers")
     solvers = "ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or tsit5"
     flags.text("solver", None, f"{solvers}. Default: the run's.")

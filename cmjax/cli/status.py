@@ -34,8 +34,8 @@ def run(workdir: Path) -> None:
     found = find(workdir)
     rows = [*rows_of(workdir, found), *_on_disk(workdir, found.saved), ("versions", versions(found.record))]
     print("\n".join(f"{name:13s}{text}" for name, text in rows))
-    if found.summary.get("figures"):
-        print(f"\nfigures at step {found.summary['steps']:,}\n{format_table(found.summary['figures'])}")
+    if found.summary.get("metrics"):
+        print(f"\nmetrics at step {found.summary['steps']:,}\n{format_table(found.summary['metrics'])}")
 
 
 def _on_disk(workdir: Path, saved: list[int]) -> Rows:

@@ -290,9 +290,9 @@ def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, imag
         try:
             table = compare(compared, source, held_out, cache_dir=cache_of(workdir))
             if said := about_figures(table, source, held_out, cache_dir=cache_of(workdir)):
-                about = {"figures_of": said}
+                about = {"metrics_of": said}
         except ValueError as error:  # no reason to lose the summary
-            log.warning("no figures: %s", error)
-    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "figures": table, **about})
+            log.warning("no metrics: %s", error)
+    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "metrics": table, **about})
     page = report_at_end(workdir, source) if run.report else None
     print(summary_text(summary | ({"report": page} if page else {})))

@@ -183,10 +183,10 @@ def _two_times(fields: Fields, spec: ModelSpec) -> TimesSampler:
 
 def shortcut(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     distance, frozen = read_distance(fields)
-    fraction = fields.number("share", above=0)
+    fraction = fields.number("fraction", above=0)
     if fraction >= 1:
         raise fields.error(
-            "share", "must lie between 0 and 1: the part of the batch that learns from its own half steps"
+            "fraction", "must lie between 0 and 1: the part of the batch that learns from its own half steps"
         )
     draw = fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, fraction=fraction, t_max=spec.constants["t_max"])
     rate = read_rate(fields)
@@ -195,7 +195,9 @@ def shortcut(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     if guidance != 1:
         _needs_labels(fields, spec, "guidance")
     loss = partial(losses.shortcut, fraction=fraction, guidance=guidance, clip=_read_clip(fields))
-    return Method(loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, fraction=fraction)
+    return Method(
+        loss, draw, rate, by_frozen={"distance": distance}, schedules=reported, frozen=frozen, fraction=fraction
+    )
 
 
 def alphaflow(fields: Fields, spec: ModelSpec, steps: int) -> Method:

@@ -164,10 +164,10 @@ def _usual_size(data_dir: str) -> str:
 
 
 def read_label_dropout(data: Fields, net: Fields) -> float:
-    """The share of labels that training leaves out, for classifier-free guidance."""
+    """The fraction of labels that training leaves out, for classifier-free guidance."""
     rate = data.number("label_dropout", at_least=0)
     if rate >= 1:
-        raise data.error("label_dropout", "must be below 1: the share of labels that are left out")
+        raise data.error("label_dropout", "must be below 1: the fraction of labels that are left out")
     if rate and not net.boolean("class_conditional"):
         raise data.error("label_dropout", "config.net.class_conditional=False: there are no labels to leave out")
     return rate

@@ -84,10 +84,10 @@ def sct(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 
 def tcm(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    settings = {name: fields.number(name, above=0) for name in ("boundary", "share", "boundary_weight")}
-    boundary, fraction = settings["boundary"], settings["share"]
+    settings = {name: fields.number(name, above=0) for name in ("boundary", "fraction", "boundary_weight")}
+    boundary, fraction = settings["boundary"], settings["fraction"]
     if fraction >= 1:
-        raise fields.error("share", "must be below 1: the share of the batch at the boundary")
+        raise fields.error("fraction", "must be below 1: the fraction of the batch at the boundary")
     draw = times.held_at(read_time_sampler(fields, "times", spec, lowest=boundary), at=boundary, fraction=fraction)
     first = read_teacher(fields, "first_stage", "a consistency model, the first stage's")
     of_first = {"teacher": first, "teacher_kind": "consistency", "teacher_as": "first_stage", "teacher_drops_out": True}
@@ -143,7 +143,7 @@ def _grid_pairs(
 def _by_ratio(
     loss: Callable[..., Any], fields: Fields, spec: ModelSpec, steps: int, draw: times.TimeSampler, **more: Any
 ) -> Method:
-    """t of a distribution, and r a share of it that grows with the run. `more`: fields of the method."""
+    """t of a distribution, and r a fraction of it that grows with the run. `more`: fields of the method."""
     needs_path(fields, spec, "ve")
     stage = fields.call("stages", {"equal": curricula.equal_stages}, total_steps=steps)
     gap = fields.call("gap", {"shrinking": pairs.shrinking_gap}, stage=stage)

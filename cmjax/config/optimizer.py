@@ -91,7 +91,7 @@ def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 LONG = 0.05
-"""A share of an average, of parameters from before a tenth of the training, from which on the user is warned."""
+"""A fraction of an average, of parameters from before a tenth of the training, from which on the user is warned."""
 
 
 def long_average(config: Mapping[str, Any], index: int, updates: int) -> str | None:
@@ -101,7 +101,7 @@ def long_average(config: Mapping[str, Any], index: int, updates: int) -> str | N
         return None
     average = _chosen(config["optimizer"]["averages"], config["batch_size"])[index]
     said = _too_much_of_first(average.make(), updates)
-    remedy = "a shorter one forgets them, as power(std=0.1), whose length is a share of any training"
+    remedy = "a shorter one forgets them, as power(std=0.1), whose length is a fraction of any training"
     return said and f"the average {average} after {updates:,} updates: {said}; {remedy}"
 
 

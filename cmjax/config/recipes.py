@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cmjax.config.fields import ConfigError, suggestion
+from cmjax.config.renamed import new_name, with_new_names
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -67,7 +68,7 @@ def load_recipe(text: str) -> "ConfigDict":
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise ConfigError(f"--config={text}: get_config() gave {kind}, and not an ml_collections.ConfigDict")
-    return config
+    return ConfigDict(renamed) if (renamed := with_new_names(config.to_dict())) != config.to_dict() else config
 
 
 def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
@@ -98,6 +99,7 @@ def change(config: "ConfigDict", name: str, text: str | None) -> None:
 
     Raises: ConfigError where there is no such field, or its value is of another kind.
     """
+    name = new_name(name)
     section: Any = config
     holder: Any = config
     old: Any = None

@@ -10,6 +10,7 @@ from cmjax.config.fields import Fields
 from cmjax.config.methods import read_model, read_spec
 from cmjax.config.model import Model
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
+from cmjax.config.renamed import with_new_names
 from cmjax.config.samples import Samples, read_samples
 from cmjax.nets import NETS, defaults
 
@@ -99,7 +100,7 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
     return field.startswith(SHAPES_STATE) and field not in FREE
 
 
-BESIDE_TRAINING = ("samples", "figures", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
+BESIDE_TRAINING = ("samples", "metrics", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
 BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt")
 """Sections and fields that change no parameter: what is sampled, written and logged, and where data and devices are."""
 
@@ -128,6 +129,7 @@ def is_class_conditional(config: Mapping[str, Any]) -> bool:
 
 def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     """The configuration with the fields that older runs did not record, as they were before there were choices."""
+    config = with_new_names(config)
     if record_format < 2 and "averages" in (optimizer := config.get("optimizer", {})):
         config = {**config, "optimizer": {**optimizer, "averages": uncorrected(optimizer["averages"])}}
     net = config.get("net", {})

@@ -143,7 +143,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         checkpoint=_read_checkpoints(fields.section("checkpoint")),
         log=_read_log(fields.section("log")),
         samples=read_samples(fields.section("samples"), spec),
-        num_metrics=fields.section("figures").integer("num", at_least=0, at_most=10**6),
+        num_metrics=fields.section("metrics").integer("num", at_least=0, at_most=10**6),
         evaluation=read_evaluation(fields.section("evaluate")) if fields.has("evaluate") else Evaluation(),
         report=fields.boolean("report", absent=True),
         config=config,
@@ -173,7 +173,7 @@ def _check_calls(fields: Fields, run: Run) -> None:
 def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) -> None:
     """Raise ConfigError where the method does not fit the network, or a part of the batch of `part` samples."""
     if method.fraction and not 0 < part_of(method.fraction, part) < part:
-        problem = f"config.objective.share={method.fraction} of a part of {part} must leave samples of both kinds"
+        problem = f"config.objective.fraction={method.fraction} of a part of {part} must leave samples of both kinds"
         raise fields.error("grad_accumulation", problem)
     section = fields.section("data")
     if method.guided_by and not (method.teacher or fields.text("init_from") or section.number("label_dropout")):

@@ -230,7 +230,7 @@ def typical(latents: Samples) -> Samples:
 
 
 def slerp(a: Samples, b: Samples, fraction: Time) -> Samples:
-    """Spherical interpolation of Gaussian latents, sample by sample: a at share 0, b at 1, unit variance between.
+    """Spherical interpolation of Gaussian latents, sample by sample: a at fraction 0, b at 1, unit variance between.
 
     sin((1 − s)ψ)/sin ψ·a + sin(sψ)/sin ψ·b with the angle ψ between a and b.   [Song et al. 2023, app. D]
     """

@@ -130,7 +130,7 @@ def shrinking_gap(
 def sorted_pairs(
     times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False, single: bool = False
 ) -> TimesSampler:
-    """t, the larger of two draws, and the destination s: the smaller draw for a share `apart`, s = t for the rest.
+    """t, the larger of two draws, and the destination s: the smaller draw for a fraction `apart`, s = t for the rest.
 
     exact: the rest are the first samples of the batch, always as many, as in the JAX code of MeanFlow and iMF; else
         each sample is one of them with probability 1 − apart, as in MeanFlow's code for CIFAR-10.
@@ -151,7 +151,7 @@ def sorted_pairs(
 
 
 def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False) -> TimesSampler:
-    """t, and the destination s = min(t, another draw) for a share `apart`; s = t for the rest.
+    """t, and the destination s = min(t, another draw) for a fraction `apart`; s = t for the rest.
 
     `exact` is as in `sorted_pairs`. Unlike there, t keeps its own distribution, and s = t occurs more often than with
     probability 1 − apart.
@@ -182,7 +182,7 @@ def _check_fraction(name: str, fraction: float) -> None:
 
 
 def between(pairs: TimesSampler, fraction: Schedule) -> TimesSampler:
-    """t and s of the pairs, and between them r = α·s + (1 − α)·t with α = share(step).   [Zhang et al. 2025, α-Flow]"""
+    """t and s of the pairs, and between them r = α·s + (1 − α)·t, α = fraction(step).   [Zhang et al. 2025, α-Flow]"""
 
     def draw(key, batch_size, step):
         drawn = pairs(key, batch_size, step)
@@ -195,17 +195,17 @@ def between(pairs: TimesSampler, fraction: Schedule) -> TimesSampler:
 def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> TimesSampler:
     """Times on dyadic grids, for shortcut models: [0, t_max] in 1, 2, 4, … or `steps` equal intervals.
 
-    Each sample of the first `fraction` of the batch draws one of the grids coarser than `steps`, all equally probable, and
-    one of its intervals: t and s are the ends, r is the middle. Each of the rest draws an interval of the finest grid;
-    there r = s, because it does not learn from half steps.   [Frans et al. 2025, alg. 1 and the released code]
+    Each sample of the first `fraction` of the batch takes one of the grids coarser than `steps`, all equally probable,
+    and one of its intervals: t and s are the ends, r is the middle. Each of the rest takes an interval of the finest
+    grid; there r = s, because it does not learn from half steps.   [Frans et al. 2025, alg. 1 and the released code]
 
     Args:   steps: intervals of the finest grid, a power of two.
-    Raises: ValueError where steps is not a power of two that is at least 2, or share lies outside [0, 1].
+    Raises: ValueError where steps is not a power of two that is at least 2, or fraction lies outside [0, 1].
     """
     levels = round(math.log2(max(steps, 1)))
     if steps < 2 or 2**levels != steps:
         raise ValueError(f"steps must be a power of two from 2 on, got {steps}")
-    _check_fraction("share", fraction)
+    _check_fraction("fraction", fraction)
 
     def draw(key, batch_size, step):
         level_key, place_key = jax.random.split(key)

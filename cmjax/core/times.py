@@ -68,11 +68,11 @@ def logit_normal(*, mean: LogMean, std: LogStd) -> TimeSampler:
 
 
 def part_of(fraction: float, batch_size: int | Any) -> int:
-    """The number of samples in a share of the batch: at least one, unless the share is 0.
+    """The number of samples in a fraction of the batch: at least one, unless the fraction is 0.
 
     Raises: ValueError where the batch size is symbolic.
     """
-    known_size(batch_size, f"share={fraction} of the batch")
+    known_size(batch_size, f"fraction={fraction} of the batch")
     return max(round(fraction * batch_size), int(fraction > 0))
 
 

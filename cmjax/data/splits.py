@@ -24,7 +24,7 @@ FILLERS = {"set", "split", "data", "image", "images", "img", "imgs"}
 
 @dataclass(frozen=True)
 class Tops:
-    """Where the splits are, as the parts of a path. test: None where a share of `train` is to be held out."""
+    """Where the splits are, as the parts of a path. test: None where a fraction of `train` is to be held out."""
 
     train: tuple[str, ...] = ()
     test: tuple[str, ...] | None = None

@@ -60,7 +60,7 @@ def check_grain(workers: int) -> None:
 
 
 def _own(value: Any) -> Any:
-    """An array copied out of the memory that the processes share, which is then free again."""
+    """An array copied out of the memory that the processes fraction, which is then free again."""
     return np.array(value) if isinstance(value, np.ndarray) else value
 
 

@@ -83,7 +83,7 @@ def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSetti
         raise ConfigError(f"--margin={settings.margin:g}: must be above 0 and below 0.5")
     rows, columns = (max(1, round(n * (1 - 2 * settings.margin))) for n in (h, w))
     if (rows, columns) == (h, w):
-        raise ConfigError(f"--margin={settings.margin:g}: adds no pixel to the model's {w}x{h}; name a larger share")
+        raise ConfigError(f"--margin={settings.margin:g}: adds no pixel to the model's {w}x{h}; name a larger fraction")
     top, left = (h - rows) // 2, (w - columns) // 2
     smaller = jnp.clip(jax.image.resize(images, (b, rows, columns, c), "lanczos3"), -1, 1)
     within = ((0, 0), (top, h - rows - top), (left, w - columns - left), (0, 0))

@@ -74,14 +74,14 @@ def interpolate(
 ) -> np.ndarray:
     """`num` images on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
 
-    Between two classes an image is (1 − w)·f(x | first) + w·f(x | last), w its share of the way.
+    Between two classes an image is (1 − w)·f(x | first) + w·f(x | last), w its fraction of the way.
 
     conditions: of each end, (2, ...). watch: called with the images.
     """
     first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
     fraction = jnp.linspace(0, 1, num)
     classes = [{name: np.repeat(values[[end]], num, axis=0) for name, values in conditions.items()} for end in (0, 1)]
-    rows = {"z": slerp(first, last, fraction), "share": fraction, "classes": classes}
+    rows = {"z": slerp(first, last, fraction), "fraction": fraction, "classes": classes}
     between = any((values[0] != values[1]).any() for values in conditions.values())
 
     def draw_rows(f, rows):
@@ -89,7 +89,7 @@ def interpolate(
         one = f(x, time, **rows["classes"][0])
         if not between:
             return one
-        w = rows["share"].reshape(-1, *(1,) * (x.ndim - 1))
+        w = rows["fraction"].reshape(-1, *(1,) * (x.ndim - 1))
         return (1 - w) * one + w * f(x, time, **rows["classes"][1])
 
     draw, drawn = over_devices(draw_rows), []

@@ -211,12 +211,12 @@ def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:
         return "figures are of uint8 images, and the data are floats"
     for there, what in ((num, "samples"), (len(train), "training images"), (held_out, "held-out images")):
         if there is not None and there <= NEIGHBOURS:
-            return f"figures need at least {NEIGHBOURS + 1} {what}, and there are {there}"
+            return f"metrics need at least {NEIGHBOURS + 1} {what}, and there are {there}"
     return ""
 
 
 def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out: Callable[[], Source]) -> Source | None:
-    """The held-out images, or None with a word about why there are no figures."""
+    """The held-out images, or None with a word about why there are no metrics."""
     num, held_out = min(len(images) for images in samples.values()), None
     why = why_not_compared(train, num=num, held_out=None)
     if not why:
@@ -226,7 +226,7 @@ def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out:
         except DataError as error:
             why = f"there are no held-out images ({error})"
     if why:
-        log.info("no figures: %s", why)
+        log.info("no metrics: %s", why)
     return None if why else held_out
 
 

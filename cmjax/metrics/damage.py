@@ -35,8 +35,8 @@ def compressed(images: Images, strength: float, seed: int) -> np.ndarray:
 
 
 def fewer_modes(images: Images, labels: np.ndarray | None, strength: float, seed: int) -> np.ndarray:
-    """The share `strength` of the classes is left out, those of the largest numbers; without labels, of the images by
-    their brightness. As many images, drawn again from the rest."""
+    """Leaves out the fraction `strength` of the classes, those of the largest numbers; without labels, of the images
+    by their brightness. Returns as many images, sampled again from the rest."""
     values = images.mean(axis=(1, 2, 3)) if labels is None else labels
     kinds = np.unique(values)
     most = kinds[max(round((1 - strength) * len(kinds)), 1) - 1]
@@ -55,7 +55,7 @@ STRENGTHS = {
     "JPEG": (0.0, 80.0, 88.0, 94.0, 98.0),
     "lost classes": (0.0, 0.1, 0.3, 0.5, 0.8),
 }
-"""Of each kind, from none to strong: pixels, share of the grey levels, 100 − quality, share of the classes."""
+"""Of each kind, from none to strong: pixels, fraction of the grey levels, 100 − quality, fraction of the classes."""
 
 
 def damaged(kind: str, images: Images, labels: np.ndarray | None, strength: float, *, seed: int = 0) -> np.ndarray:

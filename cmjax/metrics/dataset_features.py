@@ -21,7 +21,7 @@ MOST_HELD_OUT = 2000
 
 WEAK, PER_FEATURE = 0.7, 2
 """The accuracy of a classifier, and the images for each of its features, below which distances of its features are a
-matter of luck: less than this share is known of the data, or most directions of the covariance are noise."""
+matter of luck: less than this fraction is known of the data, or most directions of the covariance are noise."""
 
 REMEDY = "Have more labelled data, or measure by a published network, as --mode=evaluate --metrics=fid does"
 

@@ -109,7 +109,7 @@ def times_within(
 
     Places keep their own distribution, for objectives that treat the batch's first samples otherwise than the rest.
 
-    Returns: the times, where they were found (b,), and the share of all draws within. Elsewhere t lies anywhere.
+    Returns: the times, where they were found (b,), and the fraction of all draws within. Elsewhere t lies anywhere.
     """
     tries = jax.vmap(lambda key: times(key, batch_size, step))(jax.random.split(key, draws))
     hits = jax.vmap(within)(tries.t)

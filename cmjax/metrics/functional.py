@@ -88,9 +88,9 @@ def prdc(real: Features, fake: Features, *, k: int = 5, real_radii: Float64[np.n
     """Improved precision and recall, density and coverage.
     [Kynkäänniemi et al. 2019, eq. 2; Naeem et al. 2020, sec. 3]
 
-    With B(a) the closed ball around a that reaches its k-th nearest neighbour in a's own set: precision is the share
-    of fakes in some B(real), recall the share of reals in some B(fake), density the mean number of B(real) around a
-    fake divided by k, coverage the share of B(real) that hold a fake. The scale of the data does not matter, and
+    With B(a) the closed ball around a that reaches its k-th nearest neighbour in a's own set: precision is the fraction
+    of fakes in some B(real), recall the fraction of reals in some B(fake), density the mean number of B(real) around a
+    fake divided by k, coverage the fraction of B(real) that hold a fake. The scale of the data does not matter, and
     integer data (pixels 0 to 255) are compared without rounding, so that copies of an image are at distance 0.
 
     Args:    real (n, d), fake (m, d): features; k < n and k < m. real_radii: `squared_radii(real, k=k)`, to save its

@@ -74,7 +74,7 @@ class ClassifierFeatures:
         return content_key(NETWORK, self.weights, self.biases, self.image_shape)
 
     def accuracy(self, images: Images, labels: Labels) -> float:
-        """The share of images that are given their label: tells whether the features know the data at all."""
+        """The fraction of images that are given their label: tells whether the features know the data at all."""
         _check_labels(images, labels)
         return float(np.mean(self.classes[np.argmax(self.probabilities(images), axis=1)] == labels))
 
@@ -140,7 +140,7 @@ def _train(
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
     classes = np.unique(labels)
     # a number of passes that is fixed beforehand, where `fit` would go on to convergence and warn when it is not met
-    # one thread: the products are too small to share out, and on busy cores two threads take ten times as long
+    # one thread: the products are too small to split, and on busy cores two threads take ten times as long
     with threadpool_limits(1, user_api="blas"):
         for _ in range(epochs):
             network.partial_fit(pixels, labels, classes=classes)

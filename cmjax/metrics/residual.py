@@ -62,7 +62,7 @@ class ResidualFeatures:
         return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 
     def accuracy(self, images: Images, labels: np.ndarray) -> float:
-        """The share of images that are given their label."""
+        """The fraction of images that are given their label."""
         guessed = self.classes[np.argmax(self.probabilities_of(self(images)), axis=1)]
         return float(np.mean(guessed == labels))
 

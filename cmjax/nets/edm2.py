@@ -26,7 +26,7 @@ class EDM2(UNetBase):
     head_channels: width of an attention head. resample_filter: taps for halving and doubling.
     noise_channel_mult, embedding_channel_mult: widths of the Fourier features of c_noise and of the embedding over
         `channels`; 0 for those of the first and of the widest level.
-    residual_balance, attention_balance: share of the new in each sum; label_balance: of the class in the embedding;
+    residual_balance, attention_balance: fraction of the new in each sum; label_balance: of the class in the embedding;
         concat_balance: of the skip connection in the decoder's input.
     clip_act: bound of every block's output; 0 for none.
     """

@@ -59,7 +59,7 @@ def mp_sum(a: Float[Array, "*dims c"], b: Float[Array, "*dims c"], balance: floa
 
 
 def mp_concat(a: Float[Array, "*dims c"], b: Float[Array, "*dims d"], balance: float) -> Float[Array, "*dims c+d"]:
-    """a and b along the channels, scaled so that b has the share t of the whole's magnitude.   [eq. 103]"""
+    """a and b along the channels, scaled so that b has the fraction t of the whole's magnitude.   [eq. 103]"""
     c, d = a.shape[-1], b.shape[-1]
     scale = float(np.sqrt(c + d) / np.hypot(1 - balance, balance))
     return jnp.concatenate([a * (scale * (1 - balance) / c**0.5), b * (scale * balance / d**0.5)], axis=-1)

@@ -62,7 +62,7 @@ class Part:
     @property
     def figures_of(self) -> list[str]:
         """What is said beside the figures."""
-        said = self.found.summary.get("figures_of")
+        said = self.found.summary.get("metrics_of")
         return [said] if isinstance(said, str) else []
 
     @property
@@ -80,7 +80,7 @@ class Part:
 
     @property
     def figures(self) -> Mapping[str, Mapping[str, float | None]]:
-        return self.found.summary.get("figures") or {}
+        return self.found.summary.get("metrics") or {}
 
 
 def read_part(name: str, workdir: Path, found: Found, open_source: Callable[[], Source] | None) -> Part:

@@ -18,7 +18,7 @@ from cmjax.training.posthoc import coefficients, exponent
 
 
 def width_of(text: str) -> float:
-    """The width that --std writes, a share of the training. Raises: ConfigError."""
+    """The width that --std writes, a fraction of the training. Raises: ConfigError."""
     try:
         std = float(text)
     except ValueError:

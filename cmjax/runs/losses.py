@@ -31,7 +31,7 @@ DRAWS = 1024
 """Pairs drawn for each place of a batch, to find one of a bin."""
 
 RARE = 0.25
-"""A bin is left out if it fills less than this share of a batch: its gradient would be that of a smaller batch."""
+"""A bin is left out if it fills less than this fraction of a batch: its gradient would be that of a smaller batch."""
 
 Found = tuple[dict[str, Any], list[np.ndarray]]
 
@@ -57,7 +57,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: FlowMap, *, num: int, 
         out_shardings=replicated(mesh),
     )
     rounds, rows = -(-num // size), []
-    # the same keys for all bins, which then share out the same draws
+    # the same keys for all bins, which then divide the same draws
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), rounds)))
     with progress("losses", BINS) as update:
         for place in range(BINS):
@@ -79,7 +79,7 @@ def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]
 
 
 def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, edges: np.ndarray, step: int):
-    """(loss, norm of the gradient, samples found, share of all samples) of a batch of one bin."""
+    """(loss, norm of the gradient, samples found, fraction of all samples) of a batch of one bin."""
     params, target_params, frozen = fixed
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
     x0, inputs = inputs_of(run, model)(batch, data_key)
@@ -107,7 +107,7 @@ def _row(edges, loss, norm, count, fraction, *, size: int) -> dict[str, Any]:
     enough = count.sum() >= RARE * size * len(count)
     values = {"loss": np.sum(loss * count) / max(count.sum(), 1), "gradient_norm": np.mean(norm)}
     shown = {name: float(value) if enough and np.isfinite(value) else None for name, value in values.items()}
-    return {"from": edges[0], "to": edges[1], "share": float(fraction.mean()), "samples": int(count.sum()), **shown}
+    return {"from": edges[0], "to": edges[1], "fraction": float(fraction.mean()), "samples": int(count.sum()), **shown}
 
 
 def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray]:
@@ -115,7 +115,7 @@ def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray
     titles = {
         "loss": f"{name}: loss by noise level",
         "gradient_norm": f"{name}: norm of the gradient, of batches of {size} samples of one bin",
-        "share": f"{name}: share of training's samples in each bin",
+        "fraction": f"{name}: fraction of training's samples in each bin",
     }
     panels = []
     for key, title in titles.items():
@@ -126,7 +126,7 @@ def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray
                 title=title,
                 x_label="noise level",
                 y_label=key.replace("_", " "),
-                log_y=key != "share" and _positive(values),
+                log_y=key != "fraction" and _positive(values),
                 height=300,
             )
             panels.append(panel)

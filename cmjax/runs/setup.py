@@ -169,14 +169,14 @@ def _open_together(open_source: Callable[[], Source]) -> Source:
 
 
 def check_num_metrics(run: Run) -> None:
-    """Raise ConfigError where a run is to measure fewer samples than its figures need."""
+    """Raise ConfigError where a run is to measure fewer samples than its metrics need."""
     if 0 < run.num_metrics <= NEIGHBOURS:
-        problem = f"figures need at least {NEIGHBOURS + 1} samples; 0 leaves them out"
-        raise ConfigError(f"config.figures.num={run.num_metrics}: {problem}")
+        problem = f"metrics need at least {NEIGHBOURS + 1} samples; 0 leaves them out"
+        raise ConfigError(f"config.metrics.num={run.num_metrics}: {problem}")
 
 
 def _warn_of_figures(run: Run, source: Source) -> None:
-    """Say, before a run trains, where it will end without figures of images."""
+    """Say, before a run trains, where it will end without metrics of images."""
     if not run.num_metrics or source.shape[-1] not in (1, 3):
         return
     try:
@@ -185,7 +185,7 @@ def _warn_of_figures(run: Run, source: Source) -> None:
     except DataError as error:
         why = f"there are no held-out images ({error})"
     if why:
-        log.warning("the run will end without figures: %s; set config.figures.num=0 if none are wanted", why)
+        log.warning("the run will end without metrics: %s; set config.metrics.num=0 if none are wanted", why)
 
 
 def _load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:

@@ -32,10 +32,10 @@ def write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) 
 
 def summary_text(summary: dict[str, Any]) -> str:
     """The summary as the terminal shows it."""
-    below = ("samples", "figures", "figures_of")
+    below = ("samples", "metrics", "metrics_of")
     lines = [f"{name:26s} {value}" for name, value in summary.items() if name not in below]
     lines += [f"{'samples ' + name:26s} {path}" for name, path in summary["samples"].items()]
-    if summary["figures"]:
-        lines += ["", format_table(summary["figures"])]
-        lines += [said] if (said := summary.get("figures_of")) else []
+    if summary["metrics"]:
+        lines += ["", format_table(summary["metrics"])]
+        lines += [said] if (said := summary.get("metrics_of")) else []
     return "\n".join(lines)

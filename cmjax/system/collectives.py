@@ -23,7 +23,7 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.$-]+)")
 _CONSTANT = re.compile(r"^s32\[\]\S* constant\((\d+)\)", re.MULTILINE)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TPU_CHAIN = re.compile(r'\bchain_id="\d+"')
-"""What the parts of one exchange share that a TPU's compiler spreads over the computations that run meanwhile."""
+"""What the parts of one exchange fraction that a TPU's compiler spreads over the computations that run meanwhile."""
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _OPERATION = re.compile(rf"(?:^|\s)({'|'.join(KINDS)})(-start)?\(")
 

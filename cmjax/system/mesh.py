@@ -21,7 +21,7 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     count = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {count}")
-    # Split: on a slice like 4×4×4 two devices share parameters along one of its axes, which is of four.
+    # Split: on a slice like 4×4×4 two devices fraction parameters along one of its axes, which is of four.
     placed = create_device_mesh((count // fsdp, fsdp), devices, allow_split_physical_axes=True)
     return Mesh(placed, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 

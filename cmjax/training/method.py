@@ -40,7 +40,7 @@ class Method:
     of the frozen weights. schedules: functions of the step to report. frozen: the weights that `by_frozen` takes.
     guidance: draws the scale that the network is given as the condition `guidance`. interval: draws, for times t and s,
     the one that it is given as `interval`. labels: `drop_first` and `keep_labels` of `step.prepare_inputs`.
-    share: the share of the batch that learns in another way, the first samples of it.
+    fraction: the fraction of the batch that learns in another way, the first samples of it.
     coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
     stages: the steps at which its stages begin, where each is a training with a teacher of its own; () for none.
     teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.

@@ -30,7 +30,7 @@ EMA = average_name(0)
 
 
 NEGLIGIBLE = 1e-6
-"""A share of an average that counts as none."""
+"""A fraction of an average that counts as none."""
 
 
 class AveragesState(NamedTuple):
@@ -42,7 +42,7 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
     """Exponential moving averages of the *updated* parameters, avg ← μ(k)·avg + (1 − μ(k))·θ_{k+1}.
 
     Rounding to float32 would stop a slow average within 3e-8/(1 − μ) of a settled parameter, relative to it: 6e-4 at
-    μ = 0.99995. So before rounding, up to half a unit in the last place is added, another share of it at every step.
+    μ = 0.99995. So before rounding, up to half a unit in the last place is added, another fraction of it at every step.
 
     Leaves the updates as they are. Stands last in a chain, where the updates are the ones that will be applied.
 
@@ -81,13 +81,15 @@ def _average(weight: Array, step: Array, average: Array, updated: Array) -> Arra
 
 def _even_share(step: Array) -> Array:
     """A number in [−1/2, 1/2) for each step: multiples of the golden ratio, which fill it evenly."""
-    turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)  # of 2³² the golden ratio's share
+    turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)  # of 2³² the golden ratio's fraction
     return (turned >> 8).astype(jnp.float32) / 2**24 - 0.5
 
 
 def fraction_of_first(rate: Schedule, updates: int, *, first: int) -> float:
-    """The share of an average, after so many updates, of the parameters that there were after the `first` of them, and
-    before: Π μ(k) over k = first … updates − 1."""
+    """The weight that the parameters of the `first` updates and earlier have in an average after `updates` updates.
+
+    It is Π μ(k) over k = first … updates − 1.
+    """
     rates, fraction, stop = jax.jit(jax.vmap(rate)), 1.0, updates
     while stop > first and fraction > NEGLIGIBLE:  # the last ones first: most averages forget soon
         start = max(stop - 2**16, first)
@@ -278,7 +280,7 @@ def power(*, std: Positive, batch_size: int) -> Schedule:
     """μ = (1 − 1/t)^(γ+1), t the updates done with this one: the average weighs update τ by τ^γ, and the first replaces
     what was there.   [Karras et al. 2024, eqs. 126 and 127]
 
-    `std` is the width of these weights as a share of t, as 0.05 or 0.1; `posthoc` makes other widths of kept ones.
+    `std` is the width of these weights as a fraction of t, as 0.05 or 0.1; `posthoc` makes other widths of kept ones.
     """
     exponent = posthoc.exponent(std)
 

@@ -1,9 +1,9 @@
 """Power-function averages of any width, made after training from snapshots of a few.
 
 The average of exponent γ after t updates weighs the parameters of time τ by its profile p(τ) = (γ + 1)·τ^γ / t^(γ+1),
-0 <= τ <= t, whose shape does not change as t grows: its standard deviation is always the same share of t, `std`, which
-is how a width is named. Snapshots of other times and widths are combined so that their profiles come nearest to the one
-wanted; no further network is trained, and no more is kept than those snapshots.
+0 <= τ <= t, whose shape does not change as t grows: its standard deviation is always the same fraction of t, `std`,
+which names the width. Snapshots of other times and widths are combined so that their profiles come nearest to the one
+that is wanted. No further network is trained, and nothing but those snapshots is stored.
 [Karras et al. 2024, sec. 3 and app. C]
 """
 
@@ -18,7 +18,7 @@ LARGEST_STD = 12**-0.5
 def exponent(std: float) -> float:
     """γ of a width: the largest root of γ³ + 7γ² + (16 − std⁻²)γ + 12 − std⁻².   [Karras et al. 2024, eq. 126]
 
-    Args:   std: of the profile, as a share of the training so far; 0.05 and 0.1 are what is usually tracked.
+    Args:   std: of the profile, as a fraction of the training so far; 0.05 and 0.1 are what is usually tracked.
     Raises: ValueError where it is not in (0, 12^(−1/2)].
     """
     if not 0 < std <= LARGEST_STD:
@@ -34,7 +34,7 @@ def coefficients(steps: Sequence[float], stds: Sequence[float], *, step: float, 
     Args:    steps, stds: of the n snapshots, updates done (>= 1) and the width tracked; any order.
              step, std: of the average that is wanted.
     Returns: (n,) float64 weights that sum to 1, and the residual: the norm of the difference between the profile wanted
-             and their combination, as a share of the former's; 0 where it is met exactly.
+             and their combination, as a fraction of the former's; 0 where it is met exactly.
     Raises:  ValueError for a width or step out of range.
     """
     times, wanted_time = np.asarray(steps, np.float64), np.float64(step)

@@ -1,4 +1,4 @@
-"""How fast steps go: for all devices, for each, and as a share of what the chips could do."""
+"""How fast steps go: for all devices, for each, and as a fraction of what the chips could do."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from cmjax.training.step import CompiledStep
 class Speed:
     """What turns seconds into speeds.
 
-    batch_size: images of a step. chips: devices that share it. chip_flops: operations of one of them in a step.
+    batch_size: images of a step. chips: devices that fraction it. chip_flops: operations of one of them in a step.
     peak_flops: those it could do in a second, in bfloat16; None where nobody has published it, as of CPUs.
     """
 

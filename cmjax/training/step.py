@@ -120,7 +120,7 @@ def prepare_inputs(
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
           given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
-          label_dropout: the share of the labels that are left out; drop_first: those of the first samples.
+          label_dropout: the fraction of the labels that are left out; drop_first: those of the first samples.
           keep_labels: all labels are among the conditions too, as `kept_label`.
     """
     preprocess_key, augment_key, label_key = jax.random.split(key, 3)

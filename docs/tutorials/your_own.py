@@ -148,13 +148,13 @@ print(jax.jit(partial(ct, model))(params, None, batch).shape)
 # ## A loss of your own
 #
 # A loss of the library has the signature `loss(model, params, key, batch, **choices) -> (b,)`, and yours can have it
-# too. This one adds to CT a term that asks for the clean data at $t$, as a denoiser's loss does, with a share that you
-# choose. It is an example of how to write one, not a published method.
+# too. This one adds to CT a term that asks for the clean data at $t$, as a denoiser's loss does, with a weight
+# that you choose. It is an example of how to write one, not a published method.
 
 
 # %%
 def anchored_ct(model, params, key, batch, *, fraction):
-    """(1 − share)·CT + share·|f(x_t, t) − x0| with both distances pseudo-Huber, (b,)."""
+    """(1 − fraction)·CT + fraction·|f(x_t, t) − x0| with both distances pseudo-Huber, (b,)."""
     t = batch.times.t
     estimate = model(params, batch.noised(model.path, t), t, key=key, **batch.conditions)
     anchor = distance(estimate, batch.x0) / t  # the weight 1/t is of the size of 1/(t − r) on a coarse grid

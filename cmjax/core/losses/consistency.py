@@ -62,7 +62,7 @@ def ct(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """CT: both points share x0 and the noise, x_r = a(r)·x0 + b(r)·noise.   [Song et al. 2023, eq. 10, alg. 3]"""
+    """CT: both points fraction x0 and the noise, x_r = a(r)·x0 + b(r)·noise.   [Song et al. 2023, eq. 10, alg. 3]"""
     x_t, x_r = batch.noised(model.path, batch.times.t), batch.noised(model.path, batch.times.target)
     return consistency_loss(
         model, params, key, batch, x_t, x_r, target_params=target_params, distance=distance, weight=weight
@@ -145,7 +145,7 @@ def tcm(
 
     Args: first_stage: (x, t, *, key, **conditions) -> its estimate of the clean data. boundary: t'.
           Its times: `ratio_pairs` of `times.held_at(..., at=boundary, fraction=fraction)`.
-    Raises: ValueError where the share is no part of the batch, or the batch size is symbolic: a share is a number.
+    Raises: ValueError where the fraction is no part of the batch, or the batch size is symbolic.
     """
     check_path(model, first_stage)
     path, t, r = model.path, batch.times.t, batch.times.target
@@ -159,7 +159,9 @@ def tcm(
     losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
     size, count = t.shape[0], part_of(fraction, t.shape[0])
     if not 0 < count < size:
-        raise ValueError(f"share={fraction} of a batch of {size} must leave samples both at the boundary and above it")
+        raise ValueError(
+            f"fraction={fraction} of a batch of {size} must leave samples both at the boundary and above it"
+        )
     held = count / size
     return losses * jnp.where(t <= boundary, boundary_weight / held, 1 / (1 - held))
 

@@ -127,16 +127,16 @@ def shortcut(
 ) -> PerSample:
     """Shortcut models: d(u_θ(x_t, t, s), target), where u_θ learns that one step equals two half steps of u_θ⁻.
 
-    For the first `fraction` of the batch the target is the mean of u_θ⁻ over the half steps t → r and r → s. For the rest
-    it is v at the finest step t → s: flow matching.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
-    Its times: `dyadic_pairs` of the same `fraction`, drawn for this batch as a whole: the first samples are told by their
-    places.
+    For the first `fraction` of the batch the target is the mean of u_θ⁻ over the half steps t → r and r → s. For the
+    rest it is v at the finest step t → s: flow matching.   [Frans et al. 2025, eq. 4 and 5, alg. 1]
+    Its times: `dyadic_pairs` of the same `fraction`, sampled for the whole batch: which samples are the first follows
+    from their positions.
 
     As in the released code the half steps are evaluated without dropout; where they are of the finest length they are
     guided, by the scale `guidance`; the state between them and the target are clipped to [−clip, clip], there 4.
 
     Raises: ValueError where the path is not linear, guidance is asked for without a condition `label`, or the batch
-            size is symbolic: a share of it is a number.
+            size is symbolic: a fraction of it is a number.
     """
     t, s, x_t, v = on_line(model, batch)
     halved = part_of(fraction, x_t.shape[0])
