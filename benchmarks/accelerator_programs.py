@@ -23,8 +23,8 @@ from cmjax.nets.dit import SIZES, DiT
 from cmjax.nets.edm2 import EDM2
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.nets.unet import UNet
-from cmjax.system.flops import jaxpr_flops
 from cmjax.system.mesh import make_mesh
+from cmjax.system.program import jaxpr_flops
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.step import CompiledStep, make_train_step, prepare_inputs, state_shapes, trace_train_step

@@ -32,7 +32,7 @@ from cmjax.data.batches import Batches
 from cmjax.data.on_demand import KeptSource
 from cmjax.data.tfds import names_in
 from cmjax.runs.setup import first_state, set_up, train_step_of
-from cmjax.system.xla import prefer_fast_convolutions
+from cmjax.system.environment import prefer_fast_convolutions
 from cmjax.training.step import compile_train_step
 
 BATCH = 256

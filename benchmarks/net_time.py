@@ -25,7 +25,7 @@ from cmjax.core.sampling import FlowMap, sample_fn
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
-from cmjax.system.xla import prefer_fast_convolutions
+from cmjax.system.environment import prefer_fast_convolutions
 
 SMALL = {"channels": 32, "channel_mult": (2, 2, 2), "blocks": 2}
 NETS: dict[str, tuple[Any, int, dict[str, float]]] = {

@@ -22,8 +22,7 @@ from cmjax.cli.plan import traced_operations
 from cmjax.config.run import read_run
 from cmjax.planning.abstract import data_shapes
 from cmjax.runs.setup import mesh_of
-from cmjax.system.chips import chip_of
-from cmjax.system.topology import topology_devices
+from cmjax.system.chips import chip_of, topology_devices
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

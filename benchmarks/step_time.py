@@ -38,9 +38,9 @@ from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
-from cmjax.system.flops import flops
+from cmjax.system.environment import prefer_fast_convolutions
 from cmjax.system.mesh import batch_sharding, make_mesh
-from cmjax.system.xla import prefer_fast_convolutions
+from cmjax.system.program import flops
 from cmjax.training.loop import run_loop
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer

@@ -163,7 +163,7 @@ def main() -> None:
     from cmjax.nets.adapter import as_net, init_params
     from cmjax.nets.unet import DDPMPP as FIELDS
     from cmjax.nets.unet import UNet
-    from cmjax.system.xla import prefer_fast_convolutions
+    from cmjax.system.environment import prefer_fast_convolutions
 
     prefer_fast_convolutions()
     module, shape = UNet(**FIELDS), (options.batch, 32, 32, 3)

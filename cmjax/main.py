@@ -55,8 +55,7 @@ def _check_environment() -> None:
 
 def _set_up_process() -> None:
     """What is said, and where, and how XLA compiles."""
-    from cmjax.system.quiet import quiet_libraries
-    from cmjax.system.xla import prefer_fast_convolutions
+    from cmjax.system.environment import prefer_fast_convolutions, quiet_libraries
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     quiet_libraries()

@@ -15,6 +15,7 @@ from cmjax.cli import exporting, report, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.recipes import load_recipe
 from cmjax.config.run import read_run
+from cmjax.system import environment
 from cmjax.system.libraries import EXTRAS, MissingLibrary
 
 ROOT = Path(__file__).parents[1]
@@ -103,3 +104,23 @@ def test_every_library_that_cmjax_imports_is_a_dependency_or_has_an_extra():
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
             assert tops <= known | OWN | OF_CORE | EXTRAS.keys(), path
+
+
+@pytest.mark.parametrize(
+    ("flags", "jaxlib", "plugins", "expected"),
+    [
+        ("", "0.10.2", [], f"{environment.FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE"),
+        ("--a=1", "0.10.2", [], f"--a=1 {environment.FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE"),
+        (f"{environment.FUSIONS}=", "0.10.2", [], f"{environment.FUSIONS}="),
+        ("--a=1", "0.11.0", [], "--a=1"),
+        ("--a=1", "0.10.2", ["libtpu"], "--a=1"),
+        ("--a=1", "0.10.2", ["jax_plugins"], "--a=1"),
+        ("--a=1", "", [], "--a=1"),
+    ],
+)
+def test_xla_flags_change_where_it_helps_and_nowhere_else(monkeypatch, flags, jaxlib, plugins, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(environment, "find_spec", lambda name: name in plugins or None)
+    monkeypatch.setattr(environment, "_jaxlib", lambda: jaxlib)
+    environment.prefer_fast_convolutions()
+    assert os.environ["XLA_FLAGS"] == expected

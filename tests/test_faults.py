@@ -153,7 +153,7 @@ def test_a_second_sigterm_leaves_at_once():
 import time
 import cmjax.main as main
 from cmjax.command_line import parse
-from cmjax.machine.signals import stop_requests
+from cmjax.system.signals import stop_requests
 _, options = parse(["--mode=train"])
 main.leave_on_signals(main.partial(main._leave, options))
 with stop_requests() as stop_requested:

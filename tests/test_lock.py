@@ -10,8 +10,7 @@ import pytest
 from etils import epath
 
 from cmjax.system import lock
-from cmjax.system.identity import process_start, this_process
-from cmjax.system.lock import MARK, AlreadyRunning, FolderLock, release_all
+from cmjax.system.lock import MARK, AlreadyRunning, FolderLock, process_start, release_all, this_process
 
 PLACES = {"disk": lambda path: path, "bucket": epath.Path}
 """An epath is handled as a bucket's, wherever it leads."""

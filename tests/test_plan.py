@@ -13,7 +13,7 @@ from cmjax.cli import plan
 from cmjax.config.fields import ConfigError
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning import abstract
-from cmjax.system import topology
+from cmjax.system import chips
 from cmjax.system.chips import Chip
 from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
 from tests.compiling import on_devices
@@ -106,7 +106,7 @@ def test_unknown_machines_are_named(tmp_path, monkeypatch):
     config = digits_ct.get_config().to_dict()
     with pytest.raises(ConfigError, match=r"--topology=v9:2x2: is unknown: .* v5e:16x16, v5p:4x4x4, v6e:16x16"):
         plan.run(config, tmp_path, "v9:2x2", "digits_ct")
-    monkeypatch.setattr(topology, "is_installed", lambda library: False)
+    monkeypatch.setattr(chips, "is_installed", lambda library: False)
     with pytest.raises(ConfigError, match=r"--topology=v5e:2x2: needs .* pip install 'cmjax\[tpu\]'"):
         plan.run(config, tmp_path, "v5e:2x2", "digits_ct")
 

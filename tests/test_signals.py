@@ -17,7 +17,7 @@ from tests.waiting import wait_for
 ROOT = Path(__file__).parents[1]
 NOTED = """
 import os, signal, time
-from cmjax.machine.signals import stop_requests
+from cmjax.system.signals import stop_requests
 for number in map(int, {numbers}):
     with stop_requests() as stop_requested:
         os.kill(os.getpid(), number)

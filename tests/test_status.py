@@ -14,8 +14,7 @@ import pytest
 from cmjax.cli import status
 from cmjax.config.fields import ConfigError
 from cmjax.runs.record import write_record
-from cmjax.system.identity import this_process
-from cmjax.system.lock import MARK
+from cmjax.system.lock import MARK, this_process
 from cmjax.training.speed import Speed
 
 ROOT = Path(__file__).parents[1]

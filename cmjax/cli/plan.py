@@ -33,13 +33,11 @@ from cmjax.planning.abstract import DataShapes, data_shapes, frozen_shapes, teac
 from cmjax.planning.advice import Memory, advise, what_fits
 from cmjax.planning.budget import bounds, page
 from cmjax.runs.setup import count, mesh_of, train_step_of
-from cmjax.system.chips import Chip, chip_of
+from cmjax.system.chips import Chip, chip_of, topology_devices
 from cmjax.system.collectives import summarize
 from cmjax.system.files import to_json, write_atomically
-from cmjax.system.flops import jaxpr_flops
 from cmjax.system.mesh import parameter_shardings, shapes_on
-from cmjax.system.program import DoesNotFitError, Program, compile_program
-from cmjax.system.topology import topology_devices
+from cmjax.system.program import DoesNotFitError, Program, compile_program, jaxpr_flops
 from cmjax.training.step import state_shapes, trace_train_step
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from cmjax import checks
 from cmjax.core.paths import Path, flat, per_sample
 from cmjax.core.typing import PerSample, Samples
 from cmjax.ranges import Count, NotNegative
-from cmjax.system.sharding import with_auto_axes
+from cmjax.system.mesh import with_auto_axes
 
 
 @with_auto_axes  # every sample is compared with all others

@@ -19,7 +19,7 @@ from cmjax import checks
 from cmjax.core.paths import Path, as_time, ve
 from cmjax.core.sampling import Times, forward_scales, gaussian
 from cmjax.core.typing import Keys, PerSample, Samples, Time
-from cmjax.system.sharding import with_auto_axes
+from cmjax.system.mesh import with_auto_axes
 
 LUMA = (0.2989, 0.5870, 0.1140)
 """Weights of red, green and blue in a pixel's grey value."""

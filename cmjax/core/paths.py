@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from cmjax.core.typing import Denoiser, Params, Samples, Time
 from cmjax.ranges import Count, Inside, Positive
-from cmjax.system.sharding import with_auto_axes
+from cmjax.system.mesh import with_auto_axes
 
 _interp = with_auto_axes(jnp.interp)
 

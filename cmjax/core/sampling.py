@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from cmjax import checks
 from cmjax.core.paths import Path, check_is_path, ve
 from cmjax.core.typing import Keys, Noises, Params, Samples, Shape, Solver, Time
-from cmjax.system.sharding import split_as
+from cmjax.system.mesh import split_as
 
 Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
 """Noise stds in descending order: a sequence of numbers, or a reversed grid."""

@@ -18,8 +18,8 @@ from cmjax.core.guidance import autoguided, guided, limited
 from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.data.batches import to_uint8
 from cmjax.runs.trained import Trained
+from cmjax.system.environment import tracing_for
 from cmjax.system.mesh import batch_sharding, distribute, make_mesh, replicated
-from cmjax.system.platform import tracing_for
 from cmjax.system.progress import Update
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from cmjax import checks
 from cmjax.nets.heads import WeightHead
 from cmjax.nets.inputs import added_scalars
 from cmjax.ranges import Rate
-from cmjax.system.sharding import with_auto_axes
+from cmjax.system.mesh import with_auto_axes
 
 
 class Network(nn.Module, kw_only=True):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.nets.layers import Conv, Dropout, Filter, GroupNorm, Pointwise, Uniform, Xavier, downsample, upsample
-from cmjax.system.platform import platform
+from cmjax.system.environment import platform
 
 ATTENTIONS = ("xla", "cudnn")
 MODULATIONS = ("shift", "scale_shift", "double_norm")

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from cmjax.system.chips import Chip
+from cmjax.system.chips import GIB, Chip
 
-GIB = 2**30
 LIMITS = {"arithmetic": "its arithmetic", "memory": "its memory's bandwidth", "links": "the links between chips"}
 
 

@@ -11,8 +11,7 @@ from typing import Any
 from cmjax.config.recorded import Description, describe
 from cmjax.runs.record import RECORD, read_record
 from cmjax.system.files import changed_at
-from cmjax.system.identity import is_alive, this_place
-from cmjax.system.lock import MARK, SILENT_SECONDS
+from cmjax.system.lock import MARK, SILENT_SECONDS, is_alive, this_place
 from cmjax.training.checkpoint import saved_steps
 
 HISTORY = "history.jsonl"

@@ -1,1 +1,1 @@
-"""What the code runs on: processes, the mesh of their devices. Stands below all and imports nothing of ours."""
+"""Processes, devices, compiled programs and files. Stands below all other folders and imports none of them."""

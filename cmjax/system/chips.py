@@ -1,19 +1,23 @@
-"""What is published of the chips that JAX runs on: peak arithmetic, memory, and the bandwidth to it and to other chips.
+"""The published peaks of chips, and the devices of TPU slices that need not be there.
 
 TPUs: the pages v2 to v6e and tpu7x of the Cloud TPU documentation (docs.cloud.google.com/tpu/docs); v2 and the links of
 v4 from Jouppi et al. 2020 and 2023. JAX has two devices for each chip of TPU v2, v3 and 7x: theirs is half of it.
 GPUs: NVIDIA's data sheets, dense arithmetic. V100 and T4 know no bfloat16; their peak is that of float16.
 """
 
+import os
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from cmjax.system.libraries import MissingLibrary, how_to_install, is_installed
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Of one JAX device.
+    """The published figures of one JAX device.
 
     peak_flops: bfloat16 operations per second, two for each multiply-add. hbm_bytes: its memory. hbm_bandwidth: bytes
     per second. link_bandwidth: bytes per second that it sends to other chips over all of its links together; None where
@@ -55,13 +59,57 @@ CHIPS = {
     "NVIDIA H200 NVL": Chip("H200 NVL", 835.5e12, 141 * GIB, 4800e9),
     "NVIDIA H200": Chip("H200 SXM", 989.5e12, 141 * GIB, 4800e9),
 }
-"""By the beginning of `device_kind`, as libtpu and CUDA have it."""
+"""Keyed by the beginning of `device_kind`, as libtpu and CUDA spell it."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`, by the longest name that it begins with; None for a CPU, a part of a GPU
-    (MIG) and what is not in the table."""
+    """Look up a `jax.Device.device_kind` by the longest name that it begins with; None for a CPU, a part of a GPU (MIG)
+    and a chip that is not in the table."""
     if " MIG " in device_kind:
         return None
     begun = [name for name in CHIPS if re.match(re.escape(name) + r"(?![\w.])", device_kind)]
     return CHIPS[max(begun, key=len)] if begun else None
+
+
+FAMILIES = {
+    "v4": "v4:2x2x4",
+    "v5e": "v5e:16x16",
+    "v5p": "v5p:4x4x4",
+    "v6e": "v6e:16x16",
+    "tpu7x": "tpu7x:2x2x4",
+}
+"""TPUs that libtpu compiles for, each with an example of a slice."""
+
+_WITHOUT_HARDWARE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-256",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+"""Variables that stop libtpu from looking for a chip, for its cloud, and for other programs that use it."""
+
+
+def topology_devices(name: str) -> list[Any]:
+    """The devices of the slice `name`, as v5e:16x16: programs compile for them, and cannot run. Call it before anything
+    that uses a device.
+
+    Raises: ValueError naming the families, where there is no such slice; MissingLibrary where libtpu is not installed.
+    """
+    family = name.partition(":")[0]
+    if family not in FAMILIES:
+        raise ValueError(f"is unknown: write a TPU and its slice, as {', '.join(FAMILIES.values())}")
+    if not is_installed("libtpu"):
+        raise MissingLibrary(f"needs the TPU's compiler: {how_to_install('libtpu')}")
+    import jax
+    from jax.experimental import topologies
+
+    for variable, value in _WITHOUT_HARDWARE.items():
+        os.environ.setdefault(variable, value)
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # of libtpu, by several names
+        reason = str(error).strip().split("\n")[0].partition("INVALID_ARGUMENT: ")
+        raise ValueError(f"is no slice of {family}, as {FAMILIES[family]} is: {reason[2] or reason[0]}") from error

@@ -23,14 +23,14 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.$-]+)")
 _CONSTANT = re.compile(r"^s32\[\]\S* constant\((\d+)\)", re.MULTILINE)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TPU_CHAIN = re.compile(r'\bchain_id="\d+"')
-"""What the parts of one exchange fraction that a TPU's compiler spreads over the computations that run meanwhile."""
+"""The mark that the parts of one exchange have in common; a TPU's compiler spreads them over other computations."""
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _OPERATION = re.compile(rf"(?:^|\s)({'|'.join(KINDS)})(-start)?\(")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange between devices: `bytes` are those of its result on one device, by element type."""
+    """One exchange between devices. bytes: of its result on one device, by element type. times: a run performs it."""
 
     kind: str
     bytes: dict[str, int]
@@ -42,13 +42,13 @@ class Collective:
 
 
 def read_collectives(text: str) -> list[Collective]:
-    """Every collective of a program, once, with the times that one run of the program performs it.
+    """List the collectives of an HLO text, each with how often one run of the program performs it.
 
-    A loop's body counts as often as the loop runs, and once where the text does not tell that; each branch of a
-    condition counts.
+    A loop's body counts as often as the loop runs, or once where the text does not say; each branch of a condition
+    counts.
     """
     computations, results, entry = _computations(text)
-    found: dict[object, Collective] = {}
+    collectives: dict[object, Collective] = {}
     for name, times in _executions(computations, entry).items():
         for place, line in enumerate(computations[name]):
             if (operation := _OPERATION.search(line)) is None:
@@ -59,13 +59,13 @@ def read_collectives(text: str) -> list[Collective]:
             if name.startswith(_TPU_REDUCE_SCATTER):
                 kind, result = "reduce-scatter", results[name]
             one = Collective(kind, _result_bytes(result, kind, started=started), times)
-            if key not in found or one.total > found[key].total:
-                found[key] = one
-    return list(found.values())
+            if key not in collectives or one.total > collectives[key].total:
+                collectives[key] = one
+    return list(collectives.values())
 
 
 def summarize(collectives: list[Collective]) -> dict[str, dict]:
-    """For each kind how many there are, the bytes of their results on one device, and those by element type."""
+    """Sum collectives by kind: their count, the bytes of their results on one device, and those by element type."""
     kinds: dict[str, dict] = {}
     for one in sorted(collectives, key=lambda one: KINDS.index(one.kind)):
         row = kinds.setdefault(one.kind, {"count": 0, "bytes": 0, "bytes_by_type": defaultdict(int)})
@@ -77,7 +77,7 @@ def summarize(collectives: list[Collective]) -> dict[str, dict]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], dict[str, str], str]:
-    """The instructions of each computation, its result's type, and the name of the one that runs first."""
+    """Parse the instructions of each computation, its result's type, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     results: dict[str, str] = {}
     entry, current = "", None
@@ -92,7 +92,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], dict[str, str], str]
 
 
 def _executions(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs. The text has callees before their callers."""
+    """Count how often each computation runs. The text has callees before their callers."""
     times = dict.fromkeys(computations, 0)
     times[entry] = 1
     for name in reversed(computations):
@@ -110,16 +110,16 @@ def _executions(computations: dict[str, list[str]], entry: str) -> dict[str, int
 
 
 def _trips(loop: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop runs: as noted, or by its condition `counter < constant`; 1 where neither tells."""
+    """How often a loop runs: as annotated, or by its condition `counter < constant`; 1 where unknown."""
     if (noted := _TRIPS.search(loop)) is not None:
         return int(noted[1])
-    condition = "\n".join(computations.get(found[1], ())) if (found := _CONDITION.search(loop)) else ""
+    condition = "\n".join(computations.get(name[1], ())) if (name := _CONDITION.search(loop)) else ""
     constants = _CONSTANT.findall(condition)
     return int(constants[0]) if len(constants) == 1 and "direction=LT" in condition else 1
 
 
 def _result_bytes(result: str, kind: str, *, started: bool) -> dict[str, int]:
-    """By element type. A started exchange's result holds its operands, what arrives, and may hold counters."""
+    """Bytes by element type. The result of a started exchange also holds its operands, and may hold counters."""
     arrays = [(element, math.prod(map(int, filter(None, size.split(","))))) for element, size in _ARRAY.findall(result)]
     if started and kind != "all-reduce" and len(arrays) > 1:
         arrays = [array for array in arrays if array not in (("u32", 1), ("s32", 1))]

@@ -1,10 +1,16 @@
-"""The environment's variables for JAX and XLA: nonsense in them is one line, and not a page as they answer it."""
+"""JAX's and XLA's variables, the platform that code is traced for, and the loggers of libraries."""
 
+import contextlib
+import logging
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from cmjax.system.files import problem_of_path
 
@@ -12,11 +18,11 @@ REFUSED = {
     "JAX_DISABLE_JIT": (r"1|t|true|on|yes|y", "whatever a run does is compiled"),
     "JAX_TRANSFER_GUARD(_.*)?": (r"disallow(_explicit)?", "batches go to the devices as they are made"),
 }
-"""Variables (a pattern), the values under which nothing here can run, and why."""
+"""Variables (a pattern), the values (another) under which cmjax cannot run, and why."""
 
 
 def check_environment() -> None:
-    """Raise ValueError, naming the variable, where one holds what JAX or XLA does not take. No device is started."""
+    """Raise ValueError, naming the variable, where JAX or XLA does not accept its value. Starts no device."""
     names = [name for name in os.environ if name.startswith("JAX_")]
     if names:
         _check_jax(names)
@@ -47,18 +53,21 @@ def _check_jax(names: list[str]) -> None:
 
 @lru_cache
 def _complaint_of_xla(flags: str) -> str | None:
-    """What XLA says against XLA_FLAGS, None where it takes them. It ends the process that asks: another one does."""
+    """XLA's complaint about XLA_FLAGS; None where it accepts them. XLA aborts on bad flags, so a subprocess asks."""
     ask = "from jaxlib import xla_client; xla_client.CompileOptions()"  # reads the flags
     answer = subprocess.run([sys.executable, "-c", ask], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
     if not answer.returncode:
         return None
-    said = answer.stderr.decode(errors="replace").splitlines()
-    lines = [line.partition("] ")[2] for line in said if re.match(r"[EF]\d{4} ", line)]
+    errors = answer.stderr.decode(errors="replace").splitlines()
+    lines = [line.partition("] ")[2] for line in errors if re.match(r"[EF]\d{4} ", line)]
     return next(filter(None, lines), "XLA does not take them")
 
 
 def no_device(error: Exception | None = None) -> str | None:
-    """Why no device can be used; None where one can. It starts them. error: what JAX raised, which it does once."""
+    """Explain why no device can be used; None where one can. Starts the devices.
+
+    error: what JAX raised before; it raises the reason only once.
+    """
     import jax
 
     try:
@@ -74,3 +83,71 @@ def no_device(error: Exception | None = None) -> str | None:
             "and TPUs need pip install 'cmjax[cuda12]' or 'cmjax[tpu]'"
         )
     return None
+
+
+FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
+SLOW_CONVOLUTIONS = ("0.10.",)
+"""Versions of jaxlib whose YNNPACK convolutions were measured to use one core where channels are few."""
+
+
+def prefer_fast_convolutions() -> None:
+    """Set XLA_FLAGS so that a CPU uses XLA's own kernels for convolutions and matrix products. Call it before JAX runs
+    anything.
+
+    On two cores small U-Nets then train a quarter faster and sample half again as fast. Changes nothing where the user
+    sets this flag or a file of flags, where an accelerator's plugin is installed, and for a jaxlib that may not know
+    the flag: XLA aborts on unknown flags.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    accelerated = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
+    of_a_file = flags.strip() and not flags.strip().startswith("-")
+    if FUSIONS in flags or of_a_file or accelerated or not _jaxlib().startswith(SLOW_CONVOLUTIONS):
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE".strip()
+
+
+def _jaxlib() -> str:
+    try:
+        return version("jaxlib")
+    except PackageNotFoundError:
+        return ""
+
+
+_planned: ContextVar[str | None] = ContextVar("planned", default=None)
+
+
+def platform() -> str:
+    """The platform that traced code will run on: "cpu", "gpu" or "tpu". It is that of the devices here, unless another
+    machine is planned for."""
+    import jax
+
+    return _planned.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def tracing_for(name: str) -> Iterator[None]:
+    """Within, `platform()` is `name`. Enter it before tracing: JAX does not trace a function twice."""
+    token = _planned.set(name)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+LEVELS = {
+    **dict.fromkeys(("jax", "orbax", "gcsfs", "fsspec"), logging.ERROR),
+    **dict.fromkeys(("absl", "asyncio"), logging.CRITICAL),  # Orbax logs a page for each failed save
+}
+
+
+def quiet_libraries() -> None:
+    """Silence libraries below errors, and the errors that the checkpointer reports itself."""
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    sys.unraisablehook = _report_unless_known
+
+
+def _report_unless_known(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Drop a harmless error: TensorStore still runs for a moment after Orbax gave up a write."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -1,30 +1,29 @@
-"""One run in a folder at a time: a mark says who is there, and is touched while that process lives."""
+"""Keeps a folder to one run at a time: a mark names the process at work, and is touched while that process lives."""
 
 import contextlib
 import json
 import logging
 import os
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cmjax.system.identity import is_alive, this_process
-
 MARK = "running.json"
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 30.0
-"""A process elsewhere whose mark was not touched for so long is taken for dead."""
+"""A process on another machine counts as dead when its mark was not touched for this long."""
 SETTLE_SECONDS = 2.0
-"""Two that write one object at the same moment read after this time which of them was the last."""
+"""Two processes that write one object of a bucket at the same moment wait this long, then read who was last."""
 
 log = logging.getLogger(__name__)
 
 Mark = dict[str, Any]
-"""`this_process`, when it began in words, and a token that no other mark has."""
+"""The fields of `this_process`, "started" (ISO time) and a unique "token"."""
 
 
 class AlreadyRunning(RuntimeError):
@@ -32,10 +31,10 @@ class AlreadyRunning(RuntimeError):
 
 
 class FolderLock:
-    """The mark `running.json` of this process in a folder. A context manager, which removes it.
+    """Holds a folder by the file `running.json`. A context manager, which removes it.
 
-    On a disk two at the same moment cannot both make it. A bucket makes no file exclusively: there the last of them
-    wins, and whoever was before it finds out by its next beat at the latest.
+    On a disk two processes cannot both create the file. A bucket has no exclusive creation: there the last writer wins,
+    and the others notice at their next beat at the latest.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class FolderLock:
         beat_seconds: float = BEAT_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
     ):
-        """Args: folder: of a disk, or an `etils.epath.Path`. on_lost: called in a thread when another has taken it."""
+        """Args: folder: on a disk or in a bucket. on_lost: called in a thread when another process took the folder."""
         self._path, self._on_lost = folder / MARK, on_lost
         self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
         self._on_disk = isinstance(folder, Path)
@@ -65,9 +64,9 @@ class FolderLock:
         self.release()
 
     def take(self) -> None:
-        """Make the mark, and the folder where missing. A mark whose process is dead is replaced.
+        """Make the mark, and the folder if missing; replace the mark of a dead process.
 
-        Raises: AlreadyRunning where it is alive; OSError where the folder cannot be written.
+        Raises: AlreadyRunning if the mark's process is alive; OSError if the folder cannot be written.
         """
         self._made_folder = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ class FolderLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Remove the mark, where it is this process's, and the folder where nothing came to be in it."""
+        """Remove this process's mark, and the folder if `take` made it and it is still empty."""
         self._done.set()
         _held.discard(self)
         with self._touching, contextlib.suppress(OSError):
@@ -87,7 +86,7 @@ class FolderLock:
                     self._path.parent.rmdir()
 
     def _make(self) -> bool:
-        """Whether there was no mark and this process's is there now."""
+        """Make the mark if there is none. Returns: whether it is this process's."""
         if self._on_disk:
             return _make_exclusively(self._path, json.dumps(self._mark))
         return not self._path.exists() and self._write_and_settle()
@@ -98,7 +97,7 @@ class FolderLock:
         return self._is_mine()
 
     def _take_over(self) -> bool:
-        """Whether this process's mark stands now in the place of a dead one's."""
+        """Replace the mark of a dead process. Returns: whether it is this process's now."""
         other = _read(self._path)
         if other is None:
             return False
@@ -117,12 +116,12 @@ class FolderLock:
         return True
 
     def _replace(self, other: Mark) -> bool:
-        """Put this process's mark in the place of exactly that one. One process at a time may, who has the claim."""
+        """Replace exactly that mark. A claim file lets one process at a time do so."""
         claim, waited_from = self._path.with_name(f".{MARK}.{other.get('token')}"), time.monotonic()
         while not _make_exclusively(claim, ""):
             time.sleep(0.01)
             if time.monotonic() - waited_from > self._silent_seconds:
-                claim.unlink(missing_ok=True)  # of one who died with it
+                claim.unlink(missing_ok=True)  # its owner died
         try:
             if (_read(self._path) or {}).get("token") != other.get("token"):
                 return False
@@ -134,7 +133,7 @@ class FolderLock:
             claim.unlink(missing_ok=True)
 
     def _moves(self, other: Mark) -> bool:
-        """Whether a mark is touched while one waits. Clocks of two machines are not compared."""
+        """Wait and see whether the mark changes. Compares no clocks of two machines."""
         log.info("waiting up to %.0f s for a sign of process %s on %s", self._silent_seconds, other.get("pid"),
                  other.get("host"))  # fmt: skip
         first, deadline = _pulse(self._path), time.monotonic() + self._silent_seconds
@@ -159,7 +158,7 @@ class FolderLock:
                 return
 
     def _touch(self, number: int) -> bool:
-        """Show that this process lives; False where the mark is another's by now."""
+        """Show that this process lives. Returns: False if the mark is another process's by now."""
         if self._done.is_set():
             return True
         if not self._is_mine():
@@ -184,7 +183,7 @@ def release_all() -> None:
 
 
 def _make_exclusively(path: Path, content: str) -> bool:
-    """Make a file, unless there is one already. Not every disk has links, by which it would appear whole."""
+    """Make a file unless it exists. It is not linked into place, since not every disk has links."""
     try:
         file = path.open("x")
     except FileExistsError:
@@ -192,14 +191,14 @@ def _make_exclusively(path: Path, content: str) -> bool:
     try:
         with file:
             file.write(content)
-    except OSError:  # of a full disk
+    except OSError:  # a full disk
         path.unlink()
         raise
     return True
 
 
 def _read(path: Path) -> Mark | None:
-    """The mark; None where there is none. One that cannot be read says nothing of itself."""
+    """Read the mark; None where there is none, {} where it is unreadable."""
     try:
         mark = json.loads(path.read_text())
     except FileNotFoundError:
@@ -210,7 +209,7 @@ def _read(path: Path) -> Mark | None:
 
 
 def _pulse(path: Path) -> tuple[str, int] | None:
-    """What changes with every beat. The file is opened, since a network's disk then looks anew."""
+    """A value that changes with every beat. Opening the file makes a network disk refresh its view."""
     try:
         if not isinstance(path, Path):
             return path.read_text(), 0
@@ -218,3 +217,43 @@ def _pulse(path: Path) -> tuple[str, int] | None:
             return file.read(), os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
+
+
+def this_process() -> dict[str, Any]:
+    """Describe this process, for JSON. A process number alone may belong to another process later."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "place": this_place(),
+        "process_start": process_start(os.getpid()),
+    }
+
+
+def this_place() -> list[str]:
+    """Where process numbers are comparable: the host, its boot, and a container's namespace."""
+    place = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        place += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return place
+
+
+def process_start(pid: int) -> int | None:
+    """Ticks from the machine's boot to the start of a process; None where it is gone or this is unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_alive(process: Mapping[str, Any]) -> bool:
+    """Whether a process of this place still runs, and its number was not reused."""
+    if process["process_start"] is not None:
+        return process_start(process["pid"]) == process["process_start"]
+    try:
+        os.kill(process["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,4 +1,4 @@
-"""The memory of devices: how much is free, and what to say where it is too little."""
+"""The free memory of devices and the host, and messages for where it is too small."""
 
 import os
 import resource
@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
+from cmjax.system.chips import GIB
 
-GIB = 2**30
 CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
-"""Files of a container's limit and of what it uses, of both versions."""
+"""Files with a container's limit and its use, of cgroup versions 2 and 1."""
 FOR_PARAMETERS = "make the network smaller, or divide the parameters over devices by config.mesh.fsdp"
 FOR_ACTIVATIONS = (
     "lower config.batch_size, raise config.grad_accumulation, or set config.net.remat=True where the network has it"
@@ -21,27 +20,29 @@ FOR_ACTIVATIONS = (
 
 
 def free_bytes() -> int | None:
-    """What is free on one of this process's devices; None where that cannot be told.
+    """Free bytes on one of this process's devices; None where unknown.
 
-    Devices of a CPU share the machine's memory, or the part of it that this process may have.
+    Devices of a CPU share the machine's memory, or the part of it that this process may use.
     """
+    import jax
+
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         stats = [device.memory_stats() or {} for device in devices]
-        free = [told["bytes_limit"] - told.get("bytes_in_use", 0) for told in stats if "bytes_limit" in told]
+        free = [one["bytes_limit"] - one.get("bytes_in_use", 0) for one in stats if "bytes_limit" in one]
         return min(free, default=None)
     free = free_on_host()
     return free if free is None else free // len(devices)
 
 
 def free_on_host() -> int | None:
-    """What this process may still take of the machine's own memory; None where that cannot be told."""
+    """Bytes of the machine's memory that this process may still take; None where unknown."""
     limits = (_available(), _left_in_cgroup(), _left_of_addresses())
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def program_bytes(compiled: Any) -> int:
-    """What running a compiled program takes on one device beside its arguments: temporaries, results and code."""
+    """Bytes that a compiled program takes on one device beside its arguments: temporaries, results and code."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
@@ -50,7 +51,7 @@ def program_bytes(compiled: Any) -> int:
 
 
 def too_little(what: str, needed: int, helps: str) -> str | None:
-    """A line where a device has less free than `needed` bytes, and what helps; None where it has enough."""
+    """An error message, with the remedy `helps`, where a device has fewer than `needed` bytes free; else None."""
     free = free_bytes()
     if free is None or needed <= free:
         return None
@@ -58,16 +59,20 @@ def too_little(what: str, needed: int, helps: str) -> str | None:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What to say of an error that a lack of memory caused; None of any other."""
+    """An error message for an exception that a lack of memory caused; None for any other."""
+    import jax
+
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
-        told = " ".join(text.split()).removeprefix("RESOURCE_EXHAUSTED: ")[:200]
-        return f"out of memory on {jax.local_devices()[0].device_kind} ({told}): {FOR_ACTIVATIONS}; or {FOR_PARAMETERS}"
+        reason = " ".join(text.split()).removeprefix("RESOURCE_EXHAUSTED: ")[:200]
+        return (
+            f"out of memory on {jax.local_devices()[0].device_kind} ({reason}): {FOR_ACTIVATIONS}; or {FOR_PARAMETERS}"
+        )
     return None
 
 
 def _available() -> int | None:
-    """Linux's own figure; elsewhere the whole memory."""
+    """MemAvailable on Linux; elsewhere the whole memory."""
     try:
         lines: Iterable[str] = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -80,24 +85,24 @@ def _available() -> int | None:
 
 
 def _left_in_cgroup() -> int | None:
-    """Of a container: the limit, less what is used and could not be given back."""
+    """A container's limit, less what is used and cannot be reclaimed."""
     for limit, used in CGROUPS:
         try:
-            taken = int(used.read_text()) - _given_back(used.with_name("memory.stat"))
+            taken = int(used.read_text()) - _reclaimable(used.with_name("memory.stat"))
             return int(limit.read_text()) - taken
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return None
 
 
-def _given_back(stat: Path) -> int:
-    """Pages of files, which a container gives up when it needs the room."""
-    told = dict(line.split() for line in stat.read_text().splitlines())
-    return int(told.get("total_inactive_file", told.get("inactive_file", 0)))
+def _reclaimable(stat: Path) -> int:
+    """Bytes of cached files, which a container gives up when it needs the memory."""
+    fields = dict(line.split() for line in stat.read_text().splitlines())
+    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
 
 
 def _left_of_addresses() -> int | None:
-    """Under `ulimit -v`: the limit, less the addresses that are taken."""
+    """The limit of `ulimit -v`, less the addresses in use."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return None

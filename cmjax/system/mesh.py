@@ -1,27 +1,35 @@
-"""Devices: one mesh with the axes `data` and `fsdp`, and how batches and parameters lie on it."""
+"""The mesh of devices, with the axes `data` and `fsdp`; how batches and parameters lie on it.
+
+The last functions are for arrays over Explicit axes, which `jax.make_mesh` makes: each operation there must know how
+its output lies, and some do not. Without such axes they change nothing.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
-from jax.experimental.mesh_utils import create_device_mesh
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 SMALL = 2**16
-"""Elements of a leaf below which it is not worth splitting: each use would wait for the others' parts."""
+"""Leaves of fewer elements are not split: each use would wait for the parts of other devices."""
 
 
 def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """`fsdp` devices share one copy of the parameters, the batch is split over all.
+    """Make a mesh in which `fsdp` devices share one copy of the parameters, and the batch is split over all.
 
-    Args:   devices: all of all processes where None.
+    Args:   devices: default: all devices of all processes.
     Raises: ValueError where the number of devices is not a multiple of `fsdp`.
     """
     count = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {count}")
-    # Split: on a slice like 4×4×4 two devices fraction parameters along one of its axes, which is of four.
+    # on a slice like 4×4×4, fsdp=2 must split an axis of four
+    from jax.experimental.mesh_utils import create_device_mesh
+
     placed = create_device_mesh((count // fsdp, fsdp), devices, allow_split_physical_axes=True)
     return Mesh(placed, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
@@ -85,3 +93,62 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     )
+
+
+def with_auto_axes(function: Callable[..., Any], *, rows_from: int = 0) -> Callable[..., Any]:
+    """The function, within which the compiler chooses how arrays lie; its outputs (b, ...) are split as its inputs are.
+
+    For what takes no shardings, such as Flax's layers, `jnp.interp`, and products between all samples.
+
+    rows_from: the positional arguments before it have no axis of samples.
+    """
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        mesh = next((mesh for leaf in leaves if (mesh := _explicit_mesh(leaf)) is not None), None)
+        if mesh is None:
+            return function(*args, **kwargs)
+        axes = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+        rows = NamedSharding(mesh, PartitionSpec(_axes_of_rows((args[rows_from:], kwargs))))
+
+        def of_arrays(arrays: list[Any]) -> Any:
+            all_leaves = [leaf if array is None else array for array, leaf in zip(arrays, leaves, strict=True)]
+            args, kwargs = jax.tree.unflatten(tree, all_leaves)
+            return function(*args, **kwargs)
+
+        arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
+        return jax.sharding.auto_axes(of_arrays, axes=axes, out_sharding=rows)(arrays)
+
+    return call
+
+
+def whole(x: Array) -> Array:
+    """x, of which every device has all samples."""
+    mesh = _explicit_mesh(x)
+    return x if mesh is None else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_as(x: Array, others: Any) -> Array:
+    """x (n, ...), its samples split over the devices as those of a tree of arrays are, where n divides."""
+    mesh = next((mesh for other in jax.tree.leaves(others) if (mesh := _explicit_mesh(other)) is not None), None)
+    axes = _axes_of_rows(others)
+    if mesh is None or axes is None:
+        return x
+    parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    return x if x.shape[0] % parts else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(axes)))
+
+
+def _axes_of_rows(tree: Any) -> Any:
+    """The Explicit axes over which the first axis of the tree's arrays is split; None where it is not."""
+    split = (jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(tree) if _explicit_mesh(leaf) is not None)
+    return next((spec[0] for spec in split if spec and spec[0] is not None), None)
+
+
+def _explicit_mesh(x: Any) -> Any:
+    """The mesh over whose Explicit axes x is split; None where it is not."""
+    if not isinstance(x, jax.Array):
+        return None
+    sharding = jax.typeof(x).sharding
+    split = any(axis is not None for axis in sharding.spec)
+    return sharding.mesh if split and AxisType.Explicit in sharding.mesh.axis_types else None

@@ -1,7 +1,9 @@
-"""What a compiler says of a program: its memory on one device, what it moves and what it exchanges."""
+"""The cost of programs: operations counted from a jaxpr; memory, traffic and exchanges read from a compiled program."""
 
+import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +19,11 @@ _TOTAL = re.compile(rf"Used {_SIZE} of {_SIZE}")
 
 @dataclass(frozen=True)
 class Program:
-    """Bytes on one device. arguments: what the program is given; results: what it returns and does not write over its
-    arguments. peak: the compiler's own figure, which leaves out some and counts some twice. moved: between the chip
-    and its memory, in one run, a loop's body counted once. operations: the compiler's count, on one device, likewise.
-    text: the optimised HLO.
+    """The compiler's account of a program on one device, in bytes.
+
+    results: those that do not overwrite arguments. peak: the compiler's own number, which leaves out some memory and
+    counts some twice. moved: between the chip and its memory in one run; operations: floating-point ones; both count a
+    loop's body once. text: the optimised HLO.
     """
 
     arguments: int
@@ -41,7 +44,7 @@ class Program:
 
 
 class DoesNotFitError(RuntimeError):
-    """The compiler found no way to run the program in the device's memory; bytes, where it told them."""
+    """The program needs more memory than the device has. Sizes in bytes; None where the compiler did not say."""
 
     def __init__(self, message: str, *, temporaries: int | None, total: int | None, available: int | None):
         super().__init__(message)
@@ -49,7 +52,7 @@ class DoesNotFitError(RuntimeError):
 
 
 def compile_program(traced: jax.stages.Traced) -> Program:
-    """Compile what was traced, for the devices that it was traced for.
+    """Compile a traced function, for the devices that it was traced for.
 
     Raises: DoesNotFitError where it needs more memory than the device has.
     """
@@ -93,3 +96,37 @@ def _does_not_fit(message: str) -> DoesNotFitError:
 
 def _bytes(number: str, unit: str) -> int:
     return round(float(number) * _UNITS[unit])
+
+
+def flops(fn: Callable[..., Any], *args: Any) -> float:
+    """Count the operations of the matrix products and convolutions of one call, two for each multiply-add.
+
+    Args: args: arrays, or their shapes; nothing is computed.
+    """
+    return jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def jaxpr_flops(jaxpr: Any) -> float:
+    """As `flops`, of a jaxpr: a loop's body counts as often as it runs."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            total += _conv_flops(eqn)
+        repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        total += repeats * sum(map(jaxpr_flops, _inner(eqn.params)))
+    return float(total)
+
+
+def _conv_flops(eqn: Any) -> float:
+    """Zeros that dilation inserts between the points are not counted; those of the padding are."""
+    kernel, spec = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
+    spread = math.prod(eqn.params["lhs_dilation"])
+    return 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+    leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"))
+    return [getattr(p, "jaxpr", p) for p in leaves if hasattr(p, "eqns") or hasattr(p, "jaxpr")]

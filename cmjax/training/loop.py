@@ -73,7 +73,7 @@ def run_loop(
     `before_save` is called with the step before each save: it keeps the records, of which none that a checkpoint has
     may be lost.
 
-    Raises: Stopped on a signal of `machine.signals`, with the state saved; NonFiniteLoss.
+    Raises: Stopped on a signal of `system.signals`, with the state saved; NonFiniteLoss.
     """
     late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, together=together)
     with stop_requests() as stop_requested:

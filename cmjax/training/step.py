@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int
 from cmjax.core.guidance import drop_labels
 from cmjax.core.model import Model
 from cmjax.core.typing import Params, PerSample, PRNGKey, Samples, Schedule
-from cmjax.system.flops import jaxpr_flops
+from cmjax.system.environment import platform, tracing_for
 from cmjax.system.mesh import batch_sharding, over_steps, parameter_shardings, replicated
-from cmjax.system.platform import platform, tracing_for
+from cmjax.system.program import jaxpr_flops
 from cmjax.training.method import Method
 from cmjax.training.optimizer import TARGET, averages
 from cmjax.training.state import Batch, TrainState

@@ -26,7 +26,7 @@ from cmjax.core.typing import (
     Weight,
 )
 from cmjax.core.weightings import inverse_gap
-from cmjax.system.sharding import with_auto_axes
+from cmjax.system.mesh import with_auto_axes
 
 
 def consistency_loss(

@@ -17,7 +17,7 @@ from cmjax.core.model import Model
 from cmjax.core.paths import linear, per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
-from cmjax.system.sharding import split_as, whole
+from cmjax.system.mesh import split_as, whole
 
 Interval = tuple[float, float]
 """The first and the last time at which a target is guided."""
