@@ -24,12 +24,12 @@ from cmjax.evaluation.callbacks import in_turn
 from cmjax.evaluation.networks import Network, published_network
 from cmjax.evaluation.results import read_rows, row_there
 from cmjax.interop.statistics import read_statistics, write_statistics
-from cmjax.interop.unpickle import UnsafeFile
 from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.functional import frechet_distance
 from cmjax.metrics.perceptron import classifier_features
 from cmjax.metrics.residual import residual_features
 from cmjax.runs.record import write_model
+from cmjax.system.unpickle import UnsafeFile
 from configs import digits_ct
 
 FIELDS = {"step", "checkpoint", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "metrics"}

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 from by_hand import MAGIC, SYSTEM, VERSION, called, named, persistent, storage, tensor, value, whole, write, write_zip
 
-from cmjax.interop.pickles import UnsafeFile, read_persistent, read_torch
+from cmjax.interop.torch_files import read_persistent, read_torch
+from cmjax.system.unpickle import UnsafeFile
 
 
 class Call:

@@ -24,8 +24,8 @@ from cmjax.interop import keys, read
 from cmjax.interop.diffusers import read_config, read_diffusers, write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.openai import _source as openai_source
-from cmjax.interop.pickles import read_torch
 from cmjax.interop.read import READERS, read_foreign, read_safetensors
+from cmjax.interop.torch_files import read_torch
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
 from cmjax.nets.layers import convolve

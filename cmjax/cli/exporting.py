@@ -12,7 +12,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.core.sampling import FlowMap
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
-from cmjax.interop.own import write_own
+from cmjax.interop.weights import write_weights
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
@@ -48,7 +48,7 @@ def run(workdir: Path, format: str, out: str | None) -> None:
         if format == "diffusers":
             _write_diffusers(path, trained, flow_map)
         else:
-            write_own(path, flow_map.params, dict(trained.record))
+            write_weights(path, flow_map.params, dict(trained.record))
     except ForeignError as error:
         raise ConfigError(f"--format={format}: {error}") from error
     except OSError as error:

@@ -20,8 +20,8 @@ from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError, about
 from cmjax.config.methods import read_model
 from cmjax.interop.keys import Foreign, ForeignError
-from cmjax.interop.own import is_own, read_own
 from cmjax.interop.read import READERS, read_foreign
+from cmjax.interop.weights import is_weights_file, read_weights
 from cmjax.nets import NETS
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.classes import recorded_classes
@@ -79,7 +79,7 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     output(workdir, "--workdir")
     write = partial(write_model, workdir, option="--workdir")
     path = to_path(source)
-    if format == "cmjax" or (format == "auto" and is_own(path)):
+    if format == "cmjax" or (format == "auto" and is_weights_file(path)):
         record, params = _read_own(path)
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
         _evaluate_once(record["config"], record["shape"], record["num_classes"], params)
@@ -127,7 +127,7 @@ def _config(foreign: Foreign) -> dict[str, Any]:
 
 def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
     try:
-        record, params = read_own(path)
+        record, params = read_weights(path)
         module = read_model(record["config"], record["num_classes"]).module
         expected = parameter_shapes(module, tuple(record["shape"]))
     except (ForeignError, KeyError, TypeError) as error:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cmjax.interop.pickles import read_pickle, read_torch
+from cmjax.interop.torch_files import read_torch
 from cmjax.nets.features.inception import parameter_shapes
+from cmjax.system.pickles import read_pickle
 
 EPSILON = 0.001
 """Of the graph's batch normalisation."""

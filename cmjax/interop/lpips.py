@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.interop.pickles import read_torch
+from cmjax.interop.torch_files import read_torch
 from cmjax.nets.features.lpips import WIDTHS
 from cmjax.system.npz import load_npz
 

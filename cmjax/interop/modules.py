@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.unpickle import Global, Module, check_state
+from cmjax.system.unpickle import Global, PickledObject, check_state
 
 LAYERS = {
     "module": "Module",
@@ -30,7 +30,7 @@ DEPTH, ENTRIES, NAME = 64, 100_000, 128
 """How deep, large and long-winded a network may be: records can hold one another any number of times."""
 
 
-def state_dict(module: Module) -> dict[str, np.ndarray]:
+def state_dict(module: PickledObject) -> dict[str, np.ndarray]:
     """Parameters and persistent buffers under PyTorch's keys, in PyTorch's order: a module's own, then its parts'.
 
     Raises: ValueError naming a part that is not a network of PyTorch's, or where they are nested without end.
@@ -60,18 +60,18 @@ def state_dict(module: Module) -> dict[str, np.ndarray]:
 
 def _content(part: Any, prefix: str) -> tuple[dict[Any, Any], dict[Any, Any], int]:
     """A module's parameters and persistent buffers, its parts, and the number of all entries; None is left out."""
-    state = part.state if isinstance(part, Module) else {}
+    state = part.state if isinstance(part, PickledObject) else {}
     entries: list[Any] = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
     passing = state.get("_non_persistent_buffers_set", set())
     if not all(isinstance(each, dict) for each in entries) or not isinstance(passing, set):
-        kind = part.class_name if isinstance(part, Module) else type(part).__name__
+        kind = part.class_name if isinstance(part, PickledObject) else type(part).__name__
         raise ValueError(f"{prefix or 'the object'} is a {kind}, not a network of PyTorch's")
     parameters, buffers, children = ({k: v for k, v in each.items() if v is not None} for each in entries)
     own = {**parameters, **{name: value for name, value in buffers.items() if name not in passing}}
     return own, children, sum(map(len, entries))
 
 
-def init_arguments(module: Module) -> dict[str, Any]:
+def init_arguments(module: PickledObject) -> dict[str, Any]:
     """The keyword arguments that made a network of NVIDIA's; positional ones, if any, as the list `_init_args`.
 
     Raises: ValueError where they were not recorded.
@@ -87,7 +87,7 @@ def non_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return [key for key, array in arrays.items() if not np.isfinite(array).all()]
 
 
-def _network(meta: Any) -> Module:
+def _network(meta: Any) -> PickledObject:
     """An object of a class whose source code the file carries; the code is left alone."""
     if type(meta) is not dict or meta.get("type") != "class":
         raise ValueError("it has an object that is not understood")
@@ -95,15 +95,16 @@ def _network(meta: Any) -> Module:
     if type(name) is not str or not name.isidentifier() or len(name) > NAME or type(state) is not dict:
         raise ValueError("it has an object without a class's name or a state")
     check_state(state)
-    return Module(name, state)
+    return PickledObject(name, state)
 
 
 def _layer(name: str) -> Global:
-    return Global(name, lambda: Module(name, {}))
+    return Global(name, lambda: PickledObject(name, {}))
 
 
 OBJECTS: dict[tuple[str, str], Global] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Global("_reconstruct_persistent_obj", _network),
+    ("dnnlib.util", "EasyDict"): Global("EasyDict", lambda: {}),
     **{(f"torch.nn.modules.{file}", name): _layer(name) for file, names in LAYERS.items() for name in names.split()},
 }
 """(module, name) in a pickle -> what makes a record in its place."""

@@ -15,11 +15,13 @@ from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_s
 from cmjax.interop.edm import read_edm
 from cmjax.interop.edm2 import read_edm2
 from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError
+from cmjax.interop.modules import init_arguments, state_dict
 from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
-from cmjax.interop.pickles import Module, init_arguments, read_persistent, read_torch, state_dict
+from cmjax.interop.torch_files import read_persistent, read_torch
 from cmjax.system.files import absolute
 from cmjax.system.libraries import require
+from cmjax.system.unpickle import PickledObject
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +158,7 @@ def _is_state_dict(content: Any) -> bool:
 
 def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     network = content.get("ema", content.get("net")) if isinstance(content, dict) else None
-    if not isinstance(network, Module):
+    if not isinstance(network, PickledObject):
         raise ForeignError(f"{path} is no snapshot of EDM or EDM2: it has no network under 'ema' or 'net'")
     if network.class_name not in DENOISERS:
         raise ForeignError(f"{path} holds a {network.class_name}; only {' and '.join(DENOISERS)} can be read")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.pickles import read_pickle
 from cmjax.system.files import write_atomically
 from cmjax.system.npz import load_npz, npz_bytes
+from cmjax.system.pickles import read_pickle
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Mean (d,) and covariance (d, d), float64."""

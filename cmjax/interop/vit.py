@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cmjax.interop.pickles import read_torch
 from cmjax.interop.read import read_safetensors
+from cmjax.interop.torch_files import read_torch
 from cmjax.nets.features.resize import torch_bicubic
 from cmjax.nets.features.vit import CLIP, DINOV2, ViT
 

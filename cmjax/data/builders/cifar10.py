@@ -1,18 +1,16 @@
 """CIFAR-10 from its official archive.   [Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images]"""
 
-import codecs
 import io
-import pickle
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from PIL import Image
 
 from cmjax.data.base import DataError
+from cmjax.system.pickles import load_pickle
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -66,42 +64,18 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def read_batch(file: Any, name: str) -> tuple[np.ndarray, list[int]]:
-    """One of the archive's files: a pickled dict of "data" (n, 3072) uint8, planes of 32x32, and "labels" (n).
+    """Reads one of the archive's files: a pickled dict of "data" (n, 3072) uint8, planes of 32x32, and "labels" (n).
 
     Returns: images (n, 32, 32, 3) uint8 and labels.
     Raises:  DataError naming the file where it is anything else; nothing in it is run.
     """
     try:
-        contents = _ArrayUnpickler(file, encoding="bytes").load()
-        data, labels = contents[b"data"], contents[b"labels"]
+        contents = load_pickle(file, name)
+        # Python 2 wrote the keys as text, Python 3 writes them as bytes.
+        data, labels = (contents.get(key, contents.get(key.encode())) for key in ("data", "labels"))
         images = data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1)
         if images.dtype != np.uint8 or not all(type(label) is int and 0 <= label < 10 for label in labels):
             raise ValueError("data must be uint8 and labels 0..9")
-    except Exception as error:  # a damaged pickle can raise anything
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{name}: not a CIFAR-10 batch: {error}") from error
     return np.ascontiguousarray(images), labels
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 written by Python 3 spell bytes, as a call of `_codecs.encode`."""
-    if codecs.lookup(encoding).name != "iso8859-1":
-        raise pickle.UnpicklingError(f"encoding {encoding} is not one that bytes are pickled with")
-    return text.encode("latin1")
-
-
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("_codecs", "encode"): _latin1,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows numpy arrays, and refuses every other name: a pickle that may name functions can run any code."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module_name}.{global_name} does not belong in it and was not run")
-        return _ALLOWED[module_name, global_name]

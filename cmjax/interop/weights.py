@@ -1,4 +1,4 @@
-"""cmjax's own weights as one file: the averaged parameters by path, with the run's record as metadata."""
+"""Writes and reads a run's weights as one file: averaged parameters by path, with the run's record as metadata."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ RECORD = "cmjax"
 """The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""
 
 
-def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
-    """Write .safetensors or .npz: float32 arrays by their paths, "encoder_0_conv/kernel", and the record as JSON."""
+def write_weights(path: Path, params: Any, record: dict[str, Any]) -> None:
+    """Writes .safetensors or .npz: float32 arrays by their paths, "encoder_0_conv/kernel", and the record as JSON."""
     arrays = {"/".join(keys): np.ascontiguousarray(value, np.float32) for keys, value in flatten_dict(params).items()}
     if path.suffix == ".npz":
         write_atomically(path, npz_bytes({**arrays, RECORD: np.array(to_json(record))}))
@@ -30,15 +30,15 @@ def write_own(path: Path, params: Any, record: dict[str, Any]) -> None:
     write_atomically(path, save(arrays, {RECORD: to_json(record), "format": "np"}))
 
 
-def is_own(path: Path) -> bool:
-    """Whether the file is an .npz, or a .safetensors with the record of a run. Raises: ForeignError."""
+def is_weights_file(path: Path) -> bool:
+    """Checks whether the file is an .npz, or a .safetensors with the record of a run. Raises: ForeignError."""
     if path.suffix != ".safetensors":
         return path.suffix == ".npz"
     return not path.is_file() or RECORD in read_safetensors(path)[1]
 
 
-def read_own(path: Path) -> tuple[dict[str, Any], Any]:
-    """The record and the parameters that `write_own` wrote. Raises: ForeignError."""
+def read_weights(path: Path) -> tuple[dict[str, Any], Any]:
+    """Reads the record and the parameters that `write_weights` wrote. Raises: ForeignError."""
     if path.suffix == ".npz":
         try:
             arrays = load_npz(path)

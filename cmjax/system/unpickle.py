@@ -1,11 +1,11 @@
-"""Pickles read as data: an interpreter of pickle's opcodes that imports nothing and calls nothing but its own table.
+"""An interpreter of pickles that imports nothing, and calls nothing but the functions of a table.
 
-The standard library's unpickler is not used, because some opcodes pass by its `find_class` (the extension registry,
-BUILD's `__setstate__`, a huge memo index); here an opcode does what is written below or is refused.
+`pickletools` decodes the opcodes; what each does is below. The standard library's unpickler cannot do this: it fills
+memory up to any index that a file names, allocates any length, hashes keys without end, and calls `__setstate__`.
 """
 
 import pickle
-import struct
+import pickletools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -26,8 +26,8 @@ class Global:
 
 
 @dataclass(frozen=True, eq=False)
-class Module:
-    """An object of PyTorch's, as data: the name of its class, and what its `__dict__` was."""
+class PickledObject:
+    """An object of a class that is not imported: the class's name, and what the object's `__dict__` was."""
 
     class_name: str
     state: dict[str, Any]
@@ -49,21 +49,17 @@ class Source:
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes. Raises: ValueError where there are fewer."""
-        if not 0 <= count <= self.left:
-            raise ValueError("it ends too early")
-        self.left -= count
-        data = self.file.read(count)
+        data = self.file.read(count) if 0 <= count <= self.left else b""
         if len(data) != count:
             raise ValueError("it ends too early")
+        self.left -= count
         return data
 
-    def line(self) -> str:
-        """Up to the next newline, which is left out; longer lines than any name are refused."""
+    def readline(self) -> bytes:
+        """Up to the next newline; a line longer than any name is cut."""
         data = self.file.readline(min(self.left, 512))
         self.left -= len(data)
-        if not data.endswith(b"\n"):
-            raise ValueError("a line in it has no end")
-        return data[:-1].decode()
+        return data
 
 
 FORBIDDEN = ("__class__", "__dict__", "__setstate__", "__getstate__", "__reduce__", "__reduce_ex__", "__init__")
@@ -97,29 +93,30 @@ class Machine:
         self, source: Source, table: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any] | None = None
     ):
         self.source, self.table, self.persistent, self.budget = source, table, persistent, 2 * source.size
+
+    def load(self) -> Any:
+        """Returns the next pickle's value.
+
+        Raises: UnsafeFile naming what is not in the table, or the opcode that is refused; ValueError, LookupError,
+                TypeError, OverflowError or struct.error where it is malformed.
+        """
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-
-    def load(self) -> Any:
-        """The next pickle's value.
-
-        Raises: UnsafeFile naming what is not in the table, or the opcode that is refused; ValueError, IndexError,
-                KeyError, TypeError, OverflowError or struct.error where it is malformed.
-        """
-        self.stack, self.marks, self.memo = [], [], {}
-        while (code := self.source.read(1)) != pickle.STOP:
-            if (run := OPCODES.get(code)) is None:
-                if code in REFUSED:
-                    raise UnsafeFile(f"has the opcode {REFUSED[code]}")
-                raise ValueError(f"byte {code!r} is not an opcode that such files have")
-            run(self)
+        for opcode, argument, _ in pickletools.genops(self.source):  # type: ignore[arg-type]
+            if opcode.name in REFUSED:
+                raise UnsafeFile(f"has the opcode {opcode.name}")
+            if opcode.name in LITERALS:
+                self.push(argument)
+            elif opcode.name in OPCODES:
+                OPCODES[opcode.name](self, argument)
+            elif opcode.name not in ("FRAME", "STOP"):
+                raise ValueError(f"{opcode.name} is not an opcode that such files have")
         return self.stack.pop()
 
-    def unpack(self, layout: str) -> Any:
-        return struct.unpack(layout, self.source.read(struct.calcsize(layout)))[0]
-
     def push(self, value: Any) -> None:
+        if type(value) is int and abs(value) >= 2**512:
+            raise ValueError("a number in it is huge")
         self.stack.append(value)
 
     def spend(self, values: Any) -> None:
@@ -168,15 +165,6 @@ class Machine:
         self.push({})
         self.set_items(items)
 
-    def integer(self, size: int) -> None:
-        if not 0 <= size <= 64:
-            raise ValueError("a number in it is huge")
-        self.push(int.from_bytes(self.source.read(size), "little", signed=True))
-
-    def written_integer(self) -> None:
-        digits = self.source.line().removesuffix("L")
-        self.push({"00": False, "01": True}.get(digits, int(digits)))
-
     def look_up(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise UnsafeFile("names a global by something else than text")
@@ -200,11 +188,9 @@ class Machine:
             if target.build is None:
                 raise ValueError("an object in it is built twice")
             value, target.build = target.build(state), None
-            for slot in target.slots:
-                if self.memo[slot] is target:
-                    self.memo[slot] = value
+            self.memo |= {slot: value for slot in target.slots if self.memo[slot] is target}
             target = value
-        elif isinstance(target, Module) and type(state) is dict:
+        elif isinstance(target, PickledObject) and type(state) is dict:
             target.state.update(state)
         # The attributes of an ordered dictionary and the flags of a parameter are not read.
         elif type(target) is not dict and not (type(target) is np.ndarray and type(state) is tuple and len(state) == 3):
@@ -216,67 +202,54 @@ class Machine:
             raise UnsafeFile("refers to an object outside of it")
         self.push(self.persistent(self.stack.pop()))
 
-    def protocol(self) -> None:
-        if (number := self.unpack("B")) > pickle.HIGHEST_PROTOCOL:
+    def protocol(self, number: int) -> None:
+        if number > pickle.HIGHEST_PROTOCOL:
             raise ValueError(f"its pickle protocol is {number}")
 
 
-OPCODES: dict[bytes, Callable[[Machine], Any]] = {
-    pickle.PROTO: Machine.protocol,
-    pickle.FRAME: lambda m: m.source.read(8),
-    pickle.MARK: Machine.mark,
-    pickle.POP: Machine.pop,
-    pickle.POP_MARK: Machine.pop_mark,
-    pickle.DUP: lambda m: m.push(m.stack[-1]),
-    pickle.NONE: lambda m: m.push(None),
-    pickle.NEWTRUE: lambda m: m.push(True),
-    pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.INT: Machine.written_integer,  # Python 2 writes numbers beyond 32 bits so
-    pickle.BININT: lambda m: m.push(m.unpack("<i")),
-    pickle.BININT1: lambda m: m.push(m.unpack("<B")),
-    pickle.BININT2: lambda m: m.push(m.unpack("<H")),
-    pickle.LONG1: lambda m: m.integer(m.unpack("<B")),
-    pickle.LONG4: lambda m: m.integer(m.unpack("<i")),
-    pickle.BINFLOAT: lambda m: m.push(m.unpack(">d")),
-    pickle.SHORT_BINSTRING: lambda m: m.push(m.source.read(m.unpack("<B")).decode()),
-    pickle.BINSTRING: lambda m: m.push(m.source.read(m.unpack("<i")).decode()),
-    pickle.SHORT_BINUNICODE: lambda m: m.push(m.source.read(m.unpack("<B")).decode()),
-    pickle.BINUNICODE: lambda m: m.push(m.source.read(m.unpack("<I")).decode()),
-    pickle.BINUNICODE8: lambda m: m.push(m.source.read(m.unpack("<Q")).decode()),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.source.read(m.unpack("<B"))),
-    pickle.BINBYTES: lambda m: m.push(m.source.read(m.unpack("<I"))),
-    pickle.BINBYTES8: lambda m: m.push(m.source.read(m.unpack("<Q"))),
-    pickle.BYTEARRAY8: lambda m: m.push(m.source.read(m.unpack("<Q"))),
-    pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.TUPLE1: lambda m: m.push(tuple(m.pop_last(1))),
-    pickle.TUPLE2: lambda m: m.push(tuple(m.pop_last(2))),
-    pickle.TUPLE3: lambda m: m.push(tuple(m.pop_last(3))),
-    pickle.TUPLE: lambda m: m.push(tuple(m.pop_mark())),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
-    pickle.LIST: lambda m: m.push(m.pop_mark()),
-    pickle.APPEND: lambda m: m.extend(m.pop_last(1)),
-    pickle.APPENDS: lambda m: m.extend(m.pop_mark()),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
-    pickle.DICT: lambda m: m.dictionary(m.pop_mark()),
-    pickle.SETITEM: lambda m: m.set_items(m.pop_last(2)),
-    pickle.SETITEMS: lambda m: m.set_items(m.pop_mark()),
-    pickle.EMPTY_SET: lambda m: m.push(set()),
-    pickle.ADDITEMS: lambda m: m.add(m.pop_mark()),
-    pickle.FROZENSET: lambda m: m.push(frozenset(map(check_key, m.pop_mark()))),
-    pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
-    pickle.BINPUT: lambda m: m.put(m.unpack("<B")),
-    pickle.LONG_BINPUT: lambda m: m.put(m.unpack("<I")),
-    pickle.BINGET: lambda m: m.push(m.memo[m.unpack("<B")]),
-    pickle.LONG_BINGET: lambda m: m.push(m.memo[m.unpack("<I")]),
-    pickle.GLOBAL: lambda m: m.look_up(m.source.line(), m.source.line()),
-    pickle.STACK_GLOBAL: lambda m: m.look_up(*m.pop_last(2)),
-    pickle.REDUCE: Machine.call,
-    pickle.NEWOBJ: Machine.call,
-    pickle.BUILD: Machine.build,
-    pickle.BINPERSID: Machine.refer,
+REFUSED = ["INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"]
+"""Opcodes that call, look up or take in by ways of their own, which no file that is read here needs."""
+
+# Python 2 writes numbers beyond 32 bits as INT.
+LITERALS = ["INT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"]
+LITERALS += ["SHORT_BINSTRING", "BINSTRING", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"]
+LITERALS += ["SHORT_BINBYTES", "BINBYTES", "BINBYTES8"]
+
+OPCODES: dict[str, Callable[[Machine, Any], Any]] = {
+    "PROTO": Machine.protocol,
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "BYTEARRAY8": lambda m, data: m.push(bytes(data)),
+    "MARK": lambda m, _: m.mark(),
+    "POP": lambda m, _: m.pop(),
+    "POP_MARK": lambda m, _: m.pop_mark(),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE1": lambda m, _: m.push(tuple(m.pop_last(1))),
+    "TUPLE2": lambda m, _: m.push(tuple(m.pop_last(2))),
+    "TUPLE3": lambda m, _: m.push(tuple(m.pop_last(3))),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_mark())),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "LIST": lambda m, _: m.push(m.pop_mark()),
+    "APPEND": lambda m, _: m.extend(m.pop_last(1)),
+    "APPENDS": lambda m, _: m.extend(m.pop_mark()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "DICT": lambda m, _: m.dictionary(m.pop_mark()),
+    "SETITEM": lambda m, _: m.set_items(m.pop_last(2)),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
+    "EMPTY_SET": lambda m, _: m.push(set()),
+    "ADDITEMS": lambda m, _: m.add(m.pop_mark()),
+    "FROZENSET": lambda m, _: m.push(frozenset(map(check_key, m.pop_mark()))),
+    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "BINPUT": Machine.put,
+    "LONG_BINPUT": Machine.put,
+    "BINGET": lambda m, index: m.push(m.memo[index]),
+    "LONG_BINGET": lambda m, index: m.push(m.memo[index]),
+    "GLOBAL": lambda m, names: m.look_up(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.look_up(*m.pop_last(2)),
+    "REDUCE": lambda m, _: m.call(),
+    "NEWOBJ": lambda m, _: m.call(),
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.refer(),
 }
-REFUSED = {
-    getattr(pickle, name): name
-    for name in ("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
-}
-"""Opcodes that call, look up or take in by ways of their own, which neither PyTorch nor NVIDIA's pickles need."""

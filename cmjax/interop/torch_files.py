@@ -7,113 +7,50 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmjax.interop.modules import OBJECTS, init_arguments, non_finite, state_dict
-from cmjax.interop.tensors import VALUES, Storage, booleans, storage_of
-from cmjax.interop.unpickle import Global, Machine, Module, Source, UnsafeFile
-
-__all__ = [
-    "Module",
-    "UnsafeFile",
-    "init_arguments",
-    "non_finite",
-    "read_persistent",
-    "read_pickle",
-    "read_torch",
-    "state_dict",
-]
+from cmjax.interop.modules import OBJECTS
+from cmjax.interop.tensors import TENSORS, Storage, storage_of
+from cmjax.system.pickles import booleans, one_line_errors, pickle_source
+from cmjax.system.unpickle import Global, Machine, PickledObject, Source
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 """How torch.save's legacy format begins."""
 
-OTHER_FILES = {
-    b"<": "a web page",
-    b"PK": "a zip archive, as torch.save writes",
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x1f\x8b": "a gzip file",
-    b"\x93NUMPY": "a NumPy file",
-    b"version https://git-lfs": "a pointer of Git LFS, in place of the file",
-}
-"""How files begin that are taken for checkpoints."""
-
 
 def read_torch(path: str | Path) -> Any:
-    """What torch.save wrote, in its zip format or the one before PyTorch 1.6.
+    """Reads what torch.save wrote, in its zip format or the one before PyTorch 1.6.
 
     Returns: dictionaries, lists, tuples, sets, text and numbers; tensors and parameters as read-only arrays of their
-             dtype (bfloat16 is ml_dtypes'), which may share memory; dtypes and devices as text; networks as `Module`.
+             dtype (bfloat16 is ml_dtypes'), which may share memory; dtypes and devices as text; networks as
+             `PickledObject`.
     Raises:  UnsafeFile naming a global that is not one of these, nothing having been executed; ValueError saying what
              the file is where it is not torch.save's, or where it is damaged; OSError where it cannot be opened.
     """
-    with open(path, "rb") as file, _reading(path, "a file of torch.save"):
-        size = os.fstat(file.fileno()).st_size
-        if _head(file).startswith(b"PK"):
-            return _read_zip(file, size)
-        _refuse_others(file)
-        return _read_legacy(Source(file, size), TABLE)
+    with open(path, "rb") as file, one_line_errors(path, "a file of torch.save"):
+        if file.read(2) == b"PK":
+            return _read_zip(file, os.fstat(file.fileno()).st_size)
+        return _read_legacy(pickle_source(file), TABLE)
 
 
 def read_persistent(path: str | Path) -> Any:
-    """What NVIDIA's EDM and EDM2 pickled: a dictionary of networks, `{"ema": Module, …}`, and of their data's options.
+    """Reads what NVIDIA's EDM and EDM2 pickled: `{"ema": PickledObject, …}`, networks and their data's options.
 
     Returns: as `read_torch`. The source code that such a file carries is left out.
     Raises:  as `read_torch`; ValueError also where there is no network in it.
     """
-    with open(path, "rb") as file, _reading(path, "a pickle of EDM's networks"):
-        _refuse_others(file)
-        found = Machine(Source(file, os.fstat(file.fileno()).st_size), TABLE).load()
-        if type(found) is int and found == MAGIC:
+    with open(path, "rb") as file, one_line_errors(path, "a pickle of EDM's networks"):
+        content = Machine(pickle_source(file), TABLE).load()
+        if type(content) is int and content == MAGIC:
             raise ValueError("it is a file of torch.save, which read_torch reads")
-        if not any(isinstance(value, Module) for value in (found.values() if type(found) is dict else [found])):
-            raise ValueError(f"it holds a {type(found).__name__} without a network")
-        return found
-
-
-def read_pickle(path: str | Path) -> Any:
-    """A plain pickle of dictionaries, lists, text, numbers and NumPy arrays, as data.
-
-    Raises: as `read_torch`.
-    """
-    with open(path, "rb") as file, _reading(path, "a pickle of arrays"):
-        _refuse_others(file)
-        return Machine(Source(file, os.fstat(file.fileno()).st_size), VALUES).load()
-
-
-@contextmanager
-def _reading(path: str | Path, kind: str) -> Iterator[None]:
-    """Every way in which a file can be wrong, as one sentence with its name."""
-    try:
-        yield
-    except UnsafeFile as error:
-        message = f"{path} {error}, which is not part of {kind} as this reader knows it; nothing in it was executed"
-        raise UnsafeFile(message) from None
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not {kind}, or is damaged: {error}") from error
-    except (LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, OSError, struct.error) as error:
-        raise ValueError(f"{path} is not {kind}, or is damaged: it is malformed ({error})") from error
-
-
-def _head(file: BinaryIO) -> bytes:
-    file.seek(0)
-    head = file.read(64)
-    file.seek(0)
-    return head
-
-
-def _refuse_others(file: BinaryIO) -> None:
-    head = _head(file)
-    if not head:
-        raise ValueError("it is empty")
-    for start, kind in OTHER_FILES.items():
-        if head.lstrip().startswith(start):
-            raise ValueError(f"it is {kind}")
+        values = content.values() if type(content) is dict else [content]
+        if not any(isinstance(value, PickledObject) for value in values):
+            raise ValueError(f"it holds a {type(content).__name__} without a network")
+        return content
 
 
 def _read_zip(file: BinaryIO, size: int) -> Any:
@@ -175,7 +112,7 @@ def _read_legacy(source: Source, table: Mapping[tuple[str, str], Any]) -> Any:
     machine = Machine(source, table).load()
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine")
-    found = Machine(source, table, persistent).load()
+    content = Machine(source, table, persistent).load()
     keys = Machine(source, table).load()
     if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise ValueError("its list of storages does not fit its tensors")
@@ -185,21 +122,21 @@ def _read_legacy(source: Source, table: Mapping[tuple[str, str], Any]) -> Any:
             raise ValueError("a storage in it has another size than it says")
         raw = source.read(storage.count * storage.dtype.itemsize)
         storage.raw[:] = booleans(raw) if storage.dtype.kind == "b" else np.frombuffer(raw, np.uint8)
-    return found
+    return content
 
 
 def _storage_in(data: Any) -> Storage:
     """A storage that torch.save wrote into a pickle; within it there is no other such file."""
     if type(data) is not bytes:
         raise ValueError("a storage in it is not made of bytes")
-    storage = _read_legacy(Source(io.BytesIO(data), len(data)), VALUES)
+    storage = _read_legacy(Source(io.BytesIO(data), len(data)), TENSORS)
     if not isinstance(storage, Storage):
         raise ValueError("it has a file within it that is not a storage")
     return storage
 
 
 TABLE = {
-    **VALUES,
+    **TENSORS,
     **OBJECTS,
     ("torch.storage", "_load_from_bytes"): Global("torch.storage._load_from_bytes", _storage_in),
 }

@@ -11,18 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cmjax.interop import pickles
-from cmjax.interop.pickles import (
-    Module,
-    init_arguments,
-    non_finite,
-    read_persistent,
-    read_torch,
-    state_dict,
-)
+from cmjax.interop import torch_files
+from cmjax.interop.modules import init_arguments, non_finite, state_dict
+from cmjax.interop.torch_files import read_persistent, read_torch
+from cmjax.system.unpickle import PickledObject
 
-MAGIC = pickle.dumps(pickles.MAGIC, 2)
-VERSION = pickle.dumps(pickles.VERSION, 2)
+MAGIC = pickle.dumps(torch_files.MAGIC, 2)
+VERSION = pickle.dumps(torch_files.VERSION, 2)
 SYSTEM = pickle.dumps({"protocol_version": 1001, "little_endian": True, "type_sizes": {}}, 2)
 
 
@@ -185,7 +180,7 @@ def test_pickles_of_networks_are_records(tmp_path, persistence, monkeypatch, pro
     read = read_persistent(tmp_path / "network.pkl")
     assert read["dataset_kwargs"] == {"path": "data.zip", "use_labels": True}
     record = read["ema"]
-    assert isinstance(record, Module)
+    assert isinstance(record, PickledObject)
     assert (record.class_name, record.state["training"]) == ("EDMPrecond", False)
     assert record.state["_modules"]["enc"].class_name == "ModuleDict"
     assert init_arguments(record) == {"img_resolution": 8, "model_type": "SongUNet", "channel_mult": [1, 2]}
@@ -195,17 +190,22 @@ def test_pickles_of_networks_are_records(tmp_path, persistence, monkeypatch, pro
 
 
 def test_arguments_and_parameters_that_are_not_there_are_named():
-    plain = Module("Plain", {"_parameters": {}, "_buffers": {}, "_modules": {"loss": Module("EDMLoss", {"P_mean": 1})}})
+    plain = PickledObject(
+        "Plain", {"_parameters": {}, "_buffers": {}, "_modules": {"loss": PickledObject("EDMLoss", {"P_mean": 1})}}
+    )
     with pytest.raises(ValueError, match=r"loss\. is a EDMLoss, not a network"):
         state_dict(plain)
     with pytest.raises(ValueError, match="Plain does not say"):
         init_arguments(plain)
-    assert init_arguments(Module("A", {"_init_args": (1,), "_init_kwargs": {"b": 2}})) == {"_init_args": [1], "b": 2}
+    assert init_arguments(PickledObject("A", {"_init_args": (1,), "_init_kwargs": {"b": 2}})) == {
+        "_init_args": [1],
+        "b": 2,
+    }
     assert non_finite({"a": np.ones(2), "b": np.array([1, np.nan]), "c": np.array([1])}) == ["b"]
-    doubled = Module("M", {"_parameters": {}, "_buffers": {}, "_modules": {}})
+    doubled = PickledObject("M", {"_parameters": {}, "_buffers": {}, "_modules": {}})
     for _ in range(40):
-        doubled = Module("M", {**doubled.state, "_modules": {"a": doubled, "b": doubled}})
-    endless = Module("M", {"_parameters": {}, "_buffers": {}, "_modules": {}})
+        doubled = PickledObject("M", {**doubled.state, "_modules": {"a": doubled, "b": doubled}})
+    endless = PickledObject("M", {"_parameters": {}, "_buffers": {}, "_modules": {}})
     endless.state["_modules"]["self"] = endless
     for network in (doubled, endless):
         with pytest.raises(ValueError, match="more than 100000 entries or 64 levels"):
