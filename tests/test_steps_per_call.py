@@ -102,7 +102,7 @@ def test_the_batches_of_a_call_lie_on_four_devices_as_each_alone():
     sharding = batch_sharding(make_mesh())
     assert len(sharding.device_set) == 4
     source = digits("train")
-    alone, together = Batches(source, 16, 0, sharding), Batches(source, 16, 0, sharding, together=3)
+    alone, together = Batches(source, 16, 0, sharding), Batches(source, 16, 0, sharding, steps_per_call=3)
     three = [alone.at(step) for step in (6, 7, 8)]
     found, streamed = together.at(6), list(together.stream(3, 9))
     assert len(streamed) == 2

@@ -112,12 +112,14 @@ def _plan_training(
     shapes = {
         "state": state_shapes(parameter_shapes(model.module, data.shape), run.optimizer),
         "frozen": frozen_shapes(run, teacher),
-        "batch": batch_shapes(data.shape, data.dtype, data.num_classes, run.batch_size, together=run.together),
+        "batch": batch_shapes(
+            data.shape, data.dtype, data.num_classes, run.batch_size, steps_per_call=run.steps_per_call
+        ),
     }
     report["parameters"] = count(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
     step, state, frozen, batch = train_step_of(run, model, teacher, mesh), *shapes.values()
-    traced = trace_train_step(step, state, frozen, batch, mesh, together=run.together)
+    traced = trace_train_step(step, state, frozen, batch, mesh, steps_per_call=run.steps_per_call)
     operations = jaxpr_flops(traced.jaxpr.jaxpr) / run.steps_per_call
     program, refusal = _compiled(traced, folder)
     if program is None:

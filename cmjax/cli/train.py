@@ -187,7 +187,9 @@ def _train(
         with (
             contextlib.closing(batches.stream(start, run.steps)) as stream,
             progress("training", run.steps, start=start) as update,
-            traced(compiled, trace_steps, workdir / "profile", start=start, together=run.together) as train_step,
+            traced(
+                compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call
+            ) as train_step,
             _going_back(checkpointer, start),
         ):
             state = run_loop(
@@ -195,7 +197,8 @@ def _train(
                 checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
                 before_save=partial(_keep_until, writer, session),
-                callback=callback, callback_every=callback_every, update_progress=update, together=run.together,
+                callback=callback, callback_every=callback_every, update_progress=update,
+                steps_per_call=run.steps_per_call,
             )  # fmt: skip
     return state, speed.at(session.trained() / (run.steps - start))
 
@@ -231,7 +234,12 @@ def _forget_after(workdir: Path, step: int) -> None:
 def _batches(setup: Setup) -> Batches:
     run, sharding = setup.run, batch_sharding(setup.mesh)
     return Batches(
-        setup.source, run.batch_size, run.seed, sharding=sharding, workers=run.workers, together=run.together
+        setup.source,
+        run.batch_size,
+        run.seed,
+        sharding=sharding,
+        workers=run.workers,
+        steps_per_call=run.steps_per_call,
     )
 
 
@@ -258,7 +266,9 @@ def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledSte
     log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
     began = time.perf_counter()
     train_step = train_step_of(setup.run, setup.model, setup.teacher, setup.mesh)
-    compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh, together=setup.run.together)
+    compiled = compile_train_step(
+        train_step, state, setup.frozen, batch, setup.mesh, steps_per_call=setup.run.steps_per_call
+    )
     if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
         raise ConfigError(f"config: {problem}")
     seconds = time.perf_counter() - began

@@ -74,11 +74,6 @@ class Run:
     report: bool
     config: Mapping[str, Any]
 
-    @property
-    def together(self) -> int:
-        """Steps of one call; 0 where each is called alone, for then nothing has an axis of steps."""
-        return self.steps_per_call if self.steps_per_call > 1 else 0
-
     def open_source(self, split: str) -> Source:
         """The examples of a split, as `Data.open`. A warning says where their std is not the model's."""
         source = self.data.open(split)

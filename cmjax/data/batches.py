@@ -62,8 +62,8 @@ class Batches:
 
     Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
             split; None puts them on the default device. workers: processes that decode, where the source does not
-            keep what it decoded; 0: a thread of this one. together: the batches of so many steps are given as one, with
-            the step as their first axis; 0: each alone, without that axis.
+            keep what it decoded; 0: a thread of this one. steps_per_call: how many steps' batches come at once; where
+            these are several, the step is their first axis.
     Raises: DataError where the batch does not divide over the sharding.
     """
 
@@ -72,7 +72,7 @@ class Batches:
     seed: int
     sharding: jax.sharding.Sharding | None = None
     workers: int = 0
-    together: int = 0
+    steps_per_call: int = 1
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -84,8 +84,8 @@ class Batches:
                 raise DataError(f"batch_size {self.batch_size} does not divide over {self.sharding}") from error
 
     def at(self, step: int) -> dict[str, jax.Array]:
-        """Batch `step`: "image" (b, h, w, c) as the source has it and, with labels, "label" (b,) int32; together with
-        those of the steps after it, (steps, b, ...).
+        """Batch `step`: "image" (b, h, w, c) as the source has it and, with labels, "label" (b,) int32. Where
+        `steps_per_call` is above 1, those of the steps after it too, (steps_per_call, b, ...).
 
         The arrays are global; a host gathers the rows of its own devices only.
         """
@@ -105,7 +105,7 @@ class Batches:
             while True:
                 while len(ahead) <= PREFETCH and (stop is None or step < stop):
                     ahead.append(thread.submit(self.at, step) if decoded is None else thread.submit(next, decoded))
-                    step += self.together or 1
+                    step += self.steps_per_call
                 if not ahead:
                     return
                 yield ahead.popleft().result()
@@ -122,7 +122,7 @@ class Batches:
             log.info("config.data.workers=%d: these data are kept in memory, and decoded by this process", self.workers)
             return None
         rows = _RowsAndDamage(self._host_rows)
-        return self._noted(self.source, in_processes(rows, start, stop, self.workers, every=self.together or 1))
+        return self._noted(self.source, in_processes(rows, start, stop, self.workers, every=self.steps_per_call))
 
     def _noted(self, source: OnDemandSource, decoded: Generator[Any]) -> Generator[dict[str, jax.Array]]:
         with contextlib.closing(decoded):
@@ -134,16 +134,16 @@ class Batches:
     @property
     def _host_rows(self) -> "HostRows":
         if self.sharding is None:
-            return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),), self.together)
+            return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),), self.steps_per_call)
         indices = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
         ranges = {index[0].indices(self.batch_size)[:2] for index in indices if index is not None}
-        return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)), self.together)
+        return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)), self.steps_per_call)
 
     def _laid_out(self, rows: "Rows") -> dict[str, jax.Array]:
         if self.sharding is None:
             return {name: jnp.asarray(array) for name, array in rows[0, self.batch_size].items()}
 
-        steps = (self.together,) if self.together else ()
+        steps = (self.steps_per_call,) if self.steps_per_call > 1 else ()
 
         def part(name: str, index: Any) -> np.ndarray:
             return rows[index[len(steps)].indices(self.batch_size)[:2]][name]  # only the batch's axis is ever split
@@ -164,19 +164,19 @@ Rows = dict[tuple[int, int], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class HostRows:
-    """step -> the rows of that batch which this host's devices take, by their places `ranges`; together with those of
-    the steps after it, (together, rows, ...)."""
+    """step -> the rows of that batch which this host's devices take, by their places `ranges`; where
+    `steps_per_call` is above 1, those of the steps after it too, (steps_per_call, rows, ...)."""
 
     source: Source
     seed: int
     batch_size: int
     ranges: tuple[tuple[int, int], ...]
-    together: int = 0
+    steps_per_call: int = 1
 
     def __call__(self, step: int) -> Rows:
-        if not self.together:
+        if self.steps_per_call == 1:
             return self._rows(step)
-        steps = [self._rows(step + i) for i in range(self.together)]
+        steps = [self._rows(step + i) for i in range(self.steps_per_call)]
         return jax.tree.map(lambda *parts: np.stack(parts), *steps)
 
     def _rows(self, step: int) -> Rows:
@@ -197,10 +197,10 @@ class _RowsAndDamage:
 
 
 def batch_shapes(
-    shape: tuple[int, ...], dtype: Any, num_classes: int | None, batch_size: int, *, together: int = 0
+    shape: tuple[int, ...], dtype: Any, num_classes: int | None, batch_size: int, *, steps_per_call: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of `Batches.at` of a source of examples like these."""
-    rows = (together, batch_size) if together else (batch_size,)
+    rows = (steps_per_call, batch_size) if steps_per_call > 1 else (batch_size,)
     labels = {} if num_classes is None else {"label": jax.ShapeDtypeStruct(rows, np.dtype(np.int32))}
     return {"image": jax.ShapeDtypeStruct((*rows, *shape), np.dtype(dtype)), **labels}
 

@@ -73,7 +73,7 @@ def given(run: Run, shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
         bytes_per_device(shapes[name], parameter_shardings(shapes[name], mesh)) for name in ("state", "frozen")
     )
     batch, by_device = shapes["batch"], batch_sharding(mesh)
-    sharding = over_steps(by_device) if run.together else by_device
+    sharding = over_steps(by_device) if run.steps_per_call > 1 else by_device
     return state, frozen, bytes_per_device(batch, dict.fromkeys(batch, sharding))
 
 

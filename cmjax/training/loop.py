@@ -63,25 +63,25 @@ def run_loop(
     callback: Callable[[TrainState, int], None],
     callback_every: int,
     update_progress: Update,
-    together: int = 0,
+    steps_per_call: int = 1,
 ) -> TrainState:
     """Train from step `start` to `total_steps` and save at the end. `batches` begins with that of step `start`.
 
-    together: steps that one call of `train_step` does, each with its own metrics; every other number is a multiple of
-    it. 0: one, whose metrics have no axis of steps.
+    steps_per_call: how many steps one call of `train_step` does. It divides every other number of steps. Where it is
+    above 1, batches and metrics have the step as their first axis.
 
     `before_save` is called with the step before each save: it keeps the records, of which none that a checkpoint has
     may be lost.
 
     Raises: Stopped on a signal of `system.signals`, with the state saved; NonFiniteLoss.
     """
-    late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, together=together)
+    late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, steps_per_call=steps_per_call)
     with stop_requests() as stop_requested:
         try:
-            for step, batch in zip(range(start, total_steps, together or 1), batches, strict=True):
+            for step, batch in zip(range(start, total_steps, steps_per_call), batches, strict=True):
                 state, metrics = train_step(state, frozen, batch, stop_requested())
                 late.push(step, metrics)
-                done, stop = step + (together or 1), late.stop
+                done, stop = step + steps_per_call, late.stop
                 if stop or done % save_every == 0 or done == total_steps:
                     late.flush()  # never save a state under a step that it did not reach
                     before_save(done)
@@ -104,10 +104,10 @@ class _LateMetrics:
     """
 
     def __init__(
-        self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed, together: int = 0
+        self, write_record: WriteRecord, update_progress: Update, *, log_every: int, speed: Speed, steps_per_call: int
     ):
         self._write_record, self._update_progress = write_record, update_progress
-        self._log_every, self._speed, self._together = log_every, speed, together
+        self._log_every, self._speed, self._steps_per_call = log_every, speed, steps_per_call
         self.stop = 0
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
@@ -125,10 +125,10 @@ class _LateMetrics:
             return
         (step, metrics), self._pending = self._pending, None
         self.stop = max(self.stop, int(metrics.pop("stop")))
-        if not self._together:
+        if self._steps_per_call == 1:
             return self._read(step, metrics)
         metrics = jax.device_get(metrics)
-        for i in range(self._together):
+        for i in range(self._steps_per_call):
             self._read(step + i, {name: values[i] for name, values in metrics.items()})
 
     def _read(self, step: int, metrics: Metrics) -> None:

@@ -39,7 +39,7 @@ def read_steps(text: str, total_steps: int) -> range:
 
 @contextlib.contextmanager
 def traced(
-    train_step: CompiledStep, steps: range | None, folder: Path, *, start: int, together: int = 0
+    train_step: CompiledStep, steps: range | None, folder: Path, *, start: int, steps_per_call: int = 1
 ) -> Iterator["CompiledStep | TracedSteps"]:
     """The train step of a run that begins with step `start`, traced at `steps`; at the end it says where the trace is.
 
@@ -50,7 +50,7 @@ def traced(
         return
     if start >= steps.stop:
         log.warning("no trace: the run goes on from step %d, after those to be traced", start)
-    tracing = TracedSteps(train_step, steps, folder, start=start, together=together)
+    tracing = TracedSteps(train_step, steps, folder, start=start, steps_per_call=steps_per_call)
     try:
         yield tracing
     finally:
@@ -61,14 +61,14 @@ class TracedSteps:
     """A train step that is traced while it does `steps`. The devices are idle at both ends: the trace holds these steps
     alone."""
 
-    def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int, together: int = 0):
+    def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int, steps_per_call: int = 1):
         self._train_step, self._steps, self._folder = train_step, steps, folder
-        self._next, self._at_once = start, together or 1
+        self._next, self._steps_per_call = start, steps_per_call
         self._first = max(start, steps.start)
         self._scratch: tempfile.TemporaryDirectory | None = None  # the profiler writes on disks alone
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
-        step, self._next = self._next, self._next + self._at_once
+        step, self._next = self._next, self._next + self._steps_per_call
         if self._next <= self._steps.start or step >= self._steps.stop:
             return self._train_step(state, frozen, batch, stop)
         if self._scratch is None:

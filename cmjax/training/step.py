@@ -202,16 +202,19 @@ def _votes(mesh: Mesh, vote: int) -> Array:
 
 
 def compile_train_step(
-    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, together: int = 0
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, steps_per_call: int = 1
 ) -> CompiledStep:
-    """The train step for states, frozen parameters and batches like these arrays, or shapes; or so many steps
-    `together`, of a batch (together, b, ...), whose metrics have that axis too."""
-    traced = trace_train_step(train_step, state, frozen, batch, mesh, together=together)
-    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr) / max(together, 1))
+    """Compile the train step for states, frozen parameters and batches like these arrays, or shapes.
+
+    Where `steps_per_call` is above 1, one call does so many steps, of a batch (steps_per_call, b, ...), and its metrics
+    have that axis too.
+    """
+    traced = trace_train_step(train_step, state, frozen, batch, mesh, steps_per_call=steps_per_call)
+    return CompiledStep(traced.lower().compile(), mesh, flops=jaxpr_flops(traced.jaxpr.jaxpr) / steps_per_call)
 
 
 def trace_train_step(
-    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, together: int = 0
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, steps_per_call: int = 1
 ) -> jax.stages.Traced:
     """What `compile_train_step` compiles, for the devices of the mesh, here or not.
 
@@ -219,7 +222,7 @@ def trace_train_step(
     """
 
     def train_step_with_votes(state, frozen, batch, votes):
-        if together:
+        if steps_per_call > 1:
             state, metrics = jax.lax.scan(lambda state, batch: train_step(state, frozen, batch), state, batch)
         else:
             state, metrics = train_step(state, frozen, batch)
@@ -232,7 +235,7 @@ def trace_train_step(
         in_shardings=(
             state_shardings,
             parameter_shardings(frozen, mesh),
-            over_steps(by_device) if together else by_device,
+            over_steps(by_device) if steps_per_call > 1 else by_device,
             by_device,
         ),
         out_shardings=(state_shardings, replicated(mesh)),
