@@ -24,10 +24,9 @@ from cmjax.evaluation.callbacks import in_turn
 from cmjax.evaluation.networks import Network, published_network
 from cmjax.evaluation.results import read_rows, row_there
 from cmjax.interop.statistics import read_statistics, write_statistics
+from cmjax.metrics.classifier import perceptron
 from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.functional import frechet_distance
-from cmjax.metrics.perceptron import classifier_features
-from cmjax.metrics.residual import residual_features
 from cmjax.runs.record import write_model
 from cmjax.system.unpickle import UnsafeFile
 from configs import digits_ct
@@ -75,7 +74,7 @@ def test_settings_are_judged_once_and_by_their_samples(runs, evaluate, monkeypat
     module.start(options)
     real, held_out = (digits(split).gather(np.arange(len(digits(split)))) for split in ("train", "test"))
     order = np.random.default_rng(0).permutation(1500)
-    features = classifier_features(real["image"][order], real["label"][order], cache_dir=runs / ".cache")
+    features = perceptron(real["image"][order], real["label"][order], cache_dir=runs / ".cache")
     expected = frechet_distance(features(held_out["image"]), features(np.load(parse_out)["images"]))
     assert rows[0]["metrics"]["fd"] == pytest.approx(expected, rel=1e-6)
 
@@ -201,7 +200,7 @@ def test_files_of_statistics_of_the_peers(tmp_path):
 
 def test_figures_notice_damage_in_order(runs):
     train = digits("train").gather(np.arange(1500))
-    features = classifier_features(train["image"], train["label"], cache_dir=runs / ".cache")
+    features = perceptron(train["image"], train["label"], cache_dir=runs / ".cache")
     whole, half = features(train["image"][:750]), train["image"][750:]
     for kind, strengths in STRENGTHS.items():
         found = [
@@ -209,24 +208,6 @@ def test_figures_notice_damage_in_order(runs):
             for strength in strengths
         ]
         assert all(less < more for less, more in pairwise(found)), kind
-
-
-def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmjax.metrics.residual.FORWARD_IMAGES", 64)
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 128, (256, 9, 8, 3), np.uint8), np.arange(256) % 2 + 3
-    images[labels == 4, :, :, 0] += 100
-    trained = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
-    assert trained.accuracy(images, labels) > 0.95
-    (kept,) = tmp_path.iterdir()
-    read = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
-    np.testing.assert_array_equal(read(images[:5]), trained(images[:5]))
-    assert read(images[:5]).shape == (5, 128)
-    kept.write_bytes(b"damaged")
-    monkeypatch.setattr("cmjax.metrics.residual._train", lambda *_: trained.params)  # it is trained anew
-    again = residual_features(images, labels, cache_dir=tmp_path, epochs=3)
-    np.testing.assert_array_equal(again(images[:5]), trained(images[:5]))
-    assert kept.read_bytes() != b"damaged"
 
 
 def test_a_run_is_judged_as_it_trains(runs):

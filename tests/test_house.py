@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "plotting": {"plotting", "system"},
     "training": BELOW_ALL | {"core", "nets", "data", "training"},
     "interop": BELOW_ALL | {"core", "nets", "data", "interop"},
-    "metrics": BELOW_ALL | {"core", "nets", "data", "metrics"},
+    "metrics": BELOW_ALL | {"core", "nets", "data", "training", "metrics"},
     "config": LIBRARY | {"config"},
     "runs": LIBRARY | {"config", "runs"},
     "generation": LIBRARY | {"config", "runs", "generation"},

@@ -17,7 +17,7 @@ from cmjax.core.oracles import gaussian_flow_map
 from cmjax.core.sampling import FlowMap
 from cmjax.data.augment import augment, edm
 from cmjax.generation import editing
-from cmjax.metrics.perceptron import classifier_features
+from cmjax.metrics.classifier import perceptron
 from cmjax.nets.adapter import as_net, parameter_shapes
 from cmjax.nets.adm import ADM
 from cmjax.nets.dit import DiT
@@ -96,7 +96,7 @@ def test_edits_of_pictures_that_are_not_square(task):
 def test_pictures_that_are_not_square_are_shown_compared_and_augmented():
     images = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
     assert image_grid(images[:4], columns=4).shape == (8 * 8 + 4, 4 * (12 * 8 + 2) + 2, 3)
-    assert classifier_features(images, np.arange(40) % 2, cache_dir=None, epochs=1)(images).shape == (40, 64)
+    assert perceptron(images, np.arange(40) % 2, cache_dir=None, epochs=1)(images).shape == (40, 64)
     changed, labels = augment(
         jnp.asarray(images / 127.5 - 1, jnp.float32), jax.random.key(0), probabilities=edm(probability=0.5)
     )

@@ -15,8 +15,8 @@ from cmjax.evaluation.sweep import evaluate_once
 from cmjax.interop.statistics import OfNetwork, read_statistics, write_statistics
 from cmjax.metrics import comparison
 from cmjax.metrics.accumulator import Accumulator
+from cmjax.metrics.classifier import Classifier
 from cmjax.metrics.dataset_features import in_words
-from cmjax.metrics.perceptron import ClassifierFeatures
 from cmjax.metrics.registry import FIGURES, too_few
 from tests.in_process import do
 
@@ -136,7 +136,7 @@ def test_a_single_image_makes_no_pair():
     assert outputs(np.zeros((3, 2, 2, 3), np.uint8))["distances"].shape == (2,)
 
 
-class Guesses(ClassifierFeatures):
+class Guesses(Classifier):
     """A classifier that gives so many of 100 images their label, by features of 8 dimensions."""
 
     def __init__(self, right):

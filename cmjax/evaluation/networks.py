@@ -16,6 +16,7 @@ from cmjax.data.base import Source
 from cmjax.generation.sampling import over_devices
 from cmjax.metrics.dataset_features import dataset_outputs
 from cmjax.system.content import content_key
+from cmjax.system.mesh import in_chunks
 from cmjax.system.processes import on_first_process
 
 
@@ -75,11 +76,6 @@ def through(
         images = np.broadcast_to(images, (*images.shape[:3], 3))[: len(images) // 2 * 2 if pairs else None]
         if pairs and not len(images):  # one that is left over
             return {"distances": np.zeros(0, np.float32)}
-        found = []
-        for start in range(0, len(images), at_once):
-            part = images[start : start + at_once]
-            full = part[np.minimum(np.arange(at_once), len(part) - 1)]  # of one size, compiled once
-            found.append({name: rows[: len(part)] for name, rows in spread(params, full).items()})
-        return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
+        return in_chunks(lambda chunk: spread(params, chunk), images, at_once)
 
     return outputs

@@ -19,7 +19,7 @@ from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser
 from cmjax.data.batches import to_uint8
 from cmjax.runs.trained import Trained
 from cmjax.system.environment import tracing_for
-from cmjax.system.mesh import batch_sharding, distribute, make_mesh, replicated
+from cmjax.system.mesh import batch_sharding, chunks, distribute, in_chunks, make_mesh, replicated
 from cmjax.system.progress import Update
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,8 @@ class SampleSequence:
 def chunk_of(num: int, shape: tuple[int, ...], devices: int) -> int:
     """How many of `num` samples are drawn at once, a multiple of the devices."""
     most = max(PIXELS_AT_ONCE // math.prod(shape), 16) * devices
-    chunks = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
-    return -(-num // (chunks * devices)) * devices
+    count = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
+    return -(-num // (count * devices)) * devices
 
 
 def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
@@ -146,12 +146,7 @@ def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
 
     The last row is repeated until the last part is as long as the others: a function is compiled for all of them once.
     """
-    rows = jax.tree.map(np.asarray, rows)
-    num = len(jax.tree.leaves(rows)[0])
-    chunk = chunk_of(num, shape, jax.device_count())
-    for start in range(0, num, chunk):
-        here = np.minimum(np.arange(start, start + chunk), num - 1)
-        yield jax.tree.map(lambda row, here=here: row[here], rows)
+    return chunks(rows, chunk_of(len(jax.tree.leaves(rows)[0]), shape, jax.device_count()))
 
 
 def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
@@ -245,11 +240,8 @@ def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     jitted = _spread(function, mesh)
 
     def call(model, rows):
-        rows = jax.tree.map(np.asarray, rows)
-        number = len(jax.tree.leaves(rows)[0])
-        more = np.minimum(np.arange(-(-number // mesh.size) * mesh.size), number - 1)  # the last row again
-        spread = distribute(jax.tree.map(lambda row: row[more], rows), batch_sharding(mesh))
-        return jax.tree.map(lambda row: np.asarray(row)[:number], jitted(model, spread))
+        size = -(-len(jax.tree.leaves(rows)[0]) // mesh.size) * mesh.size
+        return in_chunks(lambda chunk: jitted(model, distribute(chunk, batch_sharding(mesh))), rows, size)
 
     return call
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cmjax.data.base import DataError, Source
-from cmjax.metrics.perceptron import ClassifierFeatures, classifier_features
-from cmjax.metrics.residual import ResidualFeatures, residual_features
+from cmjax.metrics.classifier import Classifier, perceptron, residual
 from cmjax.system.files import AnyPath
 
 LEAST_SIDE = 16
@@ -29,7 +28,7 @@ LARGEST_PIXELS = 4096
 """Elements of an image beyond which its pixels are too many for a covariance."""
 
 
-def dataset_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures | ResidualFeatures | None:
+def dataset_features(train: Source, *, cache_dir: AnyPath) -> Classifier | None:
     """A classifier of the training images, trained or read from `cache_dir`: a residual network for colour images of at
     least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
     height, width, channels = train.shape
@@ -37,7 +36,7 @@ def dataset_features(train: Source, *, cache_dir: AnyPath) -> ClassifierFeatures
     real = some_of(train, RESIDUAL_TRAINED_ON if in_colour else PERCEPTRON_TRAINED_ON)
     if "label" not in real or len(np.unique(real["label"])) < 2:
         return None
-    learn = residual_features if in_colour else classifier_features
+    learn = residual if in_colour else perceptron
     return learn(real["image"], real["label"], cache_dir=cache_dir)
 
 
@@ -67,7 +66,7 @@ def dataset_outputs(
     return outputs, about, classifier.key
 
 
-def in_words(classifier: ClassifierFeatures | ResidualFeatures, held_out: Source) -> str:
+def in_words(classifier: Classifier, held_out: Source) -> str:
     """What a classifier is, its accuracy on held-out images, and where its features are too weak to rank models by, or
     those images too few: what to do."""
     test = some_of(held_out, MOST_HELD_OUT)

@@ -5,7 +5,7 @@ its output lies, and some do not. Without such axes they change nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -79,6 +79,25 @@ def shapes_on(tree: Any, shardings: Any) -> Any:
 def distribute(tree: Any, sharding: NamedSharding) -> Any:
     """A tree of host arrays that every process holds alike, each array split over the devices as `sharding` says."""
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), tree)
+
+
+def chunks(rows: Any, size: int) -> Iterator[Any]:
+    """Yields the rows of a tree of host arrays (n, ...) in chunks of one size: a function of them compiles once.
+
+    The last chunk is filled up with the last row.
+    """
+    rows = jax.tree.map(np.asarray, rows)
+    num = len(jax.tree.leaves(rows)[0])
+    for start in range(0, num, size):
+        here = np.minimum(np.arange(start, start + size), num - 1)
+        yield jax.tree.map(lambda row, here=here: row[here], rows)
+
+
+def in_chunks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """Applies `function` to the `chunks` of rows, and joins its results: a tree of host arrays (n, ...)."""
+    num = len(jax.tree.leaves(rows)[0])
+    results = [jax.tree.map(np.asarray, function(chunk)) for chunk in chunks(rows, size)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *results)
 
 
 def move(tree: Any, shardings: Any) -> Any:

@@ -1,15 +1,20 @@
 """The .npz files of plain arrays: their bytes, and reading them, with errors that say what a file is instead."""
 
 import io
+import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from cmjax.system.files import AnyPath
+from cmjax.system.files import AnyPath, write_atomically
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -34,6 +39,25 @@ def load_npz(path: AnyPath, *, without: Collection[str] = ()) -> dict[str, np.nd
                 return {_name(member): _array(path, members, member) for member in wanted}
         except (OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: is damaged, or only a part of it is here") from error
+
+
+def load_cached(path: AnyPath, make: Callable[[dict[str, np.ndarray]], T]) -> T | None:
+    """Makes a thing of the arrays of a cached .npz file; None where there is no file, or none that can be read."""
+    try:
+        return make(load_npz(path))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged file fails in many ways, and making it anew answers them all
+        log.warning("%s cannot be read, and is made anew: %s", path, error)
+        return None
+
+
+def save_cached(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the arrays to an .npz file that only saves time: where that fails, a warning is logged."""
+    try:
+        write_atomically(path, npz_bytes(arrays))
+    except OSError as error:
+        log.warning("%s is not written: %s", path, error.strerror or error)
 
 
 def check_head(path: AnyPath, head: bytes) -> None:

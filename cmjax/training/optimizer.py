@@ -115,11 +115,11 @@ def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive =
         adam_b1=b1,
         adam_b2=b2,
         consistent_rms=0.2,
-        muon_weight_dimension_numbers=_as_matrices,
+        muon_weight_dimension_numbers=as_matrices,
     )
 
 
-def _as_matrices(params: Params) -> Any:
+def as_matrices(params: Params) -> Any:
     """For each parameter the axes of its matrix, all but the last by the last; None for what is none."""
 
     def axes(parameter: Array) -> contrib.MuonDimensionNumbers | None:

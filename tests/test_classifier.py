@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cmjax.metrics import functional, perceptron
+from cmjax.metrics import classifier, functional
+from cmjax.metrics.classifier import perceptron, residual
 from cmjax.metrics.comparison import figures, format_table
-from cmjax.metrics.perceptron import classifier_features
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def digits():
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    return classifier_features(digits[0], digits[1], cache_dir=None)
+    return perceptron(digits[0], digits[1], cache_dir=None)
 
 
 @pytest.fixture
 def small(digits):
     """Arguments of a classifier that trains in milliseconds."""
-    return {"train_images": digits[0][:200], "train_labels": digits[1][:200], "hidden": (4,), "epochs": 2}
+    return {"images": digits[0][:200], "labels": digits[1][:200], "hidden": (4,), "epochs": 2}
 
 
 def _files(folder):
@@ -43,18 +43,16 @@ def test_the_classifier_knows_the_digits(digits, trained):
     assert trained.accuracy(digits[2], wrong_labels) < 0.05
 
 
-def test_features_are_the_last_hidden_layer(digits, trained, monkeypatch):
+def test_features_do_not_depend_on_the_block(digits, trained, monkeypatch):
     out = trained(digits[2])
     assert out.shape == (297, 64)
     assert out.dtype == np.float64
-    x = np.maximum(digits[2].reshape(297, 64) / 255 @ trained.weights[0] + trained.biases[0], 0)
-    np.testing.assert_allclose(out, np.maximum(x @ trained.weights[1] + trained.biases[1], 0), rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(perceptron, "FORWARD_IMAGES", 100)
+    monkeypatch.setattr(classifier, "PERCEPTRON_IMAGES", 100)
     np.testing.assert_allclose(trained(digits[2]), out, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_probabilities_and_accuracy_are_scikit_learns(digits, classes, monkeypatch):
+def test_features_probabilities_and_accuracy_are_scikit_learns(digits, classes, monkeypatch):
     from sklearn.neural_network import MLPClassifier
 
     networks = []
@@ -66,39 +64,43 @@ def test_probabilities_and_accuracy_are_scikit_learns(digits, classes, monkeypat
     monkeypatch.setattr("sklearn.neural_network.MLPClassifier", record)
     chosen = digits[1] < classes
     images, labels = digits[0][chosen], digits[1][chosen] * 3 - 1  # labels need be neither dense nor positive
-    ours = classifier_features(images, labels, cache_dir=None, hidden=(8,), epochs=5)
+    ours = perceptron(images, labels, cache_dir=None, hidden=(8,), epochs=5)
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    np.testing.assert_allclose(ours.probabilities(images), networks[0].predict_proba(pixels), rtol=1e-3, atol=1e-6)
+    hidden = np.maximum(pixels @ networks[0].coefs_[0] + networks[0].intercepts_[0], 0)
+    np.testing.assert_allclose(ours(images), hidden, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        ours.probabilities_of(ours(images)), networks[0].predict_proba(pixels), rtol=1e-3, atol=1e-6
+    )
     assert ours.accuracy(images, labels) == networks[0].score(pixels, labels)
 
 
 def test_the_cache_gives_the_same_features_without_training(small, tmp_path, monkeypatch):
-    first = classifier_features(**small, cache_dir=tmp_path / "new" / "folder")
-    monkeypatch.setattr(perceptron, "_train", lambda *_: pytest.fail("trained again"))
-    second = classifier_features(**small, cache_dir=tmp_path / "new" / "folder")
-    np.testing.assert_array_equal(first(small["train_images"]), second(small["train_images"]))
+    first = perceptron(**small, cache_dir=tmp_path / "new" / "folder")
+    monkeypatch.setattr(classifier, "_train_perceptron", lambda *_: pytest.fail("trained again"))
+    second = perceptron(**small, cache_dir=tmp_path / "new" / "folder")
+    np.testing.assert_array_equal(first(small["images"]), second(small["images"]))
     np.testing.assert_array_equal(first.classes, second.classes)
 
 
 def test_training_depends_on_the_seed_alone(small):
-    first, again, other = (classifier_features(**small, cache_dir=None, seed=seed) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first(small["train_images"]), again(small["train_images"]))
-    assert np.max(np.abs(first(small["train_images"]) - other(small["train_images"]))) > 0.1
+    first, again, other = (perceptron(**small, cache_dir=None, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first(small["images"]), again(small["images"]))
+    assert np.max(np.abs(first(small["images"]) - other(small["images"]))) > 0.1
 
 
 def test_other_data_or_settings_are_another_file(small, tmp_path):
-    changed_image, changed_label = small["train_images"].copy(), small["train_labels"].copy()
+    changed_image, changed_label = small["images"].copy(), small["labels"].copy()
     changed_image[7, 3, 3, 0] ^= 1
     changed_label[7] = (changed_label[7] + 1) % 10
-    changes = [{}, {"train_images": changed_image}, {"train_labels": changed_label}]
-    changes += [{"hidden": (5,)}, {"epochs": 3}, {"seed": 1}, {"max_images": 100}]
+    changes = [{}, {"images": changed_image}, {"labels": changed_label}]
+    changes += [{"hidden": (5,)}, {"epochs": 3}, {"seed": 1}]
     for change in changes:
-        classifier_features(**{**small, **change}, cache_dir=tmp_path)
+        perceptron(**{**small, **change}, cache_dir=tmp_path)
     assert len(_files(tmp_path)) == len(changes)
 
 
 def test_a_damaged_cache_is_trained_anew(small, tmp_path, caplog):
-    expected = classifier_features(**small, cache_dir=tmp_path)(small["train_images"])
+    expected = perceptron(**small, cache_dir=tmp_path)(small["images"])
     (path,) = tmp_path.iterdir()
     good = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -109,17 +111,17 @@ def test_a_damaged_cache_is_trained_anew(small, tmp_path, caplog):
         damaged.append(bytes(flipped))
     for content in damaged:
         path.write_bytes(content)
-        got = classifier_features(**small, cache_dir=tmp_path)(small["train_images"])
+        got = perceptron(**small, cache_dir=tmp_path)(small["images"])
         np.testing.assert_array_equal(got, expected)
-    assert "cannot be read, training anew" in caplog.text
+    assert "cannot be read, and is made anew" in caplog.text
     path.write_bytes(b"not a zip")
-    classifier_features(**small, cache_dir=tmp_path)
+    perceptron(**small, cache_dir=tmp_path)
     assert path.read_bytes() == good
     assert _files(tmp_path) == [path.name]
 
 
 def test_a_pickle_in_the_cache_is_not_run(small, tmp_path):
-    classifier_features(**small, cache_dir=tmp_path)
+    perceptron(**small, cache_dir=tmp_path)
     (path,) = tmp_path.iterdir()
 
     class Bomb:
@@ -128,32 +130,38 @@ def test_a_pickle_in_the_cache_is_not_run(small, tmp_path):
 
     with path.open("wb") as file:
         np.savez(file, weight0=np.array([Bomb()], dtype=object))
-    classifier_features(**small, cache_dir=tmp_path)
+    perceptron(**small, cache_dir=tmp_path)
     assert _files(tmp_path) == [path.name]
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(small, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way of the folder")
     with caplog.at_level(logging.WARNING):
-        trained = classifier_features(**small, cache_dir=tmp_path / "file")
-    assert trained(small["train_images"]).shape == (200, 4)
-    assert "was not cached" in caplog.text
+        trained = perceptron(**small, cache_dir=tmp_path / "file")
+    assert trained(small["images"]).shape == (200, 4)
+    assert "is not written" in caplog.text
 
 
-def test_at_most_max_images_of_every_class_are_trained_on(digits, monkeypatch):
-    order = np.argsort(digits[1], kind="stable")  # stored class by class
-    seen = []
-    train = perceptron._train
-
-    def record(*args):
-        seen.extend(args[:2])
-        return train(*args)
-
-    monkeypatch.setattr(perceptron, "_train", record)
-    classifier_features(digits[0][order], digits[1][order], cache_dir=None, max_images=300, epochs=1)
-    images, labels = seen
-    assert len(images) == len(labels) == 300
-    assert np.min(np.bincount(labels, minlength=10)) >= 15
+def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmjax.nets.features.residual.WIDTHS", (32,))
+    monkeypatch.setattr(classifier, "RESIDUAL_IMAGES", 64)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 128, (256, 9, 8, 3), np.uint8), np.arange(256) % 2 + 3
+    images[labels == 4, :, :, 0] += 100
+    trained = residual(images, labels, cache_dir=tmp_path, epochs=6)
+    assert trained.accuracy(images, labels) > 0.95
+    (kept,) = tmp_path.iterdir()
+    train, count = classifier._train_residual, []
+    monkeypatch.setattr(classifier, "_train_residual", lambda *args: count.append(1) or train(*args))
+    read = residual(images, labels, cache_dir=tmp_path, epochs=6)
+    assert not count
+    np.testing.assert_array_equal(read(images[:5]), trained(images[:5]))
+    assert read(images[:70]).shape == (70, 32)
+    kept.write_bytes(b"damaged")
+    again = residual(images, labels, cache_dir=tmp_path, epochs=6)
+    assert count
+    np.testing.assert_array_equal(again(images[:5]), trained(images[:5]))
+    assert kept.read_bytes() != b"damaged"
 
 
 def test_the_table_orders_real_images_a_gaussian_and_noise(digits, trained):
@@ -210,11 +218,11 @@ LABELS = np.arange(20) % 3
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: classifier_features(IMAGES / 255, LABELS, cache_dir=None), "train_images must be .* uint8"),
-        (lambda: classifier_features(IMAGES, LABELS[:9], cache_dir=None), r"labels must be \(20,\) integers"),
-        (lambda: classifier_features(IMAGES, LABELS * 0 + 4, cache_dir=None), r"at least two classes, got only \[4\]"),
-        (lambda: classifier_features(IMAGES, LABELS, cache_dir=None, epochs=0), "epochs must be at least 1, got 0"),
-        (lambda: classifier_features(IMAGES, LABELS, cache_dir=None, hidden=()), r"len\(hidden\) must be at least 1"),
+        (lambda: perceptron(IMAGES / 255, LABELS, cache_dir=None), "images must be .* uint8"),
+        (lambda: perceptron(IMAGES, LABELS[:9], cache_dir=None), r"labels must be \(20,\) integers"),
+        (lambda: perceptron(IMAGES, LABELS * 0 + 4, cache_dir=None), r"at least two classes, got only \[4\]"),
+        (lambda: perceptron(IMAGES, LABELS, cache_dir=None, epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: perceptron(IMAGES, LABELS, cache_dir=None, hidden=()), r"len\(hidden\) must be at least 1"),
         (lambda: figures({"a": IMAGES[:, :3]}, held_out=IMAGES, features=None), r"rows\['a'\] must be images of"),
         (lambda: figures({"a": IMAGES[:5]}, held_out=IMAGES, features=None), r"rows\['a'\] must hold more than k=5"),
         (lambda: figures({"a": IMAGES / 1}, held_out=IMAGES, features=None), r"rows\['a'\] must be .* uint8"),
