@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from cmjax.cli import diagnose, train
@@ -30,7 +31,6 @@ from cmjax.metrics.diagnostics import (
     times_within,
     trajectory_times,
 )
-from cmjax.plotting.plots import _Axis, _Canvas, line_plot
 from cmjax.runs.record import read_record, write_model
 from cmjax.runs.trained import load, open_trained
 from cmjax.system.mesh import make_mesh
@@ -226,35 +226,6 @@ def test_a_record_has_the_mean_of_its_window_and_no_empty_bin():
     json.dumps(bins, allow_nan=False)
 
 
-def blue(picture):
-    """The rows and columns of the first colour's pixels, within the axes."""
-    return np.nonzero((picture[62:-48, 70:700] == [0, 90, 160]).all(axis=2))
-
-
-def test_curves_are_drawn_where_their_numbers_are():
-    words = {"title": "", "x_label": "", "y_label": ""}
-    picture = line_plot({"a": ([1, 10, 100], [1, 10, 100]), "b": ([1, 100], [1, 1])}, **words)
-    assert picture.shape == (400, 960, 3)
-    rows, columns = blue(picture)
-    # both axes logarithmic: a straight line from corner to corner
-    across, up = columns / 660, 1 - rows / 290
-    np.testing.assert_allclose(across, up, atol=0.02)
-    gaps = line_plot({"a": ([1, 2, 3, 4], [None, 1.0, np.nan, 2.0]), "b": ([5], [0.0])}, **words, log_y=False)
-    assert (blue(gaps)[1] > 660 * (np.log(2) / np.log(5)) * 0.9).all()
-    with pytest.raises(ValueError, match="no point"):
-        line_plot({"a": ([1.0, 2.0], [None, 0.0])}, **words)
-
-
-@pytest.mark.parametrize(("low", "high"), [(1e-9, 1e9), (0.002, 80), (1, 3), (2.0, 2.01), (5, 5)])
-@pytest.mark.parametrize("log", [True, False])
-def test_every_range_has_marks(low, high, log):
-    axis = _Axis.over(np.array([low, high]), log)
-    assert 3 <= len(axis.ticks) <= 12
-    places = axis.place(np.array([low, *axis.ticks, high]))
-    assert ((places >= 0) & (places <= 1)).all()
-    assert (np.diff(places[1:-1]) > 0.05).all()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A teacher and a flow map that know nothing, and a student that was trained for three steps."""
@@ -292,8 +263,8 @@ def diagnosed(workdir, **options):
 
 
 def test_a_student_is_held_against_its_own_teacher(runs, monkeypatch):
-    titles, axes = [], _Canvas.axes
-    monkeypatch.setattr(_Canvas, "axes", lambda self, title, *words: titles.append(title) or axes(self, title, *words))
+    titles, set_title = [], Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda axes, title, **k: titles.append(title) or set_title(axes, title, **k))
     found = diagnosed(runs / "cd")
     assert len(titles) >= 6
     assert [title for title in titles if "cd, step 3" not in title] == []

@@ -65,7 +65,7 @@ def test_a_file_imports_from_its_floor_and_below(path):
 
 def test_importing_cmjax_is_light_and_its_names_exist():
     heavy = ["flax", "optax", "orbax", "tensorflow_datasets", "sklearn", "PIL", "ml_collections", "absl.flags", "rich"]
-    heavy += ["diffrax", "equinox", "bokeh", "jinja2"]
+    heavy += ["diffrax", "equinox", "bokeh", "jinja2", "matplotlib"]
     program = (
         f"import sys, cmjax; print([m for m in {heavy} if m in sys.modules])\nfor n in cmjax.__all__: getattr(cmjax, n)"
     )

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from cmjax.plotting.plots import GREY, PALE, cell_size, image_grid, line_plot, save_png
-from cmjax.plotting.sheets import BETWEEN_GROUPS, sheet
+from cmjax.plotting import plots
+from cmjax.plotting.plots import BETWEEN_GROUPS, GREY, cell_size, image_grid, line_plot, save_png, sheet
 from cmjax.runs import loss_curve
 
 ONE_PIXEL = np.zeros((1, 1, 3), np.uint8)
@@ -20,23 +21,23 @@ def _images(n, h, w, c, seed=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_image_is_in_its_cell_and_all_else_is_grey(channels):
     images = _images(5, 4, 6, channels)
-    picture = image_grid(images, columns=3, gap=2, min_side=7)  # enlarged by 2
-    assert picture.shape == (2 * (8 + 2) + 2, 3 * (12 + 2) + 2, 3)
-    rest = np.full(picture.shape, GREY, np.uint8)
+    grid = image_grid(images, columns=3, gap=2, min_side=7)  # enlarged by 2
+    assert grid.shape == (2 * (8 + 2) + 2, 3 * (12 + 2) + 2, 3)
+    rest = np.full(grid.shape, GREY, np.uint8)
     for i, image in enumerate(images):
         top, left = 2 + (i // 3) * 10, 2 + (i % 3) * 14
         for dy in range(2):
             for dx in range(2):
-                shown = picture[top + dy : top + 8 : 2, left + dx : left + 12 : 2]
+                shown = grid[top + dy : top + 8 : 2, left + dx : left + 12 : 2]
                 np.testing.assert_array_equal(shown, np.broadcast_to(image, (4, 6, 3)))
-        rest[top : top + 8, left : left + 12] = picture[top : top + 8, left : left + 12]
-    np.testing.assert_array_equal(picture, rest)
+        rest[top : top + 8, left : left + 12] = grid[top : top + 8, left : left + 12]
+    np.testing.assert_array_equal(grid, rest)
 
 
 @pytest.mark.parametrize(
     ("n", "h", "w", "columns"), [(1, 8, 8, 1), (16, 8, 8, 4), (17, 8, 8, 5), (3, 8, 8, 2), (16, 8, 32, 2)]
 )
-def test_the_picture_is_near_square(n, h, w, columns):
+def test_the_grid_is_near_square(n, h, w, columns):
     assert image_grid(_images(n, h, w, 1), gap=0, min_side=1).shape[1] == columns * w
 
 
@@ -52,16 +53,16 @@ def test_large_images_keep_their_size():
 @pytest.mark.parametrize("channels", [2, 4])
 def test_latents_are_scaled_channel_by_channel(channels):
     latents = np.random.default_rng(0).normal(size=(3, 4, 4, channels)) * 10.0 ** np.arange(channels)
-    picture = image_grid(latents, columns=3, gap=0, min_side=1)
+    grid = image_grid(latents, columns=3, gap=0, min_side=1)
     side_by_side = np.concatenate(list(latents), axis=1)
     for channel in range(min(channels, 3)):
         values = side_by_side[..., channel]
         expected = 255 * (values - values.min()) / (values.max() - values.min())
-        np.testing.assert_allclose(picture[..., channel], expected, atol=0.501, rtol=0)
-    assert channels > 2 or np.all(picture[..., 2] == 0)
+        np.testing.assert_allclose(grid[..., channel], expected, atol=0.501, rtol=0)
+    assert channels > 2 or np.all(grid[..., 2] == 0)
 
 
-def test_constant_latents_have_a_picture():
+def test_constant_latents_have_a_grid():
     assert np.all(image_grid(np.full((1, 2, 2, 4), 3.0), gap=0) == 0)
 
 
@@ -83,8 +84,8 @@ def test_a_wrong_argument_is_named(images, knobs, message):
 
 def test_a_sheet_has_headings_and_its_groups_lie_apart():
     rows = [_images(4, 64, 64, 1, seed=seed) for seed in range(2)]
-    picture = sheet(rows, ["a", "two\nlines"], headings=("one", "other"), title="Of a run")
-    grid = picture[58:, -(2 * (2 * 66 + 2) + BETWEEN_GROUPS) :]
+    whole = sheet(rows, ["a", "two\nlines"], headings=("one", "other"), title="Of a run")
+    grid = whole[58:, -(2 * (2 * 66 + 2) + BETWEEN_GROUPS) :]
     assert grid.shape[0] == 2 * 66 + 2
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
@@ -92,7 +93,7 @@ def test_a_sheet_has_headings_and_its_groups_lie_apart():
             shown = grid[top : top + 64, left : left + 64]
             np.testing.assert_array_equal(shown, np.broadcast_to(image, (64, 64, 3)))
     assert (grid[:, 2 * 66 + 2 :][:, :BETWEEN_GROUPS] == GREY).all()
-    dark = np.nonzero((picture[38:58] < 100).all(axis=2).any(axis=0))[0] - (picture.shape[1] - grid.shape[1])
+    dark = np.nonzero((whole[38:58] < 100).all(axis=2).any(axis=0))[0] - (whole.shape[1] - grid.shape[1])
     for middle in (35, 101, 35 + 148, 101 + 148):  # words around the middle of each column
         around = dark[abs(dark - middle) < 33]
         assert abs((around.min() + around.max()) / 2 - middle) < 2
@@ -137,20 +138,57 @@ def test_a_run_without_losses_has_no_curve(tmp_path):
     assert not (tmp_path / "losses.png").exists()
 
 
+WORDS = {"title": "", "x_label": "", "y_label": ""}
+
+
+def of_colour(plot, colour):
+    """The rows and columns of a colour's pixels, within the axes."""
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.nonzero((plot[48:-54, 81:720] == rgb).all(axis=2))
+
+
 def test_a_faint_curve_lies_behind():
-    words = {"title": "", "x_label": "", "y_label": "", "log_x": False, "log_y": False}
-    picture = line_plot({"front": ([0, 1], [0, 1]), "back": ([0, 1], [0, 1])}, **words, faint=("back",))
-    within = picture[62:-48, 75:725].reshape(-1, 3)
-    assert (within == [0, 90, 160]).all(axis=1).any()
-    assert not (within == PALE).all(axis=1).any()
+    words = WORDS | {"log_x": False, "log_y": False}
+    plot = line_plot({"front": ([0, 1], [0, 1]), "back": ([0, 1], [0, 1])}, **words, faint=("back",))
+    assert len(of_colour(plot, plots.COLOURS[0])[0])
+    assert not len(of_colour(plot, plots.PALE)[0])
 
 
-def test_a_saved_picture_reads_back(tmp_path):
-    picture = image_grid(_images(6, 8, 8, 3))
+def test_curves_are_drawn_where_their_numbers_are():
+    plot = line_plot({"a": ([1, 10, 100], [1, 10, 100]), "b": ([1, 100], [1, 1])}, **WORDS)
+    assert plot.shape == (400, 960, 3)
+    rows, columns = of_colour(plot, plots.COLOURS[0])
+    # both axes logarithmic: a straight line from corner to corner
+    np.testing.assert_allclose(columns / 640, 1 - rows / 298, atol=0.02)
+    assert np.ptp(columns) > 0.9 * 640
+    gaps = line_plot({"a": ([1, 2, 3, 4], [None, 1.0, np.nan, 2.0]), "b": ([5], [0.0])}, **WORDS, log_y=False)
+    columns = of_colour(gaps, plots.COLOURS[0])[1]
+    assert len(columns)
+    assert (columns > 640 * (np.log(2) / np.log(5)) * 0.9).all()
+    with pytest.raises(ValueError, match="no point"):
+        line_plot({"a": ([1.0, 2.0], [None, 0.0])}, **WORDS)
+    np.testing.assert_array_equal(line_plot({"a": ([1], [1])}, **WORDS), line_plot({"a": ([1], [1])}, **WORDS))
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_every_range_has_marks(log):
+    for low, high in [(1e-9, 1e9), (0.002, 80), (1, 3), (2.0, 2.01), (5, 5), (1e-3, 1e-3 + 1e-12)]:
+        axes = Figure().add_axes((0, 0, 1, 1))
+        plots._set_axis(axes, "y", np.array([low, high]), log)
+        start, end = axes.get_ylim()
+        marks = [mark for mark in axes.get_yticks() if start <= mark <= end]
+        assert 2 <= len(marks) <= 12
+        assert start < low <= high < end
+        assert not log or start > 0
+        assert high > low * 1.001 or end - start > 1e-3 * abs(low)  # a constant is not blown up
+
+
+def test_a_saved_grid_reads_back(tmp_path):
+    grid = image_grid(_images(6, 8, 8, 3))
     path = tmp_path / "new" / "folder" / "grid.png"
-    save_png(path, picture)
-    save_png(path, picture)
+    save_png(path, grid)
+    save_png(path, grid)
     with Image.open(path) as file:
         assert file.format == "PNG"
-        np.testing.assert_array_equal(np.asarray(file), picture)
+        np.testing.assert_array_equal(np.asarray(file), grid)
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]

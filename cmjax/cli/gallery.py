@@ -21,8 +21,7 @@ from cmjax.generation.arguments import edit_times, read_images
 from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_images
 from cmjax.generation.interpolation import interpolate, seeded_ends
 from cmjax.generation.sampling import class_labels, guided_as_trained
-from cmjax.plotting.plots import save_png
-from cmjax.plotting.sheets import sheet
+from cmjax.plotting.plots import save_png, sheet
 from cmjax.runs.classes import check_classes
 from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.stale import CHECKPOINT

@@ -1,9 +1,10 @@
-"""Images of samples, and curves."""
+"""Grids and sheets of images, plots of curves, and the PNG files that hold them."""
 
+import logging
 import math
 import os
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +15,15 @@ from cmjax.system.files import write_atomically
 
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
 
+BETWEEN_GROUPS = 14
+"""Pixels that are added between two groups of a row of a sheet."""
+
+DPI = 100
+COLOURS = ("#005aa0", "#d65e00", "#00916e", "#be5096", "#6e6e6e")
+PALE = "#b9cde4"
+MOST_DOTS = 60
+"""A curve of more points has no dots."""
+
 Curve = tuple[Sequence[float], Sequence[float | None]]
 """The points' x and y."""
 
@@ -21,11 +31,11 @@ Curve = tuple[Sequence[float], Sequence[float | None]]
 def image_grid(
     images: Num[np.ndarray, "_ _ _ _"], *, columns: int | None = None, gap: int = 2, min_side: int = 64
 ) -> UInt8[np.ndarray, "rows cols 3"]:
-    """Images side by side, row by row, apart by a grey gap; small ones enlarged by a whole factor, without blur.
+    """Sets images side by side, row by row, apart by a grey gap; small ones enlarged by a whole factor, without blur.
 
     Args:    images: (n, h, w, c), uint8 for c = 1 or 3. With another c (latents) any real dtype: the first three
              channels are shown, each scaled from its smallest value to its largest over all images.
-             columns: images a row; None makes the image about as high as wide. gap: screen pixels.
+             columns: images a row; None makes the grid about as high as wide. gap: screen pixels.
              min_side: the least shorter side of an image, in screen pixels.
     Returns: one RGB image.
     Raises:  ValueError naming the argument that is out of range.
@@ -43,8 +53,8 @@ def image_grid(
     rows = math.ceil(n / across)
     cells = np.full((rows * across, height, width, 3), GREY, np.uint8)
     cells[:n, gap:, gap:] = rgb
-    picture = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2).reshape(rows * height, across * width, 3)
-    return np.pad(picture, ((0, gap), (0, gap), (0, 0)), constant_values=GREY)
+    grid = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2).reshape(rows * height, across * width, 3)
+    return np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=GREY)
 
 
 def cell_size(size: Sequence[int], *, gap: int = 2, min_side: int = 64) -> tuple[int, int]:
@@ -69,7 +79,7 @@ def _rgb(images: np.ndarray) -> np.ndarray:
 
 
 def with_captions(grid: UInt8[np.ndarray, "h w 3"], captions: list[str]) -> UInt8[np.ndarray, "h w2 3"]:
-    """The grid with a caption, of one line or more, left of each of its rows, which are equally high."""
+    """Adds a caption, of one line or more, left of each row of a grid, whose rows are equally high."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=15)
@@ -79,6 +89,39 @@ def with_captions(grid: UInt8[np.ndarray, "h w 3"], captions: list[str]) -> UInt
     for i, caption in enumerate(captions):
         draw.text((8, (i + 0.5) * grid.shape[0] / len(captions)), caption, fill="black", font=font, anchor="lm")
     return np.concatenate([np.asarray(margin), grid], axis=1)
+
+
+def sheet(
+    rows: Sequence[UInt8[np.ndarray, "n h w c"]], captions: Sequence[str], *, headings: Sequence[str], title: str
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Stacks rows of images, each with a caption at its left, under a title and headings.
+
+    Args: rows: each has a whole number of groups, of an image for each of the headings. A wider gap sets groups apart.
+    """
+    size, groups = len(headings), []
+    for start in range(0, len(rows[0]), size):
+        group = np.concatenate([row[start : start + size] for row in rows])
+        groups.append(image_grid(group, columns=size))
+    height, width, _ = groups[0].shape
+    gap = np.full((height, BETWEEN_GROUPS, 3), GREY, np.uint8)
+    grid = np.concatenate([part for group in groups for part in (gap, group)][1:], axis=1)
+    captioned = with_captions(grid, list(captions))
+    left, cell = captioned.shape[1] - grid.shape[1], (width - 2) / size
+    starts = [left + 1 + i * (width + BETWEEN_GROUPS) for i in range(len(groups))]
+    places = {start + (j + 0.5) * cell: heading for start in starts for j, heading in enumerate(headings)}
+    return np.concatenate([_head(captioned.shape[1], title, places), captioned])
+
+
+def _head(width: int, title: str, headings: dict[float, str]) -> UInt8[np.ndarray, "height width 3"]:
+    """A white strip with a title, and headings around these places from the left."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("RGB", (width, 58), "white")
+    draw = ImageDraw.Draw(strip)
+    draw.text((8, 8), title, fill="black", font=ImageFont.load_default(size=17))
+    for place, heading in headings.items():
+        draw.text((place, 52), heading, fill="black", font=ImageFont.load_default(size=13), anchor="ms")
+    return np.asarray(strip)
 
 
 def line_plot(
@@ -93,189 +136,95 @@ def line_plot(
     width: int = 960,
     height: int = 400,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Curves over one pair of axes, named at their right.
+    """Plots curves over one pair of axes, named at their right.
 
     Args:   curves: name -> (x, y), equally long. A point whose y is None or not finite, or without a logarithm where
             one is asked for, is left out; the axis of x covers it all the same. A curve of one point is a ring, to mark
             a place. Of more curves than there are colours all are shades, in their order. A single curve has no name.
             faint: names of curves that lie pale behind the others.
-            width, height: of the image, in pixels.
+            width, height: of the plot, in pixels.
     Raises: ValueError where no point is left.
     """
     points = {name: _finite(curve, log_x, log_y) for name, curve in curves.items()}
     every = np.concatenate(list(points.values()))
     if not len(every):
-        raise ValueError(f"{title}: no point of the curves can be drawn")
-    across = np.concatenate([np.asarray(x, np.float64) for x, _ in curves.values()])
-    across = across[np.isfinite(across) & (across > 0 if log_x else True)]
-    right = 230 if len(points) > 1 else 30
-    canvas = _Canvas((width, height), right, _Axis.over(across, log_x), _Axis.over(every[:, 1], log_y))
-    canvas.axes(title, x_label, y_label)
-    colours = {name: PALE if name in faint else _colour(i, len(points)) for i, name in enumerate(points)}
-    for name in sorted(points, key=lambda name: name not in faint):
-        canvas.curve(points[name], colours[name])
-    for i, (name, xy) in enumerate(points.items() if len(points) > 1 else ()):
-        canvas.name(name, i, colours[name], ring=len(xy) == 1)
-    return canvas.picture()
+        raise ValueError(f"{title}: no point of the curves can be plotted")
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where its cache of fonts is new
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a plot does not depend on the user's matplotlibrc
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        canvas = FigureCanvasAgg(figure)
+        left, right, top, bottom = 80, 240 if len(points) > 1 else 30, 48, 54  # pixels around the axes, for words
+        inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        axes = figure.add_axes(inside)
+        _add_curves(axes, points, faint)
+        across = np.concatenate([np.asarray(x, np.float64) for x, _ in curves.values()])
+        _set_axis(axes, "x", across[np.isfinite(across) & (across > 0 if log_x else True)], log_x)
+        _set_axis(axes, "y", every[:, 1], log_y)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_title(textwrap.fill(title, width // 9), loc="left", fontsize=11)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        canvas.draw()
+        return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[str]) -> None:
+    """The curves, and their names beside the axes where there are several."""
+    ring = {"marker": "o", "markersize": 10, "markeredgewidth": 2, "fillstyle": "none", "clip_on": False}
+    dots = {"marker": "o", "markersize": 3.5}
+    for i, (name, xy) in enumerate(points.items()):
+        marker = ring if len(xy) == 1 else dots if len(xy) <= MOST_DOTS else {}
+        colour = PALE if name in faint else _colour(i, len(points))
+        axes.plot(*xy.T, color=colour, label=name, zorder=2 if name in faint else 3, **marker)
+    if len(points) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize=9)
+
+
+def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
+    """The scale, the range and plain numbers as marks of an axis over these values."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    scaled = np.log10(values) if log else values
+    spread, middle = np.ptp(scaled), np.max(np.abs(scaled))
+    if spread <= 1e-6 * middle or not spread:  # one value, or one but for rounding
+        spread = 12.5 if log else 2.5 * middle or 1.0
+    low, high = scaled.min() - 0.04 * spread, scaled.max() + 0.04 * spread
+    axis = getattr(axes, f"{which}axis")
+    if log:
+        getattr(axes, f"set_{which}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 2.0, 5.0), numticks=9))
+        axis.set_minor_locator(NullLocator())
+        low, high = 10**low, 10**high
+    axis.set_major_formatter("{x:g}")
+    getattr(axes, f"set_{which}lim")(low, high)
 
 
 def _finite(curve: Curve, log_x: bool, log_y: bool) -> np.ndarray:
-    """The points that can be drawn, (n, 2)."""
+    """The points that can be plotted, (n, 2)."""
     xy = np.array([(x, np.nan if y is None else y) for x, y in zip(*curve, strict=True)], np.float64).reshape(-1, 2)
-    drawn = np.isfinite(xy).all(axis=1) & ((xy > 0) | ~np.array([log_x, log_y])).all(axis=1)
-    return xy[drawn]
+    return xy[np.isfinite(xy).all(axis=1) & ((xy > 0) | ~np.array([log_x, log_y])).all(axis=1)]
 
 
-Colour = tuple[int, int, int]
-COLOURS = ((0, 90, 160), (214, 94, 0), (0, 145, 110), (190, 80, 150), (110, 110, 110))
-PALE = (185, 205, 228)
-SHADES = ((60, 20, 110), (40, 110, 165), (45, 160, 120), (225, 160, 20), (205, 60, 30))
+def _colour(i: int, n: int) -> Any:
+    import matplotlib
 
-
-def _colour(i: int, n: int) -> Colour:
-    if n <= len(COLOURS):
-        return COLOURS[i]
-    place = i / (n - 1) * (len(SHADES) - 1)
-    r, g, b = (round(np.interp(place, range(len(SHADES)), channel)) for channel in zip(*SHADES, strict=True))
-    return r, g, b
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """From values to places in [0, 1], and the values where marks stand."""
-
-    low: float
-    high: float
-    log: bool
-    ticks: tuple[float, ...]
-
-    @classmethod
-    def over(cls, values: np.ndarray, log: bool) -> "_Axis":
-        """An axis a little longer than the values reach."""
-        scaled = np.log10(values) if log else values
-        spread = np.ptp(scaled)
-        if spread <= 1e-6 * np.max(np.abs(scaled)):  # one value, or one but for rounding
-            spread = 1.0 if log else np.max(np.abs(scaled)) or 1.0
-        margin = 0.04 * spread
-        low, high = scaled.min() - margin, scaled.max() + margin
-        return cls(low, high, log, tuple(_ticks(low, high, log).tolist()))
-
-    def place(self, values: Any) -> Any:
-        scaled = np.log10(values) if self.log else np.asarray(values)
-        return (scaled - self.low) / (self.high - self.low)
-
-
-def _ticks(low: float, high: float, log: bool) -> np.ndarray:
-    """Round values, some three to nine; low and high are logarithms of an axis that is logarithmic."""
-    if log:
-        every = 1 + int((high - low) / 8)
-        decades = 10.0 ** np.arange(math.floor(low), math.ceil(high) + 1, every)
-        for candidates in (decades, np.outer(decades, (1, 2, 5)).ravel()):
-            within = candidates[(low <= np.log10(candidates)) & (np.log10(candidates) <= high)]
-            if len(within) >= 3:
-                return within
-        low, high = 10**low, 10**high
-    size = 10.0 ** math.floor(math.log10((high - low) / 4))
-    size *= max(factor for factor in (1, 2, 5) if factor * size <= (high - low) / 4)
-    return size * np.arange(math.ceil(low / size), math.floor(high / size) + 1)
-
-
-class _Canvas:
-    """A drawing three times as large as its image, whose edges are smooth once it is made smaller."""
-
-    SCALE = 3
-    LEFT, TOP, BOTTOM = 70, 62, 48
-    """Pixels around the axes, for words."""
-
-    def __init__(self, size: tuple[int, int], right: int, x: _Axis, y: _Axis):
-        from PIL import Image, ImageDraw
-
-        self.size, self.right, self.x, self.y = size, size[0] - right, x, y
-        self.image = Image.new("RGB", (size[0] * self.SCALE, size[1] * self.SCALE), "white")
-        self.draw = ImageDraw.Draw(self.image)
-
-    def axes(self, title: str, x_label: str, y_label: str) -> None:
-        left, top, right, bottom = self.LEFT, self.TOP, self.right, self.size[1] - self.BOTTOM
-        for value in self.x.ticks:
-            across = self._at(value, None)[0]
-            self._line([(across, top), (across, bottom)], (228, 228, 228), 1)
-            self._text((across, bottom + 6), f"{value:g}", "mt")
-        for value in self.y.ticks:
-            up = self._at(None, value)[1]
-            self._line([(left, up), (right, up)], (228, 228, 228), 1)
-            self._text((left - 7, up), f"{value:g}", "rm")
-        self._line([(left, top), (left, bottom), (right, bottom)], (90, 90, 90), 1)
-        self._text((left, 10), title, "lt", self._fitting(title, 17))
-        self._text((left, top - 8), y_label, "ls")
-        self._text(((left + right) / 2, self.size[1] - 8), x_label, "ms")
-
-    def curve(self, xy: np.ndarray, colour: Colour) -> None:
-        places = [self._at(x, y) for x, y in xy]
-        if len(places) == 1:
-            self._ring(places[0], colour)
-        elif places:
-            self._line(places, colour, 2)
-            for place in places if len(places) <= 60 else []:
-                self._dot(place, 2.6, colour)
-
-    def name(self, name: str, row: int, colour: Colour, *, ring: bool) -> None:
-        """The name of a curve, in that row beside the axes."""
-        x, y = self.right + 18, self.TOP + 10 + 21 * row
-        if ring:
-            self._ring((x + 10, y), colour)
-        else:
-            self._line([(x, y), (x + 20, y)], colour, 2)
-        self._text((x + 28, y), name, "lm")
-
-    def picture(self) -> np.ndarray:
-        from PIL import Image
-
-        return np.asarray(self.image.resize(self.size, Image.Resampling.BOX))
-
-    def _at(self, x: float | None, y: float | None) -> tuple[float, float]:
-        """Pixels from the left and the top; None is the axis' begin."""
-        width, height = self.right - self.LEFT, self.size[1] - self.TOP - self.BOTTOM
-        across = 0.0 if x is None else float(self.x.place(x))
-        up = 0.0 if y is None else float(self.y.place(y))
-        return self.LEFT + across * width, self.TOP + (1 - up) * height
-
-    def _line(self, places: list[tuple[float, float]], colour: Colour, width: int) -> None:
-        scaled = [(x * self.SCALE, y * self.SCALE) for x, y in places]
-        self.draw.line(scaled, fill=colour, width=width * self.SCALE, joint="curve")
-
-    def _dot(self, place: tuple[float, float], radius: float, colour: Any) -> None:
-        x, y, r = place[0] * self.SCALE, place[1] * self.SCALE, radius * self.SCALE
-        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-
-    def _ring(self, place: tuple[float, float], colour: Colour) -> None:
-        self._dot(place, 7, colour)
-        self._dot(place, 4.5, "white")
-
-    def _fitting(self, text: str, size: int) -> int:
-        """The font's size, or a smaller one in which the text fits beside the left margin."""
-        from PIL import ImageFont
-
-        length = ImageFont.load_default(size=size).getlength(text)
-        return min(size, max(8, int(size * (self.size[0] - self.LEFT - 8) / max(length, 1))))
-
-    def _text(self, place: tuple[float, float], text: str, anchor: str, size: int = 14) -> None:
-        from PIL import ImageFont
-
-        font = ImageFont.load_default(size=size * self.SCALE)
-        self.draw.text(
-            (place[0] * self.SCALE, place[1] * self.SCALE), text, fill=(40, 40, 40), font=font, anchor=anchor
-        )
+    return COLOURS[i] if n <= len(COLOURS) else matplotlib.colormaps["viridis"](0.9 * i / (n - 1))
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"], **words: str) -> None:
-    """Write an RGB image; its folder is made where missing, and no reader ever sees half a file.
+    """Writes an RGB image; its folder is made where missing, and no reader ever sees half a file.
 
-    words: what the file says of itself, by name.
+    words: text that the file holds beside the image, by name.
     """
     from PIL import Image, PngImagePlugin
 
-    encoded, said = BytesIO(), PngImagePlugin.PngInfo()
+    encoded, metadata = BytesIO(), PngImagePlugin.PngInfo()
     for name, text in words.items():
-        said.add_text(name, text)
-    Image.fromarray(image).save(encoded, format="PNG", pnginfo=said)
+        metadata.add_text(name, text)
+    Image.fromarray(image).save(encoded, format="PNG", pnginfo=metadata)
     write_atomically(path, encoded.getvalue())
