@@ -15,7 +15,8 @@ import optax
 
 from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, preconditioning, times, weightings
-from cmjax.core.sampling import FlowMap, sample_fn
+from cmjax.core.model import BoundModel
+from cmjax.core.sampling import sample_fn
 from cmjax.data.batches import preprocess
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.nets.adm import ADM
@@ -268,7 +269,7 @@ def _trace_sampler(case: Case, net: Any, shapes: Any) -> jax.stages.Traced:
     model = _ect(net)[0]
 
     def sample(params, key, levels):
-        flow_map = FlowMap(params, model, case.shape, t_min=0.002, t_max=80.0, kind="consistency")
+        flow_map = BoundModel(params, model, case.shape, t_min=0.002, t_max=80.0, kind="consistency")
         return sample_fn(flow_map, key, (case.batch, *case.shape), times=levels)
 
     key = jax.eval_shape(lambda: jax.random.key(0))

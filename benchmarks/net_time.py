@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import step_time
-from cmjax.core.model import Model
+from cmjax.core.model import BoundModel, Model
 from cmjax.core.paths import ve
-from cmjax.core.sampling import FlowMap, sample_fn
+from cmjax.core.sampling import sample_fn
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM
 from cmjax.nets.unet import DDPMPP, NCSNPP, UNet
@@ -49,7 +49,7 @@ def measure(module: Any, batch: int, rounds: int) -> dict[str, Any]:
     x, c_noise = jnp.ones(shape), jnp.zeros(batch)
     forward = jax.jit(net).lower(params, x, c_noise).compile()
     f = Model(net, ve, step_time.CONSISTENCY)
-    flow_map = FlowMap(params, f, shape[1:], t_min=0.002, t_max=80.0, kind="consistency")
+    flow_map = BoundModel(params, f, shape[1:], t_min=0.002, t_max=80.0, kind="consistency")
     sample = jax.jit(lambda flow_map, key: sample_fn(flow_map, key, (64, 32, 32, 3), times=(80.0,)))
     step, batches = step_time.training(net, params, shape)
     first = batches.at(0)

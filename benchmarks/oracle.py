@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from cmjax import Model, karras_grid, losses
-from cmjax.core import curricula, pairs, targets, weightings
+from cmjax.core import curricula, ema_rates, pairs, weightings
 from cmjax.core.distances import pseudo_huber
 from cmjax.core.ode import heun_step, solve
 from cmjax.core.oracles import mixture_denoiser
@@ -33,7 +33,7 @@ from cmjax.nets.mlp import MLP
 from cmjax.plotting.plots import save_png
 from cmjax.system.mesh import make_mesh
 from cmjax.training.method import TEACHER, Method
-from cmjax.training.optimizer import TARGET, averages, cosine_rate, ema, make_optimizer
+from cmjax.training.optimizer import TARGET, averages, cosine_schedule, ema, make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_train_step
 
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
@@ -106,7 +106,7 @@ def distillation(curriculum: curricula.Curriculum, *, c: float, mu: float) -> Me
     return Method(
         partial(losses.cd, ode_step=heun_step, distance=partial(pseudo_huber, c=c), weight=weightings.uniform),
         pairs.grid_pairs(curriculum, t_min=T_MIN, t_max=T_MAX, rho=RHO),
-        target_rate=targets.constant_rate(mu=mu),
+        target_rate=ema_rates.constant_rate(mu=mu),
         teacher_function=teacher,
     )
 
@@ -118,7 +118,7 @@ def distil(settings: Settings) -> tuple[Any, Any, dict[str, float]]:
     method = distillation(curriculum, c=settings.c, mu=settings.mu)
     optimizer = make_optimizer(
         optax.scale_by_adam(b2=0.99),
-        learning_rate=cosine_rate(peak=settings.learning_rate, total_steps=settings.steps, warmup_steps=100),
+        learning_rate=cosine_schedule(peak=settings.learning_rate, total_steps=settings.steps, warmup_steps=100),
         clip_norm=0.0,
         weight_decay=0.0,
         average_rates={

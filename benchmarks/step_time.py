@@ -31,7 +31,8 @@ import optax
 
 from cmjax import Model
 from cmjax.core import curricula, distances, losses, pairs, paths, preconditioning, weightings
-from cmjax.core.sampling import FlowMap, sample_fn
+from cmjax.core.model import BoundModel
+from cmjax.core.sampling import sample_fn
 from cmjax.data.base import ArraySource
 from cmjax.data.batches import Batches, preprocess
 from cmjax.nets.adapter import as_net, init_params
@@ -206,7 +207,7 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
     net, params = _unet(options)
     shape = (options.batch, options.size, options.size, 3)
     f = Model(net, paths.ve, CONSISTENCY)
-    flow_map = FlowMap(params, f, shape[1:], t_min=0.002, t_max=80.0, kind="consistency")
+    flow_map = BoundModel(params, f, shape[1:], t_min=0.002, t_max=80.0, kind="consistency")
     sample = jax.jit(lambda flow_map, key: sample_fn(flow_map, key, shape, times=(80.0,)))
     call = jax.jit(lambda flow_map, x: flow_map(x, 80.0))
     x, key = 80 * jax.random.normal(jax.random.key(0), shape), jax.random.key(1)

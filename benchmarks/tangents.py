@@ -43,7 +43,7 @@ def errors_of(workdir: str, dtype: Any, num: int) -> dict[Any, float]:
     trained = open_trained(to_path(workdir))
     run, spec = trained.run(), trained.model
     images = run.open_source("train").gather(np.arange(num))["image"]
-    batch, _ = run.method.draw(jax.random.key(0), images / jnp.float32(127.5) - 1, 0, {})
+    batch, _ = run.method.sample_batch(jax.random.key(0), images / jnp.float32(127.5) - 1, 0, {})
     params = trained.load().params
 
     def g(derivative: Derivative, dtype: Any) -> jax.Array:

@@ -1,9 +1,6 @@
 """cmjax: consistency models in JAX. The public API; what it gives needs jax, numpy and jaxtyping alone."""
 
 import importlib
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +10,7 @@ if TYPE_CHECKING:
         derivatives,
         distances,
         editing,
+        ema_rates,
         grids,
         guidance,
         likelihood,
@@ -24,22 +22,21 @@ if TYPE_CHECKING:
         preconditioning,
         sampling,
         solvers,
-        targets,
         times,
         typing,
         weightings,
     )
     from cmjax.core.batch import Batch, Times
     from cmjax.core.grids import karras_grid
-    from cmjax.core.model import Model
-    from cmjax.core.sampling import FlowMap, sample_chain, sample_denoiser, sample_fn
+    from cmjax.core.model import BoundModel, Model
+    from cmjax.core.sampling import sample_chain, sample_denoiser, sample_fn
     from cmjax.runs.trained import load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
-    "FlowMap",
+    "BoundModel",
     "Model",
     "Times",
     "couplings",
@@ -47,6 +44,7 @@ __all__ = [
     "derivatives",
     "distances",
     "editing",
+    "ema_rates",
     "grids",
     "guidance",
     "karras_grid",
@@ -63,7 +61,6 @@ __all__ = [
     "sample_fn",
     "sampling",
     "solvers",
-    "targets",
     "times",
     "typing",
     "weightings",
@@ -71,7 +68,7 @@ __all__ = [
 
 _FROM = {
     "Batch": "core.batch",
-    "FlowMap": "core.sampling",
+    "BoundModel": "core.model",
     "Model": "core.model",
     "Times": "core.batch",
     "karras_grid": "core.grids",
@@ -81,10 +78,13 @@ _FROM = {
     "sample_fn": "core.sampling",
 }
 """The modules of the names that are not modules of `core` themselves."""
+_RENAMED = {"FlowMap": "BoundModel", "targets": "ema_rates"}
+"""Earlier names, which still work."""
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used: the command line answers before jax is there."""
+    """Imports a public name when it is first used, so that the command line answers before jax is imported."""
+    name = _RENAMED.get(name, name)
     if name not in __all__:
         raise AttributeError(f"module 'cmjax' has no attribute {name!r}")
     if name in _FROM:
@@ -97,27 +97,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return ["__version__", *__all__]
-
-
-class _Finder:
-    """Makes `import cmjax.paths` give what `from cmjax import paths` does: the module cmjax.core.paths."""
-
-    @classmethod
-    def find_spec(cls, name: str, *_: Any) -> ModuleSpec | None:
-        package, _dot, module = name.rpartition(".")
-        known = package == "cmjax" and module in set(__all__) - set(_FROM)
-        return ModuleSpec(name, cls) if known else None  # type: ignore
-
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(f"cmjax.core.{spec.name.removeprefix('cmjax.')}")
-        spec.loader_state = module.__spec__
-        return module
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__ = module.__spec__.loader_state  # its own, which importing has just replaced
-
-
-sys.meta_path.append(_Finder)  # type: ignore

@@ -37,7 +37,7 @@ def evaluate(loss, model, params, key, x0, times, *, noise=None, conditions=None
 
 def evaluate_method(method, model, params, target_params, frozen, key, x0, step, conditions):
     """The losses (b,) of a run's method, as its train step has them."""
-    batch, dropout_key = method.draw(key, x0, step, conditions)
+    batch, dropout_key = method.sample_batch(key, x0, step, conditions)
     return method.loss(model, params, dropout_key, batch, **method.arguments(step, target_params, frozen))
 
 

@@ -11,7 +11,7 @@ import pytest
 from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.recipes import load_recipe
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.base import ArraySource, DataError
 from cmjax.data.sources import arrays
 from cmjax.generation.arguments import given_label, labels_of_edit
@@ -157,7 +157,7 @@ def test_between_two_classes_estimates_are_mixed():
     def by_class(params, x, t, label):
         return x / t * 0 + label.astype(float).reshape(-1, 1, 1, 1)
 
-    flow_map = FlowMap({}, by_class, (2, 2, 1), 0.002, 80.0, "consistency")
+    flow_map = BoundModel({}, by_class, (2, 2, 1), 0.002, 80.0, "consistency")
     ends = jax.random.normal(jax.random.key(0), (2, 2, 2, 1))
     way = interpolate(flow_map, ends, 5, time=80.0, conditions={"label": np.array([1, 3])})
     np.testing.assert_allclose(way[:, 0, 0, 0], [1, 1.5, 2, 2.5, 3], atol=1e-6)

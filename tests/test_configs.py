@@ -99,7 +99,7 @@ def test_a_train_step_of_a_recipe_can_be_traced(name):
         teacher = flow_map_of(run.method.teacher)
         assert teacher.kind == run.method.teacher_kind
         frozen["teacher"] = teacher.params
-        teacher = replace(teacher, denoiser=traced_once(teacher.denoiser))
+        teacher = replace(teacher, function=traced_once(teacher.function))
     function = replace(model.function, net=traced_once(model.function.net))
     method = run.method.with_teacher(teacher, model.path)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmjax.core import curricula, targets
+from cmjax.core import curricula, ema_rates
 from cmjax.core.losses.alpha_flow import alpha_schedule
 from cmjax.core.losses.tangents import ramp
 
@@ -70,7 +70,7 @@ def test_doubling_is_the_formula(s0, growth, total_steps, data):
 
 def test_growing_n_compiles_once():
     curriculum = curricula.square_root_growth(s0=2, s1=20, total_steps=100)
-    rate = targets.scheduled_rate(mu0=0.9, curriculum=curriculum)
+    rate = ema_rates.scheduled_rate(mu0=0.9, curriculum=curriculum)
     traces = []
 
     @jax.jit
@@ -87,7 +87,7 @@ def test_growing_n_compiles_once():
 @pytest.mark.parametrize(("name", "s1", "total_steps"), [("ct_adaptive", 200, 800_000), ("ct_adaptive150", 150, 10**6)])
 def test_number_and_rate_are_the_released_codes(openai, name, s1, total_steps):
     curriculum = curricula.square_root_growth(s0=2, s1=s1, total_steps=total_steps)
-    rate = targets.scheduled_rate(mu0=0.95, curriculum=curriculum, ema_uses_intervals=True)
+    rate = ema_rates.scheduled_rate(mu0=0.95, curriculum=curriculum, ema_uses_intervals=True)
     steps = jnp.asarray(openai["sched_steps"])
     np.testing.assert_array_equal(jax.vmap(curriculum)(steps), openai[f"sched_{name}_scales"])
     np.testing.assert_allclose(jax.vmap(rate)(steps), openai[f"sched_{name}_ema"], rtol=1e-12)
@@ -99,15 +99,15 @@ def test_growth_at_a_fixed_rate_and_constant_are_the_released_codes(openai):
     np.testing.assert_array_equal(jax.vmap(growing)(steps), openai["sched_fixed_progressive_scales"])
     fixed = curricula.constant(num_scales=40)
     np.testing.assert_array_equal(jax.vmap(fixed)(steps), openai["sched_cd_fixed_scales"])
-    rate = targets.constant_rate(mu=0.95)
+    rate = ema_rates.constant_rate(mu=0.95)
     assert {float(rate(k)) for k in (0, 10**6)} == {float(np.float32(openai["sched_cd_fixed_ema"][0]))}
 
 
 @pytest.mark.usefixtures("x64")
 def test_scheduled_rate_is_the_paper_by_default():
     curriculum = curricula.square_root_growth(s0=2, s1=150, total_steps=800_000)
-    paper = targets.scheduled_rate(mu0=0.9, curriculum=curriculum)
-    released = targets.scheduled_rate(mu0=0.9, curriculum=curriculum, ema_uses_intervals=True)
+    paper = ema_rates.scheduled_rate(mu0=0.9, curriculum=curriculum)
+    released = ema_rates.scheduled_rate(mu0=0.9, curriculum=curriculum, ema_uses_intervals=True)
     assert float(paper(0)) == pytest.approx(0.9, rel=1e-12)
     assert float(released(0)) == pytest.approx(0.81, rel=1e-12)
     for k in (1, 1234, 800_000):
@@ -132,9 +132,9 @@ def test_more_stages_than_steps():
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.5])
 def test_rates_lie_between_0_and_1(rate):
     with pytest.raises(ValueError, match="mu0"):
-        targets.scheduled_rate(mu0=rate, curriculum=curricula.constant(num_scales=18))
+        ema_rates.scheduled_rate(mu0=rate, curriculum=curricula.constant(num_scales=18))
     with pytest.raises(ValueError, match="mu "):
-        targets.constant_rate(mu=rate)
+        ema_rates.constant_rate(mu=rate)
 
 
 def test_halving_ends_where_it_should():
@@ -151,7 +151,7 @@ def test_halving_ends_where_it_should():
 def test_a_stages_teacher_is_the_student_at_its_beginning():
     """An average of the rate 1 keeps, of the rate 0 takes what the update of the stage's last step gave."""
     curriculum = curricula.halving(start=4, end=1, total_steps=9)
-    rate = targets.kept_in_a_stage(curriculum=curriculum)
+    rate = ema_rates.kept_in_a_stage(curriculum=curriculum)
     kept, seen = -1.0, []
     for step in range(9):
         seen.append(kept)

@@ -7,9 +7,10 @@ import pytest
 
 from cmjax.cli import sample
 from cmjax.config.fields import ConfigError
-from cmjax.config.samples import Samples
+from cmjax.config.samples import SamplingOptions
+from cmjax.core.model import BoundModel
 from cmjax.core.paths import linear
-from cmjax.core.sampling import FlowMap, sample_chain
+from cmjax.core.sampling import sample_chain
 from cmjax.generation.sampling import consistency_sampler, rows_in_chunks, sample_images, with_guidance
 
 GREY = (28, 28, 1)
@@ -23,8 +24,8 @@ def toward(params, x, t, s, **conditions):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.6])
 def test_a_chain_is_the_librarys(gamma):
-    flow_map = FlowMap({}, toward, SHAPE, 0.0, 1.0, "flow_map", linear)
-    sampler = consistency_sampler((1.0, 0.5), Samples(gamma=gamma))
+    flow_map = BoundModel({}, toward, SHAPE, 0.0, 1.0, "flow_map", linear)
+    sampler = consistency_sampler((1.0, 0.5), SamplingOptions(gamma=gamma))
     drawn = sample_images(sampler, flow_map, 3, seed=0, conditions={})
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
     expected = sample_chain(flow_map, keys, (3, *SHAPE), times=(1.0, 0.5, 0.0), gamma=gamma)
@@ -53,7 +54,7 @@ def test_guidance_is_told_or_made_of_two_evaluations():
         told = 0.0 if guidance is None else guidance
         return x + (label + 10.0 * told)[:, None, None, None]
 
-    flow_map = FlowMap({}, by_label, SHAPE, 0.0, 1.0, "consistency", linear)
+    flow_map = BoundModel({}, by_label, SHAPE, 0.0, 1.0, "consistency", linear)
     x, labels = jnp.zeros((2, *SHAPE)), {"label": np.array([3, 5])}
     answers = {}
     for takes in (True, False):

@@ -12,8 +12,8 @@ from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.core.editing import edit as core_edit
 from cmjax.core.editing import inpainting
+from cmjax.core.model import BoundModel
 from cmjax.core.oracles import gaussian_flow_map
-from cmjax.core.sampling import FlowMap
 from cmjax.data.batches import to_uint8
 from cmjax.generation import arguments, editing, interpolation, sampling
 from cmjax.generation.interpolation import find_ends, interpolate
@@ -114,7 +114,7 @@ def gaussian_model(flow_map=None):
     def exact(params, x, t):
         return gaussian_flow_map(x, t, 0.002, mean=0.1, variance=0.25)
 
-    return FlowMap({}, flow_map or exact, SHAPE, 0.002, 80.0, "consistency")
+    return BoundModel({}, flow_map or exact, SHAPE, 0.002, 80.0, "consistency")
 
 
 def left_half():

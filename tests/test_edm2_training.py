@@ -10,7 +10,7 @@ from peers import toy_denoiser
 from cmjax import Model, Times, losses, weightings
 from cmjax.core.paths import ve
 from cmjax.core.preconditioning import Scalings
-from cmjax.training.optimizer import inverse_sqrt_rate
+from cmjax.training.optimizer import inverse_sqrt_schedule
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -38,11 +38,11 @@ def test_the_loss_is_edm2s(edm2):
 
 
 def test_the_learning_rate_is_edm2s(edm2):
-    rate = inverse_sqrt_rate(peak=0.01, total_steps=1, batch_size=2048, flat_steps=35000, warmup_mimg=10)
+    rate = inverse_sqrt_schedule(peak=0.01, total_steps=1, batch_size=2048, flat_steps=35000, warmup_mimg=10)
     np.testing.assert_allclose([rate(nimg / 2048) for nimg in edm2["lr_nimg"]], edm2["lr"], rtol=1e-9)
     assert np.ptp(edm2["lr"]) > 0
     for wrong in ({"flat_steps": 0}, {"warmup_mimg": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            inverse_sqrt_rate(
+            inverse_sqrt_schedule(
                 **{"peak": 1.0, "total_steps": 1, "batch_size": 1, "flat_steps": 1, "warmup_mimg": 0} | wrong
             )

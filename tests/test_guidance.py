@@ -12,10 +12,10 @@ from scipy import stats
 from cmjax import Times, losses
 from cmjax.core.distances import l2
 from cmjax.core.guidance import NO_LABEL, autoguided, drop_labels, guided, limited, mix
+from cmjax.core.model import BoundModel
 from cmjax.core.ode import euler_step
 from cmjax.core.oracles import gaussian_denoiser, mixture_denoiser
 from cmjax.core.paths import ve
-from cmjax.core.sampling import FlowMap
 from cmjax.core.weightings import uniform
 from cmjax.generation.sampling import with_guidance
 
@@ -105,7 +105,7 @@ def test_a_guided_model_is_compiled_once():
         traced.append(x)
         return flow_map(x, 1.0, **conditions)
 
-    flow_map = FlowMap({}, classes, (2,), 0.002, 80.0, "denoiser")
+    flow_map = BoundModel({}, classes, (2,), 0.002, 80.0, "denoiser")
     for scale in (2.0, 3.0):
         model, conditions = with_guidance(flow_map, {"label": np.array([0, 1])}, scale, takes=False)
         evaluate(model, jnp.ones((2, 2)), conditions)

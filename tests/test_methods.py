@@ -230,7 +230,7 @@ def test_all_stages_of_a_run_are_one_compilation(name, settings, schedule, value
 def test_noise_times_and_dropout_are_independent_of_each_other():
     """What a step's key gives: a batch, whose noise is a unit Gaussian, and another key for the dropout masks."""
     method, key = read_run(RECIPES["guided_cd"]).method, jax.random.key(0)
-    batch, dropout_key = method.draw(key, jnp.zeros((64, 8, 8, 1)), jnp.asarray(0), {})
+    batch, dropout_key = method.sample_batch(key, jnp.zeros((64, 8, 8, 1)), jnp.asarray(0), {})
     noise, dropout = np.asarray(batch.noise).ravel(), np.asarray(jax.random.normal(dropout_key, (64 * 64,)))
     assert abs(np.corrcoef(noise, dropout)[0, 1]) < 4 / 64
     assert noise.std() == pytest.approx(1, abs=4 / np.sqrt(2 * len(noise)))
@@ -254,7 +254,7 @@ def test_a_recipe_may_have_all_of_the_released_imf():
     np.testing.assert_array_equal(inputs["kept_label"], jnp.arange(8))
     dropped = inputs["label"] < 0
     np.testing.assert_array_equal(dropped, jnp.arange(8) < jnp.sum(dropped))
-    batch, key = run.method.draw(KEY, jnp.asarray(IMAGES), jnp.asarray(0), inputs)
+    batch, key = run.method.sample_batch(KEY, jnp.asarray(IMAGES), jnp.asarray(0), inputs)
     equal = batch.times.t == batch.times.s
     np.testing.assert_array_equal(equal, jnp.arange(8) < 4)
     first, last = batch.conditions["interval"].T

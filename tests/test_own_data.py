@@ -13,8 +13,8 @@ from PIL import Image
 from cmjax.cli.command_line import parse
 from cmjax.config.recipes import all_recipes
 from cmjax.config.run import read_run
+from cmjax.core.model import BoundModel
 from cmjax.core.oracles import gaussian_flow_map
-from cmjax.core.sampling import FlowMap
 from cmjax.data.augment import augment, edm
 from cmjax.generation import editing
 from cmjax.metrics.classifier import perceptron
@@ -83,7 +83,7 @@ def test_edits_of_pictures_that_are_not_square(task):
     def exact(params, x, t):
         return gaussian_flow_map(x, t, 0.002, mean=0.1, variance=0.25)
 
-    flow_map = FlowMap({}, exact, SHAPE, 0.002, 80.0, "consistency")
+    flow_map = BoundModel({}, exact, SHAPE, 0.002, 80.0, "consistency")
     pictures = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8)
     mask = np.zeros((1, 8, 12, 1), np.float32)
     mask[:, :, :4] = 1

@@ -15,10 +15,10 @@ from cmjax.config.methods import METHODS, read_model
 from cmjax.config.recipes import load_recipe
 from cmjax.config.recorded import recorded_samples
 from cmjax.config.run import read_run
-from cmjax.config.samples import Samples
+from cmjax.config.samples import SamplingOptions
 from cmjax.core import solvers
+from cmjax.core.model import BoundModel
 from cmjax.core.paths import ve
-from cmjax.core.sampling import FlowMap
 from cmjax.evaluation.results import read_rows, row_there, table
 from cmjax.generation import search
 from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, sample_images, with_guidance
@@ -186,10 +186,12 @@ def test_a_run_names_its_sampler_in_grids_figures_and_rows(tmp_path):
 
 
 def test_every_estimate_is_clipped_where_it_is_asked_for(runs, tmp_path):
-    beyond = FlowMap({}, lambda params, x, t: x / t + 0.5, (2, 2, 4), 0.002, 80.0, "denoiser", ve)
+    beyond = BoundModel({}, lambda params, x, t: x / t + 0.5, (2, 2, 4), 0.002, 80.0, "denoiser", ve)
     for make in (consistency_sampler, lambda times, samples: diffusion_sampler(samples, times)):
         drawn = [
-            sample_images(make((80.0, 0.8), Samples(clip=clip, solver=solvers.euler)), beyond, 3, seed=0, conditions={})
+            sample_images(
+                make((80.0, 0.8), SamplingOptions(clip=clip, solver=solvers.euler)), beyond, 3, seed=0, conditions={}
+            )
             for clip in (True, False)
         ]
         assert np.abs(drawn[0]).max() == 1 < np.abs(drawn[1]).max()
@@ -294,7 +296,7 @@ def test_parts_of_a_large_draw_depend_on_every_choice(runs, tmp_path, monkeypatc
 def test_a_network_that_takes_the_interval_of_guidance_is_given_it():
     labels = {"label": np.array([0, 1])}
     _, conditions = with_guidance(
-        FlowMap({}, lambda *_, **__: 0, (2,), 0.0, 1.0, "flow_map", ve), labels, 2.0,
+        BoundModel({}, lambda *_, **__: 0, (2,), 0.0, 1.0, "flow_map", ve), labels, 2.0,
         takes=True, interval=(0.2, 0.7), takes_interval=True,
     )  # fmt: skip
     np.testing.assert_allclose(conditions["interval"], [[0.2, 0.7]] * 2)

@@ -9,9 +9,10 @@ import pytest
 from peers import student, toy_denoiser
 
 from cmjax.core.grids import karras_grid
+from cmjax.core.model import BoundModel
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import ddpm, linear, trig, ve
-from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
+from cmjax.core.sampling import gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim, euler, heun
 
 KEY = jax.random.key(0)
@@ -23,7 +24,7 @@ def exact(params, x, t, *, key=None, shift=0.0):
 
 
 PARAMS = {"mean": jnp.float32(MEAN), "variance": jnp.float32(VARIANCE)}
-FLOW = FlowMap(PARAMS, exact, (2,), T_MIN, T_MAX, "consistency")
+FLOW = BoundModel(PARAMS, exact, (2,), T_MIN, T_MAX, "consistency")
 
 
 @pytest.mark.parametrize("times", [(80,), (80, 2.0, 0.4), (80, 0.31)])
@@ -70,7 +71,10 @@ def test_jit_vmap_and_grad():
     np.testing.assert_allclose(mapped, jnp.stack([draw(FLOW, key) for key in keys]), rtol=1e-5, atol=1e-6)
     gradient = jax.grad(lambda flow: draw(flow, KEY).sum())(FLOW).params["mean"]
     h = 1e-2  # the flow map is affine in its mean
-    up, down = (FlowMap({**PARAMS, "mean": jnp.float32(MEAN + s * h)}, exact, (2,), T_MIN, T_MAX, "c") for s in (1, -1))
+    up, down = (
+        BoundModel({**PARAMS, "mean": jnp.float32(MEAN + s * h)}, exact, (2,), T_MIN, T_MAX, "consistency")
+        for s in (1, -1)
+    )
     assert gradient == pytest.approx(float((draw(up, KEY).sum() - draw(down, KEY).sum()) / (2 * h)), rel=1e-3)
 
 
@@ -78,7 +82,7 @@ def test_flow_map_is_a_pytree_of_its_parameters():
     leaves, structure = jax.tree.flatten(FLOW)
     assert leaves == jax.tree.leaves(PARAMS)
     doubled = jax.tree.map(lambda p: 2 * p, FLOW)
-    assert isinstance(doubled, FlowMap)
+    assert isinstance(doubled, BoundModel)
     assert (doubled.params["mean"], doubled.t_min, doubled.kind) == (2 * PARAMS["mean"], T_MIN, "consistency")
     assert jax.tree.structure(doubled) == structure
     traces = []
@@ -105,7 +109,7 @@ def test_conditions_reach_the_network_and_clip_is_asked_for():
 @pytest.mark.parametrize("t_min", [0.002, 0.009, 0.018])
 def test_a_time_of_t_min_returns_the_estimate_before(t_min):
     """√(τ² − t_min²) as a difference of rounded squares is nan at the last two of these."""
-    flow = FlowMap(PARAMS, lambda params, x, t: x / 2, (2,), t_min, T_MAX, "consistency")
+    flow = BoundModel(PARAMS, lambda params, x, t: x / 2, (2,), t_min, T_MAX, "consistency")
     twice = sample_fn(flow, KEY, (2, 2), times=(1.0, t_min))
     np.testing.assert_array_equal(twice, sample_fn(flow, KEY, (2, 2), times=(1.0,)) / 2)
 
@@ -246,7 +250,7 @@ def exact_map(path):
 @pytest.mark.parametrize(("path", "t_max"), [(linear, 1.0), (trig(sigma_data=0.5), 1.56454)])
 def test_a_flow_map_is_sampled_on_its_own_path(path, t_max):
     """In one evaluation, in several, and by its chain, whose times in between change nothing."""
-    both = FlowMap({}, lambda p, x, t, s: exact_map(path)(p, x, jnp.asarray(t), jnp.asarray(s)), (1,), 0.0, t_max,
+    both = BoundModel({}, lambda p, x, t, s: exact_map(path)(p, x, jnp.asarray(t), jnp.asarray(s)), (1,), 0.0, t_max,
                    "flow_map", path)  # fmt: skip
     key, shape = jax.random.key(0), (20_000, 1)
     for times in ((t_max,), (t_max, 0.5)):
@@ -256,7 +260,7 @@ def test_a_flow_map_is_sampled_on_its_own_path(path, t_max):
     np.testing.assert_allclose(sample_chain(both, key, shape, times=(t_max, 0.7, 0.2, 0.0)), one, atol=2e-5)
     np.testing.assert_allclose(sample_fn(both, key, shape, times=(t_max,), path=path), one, atol=1e-6)
     with pytest.raises(ValueError, match="s was given"):
-        FlowMap({}, lambda p, x, t: x, (1,), 0.0, t_max, "consistency", path)(one, 1.0, 0.5)
+        BoundModel({}, lambda p, x, t: x, (1,), 0.0, t_max, "consistency", path)(one, 1.0, 0.5)
 
 
 def test_ddim_is_exact_for_a_constant_denoiser_on_any_path():

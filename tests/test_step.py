@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from cmjax import Model
-from cmjax.core import curricula, distances, losses, pairs, paths, targets, weightings
+from cmjax.core import curricula, distances, ema_rates, losses, pairs, paths, weightings
 from cmjax.core.preconditioning import consistency
 from cmjax.system import mesh
 from cmjax.system.mesh import make_mesh
@@ -17,8 +17,8 @@ from cmjax.training import step as train_step
 from cmjax.training.method import Method
 from cmjax.training.optimizer import (
     averages,
-    constant_rate,
-    cosine_rate,
+    constant_schedule,
+    cosine_schedule,
     ema,
     fraction_of_first,
     half_life,
@@ -29,7 +29,7 @@ from cmjax.training.optimizer import (
 from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
 
 CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)
-MU = targets.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
+MU = ema_rates.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 4, 4, 1)).astype(np.float32)
 BATCH = {"image": IMAGES}
 
@@ -223,9 +223,9 @@ def test_clipping_bounds_the_first_update():
 
 
 def test_learning_rates_warm_up_and_decay():
-    warm = constant_rate(peak=2.0, total_steps=100, warmup_steps=10)
+    warm = constant_schedule(peak=2.0, total_steps=100, warmup_steps=10)
     np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(99)], [0.0, 1.0, 2.0, 2.0])
-    cosine = cosine_rate(peak=2.0, total_steps=110, warmup_steps=10)
+    cosine = cosine_schedule(peak=2.0, total_steps=110, warmup_steps=10)
     np.testing.assert_allclose([cosine(10), cosine(60), cosine(110)], [2.0, 1.0, 0.0], atol=1e-6)
 
 

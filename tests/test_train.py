@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
 from cmjax.runs.setup import _started
@@ -20,7 +20,7 @@ def network(seed, **fields):
 
 
 def other(**fields):
-    return FlowMap(network(1, **fields), lambda *inputs: inputs, (2,), 0.002, 80.0, "denoiser")
+    return BoundModel(network(1, **fields), lambda *inputs: inputs, (2,), 0.002, 80.0, "denoiser")
 
 
 def test_the_other_runs_parameters_and_the_fresh_ones_of_what_it_lacks(caplog):

@@ -132,7 +132,7 @@ def test_float64_stays_float64(x64):
 
 def test_a_model_and_the_library_are_shown_in_a_few_words():
     assert set(dir(cmjax)) == {"__version__", *cmjax.__all__}
-    flow_map = cmjax.FlowMap({"w": W}, ON["trig"], (8, 8, 3), 0.0, 1.5, "consistency", ON["trig"].path)
+    flow_map = cmjax.BoundModel({"w": W}, ON["trig"], (8, 8, 3), 0.0, 1.5, "consistency", ON["trig"].path)
     assert repr(flow_map) == (
         "FlowMap(kind='consistency', shape=(8, 8, 3), times=[0, 1.5], path=paths.trig(sigma_data=0.5), parameters=3)"
     )

@@ -25,10 +25,10 @@ def net(params, x, c_noise, *, key=None, **conditions):
 
 
 MODEL = cmjax.Model(net, paths.ve, SCALINGS)
-FLOW = cmjax.FlowMap(jnp.ones(()), MODEL, (8, 8, 1), 0.002, 80.0, "consistency", paths.ve)
+FLOW = cmjax.BoundModel(jnp.ones(()), MODEL, (8, 8, 1), 0.002, 80.0, "consistency", paths.ve)
 MLP = NETS["mlp"](width=8, depth=1, num_classes=3)
 WEIGHTS = MLP.init(KEY, X, jnp.ones(4))["params"]
-CLASSES = cmjax.FlowMap(WEIGHTS, cmjax.Model(as_net(MLP), paths.ve, SCALINGS), (8, 8, 1), 0.002, 80.0, "consistency")
+CLASSES = cmjax.BoundModel(WEIGHTS, cmjax.Model(as_net(MLP), paths.ve, SCALINGS), (8, 8, 1), 0.002, 80.0, "consistency")
 LABELLED = replace(CLASSES, unlabelled=False)
 
 

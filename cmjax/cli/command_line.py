@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.config.recipes import all_recipes, change, find_recipe, load_recipe
-from cmjax.system.files import ask_bucket, is_bucket, problem_of_path, to_path
+from cmjax.system.files import ask_bucket, is_bucket, path_problem, to_path
 from cmjax.system.libraries import MissingLibrary
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
 def _check_path(name: str, value: str | list[str]) -> None:
     """Raise ConfigError, naming the flag, where it names no file or folder."""
     for text in (value,) if isinstance(value, str) else value:
-        if problem := problem_of_path(text):
+        if problem := path_problem(text):
             raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
 
 

@@ -18,9 +18,10 @@ import numpy as np
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError, about
+from cmjax.core.model import BoundModel
 from cmjax.core.ode import heun_step
 from cmjax.core.paths import carry
-from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.core.sampling import gaussian
 from cmjax.data.base import DataError
 from cmjax.generation.sampling import class_labels, with_guidance
 from cmjax.generation.search import GRID, SAMPLES, find_times, grid_of, score_along
@@ -116,7 +117,7 @@ def _write(folder: Path, about: Mapping[str, Any], name: str, found: Found) -> N
     say(f"{name:12s} {folder / name}.png")
 
 
-def _teacher(trained: Trained, student: FlowMap, named: str | None) -> tuple[Trained, FlowMap] | None:
+def _teacher(trained: Trained, student: BoundModel, named: str | None) -> tuple[Trained, BoundModel] | None:
     """The denoiser whose trajectories the student is held against: the one that is named, the one that it was
     distilled from, or the one that it started from; None where there is none."""
     recorded = trained.recorded
@@ -140,14 +141,16 @@ def _teacher(trained: Trained, student: FlowMap, named: str | None) -> tuple[Tra
     return other, teacher
 
 
-def _consistency(trained: Trained, student: FlowMap, other: Trained, teacher: FlowMap, *, num: int, seed: int) -> Found:
+def _consistency(
+    trained: Trained, student: BoundModel, other: Trained, teacher: BoundModel, *, num: int, seed: int
+) -> Found:
     """The student along the teacher's PF-ODE: how much f changes from one time to the next, and to the end."""
     path, folder = student.path, str(other.folder)
     ranges = [level_range(model.path, model.t_min, model.t_max) for model in (student, teacher)]
     levels = max(low for low, _ in ranges), min(high for _, high in ranges)
     times = trajectory_times(TIMES, path, levels, rho=trained.model.constants["rho"])
     if teacher.path != path:
-        teacher = replace(teacher, denoiser=carry(teacher.denoiser, teacher.path, path), path=path)
+        teacher = replace(teacher, function=carry(teacher.function, teacher.path, path), path=path)
     # a model whose own end lies below the last time is held against clean data, the ODE's end
     to_clean = float(path.noise_level(jnp.asarray(student.t_min))) < levels[0]
 
@@ -182,7 +185,7 @@ def _consistency(trained: Trained, student: FlowMap, other: Trained, teacher: Fl
 
 
 def _in_parts(
-    measure, trained: Trained, student: FlowMap, other: Trained, teacher: FlowMap, *, num: int, seed: int
+    measure, trained: Trained, student: BoundModel, other: Trained, teacher: BoundModel, *, num: int, seed: int
 ) -> tuple[ConsistencyErrors, int]:
     """The mean of what `measure` finds of parts of the trajectories, `num` or a few more so that all are equally many,
     and their number. Both models are guided as the run's own samples are."""
@@ -206,7 +209,7 @@ def _in_parts(
     return jax.tree.map(lambda *values: np.mean(values, axis=0), *found), parts * size
 
 
-def _second_time(trained: Trained, flow_map: FlowMap, metric: str) -> Found | None:
+def _second_time(trained: Trained, flow_map: BoundModel, metric: str) -> Found | None:
     """The metric of two-step samples over the second step's time, with the one that the search finds; None, with a word
     about why, where the data are not enough to search with."""
     try:

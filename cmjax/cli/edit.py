@@ -17,7 +17,7 @@ import numpy as np
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.batches import to_uint8
 from cmjax.generation.arguments import edit_times, labels_of_edit, read_images, read_mask
 from cmjax.generation.editing import ALL_TASKS, PICTURES, TASKS, TaskSettings, edit_images
@@ -163,7 +163,7 @@ def _conditions(
 def _latents(
     images: list[str] | None,
     seeds: list[str] | None,
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     time: float,
     conditions: dict[str, np.ndarray],
     seed: int,
@@ -191,7 +191,7 @@ def _two_seeds(seeds: list[str] | None) -> tuple[int, int]:
 
 
 def _write(
-    path: Path, columns: dict[str, np.ndarray], results: np.ndarray, flow_map: FlowMap, given: Sequence[Path]
+    path: Path, columns: dict[str, np.ndarray], results: np.ndarray, flow_map: BoundModel, given: Sequence[Path]
 ) -> None:
     """The strip of the columns that have images, and each result alone. given: files that the edit was made from."""
     columns = {name: pictures for name, pictures in columns.items() if len(pictures)}

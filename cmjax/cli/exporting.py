@@ -9,7 +9,7 @@ from pathlib import Path
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.weights import write_weights
@@ -56,7 +56,7 @@ def run(workdir: Path, format: str, out: str | None) -> None:
     print(f"{workdir} -> {path}")
 
 
-def _write_diffusers(path: Path, trained: Trained, flow_map: FlowMap) -> None:
+def _write_diffusers(path: Path, trained: Trained, flow_map: BoundModel) -> None:
     preconditioning = trained.recorded.preconditioning
     if flow_map.kind != "consistency" or preconditioning != "consistency":
         raise ForeignError(

@@ -14,7 +14,7 @@ import numpy as np
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
 from cmjax.generation.arguments import edit_times, read_images
@@ -94,7 +94,7 @@ def run(
 
 
 def _rows(
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     trained: Trained,
     pictures: np.ndarray,
     labels: np.ndarray | None,

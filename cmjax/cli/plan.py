@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import Model
+from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run, read_run
 from cmjax.data.batches import batch_shapes
 from cmjax.generation.sampling import (
@@ -100,7 +100,7 @@ def _plan_training(
     report: dict[str, Any],
     config: Mapping[str, Any],
     run: Run,
-    model: Model,
+    model: NetworkModel,
     data: DataShapes,
     mesh: Mesh,
     chip: Chip | None,
@@ -188,7 +188,7 @@ def _of_program(
     }  # fmt: skip
 
 
-def _plan_samplers(run: Run, model: Model, data: DataShapes, mesh: Mesh):
+def _plan_samplers(run: Run, model: NetworkModel, data: DataShapes, mesh: Mesh):
     """(name, samples at once, operations, program) of each sampler that the run draws with."""
     params = parameter_shapes(model.module, data.shape)
     flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), data.shape)

@@ -60,7 +60,7 @@ from cmjax.training.logging import MetricsWriter, MirrorError
 from cmjax.training.loop import NonFiniteLoss, Stopped, run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
-from cmjax.training.state import Batch, TrainState
+from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import CompiledStep, compile_train_step
 
 log = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ def _going_back(checkpointer: Checkpointer, start: int) -> Iterator[None]:
         raise NonFiniteLoss(error.step, error.skipped, goes_on) from error
 
 
-def _compile(setup: Setup, state: TrainState, batch: Batch) -> tuple[CompiledStep, float]:
+def _compile(setup: Setup, state: TrainState, batch: Examples) -> tuple[CompiledStep, float]:
     """The compiled train step, and the seconds that it took."""
     log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
     began = time.perf_counter()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
-from cmjax.core import couplings, curricula, distances, ode, pairs, targets, times, weightings
+from cmjax.core import couplings, curricula, distances, ema_rates, ode, pairs, times, weightings
 from cmjax.core.distances import Speed
 from cmjax.core.guidance import sample_guidance
 from cmjax.core.losses import tangents
@@ -20,7 +20,7 @@ from cmjax.nets.features.lpips import parameter_shapes as lpips_shapes
 from cmjax.ranges import Within
 from cmjax.training.method import FrozenWeights
 
-TIMES = {
+TIME_SAMPLERS = {
     "lognormal": times.lognormal,
     "logit_normal": times.logit_normal,
     "student": times.student,
@@ -34,8 +34,8 @@ CURRICULA = {
 }
 NO_AVERAGE = "stop_gradient"
 """The target of a method that needs no average: the student itself, without gradient."""
-RATES = {NO_AVERAGE: lambda: None, "ema": targets.constant_rate}
-RATES_BY_GRID = RATES | {"scheduled_ema": targets.scheduled_rate}
+RATES = {NO_AVERAGE: lambda: None, "ema": ema_rates.constant_rate}
+RATES_BY_GRID = RATES | {"scheduled_ema": ema_rates.scheduled_rate}
 WEIGHTINGS = {
     "uniform": weightings.uniform,
     "inverse_gap": weightings.inverse_gap,
@@ -95,7 +95,7 @@ DISTANCES_OF_SPEED = {
 
 def read_time_sampler(fields: Fields, name: str, spec: ModelSpec, **given: float) -> TimeSampler:
     """The field's distribution of times; `given` are parameters that the method knows already."""
-    chosen = fields.choice(name, TIMES, path=spec.path, **_without(spec.constants, "rho"), **given)
+    chosen = fields.choice(name, TIME_SAMPLERS, path=spec.path, **_without(spec.constants, "rho"), **given)
     times = fields.called(name, chosen)
     try_out(fields, name, lambda: times(jax.random.key(0), 2))
     if chosen.name == "logit_normal" and spec.path_name in ("ve", "trig"):

@@ -29,7 +29,7 @@ from cmjax.core.derivatives import Derivative, central_difference
 from cmjax.core.guidance import guided, sample_interval
 from cmjax.core.losses import alpha_flow, tangents
 from cmjax.core.losses.flow_maps import ALWAYS, Interval
-from cmjax.core.pairs import TimesSampler
+from cmjax.core.pairs import PairSampler
 from cmjax.core.typing import PerSample
 from cmjax.training.method import Method
 
@@ -172,7 +172,7 @@ def _read_derivative(fields: Fields, spec: ModelSpec) -> Derivative:
     return chosen.make()
 
 
-def _two_times(fields: Fields, spec: ModelSpec) -> TimesSampler:
+def _two_times(fields: Fields, spec: ModelSpec) -> PairSampler:
     drawn, other = (read_time_sampler(fields, name, spec) for name in ("times", "times_s"))
     chosen = fields.choice("pairs", PAIRS).make
     try:

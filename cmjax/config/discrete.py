@@ -23,8 +23,8 @@ from cmjax.config.choices import (
 )
 from cmjax.config.fields import Fields
 from cmjax.config.model import ModelSpec
-from cmjax.core import curricula, losses, pairs, targets, times
-from cmjax.core.pairs import TimesSampler
+from cmjax.core import curricula, ema_rates, losses, pairs, times
+from cmjax.core.pairs import PairSampler
 from cmjax.core.typing import Schedule
 from cmjax.training.method import Method
 
@@ -97,7 +97,7 @@ def tcm(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 def pd(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     curriculum = fields.call("curriculum", {"halving": curricula.halving}, total_steps=steps)
     draw = _grid_pairs(fields, spec, curriculum, pairs.uniform_intervals)
-    rate = targets.kept_in_a_stage(curriculum=curriculum)
+    rate = ema_rates.kept_in_a_stage(curriculum=curriculum)
     loss = partial(losses.pd, rho=spec.constants["rho"])
     stages = curriculum.starts.tolist()
     return _with_distance(loss, fields, spec, draw, rate, {"num_scales": curriculum}, stages=stages)
@@ -113,7 +113,7 @@ def _on_grid(
     spec: ModelSpec,
     steps: int,
     *,
-    within: Callable[[TimesSampler], TimesSampler] = lambda draw: draw,
+    within: Callable[[PairSampler], PairSampler] = lambda draw: draw,
     **more: Any,
 ) -> Method:
     """Neighbours on a Karras grid that grows with the run. `more`: fields of the method."""
@@ -122,14 +122,14 @@ def _on_grid(
     return _with_distance(loss, fields, spec, within(draw), rate, {"num_scales": curriculum}, **more)
 
 
-def _read_grid(fields: Fields, spec: ModelSpec, steps: int) -> tuple[curricula.Curriculum, TimesSampler]:
+def _read_grid(fields: Fields, spec: ModelSpec, steps: int) -> tuple[curricula.Curriculum, PairSampler]:
     curriculum = fields.call("curriculum", CURRICULA, total_steps=steps)
     return curriculum, _grid_pairs(fields, spec, curriculum, fields.choice("intervals", INTERVALS).make)
 
 
 def _grid_pairs(
     fields: Fields, spec: ModelSpec, curriculum: curricula.Curriculum, probabilities: Callable[..., Any]
-) -> TimesSampler:
+) -> PairSampler:
     needs_path(fields, spec, "ve")
     if curriculum.num_scales.min() < 2:
         raise fields.error("curriculum", "a grid has at least 2 points")
@@ -157,7 +157,7 @@ def _with_distance(
     loss: Callable[..., Any],
     fields: Fields,
     spec: ModelSpec,
-    draw: TimesSampler,
+    draw: PairSampler,
     rate: Schedule | None,
     schedules: dict[str, Schedule],
     **more: Any,

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cmjax.ranges import Real, Within
-from cmjax.system.files import problem_of_path
+from cmjax.system.files import path_problem
 
 LARGEST = 3e38
 """Of float32, in which everything is computed."""
@@ -122,7 +122,7 @@ class Fields:
     def path(self, field: str) -> str:
         """The name of a file or folder, "" for none."""
         value = self.text(field)
-        if problem := problem_of_path(value):
+        if problem := path_problem(value):
             raise self.error(field, problem)
         return value
 
@@ -130,7 +130,7 @@ class Fields:
         value = self.value(field)
         if may_be_empty and not isinstance(value, str) and isinstance(value, Iterable) and not list(value):
             return ()
-        if not isinstance(value, Iterable) or not list(value) or any(problem_of(v, Real) for v in value):
+        if not isinstance(value, Iterable) or not list(value) or any(value_problem(v, Real) for v in value):
             raise self.error(field, "must be one or more numbers, like (80.0, 0.8)")
         return tuple(float(v) for v in value)
 
@@ -174,7 +174,7 @@ class Fields:
             takes = ", ".join(free) or "no parameters"
             raise self.error(field, f"{name} takes {takes}, not {', '.join(unknown)}{suggestion(unknown[0], free)}")
         for parameter in (p for p in parameters if p.name in written):
-            if problem := problem_of(written[parameter.name], parameter.annotation):
+            if problem := value_problem(written[parameter.name], parameter.annotation):
                 raise self.error(field, f"{parameter.name} {problem}, not {written[parameter.name]!r}")
         required = [p.name for p in parameters if p.name in free and p.default is p.empty]
         if missing := [p for p in required if p not in written]:
@@ -216,14 +216,14 @@ class Fields:
             raise ConfigError(f"{names}: nothing reads this here; remove it{suggestion(self.remaining()[0], known)}")
 
 
-def problem_of(value: Any, annotation: Any) -> str | None:
+def value_problem(value: Any, annotation: Any) -> str | None:
     """What is wrong with the value of a parameter, as "must be above 0"; None where nothing is.
 
     annotation: of the parameter: a type, a Literal, a range as `Within` has it, or one of these or None.
     """
     options = get_args(annotation)
     if type(None) in options:
-        return None if value is None else problem_of(value, next(o for o in options if o is not type(None)))
+        return None if value is None else value_problem(value, next(o for o in options if o is not type(None)))
     if get_origin(annotation) is Literal:
         return None if value in options else f"must be one of {', '.join(options)}{suggestion(str(value), options)}"
     kind, ranges = (options[0], options[1:]) if get_origin(annotation) is Annotated else (annotation, ())

@@ -8,12 +8,13 @@ from typing import Any
 from cmjax.config import continuous, discrete
 from cmjax.config.choices import read_coupling
 from cmjax.config.fields import Fields
-from cmjax.config.model import PATHS, PRECONDITIONINGS, Model, ModelSpec, read_model_spec
+from cmjax.config.model import PATHS, PRECONDITIONINGS, ModelSpec, NetworkModel, read_model_spec
+from cmjax.core.model import Kind
 from cmjax.training.method import Method
 
 log = logging.getLogger(__name__)
 
-METHODS: dict[str, tuple[str, Callable[[Fields, ModelSpec, int], Method]]] = {
+METHODS: dict[str, tuple[Kind, Callable[[Fields, ModelSpec, int], Method]]] = {
     "denoising": ("denoiser", discrete.denoising),
     "edm2": ("denoiser", discrete.edm2),
     "ct": ("consistency", discrete.ct),
@@ -35,7 +36,7 @@ METHODS: dict[str, tuple[str, Callable[[Fields, ModelSpec, int], Method]]] = {
     "shortcut": ("flow_map", continuous.shortcut),
     "alphaflow": ("flow_map", continuous.alphaflow),
 }
-"""The kind of model, as `FlowMap` has it, and the reader: (fields, model, steps of the run) -> Method."""
+"""The kind of model, as `BoundModel` has it, and the reader: (fields, model, steps of the run) -> Method."""
 OF_INDEPENDENT_NOISE = {"denoising", "edm2", "cd", "guided_cd", "lcm", "pd", "continuous_cd", "scm_cd", "sct"}
 """Diffusion models and what is distilled from them; `sct`, whose D takes the noise to be independent."""
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
@@ -71,7 +72,7 @@ def read_spec(fields: Fields) -> ModelSpec:
     return read_model_spec(fields, METHODS[name][0], made_by=f"config.objective.name={name!r}")
 
 
-def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
+def read_model(config: Mapping[str, Any], num_classes: int | None) -> NetworkModel:
     """The model of a recorded configuration: that of a run, or of weights that no run here made."""
     fields = Fields(config)
     if fields.has("objective") and _recorded_name(config) in METHODS:
@@ -86,7 +87,7 @@ def read_model(config: Mapping[str, Any], num_classes: int | None) -> Model:
     return spec.make(num_classes)
 
 
-def read_model_like(config: Mapping[str, Any], kind: str, num_classes: int | None) -> Model:
+def read_model_like(config: Mapping[str, Any], kind: Kind, num_classes: int | None) -> NetworkModel:
     """A model of that kind with the network and the path of this configuration: what a teacher may be."""
     model = config["model"]
     path = Fields(model).choice("path", PATHS).name

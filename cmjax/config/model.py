@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.config.fields import ConfigError, Fields, problem_of
+from cmjax.config.fields import ConfigError, Fields, value_problem
 from cmjax.core import model as core
 from cmjax.core import paths
 from cmjax.core import preconditioning as scalings
 from cmjax.core.grids import path_grid
+from cmjax.core.model import BoundModel, Kind
 from cmjax.core.paths import Path
-from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Params, PRNGKey
 from cmjax.nets import NETS
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
@@ -68,7 +68,7 @@ OF_THE_GAP = "linear_gap"
 class ModelSpec:
     """What is known of a model before its data set: `make(num_classes)` makes it. `net`: the network's fields."""
 
-    kind: str
+    kind: Kind
     constants: Mapping[str, float]
     path: Path
     path_name: str
@@ -76,12 +76,12 @@ class ModelSpec:
     scalings: Callable[..., scalings.Scalings]
     grid: Callable[[int], np.ndarray]
     net: Mapping[str, Any]
-    make: Callable[[int | None], "Model"]
+    make: Callable[[int | None], "NetworkModel"]
 
 
 @dataclass(frozen=True)
-class Model:
-    """A preconditioned network without parameters. `kind` is that of `FlowMap`.
+class NetworkModel:
+    """A preconditioned network without parameters. `kind` is that of `BoundModel`.
 
     function: the network on its path, (params, x, t) or (params, x, t, s) of the kind "flow_map".
     grid: n -> the path's times for n sampling steps, ascending.
@@ -89,7 +89,7 @@ class Model:
 
     module: nn.Module
     function: core.Model
-    kind: str
+    kind: Kind
     constants: Mapping[str, float]
     grid: Callable[[int], np.ndarray]
     class_conditional: bool
@@ -112,15 +112,15 @@ class Model:
         """Fresh parameters for samples of `shape` (h, w, c)."""
         return init_params(self.module, key, shape)
 
-    def bind(self, params: Params, shape: tuple[int, ...]) -> FlowMap:
+    def bind(self, params: Params, shape: tuple[int, ...]) -> BoundModel:
         c = self.constants
-        return FlowMap(params, self.function, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
+        return BoundModel(params, self.function, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
 
 
-def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
+def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
     """The model as far as it is known without its data set, checked.
 
-    Args: kind: as in `FlowMap`. made_by: what of the configuration makes it that, for errors.
+    Args: kind: as in `BoundModel`. made_by: what of the configuration makes it that, for errors.
     """
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)
@@ -154,7 +154,7 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
     if knobs.get("velocity_head") and chosen.name == "edm_flow":
         raise net.error("velocity_head", "is of a network that gives velocities: not with preconditioning edm_flow")
 
-    def make_model(num_classes: int | None) -> Model:
+    def make_model(num_classes: int | None) -> NetworkModel:
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
         module = module_class(**knobs, num_classes=num_classes if conditional else 0)
@@ -162,13 +162,13 @@ def read_model_spec(fields: Fields, kind: str, *, made_by: str) -> ModelSpec:
         if chosen.name == "edm_flow":
             network = scalings.edm_velocity(network, sigma_data=constants["sigma_data"])
         function = core.Model(network, path, scale)
-        return Model(module, function, kind, constants, grid, conditional)
+        return NetworkModel(module, function, kind, constants, grid, conditional)
 
     options = {**knobs, "class_conditional": conditional}
     return ModelSpec(kind, constants, path, path_name, chosen.name, scale, grid, options, make_model)
 
 
-def _read_path(section: Fields, kind: str) -> tuple[str, Path, dict[str, float]]:
+def _read_path(section: Fields, kind: Kind) -> tuple[str, Path, dict[str, float]]:
     """The path's name, the path, and the constants of the section `model`."""
     constants = {name: section.number(name, above=0, at_most=LARGE) for name in ("sigma_data", "t_max")}
     constants["rho"] = section.number("rho", at_least=1, at_most=100)
@@ -196,7 +196,7 @@ def _network_field(fields: Fields, name: str, field: dataclasses.Field, choices:
         numbers = fields.numbers(name, may_be_empty=name == "attention_resolutions")
         return tuple(int(v) if v == int(v) else v for v in numbers)
     kind: Any = {int: Size, float: NotNegative}.get(field.type, field.type)
-    if problem := problem_of(fields.value(name), kind):
+    if problem := value_problem(fields.value(name), kind):
         raise fields.error(name, problem)
     return fields.integer(name, at_least=0) if isinstance(field.default, int) else fields.value(name)
 

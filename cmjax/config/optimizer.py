@@ -26,10 +26,10 @@ def _radam(
 
 RULES = {"adam": _adam, "radam": _radam, "muon": optimizers.muon}
 LEARNING_RATES = {
-    "constant": optimizers.constant_rate,
-    "cosine": optimizers.cosine_rate,
-    "linear": optimizers.linear_rate,
-    "inverse_sqrt": optimizers.inverse_sqrt_rate,
+    "constant": optimizers.constant_schedule,
+    "cosine": optimizers.cosine_schedule,
+    "linear": optimizers.linear_schedule,
+    "inverse_sqrt": optimizers.inverse_sqrt_schedule,
 }
 AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life, "power": optimizers.power}
 PROJECTIONS = {"edm2": normalize_weights}

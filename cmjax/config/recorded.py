@@ -8,10 +8,10 @@ from cmjax.config.choices import NO_AVERAGE
 from cmjax.config.effects import scales_of
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_model, read_spec
-from cmjax.config.model import Model
+from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names
-from cmjax.config.samples import Samples, read_samples
+from cmjax.config.samples import SamplingOptions, read_samples
 from cmjax.nets import NETS, defaults
 
 OWN_TEACHER = "teacher"
@@ -28,7 +28,7 @@ class Recorded:
     least and the largest that the network is given in training; None where it is given none.
     """
 
-    model: Model
+    model: NetworkModel
     averages: tuple[str, ...]
     learned_without_labels: bool
     path: str
@@ -73,14 +73,14 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
     )
 
 
-def recorded_samples(config: Mapping[str, Any]) -> Samples:
-    """How the run draws its own samples; the defaults of `Samples` for weights that no run here trained.
+def recorded_samples(config: Mapping[str, Any]) -> SamplingOptions:
+    """How the run draws its own samples; the defaults of `SamplingOptions` for weights that no run here trained.
 
     Raises: ConfigError where a library that its solver needs is not installed.
     """
     fields = Fields(config)
     trained = fields.has("samples") and fields.has("data")
-    return read_samples(fields.section("samples"), read_spec(fields)) if trained else Samples()
+    return read_samples(fields.section("samples"), read_spec(fields)) if trained else SamplingOptions()
 
 
 FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype", "model.rho", "optimizer.averages.corrected")

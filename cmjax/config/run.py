@@ -13,10 +13,10 @@ from cmjax.config.effects import not_as_asked
 from cmjax.config.evaluation import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_method, read_spec
-from cmjax.config.model import Model, ModelSpec
+from cmjax.config.model import ModelSpec, NetworkModel
 from cmjax.config.optimizer import read_optimizer, read_skip_nonfinite
 from cmjax.config.recorded import OWN_TEACHER
-from cmjax.config.samples import Samples, read_samples
+from cmjax.config.samples import SamplingOptions, read_samples
 from cmjax.core.times import part_of
 from cmjax.core.typing import Schedule
 from cmjax.data.checks import check_spread
@@ -68,7 +68,7 @@ class Run:
     schedules: Mapping[str, Schedule]
     checkpoint: Checkpoints
     log: Log
-    samples: Samples
+    samples: SamplingOptions
     num_metrics: int
     evaluation: Evaluation
     report: bool
@@ -89,7 +89,7 @@ class Run:
         if found := not_as_asked(self.config, shape):
             log.warning("not as asked: %s", "; ".join(f"config.{field}: {why}" for field, why in found.items()))
 
-    def make_model(self, num_classes: int | None) -> Model:
+    def make_model(self, num_classes: int | None) -> NetworkModel:
         """The model for a data set of so many classes."""
         return self.model_spec.make(num_classes)
 

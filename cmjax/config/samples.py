@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.model import Model, ModelSpec
+from cmjax.config.model import ModelSpec, NetworkModel
 from cmjax.core import paths, solvers
 from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
@@ -45,7 +45,7 @@ def chain(*, gamma: Fraction = 0.0) -> float:
 
 
 SAMPLERS: dict[str, Callable[..., float | None]] = {"multistep": multistep, "chain": chain}
-"""Of consistency models and flow maps: what gives `Samples.gamma`."""
+"""Of consistency models and flow maps: what gives `SamplingOptions.gamma`."""
 _INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
@@ -56,11 +56,11 @@ EDIT_STEPS = 40
 OF_MULTISTEP = ("full_noise", "clip")
 """Fields that a chain has not: it makes no estimates of the clean data on its way."""
 CHOICES = ("full_noise", "unit_start", "clip", "guidance_interval", "autoguidance")
-"""Fields of `Samples` that are recorded where they are not the default."""
+"""Fields of `SamplingOptions` that are recorded where they are not the default."""
 
 
 @dataclass(frozen=True)
-class Samples:
+class SamplingOptions:
     """How a run draws its own samples. The defaults are for weights that no run here made.
 
     every: steps between grids; 0: at the end only. num: how many. guidance: scale of classifier-free guidance; 1: none.
@@ -85,7 +85,7 @@ class Samples:
     guidance_interval: tuple[float, float] | None = None
     autoguidance: str = ""
 
-    def levels(self, model: Model) -> tuple[float, ...]:
+    def levels(self, model: NetworkModel) -> tuple[float, ...]:
         """The descending times. A grid is computed here, on a device."""
         if self.times is not None:
             return self.times
@@ -107,9 +107,9 @@ class Samples:
         return {name: value for name, value in fields.items() if value}
 
 
-def read_samples(fields: Fields, spec: ModelSpec) -> Samples:
+def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
     """The section `samples` of a configuration."""
-    samples = Samples(
+    samples = SamplingOptions(
         every=fields.integer("every", at_least=0),
         num=fields.integer("num", at_least=1, at_most=10_000),
         guidance=fields.number("guidance", at_least=0, absent=1.0),
@@ -151,7 +151,7 @@ def read_interval(fields: Fields, t_min: float, t_max: float) -> tuple[float, fl
 
 
 def read_sampler(fields: Fields, kind: str) -> float | None:
-    """The field `sampler`, as `Samples.gamma`; where it is missing, as in older runs, multistep sampling."""
+    """The field `sampler`, as `SamplingOptions.gamma`; where it is missing, as in older runs, multistep sampling."""
     if not fields.has("sampler"):
         return None
     if kind == "denoiser":

@@ -26,15 +26,15 @@ class Times(NamedTuple):
     @property
     def target(self) -> PerSample:
         """The target's time r. Raises: ValueError where r is None."""
-        return _given(self.r, "r, the time of the target, such as those of pairs.grid_pairs or pairs.ratio_pairs")
+        return _required(self.r, "r, the time of the target, such as those of pairs.grid_pairs or pairs.ratio_pairs")
 
     @property
     def destination(self) -> PerSample:
         """The destination s. Raises: ValueError where s is None."""
-        return _given(self.s, "s, the destination, such as those of pairs.sorted_pairs or pairs.segmented")
+        return _required(self.s, "s, the destination, such as those of pairs.sorted_pairs or pairs.segmented")
 
 
-def _given(time: Array | None, what: str) -> Array:
+def _required(time: Array | None, what: str) -> Array:
     if time is None:
         raise ValueError(f"this loss needs times with {what}")
     return time

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from cmjax import checks
 from cmjax.core.paths import Path, as_time, ve
-from cmjax.core.sampling import Times, forward_scales, gaussian
-from cmjax.core.typing import Keys, PerSample, Samples, Time
+from cmjax.core.sampling import forward_scales, gaussian
+from cmjax.core.typing import Keys, PerSample, Samples, Time, TimeGrid
 from cmjax.system.mesh import with_auto_axes
 
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -52,7 +52,7 @@ def edit(
     images: Samples,
     operator: Operator,
     *,
-    times: Times,
+    times: TimeGrid,
     start: Samples | None = None,
     t_min: float | None = None,
     clip: bool = False,
@@ -100,7 +100,7 @@ class EditStep(NamedTuple):
     added: Array
 
 
-def edit_steps(path: Path, times: Times, t_min: float) -> EditStep:
+def edit_steps(path: Path, times: TimeGrid, t_min: float) -> EditStep:
     """The evaluations of `edit` along the descending `times` (n,).   [Song et al. 2023, alg. 4]
 
     Raises: ValueError where `times` do not descend, or end below t_min.

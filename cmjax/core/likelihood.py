@@ -10,15 +10,14 @@ from jaxtyping import Array, Float
 from cmjax import checks
 from cmjax.core.ode import ode_velocity
 from cmjax.core.paths import Path, flat, widened
-from cmjax.core.typing import Integrator, Keys, PerSample, Samples, Velocity
+from cmjax.core.typing import Integrator, Keys, PerSample, Samples, TimeGrid, Velocity
 
-Times = Float[Array, " n"]
 Probe = Callable[[Any, tuple[int, ...], Any], Array]
 """(key, shape, dtype) -> independent numbers of mean 0 and variance 1."""
 
 
 def encode(
-    denoiser: Any, x: Samples, *, times: Times, path: Path, integrate: Integrator, **conditions: Array
+    denoiser: Any, x: Samples, *, times: TimeGrid, path: Path, integrate: Integrator, **conditions: Array
 ) -> Samples:
     """The noise z of the sample x: the end of the PF-ODE from x at times[-1] up to times[0], divided by b(times[0]).
 
@@ -32,7 +31,7 @@ def encode(
 
 
 def decode(
-    denoiser: Any, noise: Samples, *, times: Times, path: Path, integrate: Integrator, **conditions: Array
+    denoiser: Any, noise: Samples, *, times: TimeGrid, path: Path, integrate: Integrator, **conditions: Array
 ) -> Samples:
     """The samples of `noise`: the state at times[-1] of the PF-ODE from b(times[0])·noise, the inverse of `encode`.
 
@@ -48,7 +47,7 @@ def log_likelihood(
     key: Keys,
     x: Samples,
     *,
-    times: Times,
+    times: TimeGrid,
     path: Path,
     integrate: Integrator,
     probe: Probe = jax.random.rademacher,

@@ -3,13 +3,16 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from cmjax import checks
-from cmjax.core.paths import Path, as_time, check_is_path, per_sample
+from cmjax.core.paths import Path, as_time, check_is_path, per_sample, ve
 from cmjax.core.preconditioning import Scalings, combine
 from cmjax.core.typing import Net, Params, PerSample, Samples, Time
 
@@ -83,6 +86,74 @@ class Model:
         return self.scalings(*times)
 
 
+Kind = Literal["denoiser", "consistency", "flow_map"]
+"""What a model estimates: D(x, t), f(x, t) or Φ(x, t, s)."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["function", "shape", "t_min", "t_max", "kind", "path", "unlabelled"],
+)
+@dataclass(frozen=True)
+class BoundModel:
+    """Binds a trained model to its parameters: `bound(x, t)` estimates the clean data.
+
+    It is D(x, t) of the kind "denoiser", f(x, t) of the kind "consistency", and Φ(x, t, s), s = t_min by default, of
+    the kind "flow_map". It is a pytree whose leaves are the parameters, so a jitted function may close over it or take
+    it as an argument.
+
+    Args: function: (params, x, t), or (params, x, t, s) of a flow map, such as a `Model`. shape: of one sample,
+          (h, w, c). t_min, t_max: the times that it was trained for, on `path`.
+          unlabelled: False where the network never learned to go without a label.
+    """
+
+    params: Params
+    function: Callable[..., Array] = field(repr=False)
+    shape: tuple[int, ...]
+    t_min: float
+    t_max: float
+    kind: Kind
+    path: Path = ve
+    unlabelled: bool = True
+
+    def __call__(self, x: Array, t: Time, s: Time | None = None, **conditions: Any) -> Array:
+        """The estimate (b, h, w, c). x: (b, h, w, c). t, s: scalars or (b,). `label`: (b,), if the network has classes.
+
+        Raises: TypeError or ValueError where x is no image of `shape`, t lies outside [t_min, t_max], or s is given to
+                a model that is not a flow map.
+        """
+        self._check(x, t, s, conditions.get("label"))
+        if self.kind == "flow_map":
+            return self.function(self.params, x, t, self.t_min if s is None else s, **conditions)
+        if s is not None:
+            raise ValueError(f"s was given to a {self.kind}, whose end is t_min; flow maps alone take it")
+        return self.function(self.params, x, t, **conditions)
+
+    def _check(self, x: Array, t: Time, s: Time | None, label: Any) -> None:
+        checks.floating("x", x)
+        if x.ndim != 1 + len(self.shape) or x.shape[-1] != self.shape[-1]:
+            wanted = ", ".join(map(str, ("b", *self.shape)))
+            raise ValueError(f"x must be of the shape ({wanted}), got {jnp.shape(x)}")
+        for name, time in (("t", t), ("s", s)):
+            if time is not None:
+                checks.per_sample_shape(name, time, x.shape[0])
+                checks.within(name, time, self.t_min if name == "t" else 0.0, self.t_max)
+
+        labels = None if self.unlabelled or label is None else checks.known(label)
+        if labels is not None and np.any(labels < 0):
+            raise ValueError(
+                "label must be a class, got -1: the model never learned to go without (data.label_dropout=0)"
+            )
+
+    def __repr__(self) -> str:
+        parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
+        return (
+            f"FlowMap(kind={self.kind!r}, shape={self.shape}, times=[{self.t_min:g}, {self.t_max:g}], "
+            f"path={self.path!r}, parameters={parameters:,})"
+        )
+
+
 def _pair(found: Any, head: str, shape: str) -> tuple[Any, Any]:
     if not (isinstance(found, tuple) and len(found) == 2):
         raise TypeError(
@@ -93,11 +164,11 @@ def _pair(found: Any, head: str, shape: str) -> tuple[Any, Any]:
 
 
 def check_path(model: Model, teacher: Any) -> None:
-    """Raise ValueError where the teacher tells its path, as a `FlowMap` does, and it is not the model's."""
+    """Raise ValueError where the teacher has a path, as a `BoundModel` does, that is not the model's."""
     if getattr(teacher, "path", model.path) != model.path:
         raise ValueError(
             "the teacher is of another path than the model: carry it there, "
-            "partial(paths.carry(teacher.denoiser, teacher.path, model.path), teacher.params)"
+            "partial(paths.carry(teacher.function, teacher.path, model.path), teacher.params)"
         )
 
 

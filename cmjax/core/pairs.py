@@ -16,7 +16,7 @@ from cmjax.core.times import part_of
 from cmjax.core.typing import PerSample, PRNGKey, Schedule, Step, TimeSampler
 from cmjax.ranges import AboveOne, Count, Fraction, LogMean, LogStd, NotNegative
 
-TimesSampler = Callable[[PRNGKey, int, Step], Times]
+PairSampler = Callable[[PRNGKey, int, Step], Times]
 """(key, batch_size, step) -> Times. A curriculum acts through `step`."""
 
 Ratio = Callable[[PerSample, Step], PerSample]
@@ -51,7 +51,7 @@ def grid_pairs(
     t_max: float,
     rho: float,
     probabilities: IntervalProbabilities = uniform_intervals,
-) -> TimesSampler:
+) -> PairSampler:
     """Neighbours (t, r) = (t_{n+1}, t_n) on the Karras grid of N(k) points.   [Song et al. 2023, alg. 2 and 3]
 
     The grid and the distribution of every stage are tabulated here in float64; the returned sampler looks up a row, so
@@ -64,28 +64,28 @@ def grid_pairs(
     for row, grid in zip(cumulative, stages, strict=True):
         row[: len(grid) - 2] = np.cumsum(probabilities(grid))[:-1]
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         stage = curriculum.stage(step)
         grid = jnp.asarray(grids)[stage]
         n = jnp.searchsorted(jnp.asarray(cumulative)[stage], jax.random.uniform(key, (batch_size,)), side="right")
         return Times(t=grid[n + 1], r=grid[n])
 
-    return draw
+    return sample
 
 
-def single(times: TimeSampler) -> TimesSampler:
+def single(times: TimeSampler) -> PairSampler:
     """The time t alone, for models that learn at one time: denoisers and continuous-time consistency models."""
     return lambda key, batch_size, step: Times(times(key, batch_size))
 
 
-def ratio_pairs(times: TimeSampler, ratio: Ratio) -> TimesSampler:
+def ratio_pairs(times: TimeSampler, ratio: Ratio) -> PairSampler:
     """t drawn from a continuous distribution, and r, a fraction of t.   [Geng et al. 2024, ECT]"""
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         t = times(key, batch_size)
         return Times(t=t, r=ratio(t, step))
 
-    return draw
+    return sample
 
 
 LEAST_GAP = 512
@@ -129,7 +129,7 @@ def shrinking_gap(
 
 def sorted_pairs(
     times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False, single: bool = False
-) -> TimesSampler:
+) -> PairSampler:
     """t, the larger of two draws, and the destination s: the smaller draw for a fraction `apart`, s = t for the rest.
 
     exact: the rest are the first samples of the batch, always as many, as in the JAX code of MeanFlow and iMF; else
@@ -141,16 +141,16 @@ def sorted_pairs(
     """
     _check_fraction("apart", apart)
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         drawn, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
         larger = jnp.maximum(drawn, other)
         t = jnp.where(differ, larger, drawn) if single else larger
         return Times(t=t, s=jnp.where(differ, jnp.minimum(drawn, other), t))
 
-    return draw
+    return sample
 
 
-def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False) -> TimesSampler:
+def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False) -> PairSampler:
     """t, and the destination s = min(t, another draw) for a fraction `apart`; s = t for the rest.
 
     `exact` is as in `sorted_pairs`. Unlike there, t keeps its own distribution, and s = t occurs more often than with
@@ -160,11 +160,11 @@ def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, e
     """
     _check_fraction("apart", apart)
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         t, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
         return Times(t=t, s=jnp.where(differ, jnp.minimum(t, other), t))
 
-    return draw
+    return sample
 
 
 def _two_draws(key, batch_size, times, times_s, apart, exact):
@@ -181,18 +181,18 @@ def _check_fraction(name: str, fraction: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got {fraction}")
 
 
-def between(pairs: TimesSampler, fraction: Schedule) -> TimesSampler:
+def between(pairs: PairSampler, fraction: Schedule) -> PairSampler:
     """t and s of the pairs, and between them r = α·s + (1 − α)·t, α = fraction(step).   [Zhang et al. 2025, α-Flow]"""
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         drawn = pairs(key, batch_size, step)
         t, s = drawn.t, drawn.destination
         return Times(t=t, r=t + fraction(step) * (s - t), s=s)
 
-    return draw
+    return sample
 
 
-def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> TimesSampler:
+def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> PairSampler:
     """Times on dyadic grids, for shortcut models: [0, t_max] in 1, 2, 4, … or `steps` equal intervals.
 
     Each sample of the first `fraction` of the batch takes one of the grids coarser than `steps`, all equally probable,
@@ -207,7 +207,7 @@ def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> TimesS
         raise ValueError(f"steps must be a power of two from 2 on, got {steps}")
     _check_fraction("fraction", fraction)
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
         halved = jnp.arange(batch_size) < part_of(fraction, batch_size)
         count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps).astype(float)
@@ -215,10 +215,10 @@ def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> TimesS
         t, s = (t_max * (place + 1) / count, t_max * place / count)
         return Times(t=t, r=jnp.where(halved, (t + s) / 2, s), s=s)
 
-    return draw
+    return sample
 
 
-def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSampler:
+def segmented(pairs: PairSampler, edges: Float64[np.ndarray, " n"]) -> PairSampler:
     """The pairs with s, the lower edge of the segment in which t lies; an r below s is replaced by s.
 
     [Heek et al. 2024, multistep consistency models, sec. 3]
@@ -226,7 +226,7 @@ def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSam
     edges: ascending; the first is the lowest time. t above the last edge belongs to the last segment.
     """
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         drawn = pairs(key, batch_size, step)
         t, r = drawn.t, drawn.target
         # an edge belongs to the segment below it, also where the grid of t rounds it up
@@ -234,10 +234,10 @@ def segmented(pairs: TimesSampler, edges: Float64[np.ndarray, " n"]) -> TimesSam
         s = jnp.asarray(edges, t.dtype)[jnp.clip(segment, 0, len(edges) - 2)]
         return Times(t=t, r=jnp.maximum(r, s), s=s)
 
-    return draw
+    return sample
 
 
-def skipping_pairs(*, steps: Count, skip: Count) -> TimesSampler:
+def skipping_pairs(*, steps: Count, skip: Count) -> PairSampler:
     """t = (i + skip)/steps and r = i/steps, i uniform: `skip` steps of a discrete model apart.   [Luo et al. 2023]
 
     Raises: ValueError where skip lies outside [1, steps).
@@ -245,14 +245,14 @@ def skipping_pairs(*, steps: Count, skip: Count) -> TimesSampler:
     if not 1 <= skip < steps:
         raise ValueError(f"skip must lie between 1 and steps={steps}, got {skip}")
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         i = jax.random.randint(key, (batch_size,), 0, steps - skip).astype(float)
         return Times(t=(i + skip) / steps, r=i / steps)
 
-    return draw
+    return sample
 
 
-def ddim_grid_pairs(*, steps: Count, skip: Count) -> TimesSampler:
+def ddim_grid_pairs(*, steps: Count, skip: Count) -> PairSampler:
     """Neighbours on the grid of a DDIM sampler of steps/skip steps: t = (skip·(i + 1) − 1)/steps with i uniform, and
     r = max(t − skip/steps, 0).   [Luo et al. 2023, released code]
 
@@ -262,8 +262,8 @@ def ddim_grid_pairs(*, steps: Count, skip: Count) -> TimesSampler:
     if not 2 <= skip <= steps:
         raise ValueError(f"skip must lie between 2 and steps={steps}, got {skip}")
 
-    def draw(key, batch_size, step):
+    def sample(key, batch_size, step):
         start = skip * (jax.random.randint(key, (batch_size,), 0, steps // skip) + 1) - 1
         return Times(t=start / steps, r=jnp.maximum(start - skip, 0) / steps)
 
-    return draw
+    return sample

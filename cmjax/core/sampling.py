@@ -1,8 +1,5 @@
 """Samplers: consistency sampling in one or several evaluations, and sampling by the probability-flow ODE."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,79 +9,14 @@ from jaxtyping import Array, Float
 
 from cmjax import checks
 from cmjax.core.paths import Path, check_is_path, ve
-from cmjax.core.typing import Keys, Noises, Params, Samples, Shape, Solver, Time
+from cmjax.core.typing import Keys, Noises, Samples, Shape, Solver, TimeGrid
 from cmjax.system.mesh import split_as
-
-Times = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
-"""Noise stds in descending order: a sequence of numbers, or a reversed grid."""
 
 Start = Samples | Float[np.ndarray, "b *dims"] | None
 """The state to start from; None for noise drawn from the key."""
 
-Given = Noises | Array | Float[np.ndarray, "k b *dims"] | None
+AddedNoises = Noises | Array | Float[np.ndarray, "k b *dims"] | None
 """The noises to add, in order: an array (k, b, ...), or a function of the traced index from 0; None: from the key."""
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params"],
-    meta_fields=["denoiser", "shape", "t_min", "t_max", "kind", "path", "unlabelled"],
-)
-@dataclass(frozen=True)
-class FlowMap:
-    """A trained network bound to its parameters: `flow_map(x, t)` estimates the clean data.
-
-    It is f(x, t) for a consistency model (`kind == "consistency"`), D(x, t) for a diffusion teacher
-    (`kind == "denoiser"`), and Φ(x, t, s), s = t_min by default, for a flow map between any two times
-    (`kind == "flow_map"`). It is a pytree whose leaves are the parameters, so a jitted function may close over it or
-    take it as an argument. `shape` is the shape of one sample, (h, w, c). Times lie in [t_min, t_max] on `path`.
-    `unlabelled`: False where every sample that the network learned from had its label, so that none may go without.
-    """
-
-    params: Params
-    denoiser: Callable[..., Array] = field(repr=False)
-    shape: tuple[int, ...]
-    t_min: float
-    t_max: float
-    kind: str
-    path: Path = ve
-    unlabelled: bool = True
-
-    def __call__(self, x: Array, t: Time, s: Time | None = None, **conditions: Any) -> Array:
-        """The estimate (b, h, w, c). x: (b, h, w, c). t, s: scalars or (b,). `label`: (b,), if the network has classes.
-
-        Raises: TypeError or ValueError where x is no image of `shape`, t lies outside [t_min, t_max], or s is given to
-                a model that is not a flow map.
-        """
-        self._check(x, t, s, conditions.get("label"))
-        if self.kind == "flow_map":
-            return self.denoiser(self.params, x, t, self.t_min if s is None else s, **conditions)
-        if s is not None:
-            raise ValueError(f"s was given to a {self.kind}, whose end is t_min; flow maps alone take it")
-        return self.denoiser(self.params, x, t, **conditions)
-
-    def _check(self, x: Array, t: Time, s: Time | None, label: Any) -> None:
-        checks.floating("x", x)
-        if x.ndim != 1 + len(self.shape) or x.shape[-1] != self.shape[-1]:
-            wanted = ", ".join(map(str, ("b", *self.shape)))
-            raise ValueError(f"x must be of the shape ({wanted}), got {jnp.shape(x)}")
-        for name, time in (("t", t), ("s", s)):
-            if time is not None:
-                checks.per_sample_shape(name, time, x.shape[0])
-                checks.within(name, time, self.t_min if name == "t" else 0.0, self.t_max)
-
-        labels = None if self.unlabelled or label is None else checks.known(label)
-        if labels is not None and np.any(labels < 0):
-            raise ValueError(
-                "label must be a class, got -1: the model never learned to go without (data.label_dropout=0)"
-            )
-
-    def __repr__(self) -> str:
-        parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
-        return (
-            f"FlowMap(kind={self.kind!r}, shape={self.shape}, times=[{self.t_min:g}, {self.t_max:g}], "
-            f"path={self.path!r}, parameters={parameters:,})"
-        )
 
 
 def _path_of(flow_map: Any, path: Path | None) -> Path:
@@ -125,7 +57,7 @@ def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
 
 
 def _started(
-    key: Keys, shape: Shape, path: Path, first: Array, start: Start, noises: Given, count: int, inputs: Any
+    key: Keys, shape: Shape, path: Path, first: Array, start: Start, noises: AddedNoises, count: int, inputs: Any
 ) -> tuple[Samples, Noises]:
     """The state at the first time, and the function index -> noise that is added after it; the index starts at 0.
 
@@ -155,13 +87,13 @@ def sample_fn(
     key: Keys,
     shape: Shape,
     *,
-    times: Times,
+    times: TimeGrid,
     t_min: float | None = None,
     path: Path | None = None,
     clip: bool = False,
     full_noise: bool = False,
     start: Start = None,
-    noises: Given = None,
+    noises: AddedNoises = None,
     **conditions: Any,
 ) -> Samples:
     """Samples by multistep consistency sampling, x0 ← f(x0 + √(τ² − t_min²)·z, τ).   [Song et al. 2023, alg. 1]
@@ -178,8 +110,8 @@ def sample_fn(
              full_noise: treat the estimate as clean data and add all noise, a_τ·x0 + b_τ·z, as ECT's released code and
              latent consistency models do; the noise that the estimate already has at t_min is not subtracted.
              start: the state at times[0], (b, ...); by default b(T)·z. Latent consistency models start from z itself.
-             noises: those that are added, in order, one before each evaluation but the first, see `Given`; by default
-             drawn from `key`.
+             noises: those that are added, in order, one before each evaluation but the first, see `AddedNoises`; by
+             default drawn from `key`.
     Returns: samples of `shape`, in [-1, 1] units, clipped only where `clip` is set.
     Raises:  ValueError where `times` do not descend within [t_min, t_max], or `t_min` is neither given nor known;
              where keys, `start` or `noises` are not those of so many samples. Values that are traced are not checked.
@@ -211,11 +143,11 @@ def sample_chain(
     key: Keys,
     shape: Shape,
     *,
-    times: Times,
+    times: TimeGrid,
     gamma: float = 0.0,
     path: Path | None = None,
     start: Start = None,
-    noises: Given = None,
+    noises: AddedNoises = None,
     **conditions: Any,
 ) -> Samples:
     """Samples by γ-sampling, x ← Φ(x, t_n, √(1 − γ²)·t_{n+1}) + γ·t_{n+1}·z.   [Kim et al. 2024, alg. 3]
@@ -249,13 +181,13 @@ def sample_denoiser(
     key: Keys,
     shape: Shape,
     *,
-    times: Times,
+    times: TimeGrid,
     path: Path,
     solver: Solver,
     to_zero: bool = True,
     clip: bool = False,
     start: Start = None,
-    noises: Given = None,
+    noises: AddedNoises = None,
     **conditions: Any,
 ) -> Samples:
     """Samples of a diffusion model: from noise at times[0] along `times`, then to time 0, by a solver of `solvers`.

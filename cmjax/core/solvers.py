@@ -12,7 +12,6 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from cmjax import checks
 from cmjax.core.ode import (
@@ -25,17 +24,16 @@ from cmjax.core.ode import (
     solve_to_tolerance,
 )
 from cmjax.core.paths import Path
-from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Samples
+from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Samples, TimeGrid
 from cmjax.ranges import AtLeastOne, NotNegative, Within
 
-Times = Float[Array, " n"]
 Tolerance = Annotated[float, Within(1e-12, 1)]
 
 
 def by_ode(
     denoise: BoundDenoiser,
     x: Samples,
-    times: Times,
+    times: TimeGrid,
     noises: Noises,
     *,
     path: Path,
@@ -49,14 +47,14 @@ def by_ode(
 
 
 def euler(
-    denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
+    denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """Euler's method: first order, N evaluations for N times; DDIM on the `ve` path.   [Karras et al. 2022, alg. 1]"""
     return by_ode(denoise, x, times, noises, path=path, integrate=_along(euler_step), to_zero=to_zero)
 
 
 def ddim(
-    denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
+    denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """DDIM: first order, N evaluations; exact if D is constant on a trajectory.   [Song et al. 2021, DDIM, eq. 12]"""
     integrate = _along(partial(ddim_step, path=path))
@@ -64,7 +62,7 @@ def ddim(
 
 
 def heun(
-    denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
+    denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """Heun's method: second order, 2N − 1 evaluations; the step to 0 is Euler's.   [Karras et al. 2022, alg. 1]"""
     return by_ode(denoise, x, times, noises, path=path, integrate=_along(heun_step), to_zero=to_zero)
@@ -73,7 +71,7 @@ def heun(
 def midpoint(
     denoise: BoundDenoiser,
     x: Samples,
-    times: Times,
+    times: TimeGrid,
     noises: Noises,
     *,
     path: Path,
@@ -100,7 +98,7 @@ def _along(ode_step: OdeStep) -> Integrator:
 def tsit5(
     denoise: BoundDenoiser,
     x: Samples,
-    times: Times,
+    times: TimeGrid,
     noises: Noises,
     *,
     path: Path,
@@ -117,7 +115,7 @@ def tsit5(
 
 
 def dpmpp_2m(
-    denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
+    denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """DPM-Solver++(2M): second order, N evaluations.   [Lu et al. 2022, DPM-Solver++, alg. 2]
 
@@ -142,7 +140,7 @@ def dpmpp_2m(
 def churn(
     denoise: BoundDenoiser,
     x: Samples,
-    times: Times,
+    times: TimeGrid,
     noises: Noises,
     *,
     path: Path,
@@ -187,7 +185,7 @@ def churn(
 
 
 def ancestral(
-    denoise: BoundDenoiser, x: Samples, times: Times, noises: Noises, *, path: Path, to_zero: bool = True
+    denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """Ancestral Euler, N evaluations: each step samples the reverse of the noising process, with D as the clean data.
 

@@ -46,11 +46,11 @@ def student(
     cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     cumulative /= cumulative[-1]
 
-    def draw(key, batch_size):
+    def sample(key, batch_size):
         level = jnp.interp(jax.random.uniform(key, (batch_size,)), jnp.asarray(cumulative), jnp.asarray(grid))
         return path.time_at(jnp.exp(level))
 
-    return draw
+    return sample
 
 
 def uniform(*, t_min: NotNegative, t_max: Positive, rho: AtLeastOne = 1.0) -> TimeSampler:
@@ -79,11 +79,11 @@ def part_of(fraction: float, batch_size: int | Any) -> int:
 def held_at(times: TimeSampler, *, at: float, fraction: float) -> TimeSampler:
     """The time `at` for the first `fraction` of the batch, `times` for the rest.   [Lee et al. 2025, TCM, alg. 1]"""
 
-    def draw(key, batch_size):
+    def sample(key, batch_size):
         held = jnp.arange(batch_size) < part_of(fraction, batch_size)
         return jnp.where(held, at, times(key, batch_size))
 
-    return draw
+    return sample
 
 
 def _check_positive(name: str, value: float) -> None:

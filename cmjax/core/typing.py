@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 Params = Any
@@ -17,6 +18,9 @@ Shape = Sequence[Any]
 PerSample = Float[Array, " b"]
 Time = Float[Array, ""] | Float[Array, " b"] | float
 """One time for the whole batch, or one for each sample. On the `ve` path a time is the noise std."""
+
+TimeGrid = Sequence[float] | Float[Array, " n"] | Float[np.ndarray, " n"]
+"""Times that a sampler steps through, such as (80.0, 0.8) or a reversed `karras_grid`."""
 
 PRNGKey = Key[Array, ""] | UInt32[Array, " size"]
 Keys = PRNGKey | Key[Array, " b"] | UInt32[Array, "b size"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.pixels import UINT8
 from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
@@ -32,7 +32,7 @@ class Weights:
     step: int
     checkpoint: Path | None
     average: str
-    flow_map: FlowMap
+    flow_map: BoundModel
 
 
 def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds: Sequence[str]) -> Iterator[Weights]:
@@ -83,7 +83,7 @@ class Asked:
     seed: int
     labels: str
     uint8: str
-    weaker: FlowMap | None = None
+    weaker: BoundModel | None = None
 
 
 def evaluate_setting(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cmjax.config.fields import ConfigError
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.system.mesh import make_mesh
 
@@ -21,7 +21,7 @@ class Weaker:
         folder, step = self.trained.folder, self.trained.used_step
         return f"{folder}/checkpoints/{step} {self.trained.recorded.averages[self.average]}"
 
-    def load(self) -> FlowMap:
+    def load(self) -> BoundModel:
         return self.trained.load(average=self.average, mesh=make_mesh())
 
 

@@ -20,8 +20,9 @@ from cmjax.core.editing import (
     nothing_known,
     super_resolution,
 )
+from cmjax.core.model import BoundModel
 from cmjax.core.paths import Path, ve
-from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.core.sampling import gaussian
 from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import keys_of, over_devices, rows_in_chunks
 from cmjax.system.progress import ProgressBar, no_progress
@@ -141,7 +142,7 @@ PICTURES = {"blending": 2}
 
 
 def edit_images(
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     pictures: np.ndarray,
     task: str,
     settings: TaskSettings,
@@ -184,7 +185,7 @@ def _denoise(model: Any, rows: Any) -> jax.Array:
 
 
 def _evaluate(
-    function: Callable, flow_map: FlowMap, rows: dict, steps: Sequence[Any], show_progress: ProgressBar
+    function: Callable, flow_map: BoundModel, rows: dict, steps: Sequence[Any], show_progress: ProgressBar
 ) -> np.ndarray:
     """rows["x"] after x ← function((flow_map, step), rows) for each of the steps, compiled for a single one."""
     compiled, number, finished = over_devices(function), len(rows["keys"]), []
@@ -199,7 +200,7 @@ def _evaluate(
     return np.concatenate(finished)[:number]
 
 
-def _sigma_and_time(flow_map: FlowMap, settings: TaskSettings) -> tuple[float, jax.Array]:
+def _sigma_and_time(flow_map: BoundModel, settings: TaskSettings) -> tuple[float, jax.Array]:
     """The noise that denoising removes, and where on the path it is."""
     sigma = settings.sigma
     if sigma is None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax.core.editing import invert, slerp
-from cmjax.core.sampling import FlowMap, gaussian
+from cmjax.core.model import BoundModel
+from cmjax.core.sampling import gaussian
 from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import over_devices, rows_in_chunks
 from cmjax.system.progress import ProgressBar, no_progress, progress
@@ -30,14 +31,14 @@ class Ends:
     errors: np.ndarray
 
 
-def seeded_ends(flow_map: FlowMap, seeds: tuple[int, int]) -> Ends:
+def seeded_ends(flow_map: BoundModel, seeds: tuple[int, int]) -> Ends:
     """The latents that two seeds draw."""
     latents = [gaussian(jax.random.key(seed), (1, *flow_map.shape)) for seed in seeds]
     return Ends(jnp.concatenate(latents), np.zeros((0, *flow_map.shape), np.float32), np.zeros(0))
 
 
 def find_ends(
-    flow_map: FlowMap, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
+    flow_map: BoundModel, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
 ) -> Ends:
     """The latents whose one-evaluation samples come nearest to two images, (2, h, w, c) uint8.
 
@@ -64,7 +65,7 @@ def find_ends(
 
 
 def interpolate(
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     ends: jax.Array,
     num: int,
     *,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.config.model import Model
+from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.sources import Source
 from cmjax.generation.samplers import Chosen, samplers_of_run
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
@@ -26,7 +26,7 @@ class RunSamples:
     """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
 
     run: Run
-    model: Model
+    model: NetworkModel
     source: Source
     workdir: Path
     samplers: dict[str, Chosen] = field(init=False)
@@ -35,12 +35,12 @@ class RunSamples:
         chosen = samplers_of_run(self.run.samples, self.model)
         object.__setattr__(self, "samplers", {one.name: one for one in chosen})
 
-    def flow_map(self, state: TrainState) -> FlowMap:
+    def flow_map(self, state: TrainState) -> BoundModel:
         return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
 
     def conditioned(
         self, state: TrainState, num: int, *, random_seed: int | None = None
-    ) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    ) -> tuple[BoundModel, dict[str, np.ndarray]]:
         """The averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of labels,
         as in `class_labels`."""
         num_classes = self.source.num_classes if self.model.class_conditional else None

@@ -8,9 +8,9 @@ import numpy as np
 
 from cmjax.config.effects import beyond_scales
 from cmjax.config.fields import ConfigError, Fields
-from cmjax.config.model import Model
-from cmjax.config.samples import OF_MULTISTEP, Samples, read_interval, read_sampler, read_solver
-from cmjax.core.sampling import FlowMap
+from cmjax.config.model import NetworkModel
+from cmjax.config.samples import OF_MULTISTEP, SamplingOptions, read_interval, read_sampler, read_solver
+from cmjax.core.model import BoundModel
 from cmjax.generation.arguments import given_label, given_times
 from cmjax.generation.sampling import (
     Sampler,
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 
 def conditioned(
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     trained: Trained,
-    samples: Samples,
+    samples: SamplingOptions,
     num: int,
     *,
     label: str | int | None = None,
     random_seed: int | None = None,
-    weaker: FlowMap | None = None,
-) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    weaker: BoundModel | None = None,
+) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """The model, guided as `samples` says, and the conditions of `num` samples.
 
     label, random_seed: as in `class_labels`. weaker: the model that guides them, of `samples.autoguidance`.
@@ -50,7 +50,7 @@ def conditioned(
     return guided_by(flow_map, labels, samples, trained.model)
 
 
-def networks_evaluated(samples: Samples, model: Model) -> int:
+def networks_evaluated(samples: SamplingOptions, model: NetworkModel) -> int:
     """How many times a guided estimate evaluates networks: with a label and without, unless the network takes the
     scale; or the model and a weaker one."""
     by_labels = samples.guidance != 1 and model.class_conditional and not model.guided
@@ -62,7 +62,7 @@ class Chosen:
     """A sampler of `samples`, its name, the descending noise levels it goes along, and its network evaluations, with
     guidance; None for as many as its tolerances need."""
 
-    samples: Samples
+    samples: SamplingOptions
     sampler: Sampler
     name: str
     times: tuple[float, ...]
@@ -79,7 +79,7 @@ TWICE = ("heun", "midpoint", "churn")
 """Solvers that evaluate the network twice in each step but the last."""
 
 
-def sampler_of(samples: Samples, model: Model) -> Chosen:
+def sampler_of(samples: SamplingOptions, model: NetworkModel) -> Chosen:
     """What draws samples of the model along all of the times of `samples`."""
     levels, twice = samples.levels(model), networks_evaluated(samples, model)
     name = samples.name(model.kind, len(levels))
@@ -89,7 +89,7 @@ def sampler_of(samples: Samples, model: Model) -> Chosen:
     return Chosen(samples, diffusion_sampler(samples, levels), name, levels, count and twice * count)
 
 
-def samplers_of_run(samples: Samples, model: Model) -> list[Chosen]:
+def samplers_of_run(samples: SamplingOptions, model: NetworkModel) -> list[Chosen]:
     """What a run draws its own samples with: a consistency model's in one evaluation and along all of the times."""
     times = samples.levels(model)
     along = [times] if model.kind == "denoiser" else dict.fromkeys((times[:1], times))
@@ -116,7 +116,7 @@ def chosen_samples(
     guidance_interval: list[str] | None = None,
     autoguidance: str = "",
     clip: bool | None = None,
-) -> Samples:
+) -> SamplingOptions:
     """How the command line asks for samples; what it leaves open is as the run draws its own.
 
     Raises: ConfigError where an option does not fit the model or another option.
@@ -143,7 +143,9 @@ def chosen_samples(
     return replace(own, times=None, solver_steps=steps) if steps else own
 
 
-def _with_guidance(trained: Trained, guidance: float | None, interval: list[str] | None, autoguidance: str) -> Samples:
+def _with_guidance(
+    trained: Trained, guidance: float | None, interval: list[str] | None, autoguidance: str
+) -> SamplingOptions:
     own, constants = trained.samples, trained.model.constants
     if guidance is not None and not trained.num_classes and not autoguidance:
         raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not, or by --autoguidance")
@@ -169,7 +171,7 @@ def _numbers(texts: list[str]) -> tuple[float, ...]:
         raise ConfigError(f"--guidance_interval={','.join(texts)}: must be two times, as 0.3,5") from None
 
 
-def _with_sampler(own: Samples, kind: str, sampler: str | None, gamma: float | None) -> Samples:
+def _with_sampler(own: SamplingOptions, kind: str, sampler: str | None, gamma: float | None) -> SamplingOptions:
     if sampler is not None and gamma is not None:
         raise ConfigError(f"--gamma={gamma} is short for --sampler='chain(gamma={gamma})': give one of them")
     if gamma is not None and kind != "flow_map":
@@ -181,7 +183,7 @@ def _with_sampler(own: Samples, kind: str, sampler: str | None, gamma: float | N
     return replace(own, gamma=gamma, **({} if gamma is None else dict.fromkeys(OF_MULTISTEP, False)))
 
 
-def _with_solver(own: Samples, model: Model, solver: str | None) -> Samples:
+def _with_solver(own: SamplingOptions, model: NetworkModel, solver: str | None) -> SamplingOptions:
     if solver is None:
         return own
     name, chosen = read_solver(Fields({"solver": solver}, prefix="--"), model.path, model.constants["t_max"])

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.config.model import Model
-from cmjax.config.samples import Samples
+from cmjax.config.model import NetworkModel
+from cmjax.config.samples import SamplingOptions
 from cmjax.core.guidance import autoguided, guided, limited
-from cmjax.core.sampling import FlowMap, gaussian, sample_chain, sample_denoiser, sample_fn
+from cmjax.core.model import BoundModel
+from cmjax.core.sampling import gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.data.batches import to_uint8
 from cmjax.runs.trained import Trained
 from cmjax.system.environment import tracing_for
@@ -35,12 +36,12 @@ _guided, _autoguided, _limited = lru_cache(guided), lru_cache(autoguided), lru_c
 """One function for one denoiser: jit compiles for each function that it is given anew."""
 
 
-def consistency_sampler(times: tuple[float, ...], samples: Samples) -> Sampler:
+def consistency_sampler(times: tuple[float, ...], samples: SamplingOptions) -> Sampler:
     """Samples of a consistency model or a flow map along `times`, by the sampler and with the noise of `samples`."""
     return consistency_samplers(samples)(times)
 
 
-def consistency_samplers(samples: Samples) -> Callable[[tuple[float, ...]], Sampler]:
+def consistency_samplers(samples: SamplingOptions) -> Callable[[tuple[float, ...]], Sampler]:
     """`consistency_sampler`, of one compilation for all times of a number."""
     sharded = _sampling(consistency_sample(samples))
 
@@ -51,7 +52,7 @@ def consistency_samplers(samples: Samples) -> Callable[[tuple[float, ...]], Samp
     return along
 
 
-def consistency_sample(samples: Samples) -> Callable[..., Any]:
+def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
     """What `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
 
     def sample(flow_map_and_times, keys, conditions):
@@ -67,12 +68,12 @@ def consistency_sample(samples: Samples) -> Callable[..., Any]:
     return sample
 
 
-def diffusion_sampler(samples: Samples, times: tuple[float, ...]) -> Sampler:
+def diffusion_sampler(samples: SamplingOptions, times: tuple[float, ...]) -> Sampler:
     """A denoiser's samples along the descending `times`, by the solver of `samples`."""
     return _sampling(diffusion_sample(samples, times))
 
 
-def diffusion_sample(samples: Samples, times: tuple[float, ...]) -> Callable[..., Any]:
+def diffusion_sample(samples: SamplingOptions, times: tuple[float, ...]) -> Callable[..., Any]:
     """What `diffusion_sampler` compiles."""
     choices = {"solver": samples.solver, "clip": samples.clip}
 
@@ -85,7 +86,7 @@ def diffusion_sample(samples: Samples, times: tuple[float, ...]) -> Callable[...
 
 def sample_images(
     sampler: Sampler,
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     num: int,
     *,
     seed: int,
@@ -115,7 +116,7 @@ class SampleSequence:
     [-1, 1] becomes uint8."""
 
     sampler: Sampler
-    flow_map: FlowMap
+    flow_map: BoundModel
     seed: int
     conditions: dict[str, np.ndarray]
     to_pixels: Callable[..., np.ndarray] = to_uint8
@@ -178,14 +179,14 @@ Interval = tuple[float, float] | None
 
 
 def with_guidance(
-    flow_map: FlowMap,
+    flow_map: BoundModel,
     conditions: dict[str, np.ndarray],
     guidance: float,
     *,
     takes: bool,
     interval: Interval = None,
     takes_interval: bool = False,
-) -> tuple[FlowMap, dict[str, np.ndarray]]:
+) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """The model and its conditions for samples of that guidance scale, at the times of the interval alone.
 
     A network that `takes` the scale is given it, and so the interval; any other with classes is evaluated twice, unless
@@ -196,17 +197,21 @@ def with_guidance(
     if takes_interval and interval is not None:
         ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
         conditions, interval = {**conditions, "interval": ends}, None
-    denoiser = flow_map.denoiser if takes else _guided(flow_map.denoiser)
-    scaled = replace(flow_map, denoiser=_within(denoiser, interval))
+    denoiser = flow_map.function if takes else _guided(flow_map.function)
+    scaled = replace(flow_map, function=_within(denoiser, interval))
     return scaled, {**conditions, "guidance": np.full(len(conditions["label"]), guidance, np.float32)}
 
 
 def with_autoguidance(
-    flow_map: FlowMap, weak: FlowMap, conditions: dict[str, np.ndarray], scales: np.ndarray, interval: Interval = None
-) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    flow_map: BoundModel,
+    weak: BoundModel,
+    conditions: dict[str, np.ndarray],
+    scales: np.ndarray,
+    interval: Interval = None,
+) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """The model guided by a weaker one of its shape, path and conditions. scales: of each sample."""
-    denoiser = _within(_autoguided(flow_map.denoiser, weak.denoiser), interval)
-    both = replace(flow_map, params=(flow_map.params, weak.params), denoiser=denoiser)
+    denoiser = _within(_autoguided(flow_map.function, weak.function), interval)
+    both = replace(flow_map, params=(flow_map.params, weak.params), function=denoiser)
     return both, {**conditions, "guidance": scales}
 
 
@@ -215,16 +220,16 @@ def _within(denoiser: Callable[..., Any], interval: Interval) -> Callable[..., A
 
 
 def guided_by(
-    flow_map: FlowMap, conditions: dict[str, np.ndarray], samples: Samples, model: Model
-) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    flow_map: BoundModel, conditions: dict[str, np.ndarray], samples: SamplingOptions, model: NetworkModel
+) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """`with_guidance` as `samples` says, of a network of `model`."""
     takes = {"takes": model.guided, "takes_interval": model.guided_interval}
     return with_guidance(flow_map, conditions, samples.guidance, interval=samples.guidance_interval, **takes)
 
 
 def guided_as_trained(
-    flow_map: FlowMap, conditions: dict[str, np.ndarray], trained: Trained
-) -> tuple[FlowMap, dict[str, np.ndarray]]:
+    flow_map: BoundModel, conditions: dict[str, np.ndarray], trained: Trained
+) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """`with_guidance` as the run draws its own samples."""
     return guided_by(flow_map, conditions, trained.samples, trained.model)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.samples import Samples
-from cmjax.core.sampling import FlowMap
+from cmjax.config.samples import SamplingOptions
+from cmjax.core.model import BoundModel
 from cmjax.data.base import DataError
 from cmjax.data.fingerprint import fingerprint
 from cmjax.generation.samplers import conditioned
@@ -34,7 +34,7 @@ SAMPLES = 1000
 
 
 def find_times(
-    trained: Trained, flow_map: FlowMap, count: int, *, metric: str = "fd", samples: Samples | None = None
+    trained: Trained, flow_map: BoundModel, count: int, *, metric: str = "fd", samples: SamplingOptions | None = None
 ) -> tuple[float, ...]:
     """`count` descending noise levels, the first t_max: kept in the run's folder, or found by search.
 
@@ -62,7 +62,7 @@ def find_times(
     return times
 
 
-def _about(trained: Trained, flow_map: FlowMap, samples: Samples) -> dict[str, str | None]:
+def _about(trained: Trained, flow_map: BoundModel, samples: SamplingOptions) -> dict[str, str | None]:
     """The keys of what a search depends on: the model and how samples are drawn with it, and the held-out images, None
     where they are not at hand. Every process must call it."""
     drawn = content_key(VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices)
@@ -99,7 +99,7 @@ def _keep(path: Path, content: Mapping[str, Any]) -> None:
         log.warning("%s is not written, and another start searches again: %s", path, error.strerror or error)
 
 
-def _name(trained: Trained, samples: Samples, count: int, metric: str) -> str:
+def _name(trained: Trained, samples: SamplingOptions, count: int, metric: str) -> str:
     """Of an entry in the record: "2", and what is not the default beside it."""
     sampler = [] if samples.gamma is None else [samples.name(trained.model.kind, count)]
     others = {} if samples.guidance == trained.samples.guidance else {"guidance": samples.guidance}
@@ -108,7 +108,7 @@ def _name(trained: Trained, samples: Samples, count: int, metric: str) -> str:
 
 
 def score_along(
-    trained: Trained, flow_map: FlowMap, metric: str, samples: Samples | None = None
+    trained: Trained, flow_map: BoundModel, metric: str, samples: SamplingOptions | None = None
 ) -> Callable[[tuple[float, ...]], float]:
     """times -> the metric of `SAMPLES` images drawn along them; samples: as in `find_times`.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int
 from cmjax.core.batch import Times
 from cmjax.core.grids import LOWEST, karras_grid
 from cmjax.core.ode import ode_velocity
-from cmjax.core.pairs import TimesSampler
+from cmjax.core.pairs import PairSampler
 from cmjax.core.paths import Path
 from cmjax.core.typing import BoundDenoiser, OdeStep, PRNGKey, Samples, Step
 
@@ -97,7 +97,7 @@ def trajectory_times(n: int, path: Path, levels: tuple[float, float], *, rho: fl
 
 
 def times_within(
-    times: TimesSampler,
+    times: PairSampler,
     key: PRNGKey,
     batch_size: int,
     step: Step,

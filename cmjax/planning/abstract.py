@@ -10,7 +10,7 @@ import numpy as np
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model_like
 from cmjax.config.run import Run
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
 from cmjax.data.known import KNOWN
 from cmjax.data.sources import DataError
@@ -58,7 +58,7 @@ def data_shapes(run: Run) -> DataShapes:
     return DataShapes(shape, np.uint8 if shape[2] in (1, 3) else np.float32, classes, assumed)
 
 
-def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tuple[FlowMap | None, str]:
+def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tuple[BoundModel | None, str]:
     """The model that the objective distils, its parameters' shapes in their place, and what of it was not read: the
     run that it names, where that is here, else a model with the student's network."""
     if not run.method.teacher:
@@ -71,7 +71,7 @@ def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tup
     return model.bind(parameter_shapes(model.module, data.shape), data.shape), assumed
 
 
-def frozen_shapes(run: Run, teacher: FlowMap | None) -> dict[str, Params]:
+def frozen_shapes(run: Run, teacher: BoundModel | None) -> dict[str, Params]:
     """What `load_frozen` gives, as shapes."""
     frozen = {name: weights.shapes() for name, weights in run.method.frozen.items()}
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}

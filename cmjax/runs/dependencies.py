@@ -10,9 +10,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError, about
-from cmjax.config.model import Model
+from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.sources import Source
 from cmjax.runs.classes import check_classes
 from cmjax.runs.trained import load, open_trained
@@ -48,7 +48,7 @@ def _check_goes_without_labels(run: Run) -> None:
         )
 
 
-def load_teacher(run: Run, mesh: Mesh) -> FlowMap:
+def load_teacher(run: Run, mesh: Mesh) -> BoundModel:
     """The model that is distilled. One that drops out units does so at the student's rate, whatever its own was."""
     if not run.method.teacher_drops_out:
         return load_other(run.method.teacher, _teacher_field(run), mesh)
@@ -58,7 +58,7 @@ def load_teacher(run: Run, mesh: Mesh) -> FlowMap:
     )
 
 
-def load_other(workdir: str, field: str, mesh: Mesh) -> FlowMap:
+def load_other(workdir: str, field: str, mesh: Mesh) -> BoundModel:
     """Another run's model, which this one starts from or distils.
 
     Raises: ConfigError naming the field that names its folder.
@@ -66,7 +66,7 @@ def load_other(workdir: str, field: str, mesh: Mesh) -> FlowMap:
     return _named(workdir, field, partial(load, mesh=mesh))
 
 
-def check_teacher(run: Run, teacher: FlowMap, student: Model, shape: tuple[int, ...]) -> None:
+def check_teacher(run: Run, teacher: BoundModel, student: NetworkModel, shape: tuple[int, ...]) -> None:
     """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
     name, needed, field = run.method.teacher, run.method.teacher_kind, _teacher_field(run)
     if teacher.kind != needed or teacher.shape != shape:
@@ -82,7 +82,7 @@ def check_teacher(run: Run, teacher: FlowMap, student: Model, shape: tuple[int, 
         )
 
 
-def check_classes_of_others(run: Run, student: Model, source: Source) -> None:
+def check_classes_of_others(run: Run, student: NetworkModel, source: Source) -> None:
     """Raise ConfigError where the labels of a teacher, or of the run `init_from`, mean other classes than these."""
     for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
         if name and student.class_conditional:

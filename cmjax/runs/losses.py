@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import Model
+from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.data.batches import Batches
 from cmjax.metrics.diagnostics import bin_of, loss_and_gradient_norm, times_within
 from cmjax.nets.adapter import parameter_shapes
@@ -36,7 +36,7 @@ RARE = 0.25
 Found = tuple[dict[str, Any], list[np.ndarray]]
 
 
-def losses_by_level(trained: Trained, run: Run, flow_map: FlowMap, *, num: int, seed: int) -> Found:
+def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: int, seed: int) -> Found:
     """The run's own objective at its average, for samples whose t falls in each bin of noise levels: the mean loss, and
     the norm of the gradient of a batch of them.
 
@@ -67,7 +67,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: FlowMap, *, num: int, 
     return {"batch_size": size, "parameters": EMA, "bins": rows}, _panels(trained.title, rows, size)
 
 
-def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]:
+def _needed(method: Method, mesh: Mesh) -> tuple[BoundModel | None, dict[str, Any]]:
     """The objective's teacher, and what it uses and training leaves alone."""
     try:
         frozen = {name: weights.load() for name, weights in method.frozen.items()}
@@ -78,7 +78,7 @@ def _needed(method: Method, mesh: Mesh) -> tuple[FlowMap | None, dict[str, Any]]
     return teacher, frozen | ({} if teacher is None else {TEACHER: teacher.params})
 
 
-def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, edges: np.ndarray, step: int):
+def _measure(fixed, batch, key_data, place, *, run: Run, model: NetworkModel, teacher, edges: np.ndarray, step: int):
     """(loss, norm of the gradient, samples found, fraction of all samples) of a batch of one bin."""
     params, target_params, frozen = fixed
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
@@ -92,7 +92,7 @@ def _measure(fixed, batch, key_data, place, *, run: Run, model: Model, teacher, 
         draws=DRAWS,
     )
     method = replace(run.method, times=lambda *_: found_times).with_teacher(teacher, model.path)
-    drawn, dropout_key = method.draw(method_key, x0, jnp.asarray(step), inputs)
+    drawn, dropout_key = method.sample_batch(method_key, x0, jnp.asarray(step), inputs)
 
     def losses(params):
         target = params if target_params is None else target_params

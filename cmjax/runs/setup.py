@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.model import Model, check_network
+from cmjax.config.model import NetworkModel, check_network
 from cmjax.config.run import Run
-from cmjax.core.sampling import FlowMap
+from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params, PRNGKey, Samples
 from cmjax.data.batches import preprocess
 from cmjax.data.sources import DataError, Source
@@ -42,7 +42,7 @@ from cmjax.system.memory import FOR_PARAMETERS, GIB, too_little
 from cmjax.system.mesh import bytes_per_device, make_mesh, move, parameter_shardings
 from cmjax.system.processes import leave_at_once, on_first_process
 from cmjax.training.method import TEACHER
-from cmjax.training.state import Batch, TrainState
+from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import TrainStep, init_state, make_train_step, prepare_inputs, state_shapes
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ class Setup:
     run: Run
     mesh: Mesh
     source: Source
-    model: Model
-    teacher: FlowMap | None
+    model: NetworkModel
+    teacher: BoundModel | None
     frozen: dict[str, Params]
 
 
@@ -188,14 +188,14 @@ def _warn_of_figures(run: Run, source: Source) -> None:
         log.warning("the run will end without metrics: %s; set config.metrics.num=0 if none are wanted", why)
 
 
-def _load_frozen(run: Run, teacher: FlowMap | None, mesh: Mesh) -> dict[str, Params]:
+def _load_frozen(run: Run, teacher: BoundModel | None, mesh: Mesh) -> dict[str, Params]:
     """What the objective uses and training leaves alone, laid over the mesh."""
     frozen = {name: _load_weights(name, weights.load) for name, weights in run.method.frozen.items()}
     frozen = move(frozen, parameter_shardings(frozen, mesh))
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 
 
-def train_step_of(run: Run, model: Model, teacher: FlowMap | None, mesh: Mesh) -> TrainStep:
+def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh) -> TrainStep:
     """The train step of a configuration, not yet compiled."""
     return make_train_step(
         model.function,
@@ -210,7 +210,7 @@ def train_step_of(run: Run, model: Model, teacher: FlowMap | None, mesh: Mesh) -
     )
 
 
-def inputs_of(run: Run, model: Model) -> Callable[[Batch, PRNGKey], tuple[Samples, dict[str, Array]]]:
+def inputs_of(run: Run, model: NetworkModel) -> Callable[[Examples, PRNGKey], tuple[Samples, dict[str, Array]]]:
     """What makes x0 and the network's conditions of a batch, as `prepare_inputs`."""
     return partial(
         prepare_inputs,
@@ -222,12 +222,12 @@ def inputs_of(run: Run, model: Model) -> Callable[[Batch, PRNGKey], tuple[Sample
     )
 
 
-def bin_edges(model: Model, bins: int) -> np.ndarray:
+def bin_edges(model: NetworkModel, bins: int) -> np.ndarray:
     """The noise levels (bins + 1,) between which a run's losses are sorted."""
     return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])
 
 
-def _bins(run: Run, model: Model) -> dict[str, Any]:
+def _bins(run: Run, model: NetworkModel) -> dict[str, Any]:
     """What makes the train step sum the losses by noise level, where the configuration asks for it."""
     if not run.log.bins:
         return {}
@@ -264,7 +264,7 @@ def _load_weights(name: str, load_weights: Callable[[], Params]) -> Params:
         raise ConfigError(f"config.objective.distance: the weights of {name} cannot be loaded: {error}") from error
 
 
-def _started(fresh: Params, other: FlowMap, name: str, differing: Callable[[], str] = lambda: "") -> Params:
+def _started(fresh: Params, other: BoundModel, name: str, differing: Callable[[], str] = lambda: "") -> Params:
     """The other run's parameters, checked against this network's; `ADDED` modules that it lacks are fresh."""
     ours, theirs = flatten_dict(fresh), flatten_dict(other.params)
     added = {path: leaf for path, leaf in ours.items() if path not in theirs and ADDED & set(path)}

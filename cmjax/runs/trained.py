@@ -10,12 +10,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError, changed
-from cmjax.config.model import Model
+from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import long_average
 from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
 from cmjax.config.run import Run, read_run
-from cmjax.config.samples import Samples
-from cmjax.core.sampling import FlowMap
+from cmjax.config.samples import SamplingOptions
+from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
@@ -36,11 +36,11 @@ class Trained:
     recorded: Recorded
 
     @property
-    def model(self) -> Model:
+    def model(self) -> NetworkModel:
         return self.recorded.model
 
     @cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> SamplingOptions:
         """How the run draws its own samples, as `recorded_samples`. A model is loaded without it."""
         return recorded_samples(self.record["config"])
 
@@ -100,7 +100,7 @@ class Trained:
         config = changed(self.record["config"], "net.dropout", rate)
         return replace(self, recorded=read_recorded(config, self.record["num_classes"]))
 
-    def load(self, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
+    def load(self, *, average: int = 0, mesh: Mesh | None = None) -> BoundModel:
         """The model bound to an average of its parameters, as `load`."""
         kept = self.recorded.averages
         if not 0 <= average < len(kept):
@@ -129,7 +129,7 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
     return replace(trained, record={**record, "config": changed(record["config"], "data.data_dir", data_dir)})
 
 
-def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> FlowMap:
+def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> BoundModel:
     """The trained model of a run's folder, bound to an average of its parameters.
 
     Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.

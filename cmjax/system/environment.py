@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from cmjax.system.files import problem_of_path
+from cmjax.system.files import path_problem
 
 REFUSED = {
     "JAX_DISABLE_JIT": (r"1|t|true|on|yes|y", "whatever a run does is compiled"),
@@ -31,7 +31,7 @@ def check_environment() -> None:
             if re.fullmatch(pattern, name) and re.fullmatch(values, os.environ[name].lower()):
                 raise ValueError(f"{name}={os.environ[name]}: {why}; leave the variable out")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    if problem := problem_of_path(cache):
+    if problem := path_problem(cache):
         raise ValueError(f"JAX_COMPILATION_CACHE_DIR={cache}: {problem}")
     flags = os.environ.get("XLA_FLAGS", "")
     if flags and (complaint := _complaint_of_xla(flags)):

@@ -26,7 +26,7 @@ class PathError(ValueError):
     """A text that names no file or folder which can be reached; the message has the text."""
 
 
-def problem_of_path(text: str) -> str | None:
+def path_problem(text: str) -> str | None:
     """What is wrong with the name of a file or folder; None where nothing is."""
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text):
         if scheme[1] == "file":
@@ -47,7 +47,7 @@ def to_path(path: str | os.PathLike[str]) -> Path:
 
     Raises: PathError where it is none; MissingLibrary where it is a bucket's, and what reaches buckets is missing.
     """
-    if problem := problem_of_path(os.fspath(path)):
+    if problem := path_problem(os.fspath(path)):
         raise PathError(f"{os.fspath(path)!r}: {problem}")
     if not is_bucket(path):
         return Path(path).expanduser()

@@ -22,7 +22,7 @@ from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, writ
 from cmjax.system.mesh import move, parameter_shardings, reading_shardings, shapes_on
 from cmjax.system.processes import all_agree, is_first, on_first_process
 from cmjax.training.checksums import write_checksums, write_checksums_once_committed
-from cmjax.training.newest import CheckpointError, newest_readable, problem_of
+from cmjax.training.newest import CheckpointError, newest_readable, why_failed
 from cmjax.training.optimizer import AveragesState
 from cmjax.training.state import TrainState
 
@@ -76,7 +76,7 @@ class Checkpointer:
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._under_way = step
-        self._problem = problem_of(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
+        self._problem = why_failed(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
         if self._problem is None and is_first() and not is_bucket(self.folder):
             self._checksums = self._checksum_worker.submit(
                 write_checksums_once_committed, self.folder / str(step), self._gave_up
@@ -99,13 +99,13 @@ class Checkpointer:
         if self._under_way is None:
             return
         step, self._under_way = self._under_way, None
-        problem = self._problem or problem_of(self._manager.wait_until_finished)
+        problem = self._problem or why_failed(self._manager.wait_until_finished)
         if not all_agree(problem is None):
             self._problem = problem or "another process could not save its part"
             log.warning("checkpoint %s could not be saved: %s", self.folder / str(step), self._problem)
             self._start_anew()
         elif self._checksums is not None:
-            if problem := problem_of(self._checksums.result):
+            if problem := why_failed(self._checksums.result):
                 log.warning("checkpoint %s is saved without checksums: %s", self.folder / str(step), problem)
             self._checksums = None
 
@@ -118,7 +118,7 @@ class Checkpointer:
 
     def _close(self) -> None:
         self._gave_up.set()
-        problem_of(self._manager.close)
+        why_failed(self._manager.close)
         self._checksum_worker.shutdown()
 
     def _make_manager(self) -> ocp.CheckpointManager:

@@ -15,10 +15,10 @@ from cmjax.system.progress import Update
 from cmjax.system.signals import stop_requests
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.speed import Speed
-from cmjax.training.state import Batch, TrainState
+from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import Metrics
 
-LoopedStep = Callable[[TrainState, Params, Batch, int], tuple[TrainState, Metrics]]
+LoopedStep = Callable[[TrainState, Params, Examples, int], tuple[TrainState, Metrics]]
 WriteRecord = Callable[[int, dict[str, float]], None]
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def run_loop(
     state: TrainState,
     train_step: LoopedStep,
     frozen: Params,
-    batches: Iterable[Batch],
+    batches: Iterable[Examples],
     *,
     start: int,
     total_steps: int,

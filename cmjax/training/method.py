@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from cmjax.core.batch import Batch
-from cmjax.core.pairs import TimesSampler
+from cmjax.core.model import BoundModel
+from cmjax.core.pairs import PairSampler
 from cmjax.core.paths import Path, carry
-from cmjax.core.sampling import FlowMap
 from cmjax.core.typing import Conditions, Denoiser, Params, PerSample, PRNGKey, Samples, Schedule, Step
 from cmjax.system.mesh import replicated
 
@@ -33,7 +33,7 @@ class FrozenWeights:
 class Method:
     """How a run learns: `loss` is a function of `cmjax.losses` with its choices bound, the rest is what it is given.
 
-        loss(model, params, key, batch, **arguments) -> (b,): `draw` gives the batch, `arguments` the arguments.
+        loss(model, params, key, batch, **arguments) -> (b,): `sample_batch` gives the batch, `arguments` the arguments.
 
     times: draws the times at which the loss looks. target_rate: of the target's average; None: the target is the
     student itself. by_step: arguments of the loss that are functions of the step. by_frozen: arguments that are made
@@ -51,7 +51,7 @@ class Method:
     """
 
     loss: Callable[..., PerSample]
-    times: TimesSampler
+    times: PairSampler
     target_rate: Schedule | None = None
     by_step: Mapping[str, Schedule] = field(default_factory=dict)
     by_frozen: Mapping[str, Callable[[Mapping[str, Params]], Any]] = field(default_factory=dict)
@@ -70,12 +70,12 @@ class Method:
     teacher_drops_out: bool = False
     guided_by: str = ""
 
-    def with_teacher(self, teacher: FlowMap | None, path: Path) -> "Method":
+    def with_teacher(self, teacher: BoundModel | None, path: Path) -> "Method":
         """The method with its teacher, which is carried to the student's path if its own is another."""
         if teacher is None:
             return self
         same = teacher.path == path
-        function = teacher.denoiser if same else carry(teacher.denoiser, teacher.path, path)
+        function = teacher.function if same else carry(teacher.function, teacher.path, path)
         return replace(self, teacher_function=function)
 
     def on(self, mesh: Mesh) -> "Method":
@@ -87,7 +87,7 @@ class Method:
         everywhere = partial(with_sharding_constraint, shardings=replicated(mesh))
         return replace(self, coupling=lambda *batch: everywhere(coupling(*everywhere(batch))))
 
-    def draw(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
+    def sample_batch(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
         """The batch that the loss is evaluated on, with its noise and times, and the key of the dropout masks."""
         times_key, key = jax.random.split(key)
         if self.guidance is not None:

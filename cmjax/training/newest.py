@@ -64,7 +64,7 @@ def _damage(step_folder: Path) -> str | None:
     return None
 
 
-def problem_of(action: Callable[[], Any]) -> str | None:
+def why_failed(action: Callable[[], Any]) -> str | None:
     """What went wrong in an action, None where nothing did. Orbax raises many kinds, of a full disk for one."""
     try:
         action()

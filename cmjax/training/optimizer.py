@@ -202,23 +202,23 @@ def _promoting(rule: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(rule.init, update)
 
 
-def constant_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
+def constant_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
     """The learning rate `peak` after a linear warm-up."""
     return _warmed_up(optax.constant_schedule(peak), peak, warmup_steps)
 
 
-def cosine_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
+def cosine_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
     """From `peak` to zero along a half cosine, after a linear warm-up."""
     return _warmed_up(optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1)), peak, warmup_steps)
 
 
-def linear_rate(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
+def linear_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
     """From `peak` to zero along a line, after a linear warm-up."""
     decay = optax.linear_schedule(peak, 0.0, max(total_steps - warmup_steps, 1))
     return _warmed_up(decay, peak, warmup_steps)
 
 
-def inverse_sqrt_rate(
+def inverse_sqrt_schedule(
     *, peak: float, total_steps: int, batch_size: int, flat_steps: Count, warmup_mimg: NotNegative
 ) -> Schedule:
     """peak/√(max(step/flat_steps, 1)), after a linear warm-up of `warmup_mimg` million images.   [Karras et al. 2024,

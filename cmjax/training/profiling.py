@@ -12,7 +12,7 @@ import jax
 from cmjax.core.typing import Params
 from cmjax.system.files import write_atomically
 from cmjax.system.processes import is_first
-from cmjax.training.state import Batch, TrainState
+from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import CompiledStep, Metrics
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class TracedSteps:
         self._first = max(start, steps.start)
         self._scratch: tempfile.TemporaryDirectory | None = None  # the profiler writes on disks alone
 
-    def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, frozen: Params, batch: Examples, stop: int = 0) -> tuple[TrainState, Metrics]:
         step, self._next = self._next, self._next + self._steps_per_call
         if self._next <= self._steps.start or step >= self._steps.stop:
             return self._train_step(state, frozen, batch, stop)

@@ -27,5 +27,5 @@ class TrainState:
         return self.step - self.opt_state[-1].count
 
 
-Batch = dict[str, Any]
+Examples = dict[str, Any]
 """`image` (b, h, w, c) uint8 or float, and `label` (b,) int32 where the data has classes."""

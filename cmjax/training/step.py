@@ -19,10 +19,10 @@ from cmjax.system.mesh import batch_sharding, over_steps, parameter_shardings, r
 from cmjax.system.program import jaxpr_flops
 from cmjax.training.method import Method
 from cmjax.training.optimizer import TARGET, averages
-from cmjax.training.state import Batch, TrainState
+from cmjax.training.state import Examples, TrainState
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Params, Examples], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -30,7 +30,7 @@ def make_train_step(
     method: Method,
     optimizer: optax.GradientTransformation,
     *,
-    prepare: Callable[[Batch, PRNGKey], tuple[Samples, dict[str, Array]]],
+    prepare: Callable[[Examples, PRNGKey], tuple[Samples, dict[str, Array]]],
     seed: int,
     grad_accumulation: int = 1,
     skip_nonfinite: int = 0,
@@ -60,7 +60,7 @@ def make_train_step(
 
         def mean_loss(params, key, x0, conditions):
             target = params if target_params is None else target_params
-            drawn, dropout_key = method.draw(key, x0, state.step, conditions)
+            drawn, dropout_key = method.sample_batch(key, x0, state.step, conditions)
             given = method.arguments(state.step, target, frozen)
             losses = method.loss(model, params, dropout_key, drawn, **given)
             bin_sums = {} if bin_of is None else {"loss_bins": _sums_by_bin(losses, bin_of(drawn.times.t), bins)}
@@ -106,7 +106,7 @@ def _only_if(condition, function, state):
 
 
 def prepare_inputs(
-    batch: Batch,
+    batch: Examples,
     key: PRNGKey,
     *,
     preprocess: Callable[[Array, PRNGKey], Samples],
@@ -190,7 +190,7 @@ class CompiledStep:
         self.executable, self.flops = executable, flops
         self._votes = lru_cache(partial(_votes, mesh))
 
-    def __call__(self, state: TrainState, frozen: Params, batch: Batch, stop: int = 0) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, frozen: Params, batch: Examples, stop: int = 0) -> tuple[TrainState, Metrics]:
         """One step. `stop`: what this process votes for, a signal's number or 0; the largest of all is among the
         metrics as `stop`."""
         return self.executable(state, frozen, batch, self._votes(stop))
@@ -202,7 +202,7 @@ def _votes(mesh: Mesh, vote: int) -> Array:
 
 
 def compile_train_step(
-    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, steps_per_call: int = 1
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Examples, mesh: Mesh, *, steps_per_call: int = 1
 ) -> CompiledStep:
     """Compile the train step for states, frozen parameters and batches like these arrays, or shapes.
 
@@ -214,7 +214,7 @@ def compile_train_step(
 
 
 def trace_train_step(
-    train_step: TrainStep, state: TrainState, frozen: Params, batch: Batch, mesh: Mesh, *, steps_per_call: int = 1
+    train_step: TrainStep, state: TrainState, frozen: Params, batch: Examples, mesh: Mesh, *, steps_per_call: int = 1
 ) -> jax.stages.Traced:
     """What `compile_train_step` compiles, for the devices of the mesh, here or not.
 
