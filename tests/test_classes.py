@@ -14,7 +14,7 @@ from cmjax.config.recipes import load_recipe
 from cmjax.core.model import BoundModel
 from cmjax.data.base import ArraySource, DataError
 from cmjax.data.sources import arrays
-from cmjax.generation.arguments import given_label, labels_of_edit
+from cmjax.generation.arguments import edit_labels, read_label
 from cmjax.generation.interpolation import interpolate
 from cmjax.runs.classes import check_classes, class_of, classes_of, in_words
 from cmjax.runs.record import read_record, write_record
@@ -57,11 +57,11 @@ def test_a_class_that_is_none_or_two_is_refused(label, names, line):
 
 def test_classes_are_listed_where_one_must_be_chosen():
     with pytest.raises(ConfigError, match="--label is missing: the model has 4 classes, numbered from 0: 0 cat, 1 10"):
-        labels_of_edit([], 3, of(NAMES))
+        edit_labels([], 3, of(NAMES))
     with pytest.raises(ConfigError, match="--label=cat: the model has no classes"):
-        given_label("cat", of(NAMES, conditional=False))
-    assert labels_of_edit(["Owl"], 3, of(NAMES))["label"].tolist() == [3, 3, 3]
-    assert labels_of_edit(["cat", 1], 2, of(NAMES))["label"].tolist() == [0, 1]
+        read_label("cat", of(NAMES, conditional=False))
+    assert edit_labels(["Owl"], 3, of(NAMES))["label"].tolist() == [3, 3, 3]
+    assert edit_labels(["cat", 1], 2, of(NAMES))["label"].tolist() == [0, 1]
     assert in_words([f"c{i}" for i in range(1000)]).endswith("19 c19, … 999 c999")
 
 

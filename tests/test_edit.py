@@ -16,6 +16,7 @@ from cmjax.core.model import BoundModel
 from cmjax.core.oracles import gaussian_flow_map
 from cmjax.data.batches import to_uint8
 from cmjax.generation import arguments, editing, interpolation, sampling
+from cmjax.generation.files import write_strip
 from cmjax.generation.interpolation import find_ends, interpolate
 from cmjax.generation.sampling import keys_of
 from cmjax.interop.keys import Foreign
@@ -42,7 +43,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def folder(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a.png")
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "b.png")
@@ -83,10 +84,10 @@ def pixels(path):
         ("interpolation", ["a.png", "b.png"], 3),
     ],
 )
-def test_every_task_writes_its_strip_and_its_result(workdir, pictures, tmp_path, task, names, cells, caplog):
+def test_every_task_writes_its_strip_and_its_result(workdir, folder, tmp_path, task, names, cells, caplog):
     caplog.set_level("INFO")
-    images = [str(pictures / name) for name in names] if names else None
-    mask = str(pictures / "mask.png") if task in ("inpainting", "blending") else None
+    images = [str(folder / name) for name in names] if names else None
+    mask = str(folder / "mask.png") if task in ("inpainting", "blending") else None
     run(workdir, task, images, tmp_path / "x.png", mask=mask, sigma=0.5, add_noise=True)
     assert pixels(tmp_path / "x.png").shape == (64 + 4, cells * 66 + 2, 3)
     assert pixels(tmp_path / "x-result.png").shape == SHAPE
@@ -94,8 +95,8 @@ def test_every_task_writes_its_strip_and_its_result(workdir, pictures, tmp_path,
     assert (said in caplog.text) == (task == "colorization")
 
 
-def test_known_pixels_come_back_as_they_were(workdir, pictures, tmp_path):
-    mask, a, b = str(pictures / "mask.png"), str(pictures / "a.png"), str(pictures / "b.png")
+def test_known_pixels_come_back_as_they_were(workdir, folder, tmp_path):
+    mask, a, b = str(folder / "mask.png"), str(folder / "a.png"), str(folder / "b.png")
     run(workdir, "inpainting", [a], tmp_path / "x.png", mask=mask, num=2)
     one, two = pixels(tmp_path / "x-result-0.png"), pixels(tmp_path / "x-result-1.png")
     for result in (one, two):
@@ -124,15 +125,15 @@ def left_half():
 
 
 def test_each_picture_has_its_result():
-    pictures = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
     options = editing.TaskSettings(mask=left_half())
-    made = editing.edit_images(gaussian_model(), pictures, "inpainting", options, (10.0, 1.0))
-    np.testing.assert_array_equal(to_uint8(made.originals), pictures)
+    made = editing.edit_images(gaussian_model(), images, "inpainting", options, (10.0, 1.0))
+    np.testing.assert_array_equal(to_uint8(made.originals), images)
     np.testing.assert_array_equal(made.results[:, :, :4], made.originals[:, :, :4])
     np.testing.assert_array_equal(made.degraded[:, :, :4], made.originals[:, :, :4])
-    alone = editing.edit_images(gaussian_model(), pictures[:1], "inpainting", options, (10.0, 1.0))
+    alone = editing.edit_images(gaussian_model(), images[:1], "inpainting", options, (10.0, 1.0))
     np.testing.assert_allclose(alone.results, made.results[:1], atol=1e-6)
-    pairs = editing.edit_images(gaussian_model(), pictures, "blending", options, (10.0, 1.0))
+    pairs = editing.edit_images(gaussian_model(), images, "blending", options, (10.0, 1.0))
     assert len(pairs.originals) == 4
     assert len(pairs.degraded) == len(pairs.results) == 2
     np.testing.assert_array_equal(pairs.results[:, :, :4], pairs.originals[0::2, :, :4])
@@ -149,10 +150,10 @@ def test_labels_go_with_their_pictures():
     def by_label(params, x, t, label):
         return 0 * x + 0.1 * label[:, None, None, None]
 
-    pictures, labels = np.zeros((3, *SHAPE), np.uint8), np.array([5, 0, 7])
+    images, labels = np.zeros((3, *SHAPE), np.uint8), np.array([5, 0, 7])
     options = editing.TaskSettings(mask=left_half(), sigma=1.0, label={"label": labels})
     for task in ("inpainting", "denoising"):
-        made = editing.edit_images(gaussian_model(by_label), pictures, task, options, (10.0, 1.0))
+        made = editing.edit_images(gaussian_model(by_label), images, task, options, (10.0, 1.0))
         np.testing.assert_allclose(made.results[:, 0, 7, 0], 0.1 * labels, atol=1e-6, err_msg=task)
 
 
@@ -167,19 +168,19 @@ def test_estimates_are_clipped_unless_not_asked(clip, expected):
 def test_interpolation_between_pictures_begins_and_ends_with_them():
     # From data of that mean and variance: latents of typical norm make them.
     data = 0.1 + 0.5 * np.random.default_rng(0).standard_normal((2, *SHAPE)).clip(-1.7, 1.7)
-    pictures = ((data + 1) * 127.5).round().astype(np.uint8)
-    ends = find_ends(gaussian_model(), pictures, time=80.0, seed=0, conditions={})
-    exact = ((ends.pictures - 0.1) * ((0.25 + 80.0**2) / (0.25 + 0.002**2)) ** 0.5 + 0.1) / 80.0
+    images = ((data + 1) * 127.5).round().astype(np.uint8)
+    ends = find_ends(gaussian_model(), images, time=80.0, seed=0, conditions={})
+    exact = ((ends.images - 0.1) * ((0.25 + 80.0**2) / (0.25 + 0.002**2)) ** 0.5 + 0.1) / 80.0
     np.testing.assert_allclose(ends.latents, exact, atol=0.01)
     assert ends.errors.max() < 0.005
     way = interpolate(gaussian_model(), ends.latents, 5, time=80.0, conditions={})
-    errors = np.sqrt(np.mean((way[[0, -1]] - ends.pictures) ** 2, (1, 2, 3)))
+    errors = np.sqrt(np.mean((way[[0, -1]] - ends.images) ** 2, (1, 2, 3)))
     np.testing.assert_allclose(errors, ends.errors, rtol=0.01)
     assert abs(way[2].std() - 0.5) < 0.05
 
 
-def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
-    a, b = str(pictures / "a.png"), str(pictures / "b.png")
+def test_what_interpolation_found_is_said(workdir, folder, tmp_path, capsys):
+    a, b = str(folder / "a.png"), str(folder / "b.png")
     run(workdir, "interpolation", [a, b], tmp_path / "x.png", times=None, num=3)
     assert f"{a}: found again with an error of " in capsys.readouterr().out
     strip = pixels(tmp_path / "x.png")
@@ -214,9 +215,9 @@ def test_what_interpolation_found_is_said(workdir, pictures, tmp_path, capsys):
         ("interpolation", ["a.png", "b.png"], {"seeds": ["1", "2"]}, "--seeds and --image"),
     ],
 )
-def test_wrong_input_is_named(workdir, pictures, tmp_path, task, names, changes, said):
-    changes = {key: str(pictures / value) if key == "mask" else value for key, value in changes.items()}
-    images = [str(pictures / name) for name in names] if names else None
+def test_wrong_input_is_named(workdir, folder, tmp_path, task, names, changes, said):
+    changes = {key: str(folder / value) if key == "mask" else value for key, value in changes.items()}
+    images = [str(folder / name) for name in names] if names else None
     with pytest.raises(ConfigError, match=said):
         run(workdir, task, images, tmp_path / "x.png", **changes)
     assert not list(tmp_path.iterdir())
@@ -237,11 +238,11 @@ def test_how_a_picture_is_fitted_is_said_width_first(size, model, how):
     assert arguments.how_fitted(size, model) == how
 
 
-def test_a_mask_has_the_size_of_the_picture_or_of_the_models(pictures):
-    cropped = arguments.read_mask(str(pictures / "tall.png"), SHAPE, [(20, 10), (8, 8)])
+def test_a_mask_has_the_size_of_the_picture_or_of_the_models(folder):
+    cropped = arguments.read_mask(str(folder / "tall.png"), SHAPE, [(20, 10), (8, 8)])
     np.testing.assert_array_equal(cropped[0, :, 4, 0], [1, 1, 1, 1, 0, 0, 0, 0])  # the middle 10 of 20 rows
-    np.testing.assert_array_equal(arguments.read_mask(str(pictures / "mask.png"), SHAPE, [(20, 10)]), left_half())
-    np.testing.assert_array_equal(arguments.read_mask(str(pictures / "clear.png"), SHAPE, []), left_half())
+    np.testing.assert_array_equal(arguments.read_mask(str(folder / "mask.png"), SHAPE, [(20, 10)]), left_half())
+    np.testing.assert_array_equal(arguments.read_mask(str(folder / "clear.png"), SHAPE, []), left_half())
 
 
 @pytest.mark.parametrize(
@@ -279,26 +280,26 @@ def test_results_of_an_earlier_edit_do_not_stay(tmp_path, caplog):
     others = ["x[1]-result-old.png", "x[1]-result-01.png", "x1-result.png", "x[1]-result-7.png"]
     for name in others:
         (tmp_path / name).touch()
-    edit._write(path, {"result": black}, black, gaussian_model(), [tmp_path / others[-1]])
+    write_strip(path, {"result": black}, black, [tmp_path / others[-1]])
     assert {file.name for file in tmp_path.iterdir()} == {
         path.name,
         *(f"x[1]-result-{i}.png" for i in range(3)),
         *others,
     }
-    edit._write(path, {"result": black[:1]}, black[:1], gaussian_model(), [tmp_path / others[-1]])
+    write_strip(path, {"result": black[:1]}, black[:1], [tmp_path / others[-1]])
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "x[1]-result.png", *others}
     assert "removed 3 results of an earlier edit" in caplog.text
 
 
 def test_an_edit_does_not_write_over_its_own_picture(workdir, tmp_path):
-    picture = tmp_path / "x-result.png"
+    image = tmp_path / "x-result.png"
     with pytest.raises(ConfigError, match=r"would write over .*x-result\.png"):
-        run(workdir, "strokes", [str(picture)], tmp_path / "x.png")
+        run(workdir, "strokes", [str(image)], tmp_path / "x.png")
 
 
 def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
     monkeypatch.setattr(sampling, "PIXELS_AT_ONCE", 1)  # then 16 on each of four devices
-    pictures, traced, watched = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8), [], []
+    images, traced, watched = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8), [], []
 
     def exact(params, x, t):
         traced.append(x.shape)
@@ -309,7 +310,7 @@ def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
         return contextlib.nullcontext(lambda done, text: watched.append(done))
 
     model, options = gaussian_model(exact), editing.TaskSettings(mask=left_half(), clip=False)
-    made = editing.edit_images(model, pictures, "inpainting", options, (10.0, 1.0), watch)
+    made = editing.edit_images(model, images, "inpainting", options, (10.0, 1.0), watch)
     assert traced == [(36, *SHAPE)]
     assert watched == [140, 36, 72, 106, 140]
     keys = jax.random.wrap_key_data(jax.numpy.asarray(keys_of(0, np.arange(70))))
@@ -318,33 +319,33 @@ def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
     np.testing.assert_allclose(made.results, expected, atol=1e-6)
 
 
-def test_teachers_do_not_edit_and_classes_must_be_told(pictures, tmp_path):
+def test_teachers_do_not_edit_and_classes_must_be_told(folder, tmp_path):
     teacher = make_run(tmp_path / "teacher", kind="denoiser")
     with pytest.raises(ConfigError, match="diffusion teacher"):
-        run(teacher, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
+        run(teacher, "colorization", [str(folder / "a.png")], tmp_path / "x.png")
     with pytest.raises(ConfigError, match="consistency model"):
         gallery.run(teacher, images=None, out=None, seed=0, times=None)
     conditional = make_run(tmp_path / "conditional", num_classes=3)
     with pytest.raises(ConfigError, match="--label is missing: the model has 3 classes"):
-        run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png")
-    run(conditional, "colorization", [str(pictures / "a.png")], tmp_path / "x.png", label=2)
+        run(conditional, "colorization", [str(folder / "a.png")], tmp_path / "x.png")
+    run(conditional, "colorization", [str(folder / "a.png")], tmp_path / "x.png", label=2)
 
 
-def test_a_network_that_takes_the_scale_of_guidance_is_told_it(pictures, tmp_path, monkeypatch):
+def test_a_network_that_takes_the_scale_of_guidance_is_told_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(interpolation, "STEPS", 1)
     guided = make_run(tmp_path / "guided", num_classes=3, guided=True)
-    both = [str(pictures / name) for name in ("a.png", "b.png")]
+    both = [str(folder / name) for name in ("a.png", "b.png")]
     for task, names in [("colorization", both[:1]), ("denoising", both[:1]), ("interpolation", both)]:
         run(guided, task, names, tmp_path / "x.png", label=2, sigma=0.5, num=2)
     gallery.run(guided, images=both, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
 
 
-def test_a_gallery_has_a_row_for_each_task(workdir, pictures, tmp_path, monkeypatch, capsys):
+def test_a_gallery_has_a_row_for_each_task(workdir, folder, tmp_path, monkeypatch, capsys):
     traced, step = [], editing.edit_step
     monkeypatch.setattr(editing, "edit_step", lambda *args, **kwargs: traced.append(args) or step(*args, **kwargs))
     with pytest.raises(ConfigError, match="--image is missing"):
         gallery.run(workdir, images=None, out=None, seed=0, times=None)
-    both = [str(pictures / name) for name in ("a.png", "b.png")]
+    both = [str(folder / name) for name in ("a.png", "b.png")]
     gallery.run(workdir, images=both, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
     height, width, _ = pixels(tmp_path / "g.png").shape
     assert height == 58 + 8 * 66 + 2

@@ -19,7 +19,7 @@ from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.networks import Network
 from cmjax.evaluation.results import add_row, drop_rows_after, read_rows, row_there
 from cmjax.evaluation.sweep import evaluate_once
-from cmjax.generation import resumable, search
+from cmjax.generation import files, search
 from cmjax.metrics.accumulator import accumulate
 from cmjax.metrics.registry import FIGURES
 from cmjax.plotting.plots import save_png
@@ -119,9 +119,9 @@ def test_a_training_that_goes_back_removes_what_was_made_of_later_steps(tmp_path
         save_png(tmp_path / "diagnostics" / f"{name}.png", pixels)
         (tmp_path / "diagnostics" / f"{name}.json").write_text(json.dumps({"checkpoint": step}))
     (tmp_path / "summary.json").write_text(json.dumps({"steps": 300}))
-    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
     remove_later(tmp_path, 300)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == files
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
     remove_later(tmp_path, 200)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     kept = {"samples/0000100-1-step.png", "samples/seed-0.png", "diagnostics/times.png", "diagnostics/times.json"}
@@ -129,10 +129,10 @@ def test_a_training_that_goes_back_removes_what_was_made_of_later_steps(tmp_path
 
 
 def test_parts_of_a_model_that_is_gone_are_drawn_anew(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(resumable, "PART", 4)
+    monkeypatch.setattr(files, "PART", 4)
     asked = ("sample", f"--workdir={tmp_path / 'run'}", "--num=8")
     make_run(tmp_path / "run", seed=0)
-    write, written = resumable.write_atomically, []
+    write, written = files.write_atomically, []
 
     def killed(path, content):
         if len(written) == 2:  # the settings and one part
@@ -140,13 +140,13 @@ def test_parts_of_a_model_that_is_gone_are_drawn_anew(tmp_path, monkeypatch, cap
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(resumable, "write_atomically", killed)
+    monkeypatch.setattr(files, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         do(*asked, f"--out={tmp_path / 'x.npz'}")
-    monkeypatch.setattr(resumable, "write_atomically", write)
+    monkeypatch.setattr(files, "write_atomically", write)
     make_run(tmp_path / "run", seed=1)
     do(*asked, f"--out={tmp_path / 'x.npz'}")
-    assert "parts of another draw (parameters" in caplog.text
+    assert "parts of other samples (parameters" in caplog.text
     do(*asked, f"--out={tmp_path / 'whole.npz'}")
     with np.load(tmp_path / "x.npz") as mixed, np.load(tmp_path / "whole.npz") as whole:
         np.testing.assert_array_equal(mixed["images"], whole["images"])

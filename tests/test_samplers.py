@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cmjax.cli import sample, train
+from cmjax.cli import train
 from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import METHODS, read_model
@@ -20,7 +20,7 @@ from cmjax.core import solvers
 from cmjax.core.model import BoundModel
 from cmjax.core.paths import ve
 from cmjax.evaluation.results import read_rows, row_there, table
-from cmjax.generation import search
+from cmjax.generation import files, search
 from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, sample_images, with_guidance
 from cmjax.runs.record import write_model
 from cmjax.runs.trained import open_trained
@@ -285,7 +285,7 @@ def test_what_a_recipe_says_of_its_samples_is_checked(recipe, field, value, mess
 
 def test_parts_of_a_large_draw_depend_on_every_choice(runs, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(sample, "write_array", lambda *_, settings: written.append(settings))
+    monkeypatch.setattr(files, "write_array", lambda *_, settings: written.append(settings))
     ways = ["", "--labels=random", "--clip", "--guidance=2", "--guidance=2 --guidance_interval=0.3,5"]
     ways += [f"--guidance=2 --autoguidance={runs / 'classes'}", "--solver=churn(s_churn=5)", "--steps=4", "--label=3"]
     for way in ways:

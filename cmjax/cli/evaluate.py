@@ -25,7 +25,7 @@ from cmjax.evaluation.image_files import images_in
 from cmjax.evaluation.results import CONTENT, ROWS, curves, notes, table
 from cmjax.evaluation.sweep import Asked, evaluate_once, evaluate_setting, weights_of
 from cmjax.generation.autoguidance import weaker_model
-from cmjax.generation.samplers import chosen_samples, sampler_of
+from cmjax.generation.samplers import named_sampler, samples_from_flags
 from cmjax.interop.statistics import write_statistics
 from cmjax.metrics.registry import FIGURES, too_few
 from cmjax.plotting.plots import save_png
@@ -135,12 +135,12 @@ def _evaluate_run(options: Options, evaluation: Evaluation, data: DataSets, trai
     if options.given("labels") and not trained.num_classes:
         raise ConfigError(f"--labels={options.labels}: the model has no classes")
     ways = [
-        chosen_samples(trained, times=times and times.split(","), steps=_steps(steps), sampler=sampler, **once)
+        samples_from_flags(trained, times=times and times.split(","), steps=_steps(steps), sampler=sampler, **once)
         for sampler in options.sampler or (None,)
         for times in options.times or (None,)
         for steps in options.steps or (None,)
     ]
-    samplers = [sampler_of(samples, trained.model) for samples in ways]
+    samplers = [named_sampler(samples, trained.model) for samples in ways]
     evaluator, rows = _make_evaluator(options, evaluation, data, options.num, trained.folder), []
     asked = Asked(options.num, options.seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
     for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
@@ -148,10 +148,10 @@ def _evaluate_run(options: Options, evaluation: Evaluation, data: DataSets, trai
             rows.append(evaluate_setting(trained.folder, trained, weights, chosen, evaluator, asked))
     say(f"{table(rows)}\n{notes(rows[-1])}")
     say(f"\n{trained.folder / ROWS}")
-    if (picture := curves(rows, trained.folder.name)) is not None:
+    if (image := curves(rows, trained.folder.name)) is not None:
         path = trained.folder / "evaluation.png"
         try:
-            on_first_process(lambda: save_png(path, picture))
+            on_first_process(lambda: save_png(path, image))
             say(f"{path}")
         except OSError as error:
             log.warning("%s is not written: %s", path, error.strerror or error)

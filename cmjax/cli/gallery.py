@@ -4,40 +4,24 @@ cmjax gallery --workdir=runs/mnist_ct
 cmjax gallery --workdir=runs/mnist_ct --image=1.png,2.png,3.png,4.png --out=gallery.png
 """
 
-import logging
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.core.model import BoundModel
-from cmjax.data.base import DataError
 from cmjax.data.batches import to_uint8
-from cmjax.generation.arguments import edit_times, read_images
-from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_images
-from cmjax.generation.interpolation import interpolate, seeded_ends
-from cmjax.generation.sampling import class_labels, guided_as_trained
+from cmjax.generation.arguments import edit_times
+from cmjax.generation.editing import ALL_TASKS
+from cmjax.generation.gallery import HEADINGS, gallery_images, gallery_rows
 from cmjax.plotting.plots import save_png, sheet
-from cmjax.runs.classes import check_classes
 from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.stale import CHECKPOINT
-from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
-log = logging.getLogger(__name__)
-
-COLUMNS = 4
-"""Images in a row, each under these headings."""
-
-HEADINGS = ("original", "degraded", "result")
 LEFT_TO_RIGHT = "interpolation,\nleft to right"
 """The caption of the row whose images are not what the headings say."""
 
@@ -57,16 +41,18 @@ def start(options: Options) -> None:
 
 
 def run(
-    workdir: Path,
+    workdir: str | Path,
     *,
-    images: list[str] | None,
-    out: str | None,
-    seed: int,
-    times: list[str] | None,
+    images: list[str] | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    times: list[str] | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Draw the gallery of a checkpoint, `workdir` or the newest of that folder, into `out`, from held-out or given
-    images."""
+    """Makes the gallery of a checkpoint, `workdir` or the newest of that folder: `run("runs/mnist_ct")`.
+
+    images: files to edit; by default some of the run's held-out data. The other arguments are the mode's flags.
+    """
     trained = open_for_sampling(workdir, data_dir=data_dir)
     path = to_path(out or trained.folder / f"{trained.named}gallery.png")
     if path.suffix != ".png":
@@ -75,74 +61,16 @@ def run(
     flow_map = trained.load(mesh=make_mesh())
     if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of images")
-    pictures, labels = _pictures(trained, images, seed)
-    grid = edit_times(times, trained)
-    rows, names = [], []
+    originals, labels = gallery_images(trained, images, seed)
+    rows = {}
     with progress("gallery", len(ALL_TASKS)) as update:
-        for i, (name, row) in enumerate(_rows(flow_map, trained, pictures, labels, seed, grid)):
-            rows.append(row)
-            names.append(name)
-            update(i + 1, name)
-    captions = [LEFT_TO_RIGHT if name == "interpolation" else name for name in names]
-    title = f"{trained.title}: edits"
-    picture = sheet([to_uint8(row) for row in rows], captions, headings=HEADINGS, title=title)
+        for task, row in gallery_rows(flow_map, trained, originals, labels, seed=seed, grid=edit_times(times, trained)):
+            rows[task] = to_uint8(row)
+            update(len(rows), task)
+    captions = [LEFT_TO_RIGHT if task == "interpolation" else task for task in rows]
+    image = sheet(list(rows.values()), captions, headings=HEADINGS, title=f"{trained.title}: edits")
     try:
-        on_first_process(lambda: save_png(path, picture, **{CHECKPOINT: str(trained.used_step)}))
+        on_first_process(lambda: save_png(path, image, **{CHECKPOINT: str(trained.used_step)}))
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    say(f"{path}: a row for each of {', '.join(names)}, of {trained.title}; {' | '.join(HEADINGS)}")
-
-
-def _rows(
-    flow_map: BoundModel,
-    trained: Trained,
-    pictures: np.ndarray,
-    labels: np.ndarray | None,
-    seed: int,
-    grid: tuple[float, ...],
-) -> Iterator[tuple[str, np.ndarray]]:
-    """A task's name and its row, (3·COLUMNS, h, w, c) in [-1, 1]; tasks that the images do not allow are left out."""
-    h, w, c = flow_map.shape
-    hole, half = np.ones((1, h, w, 1), np.float32), np.ones((1, h, w, 1), np.float32)
-    hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
-    half[:, :, w // 2 :] = 0
-    fitting = [p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2]
-    patch = next((p for p in fitting if h // p >= 12), min(fitting, default=0))
-    model, known = guided_as_trained(flow_map, {} if labels is None else {"label": labels}, trained)
-    base = TaskSettings(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
-    for task in ALL_TASKS:
-        if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
-            log.info("%s: left out, the images are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
-            continue
-        if task == "interpolation":
-            shown = class_labels(2, trained.num_classes, 0)
-            chosen, shown = guided_as_trained(flow_map, shown, trained)
-            ends = seeded_ends(chosen, (seed, seed + 1))
-            yield task, interpolate(chosen, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
-            continue
-        taken, settings = pictures, base
-        if task == "blending":
-            taken = np.stack([pictures, np.roll(pictures, -1, axis=0)], axis=1).reshape(-1, h, w, c)
-            settings = replace(base, mask=half)
-        made = edit_images(model, taken, task, settings, grid)
-        originals = made.originals[:: len(taken) // COLUMNS]
-        # Three cells for each: what a task takes nothing away from is shown twice.
-        cells = (originals, made.degraded if len(made.degraded) else originals, made.results)
-        yield task, np.stack(cells, axis=1).reshape(3 * COLUMNS, h, w, c)
-
-
-def _pictures(trained: Trained, files: list[str] | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """COLUMNS images, uint8, given or held out from the run's data, and their labels where the model has classes."""
-    conditional = trained.model.class_conditional
-    if files:
-        given, _ = read_images(files, trained.shape, len(files))
-        chosen = given[np.arange(COLUMNS) % len(given)]
-        return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
-    if not trained.recorded.has_data:
-        raise ConfigError("--image is missing: an imported model has no held-out images; name some, as --image=a.png")
-    source = trained.run().open_source("test")
-    if len(source) < COLUMNS:
-        raise DataError(f"the run's data hold out {len(source)} images; {COLUMNS} are needed: give them by --image")
-    check_classes(trained, source, f"--workdir={trained.folder}")
-    batch = source.gather(np.random.default_rng(seed).choice(len(source), COLUMNS, replace=False))
-    return batch["image"], batch["label"] if conditional else None
+    say(f"{path}: a row for each of {', '.join(rows)}, of {trained.title}; {' | '.join(HEADINGS)}")

@@ -16,7 +16,7 @@ import jax
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.generation.samplers import sampler_of
+from cmjax.generation.samplers import named_sampler
 from cmjax.generation.sampling import SampleSequence, class_labels, guided_as_trained
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.page import PAGE, report
@@ -88,9 +88,9 @@ def _draw(trained: Trained, count: int) -> None:
     if model.kind == "denoiser":
         if count < 2:
             raise ConfigError(f"--evaluations={count}: of the teacher in {trained.folder} at least 2")
-        chosen = sampler_of(replace(own, times=None, solver_steps=count), model)
+        chosen = named_sampler(replace(own, times=None, solver_steps=count), model)
     else:
-        chosen = sampler_of(replace(own, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
+        chosen = named_sampler(replace(own, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
     labels = class_labels(own.num, trained.num_classes)
     flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
     seed = 0 if trained.imported else trained.run().seed

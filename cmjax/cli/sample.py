@@ -5,8 +5,6 @@ cmjax sample --workdir=runs/digits_ct --times=80,0.8 --num=10000 --out=x.npz
 cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
 """
 
-import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +13,22 @@ from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.evaluation import LABELS
 from cmjax.config.fields import ConfigError
-from cmjax.generation.arguments import given_label
+from cmjax.generation.arguments import read_label
 from cmjax.generation.autoguidance import weaker_model
-from cmjax.generation.resumable import write_array
-from cmjax.generation.samplers import chosen_samples, conditioned, sampler_of
+from cmjax.generation.files import check_size, write_samples
+from cmjax.generation.samplers import conditioned, named_sampler, samples_from_flags
 from cmjax.generation.sampling import SampleSequence
 from cmjax.generation.search import find_times
-from cmjax.plotting.plots import cell_size, image_grid, save_png
 from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import output
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
-from cmjax.system.memory import GIB, free_on_host
 from cmjax.system.mesh import make_mesh
-from cmjax.system.processes import on_first_process, say
-from cmjax.system.progress import progress
-
-log = logging.getLogger(__name__)
+from cmjax.system.processes import say
 
 OF_SAMPLER = ("solver", "steps", "sampler", "gamma", "clip", "guidance", "guidance_interval")
-"""The flags that `chosen_samples` takes."""
-MOST_IN_A_GRID = 10_000
-MOST_PIXELS = 100_000_000
-"""Of a grid: more images than anyone can look at, or more pixels than a viewer opens, are refused."""
+"""The flags that `samples_from_flags` takes."""
 
 
 def declare(flags: Flags) -> None:
@@ -79,21 +69,23 @@ def start(options: Options) -> None:
 
 
 def run(
-    workdir: Path,
+    workdir: str | Path,
     *,
-    out: str | None,
-    num: int,
-    seed: int,
-    times: list[str] | None,
-    label: str | int | None,
+    out: str | None = None,
+    num: int = 64,
+    seed: int = 0,
+    times: list[str] | None = None,
+    label: str | int | None = None,
     labels: str | None = None,
     autoguidance: str | None = None,
     autoguidance_average: int = 0,
     data_dir: str | None = None,
     **options: Any,
 ) -> None:
-    """Draw `num` images with a checkpoint and write them to `out`. workdir: a run's folder, or a checkpoint's. options:
-    `OF_SAMPLER`."""
+    """Samples `num` images from a checkpoint and writes them to `out`: `run("runs/digits_ct", num=16)`.
+
+    workdir: a run's folder, or a checkpoint's. options: `OF_SAMPLER`. All arguments are the mode's flags.
+    """
     trained = open_for_sampling(workdir, data_dir=data_dir)
     path = to_path(out or trained.folder / "samples" / f"{trained.named}seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
@@ -101,63 +93,30 @@ def run(
     searched = _searched(times) if trained.model.kind != "denoiser" else None
     weaker = weaker_model(trained, autoguidance, autoguidance_average)
     named = {"times": None if searched else times, "autoguidance": weaker.name if weaker else ""}
-    samples = chosen_samples(trained, **named, **options)
+    samples = samples_from_flags(trained, **named, **options)
     random_seed = _seed_of_labels(trained, labels, label, seed)
-    (_check_grid if path.suffix == ".png" else _check_array)(num, trained.shape)
+    check_size(path, num, trained.shape)
     output(path)
-    flow_map, label = trained.load(mesh=make_mesh()), given_label(label, trained)
+    flow_map, label = trained.load(mesh=make_mesh()), read_label(label, trained)
     by = {"label": label, "random_seed": random_seed, "weaker": weaker and weaker.load()}
     guided_map, conditions = conditioned(flow_map, trained, samples, num, **by)
     if searched:
         samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples))
-    chosen = sampler_of(samples, trained.model)
+    chosen = named_sampler(samples, trained.model)
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
     settings |= {"labels": labels or "balanced"} if trained.num_classes else {}
     settings |= {**chosen.setting, "parameters": content_key(guided_map.params)}
-    _write(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions), settings)
+    write_samples(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
 
 
 def _seed_of_labels(trained: Trained, labels: str | None, label: str | int | None, seed: int) -> int | None:
-    """Of random labels; None for one class, or all in turn."""
+    """The seed of random labels; None for one class, or all in turn."""
     if labels is not None and not trained.num_classes:
         raise ConfigError(f"--labels={labels}: the model has no classes")
     if labels is not None and label is not None:
         raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
     return seed if labels == "random" else None
-
-
-def _check_array(num: int, shape: tuple[int, ...]) -> None:
-    """Raise ConfigError where the machine has no room for all the samples, which are put together at the end."""
-    needed, free = 2 * num * math.prod(shape) * (1 if shape[-1] in (1, 3) else 4), free_on_host()
-    if free is not None and needed > free:
-        raise ConfigError(
-            f"--num={num}: they take {needed / GIB:,.1f} GiB when they are put together, of {free / GIB:,.1f} free: "
-            "ask for fewer at a time, with another --seed each"
-        )
-
-
-def _check_grid(num: int, shape: tuple[int, ...]) -> None:
-    """Raise ConfigError for a grid of more images than anyone can look at."""
-    pixels = num * math.prod(cell_size(shape[:2]))
-    if num > MOST_IN_A_GRID or pixels > MOST_PIXELS:
-        raise ConfigError(
-            f"--num={num}: a grid of {pixels:,} pixels, where at most {MOST_IN_A_GRID:,} images and {MOST_PIXELS:,} "
-            "pixels are drawn; write an array, as --out=x.npz"
-        )
-
-
-def _write(path: Path, num: int, draw: SampleSequence, settings: dict[str, Any]) -> None:
-    """The samples as a grid, or as an array that is drawn in parts."""
-    with progress("sampling", num) as update:
-        try:
-            if path.suffix == ".png":
-                images = draw.images(0, num, update)
-                on_first_process(lambda: save_png(path, image_grid(images)))
-            else:
-                write_array(path, num, lambda start, stop: draw.images(start, stop, update), settings=settings)
-        except OSError as error:
-            raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
 
 
 def _searched(times: list[str] | None) -> int | None:

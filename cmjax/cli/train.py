@@ -283,7 +283,7 @@ def _finish(
     run, steps = setup.run, int(state.step)
     num = max(run.num_metrics, run.samples.num)
     log.info("drawing %d samples by each of %s", num, ", ".join(run_samples.samplers))
-    images = run_samples.draw(state, num)
+    images = run_samples.sample(state, num)
     grids = run_samples.save_grids(images, steps)
     known = {"samples": grids, "parameters": count(state.params), **_rounded(speed), **session.totals()}
     on_first_process(lambda: _report_end(run, state, setup.source, run_samples.workdir, images, known))

@@ -12,7 +12,7 @@ from cmjax.core.model import BoundModel
 from cmjax.data.pixels import UINT8
 from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
-from cmjax.generation.samplers import Chosen, conditioned
+from cmjax.generation.samplers import NamedSampler, conditioned
 from cmjax.generation.sampling import SampleSequence
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.trained import Trained
@@ -87,7 +87,7 @@ class Asked:
 
 
 def evaluate_setting(
-    workdir: Path, trained: Trained, weights: Weights, chosen: Chosen, evaluator: Evaluator, asked: Asked
+    workdir: Path, trained: Trained, weights: Weights, chosen: NamedSampler, evaluator: Evaluator, asked: Asked
 ) -> Row:
     """The row of that setting: the one in the run's `evaluation.jsonl`, or a new one that is written there. Every
     process must call it."""

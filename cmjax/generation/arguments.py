@@ -1,4 +1,4 @@
-"""What a user gives to a drawing: times, images, a mask, a class; each is checked against the model."""
+"""Reads times, images, masks and classes of the command line, and checks them against the model."""
 
 import logging
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from cmjax.system.files import to_path
 log = logging.getLogger(__name__)
 
 
-def given_times(texts: Sequence[str], trained: Trained) -> tuple[float, ...]:
-    """The noise levels that --times names for this model, as `parse_times`."""
+def read_times(texts: Sequence[str], trained: Trained) -> tuple[float, ...]:
+    """Parses --times for this model, as `parse_times`."""
     model = trained.model
     t_min, t_max, rho = (model.constants[name] for name in ("t_min", "t_max", "rho"))
     try:
@@ -28,20 +28,20 @@ def given_times(texts: Sequence[str], trained: Trained) -> tuple[float, ...]:
 
 
 def edit_times(texts: Sequence[str] | None, trained: Trained) -> tuple[float, ...]:
-    """The noise levels of an edit: those given, or all of a grid, descending."""
-    return given_times(texts, trained) if texts else tuple(trained.model.grid(EDIT_STEPS)[::-1].tolist())
+    """The noise levels of an edit: those of --times, or all of a grid, descending."""
+    return read_times(texts, trained) if texts else tuple(trained.model.grid(EDIT_STEPS)[::-1].tolist())
 
 
-def given_label(label: str | int | None, trained: Trained) -> int | None:
-    """The class that --label names, by its number or its name."""
+def read_label(label: str | int | None, trained: Trained) -> int | None:
+    """Parses --label, the number or the name of a class."""
     if label is not None and not trained.num_classes:
         raise ConfigError(f"--label={label}: the model has no classes")
     return None if label is None else class_of(label, trained.class_names)
 
 
-def labels_of_edit(labels: Sequence[str | int], num: int, trained: Trained) -> dict[str, np.ndarray]:
-    """The conditions of `num` edits, whose class must be named where the model has classes: one, or one for each."""
-    chosen = [given_label(label, trained) for label in labels]
+def edit_labels(labels: Sequence[str | int], num: int, trained: Trained) -> dict[str, np.ndarray]:
+    """The conditions of `num` edits, whose class is required where the model has classes: one, or one for each."""
+    chosen = [read_label(label, trained) for label in labels]
     if not trained.num_classes:
         return {}
     if not chosen:
@@ -55,60 +55,58 @@ Size = tuple[int, int]
 
 
 def read_images(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:
-    """The images fitted to the model's shape, (n, h, w, c) uint8, and the sizes that they had. The log says how."""
+    """Reads images, (n, h, w, c) uint8 of the model's shape, and their sizes. The log says how they were fitted."""
     if not files or len(files) != needed:
         raise ConfigError(f"--image={','.join(files or [])}: {needed} image{'s' if needed > 1 else ''} must be given")
-    read = [_read_picture("image", file, shape) for file in files]
-    for file, (picture, size) in zip(files, read, strict=True):
-        _say_how(file, size, shape)
-        say_if_dark(picture, file)
-    return np.stack([picture for picture, _ in read]), [size for _, size in read]
+    read = [_read_image("image", file, shape) for file in files]
+    for file, (image, size) in zip(files, read, strict=True):
+        _log_fitting(file, size, shape)
+        say_if_dark(image, file)
+    return np.stack([image for image, _ in read]), [size for _, size in read]
 
 
 def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.ndarray:
-    """1 where the mask is white, (1, h, w, 1). What is transparent counts as black.
+    """Reads a mask, (1, h, w, 1): 1 where it is white. Transparent pixels count as black.
 
-    Raises: ConfigError where its size is neither one of `sizes`, the images' own, nor the model's, or nothing is left
-            to be kept or made.
+    Raises: ConfigError where its size is neither one of `sizes`, those of the images, nor the model's, or nothing is
+            left to be kept or made.
     """
-    picture, size = _read_picture("mask", file, (*shape[:2], 1), background="black")
-    own, model = dict.fromkeys(map(_told, sizes)), _told((shape[0], shape[1]))
-    if _told(size) not in (*own, model):
+    image, size = _read_image("mask", file, (*shape[:2], 1), background="black")
+    of_images, model = dict.fromkeys(map(_as_text, sizes)), _as_text((shape[0], shape[1]))
+    if _as_text(size) not in (*of_images, model):
         raise ConfigError(
-            f"--mask={file}: {_told(size)} pixels; it must have the size of the image, {' or '.join(own)}, or of "
-            f"the model's images, {model}"
+            f"--mask={file}: {_as_text(size)} pixels; it must have the size of the image, {' or '.join(of_images)}, "
+            f"or of the model's images, {model}"
         )
-    _say_how(file, size, shape)
-    kept = picture >= 128
+    _log_fitting(file, size, shape)
+    kept = image >= 128
     if kept.all() or not kept.any():
         colour = "white" if kept.all() else "black"
         raise ConfigError(f"--mask={file}: what the model sees of it is all {colour}; white pixels are kept")
     return kept.astype(np.float32)[None]
 
 
-def _read_picture(
-    flag: str, file: str, shape: tuple[int, ...], *, background: str = "white"
-) -> tuple[np.ndarray, Size]:
+def _read_image(flag: str, file: str, shape: tuple[int, ...], *, background: str = "white") -> tuple[np.ndarray, Size]:
     try:
         return read_image(to_path(file), (shape[0], shape[1], shape[2]), background=background)
     except DataError as error:
         raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
 
 
-def _say_how(file: str, size: Size, shape: tuple[int, ...]) -> None:
+def _log_fitting(file: str, size: Size, shape: tuple[int, ...]) -> None:
     if how := how_fitted(size, (shape[0], shape[1])):
-        log.info("%s: %s pixels, %s", file, _told(size), how)
+        log.info("%s: %s pixels, %s", file, _as_text(size), how)
 
 
 def how_fitted(size: Size, model: Size) -> str:
-    """What `read_image` does to an image of this size: it crops and resizes, and stretches nothing."""
+    """How `read_image` fits an image of this size to the model's: it crops and resizes, and stretches nothing."""
     scale = max(new / old for new, old in zip(model, size, strict=True))
     middle = (round(model[0] / scale), round(model[1] / scale))
-    done = [f"cropped to its middle {_told(middle)}"] * (middle != size)
-    done += [f"resized to the model's {_told(model)}"] * (middle != model)
+    done = [f"cropped to its middle {_as_text(middle)}"] * (middle != size)
+    done += [f"resized to the model's {_as_text(model)}"] * (middle != model)
     return " and ".join(done)
 
 
-def _told(size: Size) -> str:
+def _as_text(size: Size) -> str:
     """Width before height, as people write it."""
     return f"{size[1]}x{size[0]}"

@@ -1,4 +1,4 @@
-"""The weaker model that guides a diffusion model's samples, autoguidance: another run, checkpoint or average."""
+"""Opens the weaker model of autoguidance: another run, checkpoint or average.   [Karras et al. 2024b]"""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from cmjax.system.mesh import make_mesh
 
 
 @dataclass(frozen=True)
-class Weaker:
+class WeakerModel:
     """A run's folder or checkpoint, with one of its averages, by number."""
 
     trained: Trained
@@ -17,7 +17,7 @@ class Weaker:
 
     @property
     def name(self) -> str:
-        """What records call it: the checkpoint, and the average as its recipe writes it."""
+        """Its name in records: the checkpoint, and the average as its recipe writes it."""
         folder, step = self.trained.folder, self.trained.used_step
         return f"{folder}/checkpoints/{step} {self.trained.recorded.averages[self.average]}"
 
@@ -25,8 +25,8 @@ class Weaker:
         return self.trained.load(average=self.average, mesh=make_mesh())
 
 
-def weaker_model(trained: Trained, folder: str | None, average: int) -> Weaker | None:
-    """The model that --autoguidance names, a run's folder or one of its checkpoints; None where it names none.
+def weaker_model(trained: Trained, folder: str | None, average: int) -> WeakerModel | None:
+    """Opens the model of --autoguidance, a run's folder or one of its checkpoints; None without the flag.
 
     Raises: ConfigError where it cannot guide the samples of `trained`.
     """
@@ -34,21 +34,21 @@ def weaker_model(trained: Trained, folder: str | None, average: int) -> Weaker |
         if average:
             raise ConfigError(f"--autoguidance_average={average}: of which run? Name it with --autoguidance")
         return None
-    said, model = f"--autoguidance={folder}", trained.model
+    flag, model = f"--autoguidance={folder}", trained.model
     if model.kind != "denoiser":
-        raise ConfigError(f"{said}: is of diffusion models; --workdir={trained.folder} is a {model.kind} model")
+        raise ConfigError(f"{flag}: is of diffusion models; --workdir={trained.folder} is a {model.kind} model")
     try:
         weak = open_trained(folder)
     except ConfigError as error:
         raise ConfigError(f"--autoguidance={error}") from error
-    _check(said, trained, weak)
+    _check(flag, trained, weak)
     if average >= (kept := len(weak.recorded.averages)):
         raise ConfigError(f"--autoguidance_average={average}: {folder} keeps {kept} average(s), numbered from 0")
-    return Weaker(weak, average)
+    return WeakerModel(weak, average)
 
 
-def _check(said: str, trained: Trained, weak: Trained) -> None:
-    """Raise ConfigError where two models do not answer the same question."""
+def _check(flag: str, trained: Trained, weak: Trained) -> None:
+    """Raises ConfigError where the two are not models of the same data, path and times."""
     for what, here, there in (
         ("kind", trained.model.kind, weak.model.kind),
         ("shape", trained.shape, weak.shape),
@@ -56,9 +56,9 @@ def _check(said: str, trained: Trained, weak: Trained) -> None:
         ("path", trained.recorded.path, weak.recorded.path),
     ):
         if here != there:
-            raise ConfigError(f"{said}: its {what} is {there}; that of --workdir={trained.folder} is {here}")
-    own, other = trained.model.constants, weak.model.constants
-    if trained.model.path != weak.model.path or own["t_min"] < other["t_min"] or own["t_max"] > other["t_max"]:
-        raise ConfigError(f"{said}: it was trained at other times than --workdir={trained.folder}")
+            raise ConfigError(f"{flag}: its {what} is {there}; that of --workdir={trained.folder} is {here}")
+    ours, other = trained.model.constants, weak.model.constants
+    if trained.model.path != weak.model.path or ours["t_min"] < other["t_min"] or ours["t_max"] > other["t_max"]:
+        raise ConfigError(f"{flag}: it was trained at other times than --workdir={trained.folder}")
     if weak.used_step < 0:
-        raise ConfigError(f"{said}: it has no checkpoint yet")
+        raise ConfigError(f"{flag}: it has no checkpoint yet")

@@ -1,4 +1,4 @@
-"""The editing tasks: what each makes of a batch of images, and the results."""
+"""Edits images by the tasks of consistency models: inpainting, colorization, super-resolution, …"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ LEAST_HEIGHT = 64
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What the tasks take from the command line, beside the image."""
+    """The settings of the tasks, beside the image."""
 
     times: tuple[float, ...] | None = None
     mask: np.ndarray | None = None  # (1, h, w, 1), 1 where a pixel is kept
@@ -51,20 +51,20 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Edited:
-    """What is shown of an edit, each (n, h, w, c) in [-1, 1]."""
+    """The images of an edit, each (n, h, w, c) in [-1, 1]."""
 
-    originals: np.ndarray  # as given: two for each result of blending
-    degraded: np.ndarray  # what was left of them, one for each result; none where a task takes nothing away
+    originals: np.ndarray  # two for each result of blending
+    degraded: np.ndarray  # the originals without what the task takes away, one for each result, or none
     results: np.ndarray
 
     def columns(self, each: int) -> dict[str, np.ndarray]:
-        """What a strip shows where all results are of the same images, `each` of them."""
+        """The columns of a strip where all results are of the same images, `each` of them."""
         return {"original": self.originals[:each], "degraded": self.degraded[:1], "result": self.results}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What a task makes of a batch of images in [-1, 1]: the arguments of `edit`, and what is shown as degraded."""
+    """The arguments of `core.editing.edit` for a batch of images in [-1, 1], and the images shown as degraded."""
 
     images: jax.Array
     operator: Operator
@@ -137,33 +137,34 @@ TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], TaskSettings], Edit]] =
 """The tasks that are loops of `edit`; denoising and interpolation are one evaluation."""
 
 ALL_TASKS = (*TASKS, "denoising", "interpolation")
-PICTURES = {"blending": 2}
-"""How many images an edit takes; one unless said here."""
+IMAGES_NEEDED = {"blending": 2}
+"""How many images an edit takes; one of any other task."""
 
 
 def edit_images(
     flow_map: BoundModel,
-    pictures: np.ndarray,
+    images: np.ndarray,
     task: str,
     settings: TaskSettings,
     grid: tuple[float, ...],
     show_progress: ProgressBar = no_progress,
 ) -> Edited:
-    """A result for each of the images, or for blending for each pair of them, compiled once.
+    """Edits each of the images, or for blending each pair of them, by one compiled function.
 
     images: (n, h, w, c) uint8. settings.label: as long as the results. grid: the model's descending noise levels.
-    watch: is told the evaluations, those of each result counted.
+    show_progress: counts the evaluations of each result.
     """
-    images = preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False)
-    rows = {"keys": keys_of(settings.seed, np.arange(len(images) // PICTURES.get(task, 1))), "labels": settings.label}
+    originals = preprocess(jnp.asarray(images), jax.random.key(0), horizontal_flip=False)
+    keys = keys_of(settings.seed, np.arange(len(images) // IMAGES_NEEDED.get(task, 1)))
+    rows = {"keys": keys, "labels": settings.label}
     if task == "denoising":
         sigma, t = _sigma_and_time(flow_map, settings)
-        noise = gaussian(jax.random.wrap_key_data(jnp.asarray(rows["keys"])), images.shape)
-        noisy = images + sigma * noise if settings.add_noise else images
+        noise = gaussian(jax.random.wrap_key_data(jnp.asarray(keys)), originals.shape)
+        noisy = originals + sigma * noise if settings.add_noise else originals
         results = _evaluate(_denoise, flow_map, rows | {"x": noisy}, [np.asarray(t, np.float32)], show_progress)
-        return Edited(*map(np.asarray, (images, noisy if settings.add_noise else images[:0], results)))
-    edit_of = TASKS[task](images, grid, settings)
-    operator = edit_of.operator
+        return Edited(*map(np.asarray, (originals, noisy if settings.add_noise else originals[:0], results)))
+    edit = TASKS[task](originals, grid, settings)
+    operator = edit.operator
 
     def complete(model, rows):
         (flow_map, step), key = model, jax.random.wrap_key_data(rows["keys"])
@@ -171,12 +172,12 @@ def edit_images(
             flow_map, key, rows["images"], operator, rows["x"], step, clip=settings.clip, **rows["labels"]
         )  # fmt: skip
 
-    start = operator.degrade(edit_of.images) if edit_of.start is None else edit_of.start
-    steps = jax.device_get(edit_steps(flow_map.path, settings.times or edit_of.times, flow_map.t_min))
+    start = operator.degrade(edit.images) if edit.start is None else edit.start
+    steps = jax.device_get(edit_steps(flow_map.path, settings.times or edit.times, flow_map.t_min))
     each = [EditStep(*values) for values in zip(*steps, strict=True)]
-    results = _evaluate(complete, flow_map, rows | {"images": edit_of.images, "x": start}, each, show_progress)
-    degraded = images[:0] if edit_of.degraded is None else edit_of.degraded
-    return Edited(*map(np.asarray, (images, degraded, results)))
+    results = _evaluate(complete, flow_map, rows | {"images": edit.images, "x": start}, each, show_progress)
+    degraded = originals[:0] if edit.degraded is None else edit.degraded
+    return Edited(*map(np.asarray, (originals, degraded, results)))
 
 
 def _denoise(model: Any, rows: Any) -> jax.Array:
@@ -187,7 +188,7 @@ def _denoise(model: Any, rows: Any) -> jax.Array:
 def _evaluate(
     function: Callable, flow_map: BoundModel, rows: dict, steps: Sequence[Any], show_progress: ProgressBar
 ) -> np.ndarray:
-    """rows["x"] after x ← function((flow_map, step), rows) for each of the steps, compiled for a single one."""
+    """Repeats x ← function((flow_map, step), rows), x = rows["x"], for each of the steps, compiled for a single one."""
     compiled, number, finished = over_devices(function), len(rows["keys"]), []
     with show_progress(number * len(steps)) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
@@ -201,7 +202,7 @@ def _evaluate(
 
 
 def _sigma_and_time(flow_map: BoundModel, settings: TaskSettings) -> tuple[float, jax.Array]:
-    """The noise that denoising removes, and where on the path it is."""
+    """The noise that denoising removes, and its time on the path."""
     sigma = settings.sigma
     if sigma is None:
         raise ConfigError("--sigma is missing: the std of the image's noise, where black to white is 2")

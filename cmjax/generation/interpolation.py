@@ -1,4 +1,4 @@
-"""From one image to another through the noise that a consistency model makes them of."""
+"""Interpolates between images in the noise from which a consistency model makes them."""
 
 from dataclasses import dataclass
 
@@ -23,28 +23,28 @@ STEPS = 25
 
 @dataclass(frozen=True)
 class Ends:
-    """What is interpolated between: latents (2, h, w, c); the images they were found for, in [-1, 1], if any, and
-    how far f(T·z, T) is from them (RMS)."""
+    """The two ends of an interpolation: latents (2, h, w, c); their images in [-1, 1], if they were found for some, and
+    the RMS distance of f(T·z, T) from those."""
 
     latents: jax.Array
-    pictures: np.ndarray
+    images: np.ndarray
     errors: np.ndarray
 
 
 def seeded_ends(flow_map: BoundModel, seeds: tuple[int, int]) -> Ends:
-    """The latents that two seeds draw."""
+    """Samples the latents of two seeds."""
     latents = [gaussian(jax.random.key(seed), (1, *flow_map.shape)) for seed in seeds]
     return Ends(jnp.concatenate(latents), np.zeros((0, *flow_map.shape), np.float32), np.zeros(0))
 
 
 def find_ends(
-    flow_map: BoundModel, pictures: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
+    flow_map: BoundModel, images: np.ndarray, *, time: float, seed: int, conditions: dict[str, np.ndarray]
 ) -> Ends:
-    """The latents whose one-evaluation samples come nearest to two images, (2, h, w, c) uint8.
+    """Finds the latents whose one-evaluation samples come nearest to two images, (2, h, w, c) uint8.
 
     conditions: of each image, (2, ...).
     """
-    images = np.asarray(preprocess(jnp.asarray(pictures), jax.random.key(0), horizontal_flip=False))
+    images = np.asarray(preprocess(jnp.asarray(images), jax.random.key(0), horizontal_flip=False))
     targets = np.repeat(images, STARTS, axis=0)
     labels = {name: np.repeat(values, STARTS, axis=0) for name, values in conditions.items()}
 
@@ -58,10 +58,10 @@ def find_ends(
         for i, rate in enumerate(RATES.astype(np.float32)):
             latents, errors = compiled((flow_map, rate), (targets, latents, labels))
             update(i + 1, f"error {errors.min():.3f}")
-    by_picture = errors.reshape(len(images), STARTS)
-    best = by_picture.argmin(axis=1)
+    by_image = errors.reshape(len(images), STARTS)
+    best = by_image.argmin(axis=1)
     chosen = jnp.asarray(latents[np.arange(len(images)) * STARTS + best])
-    return Ends(chosen, images, by_picture.min(axis=1))
+    return Ends(chosen, images, by_image.min(axis=1))
 
 
 def interpolate(
@@ -73,11 +73,11 @@ def interpolate(
     conditions: dict[str, np.ndarray],
     show_progress: ProgressBar = no_progress,
 ) -> np.ndarray:
-    """`num` images on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
+    """Makes `num` images on the way from one latent of `ends` (2, h, w, c) to the other, (num, h, w, c) in [-1, 1].
 
     Between two classes an image is (1 − w)·f(x | first) + w·f(x | last), w its fraction of the way.
 
-    conditions: of each end, (2, ...). watch: called with the images.
+    conditions: of each end, (2, ...). show_progress: counts the images.
     """
     first, last = (jnp.broadcast_to(end, (num, *flow_map.shape)) for end in ends)
     fraction = jnp.linspace(0, 1, num)
@@ -85,7 +85,7 @@ def interpolate(
     rows = {"z": slerp(first, last, fraction), "fraction": fraction, "classes": classes}
     between = any((values[0] != values[1]).any() for values in conditions.values())
 
-    def draw_rows(f, rows):
+    def sample_rows(f, rows):
         x = f.path.b(jnp.asarray(time)) * rows["z"]
         one = f(x, time, **rows["classes"][0])
         if not between:
@@ -93,9 +93,9 @@ def interpolate(
         w = rows["fraction"].reshape(-1, *(1,) * (x.ndim - 1))
         return (1 - w) * one + w * f(x, time, **rows["classes"][1])
 
-    draw, drawn = over_devices(draw_rows), []
+    sample, images = over_devices(sample_rows), []
     with show_progress(num) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
-            drawn.append(draw(flow_map, part))
-            update(min(len(drawn) * len(part["z"]), num), "")
-    return np.concatenate(drawn)[:num]
+            images.append(sample(flow_map, part))
+            update(min(len(images) * len(part["z"]), num), "")
+    return np.concatenate(images)[:num]

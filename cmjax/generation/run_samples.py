@@ -1,4 +1,4 @@
-"""A run's own samples, drawn again and again as it trains."""
+"""Samples a run as it trains, always from the same noise."""
 
 import logging
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.data.sources import Source
-from cmjax.generation.samplers import Chosen, samplers_of_run
+from cmjax.generation.samplers import NamedSampler, run_samplers
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.system.processes import is_first
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSamples:
-    """A run's samples: those of each sampler, always from the same noise, as its parameters change."""
+    """Samples a run by each of its samplers, always from the same noise, as its parameters change."""
 
     run: Run
     model: NetworkModel
     source: Source
     workdir: Path
-    samplers: dict[str, Chosen] = field(init=False)
+    samplers: dict[str, NamedSampler] = field(init=False)
 
     def __post_init__(self):
-        chosen = samplers_of_run(self.run.samples, self.model)
-        object.__setattr__(self, "samplers", {one.name: one for one in chosen})
+        samplers = run_samplers(self.run.samples, self.model)
+        object.__setattr__(self, "samplers", {sampler.name: sampler for sampler in samplers})
 
     def flow_map(self, state: TrainState) -> BoundModel:
         return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
@@ -47,15 +47,15 @@ class RunSamples:
         labels = class_labels(num, num_classes, random_seed=random_seed)
         return guided_by(self.flow_map(state), labels, self.run.samples, self.model)
 
-    def draw(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
+    def sample(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         flow_map, conditions = self.conditioned(state, num)
         return {
-            name: sample_images(chosen.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
-            for name, chosen in self.samplers.items()
+            name: sample_images(named.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
+            for name, named in self.samplers.items()
         }
 
     def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
-        """PNGs in the run's folder: name -> path."""
+        """Writes PNGs into the run's folder. Returns: name -> path."""
         paths = {}
         for name, batch in images.items():
             path = self.workdir / "samples" / f"{step:07d}-{name}.png"
@@ -65,7 +65,8 @@ class RunSamples:
         return paths
 
     def refresh(self, state: TrainState, step: int) -> None:
-        images = self.draw(state, self.run.samples.num)
+        """Samples and writes grids; a disk that is full is logged."""
+        images = self.sample(state, self.run.samples.num)
         try:
             self.save_grids(images, step)
         except OSError as error:  # a full disk is no reason to end

@@ -1,4 +1,4 @@
-"""The samplers that options ask for: what they leave open is as the run draws its own samples."""
+"""Samplers by the flags of the command line, and by default as the run samples itself."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import NetworkModel
 from cmjax.config.samples import OF_MULTISTEP, SamplingOptions, read_interval, read_sampler, read_solver
 from cmjax.core.model import BoundModel
-from cmjax.generation.arguments import given_label, given_times
+from cmjax.generation.arguments import read_label, read_times
 from cmjax.generation.sampling import (
     Sampler,
     class_labels,
@@ -35,11 +35,11 @@ def conditioned(
     random_seed: int | None = None,
     weaker: BoundModel | None = None,
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """The model, guided as `samples` says, and the conditions of `num` samples.
+    """Binds the guidance of `samples` to the model. Returns: the model and the conditions of `num` samples.
 
     label, random_seed: as in `class_labels`. weaker: the model that guides them, of `samples.autoguidance`.
     """
-    labels = class_labels(num, trained.num_classes, given_label(label, trained), random_seed=random_seed)
+    labels = class_labels(num, trained.num_classes, read_label(label, trained), random_seed=random_seed)
     if weaker is not None:
         scales = np.full(num, samples.guidance, np.float32)
         return with_autoguidance(flow_map, weaker, labels, scales, samples.guidance_interval)
@@ -51,16 +51,16 @@ def conditioned(
 
 
 def networks_evaluated(samples: SamplingOptions, model: NetworkModel) -> int:
-    """How many times a guided estimate evaluates networks: with a label and without, unless the network takes the
+    """The number of network evaluations of a guided estimate: with a label and without, unless the network takes the
     scale; or the model and a weaker one."""
     by_labels = samples.guidance != 1 and model.class_conditional and not model.guided
     return 2 if by_labels or samples.autoguidance else 1
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A sampler of `samples`, its name, the descending noise levels it goes along, and its network evaluations, with
-    guidance; None for as many as its tolerances need."""
+class NamedSampler:
+    """A sampler with its name, its descending noise levels, and its number of network evaluations, those of guidance
+    included; None where a tolerance decides it."""
 
     samples: SamplingOptions
     sampler: Sampler
@@ -70,7 +70,7 @@ class Chosen:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The fields of a record that say how samples were drawn."""
+        """The fields of a record that say how samples were made."""
         fields = {"sampler": self.name, "times": list(self.times), "evaluations": self.evaluations}
         return {**fields, "guidance": self.samples.guidance, **self.samples.choices}
 
@@ -79,32 +79,32 @@ TWICE = ("heun", "midpoint", "churn")
 """Solvers that evaluate the network twice in each step but the last."""
 
 
-def sampler_of(samples: SamplingOptions, model: NetworkModel) -> Chosen:
-    """What draws samples of the model along all of the times of `samples`."""
+def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler:
+    """The sampler of the model along all of the times of `samples`."""
     levels, twice = samples.levels(model), networks_evaluated(samples, model)
     name = samples.name(model.kind, len(levels))
     if model.kind != "denoiser":
-        return Chosen(samples, consistency_sampler(levels, samples), name, levels, twice * len(levels))
+        return NamedSampler(samples, consistency_sampler(levels, samples), name, levels, twice * len(levels))
     count = evaluations(samples.solver_name, len(levels))
-    return Chosen(samples, diffusion_sampler(samples, levels), name, levels, count and twice * count)
+    return NamedSampler(samples, diffusion_sampler(samples, levels), name, levels, count and twice * count)
 
 
-def samplers_of_run(samples: SamplingOptions, model: NetworkModel) -> list[Chosen]:
-    """What a run draws its own samples with: a consistency model's in one evaluation and along all of the times."""
+def run_samplers(samples: SamplingOptions, model: NetworkModel) -> list[NamedSampler]:
+    """The samplers of a run's grids and metrics: of a consistency model one evaluation, and all of the times."""
     times = samples.levels(model)
     along = [times] if model.kind == "denoiser" else dict.fromkeys((times[:1], times))
-    return [sampler_of(replace(samples, times=levels), model) for levels in along]
+    return [named_sampler(replace(samples, times=levels), model) for levels in along]
 
 
 def evaluations(solver: str, levels: int) -> int | None:
-    """How often a solver, as it is written, evaluates the network along so many noise levels."""
+    """The number of network evaluations of a solver, as it is written, along so many noise levels."""
     name = solver.partition("(")[0]
     if name == "tsit5":
         return None
     return 2 * levels - 1 if name in TWICE else levels
 
 
-def chosen_samples(
+def samples_from_flags(
     trained: Trained,
     *,
     times: list[str] | None = None,
@@ -117,51 +117,51 @@ def chosen_samples(
     autoguidance: str = "",
     clip: bool | None = None,
 ) -> SamplingOptions:
-    """How the command line asks for samples; what it leaves open is as the run draws its own.
+    """Reads the flags of sampling; those that are None leave the setting of the run.
 
     Raises: ConfigError where an option does not fit the model or another option.
     """
-    own, kind = _with_guidance(trained, guidance, guidance_interval, autoguidance), trained.model.kind
+    samples, kind = _with_guidance(trained, guidance, guidance_interval, autoguidance), trained.model.kind
     if kind != "denoiser":
         if solver is not None or steps is not None:
             raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
-        own = _with_sampler(own, kind, sampler, gamma)
-        if clip and own.gamma is not None:
+        samples = _with_sampler(samples, kind, sampler, gamma)
+        if clip and samples.gamma is not None:
             raise ConfigError("--clip: is of multistep sampling; a chain makes no estimates of the clean data")
-        own = own if clip is None else replace(own, clip=clip)
-        return replace(own, times=given_times(times, trained) if times else None)
+        samples = samples if clip is None else replace(samples, clip=clip)
+        return replace(samples, times=read_times(times, trained) if times else None)
     for name, value in (("sampler", sampler), ("gamma", gamma)):
         if value is not None:
             raise ConfigError(f"--{name}={value}: is for consistency models; a diffusion model has its --solver")
     if times is not None and steps is not None:
-        raise ConfigError("--times and --steps both tell where a solver steps: give one of them")
+        raise ConfigError("--times and --steps both set the steps of a solver: give one of them")
     if steps is not None and steps < 2:
         raise ConfigError(f"--steps={steps}: must be at least 2")
-    own = _with_solver(own if clip is None else replace(own, clip=clip), trained.model, solver)
+    samples = _with_solver(samples if clip is None else replace(samples, clip=clip), trained.model, solver)
     if times:
-        return replace(own, times=given_times(times, trained))
-    return replace(own, times=None, solver_steps=steps) if steps else own
+        return replace(samples, times=read_times(times, trained))
+    return replace(samples, times=None, solver_steps=steps) if steps else samples
 
 
 def _with_guidance(
     trained: Trained, guidance: float | None, interval: list[str] | None, autoguidance: str
 ) -> SamplingOptions:
-    own, constants = trained.samples, trained.model.constants
+    samples, constants = trained.samples, trained.model.constants
     if guidance is not None and not trained.num_classes and not autoguidance:
         raise ConfigError(f"--guidance={guidance}: it is by classes, which the model has not, or by --autoguidance")
     if guidance is not None and not guidance >= 0:
         raise ConfigError(f"--guidance={guidance}: must be at least 0")
-    own = replace(own, guidance=own.guidance if guidance is None else guidance, autoguidance=autoguidance)
-    if autoguidance and own.guidance == 1:
+    samples = replace(samples, guidance=samples.guidance if guidance is None else guidance, autoguidance=autoguidance)
+    if autoguidance and samples.guidance == 1:
         raise ConfigError(f"--autoguidance={autoguidance}: has no effect at guidance 1: name a scale, as --guidance=2")
     if interval is not None:
         fields = Fields({"guidance_interval": _numbers(interval)}, prefix="--")
-        own = replace(own, guidance_interval=read_interval(fields, constants["t_min"], constants["t_max"]))
-        if own.guidance == 1:
+        samples = replace(samples, guidance_interval=read_interval(fields, constants["t_min"], constants["t_max"]))
+        if samples.guidance == 1:
             raise ConfigError(
                 f"--guidance_interval={','.join(interval)}: has no effect at guidance 1: name a --guidance"
             )
-    return own if own.guidance != 1 else replace(own, guidance_interval=None)
+    return samples if samples.guidance != 1 else replace(samples, guidance_interval=None)
 
 
 def _numbers(texts: list[str]) -> tuple[float, ...]:
@@ -171,7 +171,7 @@ def _numbers(texts: list[str]) -> tuple[float, ...]:
         raise ConfigError(f"--guidance_interval={','.join(texts)}: must be two times, as 0.3,5") from None
 
 
-def _with_sampler(own: SamplingOptions, kind: str, sampler: str | None, gamma: float | None) -> SamplingOptions:
+def _with_sampler(samples: SamplingOptions, kind: str, sampler: str | None, gamma: float | None) -> SamplingOptions:
     if sampler is not None and gamma is not None:
         raise ConfigError(f"--gamma={gamma} is short for --sampler='chain(gamma={gamma})': give one of them")
     if gamma is not None and kind != "flow_map":
@@ -179,12 +179,12 @@ def _with_sampler(own: SamplingOptions, kind: str, sampler: str | None, gamma: f
     if sampler is not None:
         gamma = read_sampler(Fields({"sampler": sampler}, prefix="--"), kind)
     elif gamma is None:
-        gamma = own.gamma
-    return replace(own, gamma=gamma, **({} if gamma is None else dict.fromkeys(OF_MULTISTEP, False)))
+        gamma = samples.gamma
+    return replace(samples, gamma=gamma, **({} if gamma is None else dict.fromkeys(OF_MULTISTEP, False)))
 
 
-def _with_solver(own: SamplingOptions, model: NetworkModel, solver: str | None) -> SamplingOptions:
+def _with_solver(samples: SamplingOptions, model: NetworkModel, solver: str | None) -> SamplingOptions:
     if solver is None:
-        return own
+        return samples
     name, chosen = read_solver(Fields({"solver": solver}, prefix="--"), model.path, model.constants["t_max"])
-    return replace(own, solver=chosen, solver_name=name)
+    return replace(samples, solver=chosen, solver_name=name)

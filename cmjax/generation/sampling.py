@@ -1,4 +1,4 @@
-"""Images from a model, in chunks: the same image for the same (seed, index) whatever the chunk and the devices."""
+"""Samples a model in chunks over all devices: the same image for the same (seed, index), whatever the devices."""
 
 import logging
 import math
@@ -33,16 +33,16 @@ PIXELS_AT_ONCE = 2**18
 _OF_LABELS = 2**32 - 1
 """Folded into a sample's key for its label; numbers from 0 on are those of its noises."""
 _guided, _autoguided, _limited = lru_cache(guided), lru_cache(autoguided), lru_cache(limited)
-"""One function for one denoiser: jit compiles for each function that it is given anew."""
+"""One function for one denoiser: jit compiles each new function anew."""
 
 
 def consistency_sampler(times: tuple[float, ...], samples: SamplingOptions) -> Sampler:
-    """Samples of a consistency model or a flow map along `times`, by the sampler and with the noise of `samples`."""
+    """Samples a consistency model or a flow map along `times`, by the sampler and with the noise of `samples`."""
     return consistency_samplers(samples)(times)
 
 
 def consistency_samplers(samples: SamplingOptions) -> Callable[[tuple[float, ...]], Sampler]:
-    """`consistency_sampler`, of one compilation for all times of a number."""
+    """`consistency_sampler`, compiled once for all times of the same number."""
     sharded = _sampling(consistency_sample(samples))
 
     def along(times):
@@ -53,7 +53,7 @@ def consistency_samplers(samples: SamplingOptions) -> Callable[[tuple[float, ...
 
 
 def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
-    """What `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
+    """The function that `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
 
     def sample(flow_map_and_times, keys, conditions):
         flow_map, times = flow_map_and_times
@@ -69,12 +69,12 @@ def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
 
 
 def diffusion_sampler(samples: SamplingOptions, times: tuple[float, ...]) -> Sampler:
-    """A denoiser's samples along the descending `times`, by the solver of `samples`."""
+    """Samples a denoiser along the descending `times`, by the solver of `samples`."""
     return _sampling(diffusion_sample(samples, times))
 
 
 def diffusion_sample(samples: SamplingOptions, times: tuple[float, ...]) -> Callable[..., Any]:
-    """What `diffusion_sampler` compiles."""
+    """The function that `diffusion_sampler` compiles."""
     choices = {"solver": samples.solver, "clip": samples.clip}
 
     def sample(flow_map, keys, conditions):
@@ -97,23 +97,22 @@ def sample_images(
 ) -> np.ndarray:
     """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents.
 
-    Latents are what has neither 1 nor 3 channels. conditions: (num, ...).
+    Samples with neither 1 nor 3 channels are latents. conditions: (num, ...).
     """
-    chunk, drawn = chunk_of(num, flow_map.shape, jax.device_count()), []
+    chunk, parts = chunk_of(num, flow_map.shape, jax.device_count()), []
     for start in range(0, num, chunk):
         indices = np.arange(start, start + chunk)
         keys = keys_of(seed, first + indices)
         within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
-        drawn.append(sampler(flow_map, keys, within))
+        parts.append(sampler(flow_map, keys, within))
         update_progress(min(start + chunk, num), "")
-    images = np.concatenate(drawn)[:num]
+    images = np.concatenate(parts)[:num]
     return to_pixels(images) if images.shape[-1] in (1, 3) else images
 
 
 @dataclass(frozen=True)
 class SampleSequence:
-    """A numbered sequence of samples. conditions: of all that will be drawn, (num, ...). to_pixels: the rule by which
-    [-1, 1] becomes uint8."""
+    """A numbered sequence of samples. conditions: of all samples, (num, ...). to_pixels: turns [-1, 1] into uint8."""
 
     sampler: Sampler
     flow_map: BoundModel
@@ -136,14 +135,14 @@ class SampleSequence:
 
 
 def chunk_of(num: int, shape: tuple[int, ...], devices: int) -> int:
-    """How many of `num` samples are drawn at once, a multiple of the devices."""
+    """The number of samples, of `num`, that are made at once: a multiple of the devices."""
     most = max(PIXELS_AT_ONCE // math.prod(shape), 16) * devices
-    count = -(-num // most)  # of equal size, so that the last one is not drawn for a few samples
+    count = -(-num // most)  # of equal size, so that the last one is not run for a few samples
     return -(-num // (count * devices)) * devices
 
 
 def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
-    """The rows, a tree of host arrays (n, ...), in equally long parts of as many samples as are drawn at once.
+    """The rows, a tree of host arrays (n, ...), in equally long parts of `chunk_of` samples.
 
     The last row is repeated until the last part is as long as the others: a function is compiled for all of them once.
     """
@@ -162,7 +161,7 @@ def class_labels(
     """The `label` condition of `num` samples: one class, or all in turn; empty for a model without classes.
 
     random_seed: in place of all in turn, each class at random, a function of the seed and the sample's index, as EDM
-    draws them.
+    does.
     """
     if not num_classes:
         return {}
@@ -187,10 +186,10 @@ def with_guidance(
     interval: Interval = None,
     takes_interval: bool = False,
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """The model and its conditions for samples of that guidance scale, at the times of the interval alone.
+    """Guides the model by that scale, at the times of the interval alone. Returns: the model and its conditions.
 
-    A network that `takes` the scale is given it, and so the interval; any other with classes is evaluated twice, unless
-    the scale is 1.
+    A network that `takes` the scale has it as an input, and so the interval; any other with classes is evaluated
+    twice, unless the scale is 1.
     """
     if not takes and guidance == 1:
         return flow_map, conditions
@@ -209,7 +208,7 @@ def with_autoguidance(
     scales: np.ndarray,
     interval: Interval = None,
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """The model guided by a weaker one of its shape, path and conditions. scales: of each sample."""
+    """Guides the model by a weaker one of its shape, path and conditions. scales: of each sample."""
     denoiser = _within(_autoguided(flow_map.function, weak.function), interval)
     both = replace(flow_map, params=(flow_map.params, weak.params), function=denoiser)
     return both, {**conditions, "guidance": scales}
@@ -230,12 +229,12 @@ def guided_by(
 def guided_as_trained(
     flow_map: BoundModel, conditions: dict[str, np.ndarray], trained: Trained
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """`with_guidance` as the run draws its own samples."""
+    """`with_guidance` as the run samples itself."""
     return guided_by(flow_map, conditions, trained.samples, trained.model)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`function(model, rows)` compiled, its rows shared out among all devices of all processes.
+    """Compiles `function(model, rows)`, its rows spread over all devices of all processes.
 
     Args:    function: (tree of parameters, tree of arrays with a row for each sample) -> tree of such arrays.
     Returns: the same function of host arrays, with any number of rows, that gives host arrays. Every process must call
@@ -252,7 +251,7 @@ def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 
 
 def trace_sampler(sample: Callable[..., Any], model: Any, rows: tuple[Any, dict], mesh: Mesh) -> jax.stages.Traced:
-    """A sampler of `sample` for models and rows (key data, conditions) like these shapes, and the mesh's devices."""
+    """Traces a sampler of `sample` for models and rows (key data, conditions) of these shapes, on the mesh."""
     with tracing_for(mesh.devices.flat[0].platform):
         return _spread(_with_keys(sample), mesh).trace(model, rows)
 
@@ -270,6 +269,6 @@ def _with_keys(sample: Callable) -> Callable[[Any, Any], Any]:
 
 
 def _sampling(sample: Callable) -> Sampler:
-    """A sampler of what samples with typed keys."""
+    """A sampler from a function of typed keys."""
     compiled = over_devices(_with_keys(sample))
     return lambda model, key_data, conditions: compiled(model, (key_data, conditions))

@@ -1,16 +1,18 @@
 """What the command line draws with: chains of a flow map, and guidance."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.cli import sample
 from cmjax.config.fields import ConfigError
 from cmjax.config.samples import SamplingOptions
 from cmjax.core.model import BoundModel
 from cmjax.core.paths import linear
 from cmjax.core.sampling import sample_chain
+from cmjax.generation.files import check_size
 from cmjax.generation.sampling import consistency_sampler, rows_in_chunks, sample_images, with_guidance
 
 GREY = (28, 28, 1)
@@ -36,8 +38,8 @@ def test_a_chain_is_the_librarys(gamma):
 @pytest.mark.parametrize(("num", "shape"), [(10_001, GREY), (2000, (256, 256, 3)), (10_000, (512, 512, 4))])
 def test_a_grid_that_nobody_can_look_at_is_refused(num, shape):
     with pytest.raises(ConfigError, match=rf"--num={num}: .*write an array, as --out=x\.npz"):
-        sample._check_grid(num, shape)
-    sample._check_grid(10_000, GREY)
+        check_size(Path("x.png"), num, shape)
+    check_size(Path("x.png"), 10_000, GREY)
 
 
 def test_rows_come_in_equal_parts():

@@ -1,10 +1,10 @@
-"""Large draws: the same array however often they are stopped, and no part drawn twice."""
+"""Large arrays of samples: the same array however often they are stopped, and no part drawn twice."""
 
 import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError
-from cmjax.generation import resumable as stream
+from cmjax.generation import files
 
 
 class Killed(BaseException):
@@ -13,7 +13,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(stream, "PART", 4)
+    monkeypatch.setattr(files, "PART", 4)
 
 
 def drawer(stops_at=None):
@@ -36,10 +36,10 @@ def test_a_draw_that_was_stopped_goes_on(tmp_path, num):
     for stops_at in (*parts, None):
         draw, drawn = drawer(stops_at)
         if stops_at is None:
-            stream.write_array(path, num, draw, settings=settings)
+            files.write_array(path, num, draw, settings=settings)
         else:
             with pytest.raises(Killed):
-                stream.write_array(path, num, draw, settings=settings)
+                files.write_array(path, num, draw, settings=settings)
             assert not path.exists()
         drawn_before += drawn
     assert [start for start, _ in drawn_before] == parts
@@ -52,9 +52,9 @@ def test_a_draw_that_was_stopped_goes_on(tmp_path, num):
 def test_parts_of_another_draw_are_named_and_removed(tmp_path, caplog, num):
     path, other = tmp_path / "x.npz", drawer(stops_at=4)[0]
     with pytest.raises(Killed):
-        stream.write_array(path, 10, other, settings={"seed": 0})
+        files.write_array(path, 10, other, settings={"seed": 0})
     draw, drawn = drawer()
-    stream.write_array(path, num, draw, settings={"seed": 1})
+    files.write_array(path, num, draw, settings={"seed": 1})
     assert "seed 0 -> 1" in caplog.text
     assert drawn[0] == (0, min(num, 4))
     assert list(tmp_path.iterdir()) == [path]
@@ -63,29 +63,29 @@ def test_parts_of_another_draw_are_named_and_removed(tmp_path, caplog, num):
 def test_parts_without_their_settings_are_not_taken(tmp_path):
     path, other = tmp_path / "x.npz", drawer(stops_at=4)[0]
     with pytest.raises(Killed):
-        stream.write_array(path, 10, other, settings={"seed": 0})
+        files.write_array(path, 10, other, settings={"seed": 0})
     (tmp_path / "x.npz.parts" / "settings.json").unlink()  # a removal was cut short
     draw, drawn = drawer()
-    stream.write_array(path, 10, draw, settings={"seed": 0})
+    files.write_array(path, 10, draw, settings={"seed": 0})
     assert drawn == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_parts_that_cannot_be_removed_are_an_error(tmp_path, monkeypatch):
     path, other = tmp_path / "x.npz", drawer(stops_at=4)[0]
     with pytest.raises(Killed):
-        stream.write_array(path, 10, other, settings={"seed": 0})
-    monkeypatch.setattr(stream, "remove_folder", lambda folder: None)
+        files.write_array(path, 10, other, settings={"seed": 0})
+    monkeypatch.setattr(files, "remove_folder", lambda folder: None)
     with pytest.raises(ConfigError, match=r"seed 0 -> 1.*cannot be removed"):
-        stream.write_array(path, 10, drawer()[0], settings={"seed": 1})
+        files.write_array(path, 10, drawer()[0], settings={"seed": 1})
 
 
 def test_a_damaged_part_is_named(tmp_path):
     draw, _ = drawer(stops_at=8)
     with pytest.raises(Killed):
-        stream.write_array(tmp_path / "x.npz", 10, draw, settings={"seed": 0})
+        files.write_array(tmp_path / "x.npz", 10, draw, settings={"seed": 0})
     part = tmp_path / "x.npz.parts" / "00000004.npy"
     part.write_bytes(b"not an array")
     with pytest.raises(ConfigError, match=f"{part} is damaged: remove it"):
-        stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 0})
+        files.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 0})
     part.unlink()
-    stream.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 0})
+    files.write_array(tmp_path / "x.npz", 10, drawer()[0], settings={"seed": 0})
