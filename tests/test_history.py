@@ -13,7 +13,7 @@ from cmjax.cli import status, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.config.recorded import FORMAT
-from cmjax.reporting.curves import figure
+from cmjax.reporting.curves import plot_of
 from cmjax.reporting.tables import starts
 from cmjax.runs.history import totals
 from cmjax.runs.record import read_record
@@ -166,7 +166,7 @@ def test_an_older_checkpoint_is_drawn_from(tmp_path):
 def test_a_constant_curve_stands_in_the_middle_of_its_axis():
     pytest.importorskip("bokeh")
     steps = np.arange(5.0)
-    plot = figure({"a": (steps, np.full(5, 1e-3))}, "learning rate", log=False)
+    plot = plot_of({"a": (steps, np.full(5, 1e-3))}, "learning rate", log=False)
     assert (plot.y_range.start, plot.y_range.end) == pytest.approx((9e-4, 1.1e-3))
 
 

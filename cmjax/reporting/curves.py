@@ -1,4 +1,4 @@
-"""A run's records as curves that can be enlarged, one run's or several over each other."""
+"""Interactive plots of what runs recorded, one run's or several over each other."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def fields_of(runs: Mapping[str, Records]) -> list[str]:
-    """The names of what the runs recorded as numbers, without those of single noise levels."""
+    """The names of the numbers that the runs recorded, without those of single noise levels."""
     named = dict.fromkeys(
         name
         for records in runs.values()
@@ -56,14 +56,14 @@ def points(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([part.mean() for part in parts[0]]), np.array([part.mean() for part in parts[1]])
 
 
-def drawn(runs: Mapping[str, Records], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Title -> figure, of what the runs recorded. labels: of each run its noise levels, as they are numbered."""
-    figures = {}
+def plots_of(runs: Mapping[str, Records], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Plots what the runs recorded: title -> plot. labels: of each run its noise levels, as they are numbered."""
+    plots = {}
     for name in fields_of(runs):
         curves = {run: points(records, name) for run, records in runs.items()}
         curves = {run: curve for run, curve in curves.items() if len(curve[0])}
         if curves:
-            figures[name.replace("_", " ")] = figure(curves, name.replace("_", " "), log=name in ("loss", "grad_norm"))
+            plots[name.replace("_", " ")] = plot_of(curves, name.replace("_", " "), log=name in ("loss", "grad_norm"))
     for run, records in runs.items():
         names = sorted(
             {name for record in records[:: max(1, len(records) // 50)] for name in record if BIN.match(name)}
@@ -71,8 +71,8 @@ def drawn(runs: Mapping[str, Records], labels: Mapping[str, Sequence[str]]) -> d
         curves = {_level(name, labels.get(run, ())): points(records, name) for name in names}
         if curves:
             title = "loss by noise level" + (f": {run}" if len(runs) > 1 else "")
-            figures[title] = figure(curves, "loss", log=True, shades=True)
-    return figures
+            plots[title] = plot_of(curves, "loss", log=True, shades=True)
+    return plots
 
 
 def _level(name: str, labels: Sequence[str]) -> str:
@@ -80,21 +80,21 @@ def _level(name: str, labels: Sequence[str]) -> str:
     return labels[number] if number < len(labels) else f"level {number}"
 
 
-def figure(
+def plot_of(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]], y_label: str, *, log: bool, shades: bool = False
 ) -> Any:
-    """Curves over the steps; a logarithmic axis where it is asked for and all values are positive.
+    """Plots curves over the steps; a logarithmic axis where it is asked for and all values are positive.
 
     shades: whether the curves are the steps of a scale, and not different things.
     """
     from bokeh.models import BoxZoomTool, HoverTool, PanTool, ResetTool, WheelZoomTool
     from bokeh.palettes import turbo
-    from bokeh.plotting import figure as new_figure
+    from bokeh.plotting import figure
 
     positive = all((y > 0).all() for _, y in curves.values())
     columns = 1 if max(map(len, curves)) > LONG else 2
     legend_height = LINE * -(-len(curves) // columns) + 16 if len(curves) > 1 else 0
-    plot = new_figure(
+    plot = figure(
         height=300 + legend_height, sizing_mode="stretch_width", x_axis_label="step",
         y_axis_type="log" if log and positive else "linear", **_range_of_one_value([y for _, y in curves.values()]),
         tools=[box := BoxZoomTool(), PanTool(), WheelZoomTool(), ResetTool()], active_drag=box,
@@ -105,8 +105,8 @@ def figure(
         line = plot.line(x, y, color=colours[i % len(colours)], line_width=1.8, name=name, **named)
         if len(x) == 1:
             plot.scatter(x, y, color=colours[i % len(colours)], size=6, **named)
-        told = [("step", "@x{0,0}"), (name if len(curves) > 1 else y_label, "@y{%.4g}")]
-        plot.add_tools(HoverTool(renderers=[line], tooltips=told, formatters={"@y": "printf"}, visible=False))
+        tooltips = [("step", "@x{0,0}"), (name if len(curves) > 1 else y_label, "@y{%.4g}")]
+        plot.add_tools(HoverTool(renderers=[line], tooltips=tooltips, formatters={"@y": "printf"}, visible=False))
     _dress(plot, columns if len(curves) > 1 else 0)
     return plot
 
@@ -122,7 +122,7 @@ def _range_of_one_value(values: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def _dress(plot: Any, columns: int) -> None:
-    """Colours that are readable over white and over black, and where there are columns a legend."""
+    """Sets colours that are readable over white and over black, and where there are columns a legend."""
     from bokeh.models import BasicTickFormatter
 
     plot.background_fill_alpha = plot.border_fill_alpha = 0

@@ -1,4 +1,4 @@
-"""A run's images as parts of a page: small enough, and without files beside it."""
+"""Embeds a run's images in a page: small enough, and without files beside it."""
 
 import base64
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 MOST_FRAMES = 12
-"""Steps of which the page shows samples, evenly chosen among those that the run drew."""
+"""Steps of which the page shows samples, evenly chosen among those that the run has."""
 
 LARGE = 2.0
-"""How much more room a figure takes than a grid of samples."""
+"""The room of a plot or a gallery, relative to a grid of samples."""
 
 SMALLEST = 64
 """Pixels below which no side of an image is made smaller."""
@@ -23,8 +23,8 @@ NAME = re.compile(r"(\d+)-(.+)\.png")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image in a page. uri: its content. width, height: pixels. whole: whether it is what was encoded, exactly."""
+class EmbeddedImage:
+    """An image in a page. uri: its content. width, height: pixels. whole: whether nothing was lost in encoding."""
 
     uri: str
     width: int
@@ -34,12 +34,12 @@ class Picture:
 
 def grids_of(workdir: Path) -> dict[str, dict[int, Path]]:
     """A run's grids of samples: sampler -> step -> file, steps ascending."""
-    found: dict[str, dict[int, Path]] = {}
+    grids: dict[str, dict[int, Path]] = {}
     folder = workdir / "samples"
     for path in folder.iterdir() if folder.is_dir() else ():
         if match := NAME.fullmatch(path.name):
-            found.setdefault(match[2], {})[int(match[1])] = path
-    return {name: dict(sorted(steps.items())) for name, steps in sorted(found.items(), key=_by_evaluations)}
+            grids.setdefault(match[2], {})[int(match[1])] = path
+    return {name: dict(sorted(steps.items())) for name, steps in sorted(grids.items(), key=_by_evaluations)}
 
 
 def _by_evaluations(item: tuple[str, Mapping[int, Path]]) -> tuple[int, str]:
@@ -49,14 +49,14 @@ def _by_evaluations(item: tuple[str, Mapping[int, Path]]) -> tuple[int, str]:
 
 
 def even_choice(values: list[int], most: int) -> list[int]:
-    """At most so many of the values, evenly, the first and the last among them."""
+    """Chooses at most so many of the values, evenly, the first and the last among them."""
     if len(values) <= most:
         return values
     return [values[i] for i in np.unique(np.rint(np.linspace(0, len(values) - 1, most)).astype(int))]
 
 
-def shrink(content: bytes, limit: int) -> Picture:
-    """The image in a file's content in about `limit` characters: as it is, or with losses, or smaller too.
+def shrink(content: bytes, limit: int) -> EmbeddedImage:
+    """Embeds the image in a file's content in about `limit` characters: as it is, or with losses, or smaller too.
 
     Raises: OSError where it is no image.
     """
@@ -71,14 +71,14 @@ def shrink(content: bytes, limit: int) -> Picture:
         if _characters(encoded) <= limit or min(image.size) * 3 // 4 < SMALLEST:
             break
         image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
-    return Picture(_uri(encoded), image.width, image.height, whole)
+    return EmbeddedImage(_uri(encoded), image.width, image.height, whole)
 
 
-def exact(image: np.ndarray) -> Picture:
-    """An RGB image, (h, w, 3) uint8."""
+def exact(image: np.ndarray) -> EmbeddedImage:
+    """Embeds an RGB image, (h, w, 3) uint8, without loss."""
     from PIL import Image
 
-    return Picture(_uri(_webp(Image.fromarray(image), lossless=True)), image.shape[1], image.shape[0], True)
+    return EmbeddedImage(_uri(_webp(Image.fromarray(image), lossless=True)), image.shape[1], image.shape[0], True)
 
 
 def _webp(image, **how) -> bytes:

@@ -1,4 +1,4 @@
-"""The nearest training images beside a run's samples: whether it remembers some, at a glance."""
+"""Finds the training images nearest to a run's samples, which show whether it memorised some."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from cmjax.data.sources import Source
 from cmjax.plotting.plots import GREY, cell_size, image_grid
-from cmjax.reporting.images import Picture, exact, grids_of
+from cmjax.reporting.images import EmbeddedImage, exact, grids_of
 
 SHOWN = 8
 MOST_SEARCHED = 10_000
@@ -34,20 +34,20 @@ class Nearest:
 
     step: int
     sampler: str
-    pairs: list[tuple[Picture, float]]
+    pairs: list[tuple[EmbeddedImage, float]]
     usual: float
     searched: int
     total: int
 
 
 def nearest_of(workdir: Path, source: Source) -> Nearest | str:
-    """The run's newest samples, by its most evaluations, beside their nearest training images; else why there are none.
+    """Pairs the newest samples of the most evaluations with their nearest training images; else says why it cannot.
 
     Raises: OSError where a grid cannot be read; DataError where the data cannot.
     """
     grids = grids_of(workdir)
     if not grids:
-        return "the run has drawn no samples"
+        return "the run has no samples"
     if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
         return "the data are no uint8 images"
     sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
@@ -59,8 +59,8 @@ def nearest_of(workdir: Path, source: Source) -> Nearest | str:
     others = rows[np.unique(np.linspace(0, len(rows) - 1, SHOWN).astype(np.int64))]
     queries = np.concatenate([samples, source.gather(others)["image"]])
     excluded = np.concatenate([np.full(len(samples), -1), others])
-    found, distances = search(queries, excluded, source, rows)
-    images = source.gather(found[: len(samples)])["image"]
+    places, distances = search(queries, excluded, source, rows)
+    images = source.gather(places[: len(samples)])["image"]
     pairs = [
         (exact(image_grid(np.stack(pair), columns=2, gap=GAP, min_side=MIN_SIDE)), float(distance))
         for *pair, distance in zip(samples, images, distances, strict=False)
@@ -69,7 +69,7 @@ def nearest_of(workdir: Path, source: Source) -> Nearest | str:
 
 
 def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each query (n, h, w, c) the nearest of the source's images `rows`, and its distance, as `Nearest` has it.
+    """Finds for each query (n, h, w, c) the nearest of the source's images `rows`, and their distance as in `Nearest`.
 
     excluded: (n,) a row that does not count for the query; -1 for none.
     """
@@ -89,19 +89,19 @@ def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarr
 
 
 def images_in(grid: bytes, shape: tuple[int, ...], most: int) -> Images | None:
-    """The first images, (n, h, w, c), of a grid that `image_grid` made of images of that shape; None if it is another.
+    """Cuts the first images, (n, h, w, c), from a grid of `image_grid` of images of that shape; None if it is another.
 
     Raises: OSError where it is no image.
     """
     from PIL import Image
 
     with Image.open(BytesIO(grid)) as opened:
-        picture = np.asarray(opened.convert("RGB"))
+        image = np.asarray(opened.convert("RGB"))
     h, w, c = shape
     factor, (height, width) = math.ceil(MIN_SIDE / min(h, w)), cell_size((h, w), gap=GAP, min_side=MIN_SIDE)
-    if picture.shape[0] % height != GAP or picture.shape[1] % width != GAP or not np.all(picture[:GAP] == GREY):
+    if image.shape[0] % height != GAP or image.shape[1] % width != GAP or not np.all(image[:GAP] == GREY):
         return None
-    across, down = picture.shape[1] // width, picture.shape[0] // height
+    across, down = image.shape[1] // width, image.shape[0] // height
     places = [(i // across * height + GAP, i % across * width + GAP) for i in range(min(most, across * down))]
-    cells = [picture[y : y + factor * h : factor, x : x + factor * w : factor, :c] for y, x in places]
+    cells = [image[y : y + factor * h : factor, x : x + factor * w : factor, :c] for y, x in places]
     return np.stack(cells)

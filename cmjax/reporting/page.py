@@ -1,4 +1,4 @@
-"""One page about a run, or several runs side by side: a single HTML file that needs no network."""
+"""Writes a page about a run, or several side by side: a single HTML file that needs no network."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.data.sources import Source
-from cmjax.reporting.images import LARGE, MOST_FRAMES, Picture, even_choice, shrink
+from cmjax.reporting.images import LARGE, MOST_FRAMES, EmbeddedImage, even_choice, shrink
 from cmjax.reporting.parts import Part, configurations_differ, read_part
-from cmjax.reporting.tables import evaluations, figures, overview, starts
+from cmjax.reporting.tables import evaluations, final_metrics, overview, starts
 from cmjax.runs.status import Found, find
 from cmjax.runs.trained import open_trained
 from cmjax.system.files import absolute, write_atomically
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None, data_dir: str | None = None) -> int:
-    """Write the page about the runs in `workdirs`.
+    """Writes the page about the runs in `workdirs`.
 
     Args:    source: the training images of the one run, where they are open; else those that its record names.
              data_dir: where the runs' data are now, None for where their records say.
@@ -46,17 +46,17 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
             return None
         return lambda: open_trained(workdir, data_dir=data_dir).run().open_source("train")
 
-    found = [_settled(find(workdir)) for workdir in workdirs]
-    names = _names(workdirs)
-    given = zip(names, workdirs, found, strict=True)
-    parts = [read_part(name, workdir, one, opener(workdir)) for name, workdir, one in given]
+    parts = [
+        read_part(name, workdir, _settled(find(workdir)), opener(workdir))
+        for name, workdir in zip(_names(workdirs), workdirs, strict=True)
+    ]
     page = render(parts).encode()
     write_atomically(out, page)
     return len(page)
 
 
 def report_at_end(workdir: Path, source: Source) -> str | None:
-    """Write the page of a run that has ended; its path, or None with a line in the log where that is not possible."""
+    """Writes the page of a run that has ended. Returns: its path, or None, the reason in the log."""
     path = workdir / PAGE
     if not is_installed("bokeh"):
         log.info("no %s: it needs bokeh: %s", PAGE, how_to_install("bokeh"))
@@ -69,10 +69,10 @@ def report_at_end(workdir: Path, source: Source) -> str | None:
     return None
 
 
-def _settled(found: Found) -> Found:
-    """The page of a run that is done does not say that its process is still there, which is writing the page."""
-    done = found.summary.get("steps", 0) >= found.total and found.summary.get("finished", True)
-    return replace(found, mark=None, alive=False) if done else found
+def _settled(status: Found) -> Found:
+    """A finished run is not shown as running, though its process, which writes the page, is still there."""
+    done = status.summary.get("steps", 0) >= status.total and status.summary.get("finished", True)
+    return replace(status, mark=None, alive=False) if done else status
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
@@ -88,16 +88,16 @@ def render(parts: Sequence[Part]) -> str:
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    from cmjax.reporting.curves import drawn
+    from cmjax.reporting.curves import plots_of
 
     by_name = {part.name: part for part in parts}
     if len(by_name) < len(parts):
         raise ConfigError(f"--workdir={','.join(str(part.workdir) for part in parts)}: names a folder twice")
-    plots = drawn({part.name: part.found.records for part in parts}, {part.name: part.levels for part in parts})
+    plots = plots_of({part.name: part.status.records for part in parts}, {part.name: part.levels for part in parts})
     script, places = components(plots) if plots else ("", {})
     libraries = Resources(mode="inline", components=["bokeh"], minified=True).render_js() if plots else ""
     room = MOST_CHARACTERS - FOR_WORDS - len(libraries.encode()) - len(script.encode())
-    pictures = _Pictures(parts, room)
+    images = PageImages(parts, room)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html").render(
         title=", ".join(by_name),
@@ -113,18 +113,18 @@ def render(parts: Sequence[Part]) -> str:
         overview=overview(parts),
         starts=starts(parts),
         differing=configurations_differ(parts) if len(parts) > 1 else [],
-        figures=figures(parts),
+        final_metrics=final_metrics(parts),
         evaluations=evaluations(parts),
-        frames=pictures.frames,
-        steps=pictures.steps,
-        diagnostics=pictures.diagnostics,
-        galleries=pictures.galleries,
-        left_out=[(part.name, note) for part in parts for note in part.notes] + pictures.notes,
+        frames=images.frames,
+        steps=images.steps,
+        diagnostics=images.diagnostics,
+        galleries=images.galleries,
+        left_out=[(part.name, note) for part in parts for note in part.notes] + images.notes,
     )
 
 
-class _Pictures:
-    """The files of the runs' images as parts of the page, made to fit into `room` characters.
+class PageImages:
+    """Embeds the runs' images so that they fit into `room` characters.
 
     frames: run -> sampler -> step -> image. steps: all steps of the frames. diagnostics: run -> caption -> image.
     galleries: run -> image. notes: (run, what is left out).
@@ -135,7 +135,7 @@ class _Pictures:
         chosen = {part.name: self._choose(part, max(3, MOST_FRAMES // len(parts))) for part in parts}
         grids = sum(len(steps) for samplers in chosen.values() for steps in samplers.values())
         larger = sum(len(part.diagnostics) + (part.gallery is not None) for part in parts)
-        nearest = sum(len(picture.uri) for part in parts if part.nearest for picture, _ in part.nearest.pairs)
+        nearest = sum(len(image.uri) for part in parts if part.nearest for image, _ in part.nearest.pairs)
         self._limit = int((room - nearest) / max(grids + LARGE * larger, 1))
         self.frames = {
             name: {
@@ -146,7 +146,7 @@ class _Pictures:
         }
         self.steps = sorted({step for run in self.frames.values() for frames in run.values() for step in frames})
         self.diagnostics = {
-            part.name: self._all(part.name, {told: (path, LARGE) for told, path in part.diagnostics.items()})
+            part.name: self._all(part.name, {caption: (path, LARGE) for caption, path in part.diagnostics.items()})
             for part in parts
         }
         self.galleries = {
@@ -159,11 +159,11 @@ class _Pictures:
             kept = even_choice(list(grids), most)
             chosen[sampler] = {step: grids[step] for step in kept}
             if len(kept) < len(grids):
-                told = f"{sampler}: samples of {len(kept)} of {len(grids)} steps are shown; all are in samples/"
-                self.notes.append((part.name, told))
+                note = f"{sampler}: samples of {len(kept)} of {len(grids)} steps are shown; all are in samples/"
+                self.notes.append((part.name, note))
         return chosen
 
-    def _all(self, run: str, files: Mapping[Any, tuple[Path, float]]) -> dict[Any, Picture]:
+    def _all(self, run: str, files: Mapping[Any, tuple[Path, float]]) -> dict[Any, EmbeddedImage]:
         made = {}
         for name, (path, larger) in files.items():
             try:

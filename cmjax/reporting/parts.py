@@ -1,4 +1,4 @@
-"""What a page tells of one run, read from its folder."""
+"""Reads from a run's folder what the page shows of it."""
 
 import json
 import logging
@@ -27,11 +27,11 @@ DIAGNOSTICS = {
     "consistency": "Consistency error along a teacher's trajectories",
     "loss": "Loss and gradient by noise level",
     "training": "Loss by noise level as training recorded it",
-    "times": "Figures by the second step's time",
+    "times": "Metrics by the second step's time",
 }
-"""The images of `--mode=diagnose`, and what they show."""
+"""The plots of `--mode=diagnose`, and their captions."""
 REAL = "training images"
-"""The row of `figures` that holds those of real images."""
+"""The row of the metrics that is of real images."""
 
 Change = tuple[str, str, str]
 
@@ -40,14 +40,14 @@ Change = tuple[str, str, str]
 class Part:
     """A run on a page.
 
-    name: of its folder. rows: what it is, in words. changes: fields of the recipe with the file's value and the run's;
-    compared: whether the file was there to compare. levels: labels of the noise levels of its records. grids: files by
-    sampler and step. images: caption -> file. notes: what is missing and why.
+    name: of its folder. rows: facts about it, in words. changes: fields of the recipe with the file's value and the
+    run's; compared: whether the file was there to compare. levels: labels of the noise levels of its records. grids:
+    files by sampler and step. diagnostics: caption -> file. notes: what is missing and why.
     """
 
     name: str
     workdir: Path
-    found: Found
+    status: Found
     rows: dict[str, str]
     changes: list[Change]
     compared: bool
@@ -60,14 +60,14 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def figures_of(self) -> list[str]:
-        """What is said beside the figures."""
-        said = self.found.summary.get("metrics_of")
-        return [said] if isinstance(said, str) else []
+    def metrics_notes(self) -> list[str]:
+        """The note beside the final metrics."""
+        note = self.status.summary.get("metrics_of")
+        return [note] if isinstance(note, str) else []
 
     @property
-    def evaluations_of(self) -> list[str]:
-        """What the newest evaluation's figures are of."""
+    def evaluation_notes(self) -> list[str]:
+        """The features and the reference of the newest evaluation's metrics."""
         try:
             metrics = self.evaluations[-1]["protocol"]["metrics"]
             texts = {name: f"{one['of']}, against {one['reference']}" for name, one in metrics.items()}
@@ -79,52 +79,52 @@ class Part:
         ]
 
     @property
-    def figures(self) -> Mapping[str, Mapping[str, float | None]]:
-        return self.found.summary.get("metrics") or {}
+    def metrics(self) -> Mapping[str, Mapping[str, float | None]]:
+        return self.status.summary.get("metrics") or {}
 
 
-def read_part(name: str, workdir: Path, found: Found, open_source: Callable[[], Source] | None) -> Part:
-    """What the page tells of a run. open_source: its training images; None for those that its record names."""
+def read_part(name: str, workdir: Path, status: Found, open_source: Callable[[], Source] | None) -> Part:
+    """Reads what the page shows of a run. open_source: opens its training images, by default those of its record."""
     notes: list[str] = []
-    changes, compared = _changes(found.record, notes)
+    changes, compared = _changes(status.record, notes)
     folder, gallery = workdir / "diagnostics", workdir / "gallery.png"
-    diagnostics = {told: folder / f"{stem}.png" for stem, told in DIAGNOSTICS.items()}
+    diagnostics = {caption: folder / f"{stem}.png" for stem, caption in DIAGNOSTICS.items()}
     return Part(
         name=name,
         workdir=workdir,
-        found=found,
-        rows=_rows(workdir, found),
+        status=status,
+        rows=_rows(workdir, status),
         changes=changes,
         compared=compared,
-        levels=_levels(workdir, found),
+        levels=_levels(workdir, status),
         grids=grids_of(workdir),
-        nearest=_nearest(workdir, found, open_source, notes),
-        diagnostics={told: path for told, path in diagnostics.items() if path.exists()},
+        nearest=_nearest(workdir, open_source, notes),
+        diagnostics={caption: path for caption, path in diagnostics.items() if path.exists()},
         gallery=gallery if gallery.exists() else None,
         evaluations=[row for row in objects(text_of(workdir / "evaluation.jsonl").splitlines()) if _is_row(row)],
         notes=notes,
     )
 
 
-def _rows(workdir: Path, found: Found) -> dict[str, str]:
-    rows = dict(rows_of(workdir, found))
-    rows["recipe"] = found.record.get("recipe") or "not recorded"
-    rows["device"] = found.record.get("device") or "not recorded"
-    if "took" not in rows and "train_seconds" in found.summary:  # of a run that kept no history yet
-        seconds = found.summary["train_seconds"]
-        rows["time"] = f"{duration(seconds)} of training, at {number(found.summary['images_per_second'])} images/s"
-    trained = found.step and not found.record.get("imported")
-    if trained and (said := long_average(found.record["config"], 0, found.step)):
-        rows["samples by"] = said
-    rows["versions"] = versions(found.record)
-    if not found.record.get("git_commit"):
+def _rows(workdir: Path, status: Found) -> dict[str, str]:
+    rows = dict(rows_of(workdir, status))
+    rows["recipe"] = status.record.get("recipe") or "not recorded"
+    rows["device"] = status.record.get("device") or "not recorded"
+    if "took" not in rows and "train_seconds" in status.summary:  # of a run that kept no history yet
+        seconds = status.summary["train_seconds"]
+        rows["time"] = f"{duration(seconds)} of training, at {number(status.summary['images_per_second'])} images/s"
+    trained = status.step and not status.record.get("imported")
+    if trained and (note := long_average(status.record["config"], 0, status.step)):
+        rows["samples by"] = note
+    rows["versions"] = versions(status.record)
+    if not status.record.get("git_commit"):
         rows["commit"] = "not recorded"
     rows["folder"] = str(workdir)
     return rows
 
 
 def _changes(record: Mapping[str, Any], notes: list[str]) -> tuple[list[Change], bool]:
-    """How the run's configuration differs from the recipe's file, and whether that was there to look at."""
+    """The changes of the run's configuration to the recipe's file, and whether that file was there to compare."""
     name = record.get("recipe")
     if not isinstance(name, str):
         return [], False
@@ -146,8 +146,8 @@ def _changes(record: Mapping[str, Any], notes: list[str]) -> tuple[list[Change],
 
 def configurations_differ(parts: Sequence[Part]) -> list[tuple[str, list[str]]]:
     """The fields in which the runs' configurations differ, with each run's value."""
-    first = parts[0].found.record["config"]
-    changed = [dict(differences(first, part.found.record["config"])) for part in parts]
+    first = parts[0].status.record["config"]
+    changed = [dict(differences(first, part.status.record["config"])) for part in parts]
     rows = []
     for name in sorted({name for fields in changed for name in fields}):
         old = next(fields[name][0] for fields in changed if name in fields)
@@ -159,9 +159,9 @@ def _shown(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) and value else json.dumps(value, default=str)
 
 
-def _levels(workdir: Path, found: Found) -> list[str]:
+def _levels(workdir: Path, status: Found) -> list[str]:
     """The noise levels by whose numbers the records sort the losses: `0.1 to 0.5`."""
-    if not any(name.startswith("loss_bin_") for record in found.records[-50:] for name in record):
+    if not any(name.startswith("loss_bin_") for record in status.records[-50:] for name in record):
         return []
     try:
         trained = open_trained(workdir)
@@ -172,7 +172,9 @@ def _levels(workdir: Path, found: Found) -> list[str]:
     return [f"{low:.2g} to {high:.2g}" for low, high in pairwise(edges)]
 
 
-def _nearest(workdir: Path, found: Found, open_source: Callable[[], Source] | None, notes: list[str]) -> Nearest | None:
+def _nearest(
+    workdir: Path, status: Found, open_source: Callable[[], Source] | None, notes: list[str]
+) -> Nearest | None:
     try:
         trained = open_trained(workdir)
         if trained.imported or not trained.recorded.has_data:

@@ -1,4 +1,4 @@
-"""The tables of a page: what the runs are, and their figures beside those of real images."""
+"""The tables of a page: the runs, their starts, and their metrics beside those of real images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ class Table:
 
 
 def overview(parts: Sequence[Part]) -> Table:
-    """What each run is, a column for each."""
+    """The facts about each run, a column for each."""
     names = list(dict.fromkeys(name for part in parts for name in part.rows))
     rows = [([name, *(part.rows.get(name, "–") for part in parts)], False) for name in names]
     return Table([part.name for part in parts] if len(parts) > 1 else [""], rows)
 
 
-def figures(parts: Sequence[Part]) -> Table | None:
-    """The figures of the runs' ends; None where there are none. Real images stand last of each run."""
-    columns = list(dict.fromkeys(name for part in parts for row in part.figures.values() for name in row))
+def final_metrics(parts: Sequence[Part]) -> Table | None:
+    """The metrics at the runs' ends; None where there are none. Real images stand last of each run."""
+    columns = list(dict.fromkeys(name for part in parts for row in part.metrics.values() for name in row))
     rows = []
     for part in parts:
-        for name, row in sorted(part.figures.items(), key=lambda item: item[0] == REAL):
+        for name, row in sorted(part.metrics.items(), key=lambda item: item[0] == REAL):
             about = f"{part.name}: {name}" if len(parts) > 1 else name
             rows.append(([about, *(_value(row.get(column)) for column in columns)], name == REAL))
     return Table([_headed(column) for column in columns], rows) if rows else None
 
 
 def evaluations(parts: Sequence[Part]) -> Table | None:
-    """What `--mode=evaluate` measured, each value beside that of as many real images; None where that is nothing."""
+    """The metrics of `--mode=evaluate`, each beside that of as many real images; None where there are none."""
     every = [(part, row) for part in parts for row in part.evaluations]
     metrics = list(dict.fromkeys(name for _, row in every for name in row["metrics"]))
     rows = []
@@ -43,12 +43,15 @@ def evaluations(parts: Sequence[Part]) -> Table | None:
         about = [part.name] if len(parts) > 1 else []
         real = row.get("real")
         real = real if isinstance(real, dict) else {}
-        told = [f"{row['step']:,}", *(_word(row.get(name)) for name in ("sampler", "evaluations", "num", "guidance"))]
+        setting = [
+            f"{row['step']:,}",
+            *(_word(row.get(name)) for name in ("sampler", "evaluations", "num", "guidance")),
+        ]
         values = []
         for name in metrics:
             beside = f" ({_value(real[name])})" if name in real else ""
             values.append(_value(row["metrics"].get(name)) + beside)
-        rows.append(([*about, *told, *values], False))
+        rows.append(([*about, *sampled, *values], False))
     heads = ["step", "sampler", "evaluations", "images", "guidance", *map(_headed, metrics)]
     return Table([*(["run"] if len(parts) > 1 else []), *heads], rows) if rows else None
 
@@ -57,7 +60,7 @@ def starts(parts: Sequence[Part]) -> Table | None:
     """The runs' starts: their steps, what they took and ran on, and what each changed; None without any."""
     rows = []
     for part in parts:
-        for start in part.found.starts:
+        for start in part.status.starts:
             steps = f"{start['from']:,} to {start['to']:,}"
             versions = start.get("versions") or {}
             made_by = f"cmjax {versions.get('cmjax', '–')}, jax {versions.get('jax', '–')}"
