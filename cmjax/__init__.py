@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cmjax.core.grids import karras_grid
     from cmjax.core.model import BoundModel, Model
     from cmjax.core.sampling import sample_chain, sample_denoiser, sample_fn
+    from cmjax.interop.autoencoder import load_autoencoder
     from cmjax.runs.trained import load
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "karras_grid",
     "likelihood",
     "load",
+    "load_autoencoder",
     "losses",
     "ode",
     "oracles",
@@ -73,6 +75,7 @@ _FROM = {
     "Times": "core.batch",
     "karras_grid": "core.grids",
     "load": "runs.trained",  # reads checkpoints, so it brings flax and orbax with it
+    "load_autoencoder": "interop.autoencoder",
     "sample_chain": "core.sampling",
     "sample_denoiser": "core.sampling",
     "sample_fn": "core.sampling",

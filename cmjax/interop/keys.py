@@ -75,6 +75,11 @@ def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Ca
         shapes: dict[Path, Any] = dict(flatten_dict(parameter_shapes(module, tuple(shape))))
     except ValueError as error:
         raise ForeignError(f"the network that its keys describe cannot be: {error}") from error
+    return filled(arrays, shapes, source)
+
+
+def filled(arrays: Arrays, shapes: Mapping[Path, Any], source: Callable[[Path], Source]) -> Any:
+    """The parameters of these shapes by path, float32, each read from its `source`. Raises: as `assemble`."""
     sources = {path: source(path) for path in shapes}
     wanted = [key for path in sources for key in sources[path].keys]
     problems = [f"missing {key}" for key in wanted if key not in arrays]
