@@ -95,11 +95,11 @@ def test_the_totals_are_of_the_starts_that_made_the_state(tmp_path):
 
 def test_the_reports_table_of_starts(tmp_path):
     line = {"from": 0, "to": 1500, "seconds": 65, "started": "then", "ended": "SIGTERM", "changes": ["seed: 0 -> 1"]}
-    table = starts([SimpleNamespace(name="a", found=SimpleNamespace(starts=[line]))])
+    table = starts([SimpleNamespace(name="a", status=SimpleNamespace(starts=[line]))])
     ((cells, _),) = table.rows
     assert cells[:4] == ["then", "0 to 1,500", "1 min 5 s", "SIGTERM"]
     assert "seed: 0 -> 1" in cells
-    assert starts([SimpleNamespace(name="a", found=SimpleNamespace(starts=[]))]) is None
+    assert starts([SimpleNamespace(name="a", status=SimpleNamespace(starts=[]))]) is None
 
 
 def test_a_run_of_earlier_code_has_no_history(tmp_path):

@@ -172,9 +172,7 @@ def _levels(workdir: Path, status: Found) -> list[str]:
     return [f"{low:.2g} to {high:.2g}" for low, high in pairwise(edges)]
 
 
-def _nearest(
-    workdir: Path, status: Found, open_source: Callable[[], Source] | None, notes: list[str]
-) -> Nearest | None:
+def _nearest(workdir: Path, open_source: Callable[[], Source] | None, notes: list[str]) -> Nearest | None:
     try:
         trained = open_trained(workdir)
         if trained.imported or not trained.recorded.has_data:

@@ -43,10 +43,7 @@ def evaluations(parts: Sequence[Part]) -> Table | None:
         about = [part.name] if len(parts) > 1 else []
         real = row.get("real")
         real = real if isinstance(real, dict) else {}
-        setting = [
-            f"{row['step']:,}",
-            *(_word(row.get(name)) for name in ("sampler", "evaluations", "num", "guidance")),
-        ]
+        sampled = [_word(row.get(name)) for name in ("step", "sampler", "evaluations", "num", "guidance")]
         values = []
         for name in metrics:
             beside = f" ({_value(real[name])})" if name in real else ""
