@@ -134,5 +134,5 @@ def test_a_recipe_may_write_a_choice_as_a_section():
     for written in ("pseudo_huber(c=0.1)", {"name": "pseudo_huber", "c": 0.1}):
         objective = {**config.objective.to_dict(), "distance": written}
         method = read_run({**config.to_dict(), "objective": objective}).method
-        distance = method.by_frozen["distance"]({})
+        distance = method.choices["distance"]
         assert (distance.func.__name__, distance.keywords) == ("pseudo_huber", {"c": 0.1})

@@ -122,7 +122,7 @@ def test_a_recipe_chooses_it_and_may_then_use_attention_without_forward_mode():
     with pytest.raises(ConfigError, match=r"net\.attention=xla, or config\.objective\.derivative=.*\(step=0\.03\)"):
         read_run(config.to_dict())
     config.objective.derivative = "central_difference(step=0.01)"
-    assert read_run(config.to_dict()).method.loss.keywords["derivative"] is not jax.jvp
+    assert read_run(config.to_dict()).method.choices["derivative"] is not jax.jvp
     config.objective.derivative = "forward"
     with pytest.raises(ConfigError, match="must be one of jvp, central_difference"):
         read_run(config.to_dict())

@@ -18,7 +18,7 @@ def test_the_reference_has_every_public_name():
     described = set(re.findall(r"(?m)^::: cmjax\.core\.([\w.]+)$", pages))
     losses = {f"losses.{path.stem}" for path in (ROOT / "cmjax/core/losses").glob("[!_]*.py")} | {"losses"}
     modules = {path.stem for path in (ROOT / "cmjax/core").glob("[!_]*.py")}
-    assert {name.removesuffix(".FlowMap") for name in described} == modules | losses
+    assert {name.removesuffix(".BoundModel") for name in described} == modules | losses
 
 
 @pytest.fixture

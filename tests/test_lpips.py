@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.config.choices import DISTANCES, read_distance
+from cmjax.config.choices import DISTANCES
 from cmjax.config.fields import Fields
+from cmjax.config.readers import READERS, Objective
 from cmjax.core.distances import curvature_speed
 from cmjax.interop.lpips import load_lpips
 from cmjax.nets.features.lpips import WIDTHS, lpips
@@ -69,8 +70,8 @@ def test_recorded_distances(params, key, resize):
 def test_a_recipe_chooses_the_pooling(params, files, pooling, pool):
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
     text = f"lpips(vgg={str(files[0])!r}, heads={str(files[1])!r}, resize=16{pooling})"
-    make, weights = read_distance(Fields({"distance": text}))
-    distance = make({"lpips": weights["lpips"].load()})
+    read = READERS["distance"](Objective(Fields({"distance": text}), None, 0))
+    distance = read["by_frozen"]["distance"]({"lpips": read["frozen"]["lpips"].load()})
     np.testing.assert_allclose(distance(x, -x), lpips(params, x, -x, resize=16, pool=pool), rtol=1e-6)
 
 

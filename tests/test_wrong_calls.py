@@ -134,7 +134,7 @@ def test_a_model_and_the_library_are_shown_in_a_few_words():
     assert set(dir(cmjax)) == {"__version__", *cmjax.__all__}
     flow_map = cmjax.BoundModel({"w": W}, ON["trig"], (8, 8, 3), 0.0, 1.5, "consistency", ON["trig"].path)
     assert repr(flow_map) == (
-        "FlowMap(kind='consistency', shape=(8, 8, 3), times=[0, 1.5], path=paths.trig(sigma_data=0.5), parameters=3)"
+        "BoundModel(kind='consistency', shape=(8, 8, 3), times=[0, 1.5], path=paths.trig(sigma_data=0.5), parameters=3)"
     )
     assert repr(paths.ddpm()) == "paths.ddpm(schedule='linear', beta_start=0.0001, beta_end=0.02, steps=1000)"
     assert repr([paths.ve, paths.linear, paths.vp()]) == "[paths.ve, paths.linear, paths.vp(beta_min=0.1, beta_max=20)]"

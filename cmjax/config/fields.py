@@ -8,7 +8,8 @@ import ast
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -57,6 +58,16 @@ class Fields:
 
     def error(self, field: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._prefix}{self.name(field)}={self._values.get(field)!r}: {problem}")
+
+    @contextmanager
+    def naming(self, field: str) -> Iterator[None]:
+        """Turns what a choice of this field raises, for a parameter out of its range, into a ConfigError."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise self.error(field, str(error)) from error
 
     def has(self, field: str) -> bool:
         return field in self._values
@@ -158,10 +169,8 @@ class Fields:
 
     def called(self, field: str, choice: Choice) -> Any:
         """The result of calling a choice of this field, with what it raises named by the field."""
-        try:
+        with self.naming(field):
             return choice.make()
-        except (TypeError, ValueError, ArithmeticError) as error:  # a parameter of another type or out of its range
-            raise self.error(field, str(error)) from error
 
     def _bound(self, field: str, value: Any, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Choice:
         name, written = self._named(field, value, choices)

@@ -1,75 +1,78 @@
-"""Every method by its name: what it makes of the network, and what reads its fields. One row for each."""
+"""Every method by its name: a row each. What its loss takes is read from the loss's signature, see `objective`.
+
+This file imports no loss, so that a trained model is loaded without them.
+"""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from cmjax.config import continuous, discrete
-from cmjax.config.choices import read_coupling
 from cmjax.config.fields import Fields
 from cmjax.config.model import PATHS, PRECONDITIONINGS, ModelSpec, NetworkModel, read_model_spec
 from cmjax.core.model import Kind
-from cmjax.training.method import Method
 
 log = logging.getLogger(__name__)
 
-METHODS: dict[str, tuple[Kind, Callable[[Fields, ModelSpec, int], Method]]] = {
-    "denoising": ("denoiser", discrete.denoising),
-    "edm2": ("denoiser", discrete.edm2),
-    "ct": ("consistency", discrete.ct),
-    "cd": ("consistency", discrete.cd),
-    "ict": ("consistency", discrete.ict),
-    "ect": ("consistency", discrete.ect),
-    "sct": ("consistency", discrete.sct),
-    "tcm": ("consistency", discrete.tcm),
-    "multistep_ct": ("denoiser", discrete.multistep_ct),
-    "guided_cd": ("consistency", discrete.guided_cd),
-    "lcm": ("consistency", discrete.lcm),
-    "pd": ("denoiser", discrete.pd),
-    "continuous_ct": ("consistency", continuous.continuous_ct),
-    "continuous_cd": ("consistency", continuous.continuous_cd),
-    "scm_ct": ("consistency", continuous.scm_ct),
-    "scm_cd": ("consistency", continuous.scm_cd),
-    "meanflow": ("flow_map", continuous.meanflow),
-    "imf": ("flow_map", continuous.imf),
-    "shortcut": ("flow_map", continuous.shortcut),
-    "alphaflow": ("flow_map", continuous.alphaflow),
-}
-"""The kind of model, as `BoundModel` has it, and the reader: (fields, model, steps of the run) -> Method."""
-OF_INDEPENDENT_NOISE = {"denoising", "edm2", "cd", "guided_cd", "lcm", "pd", "continuous_cd", "scm_cd", "sct"}
-"""Diffusion models and what is distilled from them; `sct`, whose D takes the noise to be independent."""
+
+@dataclass(frozen=True)
+class Row:
+    """A method: the loss `cmjax.losses.<name>` of a model of this `kind`.
+
+    times: the reader of its times, of `objective.TIMES`. paths: those that it is made for, separated by spaces; "" for
+    all that have such a model. instead: keywords of the loss that another reader of `objective.READERS` reads, None
+    for one that its times give or that is left at its default. also: readers of what the loss does not take by keyword.
+    independent: whether its noise must be independent of the data, as in what has a `teacher`.
+    """
+
+    kind: Kind
+    times: str
+    paths: str = ""
+    instead: Mapping[str, str | None] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    independent: bool = False
+
+
+_OF_ONE_TIME = {"weight": "weight_of_t"}
+METHODS: dict[str, Row] = {
+    "denoising": Row("denoiser", "single", independent=True),
+    "edm2": Row("denoiser", "single", also=("weight_head",), independent=True),
+    "ct": Row("consistency", "grid", "ve"),
+    "cd": Row("consistency", "grid", "ve"),
+    "ict": Row("consistency", "grid", "ve"),
+    "ect": Row("consistency", "ratio", "ve"),
+    "sct": Row("consistency", "ratio", "ve", independent=True),
+    "tcm": Row("consistency", "held_ratio", "ve"),
+    "multistep_ct": Row("denoiser", "segments", "ve"),
+    "guided_cd": Row("consistency", "grid", "ve", also=("scales",)),
+    "lcm": Row("consistency", "discrete", "ddpm vp", also=("scales",)),
+    "pd": Row("denoiser", "halving_grid", "ve", instead={"target_params": None}, independent=True),
+    "continuous_ct": Row("consistency", "single", instead=_OF_ONE_TIME),
+    "continuous_cd": Row("consistency", "single", instead=_OF_ONE_TIME),
+    "scm_ct": Row("consistency", "single", "trig linear"),
+    "scm_cd": Row("consistency", "single", "trig linear", also=("guided_teacher",)),
+    "meanflow": Row("flow_map", "two", also=("drops_first",)),
+    "imf": Row("flow_map", "two", instead={"guidance": "scale_or_scales", "interval": "interval_or_intervals"},
+               also=("drops_first", "keeps_label")),
+    "shortcut": Row("flow_map", "dyadic"),
+    "alphaflow": Row("flow_map", "between", instead={"weight": "alpha_weight", "target_params": None}),
+}  # fmt: skip
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
 """Methods by the names that older runs have recorded."""
+NO_AVERAGE = "stop_gradient"
+"""The `target` of a method that needs no average: the student itself, without gradient."""
 
 
-def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    """The method that the section `objective` names, of a run of so many steps."""
-    name = _name(fields)
-    coupling = read_coupling(fields, spec)
-    if coupling is not None and name in OF_INDEPENDENT_NOISE:
-        raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
-    return replace(METHODS[name][1](fields, spec, steps), coupling=coupling, guided_by=_guided_by(fields))
-
-
-def _guided_by(fields: Fields) -> str:
-    """The field for which the target also takes the network's output without a label, "" for none.
-
-    In a target ω·(…) + κ·u(x | c) + (1 − ω − κ)·u(x) it has no part where ω + κ = 1.   [Geng et al. 2025, MeanFlow]
-    """
-    read = [name for name in ("guidance", "blend") if fields.has(name) and name not in fields.remaining()]
-    written = {name: fields.value(name) for name in read}
-    guidance, blend = written.get("guidance") or 1, written.get("blend") or 0
-    scales = [guidance] if isinstance(guidance, int | float | str | Mapping) else list(guidance)
-    if all(isinstance(scale, int | float) and scale + blend == 1 for scale in scales):
-        return ""
-    return "blend" if scales == [1] else "guidance"
+def method_name(objective: Fields) -> str:
+    """The method that the section `objective` names."""
+    name = objective.text("name")
+    return RENAMED[name] if name in RENAMED else objective.one_of("name", METHODS)
 
 
 def read_spec(fields: Fields) -> ModelSpec:
     """The model of a whole configuration, checked, as far as it is known without the data set."""
-    name = _name(fields.section("objective"))
-    return read_model_spec(fields, METHODS[name][0], made_by=f"config.objective.name={name!r}")
+    name = method_name(fields.section("objective"))
+    return read_model_spec(fields, METHODS[name].kind, made_by=f"config.objective.name={name!r}")
 
 
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> NetworkModel:
@@ -100,10 +103,3 @@ def read_model_like(config: Mapping[str, Any], kind: Kind, num_classes: int | No
 def _recorded_name(config: Mapping[str, Any]) -> str:
     name = str(config["objective"].get("name", ""))
     return RENAMED.get(name, name)
-
-
-def _name(objective: Fields) -> str:
-    name = objective.text("name")
-    if name in RENAMED:
-        return RENAMED[name]
-    return objective.one_of("name", METHODS)

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cmjax.config.choices import NO_AVERAGE
 from cmjax.config.effects import scales_of
 from cmjax.config.fields import Fields
-from cmjax.config.methods import read_model, read_spec
+from cmjax.config.methods import NO_AVERAGE, read_model, read_spec
 from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names

@@ -21,5 +21,5 @@ def with_new_names(config: Mapping[str, Any], section: str = "") -> dict[str, An
     for name, value in config.items():
         field = f"{section}{name}"
         value = with_new_names(value, f"{field}.") if isinstance(value, Mapping) else value
-        renamed[new_name(field).removeprefix(section)] = value
+        renamed[new_name(field).rpartition(".")[2]] = value
     return renamed

@@ -12,8 +12,9 @@ from cmjax.config.data import Data, read_augment, read_data, read_label_dropout,
 from cmjax.config.effects import not_as_asked
 from cmjax.config.evaluation import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
-from cmjax.config.methods import read_method, read_spec
+from cmjax.config.methods import read_spec
 from cmjax.config.model import ModelSpec, NetworkModel
+from cmjax.config.objective import read_method
 from cmjax.config.optimizer import read_optimizer, read_skip_nonfinite
 from cmjax.config.recorded import OWN_TEACHER
 from cmjax.config.samples import SamplingOptions, read_samples

@@ -149,7 +149,7 @@ class BoundModel:
     def __repr__(self) -> str:
         parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
         return (
-            f"FlowMap(kind={self.kind!r}, shape={self.shape}, times=[{self.t_min:g}, {self.t_max:g}], "
+            f"BoundModel(kind={self.kind!r}, shape={self.shape}, times=[{self.t_min:g}, {self.t_max:g}], "
             f"path={self.path!r}, parameters={parameters:,})"
         )
 

@@ -1,4 +1,4 @@
-"""What the train step needs of a method: its loss, what the loss is given, and its teacher."""
+"""A method as the train step takes it: its loss, its times, the arguments of the loss, and its teacher."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from cmjax.core.batch import Batch
-from cmjax.core.model import BoundModel
+from cmjax.core.model import BoundModel, Kind
 from cmjax.core.pairs import PairSampler
 from cmjax.core.paths import Path, carry
 from cmjax.core.typing import Conditions, Denoiser, Params, PerSample, PRNGKey, Samples, Schedule, Step
@@ -23,7 +23,7 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class FrozenWeights:
-    """Weights that a loss uses and training leaves alone: what reads them, and their shapes, which need no files."""
+    """Reads weights that a loss uses and training leaves alone, and gives their shapes, which need no files."""
 
     load: Callable[[], Params]
     shapes: Callable[[], Any]
@@ -31,27 +31,30 @@ class FrozenWeights:
 
 @dataclass(frozen=True)
 class Method:
-    """How a run learns: `loss` is a function of `cmjax.losses` with its choices bound, the rest is what it is given.
+    """Holds how a run learns: its loss, a function of `cmjax.losses`, and what the loss is called with.
 
-        loss(model, params, key, batch, **arguments) -> (b,): `sample_batch` gives the batch, `arguments` the arguments.
+        batch, key = method.sample_batch(key, x0, step, conditions)
+        losses = method.loss(model, params, key, batch, **method.arguments(step, target_params, frozen))
 
-    times: draws the times at which the loss looks. target_rate: of the target's average; None: the target is the
-    student itself. by_step: arguments of the loss that are functions of the step. by_frozen: arguments that are made
-    of the frozen weights. schedules: functions of the step to report. frozen: the weights that `by_frozen` takes.
-    guidance: draws the scale that the network is given as the condition `guidance`. interval: draws, for times t and s,
-    the one that it is given as `interval`. labels: `drop_first` and `keep_labels` of `step.prepare_inputs`.
-    fraction: the fraction of the batch that learns in another way, the first samples of it.
-    coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
-    stages: the steps at which its stages begin, where each is a training with a teacher of its own; () for none.
-    teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must be.
-    teacher_as: the argument of the loss that it is given as. teacher_function: of (params, x, t), once it is loaded.
-    teacher_drops_out: whether the loss evaluates it with the student's dropout masks; otherwise it drops out nothing.
-    guided_by: the field of the objective for which the target also evaluates a network without a label, the teacher or
-    where there is none the student; "" for none.
+    Args: times: samples the times at which the loss looks.
+          choices, by_step, by_frozen: arguments of the loss: those that stay the same, functions of the step, and
+          functions of the `frozen` weights. schedules: functions of the step to report.
+          target_rate: of the target's average; None: the target is the student itself.
+          guidance, interval: sample the scale, and for times t and s the interval, of guidance that the network takes.
+          labels: `drop_first` and `keep_labels` of `step.prepare_inputs`.
+          fraction: of the batch, its first samples, which learn in another way.
+          coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
+          stages: the steps at which trainings with a teacher of their own begin; () for none.
+          teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must
+          be. teacher_as: its argument of the loss. teacher_function: of (params, x, t), once it is loaded.
+          teacher_drops_out: whether it has the student's dropout masks, or none.
+          guided_by: the field of the objective for which the target also evaluates a network, the teacher or else the
+          student, without a label; "" for none.
     """
 
     loss: Callable[..., PerSample]
     times: PairSampler
+    choices: Mapping[str, Any] = field(default_factory=dict)
     target_rate: Schedule | None = None
     by_step: Mapping[str, Schedule] = field(default_factory=dict)
     by_frozen: Mapping[str, Callable[[Mapping[str, Params]], Any]] = field(default_factory=dict)
@@ -64,7 +67,7 @@ class Method:
     coupling: Callable[..., Samples] | None = None
     stages: Sequence[int] = ()
     teacher: str = ""
-    teacher_kind: str = "denoiser"
+    teacher_kind: Kind = "denoiser"
     teacher_as: str = "teacher"
     teacher_function: Denoiser | None = None
     teacher_drops_out: bool = False
@@ -103,11 +106,11 @@ class Method:
         return Batch(x0, noise, times, conditions), dropout_key
 
     def arguments(self, step: Step, target_params: Params, frozen: Mapping[str, Params]) -> dict[str, Any]:
-        """What the loss is given by name at this step. `frozen` holds the teacher's parameters as `TEACHER`."""
-        given = {name: schedule(step) for name, schedule in self.by_step.items()}
-        given |= {name: make(frozen) for name, make in self.by_frozen.items()}
+        """The arguments of the loss at this step. `frozen` holds the teacher's parameters as `TEACHER`."""
+        arguments = {**self.choices, **{name: schedule(step) for name, schedule in self.by_step.items()}}
+        arguments |= {name: make(frozen) for name, make in self.by_frozen.items()}
         if self.target_rate is not None:
-            given["target_params"] = target_params
+            arguments["target_params"] = target_params
         if self.teacher_function is not None:
-            given[self.teacher_as] = partial(self.teacher_function, frozen[TEACHER])
-        return given
+            arguments[self.teacher_as] = partial(self.teacher_function, frozen[TEACHER])
+        return arguments

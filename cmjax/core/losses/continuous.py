@@ -69,11 +69,11 @@ def scm_ct(
     key: PRNGKey | None,
     batch: Batch,
     *,
+    derivative: Derivative = jax.jvp,
     warmup: Array | float = 1.0,
     normalize: Normalize = unit_norm,
     gain: Gain = jnp.cos,
     weighted: bool = False,
-    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """sCT: e^w(t)·‖F_θ − F_θ⁻ + sign(c_out)·g‖²/D − w(t), g = cos t·df/dt, normalised.   [Lu & Song 2025, sCM, eq. 8]
 
@@ -94,11 +94,11 @@ def scm_cd(
     batch: Batch,
     *,
     teacher: BoundDenoiser,
+    derivative: Derivative = jax.jvp,
     warmup: Array | float = 1.0,
     normalize: Normalize = unit_norm,
     gain: Gain = jnp.cos,
     weighted: bool = False,
-    derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """sCD: the loss of `scm_ct` along the teacher's PF-ODE, with the same arguments.   [Lu & Song 2025, sCM, alg. 1]"""
     velocity = _velocity_of(teacher, model, batch)

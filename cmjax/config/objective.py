@@ -1,0 +1,171 @@
+"""Reads the section `objective`: a method's times by its row, and what its loss takes by the loss's own signature."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.config import choices
+from cmjax.config.fields import Fields
+from cmjax.config.methods import METHODS, method_name
+from cmjax.config.model import ModelSpec
+from cmjax.config.readers import READERS, Objective, Part, read_alpha, read_fraction
+from cmjax.core import curricula, ema_rates, losses, pairs, times
+from cmjax.core.pairs import PairSampler
+from cmjax.core.typing import Samples, TimeSampler
+from cmjax.training.method import Method
+
+
+def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
+    """The method that the section `objective` names, of a run of so many steps."""
+    name = method_name(fields)
+    row, loss, objective = METHODS[name], getattr(losses, name), Objective(fields, spec, steps)
+    if row.paths and spec.path_name not in row.paths.split():
+        wanted = " or ".join(row.paths.split())
+        raise fields.error("name", f"needs config.model.path={wanted}, not {spec.path_name}")
+    keywords = [p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    coupling = _coupling(objective)
+    if coupling is not None and (row.independent or "teacher" in keywords):
+        raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
+    made = TIMES[row.times](objective)
+    objective = replace(objective, curriculum=made.get("schedules", {}).get("num_scales"))
+    for reader in (*(row.instead.get(keyword, keyword) for keyword in keywords), *row.also):
+        made = _joined(made, READERS[reader](objective) if reader else {})
+    return Method(**{"loss": loss, **made}, coupling=coupling, guided_by=_guided_by(fields))
+
+
+def _joined(made: Part, part: Part) -> Part:
+    """Both parts; what both have is a mapping, and has the entries of both."""
+    return {**made, **{name: {**made[name], **new} if name in made else new for name, new in part.items()}}
+
+
+def _coupling(o: Objective) -> Callable[..., Samples] | None:
+    """(x0, noise, times, labels) -> the noise of each sample; None where it is independent, as without the field."""
+    if not o.fields.has("coupling"):
+        return None
+    chosen = o.fields.choice("coupling", choices.COUPLINGS, path=o.spec.path)
+    if chosen.name == "independent":
+        return None
+    with o.fields.naming("coupling"):
+        jax.eval_shape(lambda: chosen.make(jnp.zeros((2, 8)), jnp.zeros((2, 8)), jnp.ones(2), None))
+    return chosen.make
+
+
+def _guided_by(fields: Fields) -> str:
+    """The field for which the target also takes the network's output without a label, "" for none.
+
+    In a target ω·(…) + κ·u(x | c) + (1 − ω − κ)·u(x) it has no part where ω + κ = 1.   [Geng et al. 2025, MeanFlow]
+    """
+    read = [name for name in ("guidance", "blend") if fields.has(name) and name not in fields.remaining()]
+    written = {name: fields.value(name) for name in read}
+    guidance, blend = written.get("guidance") or 1, written.get("blend") or 0
+    scales = [guidance] if isinstance(guidance, int | float | str | Mapping) else list(guidance)
+    if all(isinstance(scale, int | float) and scale + blend == 1 for scale in scales):
+        return ""
+    return "blend" if scales == [1] else "guidance"
+
+
+def read_time_sampler(o: Objective, name: str = "times", **known: float) -> TimeSampler:
+    """The distribution of times in the field `name`; `known` are parameters that the method fixes."""
+    constants = {constant: o.spec.constants[constant] for constant in ("sigma_data", "t_min", "t_max")}
+    chosen = o.fields.choice(name, choices.TIME_SAMPLERS, path=o.spec.path, **constants, **known)
+    sampler = o.fields.called(name, chosen)
+    with o.fields.naming(name):
+        jax.eval_shape(lambda: sampler(jax.random.key(0), 2))
+    if chosen.name == "logit_normal" and o.spec.path_name in ("ve", "trig"):
+        raise o.fields.error(name, f"gives times from 0 to 1, which are not of the path {o.spec.path_name}")
+    return sampler
+
+
+def _single(o: Objective) -> Part:
+    return {"times": pairs.single(read_time_sampler(o))}
+
+
+def _grid(o: Objective) -> Part:
+    """Neighbours on a Karras grid that grows with the run."""
+    curriculum = o.fields.call("curriculum", choices.CURRICULA, total_steps=o.steps)
+    return _on_grid(o, curriculum, o.fields.choice("intervals", choices.INTERVALS).make)
+
+
+def _halving_grid(o: Objective) -> Part:
+    """The grid of progressive distillation, each of whose stages is a training with a teacher of its own."""
+    curriculum = o.fields.call("curriculum", {"halving": curricula.halving}, total_steps=o.steps)
+    part = _on_grid(o, curriculum, pairs.uniform_intervals)
+    rate = ema_rates.kept_in_a_stage(curriculum=curriculum)
+    schedules = {**part["schedules"], "target_rate": rate}
+    return {**part, "target_rate": rate, "schedules": schedules, "stages": curriculum.starts.tolist()}
+
+
+def _on_grid(o: Objective, curriculum: curricula.Curriculum, probabilities: Callable[..., Any]) -> Part:
+    if curriculum.num_scales.min() < 2:
+        raise o.fields.error("curriculum", "a grid has at least 2 points")
+    ends = {name: o.spec.constants[name] for name in ("t_min", "t_max", "rho")}
+    with o.fields.naming("intervals"):
+        sampler = pairs.grid_pairs(curriculum, probabilities=probabilities, **ends)
+    return {"times": sampler, "schedules": {"num_scales": curriculum}}
+
+
+def _segments(o: Objective) -> Part:
+    edges = o.spec.grid(o.fields.integer("segments", at_least=1, at_most=10**5) + 1)
+    part = _grid(o)
+    return {**part, "times": pairs.segmented(part["times"], edges)}
+
+
+def _discrete(o: Objective) -> Part:
+    return {"times": o.fields.call("pairs", choices.DISCRETE_PAIRS)}
+
+
+def _ratio(o: Objective) -> Part:
+    return _by_ratio(o, read_time_sampler(o))
+
+
+def _held_ratio(o: Objective) -> Part:
+    """TCM's times: a fraction of the batch is held at the boundary."""
+    boundary, fraction = o.fields.number("boundary", above=0), read_fraction(o)
+    return _by_ratio(o, times.held_at(read_time_sampler(o, lowest=boundary), at=boundary, fraction=fraction))
+
+
+def _by_ratio(o: Objective, sampler: TimeSampler) -> Part:
+    """t of a distribution, and r a fraction of it that grows with the run."""
+    stage = o.fields.call("stages", {"equal": curricula.equal_stages}, total_steps=o.steps)
+    gap = o.fields.call("gap", {"shrinking": pairs.shrinking_gap}, stage=stage)
+    with o.fields.naming("gap"):
+        jax.eval_shape(lambda: gap(jnp.ones(2), jnp.zeros((), int)))
+    return {"times": pairs.ratio_pairs(sampler, gap), "schedules": {"stage": stage}}
+
+
+def _two(o: Objective) -> Part:
+    return {"times": _two_times(o)}
+
+
+def _between(o: Objective) -> Part:
+    return {"times": pairs.between(_two_times(o), read_alpha(o))}
+
+
+def _two_times(o: Objective) -> PairSampler:
+    """t and s of a flow map between any two times."""
+    samplers = (read_time_sampler(o, name) for name in ("times", "times_s"))
+    with o.fields.naming("pairs"):
+        return o.fields.choice("pairs", choices.PAIRS).make(*samplers)
+
+
+def _dyadic(o: Objective) -> Part:
+    t_max = o.spec.constants["t_max"]
+    return {"times": o.fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, fraction=read_fraction(o), t_max=t_max)}
+
+
+TIMES: dict[str, Callable[[Objective], Part]] = {
+    "single": _single,
+    "grid": _grid,
+    "halving_grid": _halving_grid,
+    "segments": _segments,
+    "discrete": _discrete,
+    "ratio": _ratio,
+    "held_ratio": _held_ratio,
+    "two": _two,
+    "between": _between,
+    "dyadic": _dyadic,
+}

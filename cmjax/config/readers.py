@@ -1,0 +1,298 @@
+"""Reads what a loss takes by keyword: a reader for each keyword, so that a new method needs no code here.
+
+A reader takes an `Objective` and gives fields of `Method`: most the keyword's value, {"choices": {keyword: value}}.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cmjax.config import choices
+from cmjax.config.fields import Choice, Fields
+from cmjax.config.model import ModelSpec
+from cmjax.core.curricula import Curriculum
+from cmjax.core.distances import curvature_speed, speed_by
+from cmjax.core.guidance import guided, sample_guidance, sample_interval
+from cmjax.core.losses import alpha_flow, scm_cd, tangents
+from cmjax.core.typing import Distance, PerSample, Schedule
+
+Part = dict[str, Any]
+"""Fields of `Method`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The section `objective`, with the model and the number of steps of the run, and the curriculum of its grid."""
+
+    fields: Fields
+    spec: ModelSpec
+    steps: int
+    curriculum: Curriculum | None = None
+
+
+def read_fraction(o: Objective) -> float:
+    """The fraction of the batch that learns in another way than the rest."""
+    fraction = o.fields.number("fraction", above=0)
+    if fraction >= 1:
+        raise o.fields.error("fraction", "must be below 1: a fraction of the batch, between 0 and 1, learns otherwise")
+    return fraction
+
+
+def read_alpha(o: Objective) -> Schedule:
+    """α-Flow's schedule, which its times and its loss both take."""
+    alpha = o.fields.call("alpha", {"sigmoid": alpha_flow.alpha_schedule}, total_steps=o.steps)
+    with o.fields.naming("alpha"):
+        jax.eval_shape(lambda: alpha(jnp.zeros((), int)))
+    return alpha
+
+
+def _value(name: str, value: Any, **more: Any) -> Part:
+    return {"choices": {name: value}, **more}
+
+
+def _first_stage(o: Objective) -> Part:
+    folder = _folder(o, "first_stage", "a consistency model, the first stage's")
+    # The loss evaluates both stages with the same dropout masks.
+    return {"teacher": folder, "teacher_as": "first_stage", "teacher_kind": "consistency", "teacher_drops_out": True}
+
+
+def _folder(o: Objective, name: str, what: str) -> str:
+    folder = o.fields.path(name)
+    if not folder:
+        raise o.fields.error(name, f"must name the workdir of {what}")
+    return folder
+
+
+def _target_params(o: Objective) -> Part:
+    if o.curriculum is None:
+        rate = o.fields.call("target", choices.RATES)
+    else:
+        rate = o.fields.call("target", choices.RATES_BY_GRID, curriculum=o.curriculum)
+    return {"target_rate": rate, "schedules": {} if rate is None else {"target_rate": rate}}
+
+
+def _weight(o: Objective, *, of_t_alone: bool = False) -> Part:
+    """of_t_alone: the method knows no r."""
+    weight = o.fields.choice("weight", choices.WEIGHTINGS, scalings=o.spec.scalings, **o.spec.constants)
+    if o.spec.path_name != "ve" and weight.name in choices.OF_VE:
+        raise o.fields.error("weight", f"is of the path ve, not {o.spec.path_name}; inverse_c_out is of any")
+    if of_t_alone and weight.name == "inverse_gap":
+        raise o.fields.error("weight", "is 1/(t − r), and both points meet: choose one of t alone")
+    return _value("weight", weight.make)
+
+
+def _alpha_weight(o: Objective) -> Part:
+    weight = o.fields.choice("weight", choices.ALPHA_WEIGHTS).make
+    with o.fields.naming("weight"):
+        jax.eval_shape(lambda: weight(jnp.ones(2), jnp.ones(2)))
+    return _value("weight", weight)
+
+
+def _distance(o: Objective) -> Part:
+    chosen = o.fields.choice("distance", choices.DISTANCES)
+    if chosen.name != "lpips":
+        with o.fields.naming("distance"):
+            jax.eval_shape(lambda: chosen.make(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
+    return _by_distance("distance", chosen, lambda distance: distance)
+
+
+def _speed(o: Objective) -> Part:
+    """The speed that a distance becomes where both points meet; l2 unless the field `distance` is there."""
+    _needs_jvp(o)
+    if not o.fields.has("distance"):
+        return {}
+    chosen = o.fields.choice("distance", choices.DISTANCES_OF_SPEED)
+    return _by_distance("speed", chosen, curvature_speed if chosen.name == "lpips" else speed_by)
+
+
+def _by_distance(keyword: str, chosen: Choice, make: Callable[[Distance], Any]) -> Part:
+    """What is made of a distance: of LPIPS once its weights are loaded, of the others here."""
+    if chosen.name != "lpips":
+        return _value(keyword, make(chosen.make))
+    distance, weights = chosen.make()
+    made = {keyword: lambda frozen: make(partial(distance, frozen["lpips"]))}
+    return {"by_frozen": made, "frozen": {"lpips": weights}}
+
+
+def _ode_step(o: Objective) -> Part:
+    return _value("ode_step", o.fields.choice("ode_step", choices.ODE_STEPS, path=o.spec.path).make)
+
+
+def _derivative(o: Objective) -> Part:
+    """How the derivative by time is taken: by forward mode where nothing is said."""
+    chosen = o.fields.choice("derivative", choices.DERIVATIVES) if o.fields.has("derivative") else None
+    if chosen is None or chosen.name == "jvp":
+        step = 0.03 if o.spec.kind == "flow_map" else 0.3  # the best in half precision, which is all that cuDNN's has
+        _needs_jvp(o, otherwise=f", or config.objective.derivative=central_difference(step={step})")
+        return _value("derivative", jax.jvp)
+    if o.spec.preconditioning == "trig_edm":
+        raise o.fields.error("derivative", "must be jvp with preconditioning trig_edm: ln tan t ends where t does")
+    return _value("derivative", chosen.make())
+
+
+def _warmup(o: Objective) -> Part:
+    warmup = o.fields.call("warmup", {"ramp": tangents.ramp})
+    return {"by_step": {"warmup": warmup}, "schedules": {"tangent_warmup": warmup}}
+
+
+def _alpha(o: Objective) -> Part:
+    alpha = read_alpha(o)
+    return {"by_step": {"alpha": alpha}, "schedules": {"alpha": alpha}}
+
+
+def _normalize(o: Objective) -> Part:
+    normalize = o.fields.choice("normalize", choices.NORMALIZATIONS).make
+    with o.fields.naming("normalize"):
+        jax.eval_shape(lambda: normalize(jnp.ones((2, 3))))
+    return _value("normalize", normalize)
+
+
+def _weighted(o: Objective) -> Part:
+    weighted = o.fields.boolean("learned_weight")
+    if weighted:
+        _needs_input(o, "weight_head", "learned_weight=True needs a network with a weight head")
+    return _value("weighted", weighted)
+
+
+def _weight_head(o: Objective) -> Part:
+    _needs_input(o, "weight_head", "the log variance of the error is learned")
+    return {}
+
+
+def _guidance(o: Objective) -> Part:
+    """One scale; none where the field is absent, as in an older run's record."""
+    return _value("guidance", _unless_off(o, "guidance", o.fields.number("guidance", above=0, absent=1.0), off=1))
+
+
+def _blend(o: Objective) -> Part:
+    return _value("blend", _unless_off(o, "blend", o.fields.number("blend", at_least=0, absent=0.0), off=0))
+
+
+def _unless_off(o: Objective, name: str, value: float, *, off: int) -> float:
+    if value != off and not o.spec.net["class_conditional"]:
+        raise o.fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
+    return value
+
+
+def _scale_or_scales(o: Objective) -> Part:
+    """One scale, or two between which each sample's is chosen, as an input of the network."""
+    return _guidance(o) if isinstance(o.fields.value("guidance"), int | float) else _scales(o, above=0)
+
+
+def _scales(o: Objective, *, above: float | None = None) -> Part:
+    """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`, or of its density."""
+    _needs_input(o, "guided", "the student is given the scale of guidance")
+    _needs_input(o, "class_conditional", "guidance is by classes")
+    if isinstance(o.fields.value("guidance"), str | Mapping):
+        chosen = o.fields.choice("guidance", {"power": sample_guidance})
+        if not chosen.parameters["low"] <= chosen.parameters["high"]:
+            raise o.fields.error("guidance", "low must be at most high")
+        return {"guidance": chosen.make}
+    scales = o.fields.numbers("guidance")
+    if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
+        raise o.fields.error(
+            "guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance"
+        )
+    if above is not None and scales[0] <= above:
+        raise o.fields.error("guidance", f"must be above {above}")
+    return {"guidance": partial(sample_guidance, low=scales[0], high=scales[1])}
+
+
+def _guided_teacher(o: Objective) -> Part:
+    """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
+    return {"loss": _guided_scm_cd, **_scales(o)} if o.fields.value("guidance") else {}
+
+
+def _guided_scm_cd(*inputs: Any, teacher: Callable[..., Any], **choices: Any) -> PerSample:
+    return scm_cd(*inputs, teacher=guided(teacher), **choices)
+
+
+def _interval(o: Objective) -> Part:
+    """The first and the last time of guidance: all times where the field is absent."""
+    if not o.fields.has("guidance_interval"):
+        return {}
+    interval = o.fields.numbers("guidance_interval")
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise o.fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
+    return _value("interval", interval)
+
+
+def _interval_or_intervals(o: Objective) -> Part:
+    """One interval, or "drawn" for each sample, as an input of the network."""
+    if not o.fields.has("guidance_interval") or o.fields.value("guidance_interval") != "drawn":
+        return _interval(o)
+    _needs_input(o, "guided_interval", "the network is given the interval of guidance")
+    return {"interval": sample_interval}
+
+
+def _drops_first(o: Objective) -> Part:
+    """Whether labels are left out of the first samples, which have s = t."""
+    chosen = _of_labels(o, "drops_first")
+    if chosen and not o.fields.choice("pairs", choices.PAIRS).parameters.get("exact"):
+        raise o.fields.error("drops_first", "needs config.objective.pairs with exact=True, so that these have s = t")
+    return {"labels": {"drop_first": chosen}}
+
+
+def _keeps_label(o: Objective) -> Part:
+    """Whether the loss is also given the labels that the network goes without."""
+    return {"labels": {"keep_labels": _of_labels(o, "keeps_label")}}
+
+
+def _of_labels(o: Objective, name: str) -> bool:
+    if chosen := o.fields.boolean(name, absent=False):
+        _needs_input(o, "class_conditional", f"{name}=True needs labels")
+    return chosen
+
+
+def _needs_input(o: Objective, name: str, why: str) -> None:
+    """Raise ConfigError unless the network has what its field `name` adds."""
+    if not o.spec.net.get(name):
+        raise o.fields.error("name", f"{why}: set config.net.{name}")
+
+
+def _needs_jvp(o: Objective, *, otherwise: str = "") -> None:
+    """Raise ConfigError where the network has no forward-mode derivative, by which tangents are taken."""
+    if o.spec.net.get("attention") == "cudnn":
+        problem = "cuDNN's attention has no forward-mode derivative: set config.net.attention=xla"
+        raise o.fields.error("name", problem + otherwise)
+
+
+READERS: dict[str, Callable[[Objective], Part]] = {
+    "alpha": _alpha,
+    "alpha_weight": _alpha_weight,
+    "blend": _blend,
+    "boundary": lambda o: _value("boundary", o.fields.number("boundary", above=0)),
+    "boundary_weight": lambda o: _value("boundary_weight", o.fields.number("boundary_weight", above=0)),
+    "clip": lambda o: _value("clip", o.fields.number("clip", above=0)) if o.fields.has("clip") else {},
+    "derivative": _derivative,
+    "distance": _distance,
+    "drops_first": _drops_first,
+    "first_stage": _first_stage,
+    "fraction": lambda o: _value("fraction", read_fraction(o), fraction=read_fraction(o)),
+    "gain": lambda o: _value("gain", choices.GAINS[o.spec.path_name]),
+    "guidance": _guidance,
+    "guided_teacher": _guided_teacher,
+    "interval": _interval,
+    "interval_or_intervals": _interval_or_intervals,
+    "keeps_label": _keeps_label,
+    "normalize": _normalize,
+    "ode_step": _ode_step,
+    "rho": lambda o: _value("rho", o.spec.constants["rho"]),
+    "scale_or_scales": _scale_or_scales,
+    "scales": _scales,
+    "speed": _speed,
+    "stop_gradient": lambda o: _value("stop_gradient", o.fields.boolean("stop_gradient", absent=True)),
+    "target_params": _target_params,
+    "teacher": lambda o: {"teacher": _folder(o, "teacher", "a trained diffusion teacher")},
+    "velocity_head": lambda o: _value("velocity_head", bool(o.spec.net.get("velocity_head"))),
+    "warmup": _warmup,
+    "weight": _weight,
+    "weight_head": _weight_head,
+    "weight_of_t": partial(_weight, of_t_alone=True),
+    "weighted": _weighted,
+}
+"""By the keyword of a loss, or by the name that a row of `METHODS` has for it."""
