@@ -77,7 +77,7 @@ submit() { # the number of steps, then options of sbatch
   shift
   sbatch --parsable --gpus-per-node=0 --ntasks-per-node="$tasks" --output="$log" "$@" launch/slurm.sbatch \
     --config=configs/digits_ct.py --workdir="$run" --config.steps="$steps" --config.net.width=32 \
-    --config.net.depth=1 --config.figures.num=0 --config.samples.num=4 --config.log.every=100
+    --config.net.depth=1 --config.metrics.num=0 --config.samples.num=4 --config.log.every=100
 }
 
 trains_beyond() {

@@ -40,7 +40,7 @@ def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) ->
 
     The network is traced, for its shapes, and never compiled, which for a U-Net takes longer than its first step. Each
     parameter's initialiser is its layer's attribute `<name>_init`, as in Linen's own layers, and its numbers depend on
-    `key` and the parameter's path alone. A module with a parameter that no such attribute tells of is initialised by
+    `key` and the parameter's path alone. A module with a parameter without such an attribute is initialised by
     its own `init` under jit.
     """
     shapes, initialisers = _parameters(module, shape)
@@ -53,7 +53,7 @@ ByPath = dict[tuple[str, ...], Any]
 
 
 def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath]:
-    """Of each parameter the shape with the dtype, and the initialiser where its layer tells it.
+    """Of each parameter the shape with the dtype, and the initialiser where its layer has it.
 
     A start asks several times, and a large network takes a second to trace: what a module of these fields gave is kept.
     """

@@ -1,19 +1,17 @@
 """ADM, the U-Net of Dhariwal & Nichol: ImageNet and LSUN diffusion, EDM and consistency models."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from cmjax.nets.base import block_class
 from cmjax.nets.blocks import MODULATIONS, ResidualBlock
-from cmjax.nets.inputs import AddedEmbedding
 from cmjax.nets.layers import Conv, FanIn, GroupNorm, upsample
-from cmjax.nets.unet_base import UNetBase
+from cmjax.nets.unet_base import Embedding, UNetBase
 from cmjax.ranges import Depth, Width
 
 
@@ -46,9 +44,10 @@ class ADM(UNetBase):
     choices: ClassVar = {**UNetBase.choices, "resample": ("block", "conv"), "modulation": MODULATIONS}
 
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
-        embedding = Embedding(
-            self.channels, self.time_scale, self.num_classes, self.augment_dim, self.dtype, name="embedding"
-        )
+        embedding = ADMEmbedding(
+            channels=self.channels, time_scale=self.time_scale, num_classes=self.num_classes,
+            augment_dim=self.augment_dim, dtype=self.dtype, name="embedding",
+        )  # fmt: skip
         return embedding(c_noise, label, augment, scalars)
 
     def stem(self, x: Array) -> Array:
@@ -76,44 +75,24 @@ class ADM(UNetBase):
         return heads
 
 
-class Embedding(nn.Module):
-    """(c_noise, label, augment, scalars) -> (b, 4·channels), the vector that conditions every block."""
+class ADMEmbedding(Embedding):
+    """ADM's embedding: cosines and sines, 1e-4 to 1 rad per unit of time_scale·c_noise."""
 
-    channels: int
     time_scale: float
-    num_classes: int
-    augment_dim: int
-    dtype: Any
 
-    @nn.compact
-    def __call__(
-        self,
-        c_noise: Float[Array, " b"],
-        label: Int[Array, " b"],
-        augment: Float[Array, "b a"],
-        scalars: Mapping[str, Float[Array, " b"]],
-    ) -> Float[Array, "b e"]:
-        h = self._waves(c_noise)
-        if self.augment_dim:
-            h += nn.Dense(self.channels, use_bias=False, kernel_init=FanIn(0.0), name="augment")(augment)
-        h = nn.silu(nn.Dense(4 * self.channels, kernel_init=FanIn(), name="dense_0")(h))
-        h = nn.Dense(4 * self.channels, kernel_init=FanIn(), name="dense_1")(h)
-        for name, value in scalars.items():
-            h += AddedEmbedding(4 * self.channels, FanIn(), name=name)(self._waves(value))
-        if self.num_classes:
-            # -1 encodes to zeros.
-            one_hot = jax.nn.one_hot(label, self.num_classes)
-            unit_normal = nn.initializers.normal(1.0)
-            h += nn.Dense(4 * self.channels, use_bias=False, kernel_init=unit_normal, name="label")(one_hot)
-        return nn.silu(h).astype(self.dtype)
+    kernel_init, augment_init = staticmethod(FanIn()), staticmethod(FanIn(0.0))
+    label_first = False
 
-    def _waves(self, time: Array) -> Array:
+    def waves(self) -> Callable[[Array], Array]:
         half = self.channels // 2
         frequencies = jnp.asarray(10_000 ** -(np.arange(half) / half), jnp.float32)
-        # Cosines of large angles: float32 whatever the dtype of computation.
-        angles = self.time_scale * time.astype(jnp.float32)[:, None] * frequencies[None]
-        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+        def waves(time: Array) -> Array:
+            angles = self.time_scale * time[:, None] * frequencies[None]
+            return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+        return waves
 
 
 OPENAI = {"norm_groups": 32, "time_scale": 1000.0}
-"""What OpenAI's consistency models and their teachers have otherwise: `ADM(**OPENAI, num_classes=1000)`."""
+"""The fields in which OpenAI's consistency models and their teachers differ: `ADM(**OPENAI, num_classes=1000)`."""

@@ -1,4 +1,4 @@
-"""The base of every network: its call, the checks of what it is given, its added scalars and its loss weight."""
+"""The base of every network: its call, the checks of its inputs, its added scalars and its loss weight."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

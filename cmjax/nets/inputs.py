@@ -1,4 +1,4 @@
-"""The numbers that a network may take beside its own time: a second time, a scale and an interval of guidance."""
+"""Optional scalar inputs of networks: a second time, a scale and an interval of guidance."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,25 +18,25 @@ def added_scalars(
     guidance: Array | None,
     interval: Array | None = None,
 ) -> dict[str, Array]:
-    """What `module` takes beside c_noise, (b,) each, under the names of its embeddings: "time_s", "guidance", and
-    "first" and "last" of the interval of guidance (b, 2), which is all times, from 0 to 1, where it is None.
+    """Checks and scales the inputs of `module` beside c_noise, (b,) each, under the names of its embeddings: "time_s",
+    "guidance", and "first" and "last" of the interval of guidance (b, 2), by default all times, from 0 to 1.
 
-    The second time is as given, in the units of c_noise. Of a guidance scale ω the embedding sees arcsinh(ω)/2: smooth,
+    The second time stays in the units of c_noise. Of a guidance scale ω the embedding sees arcsinh(ω)/2: smooth,
     near linear up to 1 and logarithmic above, it takes [0, 15] to [0, 1.7], which is where times lie.
 
     Raises: ValueError naming an input that was given to a network without its field, `two_times` or `guided`, or that
             is missing where the network has it. While parameters are initialized c_noise stands for what is missing.
     """
     scalars = {}
-    for name, field, given, value in (
+    for name, field, argument, value in (
         ("time_s", "two_times", "c_noise_s", c_noise_s),
         ("guidance", "guided", "guidance", guidance),
     ):
         taken = getattr(module, field)
         if value is not None and not taken:
-            raise ValueError(f"{given} was given to a network with {field}=False")
+            raise ValueError(f"{argument} was given to a network with {field}=False")
         if value is None and taken and not module.is_initializing():
-            raise ValueError(f"{given} must be given to a network with {field}=True")
+            raise ValueError(f"{argument} must be given to a network with {field}=True")
         if taken:
             scalars[name] = c_noise if value is None else value
     if "guidance" in scalars:

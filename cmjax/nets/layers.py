@@ -1,4 +1,4 @@
-"""The parts that U-Nets are made of. Arrays are NHWC; parameters float32, computation in `dtype`."""
+"""Layers of U-Nets: convolutions, resampling, group norm, dropout. Arrays are NHWC, parameters float32."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Layers that keep the magnitude of what they are given: unit variance in, unit variance out.   [Karras et al. 2024]"""
+"""Layers that preserve magnitude: unit variance in, unit variance out.   [Karras et al. 2024]"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,20 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from cmjax.nets.base import block_class
 from cmjax.nets.blocks import MODULATIONS, ResidualBlock
-from cmjax.nets.inputs import AddedEmbedding
 from cmjax.nets.layers import Conv, Filter, GroupNorm, Pointwise, Xavier, downsample, upsample
-from cmjax.nets.unet_base import UNetBase
+from cmjax.nets.unet_base import Embedding, UNetBase
 from cmjax.ranges import Depth, Width
 
 
 class UNet(UNetBase):
     """F(x, c_noise) of DDPM++ and NCSN++.   [Song et al. 2021, app. H; Karras et al. 2022, app. F.2]
 
-    The fields' defaults are EDM's DDPM++ for CIFAR-10; `DDPMPP` and `NCSNPP` below name what tells the two apart.
+    The fields' defaults are EDM's DDPM++ for CIFAR-10; `DDPMPP` and `NCSNPP` below name what differs between the two.
     `UNetBase` and `Network` explain the fields that are not explained here.
 
     embedding: of c_noise, "positional" (1e-4 to 1 rad per unit) or "fourier" (random frequencies of std fourier_scale,
@@ -56,9 +55,10 @@ class UNet(UNetBase):
     last_attends_alone = True
 
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
-        embedding = Embedding(
-            self.channels, self.embedding, self.noise_channel_mult, self.fourier_scale, self.num_classes,
-            self.augment_dim, self.dtype, name="embedding",
+        embedding = UNetEmbedding(
+            channels=self.channels, kind=self.embedding, channel_mult=self.noise_channel_mult,
+            fourier_scale=self.fourier_scale, num_classes=self.num_classes, augment_dim=self.augment_dim,
+            dtype=self.dtype, name="embedding",
         )  # fmt: skip
         return embedding(c_noise, label, augment, scalars)
 
@@ -96,45 +96,29 @@ class UNet(UNetBase):
         return Conv(features, Xavier(gain), padding, dtype=self.dtype, name=name)(x)
 
 
-class Embedding(nn.Module):
-    """(c_noise, label, augment, scalars) -> (b, 4·channels), the vector that conditions every block."""
+class UNetEmbedding(Embedding):
+    """The embedding of DDPM++ ("positional") and NCSN++ ("fourier")."""
 
-    channels: int
     kind: str
     channel_mult: int
     fourier_scale: float
-    num_classes: int
-    augment_dim: int
-    dtype: Any
+
+    kernel_init = augment_init = staticmethod(Xavier())
+    label_first = True
 
     @property
     def frequencies_init(self) -> Any:
         return nn.initializers.normal(self.fourier_scale)
 
-    @nn.compact
-    def __call__(
-        self,
-        c_noise: Float[Array, " b"],
-        label: Int[Array, " b"],
-        augment: Float[Array, "b a"],
-        scalars: Mapping[str, Float[Array, " b"]],
-    ) -> Float[Array, "b e"]:
-        width = self.channels * self.channel_mult
-        # Sines of large angles: float32 whatever the dtype of computation.
-        frequencies = self._frequencies(width // 2)
-        h = waves(c_noise.astype(jnp.float32), frequencies)
-        if self.num_classes:
-            # -1 encodes to zeros, and so leaves the bias alone.
-            one_hot = jax.nn.one_hot(label, self.num_classes)
-            h += nn.Dense(width, kernel_init=Xavier(), name="label")(one_hot * np.sqrt(self.num_classes))
-        if self.augment_dim:
-            h += nn.Dense(width, use_bias=False, kernel_init=Xavier(), name="augment")(augment)
-        h = nn.silu(nn.Dense(4 * self.channels, kernel_init=Xavier(), name="dense_0")(h))
-        h = nn.Dense(4 * self.channels, kernel_init=Xavier(), name="dense_1")(h)
-        for name, value in scalars.items():
-            value_waves = waves(value.astype(jnp.float32), frequencies)
-            h += AddedEmbedding(4 * self.channels, Xavier(), name=name)(value_waves)
-        return nn.silu(h).astype(self.dtype)
+    def waves(self) -> Callable[[Array], Array]:
+        frequencies = self._frequencies(self.channels * self.channel_mult // 2)
+
+        def waves(time: Array) -> Array:
+            angles = time[:, None] * frequencies[None]
+            # Sines first, as in the released networks.
+            return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+        return waves
 
     def _frequencies(self, n: int) -> Array:
         """Radians per unit of c_noise, (n,)."""
@@ -144,12 +128,6 @@ class Embedding(nn.Module):
         return 2 * np.pi * jax.lax.stop_gradient(self.param("frequencies", self.frequencies_init, (n,)))
 
 
-def waves(c_noise: Float[Array, " b"], frequencies: Float[Array, " n"]) -> Float[Array, "b 2*n"]:
-    """[sin, cos] of c_noise at each frequency: sines first, which is how the released networks have it."""
-    angles = c_noise[:, None] * frequencies[None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
-
-
 DDPMPP = {"embedding": "positional", "noise_channel_mult": 1, "encoder": "standard", "resample_filter": (1, 1)}
 NCSNPP = {"embedding": "fourier", "noise_channel_mult": 2, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
-"""What tells the two published networks apart: `UNet(**NCSNPP, fourier_scale=0.02)`."""
+"""The fields in which the two published networks differ: `UNet(**NCSNPP, fourier_scale=0.02)`."""

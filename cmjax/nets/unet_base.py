@@ -1,13 +1,17 @@
-"""The walk of every U-Net: down through its levels, and up again with what the way down has left."""
+"""The parts that all U-Nets share: the embedding of the noise level, and the walk down and up through the levels."""
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from cmjax.nets.base import Network
 from cmjax.nets.blocks import ATTENTIONS
+from cmjax.nets.inputs import AddedEmbedding
 from cmjax.nets.layers import from_patches, to_patches
 from cmjax.ranges import Count
 
@@ -107,3 +111,47 @@ class UNetBase(Network, kw_only=True):
             levels.append(h)
         channels = self.channels_out(x)
         return from_patches(self.out(levels, channels * self.patch**2), self.patch)
+
+
+class Embedding(nn.Module, kw_only=True):
+    """(c_noise, label, augment, scalars) -> (b, 4·channels), the vector that conditions every block.
+
+    A subclass has `waves`, and its own initialisers.
+    """
+
+    channels: int
+    num_classes: int
+    augment_dim: int
+    dtype: Any
+
+    kernel_init: ClassVar[Any]
+    augment_init: ClassVar[Any]
+    label_first: ClassVar[bool]
+    """Whether labels enter before the two layers, as DDPM++ has them, or after, as ADM."""
+
+    def waves(self) -> Callable[[Float[Array, " b"]], Float[Array, "b f"]]:
+        """The function of c_noise that gives the embedding's input."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self,
+        c_noise: Float[Array, " b"],
+        label: Int[Array, " b"],
+        augment: Float[Array, "b a"],
+        scalars: Mapping[str, Float[Array, " b"]],
+    ) -> Float[Array, "b e"]:
+        waves, init, width = self.waves(), self.kernel_init, 4 * self.channels
+        h = waves(c_noise.astype(jnp.float32))  # float32 whatever the dtype of computation: angles are large
+        one_hot = jax.nn.one_hot(label, self.num_classes)  # zeros for -1, no class
+        if self.num_classes and self.label_first:
+            h += nn.Dense(h.shape[-1], kernel_init=init, name="label")(one_hot * np.sqrt(self.num_classes))
+        if self.augment_dim:
+            h += nn.Dense(h.shape[-1], use_bias=False, kernel_init=self.augment_init, name="augment")(augment)
+        h = nn.silu(nn.Dense(width, kernel_init=init, name="dense_0")(h))
+        h = nn.Dense(width, kernel_init=init, name="dense_1")(h)
+        for name, value in scalars.items():
+            h += AddedEmbedding(width, init, name=name)(waves(value.astype(jnp.float32)))
+        if self.num_classes and not self.label_first:
+            h += nn.Dense(width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name="label")(one_hot)
+        return nn.silu(h).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""A small residual network that classifies colour images: what their own features are of."""
+"""A small residual classifier of colour images, for features trained on the data set itself."""
 
 import flax.linen as nn
 import jax.numpy as jnp
