@@ -322,13 +322,13 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     [
         (PIXELS, {}, ""),
         (PIXELS[:50], {}, "metrics need at least 6 held-out images, and there are 5"),
-        (PIXELS, {"figures__num": 3, "samples__num": 4}, "metrics need at least 6 samples, and there are 3"),
+        (PIXELS, {"metrics__num": 3, "samples__num": 4}, "metrics need at least 6 samples, and there are 3"),
         (FLOATS, {}, "figures are of uint8 images, and the data are floats"),
-        (PIXELS[:50], {"figures__num": 0}, ""),
+        (PIXELS[:50], {"metrics__num": 0}, ""),
         (LATENTS[:20], {}, ""),
     ],
 )
-def test_figures_that_cannot_be_made_are_said_at_the_start(tmp_path, caplog, images, fields, line):
+def test_metrics_that_cannot_be_computed_are_logged_at_the_start(tmp_path, caplog, images, fields, line):
     set_up_of(tmp_path, images, **fields)
     assert len(caplog.messages) == bool(line)
     if line:
@@ -337,7 +337,7 @@ def test_figures_that_cannot_be_made_are_said_at_the_start(tmp_path, caplog, ima
         ]
 
 
-def test_figures_that_cannot_be_made_are_said_at_the_end(caplog):
+def test_metrics_that_cannot_be_computed_are_logged_at_the_end(caplog):
     def none():
         raise DataError("x.npz: nothing held out")
 

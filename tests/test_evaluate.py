@@ -15,8 +15,7 @@ from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.config.published import PUBLISHED, Published
-from cmjax.data.batches import to_uint8
-from cmjax.data.pixels import edm_uint8, truncated_uint8
+from cmjax.data.batches import edm_uint8, to_uint8, truncated_uint8
 from cmjax.data.sources import digits, to_path
 from cmjax.evaluation import accumulation, sweep
 from cmjax.evaluation.accumulation import accumulate_images

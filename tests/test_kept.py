@@ -11,8 +11,8 @@ from PIL import Image
 
 from cmjax.config.methods import read_model
 from cmjax.data.base import ArraySource, Subset
-from cmjax.data.fingerprint import fingerprint
 from cmjax.data.folder import folder
+from cmjax.data.on_demand import fingerprint
 from cmjax.evaluation import accumulation
 from cmjax.evaluation.accumulation import DataSets, accumulate_split
 from cmjax.evaluation.evaluator import Evaluator
@@ -194,7 +194,7 @@ def test_a_kept_reference_is_of_all_images(tmp_path, monkeypatch):
     changed[:100] = 0
     accumulate_images = accumulation.accumulate_images
     monkeypatch.setattr(
-        accumulation, "tally_images", lambda *args, **how: asked.append(1) or accumulate_images(*args, **how)
+        accumulation, "accumulate_images", lambda *args, **how: asked.append(1) or accumulate_images(*args, **how)
     )
 
     def mean(images):

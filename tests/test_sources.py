@@ -117,7 +117,7 @@ def test_arrays_errors_name_the_file_and_the_field(tmp_path):
         (tmp_path / "changed.npz", "is damaged"),
         (tmp_path, "is a folder"),
         (save(tmp_path / "object.npz", images=np.array([{}], object)), '"images" holds Python objects'),
-        (save(tmp_path / "named.npz", pictures=image), '"images"; it has images'),
+        (save(tmp_path / "named.npz", pictures=image), '"images"; it has pictures'),
         (save(tmp_path / "rank.npz", images=image[0]), '"images"'),
         (save(tmp_path / "labels.npz", images=image, labels=np.zeros(3, int)), '"labels"'),
         (save(tmp_path / "pair.npz", images=image, labels=np.zeros(4, int), test_images=image), '"test_labels"'),

@@ -17,7 +17,7 @@ from cmjax.config.data import Data
 from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options, networks_of
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
-from cmjax.data.pixels import RULES, UINT8
+from cmjax.data.batches import RULES, UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import Evaluator, make_evaluator
 from cmjax.evaluation.evaluator_check import check_evaluator

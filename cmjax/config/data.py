@@ -13,9 +13,8 @@ from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
 from cmjax.data.folder import check_folder, image_sizes
-from cmjax.data.known import KNOWN
-from cmjax.data.npz import check_is_file
-from cmjax.data.tfds import BUILDERS, is_prepared, names_in
+from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
+from cmjax.data.values import check_is_file
 from cmjax.data.workers import check_grain
 from cmjax.system.files import is_bucket, to_path
 

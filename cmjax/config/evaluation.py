@@ -7,7 +7,7 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.published import PUBLISHED
-from cmjax.data.pixels import UINT8
+from cmjax.data.batches import UINT8
 from cmjax.metrics.registry import FIGURES, too_few
 from cmjax.system.files import to_path
 

@@ -1,10 +1,10 @@
-"""Batches as a function of (seed, step): no iterator, so no iterator state to save, on any number of hosts."""
+"""Batches as a function of (seed, step), on any number of hosts; and the conversions between pixels and [-1, 1]."""
 
 import contextlib
 import functools
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -222,3 +222,26 @@ def preprocess(images: Num[Array, "b h w c"], key: Array, *, horizontal_flip: bo
 def to_uint8(images: np.ndarray | Array) -> UInt8[np.ndarray, "..."]:
     """[-1, 1] to 0..255 by rounding and clipping, on the host: the exact inverse of `preprocess` on uint8 images."""
     return np.clip(np.rint((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def edm_uint8(images: np.ndarray | Array) -> UInt8[np.ndarray, "..."]:
+    """[-1, 1] to 0..255 by 127.5x + 128, clipped and then truncated, as EDM and OpenAI's codes do.
+
+    Rounding up where `to_uint8` rounds to even, it differs from it at exact halves alone.
+    """
+    return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+
+
+def truncated_uint8(images: np.ndarray | Array) -> UInt8[np.ndarray, "..."]:
+    """[-1, 1] to 0..255 by 127.5x + 127.5, clipped and then truncated, as the released JAX code of consistency models
+    does: half a grey level darker than the others on average."""
+    return np.clip((np.asarray(images, np.float32) + 1) * 127.5, 0, 255).astype(np.uint8)
+
+
+UINT8: dict[str, Callable[..., np.ndarray]] = {"round": to_uint8, "edm": edm_uint8, "truncate": truncated_uint8}
+RULES = {
+    "round": "127.5x + 127.5, rounded and clipped",
+    "edm": "127.5x + 128, clipped and truncated",
+    "truncate": "127.5x + 127.5, clipped and truncated",
+}
+"""The note of each rule beside a metric."""

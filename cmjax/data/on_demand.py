@@ -1,4 +1,4 @@
-"""Sources that decode their examples each time, and those small enough to keep what they decoded."""
+"""Sources that decode their examples when asked, and keep them where they are small; keys of a source's content."""
 
 import functools
 import math
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.data.base import DataError, OfAnother, Source
+from cmjax.data.base import ArraySource, DataError, OfAnother, Source, Subset
 from cmjax.data.damage import Damage
+from cmjax.system.content import content_key
 from cmjax.system.memory import GIB, free_on_host
 
 MEMORY_LIMIT_BYTES = 4 * 10**9
@@ -103,6 +104,25 @@ def kept_if_small(source: OnDemandSource, *, memory_limit_bytes: int) -> Source:
     chosen = KeptSource(source) if small else source
     chosen.gather(np.zeros(1, np.int64))
     return chosen
+
+
+def fingerprint(source: Source) -> str:
+    """Computes a key that differs where any image or label of a source does, or their order.
+
+    Arrays are read whole; of examples that are decoded when they are asked for the files are read and nothing is
+    decoded; any other source gives all its examples.
+    """
+    if isinstance(source, ArraySource):
+        return content_key(source.images, source.labels, source.num_classes)
+    if isinstance(source, Subset):
+        return content_key(fingerprint(source.source), source.rows)
+    if isinstance(source, KeptSource):
+        return fingerprint(source.source)
+    if isinstance(source, OnDemandSource) and source.key is not None:
+        return content_key(source.key(), source.shape, source.num_classes, source.length)
+    starts = range(0, len(source), CHUNK)
+    batches = (source.gather(np.arange(start, min(start + CHUNK, len(source)))) for start in starts)
+    return content_key(source.num_classes, *(content_key(batch) for batch in batches))
 
 
 def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], *, run: int = 32) -> list[Any]:

@@ -9,10 +9,9 @@ import numpy as np
 from cmjax.data.base import ArraySource, DataError, Source, Subset, shuffled
 from cmjax.data.folder import folder
 from cmjax.data.labels import Numbering, number_labels
-from cmjax.data.npz import read_npz
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
 from cmjax.data.tfds import tfds
-from cmjax.data.values import fitting
+from cmjax.data.values import fitting, read_npz
 from cmjax.system.files import AnyPath, to_path
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,21 @@ from cmjax.system.files import is_bucket
 BUILDERS = {"cifar10": "Cifar10", "mnist": "Mnist"}
 """Data sets that can be prepared here: module of `cmjax.data.builders` -> class."""
 
+KNOWN: dict[str, tuple[tuple[int, int, int], int | None]] = {
+    "digits": ((8, 8, 1), 10),
+    "mnist": ((28, 28, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "svhn_cropped": ((32, 32, 3), 10),
+    "downsampled_imagenet/32x32": ((32, 32, 3), None),
+    "downsampled_imagenet/64x64": ((64, 64, 3), None),
+    "imagenet_resized/32x32": ((32, 32, 3), 1000),
+    "imagenet_resized/64x64": ((64, 64, 3), 1000),
+}
+"""TFDS name -> (height, width, channels) of an example, and the number of classes where it has labels: for plans of
+data that are not here."""
+
 SMALL_PIXELS = 64 * 64
 """Images up to here are decoded on one thread: several spend longer waiting for Python's lock than decoding."""
 

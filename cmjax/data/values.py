@@ -1,4 +1,4 @@
-"""What is looked at of every array that enters: its axes, its kind of numbers and their range.
+"""Reads arrays and checks each that enters: its axes, its kind of numbers and their range.
 
 What cannot be right is refused with what to do; what looks wrong is a warning. `checks` looks at whole data sets.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmjax.data.base import DataError
+from cmjax.system.files import AnyPath
+from cmjax.system.npz import load_npz
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,30 @@ class Range:
     def unit(self) -> bool:
         """Whether all lie in [0, 1]."""
         return self.low >= 0 and self.high <= 1 + ROUNDING
+
+
+def read_npz(path: AnyPath, *, memory_limit_bytes: int) -> dict[str, np.ndarray]:
+    """Reads all arrays of an .npz file, as `load_npz`, with errors of data.
+
+    Raises: DataError where there is no such file, or it cannot be read.
+    """
+    check_is_file(path)
+    try:
+        return load_npz(path, memory_limit_bytes=memory_limit_bytes)
+    except MemoryError as error:
+        raise DataError(f"{path}: {error}; lower config.data.memory_limit_gb") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def check_is_file(path: AnyPath) -> None:
+    """Raises DataError where there is no file at `path`."""
+    if path.is_dir():
+        raise DataError(f'{path}: is a folder; give the path of an .npz with an array "images"')
+    if not path.is_file():
+        raise DataError(f'{path}: no such file; give the path of an .npz with an array "images"')
 
 
 def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:

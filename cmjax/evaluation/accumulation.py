@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.data.base import DataError, Source, shuffled
-from cmjax.data.fingerprint import fingerprint
+from cmjax.data.on_demand import fingerprint
 from cmjax.evaluation.networks import Network
 from cmjax.metrics.accumulator import Accumulator
 from cmjax.system.content import content_key

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from cmjax.config.fields import ConfigError
-from cmjax.data.pixels import UINT8
+from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import make_evaluator
 from cmjax.evaluation.results import CONTENT, ROWS

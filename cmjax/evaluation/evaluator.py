@@ -12,7 +12,7 @@ import numpy as np
 
 from cmjax.config.evaluation import Evaluation, networks_of
 from cmjax.config.fields import ConfigError
-from cmjax.data.pixels import RULES
+from cmjax.data.batches import RULES
 from cmjax.evaluation.accumulation import VERSION, DataSets, ImagesOf, accumulate_images, accumulate_split
 from cmjax.evaluation.networks import Network, dataset_network, published_network
 from cmjax.interop.statistics import OfNetwork, Pair, read_statistics

@@ -11,8 +11,7 @@ from cmjax.data.base import DataError
 from cmjax.data.checks import say_if_dark
 from cmjax.data.folder import read_image
 from cmjax.data.layout import list_files, without_images
-from cmjax.data.npz import read_npz
-from cmjax.data.values import OVERSHOOT, check_samples, spread
+from cmjax.data.values import OVERSHOOT, check_samples, read_npz, spread
 from cmjax.evaluation.accumulation import ImagesOf
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import to_path

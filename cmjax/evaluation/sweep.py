@@ -9,7 +9,7 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
-from cmjax.data.pixels import UINT8
+from cmjax.data.batches import UINT8
 from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
 from cmjax.generation.samplers import NamedSampler, conditioned

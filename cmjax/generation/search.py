@@ -11,7 +11,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.samples import SamplingOptions
 from cmjax.core.model import BoundModel
 from cmjax.data.base import DataError
-from cmjax.data.fingerprint import fingerprint
+from cmjax.data.on_demand import fingerprint
 from cmjax.generation.samplers import conditioned
 from cmjax.generation.sampling import consistency_samplers, sample_images
 from cmjax.metrics.comparison import METRICS, metric_against, why_not_compared

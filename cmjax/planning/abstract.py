@@ -12,8 +12,8 @@ from cmjax.config.methods import read_model_like
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
-from cmjax.data.known import KNOWN
 from cmjax.data.sources import DataError
+from cmjax.data.tfds import KNOWN
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.trained import open_trained
 from cmjax.training.method import TEACHER

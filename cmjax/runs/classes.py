@@ -8,8 +8,7 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.data.base import ArraySource, Source, class_names, known_labels
-from cmjax.data.fingerprint import fingerprint
-from cmjax.data.on_demand import KeptSource
+from cmjax.data.on_demand import KeptSource, fingerprint
 
 if TYPE_CHECKING:
     from cmjax.runs.trained import Trained

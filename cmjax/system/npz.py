@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import struct
 import zipfile
 import zlib
@@ -10,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from cmjax.system.files import AnyPath, write_atomically
+from cmjax.system.files import AnyPath, is_bucket, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,12 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-def load_npz(path: AnyPath, *, without: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name, but those in `without`. Python objects are refused, because reading them can
-    run code.
+def load_npz(
+    path: AnyPath, *, without: Collection[str] = (), memory_limit_bytes: float = math.inf
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file by name, but those in `without`. Python objects are refused: they can run code.
+
+    The arrays of a file larger than `memory_limit_bytes` are mapped, where it lies on a disk and is not compressed.
 
     Raises: ValueError naming the file and what is wrong with it; OSError where it cannot be opened.
     """
@@ -34,6 +38,10 @@ def load_npz(path: AnyPath, *, without: Collection[str] = ()) -> dict[str, np.nd
         check_head(path, file.read(6))
         file.seek(0)
         try:
+            if not is_bucket(path) and path.stat().st_size > memory_limit_bytes:
+                if (mapped := _mapped(path, file)) is not None:
+                    return mapped
+                log.warning("%s is compressed, and is read into memory whole; np.savez writes files that are not", path)
             with zipfile.ZipFile(file) as members:
                 wanted = [member for member in members.infolist() if _name(member) not in without]
                 return {_name(member): _array(path, members, member) for member in wanted}
@@ -95,3 +103,19 @@ def _array(path: AnyPath, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> 
             return np.lib.format.read_array(file, allow_pickle=False)
         except ValueError as error:  # fewer bytes than the header tells
             raise ValueError(f'{path}: "{_name(member)}" is damaged, or only a part of it is here') from error
+
+
+def _mapped(path: AnyPath, file: IO[bytes]) -> dict[str, np.ndarray] | None:
+    """Maps each array where it lies in the file; None where one is compressed."""
+    arrays = {}
+    for member in zipfile.ZipFile(file).infolist():
+        if member.compress_type != zipfile.ZIP_STORED:
+            return None
+        file.seek(member.header_offset)
+        name_size, extra_size = struct.unpack("<26x2H", file.read(30))  # [APPNOTE.TXT, sec. 4.3.7]
+        file.seek(name_size + extra_size, 1)
+        name = member.filename.removesuffix(".npy")
+        shape, fortran, dtype = read_header(path, name, file)
+        order = "F" if fortran else "C"
+        arrays[name] = np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+    return arrays
