@@ -1,4 +1,4 @@
-"""The classifier learns the digits in seconds, its cache cannot lie, and the table orders good and bad samples."""
+"""The classifier learns the digits in seconds, and its cache cannot lie."""
 
 import logging
 import os
@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cmjax.metrics import classifier, functional
+from cmjax.metrics import classifier
 from cmjax.metrics.classifier import perceptron, residual
-from cmjax.metrics.comparison import figures, format_table
 
 
 @pytest.fixture(scope="module")
@@ -164,53 +163,6 @@ def test_the_residual_classifier_is_trained_once(tmp_path, monkeypatch):
     assert kept.read_bytes() != b"damaged"
 
 
-def test_the_table_orders_real_images_a_gaussian_and_noise(digits, trained):
-    train, held_out = digits[0], digits[2]
-    rows = {
-        "training images": train,
-        "fitted Gaussian": functional.fitted_gaussian(train, 1500, 0),
-        "noise": np.random.default_rng(0).integers(0, 256, train.shape, dtype=np.uint8),
-    }
-    table = figures(rows, held_out=held_out, features=trained)
-    assert list(table) == list(rows)
-    real, gaussian, noise = table.values()
-    assert real["density"] == pytest.approx(1, abs=0.1)
-    assert min(real["coverage"], real["precision"], real["recall"]) > 0.93
-    assert gaussian["density"] == pytest.approx(0.48, abs=0.06)
-    for better, worse in ((real, gaussian), (gaussian, noise)):
-        assert worse["fd"] > 2 * better["fd"]
-        assert all(worse[name] < better[name] for name in ("precision", "recall", "density", "coverage"))
-
-
-def test_the_table_is_the_metrics_on_features_and_pixels(digits, trained):
-    fake, held_out = digits[0][:150], digits[2]
-    row = figures({"a": fake}, held_out=held_out, features=trained, k=3)["a"]
-    pixels = functional.prdc(held_out.reshape(297, 64) / 255, fake.reshape(150, 64) / 255, k=3)
-    assert [row[name] for name in pixels._fields] == pytest.approx(list(pixels), abs=1e-3)
-    assert row["fd"] == functional.frechet_distance(trained(held_out), trained(fake))
-    assert figures({"a": fake}, held_out=held_out, features=None)["a"]["fd"] is None
-    assert figures({}, held_out=held_out, features=trained) == {}
-
-
-def test_rows_are_compared_at_the_size_of_the_smallest(digits, trained):
-    held_out, many, few = digits[2], digits[0][:900], digits[0][900:1000]
-    table = figures({"many": many, "few": few}, held_out=held_out, features=trained)
-    alone = figures({"many": many}, held_out=held_out, features=trained)["many"]
-    assert table["few"] == figures({"few": few}, held_out=held_out, features=trained)["few"]
-    assert table["many"]["coverage"] < 0.9 < alone["coverage"]  # 100 images cannot cover what 900 do
-
-
-def test_the_text_is_aligned():
-    table = {"1 step": {"fd": 12.3456, "density": 0.5}, "fitted Gaussian": {"fd": None, "density": 1.0}}
-    lines = format_table(table).splitlines()
-    assert [line.split() for line in lines] == [
-        ["fd", "density"],
-        ["1", "step", "12.346", "0.500"],
-        ["fitted", "Gaussian", "-", "1.000"],
-    ]
-    assert len({len(line) for line in lines}) == 1
-
-
 IMAGES = np.random.default_rng(1).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
 LABELS = np.arange(20) % 3
 
@@ -223,10 +175,6 @@ LABELS = np.arange(20) % 3
         (lambda: perceptron(IMAGES, LABELS * 0 + 4, cache_dir=None), r"at least two classes, got only \[4\]"),
         (lambda: perceptron(IMAGES, LABELS, cache_dir=None, epochs=0), "epochs must be at least 1, got 0"),
         (lambda: perceptron(IMAGES, LABELS, cache_dir=None, hidden=()), r"len\(hidden\) must be at least 1"),
-        (lambda: figures({"a": IMAGES[:, :3]}, held_out=IMAGES, features=None), r"rows\['a'\] must be images of"),
-        (lambda: figures({"a": IMAGES[:5]}, held_out=IMAGES, features=None), r"rows\['a'\] must hold more than k=5"),
-        (lambda: figures({"a": IMAGES / 1}, held_out=IMAGES, features=None), r"rows\['a'\] must be .* uint8"),
-        (lambda: figures({"a": IMAGES}, held_out=IMAGES[:4], features=None), "less than the number of rows, 4, got 5"),
     ],
 )
 def test_a_wrong_argument_is_named(call, message):

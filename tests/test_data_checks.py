@@ -323,7 +323,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
         (PIXELS, {}, ""),
         (PIXELS[:50], {}, "metrics need at least 6 held-out images, and there are 5"),
         (PIXELS, {"metrics__num": 3, "samples__num": 4}, "metrics need at least 6 samples, and there are 3"),
-        (FLOATS, {}, "figures are of uint8 images, and the data are floats"),
+        (FLOATS, {}, "metrics are of uint8 images, and the data are floats"),
         (PIXELS[:50], {"metrics__num": 0}, ""),
         (LATENTS[:20], {}, ""),
     ],
@@ -351,18 +351,18 @@ def test_metrics_that_cannot_be_computed_are_logged_at_the_end(caplog):
     assert caplog.messages == [
         "no metrics: metrics need at least 6 held-out images, and there are 5",
         "no metrics: metrics need at least 6 samples, and there are 5",
-        "no metrics: figures are of images, and the data have 4 channels",
+        "no metrics: metrics are of images, and the data have 4 channels",
         "no metrics: there are no held-out images (x.npz: nothing held out)",
     ]
 
 
-def test_the_fewest_pictures_that_figures_are_made_of(tmp_path):
-    """So many images have figures, also where all are of one class, of which no classifier can be made."""
+def test_the_fewest_images_that_have_metrics(tmp_path):
+    """So many images have metrics, also where all are of one class, of which no classifier can be made."""
     train = ArraySource(PIXELS[:6], np.zeros(6, int))
     assert why_not_compared(train, num=6, held_out=6) == ""
     table = compare({"1-step": PIXELS[:6]}, train, ArraySource(PIXELS[6:12]), cache_dir=tmp_path)
     assert table["1-step"]["fd"] is None
-    assert table["1-step"]["recall"] is not None
+    assert table["1-step"]["recall_pixels"] is not None
     assert np.isfinite(metric_against(train, train, "fd", cache_dir=tmp_path)(PIXELS[:6]))
 
 

@@ -14,13 +14,12 @@ from cmjax.cli import train
 from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
-from cmjax.config.published import PUBLISHED, Published
 from cmjax.data.batches import edm_uint8, to_uint8, truncated_uint8
 from cmjax.data.sources import digits, to_path
 from cmjax.evaluation import accumulation, sweep
 from cmjax.evaluation.accumulation import accumulate_images
 from cmjax.evaluation.callbacks import in_turn
-from cmjax.evaluation.networks import Network, published_network
+from cmjax.evaluation.networks import PUBLISHED, FeatureNetwork, Published, published_network
 from cmjax.evaluation.results import read_rows, row_there
 from cmjax.interop.statistics import read_statistics, write_statistics
 from cmjax.metrics.classifier import perceptron
@@ -28,6 +27,7 @@ from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.functional import frechet_distance
 from cmjax.runs.record import write_model
 from cmjax.system.unpickle import UnsafeFile
+from cmjax.training.state import TrainState
 from configs import digits_ct
 
 FIELDS = {"step", "checkpoint", "average", "sampler", "times", "evaluations", "num", "seed", "guidance", "metrics"}
@@ -55,7 +55,7 @@ def evaluate(runs):
     return evaluate
 
 
-def test_settings_are_judged_once_and_by_their_samples(runs, evaluate, monkeypatch, capsys):
+def test_settings_are_evaluated_once_and_by_their_samples(runs, evaluate, monkeypatch, capsys):
     asked = ("--num=100", "--metrics=fd,pr,is", "--times=80", "--times=80,0.8")
     rows = evaluate(*asked)
     assert [row["sampler"] for row in rows] == ["1-step", "2-step"]
@@ -63,7 +63,7 @@ def test_settings_are_judged_once_and_by_their_samples(runs, evaluate, monkeypat
     assert rows[1]["times"] == [80.0, 0.8]
     assert rows[0]["real"]["fd"] < rows[0]["metrics"]["fd"]
     protocol = rows[0]["protocol"]["metrics"]["fd"]
-    assert (protocol["network"], protocol["reference"]) == ("own", "297 test images of digits")
+    assert (protocol["network"], protocol["reference"]) == ("dataset", "297 test images of digits")
     assert "accuracy 0.9" in protocol["of"]
     assert (runs / "x" / "evaluation.png").exists()
     assert "real images" in capsys.readouterr().out
@@ -92,9 +92,9 @@ def test_images_of_others_and_files_of_statistics(runs, evaluate, tmp_path):
     of_folder = evaluate("--metrics=fd", f"--images={tmp_path}")[-1]
     assert of_file["num"] == of_folder["num"] == 300
     assert of_file["metrics"] == of_folder["metrics"]
-    judged = evaluate("--metrics=fd", f"--images={tmp_path / 'x.npz'}", f"--reference={saved}")[-1]
-    assert judged["metrics"]["fd"] == pytest.approx(of_file["metrics"]["fd"], rel=1e-9)
-    hashes = [row["protocol"]["metrics"]["fd"]["hash"] for row in (of_file, judged)]
+    again = evaluate("--metrics=fd", f"--images={tmp_path / 'x.npz'}", f"--reference={saved}")[-1]
+    assert again["metrics"]["fd"] == pytest.approx(of_file["metrics"]["fd"], rel=1e-9)
+    hashes = [row["protocol"]["metrics"]["fd"]["hash"] for row in (of_file, again)]
     assert hashes[0] == hashes[1]
     floats = tmp_path / "floats.npz"
     np.savez(floats, images=real / np.float32(127.5) - 1)
@@ -119,11 +119,11 @@ def test_mistakes_are_named(evaluate, tmp_path, arguments, message):
         evaluate("--num=20", "--metrics=fd", f"--weights={tmp_path}", *arguments)
 
 
-def test_a_stopped_tally_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_accumulation_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(accumulation, "PART", 10)
     monkeypatch.setattr(accumulation, "SAVE_SECONDS", -1)
     rows, asked = np.random.default_rng(0).normal(size=(45, 1, 1, 3)), []
-    network = Network("n", "", "", lambda images: {"features": images.reshape(len(images), 3)})
+    network = FeatureNetwork("n", "", "", lambda images: {"features": images.reshape(len(images), 3)})
     needed = {"n": ("features", "rows")}
 
     def images_of(start, stop):
@@ -134,9 +134,9 @@ def test_a_stopped_tally_goes_on(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         accumulate_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")
-    tally = accumulate_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")["n"]
+    accumulator = accumulate_images({"n": network}, needed, images_of, 45, keep=tmp_path / "keep.npz")["n"]
     assert asked == [0, 10, 20, 20, 30, 40]
-    np.testing.assert_allclose(tally.statistics().cov, np.cov(rows.reshape(45, 3), rowvar=False), rtol=1e-12)
+    np.testing.assert_allclose(accumulator.statistics().cov, np.cov(rows.reshape(45, 3), rowvar=False), rtol=1e-12)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,7 +149,7 @@ def test_a_published_network_sees_every_image_as_rgb_once(tmp_path, monkeypatch)
     for name in ("a.npz", "b.npz"):
         (tmp_path / name).write_text(name)
     images = np.random.default_rng(0).integers(0, 256, (19, 4, 4, 1), np.uint8)  # two batches on four devices, and 3
-    found = published_network("inception", tmp_path).told(images, ("features",))["features"]
+    found = published_network("inception", tmp_path).outputs_for(images, ("features",))["features"]
     expected = 2 * np.repeat(images.mean(axis=(1, 2)), 3, axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -197,7 +197,7 @@ def test_files_of_statistics_of_the_peers(tmp_path):
         read_statistics(tmp_path / "none.npz")
 
 
-def test_figures_notice_damage_in_order(runs):
+def test_metrics_notice_damage_in_order(runs):
     train = digits("train").gather(np.arange(1500))
     features = perceptron(train["image"], train["label"], cache_dir=runs / ".cache")
     whole, half = features(train["image"][:750]), train["image"][750:]
@@ -209,26 +209,35 @@ def test_figures_notice_damage_in_order(runs):
         assert all(less < more for less, more in pairwise(found)), kind
 
 
-def test_a_run_is_judged_as_it_trains(runs):
+def test_a_run_is_evaluated_as_it_trains(runs):
     config = digits_ct.get_config()
     config.net.width, config.net.depth, config.batch_size, config.steps = 16, 1, 16, 5
     config.samples.every, config.metrics.num, config.log.tensorboard = 0, 0, False
     config.report = False
     config.evaluate.update({"every": 2, "num": 60, "metrics": ("fd",)})
-    train.run(config.to_dict(), to_path(runs / "judged"))
-    rows = [json.loads(line) for line in (runs / "judged" / "evaluation.jsonl").read_text().splitlines()]
+    train.run(config.to_dict(), to_path(runs / "evaluated"))
+    rows = [json.loads(line) for line in (runs / "evaluated" / "evaluation.jsonl").read_text().splitlines()]
     assert [(row["step"], row["evaluations"]) for row in rows] == [(s, e) for s in (2, 4, 5) for e in (1, 2)]
     assert all(row.keys() == FIELDS for row in rows)
 
 
-def test_watches_take_turns():
-    seen = []
-    watch, every = in_turn([(lambda state, step: seen.append(("a", step)), 4),
-                            (lambda state, step: seen.append(("b", step)), 6),
-                            (lambda state, step: seen.append(("c", step)), 0)])  # fmt: skip
+def test_callbacks_take_turns():
+    seen, state = [], TrainState(jnp.zeros((), jnp.int32), {}, (), jnp.array(True))
+    callback, every = in_turn([(lambda state, step: seen.append(("a", step)), 4),
+                               (lambda state, step: seen.append(("b", step)), 6),
+                               (lambda state, step: seen.append(("c", step)), 0)])  # fmt: skip
     for step in range(every, 13, every):
-        watch(None, step)
+        callback(state, step)
     assert seen == [("a", 4), ("b", 6), ("a", 8), ("a", 12), ("b", 12)]
+
+
+def test_rows_of_earlier_versions_are_used(evaluate, runs, monkeypatch):
+    asked = ("--num=60", "--metrics=fd,kid", "--times=80", "--features=own")
+    rows = evaluate(*asked)
+    path = runs / "x" / "evaluation.jsonl"
+    path.write_text(path.read_text().replace('"network": "dataset"', '"network": "own"'))
+    monkeypatch.setattr(sweep.Evaluator, "accumulate", lambda *_, **__: pytest.fail("sampled again"))
+    assert evaluate(*asked) == evaluate(*asked[:3], "--features=dataset") == rows
 
 
 def test_a_row_of_another_protocol_is_another_row():

@@ -1,4 +1,4 @@
-"""That a run in bfloat16 reaches the figures of the same run in float32."""
+"""That a run in bfloat16 reaches the metrics of the same run in float32."""
 
 import json
 
@@ -22,4 +22,4 @@ def test_digits_in_bfloat16_are_as_good_as_in_float32(tmp_path):
         full, half = (found[dtype][sampler] for dtype in ("float32", "bfloat16"))
         assert full["fd"] < 0.75 * found["float32"]["fitted Gaussian"]["fd"], found
         assert half["fd"] < 1.15 * full["fd"], found
-        assert half["recall"] > full["recall"] - 0.05, found
+        assert half["recall_pixels"] > full["recall_pixels"] - 0.05, found

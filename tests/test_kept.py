@@ -16,12 +16,12 @@ from cmjax.data.on_demand import fingerprint
 from cmjax.evaluation import accumulation
 from cmjax.evaluation.accumulation import DataSets, accumulate_split
 from cmjax.evaluation.evaluator import Evaluator
-from cmjax.evaluation.networks import Network
+from cmjax.evaluation.networks import FeatureNetwork
 from cmjax.evaluation.results import add_row, drop_rows_after, read_rows, row_there
 from cmjax.evaluation.sweep import evaluate_once
 from cmjax.generation import files, search
 from cmjax.metrics.accumulator import accumulate
-from cmjax.metrics.registry import FIGURES
+from cmjax.metrics.registry import METRICS
 from cmjax.plotting.plots import save_png
 from cmjax.runs.record import write_model
 from cmjax.runs.stale import remove_later
@@ -189,7 +189,7 @@ def test_times_are_of_one_model_and_of_its_data(tmp_path, monkeypatch, caplog):
 
 
 def test_a_kept_reference_is_of_all_images(tmp_path, monkeypatch):
-    network = Network("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
+    network = FeatureNetwork("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
     changed, asked = PIXELS.copy(), []
     changed[:100] = 0
     accumulate_images = accumulation.accumulate_images
@@ -216,16 +216,16 @@ def test_a_kept_reference_is_of_all_images(tmp_path, monkeypatch):
 def test_a_stopped_evaluation_goes_on_for_its_own_model_and_metrics_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(accumulation, "PART", 50)
     monkeypatch.setattr(accumulation, "SAVE_SECONDS", -1)
-    features = Network("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
+    features = FeatureNetwork("n", "", "", lambda images: {"features": images.reshape(len(images), -1)})
     asked = []
 
-    def judge(*metrics):
-        needed = tuple(sorted({FIGURES[metric].needs for metric in metrics}))
-        real = accumulate([features.told(PIXELS, needed)])
+    def evaluator(*metrics):
+        needed = tuple(sorted({METRICS[metric].needs for metric in metrics}))
+        real = accumulate([features.outputs_for(PIXELS, needed)])
         protocol = {"metrics": {metric: {"network": "n"} for metric in metrics}}
         return Evaluator({"n": features}, {"n": needed}, dict.fromkeys(metrics, "n"), {"n": real}, {}, protocol)
 
-    def figures(judge, content, stop=None):
+    def values(evaluator, content, stop=None):
         def images_of(start, end):
             asked.append(start)
             if start == stop:
@@ -233,15 +233,15 @@ def test_a_stopped_evaluation_goes_on_for_its_own_model_and_metrics_alone(tmp_pa
             return PIXELS[start:end] // (2 if content == "b" else 1)
 
         setting = {"step": 1, "sampler": "1-step", "num": 100, "content": content}
-        return evaluate_once(tmp_path / "evaluation.jsonl", setting, judge, images_of)["metrics"]
+        return evaluate_once(tmp_path / "evaluation.jsonl", setting, evaluator, images_of)["metrics"]
 
     for content, metrics in (("a", ("fd",)), ("b", ("fd",)), ("b", ("fd", "pr"))):
         asked.clear()
         with pytest.raises(KeyboardInterrupt):
-            figures(judge(*metrics), content, stop=50)
+            values(evaluator(*metrics), content, stop=50)
         assert asked == [0, 50]  # nothing of the one before
     asked.clear()
-    both = figures(judge("fd", "pr"), "b")
+    both = values(evaluator("fd", "pr"), "b")
     assert asked == [50]
     (tmp_path / "evaluation.jsonl").unlink()
-    assert figures(judge("fd", "pr"), "b") == both
+    assert values(evaluator("fd", "pr"), "b") == both

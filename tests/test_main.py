@@ -102,7 +102,7 @@ def test_a_run_ends_with_pictures_a_checkpoint_and_a_summary(runs, recipe):
     for path in summary["samples"].values():
         assert size(path) == (4 * 64 + 5 * 2, 4 * 64 + 5 * 2)
     assert {"training images", "fitted Gaussian"} < summary["metrics"].keys()
-    assert summary["metrics"]["training images"]["coverage"] > 0.5
+    assert summary["metrics"]["training images"]["coverage_pixels"] > 0.5
     records = [json.loads(line) for line in (runs / recipe / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(record["loss"]) for record in records)
 
@@ -255,7 +255,7 @@ def test_an_unwritable_folder_is_one_clear_message(run, tmp_path):
     assert "cannot be written" in said
 
 
-def test_a_data_set_too_small_for_figures_still_ends_with_a_summary(monkeypatch, tmp_path):
+def test_a_data_set_too_small_for_metrics_still_ends_with_a_summary(monkeypatch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "few.npz", images=images)
     arguments = ("--config.data.name=arrays", f"--config.data.data_dir={tmp_path / 'few.npz'}")

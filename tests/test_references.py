@@ -9,7 +9,7 @@ from cmjax.data.base import ArraySource
 from cmjax.data.sources import digits
 from cmjax.evaluation import evaluator
 from cmjax.evaluation.accumulation import DataSets
-from cmjax.evaluation.networks import Network, through
+from cmjax.evaluation.networks import FeatureNetwork, through
 from cmjax.evaluation.results import notes
 from cmjax.evaluation.sweep import evaluate_once
 from cmjax.interop.statistics import OfNetwork, read_statistics, write_statistics
@@ -17,7 +17,7 @@ from cmjax.metrics import comparison
 from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.classifier import Classifier
 from cmjax.metrics.dataset_features import in_words
-from cmjax.metrics.registry import FIGURES, too_few
+from cmjax.metrics.registry import METRICS, too_few
 from tests.in_process import do
 
 RNG = np.random.default_rng(0)
@@ -26,20 +26,23 @@ COV = np.diag([1.0, 2.0, 3.0, 4.0])
 
 
 @pytest.fixture
-def judged(monkeypatch, tmp_path):
-    """metrics, reference -> the judge of 30 images, by a network whose features are the pixels."""
-    network = Network(
-        "own", "pixels", "mine", lambda images: {"features": images.reshape(len(images), -1) / 255, "probabilities": 1}
+def evaluator_of(monkeypatch, tmp_path):
+    """metrics, reference -> the evaluator of 30 images, by a network whose features are the pixels."""
+    network = FeatureNetwork(
+        "dataset",
+        "pixels",
+        "mine",
+        lambda images: {"features": images.reshape(len(images), -1) / 255, "probabilities": 1},
     )
-    monkeypatch.setattr(evaluator, "own_network", lambda *_, **__: network)
+    monkeypatch.setattr(evaluator, "dataset_network", lambda *_, **__: network)
 
-    def judged(metrics, reference=None, *, num=30, held_out=20):
+    def evaluator_of(metrics, reference=None, *, num=30, held_out=20):
         sizes = {"train": 40, "test": held_out}
         data = DataSets("x", lambda split: ArraySource(PIXELS[: sizes[split]]))
-        asked = Evaluation(metrics=metrics, features="own", weights=tmp_path)
+        asked = Evaluation(metrics=metrics, features="dataset", weights=tmp_path)
         return evaluator.make_evaluator(asked, data, num=num, reference=reference, cache_dir=tmp_path / "cache")
 
-    return judged
+    return evaluator_of
 
 
 def values_of(made):
@@ -49,10 +52,13 @@ def values_of(made):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(4), "sigma": COV}, "has statistics of features of inception, and fd compares features of own"),
+        (
+            {"mu": np.zeros(4), "sigma": COV},
+            "has statistics of features of inception, and fd compares features of dataset",
+        ),
         ({"mu": np.zeros(4), "sigma": COV, "network": "own"}, r"is of other features \(it does not say which\)"),
         ({"mu": np.zeros(4), "sigma": COV, "network": "own", "features": "abc"}, r"of other features \(abc\) than"),
-        ({"mu": np.zeros(3), "sigma": COV[:3, :3]}, "its mean has 3 values, and own has 4 features"),
+        ({"mu": np.zeros(3), "sigma": COV[:3, :3]}, "its mean has 3 values, and dataset has 4 features"),
         ({"mu": np.full(4, np.nan), "sigma": COV}, "mu has values that are not finite, as of fewer than two"),
         ({"mu": np.zeros(4), "sigma": np.full((4, 4), np.inf)}, "sigma has values that are not finite"),
         ({"mu": np.zeros(4), "sigma": COV - 3 * np.eye(4)}, "sigma is no covariance: it has negative variances"),
@@ -64,31 +70,31 @@ def values_of(made):
         ({"mu": np.zeros(4)}, "has only one of mu and sigma"),
     ],
 )
-def test_statistics_that_cannot_be_used_are_refused(judged, tmp_path, arrays, message):
+def test_statistics_that_cannot_be_used_are_refused(evaluator_of, tmp_path, arrays, message):
     named = {} if "inception" in message else {"network": "own", "features": "mine"}
     np.savez(tmp_path / "x.npz", **(arrays if "other features" in message else named | arrays))
     with pytest.raises(ConfigError, match=rf"--reference=.*x\.npz: .*{message}"):
-        judged(("fd",), str(tmp_path / "x.npz"))
+        evaluator_of(("fd",), str(tmp_path / "x.npz"))
 
 
-def test_statistics_name_their_features(judged, tmp_path):
-    made = judged(("fd",))
+def test_statistics_name_their_features(evaluator_of, tmp_path):
+    made = evaluator_of(("fd",))
     write_statistics(tmp_path / "own.npz", made.reference_statistics())
-    assert read_statistics(tmp_path / "own.npz")["own"].key == "mine"
-    again = judged(("fd", "kid"), str(tmp_path / "own.npz"))
+    assert read_statistics(tmp_path / "own.npz")["dataset"].key == "mine"
+    again = evaluator_of(("fd", "kid"), str(tmp_path / "own.npz"))
     assert values_of(again)["fd"] == pytest.approx(values_of(made)["fd"], rel=1e-9)
     assert again.protocol["metrics"]["kid"]["reference"] == "own.npz; rows: 20 test images of x"
     with pytest.raises(ConfigError, match="is a file of statistics, which kid, pr cannot use: single images are comp"):
-        judged(("kid", "pr"), str(tmp_path / "own.npz"))
+        evaluator_of(("kid", "pr"), str(tmp_path / "own.npz"))
     write_statistics(tmp_path / "theirs.pkl", {"inception": OfNetwork({"features": (np.zeros(4), COV)}, "key")})
     assert read_statistics(tmp_path / "theirs.pkl")["inception"].key == "key"
 
 
-def test_a_figure_without_a_value_is_left_out(judged, tmp_path, caplog):
+def test_a_metric_without_a_value_is_left_out(evaluator_of, tmp_path, caplog):
     huge = {"mu": np.full(4, 1e300), "sigma": COV, "network": "own", "features": "mine"}
     np.savez(tmp_path / "huge.npz", **huge)
     with np.errstate(over="ignore"):
-        assert values_of(judged(("fd",), str(tmp_path / "huge.npz"))) == {}
+        assert values_of(evaluator_of(("fd",), str(tmp_path / "huge.npz"))) == {}
     assert "fd is inf, and is left out" in caplog.text
 
 
@@ -97,23 +103,23 @@ def test_every_metric_has_a_value_of_as_few_images_as_it_says(num):
     rows = RNG.normal(size=(8, 3))
     outputs = {"features": rows, "spatial": rows, "rows": rows, "probabilities": np.full((8, 2), 0.5)}
     outputs["distances"] = np.ones(8)
-    tallies = [Accumulator(), Accumulator()]
-    for tally in tallies:
-        tally.add({name: values[:num] for name, values in outputs.items()})
-    for metric, figure in FIGURES.items():
-        if too_few([metric], num):
-            assert f"{metric} needs at least {figure.least} image" in too_few([metric, "is"], num)
+    accumulators = [Accumulator(), Accumulator()]
+    for accumulator in accumulators:
+        accumulator.add({name: values[:num] for name, values in outputs.items()})
+    for name, metric in METRICS.items():
+        if too_few([name], num):
+            assert f"{name} needs at least {metric.least} image" in too_few([name, "is"], num)
         else:
-            assert all(np.isfinite(value) for value in figure.of(*tallies).values()), metric
+            assert all(np.isfinite(value) for value in metric.of(*accumulators).values()), name
 
 
-def test_too_few_images_are_named_before_anything_is_drawn(judged, tmp_path, monkeypatch):
+def test_too_few_images_are_named_before_anything_is_drawn(evaluator_of, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--num=5: prdc needs at least 6 images, and there are 5"):
-        evaluation_of_options(("fd", "prdc"), "own", None, num=5)
-    assert evaluation_of_options(("fd", "prdc"), "own", None, num=6).num == 6
+        evaluation_of_options(("fd", "prdc"), "dataset", None, num=5)
+    assert evaluation_of_options(("fd", "prdc"), "dataset", None, num=6).num == 6
     with pytest.raises(ConfigError, match="pr needs at least 4 images, and there are 3 test images of x"):
-        judged(("fd", "pr"), held_out=3)
-    few = judged(("prdc",), "train", held_out=5)  # the real images beside are fewer than it needs
+        evaluator_of(("fd", "pr"), held_out=3)
+    few = evaluator_of(("prdc",), "train", held_out=5)  # the real images beside are fewer than it needs
     assert few.of_real == {}
     assert values_of(few)["coverage"] > 0
     np.savez(tmp_path / "none.npz", images=digits("test").images[:0])
@@ -158,34 +164,36 @@ class Guesses(Classifier):
         (0.642, 12, "an accuracy below 0.7 and 12 images for a covariance of 8 features: too weak to rank models by"),
     ],
 )
-def test_what_features_are_worth_stands_beside_their_figures(right, held_out, words):
+def test_what_features_are_worth_stands_beside_their_metrics(right, held_out, words):
     said = in_words(Guesses(right), ArraySource(PIXELS[:held_out], np.zeros(held_out, int)))
     assert f"accuracy {right:.3f} on {held_out} held-out ones" in said
     assert (words in said) if words else ("weak" not in said)
     assert ("Have more labelled data, or measure by a published network" in said) == bool(words)
 
 
-def test_samples_that_beat_training_images_say_that_the_figure_tells_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(comparison, "own_features", lambda *_, **__: Guesses(0.9))
+def test_samples_that_beat_training_images_say_that_the_metric_means_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "dataset_classifier", lambda *_, **__: Guesses(0.9))
     source = ArraySource(PIXELS, np.zeros(40, int))
     table = {"1-step": {"fd": 1.0}, "2-step": {"fd": 3.0}, "training images": {"fd": 2.0}, "fitted Gaussian": {"fd": 1}}
-    said = comparison.about_figures(table, source, source, cache_dir=tmp_path)
+    said = comparison.about_metrics(table, source, source, cache_dir=tmp_path)
     assert said.startswith(
         "fd: features of a classifier of the training images, accuracy 0.900 on 40 held-out ones. 1-step: "
     )
     assert "2-step" not in said
     del table["1-step"]
-    assert "below" not in comparison.about_figures(table, source, source, cache_dir=tmp_path)
+    assert "below" not in comparison.about_metrics(table, source, source, cache_dir=tmp_path)
 
 
-def test_figures_of_a_folder_that_is_only_read_are_shown(judged, tmp_path, monkeypatch, caplog):
+def test_metrics_of_a_folder_that_is_only_read_are_shown(evaluator_of, tmp_path, monkeypatch, caplog):
     def refused(path, content):
         raise PermissionError(30, "Read-only file system")
 
-    for module in ("judging.rows", "judging.tallying", "evaluation.plots"):
+    for module in ("evaluation.results", "system.npz"):
         monkeypatch.setattr(f"cmjax.{module}.write_atomically", refused)
     setting = {"step": 1, "sampler": "1-step", "num": 30, "content": "k"}
-    row = evaluate_once(tmp_path / "evaluation.jsonl", setting, judged(("fd",)), lambda start, stop: PIXELS[start:stop])
+    row = evaluate_once(
+        tmp_path / "evaluation.jsonl", setting, evaluator_of(("fd",)), lambda start, stop: PIXELS[start:stop]
+    )
     assert row["metrics"]["fd"] > 0
     assert "evaluation.jsonl cannot be written: Read-only file system" in caplog.text
     assert notes(row) == "fd: pixels, against 20 test images of x"

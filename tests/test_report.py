@@ -83,9 +83,9 @@ def cells(page):
     return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
 
 
-def test_the_page_tells_what_the_run_is_and_its_figures_beside_those_of_real_images(tmp_path, capsys):
+def test_the_page_says_what_the_run_is_and_shows_its_metrics_beside_those_of_real_images(tmp_path, capsys):
     run = folder(tmp_path / "x", learning_rate=0.002)
-    evaluated = {"step": 3000, "sampler": "2-step", "evaluations": 2, "num": 1500, "metrics": {"fd": 1.25}}
+    evaluated = {"step": 3000, "sampler": "2-step", "evaluations": 2, "num": 1500, "metrics": {"fd": 1.25, "fid": 3}}
     (run / "evaluation.jsonl").write_text(lines([{**evaluated, "real": {"fd": 0.5}}, {"step": "x"}]))
     page = page_of(run)
     rows = cells(page)
@@ -96,7 +96,10 @@ def test_the_page_tells_what_the_run_is_and_its_figures_beside_those_of_real_ima
     assert "samples.times" not in page
     assert ["1-step", "2.500", "–"] in rows
     assert re.search(r'<tr class="real"><th>training images</th><td>0.750</td>', page)
-    assert ["3,000", "2-step", "2", "1,500", "–", "1.250 (0.500)"] in rows
+    assert ["3,000", "2-step", "2", "1,500", "–", "1.250 (0.500)", "3.000"] in rows
+    heads = next(row for row in rows if row[:2] == ["step", "sampler"])
+    assert heads[-2:] == ["fd ↓", "fid ↓"]
+    assert ["", "fd ↓", "recall pixels ↑"] in rows
     assert re.findall(r'class="plot"><figcaption>([^<]*)<', page) == [
         "loss", "learning rate", "images per second", "loss by noise level",
     ]  # fmt: skip

@@ -39,7 +39,8 @@ def folder(path, *, steps=(), saved=(), ended=None, **record):
         (path / "checkpoints" / str(step) / "array").write_bytes(bytes(2048))
     if ended is not None:
         figures = {"1-step": {"fd": 2.5, "recall": None}}
-        (path / "summary.json").write_text(json.dumps({"steps": ended, "parameters": 14_688, "metrics": figures}))
+        ends = {"steps": ended, "parameters": 14_688, "figures": figures}  # the key of earlier versions
+        (path / "summary.json").write_text(json.dumps(ends))
     return path
 
 
@@ -104,15 +105,15 @@ def test_a_process_on_another_machine_is_there_while_it_gives_signs(tmp_path, sa
     assert "stopped: process 7 on far is gone" in said(run)
 
 
-def test_a_finished_run_shows_its_figures_and_one_that_was_lengthened_their_step(tmp_path, said):
+def test_a_finished_run_shows_its_metrics_and_one_that_was_lengthened_their_step(tmp_path, said):
     finished = said(folder(tmp_path / "finished", steps=(4000,), saved=(4000,), ended=4000))
     assert "14,688 parameters" in finished
     assert "finished 0 s ago" in finished
     assert "time left" not in finished
-    assert finished.endswith("figures at step 4,000\n           fd  recall\n1-step  2.500       -\n")
+    assert finished.endswith("metrics at step 4,000\n           fd  recall_pixels\n1-step  2.500              -\n")
     longer = said(folder(tmp_path / "longer", steps=(2000, 2100), saved=(2000,), ended=2000))
     assert "2,100 of 4,000" in longer
-    assert "figures at step 2,000" in longer
+    assert "metrics at step 2,000" in longer
     drawing = said(folder(tmp_path / "drawing", steps=(4000,), saved=(4000,)))
     assert "trained to the end; the last images and the summary are missing" in drawing
 

@@ -1,20 +1,24 @@
-"""`--mode=evaluate`: figures of a run's samples, or of any images, beside those of real ones.
+"""`--mode=evaluate`: metrics of a run's samples, or of any images, beside those of real ones.
 
 cmjax evaluate --workdir=runs/digits_ct
 cmjax evaluate --workdir=runs/cifar_ct --metrics=fid,kid,prdc --num=50000 --times=80 --times=80,0.8
 cmjax evaluate --workdir=runs/cifar_ct --checkpoint=all --num=10000
 cmjax evaluate --workdir=runs/cifar_ct --metrics=fid --images=theirs.npz --reference=cifar10-32x32.npz
 
-The same command goes on with an evaluation that was stopped.
+The same command goes on with an evaluation that was stopped. From Python:
+evaluate.run("runs/digits_ct", metrics=["fd"], times=["80", "80,0.8"])
 """
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.data import Data
-from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options, networks_of
+from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.batches import RULES, UINT8
@@ -22,12 +26,13 @@ from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import Evaluator, make_evaluator
 from cmjax.evaluation.evaluator_check import check_evaluator
 from cmjax.evaluation.image_files import images_in
-from cmjax.evaluation.results import CONTENT, ROWS, curves, notes, table
-from cmjax.evaluation.sweep import Asked, evaluate_once, evaluate_setting, weights_of
-from cmjax.generation.autoguidance import weaker_model
-from cmjax.generation.samplers import named_sampler, samples_from_flags
+from cmjax.evaluation.networks import networks_of
+from cmjax.evaluation.results import CONTENT, ROWS, Row, curves, notes, table
+from cmjax.evaluation.sweep import SampleSet, evaluate_once, evaluate_setting, weights_of
+from cmjax.generation.autoguidance import WeakerModel, weaker_model
+from cmjax.generation.samplers import NamedSampler, named_sampler, samples_from_flags
 from cmjax.interop.statistics import write_statistics
-from cmjax.metrics.registry import FIGURES, too_few
+from cmjax.metrics.registry import METRICS, too_few
 from cmjax.plotting.plots import save_png
 from cmjax.runs.record import RECORD
 from cmjax.runs.setup import cache_compilations
@@ -38,6 +43,11 @@ from cmjax.system.files import cache_of, to_path
 from cmjax.system.processes import on_first_process, say
 
 log = logging.getLogger(__name__)
+
+SETTINGS = ("times", "sampler", "steps", "checkpoint", "average", "std")
+CHOICES = ("solver", "gamma", "guidance", "guidance_interval", "clip", "autoguidance", "autoguidance_average")
+BY = ("metrics", "features", "weights", "reference", "save_reference", "uint8")
+"""Flags by what they say: which settings are evaluated, how samples are drawn, and what they are evaluated by."""
 
 
 def declare(flags: Flags) -> None:
@@ -63,10 +73,11 @@ def declare(flags: Flags) -> None:
     flags.texts("average", "Which of the run's averages, numbered from 0. Default: 0.")
     flags.texts("std", "Post-hoc averages of these widths at the newest checkpoint, as 0.05,0.1.")
     flags.text("images", None, "Images of any program instead: an .npz, or a folder of PNG and JPEG files.")
-    flags.boolean("check", False, "Measure damaged real images instead, to see whether the figures notice.")
+    flags.boolean("check", False, "Measure damaged real images instead, to see whether the metrics notice.")
     flags.group("By what")
-    flags.texts("metrics", f"{', '.join(FIGURES)}. Default: fid,kid,prdc, or without weights fd,kid,prdc.")
-    flags.one_of("features", None, FEATURES, "Of kid, pr, prdc and is. Default: inception where it is, else own.")
+    flags.texts("metrics", f"{', '.join(METRICS)}. Default: fid,kid,prdc, or without weights fd,kid,prdc.")
+    names = ", ".join(FEATURES)
+    flags.text("features", None, f"Of kid, pr, prdc and is: {names}. Default: inception where it is, else dataset.")
     flags.text("weights", None, f"The folder of the networks' weights. Default: {WEIGHTS}.")
     flags.text("reference", None, "train, test, or a file of statistics (.npz, .pkl). Default: train; test for fd.")
     flags.text("save_reference", None, "Write the reference's statistics, to an .npz or a .pkl.")
@@ -75,49 +86,115 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    others = {name: getattr(options, name) for name in ("num", "uint8", "labels")}
-    evaluation = evaluation_of_options(options.metrics, options.features, options.weights, **others)
-    if options.images is not None and not options.given("workdir") and not options.given("config"):
-        data, workdir, trained = None, to_path(options.images).expanduser().parent, None
-    else:
-        workdir = options.workdir
-        there = (to_path(workdir) / RECORD).exists() or not options.given("config")
-        trained = open_trained(workdir, data_dir=options.data_dir) if there else None
-        workdir = workdir if trained is None else trained.folder
-        data = _data(options, trained)
-    if options.save_reference:
-        output(to_path(options.save_reference), "--save_reference")
-    cache_compilations(workdir)
-    if options.images is not None:
-        _evaluate_images(options, evaluation, data, trained, workdir)
-    elif data is None:
+    values = {name: getattr(options, name) for name in ("images", "check", "seed", *SETTINGS, *CHOICES, *BY)}
+    values |= {name: getattr(options, name) for name in ("num", "labels") if options.given(name)}
+    named = options.images is None or options.given("workdir") or options.given("config")
+    config = options.recipe if options.given("config") else None
+    written = {name: value for name, value in values.items() if value is not None}
+    run(options.workdir if named else None, config=config, data_dir=options.data_dir, **written)
+
+
+def run(
+    workdir: str | Path | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    data_dir: str | None = None,
+    images: str | None = None,
+    check: bool = False,
+    metrics: Sequence[str] = (),
+    features: str = "",
+    weights: str = "",
+    reference: str | None = None,
+    save_reference: str | None = None,
+    uint8: str = "round",
+    num: int | None = None,
+    seed: int = 0,
+    labels: str | None = None,
+    **settings: Any,
+) -> list[Row]:
+    """Evaluates samples of the run in `workdir`, or the `images` of any program; keeps and prints the rows.
+
+    Args:    config: a recipe, whose data take the place of the run's. data_dir: where the data are now.
+             num: None for 1000 samples, or all of `images`. settings: `SETTINGS` (times, sampler, steps, average and
+             std are sequences) and `CHOICES`. All arguments are written as the flags of the command line.
+    Returns: the rows of `evaluation.jsonl`, one a setting; none with `check`.
+    Raises:  ConfigError or DataError naming what cannot be used.
+    """
+    sizes = {"num": 1000 if num is None else num, "labels": labels or LABELS[0], "uint8": uint8}
+    evaluation = evaluation_of_options(metrics, features, weights, **sizes)
+    trained = None if workdir is None else _trained(to_path(workdir), data_dir, required=config is None)
+    data = _data(config, trained)
+    folder = to_path(workdir or to_path(images or "").expanduser().parent) if trained is None else trained.folder
+    if save_reference:
+        output(to_path(save_reference), "--save_reference")
+    cache_compilations(folder)
+    evaluator = partial(_make_evaluator, evaluation, data, reference, save_reference, folder)
+    if images is not None:
+        return [_evaluate_images(images, num, evaluation, evaluator, data, trained)]
+    if data is None:
         raise ConfigError("--workdir is of an imported model: name its data with --config")
-    elif options.check:
-        _check(options, evaluation, data, workdir)
-    elif trained is None:
+    if check:
+        check_evaluator(evaluator(evaluation.num), data, evaluation.num, folder / "diagnostics")
+        return []
+    if trained is None:
         raise ConfigError(f"--workdir={workdir} is not a run's folder: it has no {RECORD}")
-    else:
-        _evaluate_run(options, evaluation, data, trained)
+    if labels and not trained.num_classes:
+        raise ConfigError(f"--labels={labels}: the model has no classes")
+    if trained.shape[-1] not in (1, 3):
+        raise ConfigError(f"--workdir={trained.folder} samples {trained.shape}: metrics are of images")
+    return _evaluate_run(trained, evaluation, evaluator, seed, **settings)
 
 
-def _data(options: Options, trained: Trained | None) -> DataSets | None:
-    """The recipe's data where one is named, else the run's own; None where the run has none recorded."""
-    found: Data | None = None
-    if options.given("config"):
-        found = read_run(options.recipe).data
+def _evaluate_run(
+    trained: Trained,
+    evaluation: Evaluation,
+    evaluator: Callable[[int], Evaluator],
+    seed: int,
+    *,
+    checkpoint: str = "newest",
+    average: Sequence[str] = (),
+    std: Sequence[str] = (),
+    autoguidance: str | None = None,
+    autoguidance_average: int = 0,
+    **ways: Any,
+) -> list[Row]:
+    """Evaluates each of the run's weights with each sampler, and shows the rows."""
+    weaker = weaker_model(trained, autoguidance, autoguidance_average)
+    samplers, made = _samplers(trained, weaker, **ways), evaluator(evaluation.num)
+    samples = SampleSet(evaluation.num, seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
+    rows = [
+        evaluate_setting(trained.folder, trained, weights, chosen, made, samples)
+        for weights in weights_of(trained, checkpoint, average, std)
+        for chosen in samplers
+    ]
+    _show(rows, trained.folder)
+    return rows
+
+
+def _trained(workdir: Path, data_dir: str | None, *, required: bool) -> Trained | None:
+    """The run in the folder; None where there is none and none is required."""
+    return open_trained(workdir, data_dir=data_dir) if required or (workdir / RECORD).exists() else None
+
+
+def _data(config: Mapping[str, Any] | None, trained: Trained | None) -> DataSets | None:
+    """The recipe's data where one is named, else the run's; None where the run has none recorded."""
+    data: Data | None = None
+    if config is not None:
+        data = read_run(config).data
     elif trained is not None and trained.recorded.has_data and not trained.imported:
-        found = trained.run().data
-    return None if found is None else DataSets(found.name, found.open)
+        data = trained.run().data
+    return None if data is None else DataSets(data.name, data.open)
 
 
 def _make_evaluator(
-    options: Options, evaluation: Evaluation, data: DataSets | None, num: int, workdir: Path
+    evaluation: Evaluation, data: DataSets | None, reference: str | None, saved: str | None, folder: Path, num: int
 ) -> Evaluator:
-    evaluator = make_evaluator(evaluation, data, num=num, reference=options.reference, cache_dir=cache_of(workdir))
+    """Makes the evaluator of `num` images, and saves its reference where that is asked for."""
+    evaluator = make_evaluator(evaluation, data, num=num, reference=reference, cache_dir=cache_of(folder))
     for name, network in evaluator.networks.items():
         log.info("%s: %s", name, network.about)
-    if options.save_reference:
-        path = to_path(options.save_reference).expanduser()
+    if saved:
+        path = to_path(saved).expanduser()
         try:
             on_first_process(lambda: write_statistics(path, evaluator.reference_statistics()))
         except (ValueError, OSError) as error:
@@ -126,30 +203,40 @@ def _make_evaluator(
     return evaluator
 
 
-def _evaluate_run(options: Options, evaluation: Evaluation, data: DataSets, trained: Trained) -> None:
-    if trained.shape[-1] not in (1, 3):
-        raise ConfigError(f"--workdir={trained.folder} draws {trained.shape}: figures are of images")
-    weaker = weaker_model(trained, options.autoguidance, options.autoguidance_average)
-    once = {name: getattr(options, name) for name in ("solver", "gamma", "guidance", "guidance_interval", "clip")}
-    once["autoguidance"] = weaker.name if weaker else ""
-    if options.given("labels") and not trained.num_classes:
-        raise ConfigError(f"--labels={options.labels}: the model has no classes")
+def _samplers(
+    trained: Trained,
+    weaker: WeakerModel | None,
+    *,
+    times: Sequence[str] = (),
+    sampler: Sequence[str] = (),
+    steps: Sequence[str] = (),
+    **choices: Any,
+) -> list[NamedSampler]:
+    """The sampler of each setting."""
+    choices["autoguidance"] = weaker.name if weaker else ""
     ways = [
-        samples_from_flags(trained, times=times and times.split(","), steps=_steps(steps), sampler=sampler, **once)
-        for sampler in options.sampler or (None,)
-        for times in options.times or (None,)
-        for steps in options.steps or (None,)
+        samples_from_flags(
+            trained, times=levels.split(",") if levels else None, steps=_steps(number), sampler=name, **choices
+        )
+        for name in sampler or (None,)
+        for levels in times or (None,)
+        for number in steps or (None,)
     ]
-    samplers = [named_sampler(samples, trained.model) for samples in ways]
-    evaluator, rows = _make_evaluator(options, evaluation, data, options.num, trained.folder), []
-    asked = Asked(options.num, options.seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
-    for weights in weights_of(trained, options.checkpoint, options.average or (), options.std or ()):
-        for chosen in samplers:
-            rows.append(evaluate_setting(trained.folder, trained, weights, chosen, evaluator, asked))
+    return [named_sampler(way, trained.model) for way in ways]
+
+
+def _steps(text: str | None) -> int | None:
+    if text is not None and not str(text).isdigit():
+        raise ConfigError(f"--steps={text}: must be a whole number")
+    return None if text is None else int(text)
+
+
+def _show(rows: list[Row], folder: Path) -> None:
+    """Prints the rows, and plots what differs between them."""
     say(f"{table(rows)}\n{notes(rows[-1])}")
-    say(f"\n{trained.folder / ROWS}")
-    if (image := curves(rows, trained.folder.name)) is not None:
-        path = trained.folder / "evaluation.png"
+    say(f"\n{folder / ROWS}")
+    if (image := curves(rows, folder.name)) is not None:
+        path = folder / "evaluation.png"
         try:
             on_first_process(lambda: save_png(path, image))
             say(f"{path}")
@@ -157,31 +244,25 @@ def _evaluate_run(options: Options, evaluation: Evaluation, data: DataSets, trai
             log.warning("%s is not written: %s", path, error.strerror or error)
 
 
-def _steps(text: str | None) -> int | None:
-    if text is not None and not text.isdigit():
-        raise ConfigError(f"--steps={text}: must be a whole number")
-    return None if text is None else int(text)
-
-
 def _evaluate_images(
-    options: Options, evaluation: Evaluation, data: DataSets | None, trained: Trained | None, workdir: Path
-) -> None:
+    path: str,
+    num: int | None,
+    evaluation: Evaluation,
+    evaluator: Callable[[int], Evaluator],
+    data: DataSets | None,
+    trained: Trained | None,
+) -> Row:
+    """Evaluates the images of a file or a folder; the row is kept with the run, or beside the images."""
     shape = None if data is None else data.train.shape if trained is None else trained.shape
-    images = images_in(options.images, shape, UINT8[evaluation.uint8])
-    num = min(images.num, options.num) if options.given("num") else images.num
+    images = images_in(path, shape, UINT8[evaluation.uint8])
+    num = images.num if num is None else min(images.num, num)
     if why := too_few(networks_of(evaluation), num):
-        raise ConfigError(f"--images={options.images}: {why}")
-    evaluator = _make_evaluator(options, evaluation, data, num, workdir)
+        raise ConfigError(f"--images={path}: {why}")
     setting = {"step": None, "checkpoint": None, "average": None, "sampler": "images", "times": []}
-    setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": options.images}
+    setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": path}
     setting |= {CONTENT: on_first_process(lambda: content_key(images.key(), images.shape))}
-    path = (workdir if trained is not None else to_path(options.images).expanduser().parent) / ROWS
-    row = evaluate_once(path, setting, evaluator, images.of)
+    rows = (trained.folder if trained is not None else to_path(path).expanduser().parent) / ROWS
+    row = evaluate_once(rows, setting, evaluator(num), images.of)
     say(f"{table([row])}\n{notes(row)}")
-    say(f"\n{path}")
-
-
-def _check(options: Options, evaluation: Evaluation, data: DataSets, workdir: Path) -> None:
-    evaluator = _make_evaluator(options, evaluation, data, options.num, workdir)
-    for path in check_evaluator(evaluator, data, options.num, workdir / "diagnostics"):
-        say(str(path))
+    say(f"\n{rows}")
+    return row

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
-from cmjax.metrics.comparison import format_table
+from cmjax.metrics.table import format_table
 from cmjax.runs.status import find
 from cmjax.runs.status_text import Rows, rows_of, size, versions
 from cmjax.system.files import size_of

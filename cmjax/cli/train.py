@@ -1,4 +1,4 @@
-"""`--mode=train`: train, or go on with, a run, and end it with images, figures and a summary.
+"""`--mode=train`: train, or go on with, a run, and end it with images, metrics and a summary.
 
     cmjax train --config=configs/digits_ct.py
     cmjax train --config=configs/cifar_ct.py --config.data.data_dir=~/tensorflow_datasets --config.batch_size=256
@@ -27,7 +27,7 @@ from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.callbacks import Callback, evaluation_callback, in_turn
 from cmjax.evaluation.results import ROWS, drop_rows_after
 from cmjax.generation.run_samples import RunSamples
-from cmjax.metrics.comparison import about_figures, can_compare, compare
+from cmjax.metrics.comparison import run_metrics
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.classes import about_data
 from cmjax.runs.dependencies import check_others
@@ -122,7 +122,9 @@ def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, session: Sess
     on_first_process(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
     _warn_of_averages(run, config)
     run_samples = RunSamples(run, setup.model, setup.source, workdir)
-    evaluate = _evaluation(run, config, run_samples) if run.evaluation.every else None
+    evaluate = None
+    if run.evaluation.every:
+        evaluate = evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(config)[0])
     kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
     try:
         with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
@@ -145,10 +147,6 @@ def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
     said = [long_average(config, i, run.steps) for i, _ in enumerate(average_texts(config))]
     for line in filter(None, [*said, long_target(config, run.method.target_rate, run.steps)]):
         log.warning("%s", line)
-
-
-def _evaluation(run: Run, config: Mapping[str, Any], run_samples: RunSamples) -> Callback:
-    return evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(config)[0])
 
 
 def _steps_to_trace(profile: str | None, run: Run) -> range | None:
@@ -174,7 +172,7 @@ def _train(
     if start:
         log.info("going on from step %d of %s", start, workdir)
     if start >= run.steps:
-        log.info("all %d steps of %s are done: its samples and figures are made again", start, workdir)
+        log.info("all %d steps of %s are done: its samples and metrics are made again", start, workdir)
         return state, {}
     if start % run.steps_per_call:
         raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
@@ -279,7 +277,7 @@ def _compile(setup: Setup, state: TrainState, batch: Examples) -> tuple[Compiled
 def _finish(
     setup: Setup, state: TrainState, run_samples: RunSamples, speed: dict[str, float], session: Session
 ) -> None:
-    """The last images and the figures, in `summary.json` and on the terminal."""
+    """Samples the last images and computes the metrics, for `summary.json` and the terminal."""
     run, steps = setup.run, int(state.step)
     num = max(run.num_metrics, run.samples.num)
     log.info("drawing %d samples by each of %s", num, ", ".join(run_samples.samplers))
@@ -294,15 +292,9 @@ def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
 
 
 def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, known: dict[str, Any]) -> None:
-    steps, table, about = int(state.step), {}, {}
-    compared = {name: batch[: run.num_metrics] for name, batch in images.items()}
-    if run.num_metrics and (held_out := can_compare(compared, source, partial(run.open_source, "test"))) is not None:
-        try:
-            table = compare(compared, source, held_out, cache_dir=cache_of(workdir))
-            if said := about_figures(table, source, held_out, cache_dir=cache_of(workdir)):
-                about = {"metrics_of": said}
-        except ValueError as error:  # no reason to lose the summary
-            log.warning("no metrics: %s", error)
-    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, "metrics": table, **about})
+    compared = {name: batch[: run.num_metrics] for name, batch in images.items()} if run.num_metrics else {}
+    metrics = run_metrics(compared, source, partial(run.open_source, "test"), cache_dir=cache_of(workdir))
+    steps = int(state.step)
+    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, **metrics})
     page = report_at_end(workdir, source) if run.report else None
     print(summary_text(summary | ({"report": page} if page else {})))

@@ -5,6 +5,9 @@ from typing import Any
 
 FIELDS = {"figures": "metrics", "objective.share": "objective.fraction"}
 """Old name -> new name."""
+SUMMARY = {"figures": "metrics", "figures_of": "metrics_of"}
+VALUES = {name: f"{name}_pixels" for name in ("precision", "recall", "density", "coverage")}
+"""Metrics of pixels at the end of a run: name in earlier summaries -> present name."""
 
 
 def new_name(field: str) -> str:
@@ -22,4 +25,15 @@ def with_new_names(config: Mapping[str, Any], section: str = "") -> dict[str, An
         field = f"{section}{name}"
         value = with_new_names(value, f"{field}.") if isinstance(value, Mapping) else value
         renamed[new_name(field).rpartition(".")[2]] = value
+    return renamed
+
+
+def summary_with_new_names(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the content of a `summary.json` with its fields and its metrics under their present names."""
+    renamed = {SUMMARY.get(name, name): value for name, value in summary.items()}
+    rows = renamed.get("metrics")
+    if isinstance(rows, Mapping):
+        renamed["metrics"] = {
+            row: {VALUES.get(name, name): value for name, value in values.items()} for row, values in rows.items()
+        }
     return renamed

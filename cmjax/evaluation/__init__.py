@@ -1,1 +1,1 @@
-"""How good samples are: distances between sets of images, features to measure them in, tables and images."""
+"""Evaluates samples: metrics of any number of images, results of runs, and diagnosis of models."""

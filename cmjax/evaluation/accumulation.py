@@ -1,5 +1,4 @@
-"""Sets of images streamed through networks and tallied: never all in memory, kept where they are references, and gone
-on with after a stop."""
+"""Streams images through feature networks and accumulates statistics; cached, resumable."""
 
 import contextlib
 import logging
@@ -13,11 +12,10 @@ import numpy as np
 
 from cmjax.data.base import DataError, Source, shuffled
 from cmjax.data.on_demand import fingerprint
-from cmjax.evaluation.networks import Network
+from cmjax.evaluation.networks import FeatureNetwork
 from cmjax.metrics.accumulator import Accumulator
 from cmjax.system.content import content_key
-from cmjax.system.files import write_atomically
-from cmjax.system.npz import load_npz, npz_bytes
+from cmjax.system.npz import load_cached, save_cached
 from cmjax.system.processes import is_first, on_first_process
 from cmjax.system.progress import Update, progress
 
@@ -27,10 +25,10 @@ PART = 1024
 """Images that are in memory at one time: an even number, for pairs."""
 
 VERSION = 1
-"""Of what is tallied and how it is kept: a higher one makes everything that is kept anew."""
+"""A higher version accumulates every cached reference anew."""
 
 SAVE_SECONDS = 60
-"""How often a tally is written, so that a stopped evaluation goes on from there."""
+"""How often accumulators are written, so that a stopped evaluation goes on from there."""
 
 ImagesOf = Callable[[int, int], np.ndarray]
 """(start, stop) -> those images of a numbered set, (stop − start, h, w, c) uint8."""
@@ -38,7 +36,7 @@ ImagesOf = Callable[[int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class DataSets:
-    """The two splits of a data set, which are opened when they are first needed. name: of the data set."""
+    """Opens the two splits of a data set when they are first needed. name: of the data set."""
 
     name: str
     open: Callable[[str], Source]
@@ -64,39 +62,56 @@ class DataSets:
         return {}
 
     def key(self, name: str, source: Source) -> str:
-        """The `fingerprint` of a split, taken once, by the first process. Every process must call it."""
+        """Takes the `fingerprint` of a split once, in the first process. Every process must call it."""
         if name not in self._keys:
             self._keys[name] = on_first_process(lambda: fingerprint(source))
         return self._keys[name]
 
 
 def accumulate_split(
-    network: Network, needed: tuple[str, ...], data: DataSets, split: str, cache_dir: Path, *, most: int | None = None
+    network: FeatureNetwork,
+    needed: tuple[str, ...],
+    data: DataSets,
+    split: str,
+    cache_dir: Path,
+    *,
+    most: int | None = None,
 ) -> tuple[Accumulator, str]:
-    """The tally of a split, or of a fixed random choice of `most` of it, kept in `cache_dir`; and the set in words."""
+    """Accumulates a split, or a fixed random choice of `most` of it, or reads it from `cache_dir`.
+
+    Returns: the accumulator, and the set in words. Every process must call it; the first has the accumulator.
+    Raises:  DataError where there is no such split.
+    """
     source = data.split(split)
     if source is None:
         raise DataError(f"{data.name} has no {split} images; name another --reference")
     num = min(most if most is not None else len(source), len(source))
     text = f"{num} {split} images of {data.name}"
     key = content_key(VERSION, network.key, data.key(split, source), num)
-    path, kept = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz", Accumulator()
-    if on_first_process(lambda: _load_into(kept, path)):
-        return kept, text
+    path = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz"
+    cached: list[Accumulator] = []
+
+    def read() -> bool:
+        cached.extend(filter(None, [load_cached(path, Accumulator.of_arrays)]))
+        return bool(cached)
+
+    if on_first_process(read):
+        return (cached[0] if cached else Accumulator()), text
     order = shuffled(len(source), seed=0)
     with progress(f"{network.name} of {text}", num) as update:
-        only, told = {network.name: network}, {network.name: needed}
 
         def images_of(start: int, stop: int) -> np.ndarray:
             return source.gather(order[start:stop])["image"]
 
-        found = accumulate_images(only, told, images_of, num, update=update)
-    on_first_process(lambda: _write(path, found[network.name].arrays()))
-    return found[network.name], text
+        accumulator = accumulate_images({network.name: network}, {network.name: needed}, images_of, num, update=update)[
+            network.name
+        ]
+    on_first_process(lambda: save_cached(path, accumulator.arrays()))
+    return accumulator, text
 
 
 def accumulate_images(
-    networks: Mapping[str, Network],
+    networks: Mapping[str, FeatureNetwork],
     needed: Mapping[str, tuple[str, ...]],
     images_of: ImagesOf,
     num: int,
@@ -104,9 +119,9 @@ def accumulate_images(
     keep: Path | None = None,
     update: Update = lambda done, text: None,
 ) -> dict[str, Accumulator]:
-    """What the networks tell of images 0 … num − 1, by network. Every process must call it; the first has the tallies.
+    """Accumulates the networks' outputs for images 0 … num − 1, by network.
 
-    keep: a file that it goes on from, where it was stopped.
+    Every process must call it; the first has the accumulators. keep: a file from which a stopped call goes on.
     """
     accumulators = {name: Accumulator() for name in networks}
     done, saved = on_first_process(lambda: _resume(keep, accumulators)), time.monotonic()
@@ -114,7 +129,7 @@ def accumulate_images(
         stop = min(start + PART, num)
         images = images_of(start, stop)
         for name, network in networks.items():
-            outputs = network.told(images, needed[name])
+            outputs = network.outputs_for(images, needed[name])
             if is_first():
                 accumulators[name].add(outputs)
         update(stop, "")
@@ -131,22 +146,20 @@ def accumulate_images(
 
 
 def _resume(keep: Path | None, accumulators: dict[str, Accumulator]) -> int:
-    """How many images were tallied before; `accumulators` are then those."""
-    if keep is None or not keep.exists():
+    """Reads the accumulators that were saved into `accumulators`; returns how many images they have seen."""
+
+    def make(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Accumulator], int]:
+        parts = {name: {} for name in accumulators}
+        for key, array in arrays.items():
+            name, _, kind = key.partition(":")
+            parts.get(name, {})[kind] = array
+        return {name: Accumulator.of_arrays(part) for name, part in parts.items()}, int(arrays["done"])
+
+    saved = None if keep is None else load_cached(keep, make)
+    if saved is None:
         return 0
-    try:
-        arrays = load_npz(keep)
-        found = {
-            name: Accumulator.of_arrays(
-                {key.partition(":")[2]: a for key, a in arrays.items() if key.startswith(f"{name}:")}
-            )
-            for name in accumulators
-        }
-    except Exception as error:  # a damaged file fails in many ways, and beginning again answers them all
-        log.warning("%s cannot be read, beginning again: %s", keep, error)
-        return 0
-    accumulators.update(found)
-    return int(arrays["done"])
+    accumulators.update(saved[0])
+    return saved[1]
 
 
 def _save(keep: Path, done: int, accumulators: Mapping[str, Accumulator]) -> None:
@@ -155,28 +168,9 @@ def _save(keep: Path, done: int, accumulators: Mapping[str, Accumulator]) -> Non
         for name, accumulator in accumulators.items()
         for key, array in accumulator.arrays().items()
     }
-    _write(keep, {"done": np.array(done), **arrays})
+    save_cached(keep, {"done": np.array(done), **arrays})
 
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # of a folder that is only read
         path.unlink(missing_ok=True)
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    try:
-        write_atomically(path, npz_bytes(arrays))
-    except OSError as error:
-        log.warning("%s is not written: %s", path, error)
-
-
-def _load_into(accumulator: Accumulator, path: Path) -> bool:
-    """Whether a tally was kept there, which `accumulator` then is."""
-    if not path.exists():
-        return False
-    try:
-        vars(accumulator).update(vars(Accumulator.of_arrays(load_npz(path))))
-    except Exception as error:  # a damaged file fails in many ways, and making it anew answers them all
-        log.warning("%s cannot be read, and is made anew: %s", path, error)
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Figures of a run as it trains: a row in its `evaluation.jsonl` every so many steps."""
+"""Evaluates a run as it trains: a row in its `evaluation.jsonl` every so many steps."""
 
 import math
 from collections.abc import Callable
@@ -20,34 +20,36 @@ Callback = Callable[[TrainState, int], None]
 
 
 def evaluation_callback(run_samples: RunSamples, data: DataSets, average: str) -> Callback:
-    """What judges a run's samples by its section `evaluate`, each sampler's always of the same noise.
+    """Makes the callback that evaluates a run's samples by its section `evaluate`, each sampler's of the same noise.
 
-    average: that they are drawn with, as it is written.
+    average: of the parameters that sample, as it is written.
 
-    Raises: ConfigError or DataError where they cannot be judged: before the run begins, not at its end.
+    Raises: ConfigError or DataError where they cannot be evaluated: before the run begins, not at its end.
     """
     run, workdir = run_samples.run, run_samples.workdir
-    asked = run.evaluation
+    evaluation = run.evaluation
     if run_samples.source.shape[-1] not in (1, 3):
-        raise ConfigError(f"config.evaluate.every={asked.every}: figures are of images, not {run_samples.source.shape}")
-    evaluator = make_evaluator(asked, data, num=asked.num, reference=None, cache_dir=cache_of(workdir))
-    labels = {"labels": asked.labels} if run_samples.model.class_conditional else {}
-    random_seed = run.seed if asked.labels == "random" else None
+        raise ConfigError(
+            f"config.evaluate.every={evaluation.every}: metrics are of images, not {run_samples.source.shape}"
+        )
+    evaluator = make_evaluator(evaluation, data, num=evaluation.num, reference=None, cache_dir=cache_of(workdir))
+    labels = {"labels": evaluation.labels} if run_samples.model.class_conditional else {}
+    random_seed = run.seed if evaluation.labels == "random" else None
 
     def callback(state: TrainState, step: int) -> None:
-        flow_map, conditions = run_samples.conditioned(state, asked.num, random_seed=random_seed)
+        flow_map, conditions = run_samples.conditioned(state, evaluation.num, random_seed=random_seed)
         content = content_key(flow_map.params)
         for chosen in run_samples.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
-            setting |= {"num": asked.num, "seed": run.seed, **labels, CONTENT: content}
-            draw = SampleSequence(chosen.sampler, flow_map, run.seed, conditions, UINT8[asked.uint8])
-            evaluate_once(workdir / ROWS, setting, evaluator, draw.images)
+            setting |= {"num": evaluation.num, "seed": run.seed, **labels, CONTENT: content}
+            sequence = SampleSequence(chosen.sampler, flow_map, run.seed, conditions, UINT8[evaluation.uint8])
+            evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
 
     return callback
 
 
 def in_turn(callbacks: list[tuple[Callback | None, int]]) -> tuple[Callback, int]:
-    """One watch in place of several, each with the steps between its times, 0 for never; and the steps between."""
+    """Joins callbacks, each with the steps between its calls, 0 for never, into one; returns it and its steps."""
     wanted = [(callback, every) for callback, every in callbacks if callback and every]
 
     def call_all(state: TrainState, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The judge of sets of images: networks, references that are computed once, and what is said beside each figure."""
+"""Evaluates sets of images by metrics: makes the networks, computes references once, and records the protocol."""
 
 import logging
 import math
@@ -10,15 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.config.evaluation import Evaluation, networks_of
+from cmjax.config.evaluation import Evaluation
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import RULES
 from cmjax.evaluation.accumulation import VERSION, DataSets, ImagesOf, accumulate_images, accumulate_split
-from cmjax.evaluation.networks import Network, dataset_network, published_network
+from cmjax.evaluation.networks import (
+    PIXEL_NETWORK,
+    FeatureNetwork,
+    dataset_network,
+    networks_of,
+    published_network,
+)
 from cmjax.interop.statistics import OfNetwork, Pair, read_statistics
 from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.functional import Statistics
-from cmjax.metrics.registry import FIGURES, too_few
+from cmjax.metrics.registry import METRICS, PIXELS, too_few
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
 from cmjax.system.processes import on_first_process
@@ -27,18 +33,22 @@ from cmjax.system.progress import Update
 log = logging.getLogger(__name__)
 
 MOMENTS = ("features", "spatial")
-"""What a file of statistics can stand for."""
+"""The needs of metrics that a file of statistics satisfies."""
+
+
+OF_DATA = ("dataset", PIXELS)
+"""Features that are compared with held-out images, unless another reference is named."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What images are judged by. Every process has one; the tallies are the first's alone.
+    """Evaluates sets of images. Every process has one; the accumulators are in the first alone.
 
-    network_of: each metric's network. needed: by network, of its outputs. references, real: by network. protocol: of
-    each metric, what its value depends on beside the images.
+    network_of: each metric's network. needed: by network, of its outputs. references, real: accumulators by network.
+    protocol: of each metric, what its value depends on beside the images.
     """
 
-    networks: Mapping[str, Network]
+    networks: Mapping[str, FeatureNetwork]
     needed: Mapping[str, tuple[str, ...]]
     network_of: Mapping[str, str]
     references: Mapping[str, Accumulator]
@@ -48,37 +58,38 @@ class Evaluator:
     def accumulate(
         self, images_of: ImagesOf, num: int, *, keep: Path | None = None, update: Update = lambda done, text: None
     ) -> dict[str, Accumulator]:
-        """As `accumulate_images`."""
+        """Accumulates images 0 … num − 1 as `accumulate_images`."""
         return accumulate_images(self.networks, self.needed, images_of, num, keep=keep, update=update)
 
     def values(self, accumulators: Mapping[str, Accumulator]) -> dict[str, float]:
-        """The metrics' values by name. Every process must call it."""
+        """Computes the metrics' values by name. Every process must call it."""
         return on_first_process(lambda: self._values(accumulators))
 
     @cached_property
     def of_real(self) -> dict[str, float]:
-        """The same of real images, as many as there are samples or as the data have; without what has none."""
+        """The values of real images, as many as there are samples or as the data have; without metrics of samples
+        alone."""
         return on_first_process(lambda: self._values(self.real))
 
     def against(self, references: Mapping[str, Accumulator]) -> "Evaluator":
-        """The same judge with other references."""
+        """Makes the same evaluator with other references."""
         return replace(self, references=references)
 
     def reference_statistics(self) -> dict[str, OfNetwork]:
-        """What `write_statistics` writes; in the first process alone."""
-        found = {}
+        """Collects what `write_statistics` writes; in the first process alone."""
+        statistics = {}
         for name, accumulator in self.references.items():
-            kinds = accumulator.given.keys() | accumulator.moments.keys()
+            kinds = accumulator.known.keys() | accumulator.moments.keys()
             if kinds:
                 pairs: dict[str, Pair] = {kind: accumulator.statistics(kind) for kind in sorted(kinds)}
-                found[name] = OfNetwork(pairs, self.networks[name].key)
-        return found
+                statistics[name] = OfNetwork(pairs, self.networks[name].key)
+        return statistics
 
     def _values(self, accumulators: Mapping[str, Accumulator]) -> dict[str, float]:
         values = {}
         for metric, network in self.network_of.items():
             if network in accumulators:
-                values |= FIGURES[metric].of(accumulators[network], self.references[network])
+                values |= METRICS[metric].of(accumulators[network], self.references[network])
         for name in [name for name, value in values.items() if not math.isfinite(value)]:
             log.warning("%s is %s, and is left out", name, values.pop(name))
         return values
@@ -87,76 +98,72 @@ class Evaluator:
 def make_evaluator(
     evaluation: Evaluation, data: DataSets | None, *, num: int, reference: str | None, cache_dir: Path
 ) -> Evaluator:
-    """The judge of `num` images. Every process must call it.
+    """Makes the evaluator of `num` images. Every process must call it.
 
     Args:   data: the data set; None where a file alone is the reference. reference: "train", "test" or a file of
-            statistics; None: held-out images for the data's own classifier, which knows the others, and training
-            images for a published network.
+            statistics; None: held-out images for the data set's own features, whose classifier knows the others, and
+            training images for a published network.
     Raises: ConfigError or DataError where weights or references are missing.
     """
     network_of = networks_of(evaluation)
-    given = {} if reference in (None, "train", "test") else _read(str(reference), network_of)
+    from_file = {} if reference in (None, "train", "test") else _read(str(reference), network_of)
     networks, needed, references, real, about = {}, {}, {}, {}, {}
     for name in dict.fromkeys(network_of.values()):
-        split = reference if reference in ("train", "test") else "test" if name == "own" else "train"
         metrics = [metric for metric, used in network_of.items() if used == name]
-        figures = [FIGURES[metric] for metric in metrics]
-        needed[name] = tuple(sorted({figure.needs for figure in figures}))
-        needs = {figure.needs for figure in figures if not figure.without_reference}
-        needs -= given[name].pairs.keys() if name in given else set()
-        if needs:
-            _check_number(data, split, metrics)
-        network = networks[name] = _network(name, evaluation, data, cache_dir)
-        statistics = _checked(str(reference), given[name], network, data) if name in given else {}
-        there = not needs
-        if data is None and not there:
+        split = reference if reference in ("train", "test") else "test" if name in OF_DATA else "train"
+        needed[name] = tuple(sorted({METRICS[metric].needs for metric in metrics}))
+        needs = {METRICS[metric].needs for metric in metrics if not METRICS[metric].without_reference}
+        needs -= from_file[name].pairs.keys() if name in from_file else set()
+        if needs and data is None:
             raise ConfigError(
                 f"--reference={reference}: has no {' and no '.join(sorted(needs))} of {name} to compare with; name the "
                 "data with --workdir or --config"
             )
-        accumulator, text = Accumulator(), ""
-        if not there and data is not None:
-            kept = tuple(sorted(needs | {"features", "rows"}))  # one file serves other metrics as well
-            accumulator, text = accumulate_split(network, kept, data, split, cache_dir)
-        if statistics:
-            accumulator, text = (
-                accumulator.with_statistics(statistics),
-                f"{Path(str(reference)).name}{text and '; rows: '}{text}",
-            )
-        references[name] = accumulator
+        if needs and data is not None:
+            _check_number(data, split, metrics)
+        network = networks[name] = _network(name, evaluation, data, cache_dir)
+        references[name], text = Accumulator(), ""
+        if needs and data is not None:
+            # one file serves other metrics as well; a covariance of pixels would be too large
+            kept = needs if name == PIXELS else needs | {"features", "rows"}
+            references[name], text = accumulate_split(network, tuple(sorted(kept)), data, split, cache_dir)
+        if name in from_file:
+            statistics = _checked(str(reference), from_file[name], network, data)
+            references[name] = references[name].with_statistics(statistics)
+            text = f"{Path(str(reference)).name}{text and '; rows: '}{text}"
         about[name] = {"network": name, "of": network.about, "reference": text}
         other = "train" if split == "test" else "test"
         others = None if data is None else data.split(other)
         if data is not None and others is not None and not too_few(metrics, min(num, len(others))):
             real[name], about[name]["real"] = accumulate_split(network, needed[name], data, other, cache_dir, most=num)
-    protocol = {
-        metric: {"rule": FIGURES[metric].rule, **about[name], "hash": _hash_of(references[name], FIGURES[metric].needs)}
+    rules = {
+        metric: {"rule": METRICS[metric].rule, **about[name], "hash": _hash_of(references[name], METRICS[metric].needs)}
         for metric, name in network_of.items()
     }
-    said = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": protocol}
-    return Evaluator(networks, needed, network_of, references, real, said)
+    protocol = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": rules}
+    return Evaluator(networks, needed, network_of, references, real, protocol)
 
 
-def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> Network:
-    if name != "own":
-        return published_network(name, evaluation.weights)
+def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> FeatureNetwork:
+    if name != "dataset":
+        return PIXEL_NETWORK if name == PIXELS else published_network(name, evaluation.weights)
     if data is None:
-        raise ConfigError("--metrics=fd: the data's own classifier needs the data: name --workdir or --config")
-    return dataset_network(lambda: data.train, data.test, cache_dir=cache_dir)
+        raise ConfigError("--metrics=fd: the data set's classifier needs the data: name --workdir or --config")
+    return dataset_network(lambda: data.train, data.test, cache_dir)
 
 
 def _read(reference: str, network_of: Mapping[str, str]) -> dict[str, OfNetwork]:
-    """The file's statistics. Raises: ConfigError where a metric that compares statistics has none in the file, or no
-    metric does."""
+    """Reads the file's statistics. Raises: ConfigError where a metric that compares statistics has none in the file, or
+    no metric does."""
     try:
-        found = read_statistics(to_path(reference).expanduser())
+        statistics = read_statistics(to_path(reference).expanduser())
     except (OSError, ValueError) as error:
         raise ConfigError(f"--reference={reference}: must be train, test or a file of statistics: {error}") from error
-    compared = {metric: name for metric, name in network_of.items() if FIGURES[metric].needs in MOMENTS}
+    compared = {metric: name for metric, name in network_of.items() if METRICS[metric].needs in MOMENTS}
     for metric, name in compared.items():
-        needs = FIGURES[metric].needs
-        if name not in found or needs not in found[name].pairs:
-            there = "; ".join(f"{' and '.join(of.pairs)} of {network}" for network, of in found.items())
+        needs = METRICS[metric].needs
+        if name not in statistics or needs not in statistics[name].pairs:
+            there = "; ".join(f"{' and '.join(of.pairs)} of {network}" for network, of in statistics.items())
             raise ConfigError(
                 f"--reference={reference}: has statistics of {there}, and {metric} compares {needs} of {name}; leave "
                 f"out {metric}, or name train, test or another file"
@@ -166,18 +173,18 @@ def _read(reference: str, network_of: Mapping[str, str]) -> dict[str, OfNetwork]
             f"--reference={reference}: is a file of statistics, which {', '.join(network_of)} cannot use: single "
             "images are compared; name train or test"
         )
-    return found
+    return statistics
 
 
-def _checked(reference: str, of: OfNetwork, network: Network, data: DataSets | None) -> dict[str, Statistics]:
-    """The statistics of a file for a network. Raises: ConfigError where they are of other features."""
-    if of.key != network.key and (of.key or network.name == "own"):
+def _checked(reference: str, of: OfNetwork, network: FeatureNetwork, data: DataSets | None) -> dict[str, Statistics]:
+    """Gives the statistics of a file for a network. Raises: ConfigError where they are of other features."""
+    if of.key != network.key and (of.key or network.name == "dataset"):
         raise ConfigError(
             f"--reference={reference}: is of other features ({of.key or 'it does not say which'}) than those of "
             f"{network.about} ({network.key}); --save_reference writes a file of these"
         )
     shape = (32, 32, 3) if data is None else data.train.shape
-    features = network.told(np.zeros((2, *shape), np.uint8), tuple(of.pairs))
+    features = network.outputs_for(np.zeros((2, *shape), np.uint8), tuple(of.pairs))
     for kind, (mean, _) in of.pairs.items():
         if len(mean) != features[kind].shape[1]:
             raise ConfigError(
@@ -187,21 +194,20 @@ def _checked(reference: str, of: OfNetwork, network: Network, data: DataSets | N
     return {kind: Statistics(*pair) for kind, pair in of.pairs.items()}
 
 
-def _check_number(data: DataSets | None, split: str, metrics: Sequence[str]) -> None:
-    """Raise ConfigError where a split has too few images for a metric."""
-    source = None if data is None else data.split(split)
+def _check_number(data: DataSets, split: str, metrics: Sequence[str]) -> None:
+    """Raises ConfigError where a split has too few images for a metric."""
+    source = data.split(split)
     if source is not None and (why := too_few(metrics, len(source))):
-        name = data.name if data else ""
-        raise ConfigError(f"{why} {split} images of {name} to compare with: have more data, or leave it out")
+        raise ConfigError(f"{why} {split} images of {data.name} to compare with: have more data, or leave it out")
 
 
 def _hash_of(reference: Accumulator, needs: str) -> str | None:
-    """Of the means and covariances, or of the rows, that a metric compares with; None where it compares with none."""
+    """Hashes the means and covariances, or the rows, that a metric compares with; None where it compares with none."""
 
     def digest() -> str | None:
         if needs == "rows":
             arrays = reference.rows
-        elif needs in reference.given or needs in reference.moments:
+        elif needs in reference.known or needs in reference.moments:
             arrays = list(reference.statistics(needs))
         else:
             return None

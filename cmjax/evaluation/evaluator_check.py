@@ -1,4 +1,4 @@
-"""A check of the figures themselves: real images, damaged more and more, must be judged worse and worse."""
+"""Checks the metrics themselves: real images, damaged more and more, must have worse and worse values."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.registry import too_few
 from cmjax.plotting.plots import line_plot, save_png
 from cmjax.system.files import to_json, write_atomically
-from cmjax.system.processes import on_first_process
+from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
 
-def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path) -> list[Path]:
-    """Write `evaluator.png` and `.json`: each figure of real images, whole and damaged, and of another half of them.
+def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path) -> None:
+    """Writes `evaluator.png` and `.json`: the metrics of one half of the real images, whole and damaged.
 
     The reference is one half of the data, at most `num` images, and all others are made of the other half.
 
@@ -55,7 +55,7 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
     numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": evaluator.protocol, "values": found}
     on_first_process(lambda: write_atomically(folder / "evaluator.json", to_json(numbers)))
     on_first_process(lambda: save_png(folder / "evaluator.png", np.concatenate(panels)))
-    return [folder / "evaluator.png", folder / "evaluator.json"]
+    say(f"{folder / 'evaluator.png'}\n{folder / 'evaluator.json'}")
 
 
 def _of(images: np.ndarray):

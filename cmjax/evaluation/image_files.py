@@ -1,4 +1,4 @@
-"""Images that another program drew, from an .npz or a folder."""
+"""Reads images that another program sampled, from an .npz or a folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Images:
 
 
 def images_in(path: str, shape: tuple[int, ...] | None, to_pixels: Callable[..., np.ndarray]) -> Images:
-    """The images at `path`.
+    """Reads the images at `path`.
 
     Args:   path: an .npz, as of --mode=sample or ADM's evaluation, of uint8 or of floats in [-1, 1], or a folder of PNG
             and JPEG files. shape: (h, w, c) that they must have, to which files are fitted; None: the first one's.

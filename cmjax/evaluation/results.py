@@ -1,4 +1,4 @@
-"""The rows of `evaluation.jsonl`, one a setting: never computed twice, shown as a table and as curves."""
+"""Keeps the rows of `evaluation.jsonl`, one a setting, and shows them as a table and as curves."""
 
 import json
 import logging
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.config.evaluation import OLD_FEATURES
 from cmjax.config.samples import CHOICES
-from cmjax.metrics.comparison import format_table
-from cmjax.metrics.registry import LARGER_IS_BETTER
+from cmjax.metrics.registry import better
+from cmjax.metrics.table import format_table
 from cmjax.plotting.plots import line_plot
 from cmjax.system.files import write_atomically
 
@@ -29,25 +30,34 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of the file, without what is no row."""
+    """Reads all rows of the file; a line that is no row is left out, and the log says so."""
     rows = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             row = json.loads(line)
-            rows.append(row | {"metrics": dict(row["metrics"]), "protocol": dict(row["protocol"])})
-        except (ValueError, KeyError, TypeError):
+            rows.append(row | {"metrics": dict(row["metrics"]), "protocol": _with_new_names(dict(row["protocol"]))})
+        except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("line %d of %s is no row, and is left out", number, path)
     return rows
 
 
+def _with_new_names(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol of a row, with the present names of features."""
+    metrics = {
+        name: rule | {"network": OLD_FEATURES.get(rule.get("network"), rule.get("network"))}
+        for name, rule in protocol.get("metrics", {}).items()
+    }
+    return protocol | ({"metrics": metrics} if metrics else {})
+
+
 def add_row(path: Path, row: Row) -> None:
-    """Write the row behind the others. Those of its setting whose content is another are left out."""
+    """Writes the row behind the others. Those of its setting whose content is another are left out."""
     rows = [one for one in read_rows(path) if not _same_setting(one, row) or one.get(CONTENT) == row[CONTENT]]
     _write_rows(path, [*rows, row])
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Leave out the rows of later steps, which a training that goes on from `step` will reach with other parameters."""
+    """Leaves out the rows of later steps: a training that goes on from `step` reaches them with other parameters."""
     rows = read_rows(path)
     kept = [row for row in rows if row.get("step") is None or row["step"] <= step]
     if len(kept) < len(rows):
@@ -60,16 +70,16 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping[str, Any]) -> Row | None:
-    """The newest row of that setting and content whose figures were made by that protocol, if there is one. The log
-    says where there is one of another content."""
+    """Finds the newest row of that setting and content whose metrics were computed by that protocol; None without one.
+    The log says where there is a row of other content."""
     setting, protocol = json.loads(json.dumps([setting, protocol]))
     same = [row for row in reversed(rows) if _same_setting(row, setting)]
-    believed = [row for row in same if row.get(CONTENT) == setting.get(CONTENT)]
-    if same and not believed:
+    trusted = [row for row in same if row.get(CONTENT) == setting.get(CONTENT)]
+    if same and not trusted:
         images = setting.get("images")
         what, other = (images, "images") if images else (f"step {setting['step']}, {setting['sampler']}", "parameters")
         log.warning("%s: the row that is there is of other %s, and is made anew", what, other)
-    for row in believed:
+    for row in trusted:
         rules = row["protocol"]
         if all(rules.get(name) == rule for name, rule in protocol.items() if name != "metrics"):
             known = rules.get("metrics", {})
@@ -84,7 +94,7 @@ def _same_setting(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text: what differs between them and their figures, and below what real images have."""
+    """Formats the rows as text: what differs between them and their metrics, and below what real images have."""
     lines = {name: row["metrics"] for name, row in zip(_names(rows), rows, strict=True)}
     if rows and rows[-1]["real"]:
         lines["real images"] = rows[-1]["real"]
@@ -92,12 +102,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def notes(row: Row) -> str:
-    """What the figures of a row are of, and against what: a line for each network."""
-    found: dict[str, list[str]] = {}
+    """Says which features the metrics of a row are of, and against what: a line for each network."""
+    metrics_of: dict[str, list[str]] = {}
     for metric, about in row["protocol"].get("metrics", {}).items():
         against = f", against {about['reference']}" if about.get("reference") else ""
-        found.setdefault(f"{about.get('of', about.get('network'))}{against}", []).append(metric)
-    return "\n".join(f"{', '.join(metrics)}: {text}" for text, metrics in found.items())
+        metrics_of.setdefault(f"{about.get('of', about.get('network'))}{against}", []).append(metric)
+    return "\n".join(f"{', '.join(metrics)}: {text}" for text, metrics in metrics_of.items())
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -120,7 +130,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
-    """A panel for each figure, over what differs first: step, width of the average, or evaluations; None where
+    """Plots a panel for each metric, over what differs first: step, width of the average, or evaluations; None where
     nothing does."""
     rows = [row for row in rows if not row.get("images") and row["evaluations"] is not None]
     axes = {"step": "step", "width": "width of the average", "evaluations": "network evaluations"}
@@ -142,13 +152,12 @@ def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
         if metric in (real := rows[-1]["real"]):
             ends = sorted(point[axis] for point in points if point[axis] is not None)
             found["real images"] = ([ends[0], ends[-1]], [real[metric]] * 2)
-        better = "more" if metric in LARGER_IS_BETTER else "less"
         panels.append(
             line_plot(
                 found,
                 title=f"{metric} of {title}",
                 x_label=axes[axis],
-                y_label=f"{metric} ({better} is better)",
+                y_label=f"{metric} ({better(metric)} is better)",
                 log_x=False,
                 log_y=False,
                 height=300,

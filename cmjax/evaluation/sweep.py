@@ -1,4 +1,4 @@
-"""What an evaluation goes through: a run's checkpoints, averages and samplers, and the row that each makes."""
+"""Evaluates a run over its checkpoints, averages and samplers: a row for each setting."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of a run. average: as a recipe writes it."""
+    """Parameters of a run, bound to its model. average: as a recipe writes it."""
 
     step: int
     checkpoint: Path | None
@@ -36,8 +36,8 @@ class Weights:
 
 
 def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds: Sequence[str]) -> Iterator[Weights]:
-    """The parameters of each checkpoint ("newest", "all" or steps as "400,800") and each average (numbers from 0), and
-    at the newest those of post-hoc widths.
+    """Yields the parameters of each checkpoint ("newest", "all" or steps as "400,800") and each average (numbers from
+    0), and at the newest those of post-hoc widths.
 
     Raises: ConfigError where there is none such.
     """
@@ -53,11 +53,11 @@ def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds:
             yield Weights(step, trained.folder / "checkpoints" / str(step), name, flow_map)
     if stds:
         widths = [width_of(text) for text in stds]
-        found = post_hoc(trained, widths)
-        for width, params in zip(widths, found.params, strict=True):
+        made = post_hoc(trained, widths)
+        for width, params in zip(widths, made.params, strict=True):
             params = move(params, parameter_shardings(params, mesh))
             flow_map = trained.model.bind(params, trained.shape)
-            yield Weights(found.steps[-1], None, f"power(std={width})", flow_map)
+            yield Weights(made.steps[-1], None, f"power(std={width})", flow_map)
 
 
 def _steps(trained: Trained, checkpoint: str) -> list[int]:
@@ -68,16 +68,16 @@ def _steps(trained: Trained, checkpoint: str) -> list[int]:
         return [trained.step if trained.step is not None else there[-1]]
     if checkpoint == "all":
         return there
-    asked = checkpoint.split(",")
-    if wrong := [text for text in asked if not text.isdigit() or int(text) not in there]:
+    steps = checkpoint.split(",")
+    if wrong := [text for text in steps if not text.isdigit() or int(text) not in there]:
         raise ConfigError(f"--checkpoint={wrong[0]}: must be newest, all, or some of {', '.join(map(str, there))}")
-    return [int(text) for text in asked]
+    return [int(text) for text in steps]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How many samples of which seed. labels: of `LABELS`. uint8: the rule. weaker: the model that guides them, if
-    any."""
+class SampleSet:
+    """Which samples are evaluated: how many, of which seed. labels: of `LABELS`. uint8: the rule for pixels.
+    weaker: the model that guides them, if any."""
 
     num: int
     seed: int
@@ -87,39 +87,39 @@ class Asked:
 
 
 def evaluate_setting(
-    workdir: Path, trained: Trained, weights: Weights, chosen: NamedSampler, evaluator: Evaluator, asked: Asked
+    workdir: Path, trained: Trained, weights: Weights, chosen: NamedSampler, evaluator: Evaluator, samples: SampleSet
 ) -> Row:
-    """The row of that setting: the one in the run's `evaluation.jsonl`, or a new one that is written there. Every
-    process must call it."""
-    random_seed = asked.seed if asked.labels == "random" else None
+    """Gives the row of that setting from the run's `evaluation.jsonl`, or evaluates it and adds the row. Every process
+    must call it."""
+    random_seed = samples.seed if samples.labels == "random" else None
     flow_map, conditions = conditioned(
-        weights.flow_map, trained, chosen.samples, asked.num, random_seed=random_seed, weaker=asked.weaker
+        weights.flow_map, trained, chosen.samples, samples.num, random_seed=random_seed, weaker=samples.weaker
     )
-    labels = {"labels": asked.labels} if trained.num_classes else {}
+    labels = {"labels": samples.labels} if trained.num_classes else {}
     setting = {
         "step": weights.step,
         "checkpoint": None if weights.checkpoint is None else str(weights.checkpoint),
         "average": weights.average,
         **chosen.setting,
-        "num": asked.num,
-        "seed": asked.seed,
+        "num": samples.num,
+        "seed": samples.seed,
         **labels,
         CONTENT: content_key(flow_map.params),
     }
-    draw = SampleSequence(chosen.sampler, flow_map, asked.seed, conditions, UINT8[asked.uint8])
-    return evaluate_once(workdir / ROWS, setting, evaluator, draw.images)
+    sequence = SampleSequence(chosen.sampler, flow_map, samples.seed, conditions, UINT8[samples.uint8])
+    return evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
 
 
 def evaluate_once(path: Path, setting: Row, evaluator: Evaluator, images_of: Any) -> Row:
-    """The row of a setting in the file `path`, with the figures of its images where it is not there yet."""
+    """Gives the row of a setting from the file `path`, or evaluates its images and adds the row."""
     if there := on_first_process(lambda: row_there(read_rows(path), setting, evaluator.protocol)):
         return there
     began, num = time.perf_counter(), setting["num"]
     keep = path.parent / ".cache" / f"evaluation-{_key(setting, evaluator)}.npz"
     with progress(f"{setting['sampler']}, step {setting['step']}", num) as update:
         accumulators = evaluator.accumulate(images_of, num, keep=keep, update=update)
-    figures = {"metrics": evaluator.values(accumulators), "real": evaluator.of_real, "protocol": evaluator.protocol}
-    row = {**setting, **figures, "seconds": round(time.perf_counter() - began, 2)}
+    metrics = {"metrics": evaluator.values(accumulators), "real": evaluator.of_real, "protocol": evaluator.protocol}
+    row = {**setting, **metrics, "seconds": round(time.perf_counter() - began, 2)}
     on_first_process(lambda: _keep(path, row))
     return row
 
@@ -127,7 +127,7 @@ def evaluate_once(path: Path, setting: Row, evaluator: Evaluator, images_of: Any
 def _keep(path: Path, row: Row) -> None:
     try:
         add_row(path, row)
-    except OSError as error:  # a full disk, or a folder that is only read: the figures are there to be shown
+    except OSError as error:  # a full disk, or a folder that is only read: the metrics are there to be shown
         log.warning("the row is not kept, for %s cannot be written: %s", path, error.strerror or error)
 
 

@@ -14,7 +14,8 @@ from cmjax.data.base import DataError
 from cmjax.data.on_demand import fingerprint
 from cmjax.generation.samplers import conditioned
 from cmjax.generation.sampling import consistency_samplers, sample_images
-from cmjax.metrics.comparison import METRICS, metric_against, why_not_compared
+from cmjax.metrics.comparison import metric_against, why_not_compared
+from cmjax.metrics.registry import better
 from cmjax.runs.trained import Trained
 from cmjax.system.content import content_key
 from cmjax.system.files import cache_of, to_json, write_atomically
@@ -41,7 +42,7 @@ def find_times(
     samples: how they are drawn, by default as the run draws its own; each sampler has times of its own.
 
     One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
-    Fréchet distance to the held-out data unless another of `METRICS` is named, as if there were one optimum.
+    Fréchet distance to the held-out data unless another of `RUN_VALUES` is named, as if there were one optimum.
     [Song et al. 2023, app. C.4]
 
     Raises: ConfigError where `count` is not between 2 and 8, the samples are no images, or the run has no data to
@@ -115,7 +116,7 @@ def score_along(
     Raises: ConfigError where the samples are no images, or the run has no data to compare with.
     """
     if flow_map.shape[-1] not in (1, 3):
-        raise ConfigError(f"--times=auto: the search is by figures of images, which {flow_map.shape} are none")
+        raise ConfigError(f"--times=auto: the search is by metrics of images, which {flow_map.shape} are none")
     if not trained.recorded.has_data:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
     open_source = trained.run().open_source
@@ -148,7 +149,7 @@ def _search(
     score: Callable[[tuple[float, ...]], float], grid: list[float], count: int, metric: str
 ) -> tuple[list[float], dict[str, float]]:
     """The levels, and the metric of every choice that was tried, by its levels."""
-    sign = -1 if METRICS[metric].larger_is_better else 1
+    sign = -1 if better(metric) == "larger" else 1
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):

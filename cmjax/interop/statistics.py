@@ -20,6 +20,9 @@ ARRAYS = {"features": (("mu", "sigma"), ("ref_mu", "ref_sigma"), ("m", "s")), "s
 PICKLED = {"fid": "inception", "fd_dinov2": "dinov2"}
 """EDM2's names of what it measures -> the network whose features these are."""
 
+OLD_NAMES = {"own": "dataset"}
+"""Names of networks in files of earlier versions."""
+
 OUR_NAME, OUR_KEY = "network", "features"
 """Arrays that our files have beside these: the network, where it is not Inception, and the key of its features."""
 
@@ -54,6 +57,7 @@ def read_statistics(path: Path) -> dict[str, OfNetwork]:
         }
     arrays = read_arrays(path)
     network = str(arrays[OUR_NAME]) if OUR_NAME in arrays else "inception"
+    network = OLD_NAMES.get(network, network)
     pairs = {
         name: _pair(path, arrays, *names)
         for name, spellings in ARRAYS.items()

@@ -1,4 +1,4 @@
-"""What metrics need of a set of images, gathered batch by batch: the images themselves are never kept.
+"""Accumulates what metrics need of a set of images, batch by batch; the images themselves are not kept.
 
 Sums are in float64. In float32 a covariance of 2048 features moves a Fréchet distance by 1e-2.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Num, Shaped
 
-from cmjax.metrics.functional import Statistics
+from cmjax.metrics.functional import Statistics, squared_radii
 
 KEPT = 10_000
 """Rows of features that are kept for distances between single images; moments are of all rows."""
@@ -19,12 +19,12 @@ SPLIT = 5000
 """Images a split of the Inception Score.   [Dhariwal & Nichol 2021]"""
 
 Outputs = Mapping[str, Shaped[np.ndarray, "..."]]
-"""What is told of a batch, as far as metrics need it: "features" (b, d) and "spatial" (b, e), whose moments are taken;
-"rows" (b, d), which are kept; "probabilities" (b, classes); "distances" (b,)."""
+"""Outputs of a network for a batch, those that metrics need: "features" (b, d) and "spatial" (b, e), whose moments are
+taken; "rows" (b, d), features that are kept; "probabilities" (b, classes); "distances" (b,)."""
 
 
 class Moments:
-    """The mean and the covariance of rows that come in batches.
+    """Accumulates the mean and the covariance of rows that come in batches.
 
     The sums are of the rows less the first batch's mean, so that little cancels in Σ(x − s)(x − s)ᵀ/n − m mᵀ.
     """
@@ -36,7 +36,7 @@ class Moments:
         self.products = np.zeros((dimensions, dimensions))
 
     def add(self, rows: Num[np.ndarray, "_ _"]) -> None:
-        """Take in rows (b, d). Raises: ValueError for a value that is not finite."""
+        """Adds rows (b, d). Raises: ValueError for a value that is not finite."""
         rows = np.asarray(rows, np.float64)
         if not np.all(np.isfinite(rows)):
             raise ValueError(f"features must be finite, got {int(np.sum(~np.isfinite(rows)))} values that are not")
@@ -48,7 +48,7 @@ class Moments:
         self.products += rows.T @ rows
 
     def statistics(self) -> Statistics:
-        """As `metrics.statistics` of all rows. Raises: ValueError for fewer than two."""
+        """Computes `functional.statistics` of all rows. Raises: ValueError for fewer than two."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two images, got {self.count}")
         mean = self.total / self.count
@@ -57,30 +57,36 @@ class Moments:
 
 
 class Accumulator:
-    """The sums and rows of a set of images. given: statistics of a file, in place of the sums'."""
+    """Accumulates sums and rows of a set of images.
 
-    def __init__(self):
-        self.given: dict[str, Statistics] = {}
+    most_rows: how many rows are kept. known: statistics, as of a file, that stand in place of the sums'.
+    """
+
+    def __init__(self, *, most_rows: int = KEPT):
+        self.most_rows = most_rows
+        self.known: dict[str, Statistics] = {}
         self.moments: dict[str, Moments] = {}
         self.rows: list[np.ndarray] = []
+        self.radii: dict[int, np.ndarray] = {}
         self.splits: list[np.ndarray] = []
         self.distances = np.zeros(2)
 
     def add(self, outputs: Outputs) -> None:
-        """Take in a batch."""
+        """Adds a batch."""
         for name in ("features", "spatial"):
             if name in outputs:
                 rows = outputs[name]
                 self.moments.setdefault(name, Moments(rows.shape[1])).add(rows)
-        if "rows" in outputs and (room := KEPT - sum(map(len, self.rows))) > 0:
+        if "rows" in outputs and (room := self.most_rows - sum(map(len, self.rows))) > 0:
             self.rows.append(np.asarray(outputs["rows"][:room], np.float32))
+            self.radii.clear()
         if "probabilities" in outputs:
             self._add_probabilities(np.asarray(outputs["probabilities"], np.float64))
         if "distances" in outputs:
             self.distances += np.array([np.sum(outputs["distances"], dtype=np.float64), outputs["distances"].size])
 
     def _add_probabilities(self, p: np.ndarray) -> None:
-        """Each split's sums: the number of images, Σ Σ_y p log p, and Σ p by class."""
+        """Adds to each split's sums: the number of images, Σ Σ_y p log p, and Σ p by class."""
         while len(p):
             if not self.splits or self.splits[-1][0] == SPLIT:
                 self.splits.append(np.zeros(2 + p.shape[1]))
@@ -89,21 +95,27 @@ class Accumulator:
             split += np.concatenate([[len(part), np.sum(part * _log(part))], part.sum(axis=0)])
 
     def statistics(self, name: str = "features") -> Statistics:
-        """Of "features" or "spatial". Raises: KeyError where there are none."""
-        return self.given[name] if name in self.given else self.moments[name].statistics()
+        """Computes those of "features" or "spatial". Raises: KeyError where there are none."""
+        return self.known[name] if name in self.known else self.moments[name].statistics()
 
-    def with_statistics(self, given: Mapping[str, Statistics]) -> "Accumulator":
-        """The same rows with the statistics of a file."""
+    def with_statistics(self, known: Mapping[str, Statistics]) -> "Accumulator":
+        """Copies the accumulator, with known statistics in place of the sums'."""
         other = copy(self)
-        other.given = dict(given)
+        other.known = dict(known)
         return other
 
     def kept_rows(self) -> Float64[np.ndarray, "n d"]:
-        """The features of the first images, at most `KEPT`."""
+        """Joins the kept rows, the features of the first images."""
         return np.concatenate(self.rows).astype(np.float64)
 
+    def squared_radii(self, k: int) -> Float64[np.ndarray, " n"]:
+        """Computes `functional.squared_radii` of the kept rows, once: one reference meets many sets of images."""
+        if k not in self.radii:
+            self.radii[k] = squared_radii(self.kept_rows(), k=k)
+        return self.radii[k]
+
     def inception_score(self) -> float:
-        """As `metrics.inception_score`."""
+        """Computes `functional.inception_score` from the splits' sums."""
         scores = []
         for count, p_log_p, *by_class in self.splits:
             mean = np.array(by_class) / count
@@ -114,19 +126,19 @@ class Accumulator:
         return float(self.distances[0] / self.distances[1])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, to be written to a file."""
-        found: dict[str, Any] = {"distances": self.distances}
+        """Collects the sums and the rows, to be written to a file."""
+        arrays: dict[str, Any] = {"distances": self.distances}
         for name, moments in self.moments.items():
-            found |= {f"{name}/{key}": np.asarray(value) for key, value in vars(moments).items()}
+            arrays |= {f"{name}/{key}": np.asarray(value) for key, value in vars(moments).items()}
         if self.rows:
-            found["rows"] = np.concatenate(self.rows)
+            arrays["rows"] = np.concatenate(self.rows)
         if self.splits:
-            found["splits"] = np.stack(self.splits)
-        return found
+            arrays["splits"] = np.stack(self.splits)
+        return arrays
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Accumulator":
-        """The tally that `arrays` wrote. Raises: KeyError where one is missing."""
+        """Makes the accumulator whose `arrays` these are. Raises: KeyError where one is missing."""
         accumulator = cls()
         accumulator.distances = np.array(arrays["distances"])
         for name in ("features", "spatial"):
@@ -140,14 +152,14 @@ class Accumulator:
         return accumulator
 
 
-def accumulate(batches: Iterable[Outputs]) -> Accumulator:
-    """The tally of some batches."""
-    accumulator = Accumulator()
+def accumulate(batches: Iterable[Outputs], *, most_rows: int = KEPT) -> Accumulator:
+    """Accumulates batches of outputs."""
+    accumulator = Accumulator(most_rows=most_rows)
     for outputs in batches:
         accumulator.add(outputs)
     return accumulator
 
 
 def _log(p: np.ndarray) -> np.ndarray:
-    """The logarithm where p log p is not 0 anyway."""
+    """Takes the logarithm, and 0 for p = 0, where p log p is 0."""
     return np.log(np.where(p > 0, p, 1))

@@ -1,33 +1,35 @@
-"""The figures at the end of a run, for samples and beside them for real images and a fitted Gaussian."""
+"""Compares samples with held-out images, beside real images and a fitted Gaussian: the metrics at the end of a run.
+
+The images are few enough to be in memory; `cmjax.evaluation` streams any number.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
-from cmjax.metrics.dataset_features import dataset_features, in_words, some_of
-from cmjax.metrics.functional import (
-    Images,
-    check_images,
-    fitted_gaussian,
-    frechet_distance,
-    prdc,
-    squared_radii,
-    statistics,
+from cmjax.metrics.accumulator import Accumulator, accumulate
+from cmjax.metrics.dataset_features import (
+    LARGEST_PIXELS,
+    MOST_HELD_OUT,
+    dataset_classifier,
+    dataset_features,
+    in_words,
+    some_of,
 )
+from cmjax.metrics.functional import Images, check_images, fitted_gaussian, statistics
+from cmjax.metrics.registry import METRIC_OF, METRICS, PIXELS
 
 log = logging.getLogger(__name__)
 
-MOST_HELD_OUT = 2000
-"""Held-out images compared with; a random choice where the data set has more."""
-
-LARGEST_GAUSSIAN = 4096
-"""Elements of an image beyond which the Gaussian's covariance is too large to fit."""
+RUN_METRICS = ("fd", "prdc_pixels")
+"""The metrics of `METRICS` that every run ends with."""
+RUN_VALUES = tuple(value for metric in RUN_METRICS for value in METRICS[metric].values)
+LEAST = max(METRICS[metric].least for metric in RUN_METRICS)
+"""Images that they need of each set."""
 
 FITTED_TO = 10_000
 """Training images that the Gaussian is fitted to, at most."""
@@ -35,132 +37,87 @@ FITTED_TO = 10_000
 REAL, GAUSSIAN = "training images", "fitted Gaussian"
 """The rows beside those of samples."""
 
-NEIGHBOURS = 5
-"""k of `prdc`, as published."""
+FeaturesOf = Callable[[np.ndarray], np.ndarray]
+"""Images (n, h, w, c) uint8 -> features (n, d)."""
+Table = dict[str, dict[str, float | None]]
+"""Row -> name of a value -> value; None where it cannot be had."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Real images (m, h, w, c) uint8, and the features by which others are held against them, None for none.
+def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: FeaturesOf | None) -> Table:
+    """Computes `RUN_METRICS` of each set of images against the held-out ones.
 
-    k: the neighbours of `prdc`.
-    """
-
-    images: Images
-    features: Callable[[np.ndarray], np.ndarray] | None
-    k: int = NEIGHBOURS
-
-    @cached_property
-    def statistics(self) -> Any:
-        return None if self.features is None else statistics(self.features(self.images))
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        """(m, h·w·c): whole pixel values. prdc does not see the scale, and is exact on integers."""
-        return self.images.reshape(len(self.images), -1).astype(np.float64)
-
-    @cached_property
-    def radii(self) -> np.ndarray:
-        return squared_radii(self.pixels, k=self.k)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Images (n, h, w, c) uint8 beside a reference; what several metrics need is computed once."""
-
-    images: Images
-    reference: Reference
-
-    @cached_property
-    def neighbours(self) -> Any:
-        flat = self.images.reshape(len(self.images), -1)
-        return prdc(self.reference.pixels, flat, k=self.reference.k, real_radii=self.reference.radii)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure of `Compared` images; None where it cannot be had.
-
-    larger_is_better: or smaller. of_features: it needs the reference's features, and not the pixels alone.
-    """
-
-    of: Callable[[Compared], float | None]
-    larger_is_better: bool
-    of_features: bool = False
-
-
-def frechet(compared: Compared) -> float | None:
-    """The Fréchet distance of the features."""
-    reference = compared.reference
-    if reference.features is None:
-        return None
-    return frechet_distance(reference.statistics, reference.features(compared.images))
-
-
-METRICS: dict[str, Metric] = {
-    "fd": Metric(frechet, larger_is_better=False, of_features=True),
-    "precision": Metric(lambda compared: compared.neighbours.precision, larger_is_better=True),
-    "recall": Metric(lambda compared: compared.neighbours.recall, larger_is_better=True),
-    "density": Metric(lambda compared: compared.neighbours.density, larger_is_better=True),
-    "coverage": Metric(lambda compared: compared.neighbours.coverage, larger_is_better=True),
-}
-"""Every figure that a run ends with, and that times are searched by."""
-
-
-def figures(
-    rows: Mapping[str, Images],
-    *,
-    held_out: Images,
-    features: Callable[[np.ndarray], np.ndarray] | None,
-    k: int = NEIGHBOURS,
-) -> dict[str, dict[str, float | None]]:
-    """`METRICS` of each set of images against the held-out ones: one reference set and one rule for every row.
-
-    Rows that give the others their scale are the training images (what a perfect model would reach) and
-    `metrics.fitted_gaussian` of them. Every figure depends on the number of images, so a row that has more than the
+    Rows that give the others their scale are training images (what a perfect model would reach) and
+    `functional.fitted_gaussian` of them. Every value depends on the number of images, so a row that has more than the
     smallest one is represented by a fixed random choice of as many.
 
     Args:    rows: name -> (n, h, w, c) uint8. held_out: (m, h, w, c) uint8. Coverage grows with n/m.
-             features: images -> (n, d) for the Fréchet distance; None leaves it None. k: neighbours, k < n, k < m.
-    Returns: name -> {metric: value}; precision, recall, density and coverage are on pixels.
-    Raises:  ValueError naming the row whose images do not fit held_out, or k.
+             features: those of the data set, for the Fréchet distance; None leaves it None.
+    Raises:  ValueError naming the row whose images do not fit held_out, or the set that has too few.
     """
     check_images(held_out, "held_out")
     for name, images in rows.items():
         check_images(images, f"rows[{name!r}]")
         if images.shape[1:] != held_out.shape[1:]:
             raise ValueError(f"rows[{name!r}] must be images of {held_out.shape[1:]}, got {images.shape[1:]}")
-        if len(images) <= k:
-            raise ValueError(f"rows[{name!r}] must hold more than k={k} images, got {len(images)}")
-    reference, smallest = Reference(held_out, features, k), min(map(len, rows.values()), default=0)
-    table: dict[str, dict[str, float | None]] = {}
+    for name, images in {**rows, "held_out": held_out}.items():
+        if len(images) < LEAST:
+            raise ValueError(f"{name} must hold at least {LEAST} images, got {len(images)}")
+    known = {PIXELS: _pixels} if features is None else {PIXELS: _pixels, "dataset": features}
+    usable = [metric for metric in RUN_METRICS if METRICS[metric].features in known]
+    references = {metric: _accumulated(metric, held_out, known) for metric in usable}
+    smallest = min(map(len, rows.values()), default=0)
+    table: Table = {}
     for name, images in rows.items():
         if len(images) > smallest:
             images = images[np.random.default_rng(0).permutation(len(images))[:smallest]]
-        compared = Compared(images, reference)
-        table[name] = {metric: one.of(compared) for metric, one in METRICS.items()}
+        table[name] = dict.fromkeys(RUN_VALUES)
+        for metric in usable:
+            table[name] |= METRICS[metric].of(_accumulated(metric, images, known), references[metric])
     return table
 
 
-def compare(
-    samples: Mapping[str, np.ndarray], train: Source, held_out: Source, *, cache_dir: Path
-) -> dict[str, dict[str, float | None]]:
-    """`figures` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
+def _accumulated(metric: str, images: np.ndarray, known: Mapping[str, FeaturesOf]) -> Accumulator:
+    features = known[str(METRICS[metric].features)](images)
+    if METRICS[metric].needs == "features":  # all at once, in place of sums over batches
+        return Accumulator().with_statistics({"features": statistics(features)})
+    return accumulate([{METRICS[metric].needs: features}], most_rows=len(images))
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def run_metrics(
+    samples: Mapping[str, np.ndarray], train: Source, open_held_out: Callable[[], Source], *, cache_dir: Path
+) -> dict[str, Any]:
+    """Computes what `summary.json` says of the samples (n, h, w, c) uint8: "metrics", the table of `compare`, and
+    "metrics_of", its features in words. Where nothing can be compared the table is empty, and the log says why."""
+    held_out = can_compare(samples, train, open_held_out) if samples else None
+    if held_out is None:
+        return {"metrics": {}}
+    try:
+        table = compare(samples, train, held_out, cache_dir=cache_dir)
+        about = about_metrics(table, train, held_out, cache_dir=cache_dir)
+    except ValueError as error:  # no reason to lose the summary
+        log.warning("no metrics: %s", error)
+        return {"metrics": {}}
+    return {"metrics": table, "metrics_of": about} if about else {"metrics": table}
+
+
+def compare(samples: Mapping[str, np.ndarray], train: Source, held_out: Source, *, cache_dir: Path) -> Table:
+    """Computes `RUN_METRICS` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
     num = min(len(images) for images in samples.values())
     real = some_of(train, max(num, FITTED_TO))["image"]
     reference = some_of(held_out, MOST_HELD_OUT)["image"]
     rows = {**samples, REAL: real[:num]}
-    if reference[0].size <= LARGEST_GAUSSIAN:
+    if reference[0].size <= LARGEST_PIXELS:
         rows[GAUSSIAN] = fitted_gaussian(real, num, 0)
-    return figures(rows, held_out=reference, features=dataset_features(train, cache_dir=cache_dir))
+    return compare_images(rows, held_out=reference, features=dataset_classifier(train, cache_dir=cache_dir))
 
 
-def about_figures(
-    table: Mapping[str, Mapping[str, float | None]], train: Source, held_out: Source, *, cache_dir: Path
-) -> str:
-    """What is said beside the Fréchet distances of `compare`: what they are of, and where they mean nothing; "" where
-    there are none."""
-    classifier = dataset_features(train, cache_dir=cache_dir)
+def about_metrics(table: Table, train: Source, held_out: Source, *, cache_dir: Path) -> str:
+    """Says which features the Fréchet distances of `compare` are of, and where they mean nothing; "" without any."""
+    classifier = dataset_classifier(train, cache_dir=cache_dir)
     if classifier is None:
         return ""
     about, real = f"fd: features of {in_words(classifier, held_out)}", table[REAL]["fd"]
@@ -170,53 +127,39 @@ def about_figures(
     return about
 
 
-def metric_against(held_out: Source, train: Source, metric: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
-    """One of `METRICS` of images (n, h, w, c) uint8 against the held-out ones. Its features, where it needs
-    some, are those of a classifier of the data where it has labels, and pixels where it has none.
+def metric_against(held_out: Source, train: Source, value: str, *, cache_dir: Path) -> Callable[[np.ndarray], float]:
+    """Makes the function of images (n, h, w, c) uint8 that computes one of `RUN_VALUES` against the held-out ones.
 
-    Raises: DataError where there are neither labels nor few enough pixels.
+    Raises: DataError where it needs features of the data set, and these have neither labels nor few enough pixels.
     """
-    features: Callable[[np.ndarray], np.ndarray] | None = None
-    if METRICS[metric].of_features:
-        features = dataset_features(train, cache_dir=cache_dir)
-        if features is None and np.prod(train.shape) > LARGEST_GAUSSIAN:
-            raise DataError(
-                "the data have no different labels, and too many pixels to compare by; name the times yourself"
-            )
-        features = features or _pixels
-    reference = Reference(some_of(held_out, MOST_HELD_OUT)["image"], features)
-
-    def score(images: np.ndarray) -> float:
-        value = METRICS[metric].of(Compared(images, reference))
-        if value is None:
-            raise ValueError(f"{metric} needs features")
-        return value
-
-    return score
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1) / 255.0
+    metric, known = METRIC_OF[value], dict[str, FeaturesOf]({PIXELS: _pixels})
+    if METRICS[metric].features == "dataset":
+        try:
+            known["dataset"] = dataset_features(train, cache_dir=cache_dir)
+        except DataError as error:
+            raise DataError(f"{error}: name the times yourself") from error
+    reference = _accumulated(metric, some_of(held_out, MOST_HELD_OUT)["image"], known)
+    return lambda images: METRICS[metric].of(_accumulated(metric, images, known), reference)[value]
 
 
 def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:
-    """Why there cannot be `figures` of `num` samples, training images and `held_out` others; "" where there can be.
+    """Says why `num` samples cannot be compared with the data; "" where they can.
 
-    held_out: None where their number is not known yet.
+    held_out: the number of held-out images; None where it is not known yet.
     """
     channels = train.shape[-1]
     if channels not in (1, 3):
-        return f"figures are of images, and the data have {channels} channels"
+        return f"metrics are of images, and the data have {channels} channels"
     if train.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
-        return "figures are of uint8 images, and the data are floats"
+        return "metrics are of uint8 images, and the data are floats"
     for there, what in ((num, "samples"), (len(train), "training images"), (held_out, "held-out images")):
-        if there is not None and there <= NEIGHBOURS:
-            return f"metrics need at least {NEIGHBOURS + 1} {what}, and there are {there}"
+        if there is not None and there < LEAST:
+            return f"metrics need at least {LEAST} {what}, and there are {there}"
     return ""
 
 
 def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out: Callable[[], Source]) -> Source | None:
-    """The held-out images, or None with a word about why there are no metrics."""
+    """Opens the held-out images; None where nothing can be compared, and the log says why."""
     num, held_out = min(len(images) for images in samples.values()), None
     why = why_not_compared(train, num=num, held_out=None)
     if not why:
@@ -228,24 +171,3 @@ def can_compare(samples: Mapping[str, np.ndarray], train: Source, open_held_out:
     if why:
         log.info("no metrics: %s", why)
     return None if why else held_out
-
-
-def format_table(table: Mapping[str, Mapping[str, float | None]], *, form: str = ".3f") -> str:
-    """The table of `figures` as aligned plain text, one line a row; "-" stands for None. form: of a number.
-
-    >>> table = {"1 step": {"fd": 12.345, "precision": 0.5}, "fitted Gaussian": {"fd": None, "precision": 1}}
-    >>> print(format_figures(table))
-                         fd  precision
-    1 step           12.345      0.500
-    fitted Gaussian       -      1.000
-    """
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    cells = [["", *columns]]
-    for name, row in table.items():
-        values = (row.get(column) for column in columns)
-        cells.append([name, *("-" if value is None else format(value, form) for value in values)])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    )

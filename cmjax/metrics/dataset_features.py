@@ -1,4 +1,4 @@
-"""Features of the data's own: of a classifier trained on them, or of their pixels."""
+"""Features of a data set: of a classifier that is trained on it, or of its pixels."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from cmjax.data.base import DataError, Source
 from cmjax.metrics.classifier import Classifier, perceptron, residual
+from cmjax.metrics.functional import Images
 from cmjax.system.files import AnyPath
 
 LEAST_SIDE = 16
@@ -16,7 +17,7 @@ RESIDUAL_TRAINED_ON, PERCEPTRON_TRAINED_ON = 20_000, 10_000
 CPU has no more time."""
 
 MOST_HELD_OUT = 2000
-"""Held-out images that a classifier's accuracy is taken on; a random choice where the data set has more."""
+"""Held-out images that are compared with, at most; a random choice where the data set has more."""
 
 WEAK, PER_FEATURE = 0.7, 2
 """The accuracy of a classifier, and the images for each of its features, below which distances of its features are a
@@ -28,58 +29,42 @@ LARGEST_PIXELS = 4096
 """Elements of an image beyond which its pixels are too many for a covariance."""
 
 
-def dataset_features(train: Source, *, cache_dir: AnyPath) -> Classifier | None:
-    """A classifier of the training images, trained or read from `cache_dir`: a residual network for colour images of at
-    least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
+def dataset_classifier(train: Source, *, cache_dir: AnyPath) -> Classifier | None:
+    """Trains a classifier of the training images, or reads it from `cache_dir`: a residual network for colour images of
+    at least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
     height, width, channels = train.shape
     in_colour = channels == 3 and min(height, width) >= LEAST_SIDE
     real = some_of(train, RESIDUAL_TRAINED_ON if in_colour else PERCEPTRON_TRAINED_ON)
     if "label" not in real or len(np.unique(real["label"])) < 2:
         return None
-    learn = residual if in_colour else perceptron
-    return learn(real["image"], real["label"], cache_dir=cache_dir)
+    return (residual if in_colour else perceptron)(real["image"], real["label"], cache_dir=cache_dir)
 
 
-def dataset_outputs(
-    train: Source, held_out: Source | None, *, cache_dir: AnyPath
-) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], str, str]:
-    """What the data's own features tell of images (b, h, w, c) uint8.
+def dataset_features(train: Source, *, cache_dir: AnyPath) -> Classifier | Callable[[Images], np.ndarray]:
+    """Gives the features of the data set: those of its classifier, or pixels/255 where it has none.
 
-    Returns: images -> "features" and, of a classifier, "probabilities"; what these are, in words with the classifier's
-             accuracy; and a key that differs with them.
-    Raises:  DataError where there are neither labels nor few enough pixels.
+    Raises: DataError where there are neither labels nor few enough pixels.
     """
-    classifier = dataset_features(train, cache_dir=cache_dir)
-    if classifier is None:
-        if np.prod(train.shape) > LARGEST_PIXELS:
-            raise DataError(
-                "the data have no labels to train a classifier by, and too many pixels to compare by: name metrics of "
-                "a published network, as --metrics=fid"
-            )
-        return lambda images: {"features": images.reshape(len(images), -1) / 255.0}, "pixels/255", "pixels"
-    about = "a classifier of the training images" if held_out is None else in_words(classifier, held_out)
-
-    def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
-        features = classifier(images)
-        return {"features": features, "probabilities": classifier.probabilities_of(features)}
-
-    return outputs, about, classifier.key
+    classifier = dataset_classifier(train, cache_dir=cache_dir)
+    if classifier is None and np.prod(train.shape) > LARGEST_PIXELS:
+        raise DataError("the data have no labels to train a classifier by, and too many pixels to compare by")
+    return classifier or (lambda images: images.reshape(len(images), -1) / 255.0)
 
 
 def in_words(classifier: Classifier, held_out: Source) -> str:
-    """What a classifier is, its accuracy on held-out images, and where its features are too weak to rank models by, or
-    those images too few: what to do."""
+    """Says what a classifier is and its accuracy on held-out images; and what to do where its features are too weak to
+    rank models by, or those images too few."""
     test = some_of(held_out, MOST_HELD_OUT)
     num, accuracy = len(test["image"]), classifier.accuracy(test["image"], test["label"])
     dimensions = classifier(test["image"][:1]).shape[1]
     weak = [f"an accuracy below {WEAK:g}"] * (accuracy < WEAK)
     weak += [f"{num} images for a covariance of {dimensions} features"] * (num < PER_FEATURE * dimensions)
-    said = f"a classifier of the training images, accuracy {accuracy:.3f} on {num} held-out ones"
+    about = f"a classifier of the training images, accuracy {accuracy:.3f} on {num} held-out ones"
     if not weak:
-        return said
-    return f"{said}; {' and '.join(weak)}: too weak to rank models by. {REMEDY}"
+        return about
+    return f"{about}; {' and '.join(weak)}: too weak to rank models by. {REMEDY}"
 
 
 def some_of(source: Source, most: int) -> dict[str, np.ndarray]:
-    """A fixed random choice of at most `most` examples, in random order."""
+    """Reads a fixed random choice of at most `most` examples, in random order."""
     return source.gather(np.random.default_rng(0).permutation(len(source))[:most])

@@ -1,27 +1,36 @@
-"""Figures of a set of images beside a reference, from what was tallied of both."""
+"""Defines every metric once: what it computes, of which features, and which direction is better.
+
+`--mode=evaluate`, the end of a run, the search of times and the report all read `METRICS`. A metric compares the
+`Accumulator` of some images with that of a reference.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from cmjax.metrics.accumulator import KEPT, SPLIT, Accumulator
 from cmjax.metrics.functional import cmmd, frechet_distance, kid_of_subsets, prdc
 
-Values = dict[str, float]
+PIXELS = "pixels"
+"""The features that are whole pixel values 0 to 255: `prdc` does not see their scale, and is exact on integers."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What one name of --metrics stands for.
+class Metric:
+    """A metric, or several that are computed together.
 
-    of: (images' tally, reference's tally) -> its values by name. network: the one whose features it is of; None for
-    the one that --features names. needs: what is tallied for it. rule: what is said of it beside its values. least:
-    how many images each of the two sets must have.
+    values: their names. compute: (images' accumulator, reference's accumulator) -> value for each name.
+    features: the network whose outputs are compared, or `PIXELS`; None: the one that --features names. needs: the
+    output of the network that is accumulated, as in `accumulator.Outputs`. rule: its parameters in words.
+    least: the fewest images of either set that have a value.
     """
 
-    of: Callable[[Accumulator, Accumulator], Values]
-    network: str | None
+    values: tuple[str, ...]
+    compute: Callable[[Accumulator, Accumulator], tuple[float, ...]]
+    features: str | None
     needs: str
     rule: str
+    larger_is_better: bool = False
     least: int = 2
 
     @property
@@ -29,62 +38,104 @@ class Figure:
         """Whether it is of the images alone."""
         return self.needs in ("probabilities", "distances")
 
-
-def _frechet(name: str, outputs: str = "features") -> Callable[[Accumulator, Accumulator], Values]:
-    return lambda fake, real: {name: frechet_distance(fake.statistics(outputs), real.statistics(outputs))}
-
-
-def _kid(fake: Accumulator, real: Accumulator) -> Values:
-    return {"kid": kid_of_subsets(fake.kept_rows(), real.kept_rows())}
+    def of(self, images: Accumulator, reference: Accumulator) -> dict[str, float]:
+        """Computes the values by name."""
+        return dict(zip(self.values, self.compute(images, reference), strict=True))
 
 
-def _precision_recall(fake: Accumulator, real: Accumulator) -> Values:
-    found = prdc(real.kept_rows(), fake.kept_rows(), k=3)
-    return {"precision": found.precision, "recall": found.recall}
+def _frechet(images: Accumulator, reference: Accumulator, *, outputs: str = "features") -> tuple[float, ...]:
+    return (frechet_distance(reference.statistics(outputs), images.statistics(outputs)),)
 
 
-def _prdc(fake: Accumulator, real: Accumulator) -> Values:
-    found = prdc(real.kept_rows(), fake.kept_rows(), k=5)
-    return {
-        "precision_5": found.precision,
-        "recall_5": found.recall,
-        "density": found.density,
-        "coverage": found.coverage,
-    }
+def _kid(images: Accumulator, reference: Accumulator) -> tuple[float, ...]:
+    return (kid_of_subsets(images.kept_rows(), reference.kept_rows()),)
 
 
-FIRST = f"the first {KEPT} images of each set at most"
-FIGURES: dict[str, Figure] = {
-    "fid": Figure(_frechet("fid"), "inception", "features", "Fréchet distance of pool3, 2048 features"),
-    "sfid": Figure(_frechet("sfid", "spatial"), "inception", "spatial", "of 7 channels of mixed_6, 2023 features"),
-    "is": Figure(
-        lambda fake, real: {"is": fake.inception_score()}, None, "probabilities", f"splits of {SPLIT}", least=1
+def _cmmd(images: Accumulator, reference: Accumulator) -> tuple[float, ...]:
+    return (cmmd(images.kept_rows(), reference.kept_rows()),)
+
+
+def _prdc(images: Accumulator, reference: Accumulator, *, k: int) -> tuple[float, ...]:
+    return prdc(reference.kept_rows(), images.kept_rows(), k=k, real_radii=reference.squared_radii(k))
+
+
+_FIRST = f"the first {KEPT} images of each set at most"
+METRICS: dict[str, Metric] = {
+    "fid": Metric(("fid",), _frechet, "inception", "features", "Fréchet distance of pool3, 2048 features"),
+    "sfid": Metric(
+        ("sfid",),
+        partial(_frechet, outputs="spatial"),
+        "inception",
+        "spatial",
+        "of 7 channels of mixed_6, 2023 features",
     ),
-    "kid": Figure(_kid, None, "rows", f"100 subsets of 1000; {FIRST}"),
-    "pr": Figure(_precision_recall, None, "rows", f"k = 3; {FIRST}", least=4),
-    "prdc": Figure(_prdc, None, "rows", f"k = 5; {FIRST}", least=6),
-    "fd": Figure(_frechet("fd"), "own", "features", "Fréchet distance"),
-    "fd_dinov2": Figure(_frechet("fd_dinov2"), "dinov2", "features", "Fréchet distance of the class token"),
-    "cmmd": Figure(
-        lambda fake, real: {"cmmd": cmmd(fake.kept_rows(), real.kept_rows())},
-        "clip",
+    "is": Metric(
+        ("is",),
+        lambda images, reference: (images.inception_score(),),
+        None,
+        "probabilities",
+        f"splits of {SPLIT}",
+        larger_is_better=True,
+        least=1,
+    ),
+    "kid": Metric(("kid",), _kid, None, "rows", f"100 subsets of 1000; {_FIRST}"),
+    "pr": Metric(
+        ("precision", "recall"),
+        lambda images, reference: _prdc(images, reference, k=3)[:2],
+        None,
         "rows",
-        f"σ = 10, times 1000; {FIRST}",
+        f"k = 3; {_FIRST}",
+        larger_is_better=True,
+        least=4,
     ),
-    "lpips": Figure(
-        lambda fake, real: {"lpips": fake.mean_distance()}, "vgg", "distances", "mean over pairs of samples"
+    "prdc": Metric(
+        ("precision_5", "recall_5", "density", "coverage"),
+        partial(_prdc, k=5),
+        None,
+        "rows",
+        f"k = 5; {_FIRST}",
+        larger_is_better=True,
+        least=6,
+    ),
+    "prdc_pixels": Metric(
+        ("precision_pixels", "recall_pixels", "density_pixels", "coverage_pixels"),
+        partial(_prdc, k=5),
+        PIXELS,
+        "rows",
+        f"k = 5; {_FIRST}",
+        larger_is_better=True,
+        least=6,
+    ),
+    "fd": Metric(("fd",), _frechet, "dataset", "features", "Fréchet distance"),
+    "fd_dinov2": Metric(("fd_dinov2",), _frechet, "dinov2", "features", "Fréchet distance of the class token"),
+    "cmmd": Metric(("cmmd",), _cmmd, "clip", "rows", f"σ = 10, times 1000; {_FIRST}"),
+    "lpips": Metric(
+        ("lpips",),
+        lambda images, reference: (images.mean_distance(),),
+        "vgg",
+        "distances",
+        "mean over pairs of samples",
+        larger_is_better=True,
     ),
 }
 """All that --metrics may name."""
 
-LARGER_IS_BETTER = {"is", "precision", "recall", "precision_5", "recall_5", "density", "coverage", "lpips"}
+METRIC_OF = {value: name for name, metric in METRICS.items() for value in metric.values}
+"""Name of a value -> its metric: "recall" -> "pr"."""
+
+
+def better(value: str) -> str:
+    """The direction in which a value improves: "larger" or "smaller"; "" of a name that no metric has."""
+    if value not in METRIC_OF:
+        return ""
+    return "larger" if METRICS[METRIC_OF[value]].larger_is_better else "smaller"
 
 
 def too_few(metrics: Iterable[str], num: int) -> str:
-    """Which of the metrics have no value of so few images, in words; "" where all have one.
+    """Says which of the metrics have no value of so few images; "" where all have one.
 
     k neighbours need k + 1 images, a covariance and an unbiased mean over pairs two.
     """
-    lacking = {metric: FIGURES[metric].least for metric in metrics if num < FIGURES[metric].least}
+    lacking = {metric: METRICS[metric].least for metric in metrics if num < METRICS[metric].least}
     needs = ", ".join(f"{metric} needs at least {least} image{'s' * (least > 1)}" for metric, least in lacking.items())
     return f"{needs}, and there {'is' if num == 1 else 'are'} {num}" if lacking else ""

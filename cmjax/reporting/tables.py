@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cmjax.metrics.comparison import METRICS
+from cmjax.metrics.registry import better
 from cmjax.reporting.parts import REAL, Part
 from cmjax.runs.status_text import duration
 
@@ -71,9 +71,7 @@ def starts(parts: Sequence[Part]) -> Table | None:
 
 
 def _headed(metric: str) -> str:
-    known = METRICS.get(metric)
-    arrow = "" if known is None else " ↑" if known.larger_is_better else " ↓"
-    return metric.replace("_", " ") + arrow
+    return metric.replace("_", " ") + {"larger": " ↑", "smaller": " ↓", "": ""}[better(metric)]
 
 
 def _word(value: object) -> str:

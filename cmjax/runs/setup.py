@@ -23,7 +23,7 @@ from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params, PRNGKey, Samples
 from cmjax.data.batches import preprocess
 from cmjax.data.sources import DataError, Source
-from cmjax.metrics.comparison import NEIGHBOURS, why_not_compared
+from cmjax.metrics.comparison import LEAST, why_not_compared
 from cmjax.metrics.diagnostics import bin_of, level_edges
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
@@ -138,7 +138,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
             f"config.batch_size={run.batch_size}: the data have {len(source)} images to train on; set it to at most "
             "so many, or give more images"
         )
-    on_first_process(lambda: _warn_of_figures(run, source))
+    on_first_process(lambda: _warn_of_metrics(run, source))
     model = run.make_model(source.num_classes)
     check_network(model.module, tuple(source.shape))
     if teacher is not None:
@@ -170,13 +170,13 @@ def _open_together(open_source: Callable[[], Source]) -> Source:
 
 def check_num_metrics(run: Run) -> None:
     """Raise ConfigError where a run is to measure fewer samples than its metrics need."""
-    if 0 < run.num_metrics <= NEIGHBOURS:
-        problem = f"metrics need at least {NEIGHBOURS + 1} samples; 0 leaves them out"
+    if 0 < run.num_metrics < LEAST:
+        problem = f"metrics need at least {LEAST} samples; 0 leaves them out"
         raise ConfigError(f"config.metrics.num={run.num_metrics}: {problem}")
 
 
-def _warn_of_figures(run: Run, source: Source) -> None:
-    """Say, before a run trains, where it will end without metrics of images."""
+def _warn_of_metrics(run: Run, source: Source) -> None:
+    """Warns, before a run trains, where it will end without metrics of images."""
     if not run.num_metrics or source.shape[-1] not in (1, 3):
         return
     try:

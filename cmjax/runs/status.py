@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.recorded import Description, describe
+from cmjax.config.renamed import summary_with_new_names
 from cmjax.runs.record import RECORD, read_record
 from cmjax.system.files import changed_at
 from cmjax.system.lock import MARK, SILENT_SECONDS, is_alive, this_place
@@ -60,7 +61,7 @@ class Found:
 def find(workdir: Path) -> Found:
     """What the folder of a run tells. Raises: ConfigError where it is no run's folder."""
     record, metrics, end = read_record(workdir), workdir / "metrics.jsonl", workdir / "summary.json"
-    summary = next(objects([text_of(end)]), {})
+    summary = summary_with_new_names(next(objects([text_of(end)]), {}))
     mark = next(objects([text_of(workdir / MARK)]), None)
     written = [changed_at(path) for path in (workdir / RECORD, metrics, end) if path.exists()]
     return Found(

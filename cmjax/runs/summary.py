@@ -1,23 +1,23 @@
-"""What a run came to, `summary.json`."""
+"""Writes `summary.json` at the end of a run, and formats it for the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cmjax.config.run import Run
-from cmjax.metrics.comparison import format_table
+from cmjax.metrics.table import format_table
 from cmjax.runs.loss_curve import save_losses
 from cmjax.system.files import to_json, write_atomically
 
 
 def losses_of(workdir: Path, steps: int) -> dict[str, str]:
-    """The summary's entry of the image of all losses; empty where there are none."""
+    """Plots all losses, and gives the summary's entry of the image; empty where there are none."""
     picture = save_losses(workdir, steps)
     return {"losses": picture} if picture else {}
 
 
 def write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`, of a run that is finished or was stopped, and give it back."""
+    """Writes `summary.json` of a run that is finished or was stopped, and returns its content."""
     summary = {
         "workdir": str(workdir),
         "checkpoint": str(workdir / "checkpoints" / str(steps)),
@@ -31,11 +31,11 @@ def write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) 
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The summary as the terminal shows it."""
+    """Formats the summary for the terminal."""
     below = ("samples", "metrics", "metrics_of")
     lines = [f"{name:26s} {value}" for name, value in summary.items() if name not in below]
     lines += [f"{'samples ' + name:26s} {path}" for name, path in summary["samples"].items()]
     if summary["metrics"]:
         lines += ["", format_table(summary["metrics"])]
-        lines += [said] if (said := summary.get("metrics_of")) else []
+        lines += [about] if (about := summary.get("metrics_of")) else []
     return "\n".join(lines)
