@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError, Fields
+from cmjax.config.methods import read_model
 from cmjax.config.samples import SOLVERS, parse_times, read_solver
 from cmjax.core.grids import karras_grid
 from cmjax.core.paths import ve
+from configs import digits_ct
 
-MODEL = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
-GRID = karras_grid(40, **MODEL)[::-1]
+CONSTANTS = {"t_min": 0.002, "t_max": 80.0, "rho": 7.0}
+MODEL = read_model(digits_ct.get_config().to_dict(), None)
+GRID = karras_grid(40, **CONSTANTS)[::-1]
 
 
 def solver(text):
@@ -65,13 +68,13 @@ def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
     ],
 )
 def test_times_are_levels_or_places(text, expected):
-    np.testing.assert_array_equal(parse_times(text, **MODEL), expected)
+    np.testing.assert_array_equal(parse_times(text, MODEL), expected)
 
 
 def test_places_are_the_levels_that_the_releases_name():
     """1.382 and 0.585 for the second step of CD on ImageNet-64 and CIFAR-10."""
-    assert parse_times("idx:0,22,39/40", **MODEL)[1] == pytest.approx(1.382, abs=1e-3)
-    assert parse_times("idx:0,11,17/18", **MODEL)[1] == pytest.approx(0.585, abs=1e-3)
+    assert parse_times("idx:0,22,39/40", MODEL)[1] == pytest.approx(1.382, abs=1e-3)
+    assert parse_times("idx:0,11,17/18", MODEL)[1] == pytest.approx(0.585, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_places_are_the_levels_that_the_releases_name():
 )
 def test_wrong_times_are_named(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_times(text, **MODEL)
+        parse_times(text, MODEL)
 
 
 def test_solvers_of_the_command_line_draw():

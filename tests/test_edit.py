@@ -337,7 +337,7 @@ def test_a_network_that_takes_the_scale_of_guidance_is_told_it(folder, tmp_path,
     both = [str(folder / name) for name in ("a.png", "b.png")]
     for task, names in [("colorization", both[:1]), ("denoising", both[:1]), ("interpolation", both)]:
         run(guided, task, names, tmp_path / "x.png", label=2, sigma=0.5, num=2)
-    gallery.run(guided, images=both, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
+    gallery.run(guided, images=both, out=str(tmp_path / "g.png"), seed=0, times="10,1")
 
 
 def test_a_gallery_has_a_row_for_each_task(workdir, folder, tmp_path, monkeypatch, capsys):
@@ -346,7 +346,7 @@ def test_a_gallery_has_a_row_for_each_task(workdir, folder, tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="--image is missing"):
         gallery.run(workdir, images=None, out=None, seed=0, times=None)
     both = [str(folder / name) for name in ("a.png", "b.png")]
-    gallery.run(workdir, images=both, out=str(tmp_path / "g.png"), seed=0, times=["10", "1"])
+    gallery.run(workdir, images=both, out=str(tmp_path / "g.png"), seed=0, times="10,1")
     height, width, _ = pixels(tmp_path / "g.png").shape
     assert height == 58 + 8 * 66 + 2
     assert width > 12 * 66 + 3 * 14

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.config import choices, continuous, model, optimizer, samples
+from cmjax.config import choices, model, optimizer, samples
 from cmjax.config.data import AUGMENTATIONS
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.core import curricula, pairs, paths, preconditioning
@@ -24,7 +24,7 @@ OF_METHODS = {
     "dyadic": partial(pairs.dyadic_pairs, fraction=0.5, t_max=1.0),
     "skipping": pairs.skipping_pairs,
     "ddim_grid": pairs.ddim_grid_pairs,
-    "sorted": partial(pairs.sorted_pairs, choices.TIMES["logit_normal"](mean=0.0, std=1.0), T.__getitem__),
+    "sorted": partial(pairs.sorted_pairs, choices.TIME_SAMPLERS["logit_normal"](mean=0.0, std=1.0), T.__getitem__),
 }
 
 
@@ -42,7 +42,7 @@ def of_curriculum(curriculum):
 
 
 TABLES = {
-    "times": (choices.TIMES, {"path": paths.ve}, lambda make: make()(jax.random.key(0), 8)),
+    "times": (choices.TIME_SAMPLERS, {"path": paths.ve}, lambda make: make()(jax.random.key(0), 8)),
     "intervals": (choices.INTERVALS, {}, lambda f: f(np.geomspace(0.002, 80, 9))),
     "curriculum": (choices.CURRICULA, {}, lambda make: of_curriculum(make())),
     "halving": ({"halving": curricula.halving}, {}, lambda make: of_curriculum(make())),
@@ -54,16 +54,16 @@ TABLES = {
     "distance": ({k: f for k, f in choices.DISTANCES.items() if k != "lpips"}, {},
                  lambda f: [f(X, Y), jax.grad(lambda x: f(x, Y).sum())(X)]),
     "gap": ({"shrinking": pairs.shrinking_gap}, {"stage": lambda step: step // 300}, lambda make: make()(T, STEPS[:3])),
-    "derivative": (continuous.DERIVATIVES, {}, lambda make: list(make()(lambda x, t: x * t, (X, 0.5), (Y, 1.0)))),
+    "derivative": (choices.DERIVATIVES, {}, lambda make: list(make()(lambda x, t: x * t, (X, 0.5), (Y, 1.0)))),
     "warmup": ({"ramp": tangents.ramp}, {}, lambda make: make()(STEPS)),
     "alpha": ({"sigmoid": alpha_flow.alpha_schedule}, {}, lambda make: make()(STEPS)),
-    "alpha_weight": (continuous.ALPHA_WEIGHTS, {}, lambda f: f(jnp.zeros(3), T)),
+    "alpha_weight": (choices.ALPHA_WEIGHTS, {}, lambda f: f(jnp.zeros(3), T)),
     "path": (model.PATHS, {}, lambda make: of_path(make())),
     "lcm": ({"lcm": preconditioning.lcm}, {"path": paths.vp()}, lambda f: list(f(T))[:4]),
     "rule": (optimizer.RULES, {}, lambda make: (rule := make()).update(X, rule.init(X), X)[0]),
     "schedule": (optimizer.LEARNING_RATES, {}, lambda make: [make()(step) for step in STEPS]),
     "averages": (optimizer.AVERAGES, {}, lambda make: [make()(step) for step in STEPS]),
-    "solver": (samples.SOLVERS, {"to_zero": True}, solved),
+    "solver": ({name: row.solve for name, row in samples.SOLVERS.items()}, {"to_zero": True}, solved),
     "augment": (AUGMENTATIONS, {}, lambda make: list(make().values())),
     "pairs": (OF_METHODS, {}, lambda make: jax.tree.leaves(make()(jax.random.key(0), 3, 0))),
 }  # fmt: skip

@@ -50,7 +50,7 @@ def declare(flags: Flags) -> None:
     flags.integer("num", None, "How many results. Default: 1; of an interpolation, 8.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same results.", at_least=0)
     flags.texts("label", "The class, by number or name, of a class-conditional model; of interpolation, or two.")
-    flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
+    flags.text("times", None, "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
     flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
     flags.text("out", None, "The strip of images, x.png. Default: <workdir>/edits/<task>.png.")
     flags.group("Of one task")
@@ -93,7 +93,7 @@ def run(
     images: list[str] | None = None,
     mask: str | None = None,
     out: str | None = None,
-    times: list[str] | None = None,
+    times: str | None = None,
     num: int = 1,
     seeds: list[str] | None = None,
     label: Sequence[str | int] | str | int | None = None,
@@ -107,8 +107,8 @@ def run(
     """
     if task not in ALL_TASKS:
         raise ConfigError(f"--task={task}: must be one of {', '.join(ALL_TASKS)}")
-    if task == "interpolation" and len(times or ()) > 1:
-        raise ConfigError(f"--times={','.join(times or ())}: interpolation is one evaluation; name one noise level")
+    if task == "interpolation" and times and "," in times:
+        raise ConfigError(f"--times={times}: interpolation is one evaluation; name one noise level")
     trained = open_for_sampling(workdir)
     path = to_path(out or trained.folder / "edits" / f"{trained.named}{task}.png")
     inputs = check_results(path, [file for file in (*(images or ()), mask) if file], num)

@@ -215,9 +215,7 @@ def _samplers(
     """The sampler of each setting."""
     choices["autoguidance"] = weaker.name if weaker else ""
     ways = [
-        samples_from_flags(
-            trained, times=levels.split(",") if levels else None, steps=_steps(number), sampler=name, **choices
-        )
+        samples_from_flags(trained, times=levels, steps=_steps(number), sampler=name, **choices)
         for name in sampler or (None,)
         for levels in times or (None,)
         for number in steps or (None,)

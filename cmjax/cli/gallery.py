@@ -31,7 +31,7 @@ def declare(flags: Flags) -> None:
     flags.checkpoint()
     flags.texts("image", "Images to begin with. Default: some of the run's held-out data.")
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
-    flags.texts("times", "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
+    flags.text("times", None, "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
     flags.text("out", None, "x.png. Default: <workdir>/gallery.png.")
 
 
@@ -46,7 +46,7 @@ def run(
     images: list[str] | None = None,
     out: str | None = None,
     seed: int = 0,
-    times: list[str] | None = None,
+    times: str | None = None,
     data_dir: str | None = None,
 ) -> None:
     """Makes the gallery of a checkpoint, `workdir` or the newest of that folder: `run("runs/mnist_ct")`.

@@ -13,6 +13,7 @@ from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.evaluation import LABELS
 from cmjax.config.fields import ConfigError
+from cmjax.config.samples import SOLVERS
 from cmjax.generation.arguments import read_label
 from cmjax.generation.autoguidance import weaker_model
 from cmjax.generation.files import check_size, write_samples
@@ -45,14 +46,15 @@ def declare(flags: Flags) -> None:
         "x.png for a grid, of 10,000 images at most; x.npz for images. Default: <workdir>/samples/seed-<seed>.png.",
     )
     flags.group("Consistency models")
-    flags.texts("times", "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2.")
+    flags.text(
+        "times", None, "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2."
+    )
     flags.text("sampler", None, "multistep, or of flow maps chain(gamma=0), from time to time. Default: the run's.")
     flags.number(
         "gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise.", 0.0, 1.0
     )
     flags.group("Diffusion teachers")
-    solvers = "ddim, euler, heun, midpoint, dpmpp_2m, churn(s_churn=10), ancestral or tsit5"
-    flags.text("solver", None, f"{solvers}. Default: the run's.")
+    flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")
     flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.", at_most=10**5)
     flags.group("Guidance")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
@@ -74,7 +76,7 @@ def run(
     out: str | None = None,
     num: int = 64,
     seed: int = 0,
-    times: list[str] | None = None,
+    times: str | None = None,
     label: str | int | None = None,
     labels: str | None = None,
     autoguidance: str | None = None,
@@ -119,12 +121,11 @@ def _seed_of_labels(trained: Trained, labels: str | None, label: str | int | Non
     return seed if labels == "random" else None
 
 
-def _searched(times: list[str] | None) -> int | None:
+def _searched(times: str | None) -> int | None:
     """The number of evaluations whose times are searched for; None where they are named."""
-    if not times or not times[0].startswith("auto:"):
+    if not times or not times.startswith("auto:"):
         return None
     try:
-        (text,) = times
-        return int(text.removeprefix("auto:"))
+        return int(times.removeprefix("auto:"))
     except ValueError:
-        raise ConfigError(f"--times={','.join(times)}: must be the number of evaluations, as auto:2") from None
+        raise ConfigError(f"--times={times}: must be the number of evaluations, as auto:2") from None

@@ -8,6 +8,7 @@ from typing import Any
 from cmjax.config.fields import Fields
 from cmjax.config.model import PATHS
 from cmjax.config.optimizer import LEARNING_RATES
+from cmjax.config.samples import beyond_scales, scales_of
 from cmjax.core.curricula import equal_stages
 from cmjax.core.losses.tangents import ramp
 from cmjax.nets import defaults
@@ -118,21 +119,6 @@ def _full_noise(full: bool, asked: Asked) -> str:
 
 def _scale(scale: float, asked: Asked) -> str:
     return beyond_scales(scale, scales_of(asked.config))
-
-
-def beyond_scales(scale: float, trained: tuple[float, float] | None) -> str:
-    """What to say of a scale of guidance that a network is not given in training; "" where there is nothing to say."""
-    if trained is None or scale == 1 or trained[0] <= scale <= trained[1]:
-        return ""
-    return f"the model is trained for scales from {trained[0]:g} to {trained[1]:g}"
-
-
-def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The least and the largest scale of guidance that the network is given in training; None where it takes none."""
-    scales = config.get("objective", {}).get("guidance")
-    if not config["net"].get("guided") or not isinstance(scales, list | tuple) or len(scales) != 2:
-        return None
-    return float(scales[0]), float(scales[1])
 
 
 ROWS: dict[str, Callable[[Any, Asked], str]] = {

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cmjax.config.effects import scales_of
 from cmjax.config.fields import Fields
 from cmjax.config.methods import NO_AVERAGE, read_model, read_spec
 from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names
-from cmjax.config.samples import SamplingOptions, read_samples
+from cmjax.config.samples import SamplingOptions, read_samples, scales_of
 from cmjax.nets import NETS, defaults
 
 OWN_TEACHER = "teacher"

@@ -1,9 +1,8 @@
 """What samples are drawn with: solvers and noise levels, from a configuration or from the command line's options."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,24 +14,36 @@ from jaxtyping import Array
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import ModelSpec, NetworkModel
 from cmjax.core import paths, solvers
-from cmjax.core.grids import path_grid
 from cmjax.core.paths import Path
 from cmjax.core.typing import Solver
 from cmjax.ranges import Fraction
 from cmjax.system.libraries import how_to_install, is_installed
 
-SOLVERS: dict[str, Callable] = {
-    "ddim": solvers.ddim,
-    "euler": solvers.euler,
-    "heun": solvers.heun,
-    "midpoint": solvers.midpoint,
-    "dpmpp_2m": solvers.dpmpp_2m,
-    "churn": solvers.churn,
-    "ancestral": solvers.ancestral,
-    "tsit5": solvers.tsit5,
+
+@dataclass(frozen=True)
+class SolverRow:
+    """A solver of `core.solvers`.
+
+    evaluations: of the network in each step; the last, to time 0, is one. None where a tolerance decides.
+    by_level: whether it moves between noise levels b/a. library: what it needs beside jax.
+    """
+
+    solve: Callable
+    evaluations: int | None = 1
+    by_level: bool = False
+    library: str = ""
+
+
+SOLVERS: dict[str, SolverRow] = {
+    "ddim": SolverRow(solvers.ddim),
+    "euler": SolverRow(solvers.euler),
+    "heun": SolverRow(solvers.heun, evaluations=2),
+    "midpoint": SolverRow(solvers.midpoint, evaluations=2),
+    "dpmpp_2m": SolverRow(solvers.dpmpp_2m, by_level=True),
+    "churn": SolverRow(solvers.churn, evaluations=2, by_level=True),
+    "ancestral": SolverRow(solvers.ancestral, by_level=True),
+    "tsit5": SolverRow(solvers.tsit5, evaluations=None, library="diffrax"),
 }
-BY_LEVEL = ("dpmpp_2m", "churn", "ancestral")
-"""The solvers that move between noise levels b/a."""
 
 
 def multistep() -> None:
@@ -46,7 +57,7 @@ def chain(*, gamma: Fraction = 0.0) -> float:
 
 SAMPLERS: dict[str, Callable[..., float | None]] = {"multistep": multistep, "chain": chain}
 """Of consistency models and flow maps: what gives `SamplingOptions.gamma`."""
-_INDICES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
+_PLACES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
 EDIT_STEPS = 40
@@ -98,6 +109,11 @@ class SamplingOptions:
         if kind == "denoiser":
             return f"{self.solver_name}-{count}"
         return f"{count}-step" + ("" if self.gamma is None else f"-chain-{self.gamma}" if self.gamma else "-chain")
+
+    def evaluations(self, kind: str, count: int) -> int | None:
+        """The number of network evaluations along so many times; None where a tolerance decides it."""
+        per_step = SOLVERS[self.solver_name.partition("(")[0]].evaluations if kind == "denoiser" else 1
+        return per_step and per_step * (count - 1) + 1
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -164,15 +180,15 @@ def read_sampler(fields: Fields, kind: str) -> float | None:
 
 def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     """The field `solver`: as it is written, and the solver with its parameters bound, for sampling from t_max."""
-    solver = fields.choice("solver", SOLVERS, path=path, to_zero=True)
-    if solver.name in BY_LEVEL and t_max >= path.signal_ends:
+    functions = {name: row.solve for name, row in SOLVERS.items()}
+    solver = fields.choice("solver", functions, path=path, to_zero=True)
+    row = SOLVERS[solver.name]
+    if row.by_level and t_max >= path.signal_ends:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
-    if solver.name == "tsit5" and not is_installed("diffrax"):
-        raise fields.error("solver", f"needs diffrax: {how_to_install('diffrax')}")
-    try:
+    if row.library and not is_installed(row.library):
+        raise fields.error("solver", f"needs {row.library}: {how_to_install(row.library)}")
+    with fields.naming("solver"):
         jax.eval_shape(lambda: _try_out(solver.make))
-    except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
-        raise fields.error("solver", str(error)) from error
     return str(solver), solver.make
 
 
@@ -181,35 +197,38 @@ def _try_out(solver: Solver) -> Array:
     return solver(lambda x, t: x, x, times, lambda index: x, path=paths.ve)
 
 
-def parse_times(text: str, *, t_min: float, t_max: float, rho: float, path: Path = paths.ve) -> tuple[float, ...]:
-    """Times as written: numbers, "80,0.8", or places on a descending grid of the model's, "idx:0,22,39/40".
+def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:
+    """Times as --times has them: numbers, "80,0.8", or places on a descending grid of the model, "idx:0,22,39/40".
 
     The places are those of the released codes' `ts`, 0 for t_max and n − 1 for t_min, of n. A last place at t_min,
     where a consistency model is the identity, says where their samples end and costs no evaluation here.
 
-    Raises: ConfigError with a message that starts with "times".
+    Raises: ConfigError with a message that starts with "--times".
     """
     if text.startswith("idx:"):
-        return _from_indices(text, partial(path_grid, path=path, t_min=t_min, t_max=t_max, rho=rho))
+        return _from_places(text, model.grid)
     try:
         times = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"times={text}: must be numbers, as 80,0.8, or places, as idx:0,22,39/40") from None
-    check_times(times, t_min, t_max)
+        raise ConfigError(f"--times={text}: must be numbers, as 80,0.8, or places, as idx:0,22,39/40") from None
+    try:
+        check_times(times, model.constants["t_min"], model.constants["t_max"])
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from error
     return times
 
 
-def _from_indices(text: str, grid: Callable[[int], np.ndarray]) -> tuple[float, ...]:
-    match = _INDICES.fullmatch(text.replace(" ", ""))
+def _from_places(text: str, grid: Callable[[int], np.ndarray]) -> tuple[float, ...]:
+    match = _PLACES.fullmatch(text.replace(" ", ""))
     if match is None:
-        raise ConfigError(f"times={text}: must be places on a grid and its size, as idx:0,22,39/40")
+        raise ConfigError(f"--times={text}: must be places on a grid and its size, as idx:0,22,39/40")
     places, n = [int(part) for part in match[1].split(",")], int(match[2])
     if n < 2:
-        raise ConfigError(f"times={text}: a grid has at least 2 points, not {n}")
+        raise ConfigError(f"--times={text}: a grid has at least 2 points, not {n}")
     if max(places) >= n:
-        raise ConfigError(f"times={text}: a grid of {n} points has the places 0 to {n - 1}, not {max(places)}")
+        raise ConfigError(f"--times={text}: a grid of {n} points has the places 0 to {n - 1}, not {max(places)}")
     if any(a >= b for a, b in pairwise(places)):
-        raise ConfigError(f"times={text}: places must ascend, from the largest noise level on")
+        raise ConfigError(f"--times={text}: places must ascend, from the largest noise level on")
     if len(places) > 1 and places[-1] == n - 1:
         places.pop()
     descending = grid(n)[::-1]
@@ -222,3 +241,18 @@ def check_times(times: Sequence[float], t_min: float, t_max: float) -> None:
         raise ConfigError(f"times must descend, got {', '.join(map(str, times))}")
     if not all(t_min <= t <= t_max for t in times):
         raise ConfigError(f"times must lie in [{t_min}, {t_max}], got {', '.join(map(str, times))}")
+
+
+def beyond_scales(scale: float, trained: tuple[float, float] | None) -> str:
+    """What to say of a scale of guidance that a network is not given in training; "" where there is nothing to say."""
+    if trained is None or scale == 1 or trained[0] <= scale <= trained[1]:
+        return ""
+    return f"the model is trained for scales from {trained[0]:g} to {trained[1]:g}"
+
+
+def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The least and the largest scale of guidance that the network is given in training; None where it takes none."""
+    scales = config.get("objective", {}).get("guidance")
+    if not config["net"].get("guided") or not isinstance(scales, list | tuple) or len(scales) != 2:
+        return None
+    return float(scales[0]), float(scales[1])

@@ -17,19 +17,9 @@ from cmjax.system.files import to_path
 log = logging.getLogger(__name__)
 
 
-def read_times(texts: Sequence[str], trained: Trained) -> tuple[float, ...]:
-    """Parses --times for this model, as `parse_times`."""
-    model = trained.model
-    t_min, t_max, rho = (model.constants[name] for name in ("t_min", "t_max", "rho"))
-    try:
-        return parse_times(",".join(texts), t_min=t_min, t_max=t_max, rho=rho, path=model.path)
-    except ConfigError as error:
-        raise ConfigError(f"--{error}") from error
-
-
-def edit_times(texts: Sequence[str] | None, trained: Trained) -> tuple[float, ...]:
+def edit_times(text: str | None, trained: Trained) -> tuple[float, ...]:
     """The noise levels of an edit: those of --times, or all of a grid, descending."""
-    return read_times(texts, trained) if texts else tuple(trained.model.grid(EDIT_STEPS)[::-1].tolist())
+    return parse_times(text, trained.model) if text else tuple(trained.model.grid(EDIT_STEPS)[::-1].tolist())
 
 
 def read_label(label: str | int | None, trained: Trained) -> int | None:

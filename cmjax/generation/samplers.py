@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.config.effects import beyond_scales
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import NetworkModel
-from cmjax.config.samples import OF_MULTISTEP, SamplingOptions, read_interval, read_sampler, read_solver
+from cmjax.config.samples import (
+    OF_MULTISTEP,
+    SamplingOptions,
+    beyond_scales,
+    parse_times,
+    read_interval,
+    read_sampler,
+    read_solver,
+)
 from cmjax.core.model import BoundModel
-from cmjax.generation.arguments import read_label, read_times
+from cmjax.generation.arguments import read_label
 from cmjax.generation.sampling import (
     Sampler,
     class_labels,
@@ -75,18 +82,13 @@ class NamedSampler:
         return {**fields, "guidance": self.samples.guidance, **self.samples.choices}
 
 
-TWICE = ("heun", "midpoint", "churn")
-"""Solvers that evaluate the network twice in each step but the last."""
-
-
 def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler:
     """The sampler of the model along all of the times of `samples`."""
     levels, twice = samples.levels(model), networks_evaluated(samples, model)
-    name = samples.name(model.kind, len(levels))
-    if model.kind != "denoiser":
-        return NamedSampler(samples, consistency_sampler(levels, samples), name, levels, twice * len(levels))
-    count = evaluations(samples.solver_name, len(levels))
-    return NamedSampler(samples, diffusion_sampler(samples, levels), name, levels, count and twice * count)
+    name, count = samples.name(model.kind, len(levels)), samples.evaluations(model.kind, len(levels))
+    of_denoiser = model.kind == "denoiser"
+    sampler = diffusion_sampler(samples, levels) if of_denoiser else consistency_sampler(levels, samples)
+    return NamedSampler(samples, sampler, name, levels, count and twice * count)
 
 
 def run_samplers(samples: SamplingOptions, model: NetworkModel) -> list[NamedSampler]:
@@ -96,18 +98,10 @@ def run_samplers(samples: SamplingOptions, model: NetworkModel) -> list[NamedSam
     return [named_sampler(replace(samples, times=levels), model) for levels in along]
 
 
-def evaluations(solver: str, levels: int) -> int | None:
-    """The number of network evaluations of a solver, as it is written, along so many noise levels."""
-    name = solver.partition("(")[0]
-    if name == "tsit5":
-        return None
-    return 2 * levels - 1 if name in TWICE else levels
-
-
 def samples_from_flags(
     trained: Trained,
     *,
-    times: list[str] | None = None,
+    times: str | None = None,
     solver: str | None = None,
     steps: int | None = None,
     sampler: str | None = None,
@@ -129,7 +123,7 @@ def samples_from_flags(
         if clip and samples.gamma is not None:
             raise ConfigError("--clip: is of multistep sampling; a chain makes no estimates of the clean data")
         samples = samples if clip is None else replace(samples, clip=clip)
-        return replace(samples, times=read_times(times, trained) if times else None)
+        return replace(samples, times=parse_times(times, trained.model) if times else None)
     for name, value in (("sampler", sampler), ("gamma", gamma)):
         if value is not None:
             raise ConfigError(f"--{name}={value}: is for consistency models; a diffusion model has its --solver")
@@ -139,7 +133,7 @@ def samples_from_flags(
         raise ConfigError(f"--steps={steps}: must be at least 2")
     samples = _with_solver(samples if clip is None else replace(samples, clip=clip), trained.model, solver)
     if times:
-        return replace(samples, times=read_times(times, trained))
+        return replace(samples, times=parse_times(times, trained.model))
     return replace(samples, times=None, solver_steps=steps) if steps else samples
 
 
