@@ -1,12 +1,13 @@
 """Solvers and noise levels as they are written: what they become, and what is said of a wrong one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.methods import read_model
-from cmjax.config.samples import SOLVERS, parse_times, read_solver
+from cmjax.config.samples import SOLVERS, SamplingOptions, parse_times, read_solver
 from cmjax.core.grids import karras_grid
 from cmjax.core.paths import ve
 from configs import digits_ct
@@ -23,6 +24,19 @@ def solver(text):
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "churn"])
 def test_every_solver_has_a_plain_name(name):
     assert solver(name)[0] == name
+
+
+@pytest.mark.parametrize("name", [name for name, row in SOLVERS.items() if row.evaluations])
+def test_a_row_says_how_often_the_network_is_evaluated(name):
+    text, times = {"churn": "churn(s_churn=10)"}.get(name, name), []
+
+    def counted(x, t):
+        times.append(t)
+        return x / (1 + t**2)
+
+    with jax.disable_jit():
+        solver(text)[1](counted, jnp.ones((1, 2)), jnp.array([8.0, 2.0, 1.0, 0.5]), lambda i: jnp.ones((1, 2)), path=ve)
+    assert SamplingOptions(solver_name=text).evaluations("denoiser", 4) == len(times)
 
 
 def test_a_solver_has_its_parameters_bound():
