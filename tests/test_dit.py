@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
-from cmjax.nets.dit import SIZES, Block, DiT, modulated_norm, positions
+from cmjax.nets.dit import SIZES, Block, DiT, modulated, normed, positions, rotated
 from cmjax.nets.layers import from_patches, to_patches
 
 TINY = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "time_scale": 4.0}
@@ -124,6 +124,8 @@ def test_wrong_settings_and_inputs_are_named():
         ({"patch": 0}, {}, "patch=0 must be at least 1"),
         ({"heads": 3}, {}, "heads=3 does not divide width=16"),
         ({"width": 18}, {}, "width=18 must be a multiple of 4"),
+        ({"rope": True, "width": 20}, {}, "rope=True: width=20 must be a multiple of 4·heads=8"),
+        ({"norm": "batch"}, {}, "norm must be one of layer, rms, got 'batch'"),
         ({"attention": "flash"}, {}, "attention must be one of xla, cudnn, got 'flash'"),
         ({}, {"label": jnp.zeros(1, int)}, "num_classes=0"),
         ({}, {"c_noise_s": jnp.zeros(1)}, "two_times=False"),
@@ -133,6 +135,29 @@ def test_wrong_settings_and_inputs_are_named():
             jax.eval_shape(partial(DiT(**{**TINY, **fields}).init, **inputs), jax.random.key(0), x, c_noise)
     with pytest.raises(ValueError, match="c_noise_s must be given"):
         jax.eval_shape(DiT(**TINY, two_times=True).apply, {"params": {}}, x, c_noise)
+
+
+def test_rotations_make_attention_see_differences_of_places_alone():
+    q, k = (jnp.broadcast_to(normal(8), (1, 12, 1, 8)) for _ in range(2))
+    logits = jnp.einsum("bnhc,bmhc->nm", rotated(q, 3, 4), rotated(k, 3, 4)).reshape(3, 4, 3, 4)
+    np.testing.assert_allclose(logits[0, 0, 1, 2], logits[1, 1, 2, 3], atol=1e-5)
+    np.testing.assert_allclose(logits[2, 3, 2, 3], jnp.vdot(q[0, 0], k[0, 0]), atol=1e-5)
+    assert len(np.unique(logits[0, 0].round(5))) == 12
+    assert jnp.abs(logits[0, 0, 0, 1] - logits[0, 1, 0, 0]) > 1e-3  # the way matters, too
+
+
+def test_every_option_has_parameters_that_matter():
+    options = {"norm": "rms", "qk_norm": True, "rope": True, "mlp": "swiglu", "learned_positions": True}
+    module = DiT(**TINY | {"depth": 1}, **options)
+    params = loud(module, (4, 4, 1))
+    x, c_noise = normal(2, 4, 4, 1), jnp.array([0.1, 0.7])
+    gradient = quick_jit(jax.grad(lambda p: jnp.sum(as_net(module)(p, x, c_noise) ** 2)))(params)
+    for path, leaf in flatten_dict(gradient).items():
+        assert np.any(leaf), path
+    shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(params).items()}
+    expected = {"positions": (4, 16), "out_norm/scale": (16,), "block_0/norm_1/scale": (16,)}
+    expected |= {"block_0/q_norm/scale": (8,), "block_0/mlp_0/kernel": (16, 86), "block_0/mlp_1/kernel": (43, 16)}
+    assert expected.items() <= shapes.items()
 
 
 def test_patches_positions_and_norm_by_definition():
@@ -146,5 +171,7 @@ def test_patches_positions_and_norm_by_definition():
     h, shift, scale = 3 * normal(2, 4, 8) + 5, normal(2, 1, 8), normal(2, 1, 8)
     mean, var = h.mean(-1, keepdims=True), h.var(-1, keepdims=True)
     np.testing.assert_allclose(
-        modulated_norm(h, shift, scale), (h - mean) / np.sqrt(var + 1e-6) * (1 + scale) + shift, atol=1e-5
+        modulated(normed(h, "layer", ""), shift, scale),
+        (h - mean) / np.sqrt(var + 1e-6) * (1 + scale) + shift,
+        atol=1e-5,
     )

@@ -304,11 +304,12 @@ def test_prefixes_of_wrappers_are_removed():
         read._recognise(Path("x.pt"), twice)
 
 
-def test_the_only_state_dict_of_a_checkpoint_is_read():
+def test_the_only_state_dict_of_a_checkpoint_or_its_average_is_read():
     arrays = tiny_arrays()
     assert read._only_arrays(Path("x"), {"model": arrays, "epoch": 3, "optimizer": {"state": {}}}) is arrays
-    with pytest.raises(ForeignError, match="several state dicts, model, ema"):
-        read._only_arrays(Path("x"), {"model": arrays, "ema": arrays})
+    assert read._only_arrays(Path("x"), {"model": {"other": np.ones(1)}, "ema": arrays}) is arrays
+    with pytest.raises(ForeignError, match="several state dicts, model, old"):
+        read._only_arrays(Path("x"), {"model": arrays, "old": arrays})
 
 
 def test_a_network_that_predicts_a_variance_is_refused(tmp_path):

@@ -120,7 +120,7 @@ def _config(foreign: Foreign) -> dict[str, Any]:
     conditional, constants = getattr(module, "num_classes", 0) > 0, {**CONSTANTS, **foreign.constants}
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"path": "ve", "kind": kind, "preconditioning": PRECONDITIONINGS[kind], **constants},
+        "model": {"path": "ve", "kind": kind, "preconditioning": PRECONDITIONINGS[kind], **constants, **foreign.model},
         "optimizer": {"averages": ["imported"]},
     }
 

@@ -55,6 +55,7 @@ class Foreign:
     shape: (h, w, c) of a sample. kind: "denoiser" or "consistency", None where the file leaves it open.
     licence: the terms that the peer publishes its weights under.
     constants: those of sigma_data, t_min, t_max and rho that the file has.
+    model: its path and preconditioning, by default those of EDM or of a consistency model on the path ve.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class Foreign:
     kind: str | None
     licence: str
     constants: Mapping[str, float] = field(default_factory=dict)
+    model: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Callable[[Path], Source]) -> Any:

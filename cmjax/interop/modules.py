@@ -105,6 +105,7 @@ def _layer(name: str) -> Global:
 OBJECTS: dict[tuple[str, str], Global] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Global("_reconstruct_persistent_obj", _network),
     ("dnnlib.util", "EasyDict"): Global("EasyDict", lambda: {}),
+    ("argparse", "Namespace"): _layer("Namespace"),  # a run's options, which some checkpoints hold
     **{(f"torch.nn.modules.{file}", name): _layer(name) for file, names in LAYERS.items() for name in names.split()},
 }
 """(module, name) in a pickle -> what makes a record in its place."""

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
+from cmjax.interop.dit import FAMILY, peer_of, read_dit
 from cmjax.interop.edm import read_edm
 from cmjax.interop.edm2 import read_edm2
 from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError
@@ -30,14 +31,16 @@ READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "openai_cifar": read_openai_cifar,
     "edm": read_edm,
     "edm2": read_edm2,
+    **{peer: partial(read_dit, peer=peer) for peer in FAMILY},
 }
-DENOISER_FILES = ("edm", "edm2")
+DENOISER_FILES = ("edm", "edm2", *FAMILY)
 """Formats whose networks are diffusion models."""
 TELLTALES = {
     "input_blocks.0.0.weight": "openai",
     "ResnetBlockBigGANpp_0/Conv_0/kernel": "openai_cifar",
     "map_layer0.weight": "edm",
     "emb_fourier.freqs": "edm2",
+    "x_embedder.proj.weight": "dit",
 }
 """A key that a peer's file has, without the prefix of what its network was wrapped in."""
 
@@ -47,6 +50,7 @@ OPTIONS = {
     "edm": ("kind", "head_channels", "resample_filter"),
     "edm2": ("kind", "head_channels", "resample_filter"),
     "diffusers": ("kind", "image_size", "head_channels"),
+    **{peer: ("image_size", "head_channels") for peer in FAMILY},
 }
 """The facts that may be stated beside a file, by its format: the others stand in the file."""
 
@@ -114,6 +118,9 @@ def _open_file(path: Path, format: str) -> tuple[str, Callable[[Mapping[str, Any
         raise ForeignError(f"{path} is a file; diffusers' models are folders with a config.json")
     arrays, stated = _read_arrays(path)
     found, arrays = _recognise(path, arrays)
+    if found == "dit" and format in ("auto", *FAMILY):
+        peer = format if format in FAMILY else peer_of(arrays, path.name)
+        return peer or found, lambda overrides: read_dit(arrays, overrides, peer)
     if format not in ("auto", found):
         raise ForeignError(f"{path} is not of --format={format}; its keys are those of {found}")
     return found, lambda overrides: READERS[found](arrays, stated | dict(overrides))
@@ -138,11 +145,13 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _only_arrays(path: Path, content: Any) -> dict[str, np.ndarray]:
-    """A state dict, or the only one among a checkpoint's entries."""
+    """A state dict, or the average or the only one among a checkpoint's entries."""
     if _is_state_dict(content):
         return content
     items = content.items() if isinstance(content, dict) else ()
     entries = {name: value for name, value in items if _is_state_dict(value)}
+    if "ema" in entries:
+        entries = {"ema": entries["ema"]}
     if len(entries) > 1:
         raise ForeignError(f"{path} holds several state dicts, {', '.join(map(str, entries))}: save one of them alone")
     if not entries:

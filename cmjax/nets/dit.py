@@ -1,6 +1,7 @@
 """DiT, the diffusion transformer: attention over patches, conditioned through layer norms that start as gates shut."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,6 +17,13 @@ from cmjax.nets.magnitude import Normal
 from cmjax.ranges import Depth, Width
 
 ZEROS, SMALL = nn.initializers.zeros, Normal(0.02)
+
+FREQUENCIES = 10_000 ** -(np.arange(128) / 128)
+"""Of the cosines and sines of a time, in rad."""
+ROUNDED_FREQUENCIES = np.exp(
+    np.float64(np.float32(-np.log(10_000)) * np.arange(128, dtype=np.float32) / np.float32(128))
+)
+"""The same, of logarithms in float32: relative differences of 6e-7, which times of 1000 make angles of 6e-5 rad."""
 
 SIZES = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -34,8 +42,14 @@ class DiT(Network):
 
     patch: height and width of a patch, which must divide those of x. width, depth: of the transformer.
     heads: of attention, a divisor of width. mlp_ratio: width of a block's hidden layer over `width`.
+    norm: "layer", without parameters, or "rms", h/√(mean h² + 1e-6) with learned scales   [Zhang & Sennrich 2019].
+    qk_norm: each head's queries and keys pass an RMS norm with learned scales   [Henry et al. 2020].
+    rope: queries and keys are rotated by their row and column (see `rotations`).
+    mlp: "gelu", or "swiglu", silu(a)·b of two layers of two thirds of the width   [Shazeer 2020].
+    learned_positions: what is added to the patches is learned, for one size of x; else it is `positions`.
     time_scale: factor of c_noise before its sines and cosines at 1e-4 to 1 rad. DiT's own times run to 1000; tangent
         losses differentiate by the time and want it small.
+    rounded_frequencies: `ROUNDED_FREQUENCIES` of times, as the released code computes them.
     out_channels: by default those of x. attention: "xla" or "cudnn" (see `attend`).
     remat: recompute each block in the backward pass.
     """
@@ -45,12 +59,19 @@ class DiT(Network):
     depth: Depth = 12
     heads: Width = 12
     mlp_ratio: float = 4.0
+    norm: str = "layer"
+    qk_norm: bool = False
+    rope: bool = False
+    mlp: str = "gelu"
+    learned_positions: bool = False
     time_scale: float = 1000.0
+    rounded_frequencies: bool = False
     out_channels: int | None = None
     attention: str = "xla"
     remat: bool = False
 
-    choices: ClassVar = {"attention": ATTENTIONS}
+    choices: ClassVar = {"attention": ATTENTIONS, "norm": ("layer", "rms"), "mlp": ("gelu", "swiglu")}
+    positions_init = staticmethod(SMALL)
 
     def check(self, x: Array) -> None:
         for name in ("patch", "width", "heads"):
@@ -62,11 +83,14 @@ class DiT(Network):
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
         if self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4: sine and cosine of two coordinates")
+        if self.rope and self.width % (4 * self.heads):
+            raise ValueError(f"rope=True: width={self.width} must be a multiple of 4·heads={4 * self.heads}")
 
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
-        embedding = TimeEmbedding(self.width, self.time_scale, name="time")(c_noise)
+        embed = partial(TimeEmbedding, self.width, self.time_scale, rounded=self.rounded_frequencies)
+        embedding = embed(name="time")(c_noise)
         for name, value in scalars.items():
-            embedding += TimeEmbedding(self.width, self.time_scale, ZEROS, name=name)(value)
+            embedding += embed(last_init=ZEROS, name=name)(value)
         if self.num_classes:
             none = self.num_classes
             index = jnp.where(label < 0, none, label)
@@ -79,13 +103,21 @@ class DiT(Network):
         grid = to_patches(x.astype(self.dtype), self.patch)
         b, rows, columns, _ = grid.shape
         h = Pointwise(self.width, dtype=self.dtype, name="patches")(grid.reshape(b, rows * columns, grid.shape[-1]))
-        h += jnp.asarray(positions(rows, columns, self.width), self.dtype)[None]
+        if self.learned_positions:
+            places = self.param("positions", self.positions_init, (rows * columns, self.width))
+        else:
+            places = positions(rows, columns, self.width)
+        h += jnp.asarray(places, self.dtype)[None]
         kind = block_class(Block, remat=self.remat)
+        options = {"norm": self.norm, "qk_norm": self.qk_norm, "mlp": self.mlp}
+        options["grid"] = (rows, columns) if self.rope else None
         for i in range(self.depth):
-            block = kind(self.heads, self.mlp_ratio, self.dropout, self.attention, self.dtype, name=f"block_{i}")
+            block = kind(
+                self.heads, self.mlp_ratio, self.dropout, self.attention, self.dtype, name=f"block_{i}", **options
+            )
             h = block(h, embedding, deterministic)
         modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(embedding)
-        h = modulated_norm(h, *jnp.split(modulation[:, None], 2, axis=-1))
+        h = modulated(normed(h, self.norm, "out_norm"), *jnp.split(modulation[:, None], 2, axis=-1))
         features = self.patch**2 * self.channels_out(x)
         h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
         return from_patches(h.reshape(b, rows, columns, features), self.patch)
@@ -97,10 +129,11 @@ class TimeEmbedding(nn.Module):
     width: int
     scale: float
     last_init: Any = SMALL
+    rounded: bool = False
 
     @nn.compact
     def __call__(self, time: Float[Array, " b"]) -> Float[Array, "b width"]:
-        frequencies = jnp.asarray(10_000 ** -(np.arange(128) / 128), jnp.float32)
+        frequencies = jnp.asarray(ROUNDED_FREQUENCIES if self.rounded else FREQUENCIES, jnp.float32)
         # Cosines of large angles: float32 whatever the dtype of computation.
         angles = self.scale * time.astype(jnp.float32)[:, None] * frequencies[None]
         h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
@@ -109,9 +142,10 @@ class TimeEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """h + g₁(e)·attention(n₁(h)), then h + g₂(e)·mlp(n₂(h)): the layer norms nᵢ are scaled and shifted by e as well.
+    """h + g₁(e)·attention(n₁(h)), then h + g₂(e)·mlp(n₂(h)): the norms nᵢ are scaled and shifted by e as well.
 
-    All six maps of the embedding e start at zero, and so the block as the identity.
+    All six maps of the embedding e start at zero, and so the block as the identity. grid: rows and columns of patches,
+    where queries and keys are rotated by them.
     """
 
     heads: int
@@ -119,6 +153,10 @@ class Block(nn.Module):
     dropout: float
     attention: str
     dtype: Any
+    norm: str = "layer"
+    qk_norm: bool = False
+    mlp: str = "gelu"
+    grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(
@@ -128,16 +166,26 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(
             nn.Dense(6 * width, kernel_init=ZEROS, dtype=self.dtype, name="modulation")(embedding)[:, None], 6, axis=-1
         )
-        attended = self._attended(modulated_norm(h, shift, scale))
+        attended = self._attended(modulated(normed(h, self.norm, "norm_0"), shift, scale))
         h += gate * Dropout(self.dropout)(attended, deterministic)
-        inner = self._dense(int(self.mlp_ratio * width), "mlp_0")(modulated_norm(h, mlp_shift, mlp_scale))
-        inner = self._dense(width, "mlp_1")(nn.gelu(inner, approximate=True))
-        return h + mlp_gate * Dropout(self.dropout)(inner, deterministic)
+        inner = self._inner(modulated(normed(h, self.norm, "norm_1"), mlp_shift, mlp_scale))
+        return h + mlp_gate * Dropout(self.dropout)(self._dense(width, "mlp_1")(inner), deterministic)
+
+    def _inner(self, h: Array) -> Array:
+        if self.mlp == "gelu":
+            return nn.gelu(self._dense(int(self.mlp_ratio * h.shape[-1]), "mlp_0")(h), approximate=True)
+        hidden = round(self.mlp_ratio * h.shape[-1] * 2 / 3)
+        gate, values = jnp.split(self._dense(2 * hidden, "mlp_0")(h), 2, axis=-1)
+        return nn.silu(gate) * values
 
     def _attended(self, h: Array) -> Array:
         b, n, width = h.shape
         qkv = self._dense(3 * width, "qkv")(h)
         q, k, v = (part.reshape(b, n, self.heads, width // self.heads) for part in jnp.split(qkv, 3, axis=-1))
+        if self.qk_norm:
+            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
+        if self.grid is not None:
+            q, k = rotated(q, *self.grid), rotated(k, *self.grid)
         attended = attend(q, k, v, implementation=self.attention)
         return self._dense(width, "proj")(attended.reshape(b, n, width))
 
@@ -145,14 +193,55 @@ class Block(nn.Module):
         return Pointwise(features, dtype=self.dtype, name=name)
 
 
-def modulated_norm(
+class RMSNorm(nn.Module):
+    """scale·h/√(mean h² + 1e-6) over the last axis, with learned scales; statistics in float32."""
+
+    scale_init = staticmethod(nn.initializers.ones)
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "*dims d"]) -> Float[Array, "*dims d"]:
+        scale = self.param("scale", self.scale_init, h.shape[-1:])
+        return divided_by_rms(h) * scale.astype(h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
+
+
+def divided_by_rms(h: Float[Array, "*dims d"]) -> Float[Array, "*dims d"]:
+    """Returns h/√(mean h² + 1e-6) over the last axis, computed in float32."""
+    h32 = h.astype(jnp.float32)
+    return (h32 * jax.lax.rsqrt(jnp.mean(h32**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
+
+
+def normed(h: Float[Array, "b n width"], norm: str, name: str) -> Float[Array, "b n width"]:
+    """Returns the layer norm of h, without parameters, or for "rms" that of the module `name`."""
+    if norm == "rms":
+        return RMSNorm(name=name)(h)
+    h32 = h.astype(jnp.float32)
+    return divided_by_rms(h32 - jnp.mean(h32, axis=-1, keepdims=True)).astype(h.dtype)
+
+
+def modulated(
     h: Float[Array, "b n width"], shift: Float[Array, "b 1 width"], scale: Float[Array, "b 1 width"]
 ) -> Float[Array, "b n width"]:
-    """Layer norm without parameters of its own, times 1 + scale, plus shift; statistics in float32."""
-    h32 = h.astype(jnp.float32)
-    centred = h32 - jnp.mean(h32, axis=-1, keepdims=True)
-    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
-    return normed.astype(h.dtype) * (1 + scale) + shift
+    """Returns h·(1 + scale) + shift."""
+    return h * (1 + scale) + shift
+
+
+def rotated(x: Float[Array, "b n heads c"], rows: int, columns: int) -> Float[Array, "b n heads c"]:
+    """Rotates each pair of neighbouring channels by its angle of `rotations`.   [Su et al. 2021, RoPE, eq. 34]"""
+    angles = rotations(rows, columns, x.shape[-1])
+    cos, sin = (jnp.asarray(wave, x.dtype)[None, :, None] for wave in (np.cos(angles), np.sin(angles)))
+    even, odd = x[..., ::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+
+
+def rotations(rows: int, columns: int, width: int) -> np.ndarray:
+    """Returns the angles of the pairs of `width` channels at each patch, (rows·columns, width/2), float64.
+
+    The first half of the pairs turns by the patch's row and the last half by its column, both by 1 down to about 1e-4
+    rad a patch.   [Fang et al. 2024, EVA-02, sec. 2.1; Yao et al. 2025, LightningDiT]
+    """
+    frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    return np.concatenate([place.ravel()[:, None] * frequencies[None] for place in (row, column)], axis=1)
 
 
 def positions(rows: int, columns: int, width: int) -> np.ndarray:
