@@ -31,7 +31,8 @@ from cmjax.data.base import Source
 from cmjax.data.batches import Batches
 from cmjax.data.on_demand import KeptSource
 from cmjax.data.tfds import names_in
-from cmjax.runs.setup import first_state, set_up, train_step_of
+from cmjax.runs.setup import set_up
+from cmjax.runs.train_step import train_step_of
 from cmjax.system.environment import prefer_fast_convolutions
 from cmjax.training.step import compile_train_step
 
@@ -105,7 +106,7 @@ def of_step(recipe: str) -> Row:
     """The train step of a recipe, on one batch again and again."""
     run = read_run(load_recipe(recipe).to_dict())
     setup = set_up(run, run.data.open)
-    state = first_state(setup)
+    state = setup.first_state()
     batch = Batches(setup.source, run.batch_size, run.seed).at(0)
     step = compile_train_step(
         train_step_of(run, setup.model, setup.teacher, setup.mesh), state, setup.frozen, batch, setup.mesh

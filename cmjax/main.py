@@ -1,24 +1,29 @@
-"""The program: `python -m cmjax.main --config=configs/digits_ct.py`, or `cmjax sample --workdir=runs/digits_ct`."""
+"""The program: `python -m cmjax.main --config=configs/digits_ct.py`, or `cmjax sample --workdir=runs/digits_ct`.
+
+Modules are imported where they are used: `--help` and `--mode=status` answer without jax.
+"""
 
 import logging
 import os
 import signal
 import sys
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from cmjax.system.signals import leave_on_signals, restore_signals, say_last
+from cmjax.system.errors import OtherProcessError, UserError
+from cmjax.system.signals import Stopped, exit_on_signals, print_last, restore_signals
 
 if TYPE_CHECKING:
     from cmjax.cli.command_line import Options
 
-ALONE = ("plan", "average", "import", "export")
-"""Modes that one process does in a moment."""
+ONE_PROCESS = ("plan", "average", "import", "export")
+"""Modes that run in one process."""
 
 
 def main() -> None:
-    """Do what the command line says, and end with one line where it cannot be done."""
-    leave_on_signals(partial(_leave, None))  # before the imports, which take a second
+    """Run the mode that the command line names; exit with one line where that is not possible."""
+    exit_on_signals(partial(_exit_now, None))  # before the imports, which take a second
     try:
         _main()
     finally:
@@ -27,34 +32,24 @@ def main() -> None:
 
 def _main() -> None:
     from cmjax.cli.command_line import parse
-    from cmjax.config.fields import ConfigError
+    from cmjax.system.environment import check_environment
 
     _set_up_process()
     try:
-        _check_environment()
+        check_environment()
         module, options = parse(sys.argv[1:])
-        leave_on_signals(partial(_leave, options))
-        _do(module, options)
+        exit_on_signals(partial(_exit_now, options))
+        _run(module, options)
         sys.stdout.flush()
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # of `cmjax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
-def _check_environment() -> None:
-    from cmjax.config.fields import ConfigError
-    from cmjax.system.environment import check_environment
-
-    try:
-        check_environment()
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def _set_up_process() -> None:
-    """What is said, and where, and how XLA compiles."""
+    """Set up logging, and the flags of XLA."""
     from cmjax.system.environment import prefer_fast_convolutions, quiet_libraries
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -62,25 +57,17 @@ def _set_up_process() -> None:
     prefer_fast_convolutions()
 
 
-def _do(module, options: "Options") -> None:
-    from cmjax.config.fields import ConfigError
-    from cmjax.data.base import DataError
-    from cmjax.system.files import PathError
-    from cmjax.system.libraries import MissingLibrary
-    from cmjax.system.processes import OtherProcessError
-    from cmjax.training.loop import NonFiniteLoss, Stopped
-    from cmjax.training.newest import CheckpointError
-
+def _run(module: ModuleType, options: "Options") -> None:
     try:
-        if options.mode not in ("status", "report"):  # files are all they need: they wait for no other process
+        if options.mode not in ("status", "report"):  # they only read files, and wait for no other process
             _join(options.mode)
         module.start(options)
-    except (ConfigError, DataError, CheckpointError, NonFiniteLoss, MissingLibrary, PathError) as error:
+    except UserError as error:
         _end(1, f"error: {error}")
     except OtherProcessError:
-        _end(1, None)  # the first process says what it was
+        _end(1, None)  # the first process prints the reason
     except Stopped as stopped:
-        say_last(str(stopped))
+        print_last(str(stopped))
         sys.exit(_code(options, stopped.number))
     except BrokenPipeError:
         raise
@@ -92,7 +79,7 @@ def _do(module, options: "Options") -> None:
 
 
 def _known_problem(error: Exception) -> str | None:
-    """What to say of an error of the machine or the installation; None of one that is the program's own."""
+    """An error message for a fault of the machine or the installation; None for a fault of the program."""
     from cmjax.system.environment import no_device
     from cmjax.system.libraries import how_to_install
     from cmjax.system.memory import out_of_memory
@@ -104,7 +91,7 @@ def _known_problem(error: Exception) -> str | None:
 
 
 def _join(mode: str) -> None:
-    """Join the other processes of the job: the first thing that a mode does."""
+    """Join the other processes of the job, before anything uses a device."""
     import jax
 
     from cmjax.config.fields import ConfigError
@@ -117,33 +104,35 @@ def _join(mode: str) -> None:
     if not jax.distributed.is_initialized():
         return
     if jax.process_index() > 0:
-        logging.getLogger("cmjax").setLevel(logging.WARNING)  # one process speaks for all
-    if mode in ALONE and jax.process_count() > 1:
+        logging.getLogger("cmjax").setLevel(logging.WARNING)  # the first one logs for all
+    if mode in ONE_PROCESS and jax.process_count() > 1:
         raise ConfigError(f"--mode={mode}: it runs in one process, and there are {jax.process_count()}")
 
 
 def _end(code: int, message: str | None) -> NoReturn:
-    """Say why, and end; one of several processes does not wait for the others, which may be waiting for it."""
-    import jax
+    """Print the message and exit; one of several processes does not wait for the others, which may wait for it."""
+    if "jax" in sys.modules:
+        import jax
 
-    from cmjax.system.environment import no_device
-    from cmjax.system.processes import leave_at_once
+        from cmjax.system.environment import no_device
+        from cmjax.system.processes import leave_at_once
 
-    several = jax.distributed.is_initialized() and not no_device() and jax.process_count() > 1
+        if jax.distributed.is_initialized() and not no_device() and jax.process_count() > 1:
+            if message:
+                print(f"process {jax.process_index()}: {message}", file=sys.stderr)
+            leave_at_once(code)
     if message:
-        print(f"process {jax.process_index()}: {message}" if several else message, file=sys.stderr)
-    if several:
-        leave_at_once(code)
+        print(message, file=sys.stderr)
     sys.exit(code)
 
 
 def _code(options: "Options", number: int) -> int:
-    """The exit code of a program that a signal ended: of a training that a scheduler stops, the user's own."""
+    """The exit code after a signal: of a training that a scheduler stops, the one that the user chose."""
     return options.stopped_exit_code if options.mode == "train" and number != signal.SIGINT else 128 + number
 
 
-def _leave(options: "Options | None", number: int, second: bool) -> None:
-    """End at once by a signal: nothing has been computed since the last save, or the user asked twice."""
+def _exit_now(options: "Options | None", number: int, second: bool) -> None:
+    """Exit at once by a signal: nothing was computed since the last save, or it is the second signal."""
     name, code = signal.Signals(number).name, 128 + number
     if second:
         message = f"left at once by a second {name}; what was not saved is lost"
@@ -152,7 +141,7 @@ def _leave(options: "Options | None", number: int, second: bool) -> None:
     else:
         goes_on = "starts again" if options.mode == "train" else "goes on with what is missing"
         message, code = f"stopped by {name}; the same command {goes_on}", _code(options, number)
-    say_last(message)
+    print_last(message)
     if "cmjax.system.lock" in sys.modules:
         sys.modules["cmjax.system.lock"].release_all()
     os._exit(code)

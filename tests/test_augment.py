@@ -17,7 +17,7 @@ from cmjax.data.augment import COLOR, GEOMETRY, PAIRS, Draws, draw, edm, label_s
 from cmjax.data.batches import preprocess
 from cmjax.data.warp import SYM6, warp
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.setup import inputs_of
+from cmjax.runs.train_step import inputs_of
 from cmjax.system.mesh import batch_sharding, make_mesh
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer

@@ -12,8 +12,8 @@ import pytest
 from cmjax.system import mesh
 from cmjax.system.mesh import make_mesh
 from cmjax.training.checkpoint import Checkpointer, CheckpointError, restore_average
-from cmjax.training.checksums import CHECKSUMS
 from cmjax.training.optimizer import make_optimizer
+from cmjax.training.saved import CHECKSUMS
 from cmjax.training.step import init_state
 
 OPTIMIZER = make_optimizer(

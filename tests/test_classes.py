@@ -16,7 +16,9 @@ from cmjax.data.base import ArraySource, DataError
 from cmjax.data.sources import arrays
 from cmjax.generation.arguments import edit_labels, read_label
 from cmjax.generation.interpolation import interpolate
-from cmjax.runs.classes import check_classes, class_of, classes_of, in_words
+from cmjax.runs.about_data import classes_of
+from cmjax.runs.classes import class_of, in_words
+from cmjax.runs.dependencies import check_classes
 from cmjax.runs.record import read_record, write_record
 from cmjax.runs.trained import open_trained
 

@@ -66,7 +66,7 @@ def test_a_recipe_names_the_runs_folder(monkeypatch):
 
 def test_every_mode_has_a_summary_and_documents_its_flags():
     assert list(SUMMARIES) == list(MODES)
-    files = {path.stem for path in (ROOT / "cmjax" / "modes").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "cmjax" / "cli").glob("*.py")} - {"__init__", "command_line", "flags"}
     assert files == {name.rpartition(".")[2] for name in MODES.values()}
     for mode in MODES:
         help = command_line._help(mode)

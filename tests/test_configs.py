@@ -15,7 +15,7 @@ from cmjax.config.methods import METHODS
 from cmjax.config.optimizer import long_average, long_target
 from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.setup import _started
+from cmjax.runs.setup import started_from
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "folder": (64, 64, 3), "arrays": (4, 4, 4)}
@@ -85,7 +85,7 @@ def test_a_recipe_starts_from_the_run_it_names(name):
         _, shape, params = shapes_of(name, smallest(name))
         other = flow_map_of(run.init_from)
         assert other.shape == shape
-        assert jax.tree.structure(_started(params, other, run.init_from)) == jax.tree.structure(params)
+        assert jax.tree.structure(started_from(other.params, params, run.init_from)) == jax.tree.structure(params)
 
 
 @pytest.mark.parametrize("name", RECIPES)

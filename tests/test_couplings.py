@@ -14,7 +14,7 @@ from cmjax.core import paths
 from cmjax.core.couplings import exchanged, minibatch_ot
 from cmjax.data.batches import batch_shapes
 from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.setup import train_step_of
+from cmjax.runs.train_step import train_step_of
 from cmjax.system.mesh import make_mesh
 from cmjax.training.step import state_shapes, trace_train_step
 from configs import digits_cd, digits_ct, digits_edm, digits_pd, digits_sct

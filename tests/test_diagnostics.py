@@ -31,8 +31,9 @@ from cmjax.metrics.diagnostics import (
     times_within,
     trajectory_times,
 )
-from cmjax.runs.record import read_record, write_model
+from cmjax.runs.record import read_record
 from cmjax.runs.trained import load, open_trained
+from cmjax.runs.weights import write_model
 from cmjax.system.mesh import make_mesh
 from cmjax.training.loop import _LateMetrics
 from cmjax.training.method import Method

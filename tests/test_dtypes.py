@@ -15,7 +15,8 @@ from cmjax.data.batches import batch_shapes
 from cmjax.generation.sampling import class_labels, consistency_sample, diffusion_sample, with_guidance
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning.abstract import frozen_shapes
-from cmjax.runs.setup import mesh_of, train_step_of
+from cmjax.runs.setup import mesh_of
+from cmjax.runs.train_step import train_step_of
 from cmjax.training.optimizer import track_averages
 from cmjax.training.step import state_shapes
 

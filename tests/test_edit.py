@@ -22,7 +22,7 @@ from cmjax.generation.sampling import keys_of
 from cmjax.interop.keys import Foreign
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
-from cmjax.runs.record import write_model
+from cmjax.runs.weights import write_model
 
 SHAPE = (8, 8, 3)
 FLAGS = {"seed": 0, "patch": 4, "sigma": None, "add_noise": False, "margin": 0.25, "clip": True}

@@ -96,7 +96,12 @@ def test_every_library_that_cmjax_imports_is_a_dependency_or_has_an_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     of_package = {name.lower(): module for module, names in packages_distributions().items() for name in names}
     packages = [text.partition(">")[0].lower() for text in project["dependencies"]]
-    known = {of_package.get(package, package.replace("-", "_")) for package in packages} | {"sklearn", "PIL", "orbax"}
+    known = {of_package.get(package, package.replace("-", "_")) for package in packages} | {
+        "sklearn",
+        "PIL",
+        "orbax",
+        "matplotlib",
+    }
     assert set(EXTRAS.values()) <= project["optional-dependencies"].keys()
     for path in (ROOT / "cmjax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

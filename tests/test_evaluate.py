@@ -25,7 +25,7 @@ from cmjax.interop.statistics import read_statistics, write_statistics
 from cmjax.metrics.classifier import perceptron
 from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.functional import frechet_distance
-from cmjax.runs.record import write_model
+from cmjax.runs.weights import write_model
 from cmjax.system.unpickle import UnsafeFile
 from cmjax.training.state import TrainState
 from configs import digits_ct

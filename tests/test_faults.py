@@ -136,7 +136,7 @@ def test_ctrl_c_while_importing_and_while_drawing_twice(start, tmp_path):
     importing.send_signal(signal.SIGINT)
     assert end(importing, 130, within_s=10) == "stopped by SIGINT; nothing was begun\n"
 
-    drawing = start(*options(tmp_path / "b", 3, figures__num=1500))
+    drawing = start(*options(tmp_path / "b", 3, metrics__num=1500))
     while "drawing" not in (line := drawing.stderr.readline()):
         assert drawing.poll() is None, line
     drawing.send_signal(signal.SIGINT)
@@ -152,10 +152,10 @@ def test_a_second_sigterm_leaves_at_once():
     program = """
 import time
 import cmjax.main as main
-from cmjax.command_line import parse
+from cmjax.cli.command_line import parse
 from cmjax.system.signals import stop_requests
 _, options = parse(["--mode=train"])
-main.leave_on_signals(main.partial(main._leave, options))
+main.exit_on_signals(main.partial(main._exit_now, options))
 with stop_requests() as stop_requested:
     print("ready", flush=True)
     while not stop_requested():

@@ -12,15 +12,14 @@ import pytest
 from cmjax.cli import status, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
-from cmjax.config.recorded import FORMAT
 from cmjax.reporting.curves import plot_of
 from cmjax.reporting.tables import starts
 from cmjax.runs.history import totals
 from cmjax.runs.record import read_record
-from cmjax.runs.status import find
-from cmjax.runs.workdir import check_workdir, output
-from cmjax.training.checkpoint import CheckpointError
-from cmjax.training.logging import MetricsWriter
+from cmjax.runs.status import read_status
+from cmjax.runs.workdir import FORMAT, Workdir, output
+from cmjax.training.logging import MetricsWriter, MirrorError
+from cmjax.training.saved import CheckpointError
 from tests.in_process import do
 from tests.test_faults import config_of
 
@@ -35,7 +34,7 @@ def history(workdir):
 
 def test_a_run_keeps_what_each_start_trained_and_its_record_says_what_held_for_which_steps(tmp_path, caplog, capsys):
     run = tmp_path / "run"
-    train.run(config_of(steps=4, figures__num=0), run, recipe="digits_ct")
+    train.run(config_of(steps=4, metrics__num=0), run, recipe="digits_ct")
     of_first, record = read(run / "summary.json"), read(run / "config.json")
 
     changes = {"seed": 1, "optimizer__learning_rate": 1e-5, "samples__num": 2}
@@ -105,7 +104,7 @@ def test_the_reports_table_of_starts(tmp_path):
 def test_a_run_of_earlier_code_has_no_history(tmp_path):
     train_record = {"config": {"objective": {"name": "ct"}, "net": {"name": "mlp"}, "steps": 3}, "shape": [8, 8, 1]}
     (tmp_path / "config.json").write_text(json.dumps({**train_record, "num_classes": None}))
-    assert find(tmp_path).starts == []
+    assert read_status(tmp_path).starts == []
 
 
 def test_a_record_of_a_later_version_is_refused_by_its_format(tmp_path):
@@ -137,7 +136,7 @@ def test_a_run_goes_on_under_its_name_at_weights_and_biases(tmp_path, monkeypatc
         raise ValueError("No API key\nconfigured")
 
     monkeypatch.setattr(wandb, "init", not_logged_in)
-    with pytest.raises(ConfigError, match=r"config\.log\.wandb=True: .*No API key configured; log in by `wandb login`"):
+    with pytest.raises(MirrorError, match=r"config\.log\.wandb=True: .*No API key configured; log in by `wandb login`"):
         train.run(config_of(steps=4, log__wandb=True), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -179,7 +178,7 @@ def data(tmp_path):
 def test_where_a_run_may_not_live(tmp_path, data):
     def refused(workdir, data_dir=""):
         with pytest.raises(ConfigError, match=r"^--workdir=") as error:
-            check_workdir(workdir, str(data_dir))
+            Workdir(workdir).check(str(data_dir))
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -201,11 +200,11 @@ def test_where_a_run_may_not_live(tmp_path, data):
 
 
 def test_where_a_run_may_live(tmp_path, data):
-    check_workdir(tmp_path / "run", str(data))
-    check_workdir(tmp_path / "data-run", str(data))
+    Workdir(tmp_path / "run").check(str(data))
+    Workdir(tmp_path / "data-run").check(str(data))
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "running.json").touch()
-    check_workdir(tmp_path / "killed", "")
+    Workdir(tmp_path / "killed").check()
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(tmp_path):

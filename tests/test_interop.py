@@ -29,7 +29,8 @@ from cmjax.interop.torch_files import read_torch
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI
 from cmjax.nets.layers import convolve
-from cmjax.runs.record import read_record, write_model, write_record
+from cmjax.runs.record import read_record, write_record
+from cmjax.runs.weights import write_model
 
 CHECKPOINTS = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "ckpt"
 OPENAI_STYLES = {

@@ -71,7 +71,7 @@ def refused(monkeypatch, capsys):
         return f"{said}{ended.value.code}" if isinstance(ended.value.code, str) else said
 
     monkeypatch.chdir(ROOT)
-    for name in ("leave_on_signals", "_set_up_process"):  # what a process does to itself
+    for name in ("exit_on_signals", "_set_up_process"):  # what a process does to itself
         monkeypatch.setattr(main, name, lambda *_: None)
     return refused
 

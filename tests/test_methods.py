@@ -15,7 +15,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.methods import METHODS
 from cmjax.config.run import read_run
 from cmjax.core import losses
-from cmjax.runs.setup import inputs_of
+from cmjax.runs.train_step import inputs_of
 from configs import common
 
 KEY = jax.random.key(0)

@@ -27,8 +27,9 @@ from cmjax.reporting.curves import points
 from cmjax.reporting.images import even_choice, exact, grids_of, shrink
 from cmjax.reporting.nearest import images_in, search
 from cmjax.reporting.page import report_at_end
-from cmjax.runs.record import write_model, write_record
+from cmjax.runs.record import write_record
 from cmjax.runs.trained import open_trained
+from cmjax.runs.weights import write_model
 from cmjax.system.files import files_below, to_path, write_atomically
 from cmjax.system.libraries import MissingLibrary
 from cmjax.system.mesh import make_mesh

@@ -22,8 +22,8 @@ from cmjax.core.paths import ve
 from cmjax.evaluation.results import read_rows, row_there, table
 from cmjax.generation import files, search
 from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, sample_images, with_guidance
-from cmjax.runs.record import write_model
 from cmjax.runs.trained import open_trained
+from cmjax.runs.weights import write_model
 from configs import digits_classes, digits_edm, digits_meanflow, digits_trig
 
 SMALL = {"width": 16, "depth": 1}

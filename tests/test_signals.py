@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cmjax import main
-from cmjax.system.signals import NUMBERS, insists, leave_on_signals, restore_signals
+from cmjax.system.signals import NUMBERS, exit_on_signals, is_urgent, restore_signals
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -46,11 +46,11 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 def test_only_ctrl_c_and_a_second_sigterm_give_up_a_save():
-    assert insists(signal.SIGINT, signal.SIGUSR1)
-    assert insists(signal.SIGTERM, signal.SIGTERM)
-    assert not insists(signal.SIGTERM, signal.SIGUSR1)  # of SLURM, at the limit after the warning
-    assert not insists(signal.SIGUSR1, signal.SIGUSR1)
-    assert not insists(signal.SIGHUP, signal.SIGTERM)
+    assert is_urgent(signal.SIGINT, signal.SIGUSR1)
+    assert is_urgent(signal.SIGTERM, signal.SIGTERM)
+    assert not is_urgent(signal.SIGTERM, signal.SIGUSR1)  # of SLURM, at the limit after the warning
+    assert not is_urgent(signal.SIGUSR1, signal.SIGUSR1)
+    assert not is_urgent(signal.SIGHUP, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("arguments", [["--list"], ["status", "--workdir=/none"]])
@@ -67,7 +67,7 @@ def test_a_program_that_called_main_has_its_signals_back(monkeypatch, capsys, ar
         with pytest.raises(SystemExit):
             main.main()
         assert handlers() == before
-        leave_on_signals(lambda *_: None)
+        exit_on_signals(lambda *_: None)
         assert handlers() != before
         restore_signals()
         assert handlers() == before

@@ -17,8 +17,8 @@ from cmjax.data.sources import digits
 from cmjax.generation import sampling
 from cmjax.runs import setup
 from cmjax.system.mesh import batch_sharding, make_mesh
+from cmjax.system.signals import Stopped
 from cmjax.training import loop
-from cmjax.training.loop import Stopped
 from tests.compiling import as_a_user
 
 SMALL = {

@@ -10,7 +10,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP
-from cmjax.runs.setup import _started
+from cmjax.runs.setup import started_from
 
 FIELDS = {"width": 4, "depth": 1, "frequencies": 2, "embedding_width": 3}
 
@@ -26,7 +26,7 @@ def other(**fields):
 def test_the_other_runs_parameters_and_the_fresh_ones_of_what_it_lacks(caplog):
     fresh, teacher = network(0, two_times=True, guided=True, weight_head=4), other()
     with caplog.at_level(logging.INFO, logger="cmjax"):
-        started = _started(fresh, teacher, "runs/teacher")
+        started = started_from(teacher.params, fresh, "runs/teacher")
     assert started.keys() == fresh.keys()
     for name, leaves in started.items():
         source = fresh if name in ("time_s", "guidance", "weight_head") else teacher.params
@@ -34,7 +34,7 @@ def test_the_other_runs_parameters_and_the_fresh_ones_of_what_it_lacks(caplog):
     assert "runs/teacher has no guidance, time_s, weight_head:" in caplog.text
     caplog.clear()
     same = other(two_times=True, guided=True, weight_head=4)
-    jax.tree.map(np.testing.assert_array_equal, _started(fresh, same, "runs/same"), same.params)
+    jax.tree.map(np.testing.assert_array_equal, started_from(same.params, fresh, "runs/same"), same.params)
     assert not caplog.text
 
 
@@ -52,4 +52,4 @@ def test_the_other_runs_parameters_and_the_fresh_ones_of_what_it_lacks(caplog):
 )
 def test_any_other_difference_is_refused(ours, theirs):
     with pytest.raises(ConfigError, match=r"config.init_from='runs/x'"):
-        _started(network(0, **ours), other(**theirs), "runs/x")
+        started_from(other(**theirs).params, network(0, **ours), "runs/x")

@@ -10,8 +10,9 @@ from cmjax.config.fields import ConfigError, changed
 from cmjax.config.methods import read_model
 from cmjax.config.optimizer import long_average, long_target
 from cmjax.core.ema_rates import constant_rate
-from cmjax.runs.record import read_record, write_model, write_record
+from cmjax.runs.record import read_record, write_record
 from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.weights import write_model
 from configs import digits_edm
 
 

@@ -182,7 +182,7 @@ def answer(monkeypatch, arguments):
 def read_only(monkeypatch):
     """Training that ends where the recipe is read, and a program that leaves the signals to pytest."""
     monkeypatch.chdir(ROOT)
-    for name in ("leave_on_signals", "_set_up_process"):  # what a process does to itself
+    for name in ("exit_on_signals", "_set_up_process"):  # what a process does to itself
         monkeypatch.setattr(cmjax.main, name, lambda *_: None)
     monkeypatch.setattr(train, "run", lambda config, *_, **__: train.read_run(config))
     return monkeypatch

@@ -14,8 +14,8 @@ from cmjax.config.optimizer import with_power_average
 from cmjax.core.typing import Params
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.classes import recorded_classes
-from cmjax.runs.record import check_new, write_model
 from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.weights import check_new, write_model
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 

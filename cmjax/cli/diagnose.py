@@ -29,12 +29,12 @@ from cmjax.metrics.comparison import METRICS
 from cmjax.metrics.diagnostics import ConsistencyErrors, consistency_errors, level_range, trajectory_times
 from cmjax.plotting.plots import line_plot, save_png
 from cmjax.runs.losses import logged_losses, losses_by_level
-from cmjax.runs.setup import open_for_sampling
-from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.trained import Trained, open_for_sampling, open_trained
 from cmjax.runs.workdir import output
+from cmjax.system.errors import OtherProcessError
 from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.mesh import batch_sharding, distribute, make_mesh, replicated
-from cmjax.system.processes import OtherProcessError, on_first_process, say
+from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)

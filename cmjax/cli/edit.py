@@ -21,8 +21,7 @@ from cmjax.generation.editing import ALL_TASKS, IMAGES_NEEDED, TASKS, TaskSettin
 from cmjax.generation.files import check_results, write_strip
 from cmjax.generation.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.generation.sampling import guided_as_trained
-from cmjax.runs.setup import open_for_sampling
-from cmjax.runs.trained import Trained
+from cmjax.runs.trained import Trained, open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh

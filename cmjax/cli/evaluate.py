@@ -34,10 +34,8 @@ from cmjax.generation.samplers import NamedSampler, named_sampler, samples_from_
 from cmjax.interop.statistics import write_statistics
 from cmjax.metrics.registry import METRICS, too_few
 from cmjax.plotting.plots import save_png
-from cmjax.runs.record import RECORD
-from cmjax.runs.setup import cache_compilations
 from cmjax.runs.trained import Trained, open_trained
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import RECORD, cache_compilations, output
 from cmjax.system.content import content_key
 from cmjax.system.files import cache_of, to_path
 from cmjax.system.processes import on_first_process, say

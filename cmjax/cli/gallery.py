@@ -14,8 +14,8 @@ from cmjax.generation.arguments import edit_times
 from cmjax.generation.editing import ALL_TASKS
 from cmjax.generation.gallery import HEADINGS, gallery_images, gallery_rows
 from cmjax.plotting.plots import save_png, sheet
-from cmjax.runs.setup import open_for_sampling
 from cmjax.runs.stale import CHECKPOINT
+from cmjax.runs.trained import open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh

@@ -25,7 +25,7 @@ from cmjax.interop.weights import is_weights_file, read_weights
 from cmjax.nets import NETS
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.classes import recorded_classes
-from cmjax.runs.record import check_new, write_model
+from cmjax.runs.weights import check_new, write_model
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 

@@ -32,7 +32,8 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning.abstract import DataShapes, data_shapes, frozen_shapes, teacher_shapes
 from cmjax.planning.advice import Memory, advise, what_fits
 from cmjax.planning.budget import bounds, page
-from cmjax.runs.setup import count, mesh_of, train_step_of
+from cmjax.runs.setup import count_parameters, mesh_of
+from cmjax.runs.train_step import train_step_of
 from cmjax.system.chips import Chip, chip_of, topology_devices
 from cmjax.system.collectives import summarize
 from cmjax.system.files import to_json, write_atomically
@@ -116,7 +117,7 @@ def _plan_training(
             data.shape, data.dtype, data.num_classes, run.batch_size, steps_per_call=run.steps_per_call
         ),
     }
-    report["parameters"] = count(shapes["state"].params)
+    report["parameters"] = count_parameters(shapes["state"].params)
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", mesh.size)
     step, state, frozen, batch = train_step_of(run, model, teacher, mesh), *shapes.values()
     traced = trace_train_step(step, state, frozen, batch, mesh, steps_per_call=run.steps_per_call)

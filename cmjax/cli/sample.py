@@ -20,8 +20,7 @@ from cmjax.generation.files import check_size, write_samples
 from cmjax.generation.samplers import conditioned, named_sampler, samples_from_flags
 from cmjax.generation.sampling import SampleSequence
 from cmjax.generation.search import find_times
-from cmjax.runs.setup import open_for_sampling
-from cmjax.runs.trained import Trained
+from cmjax.runs.trained import Trained, open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path

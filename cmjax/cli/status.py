@@ -1,6 +1,6 @@
-"""`--mode=status`: what a run is, where it stands, how fast it goes, its newest figures and what is on disk.
+"""`--mode=status`: show what a run is, where it stands, how fast it goes, its newest metrics and its files.
 
-Files are read and nothing else: no device is used, and no other process waited for.
+It only reads files: it uses no device and waits for no other process.
 
     cmjax status --workdir=runs/digits_ct
 """
@@ -10,16 +10,16 @@ from pathlib import Path
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.metrics.table import format_table
-from cmjax.runs.status import find
-from cmjax.runs.status_text import Rows, rows_of, size, versions
+from cmjax.runs.status import Rows, read_status, rows_of, size, versions
+from cmjax.runs.workdir import Workdir
 from cmjax.system.files import size_of
 
 LISTED = 5
-"""Checkpoints that are told one by one."""
+"""So many of the newest checkpoints are listed one by one."""
 
 
 def declare(flags: Flags) -> None:
-    """No flags of its own."""
+    """The mode has no flags of its own."""
 
 
 def start(options: Options) -> None:
@@ -31,15 +31,15 @@ def run(workdir: Path) -> None:
 
     Raises: ConfigError where it is no run's folder.
     """
-    found = find(workdir)
-    rows = [*rows_of(workdir, found), *_on_disk(workdir, found.saved), ("versions", versions(found.record))]
+    status = read_status(workdir)
+    rows = [*rows_of(workdir, status), *_on_disk(workdir, status.saved), ("versions", versions(status.record))]
     print("\n".join(f"{name:13s}{text}" for name, text in rows))
-    if found.summary.get("metrics"):
-        print(f"\nmetrics at step {found.summary['steps']:,}\n{format_table(found.summary['metrics'])}")
+    if status.summary.get("metrics"):
+        print(f"\nmetrics at step {status.summary['steps']:,}\n{format_table(status.summary['metrics'])}")
 
 
 def _on_disk(workdir: Path, saved: list[int]) -> Rows:
-    folder = workdir / "checkpoints"
+    folder = Workdir(workdir).checkpoints
     sizes = {path.name: size_of(path) for path in workdir.iterdir()}
     yield "on disk", f"{size(sum(sizes.values()))} in {workdir}"
     for step in saved[: -LISTED - 1 : -1]:
@@ -52,5 +52,5 @@ def _on_disk(workdir: Path, saved: list[int]) -> Rows:
             yield "", f"{path.name}: {size(size_of(path))}, put aside as it could not be read"
     for name in sorted(sizes.keys() - {"checkpoints"}):
         if (workdir / name).is_dir():
-            pictures = f"{len(list((workdir / name).iterdir()))} files, " * (name == "samples")
-            yield "", f"{name}: {pictures}{size(sizes[name])}"
+            files = f"{len(list((workdir / name).iterdir()))} files, " * (name == "samples")
+            yield "", f"{name}: {files}{size(sizes[name])}"

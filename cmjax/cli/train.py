@@ -1,4 +1,4 @@
-"""`--mode=train`: train, or go on with, a run, and end it with images, metrics and a summary.
+"""`--mode=train`: train a run, or resume it, and end it with images, metrics and a summary.
 
     cmjax train --config=configs/digits_ct.py
     cmjax train --config=configs/cifar_ct.py --config.data.data_dir=~/tensorflow_datasets --config.batch_size=256
@@ -10,7 +10,7 @@ The same command goes on with a run that was stopped.
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from signal import Signals
@@ -19,49 +19,36 @@ from typing import Any
 from cmjax.cli.command_line import Options
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import average_texts, long_average, long_target
+from cmjax.config.optimizer import average_texts
 from cmjax.config.run import Run, read_run
-from cmjax.data.batches import Batches
-from cmjax.data.sources import Source
+from cmjax.data.base import Source
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.callbacks import Callback, evaluation_callback, in_turn
 from cmjax.evaluation.results import ROWS, drop_rows_after
 from cmjax.generation.run_samples import RunSamples
 from cmjax.metrics.comparison import run_metrics
 from cmjax.reporting.page import report_at_end
-from cmjax.runs.classes import about_data
+from cmjax.runs.about_data import about_data
 from cmjax.runs.dependencies import check_others
 from cmjax.runs.history import Session
 from cmjax.runs.provenance import devices
 from cmjax.runs.record import as_trained, keep_config, write_record
-from cmjax.runs.setup import (
-    Setup,
-    alone_in,
-    cache_compilations,
-    check_num_metrics,
-    count,
-    first_state,
-    set_up,
-    shapes_of_state,
-    train_step_of,
-)
+from cmjax.runs.setup import Setup, check_num_metrics, count_parameters, set_up
 from cmjax.runs.stale import remove_later
 from cmjax.runs.summary import losses_of, summary_text, write_summary
-from cmjax.runs.trained import newest_checkpoint
-from cmjax.runs.workdir import check_workdir
+from cmjax.runs.train_step import compile_step
+from cmjax.runs.workdir import Workdir, cache_compilations
 from cmjax.system.files import cache_of, make_cache
 from cmjax.system.libraries import require
-from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
-from cmjax.system.mesh import batch_sharding
 from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
+from cmjax.system.signals import Stopped
 from cmjax.training.checkpoint import Checkpointer
-from cmjax.training.logging import MetricsWriter, MirrorError
-from cmjax.training.loop import NonFiniteLoss, Stopped, run_loop
+from cmjax.training.logging import MetricsWriter, open_writer
+from cmjax.training.loop import run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
-from cmjax.training.state import Examples, TrainState
-from cmjax.training.step import CompiledStep, compile_train_step
+from cmjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -83,70 +70,131 @@ def start(options: Options) -> None:
 
 
 def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, profile: str | None = None) -> None:
-    """Train the recipe `config` in `workdir`, from its newest checkpoint if there is one.
+    """Train a configuration in `workdir`, from its newest checkpoint if there is one.
 
-    Args: recipe: its name, for the record. profile: steps to trace, as 20:25.
+    Args:   config: as `configs.digits_ct.get_config().to_dict()`. recipe: its name, for the record. profile: steps to
+            trace, as "20:25".
+    Raises: ConfigError or DataError, before anything is written, where something does not fit; Stopped where a signal
+            stopped the run, which is saved; NonFiniteLoss; CheckpointError.
     """
     began = time.perf_counter()
-    run = read_run(config)
+    run, folder = read_run(config), Workdir(workdir)
     if run.log.wandb:
         require("wandb", "config.log.wandb=True")
     check_others(run)
     check_num_metrics(run)
-    steps = _steps_to_trace(profile, run)
-    on_first_process(lambda: check_workdir(workdir, run.data.data_dir))
-    with alone_in(workdir), Session(workdir, began=began, recipe=recipe) as session:
-        _run_alone(run, config, workdir, session, steps)
+    trace_steps = _steps_to_trace(profile, run)
+    on_first_process(lambda: folder.check(run.data.data_dir))
+    with folder.exclusive(), Session(workdir, began=began, recipe=recipe) as session:
+        on_first_process(lambda: make_cache(workdir))
+        cache_compilations(workdir)
+        newest = on_first_process(lambda: folder.newest)
+        if newest is not None and newest > run.steps:
+            raise ConfigError(
+                f"config.steps={run.steps}: {workdir} has reached step {newest}: there is nothing to train"
+            )
+        if newest == run.steps:
+            config = on_first_process(lambda: as_trained(workdir, config))
+            run = read_run(config)
+        setup = set_up(run, run.open_source)
+        _run_all(setup, workdir, session, trace_steps, new=newest is None)
 
 
-def _run_alone(run: Run, config: Mapping[str, Any], workdir: Path, session: Session, steps: range | None) -> None:
-    on_first_process(lambda: make_cache(workdir))
-    cache_compilations(workdir)
-    reached = on_first_process(lambda: newest_checkpoint(workdir))
-    if reached > run.steps:
-        raise ConfigError(f"config.steps={run.steps}: {workdir} has reached step {reached}: there is nothing to train")
-    if reached == run.steps:
-        config = on_first_process(lambda: as_trained(workdir, config))
-        run = read_run(config)
-    setup = set_up(run, run.open_source)
-    state = None if reached >= 0 else first_state(setup)
-    of_data = setup.source.shape, setup.source.num_classes
-    known = {
-        "recipe": session.recipe,
-        "device": devices(),
-        "classes": on_first_process(lambda: about_data(setup.source)),
-    }
-    keep_record = partial(write_record, workdir, config, *of_data, **known)
+def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range | None, *, new: bool) -> None:
+    """Restore or initialise the state, train it to the end, and report."""
+    run, config = setup.run, setup.run.config
+    state = setup.first_state() if new else None
+    about = on_first_process(lambda: about_data(setup.source))
+    about_run = {"recipe": session.recipe, "device": devices(), "classes": about}
+    keep_record = partial(write_record, workdir, config, setup.shape, setup.source.num_classes, **about_run)
     for change in on_first_process(keep_record):
         log.warning("going on with another config.%s", change)
-    on_first_process(lambda: run.say_what_is_not_as_asked(tuple(setup.source.shape)))
-    _warn_of_averages(run, config)
     run_samples = RunSamples(run, setup.model, setup.source, workdir)
-    evaluate = None
-    if run.evaluation.every:
-        evaluate = evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(config)[0])
+    evaluate = _evaluation(run, run_samples) if run.evaluation.every else None
     kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
     try:
         with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
-            state = state or checkpointer.restore(shapes_of_state(setup), setup.mesh) or first_state(setup)
+            state = state or checkpointer.restore(setup.state_shapes(), setup.mesh) or setup.first_state()
             start = int(state.step)
             keep = partial(keep_record, step=start) if start < run.steps else partial(keep_config, workdir, config)
             session.begin(start, changes=on_first_process(keep), device=devices())
-            trained, speed = _train(setup, state, config, run_samples, steps, evaluate, checkpointer, session)
+            speed: dict[str, float] = {}
+            if 0 < start < run.steps:
+                log.info("going on from step %d of %s", start, workdir)
+            if start < run.steps:
+                state, speed = _train(setup, state, run_samples, trace_steps, evaluate, checkpointer, session)
+            else:
+                log.info("all %d steps of %s are done: its samples and metrics are made again", start, workdir)
     except Stopped as stopped:
         step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
         on_first_process(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
         raise
     if evaluate is not None:
-        evaluate(trained, int(trained.step))
-    _finish(setup, trained, run_samples, speed, session)
+        evaluate(state, int(state.step))
+    _finish(setup, state, run_samples, speed, session)
 
 
-def _warn_of_averages(run: Run, config: Mapping[str, Any]) -> None:
-    """Say, before a run trains, which averages of its parameters will hold what it began with."""
-    said = [long_average(config, i, run.steps) for i, _ in enumerate(average_texts(config))]
-    for line in filter(None, [*said, long_target(config, run.method.target_rate, run.steps)]):
-        log.warning("%s", line)
+def _train(
+    setup: Setup,
+    state: TrainState,
+    run_samples: RunSamples,
+    trace_steps: range | None,
+    evaluate: Callback | None,
+    checkpointer: Checkpointer,
+    session: Session,
+) -> tuple[TrainState, dict[str, float]]:
+    """Compile the train step and loop. Returns: the state of the last step, and the speed of the training."""
+    run, workdir, start, batches = setup.run, run_samples.workdir, int(state.step), setup.batches()
+    if start % run.steps_per_call:
+        raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
+    callback, callback_every = in_turn([(run_samples.refresh, run.samples.every), (evaluate, run.evaluation.every)])
+    mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
+    with open_writer(workdir, resume_step=start, config=run.config, **mirrors) as writer:
+        compiled, compile_seconds = compile_step(setup, state, batches.at(start))
+        session.train(compile_seconds)
+        on_first_process(lambda: _forget_after(workdir, start))
+        speed = speed_on(setup.mesh, compiled, batch_size=run.batch_size)
+        trace = traced(compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call)
+        with (
+            contextlib.closing(batches.stream(start, run.steps)) as stream,
+            progress("training", run.steps, start=start) as update_progress,
+            trace as train_step,
+        ):
+            state = run_loop(
+                state,
+                train_step,
+                setup.frozen,
+                stream,
+                start=start,
+                total_steps=run.steps,
+                steps_per_call=run.steps_per_call,
+                speed=speed,
+                checkpointer=checkpointer,
+                save_every=run.checkpoint.save_every,
+                before_save=partial(_write_until, writer, session),
+                log_every=run.log.every,
+                write_record=writer.write if writer else lambda step, record: None,
+                callback=callback,
+                callback_every=callback_every,
+                update_progress=update_progress,
+            )
+    return state, speed.at(session.trained() / (run.steps - start))
+
+
+def _write_until(writer: MetricsWriter | None, session: Session, step: int) -> None:
+    if writer:
+        writer.flush()
+    session.reached(step)
+
+
+def _forget_after(workdir: Path, step: int) -> None:
+    """Remove what was made of the parameters of later steps, which are gone."""
+    remove_later(workdir, step)
+    drop_rows_after(workdir / ROWS, step)
+
+
+def _evaluation(run: Run, run_samples: RunSamples) -> Callback:
+    return evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(run.config)[0])
 
 
 def _steps_to_trace(profile: str | None, run: Run) -> range | None:
@@ -156,145 +204,24 @@ def _steps_to_trace(profile: str | None, run: Run) -> range | None:
         raise ConfigError(f"--profile={profile}: {error}") from error
 
 
-def _train(
-    setup: Setup,
-    state: TrainState,
-    config: Mapping[str, Any],
-    run_samples: RunSamples,
-    trace_steps: range | None,
-    evaluate: Callback | None,
-    checkpointer: Checkpointer,
-    session: Session,
-) -> tuple[TrainState, dict[str, float]]:
-    """The state, trained to the end, and what the run measured of itself."""
-    run, mesh, workdir, start = setup.run, setup.mesh, run_samples.workdir, int(state.step)
-    batches = _batches(setup)
-    if start:
-        log.info("going on from step %d of %s", start, workdir)
-    if start >= run.steps:
-        log.info("all %d steps of %s are done: its samples and metrics are made again", start, workdir)
-        return state, {}
-    if start % run.steps_per_call:
-        raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
-    with _records(run, workdir, start, config) as writer:
-        compiled, compile_seconds = _compile(setup, state, batches.at(start))
-        session.train(compile_seconds)
-        speed = speed_on(mesh, compiled, batch_size=run.batch_size)
-        callback, callback_every = in_turn([(run_samples.refresh, run.samples.every), (evaluate, run.evaluation.every)])
-        on_first_process(lambda: _forget_after(workdir, start))
-        with (
-            contextlib.closing(batches.stream(start, run.steps)) as stream,
-            progress("training", run.steps, start=start) as update,
-            traced(
-                compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call
-            ) as train_step,
-            _going_back(checkpointer, start),
-        ):
-            state = run_loop(
-                state, train_step, setup.frozen, stream, start=start, total_steps=run.steps, speed=speed,
-                checkpointer=checkpointer, save_every=run.checkpoint.save_every, log_every=run.log.every,
-                write_record=writer.write if writer else lambda step, record: None,
-                before_save=partial(_keep_until, writer, session),
-                callback=callback, callback_every=callback_every, update_progress=update,
-                steps_per_call=run.steps_per_call,
-            )  # fmt: skip
-    return state, speed.at(session.trained() / (run.steps - start))
-
-
-@contextlib.contextmanager
-def _records(run: Run, workdir: Path, start: int, config: Mapping[str, Any]) -> Iterator[MetricsWriter | None]:
-    """What the run records is written with, in the first process; None in the others.
-
-    Raises: ConfigError where Weights & Biases does not begin.
-    """
-    opened: list[MetricsWriter] = []
-    mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
-    try:
-        on_first_process(lambda: opened.append(MetricsWriter(workdir, resume_step=start, config=config, **mirrors)))
-    except MirrorError as error:
-        raise ConfigError(f"config.log.wandb=True: {error}") from error
-    with contextlib.closing(opened[0]) if opened else contextlib.nullcontext():
-        yield opened[0] if opened else None
-
-
-def _keep_until(writer: MetricsWriter | None, session: Session, step: int) -> None:
-    if writer:
-        writer.flush()
-    session.reached(step)
-
-
-def _forget_after(workdir: Path, step: int) -> None:
-    """What lies in the folder of later steps was made of parameters that are gone."""
-    remove_later(workdir, step)
-    drop_rows_after(workdir / ROWS, step)
-
-
-def _batches(setup: Setup) -> Batches:
-    run, sharding = setup.run, batch_sharding(setup.mesh)
-    return Batches(
-        setup.source,
-        run.batch_size,
-        run.seed,
-        sharding=sharding,
-        workers=run.workers,
-        steps_per_call=run.steps_per_call,
-    )
-
-
-@contextlib.contextmanager
-def _going_back(checkpointer: Checkpointer, start: int) -> Iterator[None]:
-    """Within, a loss that is not finite tells where the same command goes on. A checkpoint from which training failed
-    before the next one was saved is put aside, for it may be ruined."""
-    try:
-        yield
-    except NonFiniteLoss as error:
-        newest = checkpointer.newest()
-        goes_on = f"start again with the same command, which goes on from step {newest}"
-        if newest == start > 0:
-            checkpointer.quarantine(start, "ruined")
-            newest = checkpointer.newest()
-            place = f"from step {newest}" if newest else "at step 0, for no other is left"
-            goes_on = f"start again with the same command: the checkpoint of step {start}, which led here, is put "
-            goes_on += f"aside as ruined-{start}, and the run goes on {place}"
-        raise NonFiniteLoss(error.step, error.skipped, goes_on) from error
-
-
-def _compile(setup: Setup, state: TrainState, batch: Examples) -> tuple[CompiledStep, float]:
-    """The compiled train step, and the seconds that it took."""
-    log.info("compiling the train step of %s parameters", f"{count(state.params):,}")
-    began = time.perf_counter()
-    train_step = train_step_of(setup.run, setup.model, setup.teacher, setup.mesh)
-    compiled = compile_train_step(
-        train_step, state, setup.frozen, batch, setup.mesh, steps_per_call=setup.run.steps_per_call
-    )
-    if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
-        raise ConfigError(f"config: {problem}")
-    seconds = time.perf_counter() - began
-    log.info("compiled in %.1f s; training steps %d to %d", seconds, int(state.step), setup.run.steps)
-    return compiled, seconds
-
-
 def _finish(
-    setup: Setup, state: TrainState, run_samples: RunSamples, speed: dict[str, float], session: Session
+    setup: Setup, state: TrainState, run_samples: RunSamples, speed: Mapping[str, float], session: Session
 ) -> None:
-    """Samples the last images and computes the metrics, for `summary.json` and the terminal."""
-    run, steps = setup.run, int(state.step)
+    """Sample the last images, and report the run in `summary.json` and on the terminal."""
+    run, step = setup.run, int(state.step)
     num = max(run.num_metrics, run.samples.num)
     log.info("drawing %d samples by each of %s", num, ", ".join(run_samples.samplers))
     images = run_samples.sample(state, num)
-    grids = run_samples.save_grids(images, steps)
-    known = {"samples": grids, "parameters": count(state.params), **_rounded(speed), **session.totals()}
-    on_first_process(lambda: _report_end(run, state, setup.source, run_samples.workdir, images, known))
+    rounded = {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
+    entries = {"samples": run_samples.save_grids(images, step), "parameters": count_parameters(state.params)}
+    entries |= {**rounded, **session.totals()}
+    on_first_process(lambda: _report(run, step, setup.source, run_samples.workdir, images, entries))
 
 
-def _rounded(speed: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
-
-
-def _report_end(run: Run, state: TrainState, source: Source, workdir: Path, images, known: dict[str, Any]) -> None:
+def _report(run: Run, step: int, source: Source, workdir: Path, images, entries: Mapping[str, Any]) -> None:
+    """Compare the images with held-out ones; write `summary.json` and the page, and print the summary."""
     compared = {name: batch[: run.num_metrics] for name, batch in images.items()} if run.num_metrics else {}
     metrics = run_metrics(compared, source, partial(run.open_source, "test"), cache_dir=cache_of(workdir))
-    steps = int(state.step)
-    summary = write_summary(run, workdir, steps, {**losses_of(workdir, steps), **known, **metrics})
+    summary = write_summary(run, workdir, step, {**losses_of(workdir, step), **entries, **metrics})
     page = report_at_end(workdir, source) if run.report else None
     print(summary_text(summary | ({"report": page} if page else {})))

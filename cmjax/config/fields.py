@@ -15,13 +15,14 @@ from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cmjax.ranges import Real, Within
+from cmjax.system.errors import UserError
 from cmjax.system.files import path_problem
 
 LARGEST = 3e38
 """Of float32, in which everything is computed."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A wrong configuration; the message names the field, the value and the choices."""
 
 

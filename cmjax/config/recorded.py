@@ -43,18 +43,6 @@ class Recorded:
         return bool(self.learned_without_labels or others or not self.model.class_conditional)
 
 
-@dataclass(frozen=True)
-class Description:
-    """A run in words. data: the data set and its folder. teacher: the folder that it distils, "" for none."""
-
-    method: str
-    network: str
-    data: str
-    teacher: str
-    steps: int
-    batch_size: int
-
-
 def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorded:
     """Read the configuration of a record, which was checked when its run began."""
     teacher = config.get("objective", {}).get("teacher", "")
@@ -116,10 +104,6 @@ def with_free_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
     return {**old, **free, **({"data": {**old["data"], **data}} if "data" in old else {})}
 
 
-FORMAT = 2
-"""Of a record. In those of format 1, which do not say so, averages were not corrected for their start."""
-
-
 def is_class_conditional(config: Mapping[str, Any]) -> bool:
     """Whether the model of a configuration takes classes."""
     return bool(config["net"].get("class_conditional"))
@@ -133,16 +117,3 @@ def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     net = config.get("net", {})
     network = defaults(net["name"]) if net.get("name") in NETS else {}
     return {**config, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}
-
-
-def describe(config: Mapping[str, Any]) -> Description:
-    """What a record's configuration says, without making anything of it."""
-    data, objective = config.get("data", {}), config.get("objective", {})
-    return Description(
-        method=objective.get("name") or config["model"].get("kind", "consistency"),
-        network=config["net"]["name"],
-        data=" in ".join(filter(None, (data.get("name"), data.get("data_dir")))) or "images",
-        teacher=objective.get("teacher", ""),
-        steps=config.get("steps", 0),
-        batch_size=config.get("batch_size", 0),
-    )

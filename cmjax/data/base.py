@@ -5,8 +5,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from cmjax.system.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """Data that cannot be used. The message names the path or field and says what to do."""
 
 

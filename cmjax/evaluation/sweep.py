@@ -16,11 +16,11 @@ from cmjax.generation.samplers import NamedSampler, conditioned
 from cmjax.generation.sampling import SampleSequence
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.trained import Trained
+from cmjax.runs.workdir import Workdir
 from cmjax.system.content import content_key
 from cmjax.system.mesh import make_mesh, move, parameter_shardings
 from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
-from cmjax.training.checkpoint import saved_steps
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds:
 
 
 def _steps(trained: Trained, checkpoint: str) -> list[int]:
-    there = on_first_process(lambda: sorted(saved_steps(trained.folder / "checkpoints")))
+    there = on_first_process(lambda: Workdir(trained.folder).steps)
     if not there:
         raise ConfigError(f"--workdir={trained.folder} has no checkpoint yet")
     if checkpoint == "newest":

@@ -60,5 +60,5 @@ def _check(flag: str, trained: Trained, weak: Trained) -> None:
     ours, other = trained.model.constants, weak.model.constants
     if trained.model.path != weak.model.path or ours["t_min"] < other["t_min"] or ours["t_max"] > other["t_max"]:
         raise ConfigError(f"{flag}: it was trained at other times than --workdir={trained.folder}")
-    if weak.used_step < 0:
+    if weak.step is None and weak.newest_step is None:
         raise ConfigError(f"{flag}: it has no checkpoint yet")

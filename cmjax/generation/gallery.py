@@ -13,7 +13,7 @@ from cmjax.generation.arguments import read_images
 from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_images
 from cmjax.generation.interpolation import interpolate, seeded_ends
 from cmjax.generation.sampling import class_labels, guided_as_trained
-from cmjax.runs.classes import check_classes
+from cmjax.runs.dependencies import check_classes
 from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)

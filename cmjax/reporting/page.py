@@ -13,7 +13,8 @@ from cmjax.data.sources import Source
 from cmjax.reporting.images import LARGE, MOST_FRAMES, EmbeddedImage, even_choice, shrink
 from cmjax.reporting.parts import Part, configurations_differ, read_part
 from cmjax.reporting.tables import evaluations, final_metrics, overview, starts
-from cmjax.runs.status import Found, find
+from cmjax.runs.record import read_record
+from cmjax.runs.status import Status, read_status
 from cmjax.runs.trained import open_trained
 from cmjax.system.files import absolute, write_atomically
 from cmjax.system.libraries import how_to_install, is_installed, require
@@ -47,7 +48,7 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
         return lambda: open_trained(workdir, data_dir=data_dir).run().open_source("train")
 
     parts = [
-        read_part(name, workdir, _settled(find(workdir)), opener(workdir))
+        read_part(name, workdir, _settled(read_status(workdir, read_record(workdir))), opener(workdir))
         for name, workdir in zip(_names(workdirs), workdirs, strict=True)
     ]
     page = render(parts).encode()
@@ -69,10 +70,9 @@ def report_at_end(workdir: Path, source: Source) -> str | None:
     return None
 
 
-def _settled(status: Found) -> Found:
+def _settled(status: Status) -> Status:
     """A finished run is not shown as running, though its process, which writes the page, is still there."""
-    done = status.summary.get("steps", 0) >= status.total and status.summary.get("finished", True)
-    return replace(status, mark=None, alive=False) if done else status
+    return replace(status, mark=None, alive=False) if status.finished else status
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:

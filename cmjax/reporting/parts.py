@@ -16,10 +16,10 @@ from cmjax.data.sources import Source
 from cmjax.reporting.images import grids_of
 from cmjax.reporting.nearest import Nearest, nearest_of
 from cmjax.runs.record import differences
-from cmjax.runs.setup import bin_edges
-from cmjax.runs.status import Found, objects, text_of
-from cmjax.runs.status_text import duration, number, rows_of, versions
+from cmjax.runs.status import Status, duration, number, rows_of, versions
+from cmjax.runs.train_step import bin_edges
 from cmjax.runs.trained import open_trained
+from cmjax.system.files import read_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Part:
 
     name: str
     workdir: Path
-    status: Found
+    status: Status
     rows: dict[str, str]
     changes: list[Change]
     compared: bool
@@ -83,7 +83,7 @@ class Part:
         return self.status.summary.get("metrics") or {}
 
 
-def read_part(name: str, workdir: Path, status: Found, open_source: Callable[[], Source] | None) -> Part:
+def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[], Source] | None) -> Part:
     """Reads what the page shows of a run. open_source: opens its training images, by default those of its record."""
     notes: list[str] = []
     changes, compared = _changes(status.record, notes)
@@ -101,12 +101,12 @@ def read_part(name: str, workdir: Path, status: Found, open_source: Callable[[],
         nearest=_nearest(workdir, open_source, notes),
         diagnostics={caption: path for caption, path in diagnostics.items() if path.exists()},
         gallery=gallery if gallery.exists() else None,
-        evaluations=[row for row in objects(text_of(workdir / "evaluation.jsonl").splitlines()) if _is_row(row)],
+        evaluations=[row for row in read_json_lines(workdir / "evaluation.jsonl") if _is_row(row)],
         notes=notes,
     )
 
 
-def _rows(workdir: Path, status: Found) -> dict[str, str]:
+def _rows(workdir: Path, status: Status) -> dict[str, str]:
     rows = dict(rows_of(workdir, status))
     rows["recipe"] = status.record.get("recipe") or "not recorded"
     rows["device"] = status.record.get("device") or "not recorded"
@@ -159,7 +159,7 @@ def _shown(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) and value else json.dumps(value, default=str)
 
 
-def _levels(workdir: Path, status: Found) -> list[str]:
+def _levels(workdir: Path, status: Status) -> list[str]:
     """The noise levels by whose numbers the records sort the losses: `0.1 to 0.5`."""
     if not any(name.startswith("loss_bin_") for record in status.records[-50:] for name in record):
         return []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cmjax.metrics.registry import better
 from cmjax.reporting.parts import REAL, Part
-from cmjax.runs.status_text import duration
+from cmjax.runs.status import duration
 
 
 @dataclass(frozen=True)

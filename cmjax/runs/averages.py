@@ -12,9 +12,11 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import power_widths
 from cmjax.core.typing import Params
 from cmjax.runs.trained import Trained
+from cmjax.runs.workdir import Workdir
 from cmjax.system.progress import progress
-from cmjax.training.checkpoint import CheckpointError, restore_average, saved_steps
+from cmjax.training.checkpoint import restore_average
 from cmjax.training.posthoc import coefficients, exponent
+from cmjax.training.saved import CheckpointError
 
 
 def width_of(text: str) -> float:
@@ -70,7 +72,7 @@ def _kept_averages(trained: Trained) -> dict[str, float]:
 
 
 def _checkpoints(workdir: Path) -> list[int]:
-    steps = sorted(saved_steps(workdir / "checkpoints"))
+    steps = Workdir(workdir).steps
     if len(steps) < 2:
         raise ConfigError(
             f"--workdir={workdir} has {len(steps)} checkpoint(s), and an average is made of two or more; train with "

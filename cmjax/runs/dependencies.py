@@ -1,4 +1,4 @@
-"""Other runs that a run needs: the one that it distils, and the one that it starts from."""
+"""The other runs that a run needs: its teacher, and the run that it starts from."""
 
 import logging
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from cmjax.config.fields import ConfigError, about
 from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
-from cmjax.data.sources import Source
-from cmjax.runs.classes import check_classes
-from cmjax.runs.trained import load, open_trained
+from cmjax.data.base import Source, class_names
+from cmjax.runs.classes import differing_classes
+from cmjax.runs.trained import Trained, load, open_trained
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,17 @@ def check_classes_of_others(run: Run, student: NetworkModel, source: Source) -> 
     for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
         if name and student.class_conditional:
             check_classes(open_trained(name), source, f"config.{field}={name!r}")
+
+
+def check_classes(trained: Trained, source: Source, where: str) -> None:
+    """Raise ConfigError where a run with classes was trained with others than those of the data."""
+    if not trained.model.class_conditional or source.num_classes is None:
+        return
+    theirs = trained.record["num_classes"]
+    if theirs != source.num_classes:
+        raise ConfigError(f"{where}: it was trained with {theirs} classes, and the data have {source.num_classes}")
+    if problem := differing_classes(trained.record.get("class_names"), class_names(source)):
+        raise ConfigError(f"{where}: its labels mean other classes: {problem}")
 
 
 def network_differences(name: str, module: Any, shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""A run's history, `history.jsonl`: a line for each start, with its command, its steps and what they took."""
+"""A run's history, `history.jsonl`: a line for each start, with its command, its steps and their time."""
 
 import contextlib
 import json
@@ -14,60 +14,63 @@ from types import TracebackType
 from typing import Any
 
 from cmjax.runs.provenance import provenance
-from cmjax.runs.status import HISTORY, is_start, objects, text_of
+from cmjax.runs.workdir import Workdir
 from cmjax.system.files import write_atomically
 from cmjax.system.processes import is_first
-from cmjax.training.loop import Stopped
+from cmjax.system.signals import Stopped
 
 SPEEDS = ("compile_seconds", "train_seconds")
-"""Fields of a line, beside `seconds`, that are sums over the starts of a run."""
+"""Fields of a line that a summary adds up over the starts of a run, beside `seconds`."""
 
 log = logging.getLogger(__name__)
 
 Start = dict[str, Any]
-"""A line. started: when, in words. command: as it was written. recipe, device, versions, git_commit: as in the record.
-changes: of the configuration, as "field: old -> new". from, to: steps; `to` as the newest save has it. seconds: from
-the command's begin until then. ended: how, None of one that is under way or was killed."""
+"""A line of the history.
+
+started: ISO time. command: as it was typed. recipe, device, versions, git_commit: as in the record. changes: of the
+configuration, as "field: old -> new". from, to: steps; `to` is that of the newest save. seconds: from the begin of the
+command until then. ended: "finished", a signal or an error; None while it runs, or where it was killed.
+"""
 
 
 class Session:
-    """One start of a run, kept in its history as it goes on: with each save, and at its end. A context manager around
-    all of it. The first process writes it."""
+    """Writes the line of one start, again with each save and at the end. A context manager around the whole start. Only
+    the first process writes."""
 
     def __init__(self, workdir: Path, *, began: float, recipe: str | None):
-        """Args: began: of `time.perf_counter`. recipe: its name."""
+        """Args: began: the `time.perf_counter` of the command's begin. recipe: its name."""
         self.recipe = recipe
-        self._path, self._began = workdir / HISTORY, began
+        self._run, self._began = Workdir(workdir), began
         self._training_since: float | None = None
         self._earlier: list[Start] = []
         self._start: Start = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
 
-    def begin(self, step: int, **known: Any) -> None:
-        """The run goes on from this step. known: more fields of the line."""
-        self._earlier = starts_of(self._path)
+    def begin(self, step: int, **fields: Any) -> None:
+        """Write the line of a run that starts from this step, with more fields."""
+        self._earlier = _read(self._run)
         command = shlex.join(["cmjax", *sys.argv[1:]]) if sys.argv[0].endswith(("cmjax", "main.py")) else None
-        self._start |= {"command": command, "recipe": self.recipe, **known, **provenance()}
+        self._start |= {"command": command, "recipe": self.recipe, **fields, **provenance()}
         self._start |= {"from": step, "to": step, "ended": None}
         self._keep()
 
     def train(self, compile_seconds: float) -> None:
-        """The steps begin now."""
+        """Note that the steps begin now."""
         self._start["compile_seconds"] = round(compile_seconds, 2)
         self._training_since = time.perf_counter()
 
     def reached(self, step: int) -> None:
-        """Keep that this step is done."""
+        """Write that this step is saved."""
         self._start["to"] = step
         self._keep()
 
     def trained(self) -> float:
-        """The steps end now. Returns: the seconds that they took."""
+        """Note that the steps end now. Returns: their seconds."""
         self._keep()
         seconds, self._training_since = time.perf_counter() - (self._training_since or 0.0), None
         return seconds
 
     def totals(self) -> dict[str, Any]:
-        """Of the starts that made the state: how many, and the sums of their seconds."""
+        """As the function `totals`, over all starts."""
         self._keep()
         return totals([*self._earlier, self._start])
 
@@ -89,26 +92,25 @@ class Session:
             self._start["train_seconds"] = round(now - self._training_since, 2)
         try:
             lines = [json.dumps(start, default=str) + "\n" for start in (*self._earlier, self._start)]
-            write_atomically(self._path, "".join(lines))
+            write_atomically(self._run.history, "".join(lines))
         except OSError as error:  # a full disk is no reason to end
-            log.warning("%s cannot be written: %s", self._path, error.strerror or error)
+            log.warning("%s cannot be written: %s", self._run.history, error.strerror or error)
 
 
-def starts_of(path: Path) -> list[Start]:
-    """The lines of a history; none where there is no such file."""
-    with contextlib.suppress(OSError):
-        return [line for line in objects(text_of(path).splitlines()) if is_start(line)]
+def _read(run: Workdir) -> list[Start]:
+    with contextlib.suppress(OSError):  # a history that cannot be read is no reason to end
+        return run.read_history()
     return []
 
 
 def of_state(starts: Sequence[Start]) -> list[Start]:
-    """The starts that made the state as it is: those since the newest that began at step 0."""
+    """The starts that made the present state: from the newest one at step 0 on."""
     first = max((i for i, start in enumerate(starts) if start["from"] == 0), default=0)
     return list(starts[first:])
 
 
 def totals(starts: Sequence[Start]) -> dict[str, Any]:
-    """Of the starts that made the state: their number, and the sums of their seconds, as a summary has them."""
+    """A summary's entries: the number of starts that made the state, and the sums of their seconds."""
     made = of_state(starts)
     sums = {name: sum(start.get(name) or 0 for start in made) for name in (*SPEEDS, "seconds")}
     sums["total_seconds"] = sums.pop("seconds")

@@ -1,48 +1,42 @@
-"""A run's loss over its steps, as `metrics.jsonl` has it."""
+"""Plots a run's loss over its steps, from `metrics.jsonl`."""
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cmjax.plotting.plots import line_plot, save_png
-from cmjax.runs.status import objects, text_of
+from cmjax.runs.workdir import Workdir
 from cmjax.system.files import absolute
 
 log = logging.getLogger(__name__)
 
-PICTURE = "losses.png"
+IMAGE = "losses.png"
 MANY = 60
-"""With more points than this, their mean is drawn too, over the steps within 10% of each."""
+"""With more points than this, the mean over the steps within 10% of each is plotted too."""
 
 MOST = 1000
-"""Points of a curve that are drawn, evenly along its logarithmic axis."""
-
-
-def recorded(workdir: Path) -> list[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`; none where it has no such file."""
-    return list(objects(text_of(workdir / "metrics.jsonl").splitlines()))
+"""Most points of a plotted curve, evenly along its logarithmic axis."""
 
 
 def save_losses(workdir: Path, step: int) -> str | None:
-    """Draw the loss of all steps up to `step` in `losses.png`; its path, or None where there is none."""
+    """Plot the loss of all steps up to `step` as `losses.png`. Returns: its path; None where no loss is recorded."""
     try:
-        records = [record for record in recorded(workdir) if "loss" in record]
+        records = [record for record in Workdir(workdir).read_metrics() if "loss" in record]
         steps, losses = (np.array([record[name] for record in records], np.float64) for name in ("step", "loss"))
-        drawn = np.isfinite(losses) & (steps > 0)
-        if not drawn.any():
+        shown = np.isfinite(losses) & (steps > 0)
+        if not shown.any():
             return None
         title = f"{absolute(workdir).name}, step {step}: loss in training"
-        save_png(workdir / PICTURE, _curve(steps[drawn], losses[drawn], title))
-        return str(workdir / PICTURE)
+        save_png(workdir / IMAGE, _curve(steps[shown], losses[shown], title))
+        return str(workdir / IMAGE)
     except OSError as error:  # a full disk is no reason to lose the summary
         log.warning("no image of the losses: %s", error.strerror or error)
         return None
 
 
 def _curve(steps: np.ndarray, losses: np.ndarray, title: str) -> np.ndarray:
-    """The losses over the ascending steps, and where there are many their mean in front of them."""
+    """Plot losses over ascending steps; where there are many, their local mean in front of them."""
     curves, many = {"recorded": losses}, len(steps) > MANY
     if many:
         curves = {"mean within 10%": _nearby_means(steps, losses), **curves}

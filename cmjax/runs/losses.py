@@ -17,9 +17,9 @@ from cmjax.data.batches import Batches
 from cmjax.metrics.diagnostics import bin_of, loss_and_gradient_norm, times_within
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.plotting.plots import line_plot
-from cmjax.runs.loss_curve import recorded
-from cmjax.runs.setup import bin_edges, inputs_of
+from cmjax.runs.train_step import bin_edges, inputs_of
 from cmjax.runs.trained import Trained, load
+from cmjax.runs.workdir import Workdir
 from cmjax.system.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.system.progress import progress
 from cmjax.training.checkpoint import restore_average
@@ -140,7 +140,7 @@ def _positive(values: list[float | None]) -> bool:
 
 def logged_losses(trained: Trained, run: Run) -> Found | None:
     """The losses by noise level that a run with `config.log.bins` recorded; None where it recorded none."""
-    model, bins, records = trained.model, run.log.bins, recorded(trained.folder)
+    model, bins, records = trained.model, run.log.bins, Workdir(trained.folder).read_metrics()
     names = [f"loss_bin_{i:02d}" for i in range(bins)]
     records = [record for record in records if any(name in record for name in names)]
     if not records:

@@ -1,25 +1,26 @@
-"""What made a run: the versions of its libraries and the commit of its code."""
+"""The versions of a run's libraries, the commit of its code, and its devices."""
 
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 
 def provenance() -> dict[str, Any]:
+    """The record's entries "versions" and "git_commit"."""
     packages = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
     return {"versions": {name: _version(name) for name in packages}, "git_commit": _git_commit()}
 
 
 def devices() -> str:
-    """The devices of all processes, as `8 x TPU v4`."""
+    """Describe the devices of all processes, as `8 x TPU v4`."""
+    import jax
+
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _git_commit() -> str | None:
-    """Of the checkout that runs; None for an installed package, or without git."""
+    """The commit of the checkout that runs; None for an installed package, or without git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,32 +1,33 @@
-"""What a run's folder holds, read for those who tell of it. Files are read and nothing else."""
+"""A run's status, read from the files of its folder: what it is, where it stands and how fast it goes."""
 
-import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cmjax.config.recorded import Description, describe
-from cmjax.config.renamed import summary_with_new_names
-from cmjax.runs.record import RECORD, read_record
-from cmjax.system.files import changed_at
-from cmjax.system.lock import MARK, SILENT_SECONDS, is_alive, this_place
-from cmjax.training.checkpoint import saved_steps
+from cmjax.config.description import Description, describe
+from cmjax.runs.classes import in_words
+from cmjax.runs.history import of_state, totals
+from cmjax.runs.workdir import Workdir
+from cmjax.system.files import changed_at, read_json
+from cmjax.system.lock import SILENT_SECONDS, is_alive, this_place
 
-HISTORY = "history.jsonl"
-"""Of a run's folder: a line for each start, as `Session` keeps it."""
 RECENT = 10
-"""Records that the speed is the mean of."""
+"""The speed is the mean of so many records."""
+
+Rows = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a run's folder tells. records: those that can be read. age: seconds since it was last written to by the
-    run. mark: of the process that runs there, or ran there when it died; alive: whether it is there still. summary: of
-    the newest end of a training, or empty. saved: steps of the whole checkpoints, ascending. starts: the lines of its
-    history."""
+class Status:
+    """The state of a run.
+
+    record: of `config.json`. records: of `metrics.jsonl`. age: seconds since the run last wrote. mark: of the process
+    that runs in the folder, or ran there when it died; alive: whether it still runs. summary: of the newest training
+    that ended, or {}. saved: steps of the whole checkpoints, ascending. starts: lines of the history.
+    """
 
     record: Mapping[str, Any]
     records: list[dict[str, Any]]
@@ -48,7 +49,7 @@ class Found:
 
     @property
     def step(self) -> int:
-        """Where the training is, or was."""
+        """The step that the training has reached."""
         return max([0, *self.saved[-1:], *(record["step"] for record in self.records[-1:])])
 
     @property
@@ -57,46 +58,158 @@ class Found:
         recent = [record["step_seconds"] for record in self.records[-RECENT:] if "step_seconds" in record]
         return sum(recent) / len(recent) if recent else None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training ended with its summary."""
+        return self.summary.get("steps", 0) >= self.total and self.summary.get("finished", True)
 
-def find(workdir: Path) -> Found:
-    """What the folder of a run tells. Raises: ConfigError where it is no run's folder."""
-    record, metrics, end = read_record(workdir), workdir / "metrics.jsonl", workdir / "summary.json"
-    summary = summary_with_new_names(next(objects([text_of(end)]), {}))
-    mark = next(objects([text_of(workdir / MARK)]), None)
-    written = [changed_at(path) for path in (workdir / RECORD, metrics, end) if path.exists()]
-    return Found(
+
+def read_status(workdir: Path, record: Mapping[str, Any] | None = None) -> Status:
+    """Read the status of the run in a folder. record: of the run, where it was read already.
+
+    Raises: ConfigError where it is no run's folder.
+    """
+    run = Workdir(workdir)
+    record = run.read_record() if record is None else record
+    mark = read_json(run.mark) or None
+    written = [changed_at(path) for path in (run.record, run.metrics, run.summary) if path.exists()]
+    return Status(
         record=record,
-        records=[line for line in objects(text_of(metrics).splitlines()) if isinstance(line.get("step"), int)],
+        records=run.read_metrics(),
         age=time.time() - max(written),
         mark=mark,
-        alive=mark is not None and _is_alive(mark, workdir / MARK),
-        summary=summary if "steps" in summary else {},
-        saved=sorted(saved_steps(workdir / "checkpoints")),
-        starts=[line for line in objects(text_of(workdir / HISTORY).splitlines()) if is_start(line)],
+        alive=mark is not None and _is_alive(mark, run.mark),
+        summary=run.read_summary(),
+        saved=run.steps,
+        starts=run.read_history(),
     )
 
 
 def _is_alive(mark: Mapping[str, Any], path: Path) -> bool:
-    """Of a process elsewhere there is the time of its last sign alone, by that machine's clock or the disk's."""
+    """Whether the marked process runs. For one on another machine the last touch of its mark decides, by the disk's
+    clock."""
     if mark.get("place") == this_place():
         return is_alive(mark)
     return time.time() - changed_at(path) < SILENT_SECONDS
 
 
-def is_start(line: Mapping[str, Any]) -> bool:
-    """Whether it is a line of a history."""
-    return all(isinstance(line.get(name), int) for name in ("from", "to"))
+def rows_of(workdir: Path, status: Status) -> list[tuple[str, str]]:
+    """Describe the run, its progress and its speed, as (name, text)."""
+    rows = [("run", _title(workdir, status)), *_made_with(status)]
+    if "imported" in status.record:
+        return [*rows, _origin(status)]
+    return [*rows, *_progress(status), *_time(status), *_speed(status)]
 
 
-def text_of(path: Path) -> str:
-    """The content of a file; empty where there is none."""
-    return path.read_bytes().decode(errors="replace") if path.exists() else ""
+def _title(workdir: Path, status: Status) -> str:
+    name = status.record.get("recipe") or workdir.name
+    count = f", {status.summary['parameters']:,} parameters" if "parameters" in status.summary else ""
+    return f"{name}: {status.description.method}, network {status.description.network}{count}"
 
 
-def objects(texts: list[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of the texts, without what a kill cut short."""
-    for text in texts:
-        with contextlib.suppress(json.JSONDecodeError):
-            value = json.loads(text)
-            if isinstance(value, dict):
-                yield value
+def _made_with(status: Status) -> Rows:
+    record, description = status.record, status.description
+    height, width, channels = record["shape"]
+    classes = f", {record['num_classes']} classes" if record["num_classes"] else ""
+    yield "data", f"{description.data}, {height}x{width}x{channels}{classes}"
+    if (names := record.get("class_names")) and names != list(map(str, range(len(names)))):
+        yield "classes", in_words(names)
+    if description.teacher:
+        yield "teacher", description.teacher
+
+
+def _origin(status: Status) -> tuple[str, str]:
+    imported = status.record["imported"]
+    return "weights", f"from {imported['from']} (licence: {imported['licence']}); no training here"
+
+
+def _progress(status: Status) -> Rows:
+    yield "state", _state(status)
+    if not status.step:
+        yield "step", f"none of {status.total:,} recorded"
+        return
+    images = status.step * status.description.batch_size
+    yield "step", f"{status.step:,} of {status.total:,} ({status.step / status.total:.1%}), {images:,} images"
+
+
+def _state(status: Status) -> str:
+    ago, mark = f"it wrote {duration(status.age)} ago", status.mark
+    who = f"process {mark.get('pid')} on {mark.get('host')}" if mark else ""
+    if mark and status.alive:
+        return f"running{_since(mark)}: {who}; {ago}"
+    if status.finished:
+        return f"finished {duration(status.age)} ago"
+    if status.saved and status.saved[-1] >= status.total:
+        return "trained to the end; the last images and the summary are missing, and the same command makes them"
+    gone = f"{who} is gone; " if mark else ""
+    next_step = f"goes on from step {status.saved[-1]:,}" if status.saved else "starts again from step 0"
+    return f"stopped: {gone}{ago}, and the same command {next_step}"
+
+
+def _time(status: Status) -> Rows:
+    """The time that the run took, over all its starts."""
+    sums = totals(status.starts)
+    if not sums["total_seconds"]:
+        return
+    made = of_state(status.starts)
+    starts = f"{len(made)} starts" if len(made) > 1 else "one start"
+    since = f" since step {made[0]['from']:,}" if made[0]["from"] else ""
+    training = f", {duration(sums['train_seconds'])} of them in training" if sums["train_seconds"] else ""
+    yield "took", f"{duration(sums['total_seconds'])} in {starts}{since}{training}"
+
+
+def _since(mark: Mapping[str, Any]) -> str:
+    try:
+        return f" for {duration(time.time() - datetime.fromisoformat(mark['started']).timestamp())}"
+    except (KeyError, TypeError, ValueError):  # a mark that another version wrote
+        return ""
+
+
+def _speed(status: Status) -> Rows:
+    if not status.records or status.step_seconds is None:
+        return
+    newest, seconds = status.records[-1], status.step_seconds
+    rate = status.description.batch_size / seconds
+    text = f"{number(rate)} images/s, {number(1 / seconds)} steps/s"
+    if "images_per_second_per_chip" in newest:
+        chips = round(newest["images_per_second"] / newest["images_per_second_per_chip"])
+        text += f"; {number(rate / chips)} images/s for each of {chips} chips" if chips > 1 else " on one chip"
+    if "peak_share" in newest:
+        text += f", {newest['peak_share']:.1%} of the chip's peak"
+    yield "speed", text
+    if status.step < status.total:
+        yield "time left", duration((status.total - status.step) * seconds)
+    if "loss" in newest:
+        yield "loss", f"{newest['loss']:.4g} at step {newest['step']:,}"
+
+
+def versions(record: Mapping[str, Any]) -> str:
+    """List the libraries that made a run, and the commit of cmjax."""
+    commit = f" (commit {record['git_commit'][:10]})" if record.get("git_commit") else ""
+    versions = {name: version for name, version in record.get("versions", {}).items() if version}
+    return ", ".join(f"{name} {version}{commit * (name == 'cmjax')}" for name, version in versions.items())
+
+
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units: `12 s`, `3 min 5 s`, `2 h 10 min`, `4 days 3 h`."""
+    left, parts = max(round(seconds), 0), []
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        parts.append((left // size, unit))
+        left %= size
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
+
+
+def number(value: float) -> str:
+    """Write three digits, or all of those before the point: `0.123`, `12.3`, `1,234`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes in a unit that suits: `12 B`, `3.4 MiB`."""
+    left = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if left < 1024:
+            return f"{left:.0f} B" if unit == "B" else f"{left:.1f} {unit}"
+        left /= 1024
+    return f"{left:.1f} TiB"

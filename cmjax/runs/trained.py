@@ -1,11 +1,11 @@
-"""A trained run's folder, read: its record, and its model with an average of its parameters."""
+"""Opens a trained run's folder, and loads its model with an average of its parameters."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
 
@@ -13,22 +13,26 @@ from cmjax.config.fields import ConfigError, changed
 from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import long_average
 from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
-from cmjax.config.run import Run, read_run
-from cmjax.config.samples import SamplingOptions
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
+from cmjax.runs.workdir import Workdir, cache_compilations
 from cmjax.system.files import absolute, to_path
-from cmjax.training.checkpoint import restore_average, saved_steps
+from cmjax.training.checkpoint import restore_average
 from cmjax.training.optimizer import average_name
+from cmjax.training.saved import CheckpointError
+
+if TYPE_CHECKING:
+    from cmjax.config.run import Run
+    from cmjax.config.samples import SamplingOptions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's folder. record: its content of `config.json`. step: of the checkpoint; None for the newest."""
+    """A run's folder. record: of `config.json`. step: of the checkpoint; None for the newest."""
 
     folder: Path
     step: int | None
@@ -40,68 +44,74 @@ class Trained:
         return self.recorded.model
 
     @cached_property
-    def samples(self) -> SamplingOptions:
-        """How the run draws its own samples, as `recorded_samples`. A model is loaded without it."""
+    def samples(self) -> "SamplingOptions":
+        """The settings of the run's samples, as `recorded_samples`. A model is loaded without them."""
         return recorded_samples(self.record["config"])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a sample, (h, w, c)."""
+        """The shape of a sample, (h, w, c)."""
         return tuple(self.record["shape"])
 
     @property
     def num_classes(self) -> int | None:
-        """The classes that the model is told; None for a model without classes."""
+        """The number of classes; None for a model without classes."""
         return self.record["num_classes"] if self.model.class_conditional else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the model's classes, by their numbers, which are their names where none are recorded."""
+        """Names of the model's classes in their order; their numbers where no names are recorded."""
         classes = self.num_classes or 0
         return tuple(self.record.get("class_names") or map(str, range(classes)))[:classes]
 
     @property
     def imported(self) -> Mapping[str, str] | None:
-        """Where the weights came from; None where this run trained them."""
+        """The origin of the weights; None where this run trained them."""
         return self.record.get("imported")
 
     @property
-    def newest_step(self) -> int:
-        return newest_checkpoint(self.folder)
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        return Workdir(self.folder).newest
 
     @property
     def used_step(self) -> int:
-        """The step of the checkpoint that is read."""
-        return self.newest_step if self.step is None else self.step
+        """The step of the checkpoint that is read. Raises: CheckpointError where there is none."""
+        step = self.newest_step if self.step is None else self.step
+        if step is None:
+            raise CheckpointError(f"no checkpoint in {Workdir(self.folder).checkpoints}")
+        return step
 
     @property
     def title(self) -> str:
-        """What a figure calls it: "digits_ct, step 4000", or the folder's name alone where no run here trained it."""
+        """The title of its plots: "digits_ct, step 4000", or the folder's name alone for imported weights."""
         name = absolute(self.folder).name
         return name if self.imported else f"{name}, step {self.used_step}"
 
     @property
     def named(self) -> str:
-        """What stands before the names of files that are made of it: nothing for the newest checkpoint."""
+        """The prefix of files made of it, as "step-400-"; "" for the newest checkpoint."""
         return "" if self.step is None else f"step-{self.step}-"
 
-    def run(self) -> Run:
-        """What the run was trained with.
+    def run(self) -> "Run":
+        """Read the configuration that the run was trained with.
 
         Raises: ConfigError where no run here trained the weights.
         """
+        from cmjax.config.run import read_run  # loading a model reads no data, objective or metrics
+
         return read_run(self.record["config"])
 
     def parameter_shapes(self) -> Params:
         return parameter_shapes(self.model.module, self.shape)
 
     def dropping_out(self, rate: float) -> "Trained":
-        """The same run, whose network drops out units at another rate."""
+        """The same run with another rate of dropout."""
         config = changed(self.record["config"], "net.dropout", rate)
         return replace(self, recorded=read_recorded(config, self.record["num_classes"]))
 
     def load(self, *, average: int = 0, mesh: Mesh | None = None) -> BoundModel:
-        """The model bound to an average of its parameters, as `load`."""
+        """Load the model with an average of its parameters, as `load`."""
         kept = self.recorded.averages
         if not 0 <= average < len(kept):
             texts = ", ".join(kept)
@@ -111,13 +121,13 @@ class Trained:
         params = restore_average(
             self.folder / "checkpoints", self.parameter_shapes(), average_name(average), step=self.step, mesh=mesh
         )
-        if not self.imported and (said := long_average(self.record["config"], average, self.used_step)):
-            log.warning("%s: %s", self.folder, said)
+        if not self.imported and (warning := long_average(self.record["config"], average, self.used_step)):
+            log.warning("%s: %s", self.folder, warning)
         return replace(self.model.bind(params, self.shape), unlabelled=self.recorded.goes_without_labels)
 
 
 def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
-    """The run's folder, or one checkpoint of it. data_dir: where its data are now; None for where they were.
+    """Open a run's folder, or one checkpoint of it. data_dir: of its data, where they were moved.
 
     Raises: ConfigError where the path is no run's folder.
     """
@@ -129,8 +139,15 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
     return replace(trained, record={**record, "config": changed(record["config"], "data.data_dir", data_dir)})
 
 
+def open_for_sampling(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
+    """As `open_trained`, and keep the programs that are compiled from here on beside the run."""
+    trained = open_trained(workdir_or_checkpoint, data_dir=data_dir)
+    cache_compilations(trained.folder)
+    return trained
+
+
 def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> BoundModel:
-    """The trained model of a run's folder, bound to an average of its parameters.
+    """Load the trained model of a run's folder, bound to an average of its parameters.
 
     Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.
              average: which of `config.optimizer.averages`.
@@ -144,13 +161,8 @@ def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | No
 
 
 def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:
-    """`runs/x/checkpoints/400` -> (`runs/x`, 400); a run's folder -> (itself, None)."""
+    """Split `runs/x/checkpoints/400` into (`runs/x`, 400); a run's folder gives (itself, None)."""
     path = to_path(workdir_or_checkpoint)
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
-
-
-def newest_checkpoint(workdir: Path) -> int:
-    """The step of the newest checkpoint in a run's folder; -1 where there is none."""
-    return max(saved_steps(workdir / "checkpoints"), default=-1)

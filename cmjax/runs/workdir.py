@@ -1,57 +1,197 @@
-"""Where a run may live, and whether what is to be written can be: asked before anything is computed."""
+"""A run's folder: its files, its checkpoints, the lock on it, and the checks before anything is written."""
 
+import contextlib
 import errno
+import json
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cmjax.config.description import describe
 from cmjax.config.fields import ConfigError
-from cmjax.runs.record import RECORD, unwritable
-from cmjax.system.files import is_bucket, to_path
-from cmjax.system.lock import MARK
-from cmjax.system.processes import on_first_process
+from cmjax.config.renamed import summary_with_new_names, with_new_names
+from cmjax.system.files import cache_of, is_bucket, read_json, read_json_lines, to_path
+from cmjax.system.lock import MARK, AlreadyRunning, FolderLock
+from cmjax.system.processes import leave_at_once, on_first_process
+from cmjax.training.saved import saved_steps
 
-OURS = (MARK, f".{MARK}", ".writable")
-"""How the names begin of what a run that was killed at once leaves in its folder."""
+RECORD = "config.json"
+FORMAT = 2
+"""Of a record. Runs of format 1, which do not say so, did not correct their averages for their start."""
+LEFT_BY_A_KILL = (MARK, f".{MARK}", ".writable")
+"""Beginnings of the names of files that a killed run may leave in a folder that holds nothing else."""
+
+log = logging.getLogger(__name__)
 
 
-def check_workdir(workdir: Path, data_dir: str = "") -> None:
-    """Raise ConfigError, naming the folder, where a run may not live in it: what is neither empty nor a run's, and what
-    is, holds or lies in the folder of its data, which would then be trained on the run's own samples.
+@dataclass(frozen=True)
+class Workdir:
+    """One run's folder, on a disk or in a bucket. Reading it needs no jax and no device."""
 
-    Args: data_dir: of the run's data, on a disk; "" for none.
-    """
-    try:
-        _check_folder(workdir)
-    except OSError as error:
-        raise unwritable(workdir, error) from error
-    if data_dir and not is_bucket(data_dir) and not is_bucket(workdir):
-        data, place = to_path(data_dir).resolve(), workdir.resolve()
-        ways = {"is": place == data, "lies in": data in place.parents, "holds": place in data.parents}
-        for how in (how for how, true in ways.items() if true):
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """`config.json`: the configuration, and what the run was made with."""
+        return self.path / RECORD
+
+    @property
+    def metrics(self) -> Path:
+        """`metrics.jsonl`: a line of losses and speeds every `config.log.every` steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def history(self) -> Path:
+        """`history.jsonl`: a line for each start."""
+        return self.path / "history.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """`summary.json`: the results of a run that ended or was stopped."""
+        return self.path / "summary.json"
+
+    @property
+    def mark(self) -> Path:
+        """`running.json`: the process at work in the folder."""
+        return self.path / MARK
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        return sorted(saved_steps(self.checkpoints))
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        return max(self.steps, default=None)
+
+    def read_record(self) -> dict[str, Any]:
+        """Read `config.json` as it was written, but for fields that have a new name.
+
+        Raises: ConfigError where there is none, it cannot be read, or a newer version wrote it.
+        """
+        try:
+            record = json.loads(self.record.read_text())
+            if record.get("format", 1) > FORMAT:
+                raise ConfigError(self._newer(record))
+            config = with_new_names(record["config"])
+            describe(config)  # it raises for what another program wrote
+            return record | {"config": config}
+        except FileNotFoundError:
+            raise ConfigError(f"{self.path} is not a run's folder: it has no {RECORD}") from None
+        except ConfigError:
+            raise
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.record} cannot be read: {error}") from error
+        except (KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{self.path} is not a run's folder: its {RECORD} is of another program") from None
+
+    def _newer(self, record: dict[str, Any]) -> str:
+        version = record.get("versions", {}).get("cmjax")
+        return (
+            f"{self.path} is of a newer cmjax ({version or 'version unknown'}): its {RECORD} has format "
+            f"{record['format']}, and this one reads up to {FORMAT}; update cmjax"
+        )
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the lines of `metrics.jsonl`; [] where there is no such file."""
+        return [line for line in read_json_lines(self.metrics) if isinstance(line.get("step"), int)]
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Read the lines of `history.jsonl`; [] where there is no such file."""
+        lines = read_json_lines(self.history)
+        return [line for line in lines if all(isinstance(line.get(name), int) for name in ("from", "to"))]
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read `summary.json`; {} where no training has ended."""
+        summary = summary_with_new_names(read_json(self.summary))
+        return summary if "steps" in summary else {}
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Within, no other run may start in the folder. Every process must call it; the first one holds the lock.
+
+        Raises: ConfigError where another run is at work, or the folder cannot be written.
+        """
+
+        def on_lost() -> None:
+            log.error("error: another run took %s, for this one was silent; what was not saved is lost", self.path)
+            leave_at_once(1)
+
+        lock = FolderLock(self.path, on_lost=on_lost)
+        try:
+            on_first_process(lock.take)
+        except AlreadyRunning as error:
+            raise ConfigError(f"--workdir={error}") from error
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        with lock:
+            yield
+
+    def check(self, data_dir: str = "") -> None:
+        """Raise ConfigError, naming the folder, where a run may not live in it.
+
+        It must be new, empty or a run's, and apart from the folder of the run's data (on a disk; "" for none): a run
+        would be trained on its own samples.
+        """
+        try:
+            self._check_content()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        if data_dir and not is_bucket(data_dir) and not is_bucket(self.path):
+            data, place = to_path(data_dir).resolve(), self.path.resolve()
+            relations = {"is": place == data, "lies in": data in place.parents, "holds": place in data.parents}
+            for relation in (name for name, true in relations.items() if true):
+                raise ConfigError(
+                    f"--workdir={self.path} {relation} the run's data, config.data.data_dir={data_dir}; name another"
+                )
+
+    def _check_content(self) -> None:
+        if not is_bucket(self.path) and self.path.resolve() == Path(self.path.resolve().anchor):
+            raise ConfigError(f"--workdir={self.path} is the root of the disk; name a folder")
+        if not self.path.exists() or self.record.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"--workdir={self.path} is a file; name a folder")
+        others = sorted(path.name for path in self.path.iterdir() if not path.name.startswith(LEFT_BY_A_KILL))
+        if others:
+            listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
             raise ConfigError(
-                f"--workdir={workdir} {how} the run's data, config.data.data_dir={data_dir}; name another"
+                f"--workdir={self.path} is neither empty nor a run's: it holds {listed}, and no {RECORD}; name a new "
+                "folder"
             )
 
 
-def _check_folder(workdir: Path) -> None:
-    if not is_bucket(workdir) and workdir.resolve() == Path(workdir.resolve().anchor):
-        raise ConfigError(f"--workdir={workdir} is the root of the disk; name a folder")
-    if not workdir.exists() or (workdir / RECORD).exists():
-        return
-    if not workdir.is_dir():
-        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
-    others = sorted(path.name for path in workdir.iterdir() if not path.name.startswith(OURS))
-    if others:
-        held = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        raise ConfigError(
-            f"--workdir={workdir} is neither empty nor a run's: it holds {held}, and no {RECORD}; name a new folder"
-        )
+def cache_compilations(workdir: Path) -> None:
+    """Keep compiled programs in the cache beside the run, unless JAX's own variable names a folder.
+
+    Small programs are kept too: a start compiles a dozen of them, which takes about a second. For a run in a bucket
+    only programs that took a second or more are kept, since reading each one is a request.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_of(workdir) / "jax"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ and not is_bucket(workdir):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def unwritable(path: Path, error: OSError, option: str = "--workdir") -> ConfigError:
+    """The error of a file or folder that cannot be written."""
+    return ConfigError(f"{option}={path} cannot be written: {error.strerror or error}; name another")
 
 
 def output(path: Path, option: str = "--out") -> Path:
-    """The file that a mode will write, or the folder of its files, once it is known that it can be. Every process must
-    call it; the first one asks, for it alone writes.
+    """Check that a mode can write its output file, or the folder of its files. Returns: the path. Every process must
+    call it; the first one checks, since it alone writes.
 
     Raises: ConfigError naming the option.
     """
@@ -60,7 +200,7 @@ def output(path: Path, option: str = "--out") -> Path:
 
 
 def output_of_one(path: Path, option: str = "--out") -> None:
-    """As `output`, of a mode that runs in one process."""
+    """As `output`, for a mode that runs in one process."""
     if is_bucket(path):
         return
     try:

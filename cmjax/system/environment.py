@@ -12,7 +12,13 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from cmjax.system.errors import UserError
 from cmjax.system.files import path_problem
+
+
+class EnvironmentVariableError(UserError, ValueError):
+    """A variable of the environment has a value that cannot be used."""
+
 
 REFUSED = {
     "JAX_DISABLE_JIT": (r"1|t|true|on|yes|y", "whatever a run does is compiled"),
@@ -22,20 +28,20 @@ REFUSED = {
 
 
 def check_environment() -> None:
-    """Raise ValueError, naming the variable, where JAX or XLA does not accept its value. Starts no device."""
+    """Raise EnvironmentVariableError, naming the variable, where JAX or XLA does not accept its value."""
     names = [name for name in os.environ if name.startswith("JAX_")]
     if names:
         _check_jax(names)
     for pattern, (values, why) in REFUSED.items():
         for name in names:
             if re.fullmatch(pattern, name) and re.fullmatch(values, os.environ[name].lower()):
-                raise ValueError(f"{name}={os.environ[name]}: {why}; leave the variable out")
+                raise EnvironmentVariableError(f"{name}={os.environ[name]}: {why}; leave the variable out")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if problem := path_problem(cache):
-        raise ValueError(f"JAX_COMPILATION_CACHE_DIR={cache}: {problem}")
+        raise EnvironmentVariableError(f"JAX_COMPILATION_CACHE_DIR={cache}: {problem}")
     flags = os.environ.get("XLA_FLAGS", "")
     if flags and (complaint := _complaint_of_xla(flags)):
-        raise ValueError(f"XLA_FLAGS={flags}: {complaint}")
+        raise EnvironmentVariableError(f"XLA_FLAGS={flags}: {complaint}")
 
 
 def _check_jax(names: list[str]) -> None:
@@ -48,7 +54,9 @@ def _check_jax(names: list[str]) -> None:
         if name is None:
             raise
         kind = "must be true or false" if "truth value" in problem else "JAX knows no such value of it"
-        raise ValueError(f"{name}={os.environ[name]}: {kind}; leave the variable out for JAX's own") from error
+        raise EnvironmentVariableError(
+            f"{name}={os.environ[name]}: {kind}; leave the variable out for JAX's own"
+        ) from error
 
 
 @lru_cache

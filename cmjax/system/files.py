@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
+from cmjax.system.errors import UserError
 from cmjax.system.libraries import require
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ else:
 """A disk's path or a bucket's, for what checks types as it runs: the latter has the methods of `Path`, and is none."""
 
 
-class PathError(ValueError):
-    """A text that names no file or folder which can be reached; the message has the text."""
+class PathError(UserError, ValueError):
+    """A path that cannot be reached; the message has the path."""
 
 
 def path_problem(text: str) -> str | None:
@@ -179,6 +180,28 @@ def changed_at(path: Path) -> float:
     return stat.mtime if is_bucket(path) else stat.st_mtime
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file; {} where there is no file, or a kill cut it short."""
+    return next(iter(_objects([_text_of(path)])), {})
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line, without lines that a kill cut short; [] where there is no file."""
+    return _objects(_text_of(path).splitlines())
+
+
+def _text_of(path: Path) -> str:
+    return path.read_bytes().decode(errors="replace") if path.exists() else ""
+
+
+def _objects(texts: list[str]) -> list[dict[str, Any]]:
+    values = []
+    for text in texts:
+        with contextlib.suppress(json.JSONDecodeError):
+            values.append(json.loads(text))
+    return [value for value in values if isinstance(value, dict)]
+
+
 def to_json(value: Any) -> str:
-    """Indented JSON; what JSON has no word for is written as its text."""
+    """Write a value as indented JSON; what JSON has no word for becomes its `str`."""
     return json.dumps(value, indent=2, default=str) + "\n"

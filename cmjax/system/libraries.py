@@ -1,6 +1,8 @@
-"""Libraries that only some things need, and the extra of cmjax that installs each."""
+"""Optional libraries, and the extra of cmjax that installs each."""
 
 from importlib.util import find_spec
+
+from cmjax.system.errors import UserError
 
 EXTRAS = {
     "bokeh": "report",
@@ -13,18 +15,18 @@ EXTRAS = {
     "torch": "torch",
     "wandb": "wandb",
 }
-"""Of each library the extra."""
+"""Library -> extra."""
 
 
-class MissingLibrary(ImportError):
-    """What needs a library that is not installed; the message says how to install it."""
+class MissingLibrary(UserError, ImportError):
+    """A library is not installed; the message says what needs it and how to install it."""
 
 
 def is_installed(library: str) -> bool:
     """Whether a library can be imported. It is not imported."""
     try:
         return find_spec(library) is not None
-    except ValueError:  # it is there, and of no file
+    except ValueError:  # it is imported, and has no file
         return True
 
 

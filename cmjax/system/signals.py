@@ -1,6 +1,6 @@
-"""Signals that end a run: noted while it can save its state, and obeyed at once at any other moment.
+"""Signals that end a run: while it trains they ask it to save and stop; at any other moment they end it at once.
 
-A thread listens, so that a signal is heard while the main thread compiles or waits for a device.
+A thread receives them, so that they work while the main thread compiles or waits for a device.
 """
 
 import contextlib
@@ -16,24 +16,32 @@ from collections.abc import Callable, Iterator
 NUMBERS = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
-"""What schedulers send before a job ends, what a closed terminal sends, and Ctrl-C."""
+"""Sent by schedulers before a job ends, by a closed terminal, and by Ctrl-C."""
 
-Leave = Callable[[int, bool], None]
+ExitNow = Callable[[int, bool], None]
 """(signal number, whether it is the second): ends the process."""
 
 
-class _Listener:
-    """Owns the signals from its making until `close`. One that was ignored, as SIGHUP is by nohup, stays so; but for
-    SIGINT, which a shell ignores for whatever it starts in the background."""
+class Stopped(Exception):
+    """The signal `number` stopped the run, which saved its state at `step`."""
 
-    def __init__(self, leave: Leave):
-        self.leave = leave
+    def __init__(self, step: int, number: int):
+        super().__init__(f"stopped at step {step}, saved and not finished; the same command goes on from there")
+        self.step, self.number = step, number
+
+
+class _Listener:
+    """Handles the signals until `close`. A signal that was ignored, as SIGHUP under nohup, stays ignored. SIGINT does
+    not: shells ignore it for background jobs."""
+
+    def __init__(self, exit_now: ExitNow):
+        self.exit_now = exit_now
         self.holding = False
         self.noted: int = 0
         self._ear, mouth = socket.socketpair()
         mouth.setblocking(False)
         self._mouth = mouth
-        # a handler of Python's own must exist; what it would do, the thread does
+        # Python wakes the thread up only for signals that have a handler
         heard = [n for n in NUMBERS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
         self._handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
         self._wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -46,11 +54,11 @@ class _Listener:
             if number not in self._handlers:
                 continue
             if number == signal.SIGHUP:
-                _leave_closed_terminals()
-            if self.holding and not (self.noted and insists(number, self.noted)):
+                _forget_closed_terminals()
+            if self.holding and not (self.noted and is_urgent(number, self.noted)):
                 self.noted = number
             else:
-                self.leave(number, bool(self.noted))
+                self.exit_now(number, bool(self.noted))
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._wakeup)
@@ -61,28 +69,28 @@ class _Listener:
         self._ear.close()
 
 
-def insists(number: int, noted: int) -> bool:
-    """Whether a signal after another asks to leave at once: Ctrl-C, or a second SIGTERM. Schedulers send others before
-    SIGTERM, and some of them twice."""
+def is_urgent(number: int, noted: int) -> bool:
+    """Whether a signal that follows another must end the process at once: Ctrl-C, or a second SIGTERM. Schedulers send
+    other signals before SIGTERM, and some of them twice."""
     return number == signal.SIGINT or (number == signal.SIGTERM and noted in (signal.SIGTERM, signal.SIGINT))
 
 
 _listener: _Listener | None = None
 
 
-def leave_on_signals(leave: Leave) -> None:
-    """From now until `restore_signals`, those of `NUMBERS` call `leave` in a thread, at any moment but within
-    `stop_requests`. In a thread of somebody's program, whose main thread owns the signals, nothing changes."""
+def exit_on_signals(exit_now: ExitNow) -> None:
+    """Until `restore_signals`, let the signals of `NUMBERS` call `exit_now` in a thread, except within `stop_requests`.
+    Does nothing outside of the main thread, which alone can handle signals."""
     global _listener
     if _listener is None:
         if threading.current_thread() is not threading.main_thread():
             return
-        _listener = _Listener(leave)
-    _listener.leave = leave
+        _listener = _Listener(exit_now)
+    _listener.exit_now = exit_now
 
 
 def restore_signals() -> None:
-    """Give the signals back to those who had them before `leave_on_signals`."""
+    """Restore the handlers from before `exit_on_signals`."""
     global _listener
     if _listener is not None:
         _listener.close()
@@ -91,13 +99,13 @@ def restore_signals() -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
-    """Within, the first signal of `NUMBERS` is noted, and one that `insists` leaves at once.
+    """Within, note the first signal of `NUMBERS`; one that `is_urgent` ends the process.
 
-    Returns: a function that tells the number of the signal that was noted, and 0 before.
+    Returns: a function that returns the number of the noted signal, 0 for none.
     """
-    listener, own = _listener, None
+    listener, temporary = _listener, None
     if listener is None and threading.current_thread() is threading.main_thread():
-        listener = own = _Listener(_leave_unsaved)
+        listener = temporary = _Listener(_exit_unsaved)
     if listener is None:  # another thread of somebody's program, whose main thread owns the signals
         yield lambda: 0
         return
@@ -106,17 +114,17 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         yield lambda: listener.noted
     finally:
         listener.noted, listener.holding = 0, False
-        if own is not None:
-            own.close()
+        if temporary is not None:
+            temporary.close()
 
 
-def _leave_unsaved(number: int, _second: bool) -> None:
-    say_last(f"left at once by a second {signal.Signals(number).name}; what was not saved is lost")
+def _exit_unsaved(number: int, _second: bool) -> None:
+    print_last(f"left at once by a second {signal.Signals(number).name}; what was not saved is lost")
     os._exit(128 + number)
 
 
-def _leave_closed_terminals() -> None:
-    """Send what is still said to nowhere, for writing to a terminal that was closed is an error."""
+def _forget_closed_terminals() -> None:
+    """Redirect output from a closed terminal to nowhere, since writing to it is an error."""
     for number in (1, 2):
         try:
             termios.tcgetattr(number)
@@ -125,7 +133,7 @@ def _leave_closed_terminals() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
-def say_last(text: str) -> None:
-    """Print it to standard error, unless the terminal is gone."""
+def print_last(text: str) -> None:
+    """Print to standard error, unless the terminal is gone."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)

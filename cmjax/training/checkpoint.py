@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: saved in the background, atomic, with checksums, restored from the newest that is whole.
+"""Saves checkpoints with Orbax, in the background, atomic and with checksums; restores the newest that is whole.
 
 A step's folder holds three items: `params`, `averages` (by name) and `optimizer` (the rest of the state), so that a
 sampler reads the averages alone.
@@ -21,25 +21,29 @@ from cmjax.core.typing import Params
 from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, write_atomically
 from cmjax.system.mesh import move, parameter_shardings, reading_shardings, shapes_on
 from cmjax.system.processes import all_agree, is_first, on_first_process
-from cmjax.training.checksums import write_checksums, write_checksums_once_committed
-from cmjax.training.newest import CheckpointError, newest_readable, why_failed
 from cmjax.training.optimizer import AveragesState
+from cmjax.training.saved import (
+    COMMITTED,
+    CheckpointError,
+    newest_readable,
+    saved_steps,
+    why_failed,
+    write_checksums,
+    write_checksums_once_committed,
+)
 from cmjax.training.state import TrainState
 
-COMMITTED = "commit_success.txt"
-"""Orbax's mark of a checkpoint in a bucket that is whole."""
-
 UNFINISHED = ".orbax-checkpoint-tmp"
-"""In the name of a checkpoint's folder on a disk until it is whole."""
+"""A part of the name of a checkpoint's folder on a disk until it is whole."""
 
 log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """The checkpoints of one run's folder. A context manager: leaving it waits for saves under way.
+    """Saves and restores the checkpoints of one run. A context manager: leaving it waits for saves under way.
 
-    A save that fails, as on a full disk, is said and left behind: the next one tries again. Only of the last one it is
-    an error.
+    A save that fails, as on a full disk, logs a warning, and the next one tries again. Only for the last save a failure
+    is an error.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 3, keep_every: int | None = None):
@@ -66,8 +70,8 @@ class Checkpointer:
             self._close()
 
     def save(self, state: TrainState, step: int) -> None:
-        """Copy the state from the devices and write it in the background. A step already saved is left as it is. A
-        failure is a warning, which comes with the next call."""
+        """Copy the state from the devices and write it in the background; a step that is saved stays as it is. A
+        failure logs a warning at the next call."""
         self._settle()
         if self._problem is not None:
             on_first_process(lambda: _remove_unfinished(self.folder))  # what was still being written when it failed
@@ -83,7 +87,7 @@ class Checkpointer:
             )
 
     def wait(self) -> None:
-        """Return when every save is on disk, its checksums included.
+        """Wait until every save is on disk, its checksums included.
 
         Raises: CheckpointError where the last one failed.
         """
@@ -95,7 +99,7 @@ class Checkpointer:
             )
 
     def _settle(self) -> None:
-        """Wait for the save under way, and say where it failed."""
+        """Wait for the save under way; log a warning if it failed."""
         if self._under_way is None:
             return
         step, self._under_way = self._under_way, None
@@ -110,7 +114,7 @@ class Checkpointer:
             self._checksums = None
 
     def _start_anew(self) -> None:
-        """A manager whose save failed reports it again and again: another takes its place, and removes what is left."""
+        """Replace the manager, since one whose save failed reports it at every call."""
         self._close()
         self._checksum_worker = ThreadPoolExecutor(1, thread_name_prefix="checksums")
         self._checksums, self._gave_up = None, threading.Event()
@@ -127,8 +131,8 @@ class Checkpointer:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def restore(self, like: TrainState, mesh: Mesh) -> TrainState | None:
-        """The newest checkpoint that is whole, laid over the mesh; None in an empty folder. Damaged ones are put aside
-        as `damaged-<step>`, with a warning. Every process must call it; the first decides which checkpoint it is.
+        """Restore the newest checkpoint that is whole, laid over the mesh; None in an empty folder. Damaged ones are
+        renamed to `damaged-<step>`, with a warning. Every process must call it; the first chooses the checkpoint.
 
         Args:   like: the state's shapes.
         Raises: CheckpointError where there are checkpoints but none is whole.
@@ -144,12 +148,13 @@ class Checkpointer:
             self.folder, self._manager.all_steps, read, on_damaged=lambda step: self.quarantine(step, "damaged")
         )
 
-    def newest(self) -> int:
-        """The step of the newest checkpoint; 0 where there is none."""
-        return max(self._manager.all_steps(), default=0)
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        return max(self._manager.all_steps(), default=None)
 
     def quarantine(self, step: int, what: str) -> None:
-        """Rename a checkpoint to `<what>-<step>`, so that no run goes on from it. Every process must call it."""
+        """Rename a checkpoint to `<what>-<step>`, so that no run resumes from it. Every process must call it."""
         if is_bucket(self.folder):
             log.warning("remove %s: a bucket's folders cannot be renamed", self.folder / str(step))
             return
@@ -168,15 +173,8 @@ def save_average(folder: str | Path, params: Params, name: str) -> None:
         write_checksums(step_folder)
 
 
-def saved_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder that were saved whole: Orbax then renames its folder, or writes a mark
-    into it in a bucket."""
-    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    return [int(path.name) for path in found if not is_bucket(folder) or (path / COMMITTED).exists()]
-
-
 def _remove_unfinished(folder: Path) -> None:
-    """Make room of the saves that a kill or a full disk cut short."""
+    """Remove the saves that a kill or a full disk cut short."""
     whole = saved_steps(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if UNFINISHED in path.name or (path.name.isdigit() and int(path.name) not in whole):
@@ -186,8 +184,8 @@ def _remove_unfinished(folder: Path) -> None:
 def restore_average(
     folder: str | Path, like: Params, name: str, *, step: int | None = None, mesh: Mesh | None = None
 ) -> Params:
-    """One average of the parameters, from the newest whole checkpoint in `folder` or from that of `step`; nothing else
-    is read.
+    """Read one average of the parameters, and nothing else, from the newest whole checkpoint in `folder` or from that
+    of `step`.
 
     Args:   like: its shapes. mesh: of all processes, over which the arrays are laid as the train step has them, and
             every process must call; without, they come to this process's first device.
@@ -199,8 +197,8 @@ def restore_average(
     target = {name: shapes_on(like, shardings)}
 
     def steps() -> list[int]:
-        found = saved_steps(folder)
-        return found if step is None else [s for s in found if s == step]
+        saved = saved_steps(folder)
+        return saved if step is None else [s for s in saved if s == step]
 
     def read(step: int) -> Params:
         arguments = ocp.args.PyTreeRestore(

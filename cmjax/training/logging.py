@@ -1,35 +1,36 @@
-"""What a run says: `metrics.jsonl` (the source of truth), its mirrors, and progress on the terminal."""
+"""Writes the records of a training: `metrics.jsonl`, the source of truth, and its mirrors TensorBoard and W&B."""
 
 import contextlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cmjax.system.errors import UserError
 from cmjax.system.files import is_bucket, to_path, write_atomically
 from cmjax.system.libraries import how_to_install, is_installed
+from cmjax.system.processes import on_first_process
 
 log = logging.getLogger(__name__)
 
-
 WANDB_ID = "wandb-id"
-"""File of a run's folder: the run's name at Weights & Biases, under which it goes on."""
+"""The file of a run's folder that holds its id at Weights & Biases, under which it resumes."""
 
 
-class MirrorError(RuntimeError):
-    """Weights & Biases does not begin."""
+class MirrorError(UserError, RuntimeError):
+    """Weights & Biases does not start."""
 
 
 class MetricsWriter:
-    """Appends {"step": k, name: value, …} lines to `metrics.jsonl`; TensorBoard and W&B mirror them where asked."""
+    """Appends lines {"step": k, name: value, …} to `metrics.jsonl`, and mirrors them to TensorBoard and W&B."""
 
     def __init__(self, workdir: str | Path, *, resume_step: int, tensorboard: bool, wandb: bool, config: Mapping):
-        """Records of steps after `resume_step`, left by a run that was killed, are dropped: each step stands once.
+        """Drop the records of steps after `resume_step`, which a killed run left: each step is recorded once.
 
-        Raises: MirrorError where Weights & Biases does not begin, as without a login.
+        Raises: MirrorError where Weights & Biases does not start, as without a login.
         """
         path = to_path(workdir) / "metrics.jsonl"
         if path.exists():
@@ -52,7 +53,7 @@ class MetricsWriter:
             mirror(step, values)
 
     def flush(self) -> None:
-        """Return when all records are where a kill does not reach them."""
+        """Write all records to where they survive a kill."""
         self._file.flush()
 
     def close(self) -> None:
@@ -81,23 +82,36 @@ class MetricsWriter:
         except Exception as error:  # of a login, a key, a mode or the network
             self.close()
             raise MirrorError(
-                f"Weights & Biases does not begin: {' '.join(str(error).split())[:300]}; log in by `wandb login`, keep "
-                "its files here by WANDB_MODE=offline, or set it to False"
+                "config.log.wandb=True: Weights & Biases does not start: "
+                f"{' '.join(str(error).split())[:300]}; log in by `wandb login`, keep its files here by "
+                "WANDB_MODE=offline, or set it to False"
             ) from error
         self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
         self._closers.append(run.finish)
 
 
 def _wandb_id(path: Path, resume_step: int) -> str:
-    """The run's own, kept in its folder; a training from step 0 is a new run."""
+    """Read the run's id from its folder; a training from step 0 gets a new one."""
     if resume_step and path.exists():
         return path.read_text().strip()
     write_atomically(path, new := uuid.uuid4().hex[:12])
     return new
 
 
+@contextlib.contextmanager
+def open_writer(workdir: Path, **arguments: Any) -> Iterator[MetricsWriter | None]:
+    """Open a `MetricsWriter` with these arguments in the first process; None in the others. Every process must call it.
+
+    Raises: MirrorError, as `MetricsWriter`.
+    """
+    opened: list[MetricsWriter] = []
+    on_first_process(lambda: opened.append(MetricsWriter(workdir, **arguments)))
+    with contextlib.closing(opened[0]) if opened else contextlib.nullcontext():
+        yield opened[0] if opened else None
+
+
 class _DiskRecords:
-    """Lines at the end of a file. What a full disk does not take waits until it does."""
+    """Appends lines to a file. Lines that a full disk refuses wait until it has room."""
 
     def __init__(self, path: Path):
         self._path, self._file = path, path.open("ab", buffering=0)
@@ -124,7 +138,7 @@ class _DiskRecords:
 
 
 class _BucketRecords:
-    """The lines of an object. A bucket cannot add to one: it is written anew, now and then."""
+    """Keeps the lines of an object in a bucket. Objects cannot be appended to: it is rewritten every `every_s`."""
 
     def __init__(self, path: Path, *, every_s: float = 30.0):
         self._path, self._every_s = path, every_s

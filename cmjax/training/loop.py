@@ -1,18 +1,20 @@
-"""The loop: batches in, steps dispatched, metrics read a step late, checkpoints and images on their steps."""
+"""The training loop: dispatches steps, reads their metrics one step late, saves checkpoints and calls back."""
 
+import contextlib
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 
 from cmjax.core.typing import Params
+from cmjax.system.errors import UserError
 from cmjax.system.processes import all_agree
 from cmjax.system.progress import Update
-from cmjax.system.signals import stop_requests
+from cmjax.system.signals import Stopped, stop_requests
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.speed import Speed
 from cmjax.training.state import Examples, TrainState
@@ -24,26 +26,18 @@ WriteRecord = Callable[[int, dict[str, float]], None]
 log = logging.getLogger(__name__)
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient was not finite at `step`, after `skipped` others. Nothing is saved of the state before,
-    which may be ruined already."""
+class NonFiniteLoss(UserError, RuntimeError):
+    """The loss or its gradient is not finite at `step`, after `skipped` others. The state is not saved, since it may be
+    ruined already. resume: what to do next."""
 
-    def __init__(self, step: int, skipped: int = 0, goes_on: str = "start again with the same command"):
+    def __init__(self, step: int, skipped: int = 0, resume: str = "start again with the same command"):
         before = f", after {skipped} steps that were skipped" if skipped else ""
         super().__init__(
             f"the loss or its gradient is not finite at step {step}{before}. Lower optimizer.learning_rate or set "
-            f"optimizer.clip_norm, and {goes_on}; or go past such steps, with "
+            f"optimizer.clip_norm, and {resume}; or go past such steps, with "
             f"--config.optimizer.skip_nonfinite={max(10, 2 * skipped)} up to that many"
         )
         self.step, self.skipped = step, skipped
-
-
-class Stopped(Exception):
-    """The run was asked to stop by the signal `number` and has saved its state."""
-
-    def __init__(self, step: int, number: int):
-        super().__init__(f"stopped at step {step}, saved and not finished; the same command goes on from there")
-        self.step, self.number = step, number
 
 
 def run_loop(
@@ -65,18 +59,17 @@ def run_loop(
     update_progress: Update,
     steps_per_call: int = 1,
 ) -> TrainState:
-    """Train from step `start` to `total_steps` and save at the end. `batches` begins with that of step `start`.
+    """Train from step `start`, that of the first batch, to `total_steps`, and save at the end.
 
     steps_per_call: how many steps one call of `train_step` does. It divides every other number of steps. Where it is
     above 1, batches and metrics have the step as their first axis.
 
-    `before_save` is called with the step before each save: it keeps the records, of which none that a checkpoint has
-    may be lost.
+    before_save: called with the step before each save, to write the records: a checkpoint must not be ahead of them.
 
     Raises: Stopped on a signal of `system.signals`, with the state saved; NonFiniteLoss.
     """
     late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, steps_per_call=steps_per_call)
-    with stop_requests() as stop_requested:
+    with _resume_advice(checkpointer, start), stop_requests() as stop_requested:
         try:
             for step, batch in zip(range(start, total_steps, steps_per_call), batches, strict=True):
                 state, metrics = train_step(state, frozen, batch, stop_requested())
@@ -97,10 +90,27 @@ def run_loop(
     return state
 
 
+@contextlib.contextmanager
+def _resume_advice(checkpointer: Checkpointer, start: int) -> Iterator[None]:
+    """Add to a NonFiniteLoss from where the same command resumes. If no checkpoint was saved since `start`, that of
+    `start` may be ruined: it is renamed, and the run resumes from the one before."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        resume = f"start again with the same command, which goes on from step {checkpointer.newest or 0}"
+        if checkpointer.newest == start > 0:
+            checkpointer.quarantine(start, "ruined")
+            newest = checkpointer.newest
+            place = "at step 0, for no other is left" if newest is None else f"from step {newest}"
+            resume = f"start again with the same command: the checkpoint of step {start}, which led here, is put "
+            resume += f"aside as ruined-{start}, and the run goes on {place}"
+        raise NonFiniteLoss(error.step, error.skipped, resume) from error
+
+
 class _LateMetrics:
     """Reads a step's metrics when the next one is already under way, so that the device never waits for the host.
 
-    `stop`: the signal that the processes' votes in the steps read so far ask to stop by, the same in all of them.
+    stop: the signal to stop by, the same in all processes, which vote in every step; 0 for none.
     """
 
     def __init__(
@@ -159,7 +169,7 @@ class _LateMetrics:
 
 
 def _mean_of_bins(bin_sums: list[jax.Array]) -> dict[str, float]:
-    """The mean loss of each bin, of sums and counts (2, bins) of some steps; nothing of a bin without samples."""
+    """Mean loss of each bin, from sums and counts (2, bins) of some steps; none for a bin without samples."""
     if not bin_sums:
         return {}
     sums, counts = np.asarray(jax.device_get(bin_sums), np.float64).sum(axis=0)
