@@ -1,4 +1,4 @@
-"""`--mode=edit`: an image, edited by a consistency model that was trained for no such thing.
+"""`--mode=edit`: edits an image by a consistency model that was not trained for it.
 
 cmjax edit --workdir=runs/mnist_ct --task=inpainting --image=3.png --mask=hole.png --num=4
 cmjax edit --workdir=runs/mnist_ct --task=super_resolution --image=3.png --patch=4

@@ -1,4 +1,4 @@
-"""`--mode=export`: the averaged parameters of a run, for other programs.
+"""`--mode=export`: writes the averaged parameters of a run for other programs.
 
 cmjax export --workdir=runs/digits_ct
 cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
@@ -32,7 +32,7 @@ def start(options: Options) -> None:
 
 
 def run(workdir: Path, format: str, out: str | None) -> None:
-    """Write the newest checkpoint of `workdir` to `out`, by default a file or folder in `workdir`/export."""
+    """Writes the newest checkpoint of `workdir` to `out`, by default a file or folder in `workdir`/export."""
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     name = "diffusers" if format == "diffusers" else f"{workdir.name}.{format}"

@@ -1,4 +1,4 @@
-"""`--mode=gallery`: one figure of everything that a consistency model does to images it has not seen.
+"""`--mode=gallery`: edits held-out images by every task, in one image.
 
 cmjax gallery --workdir=runs/mnist_ct
 cmjax gallery --workdir=runs/mnist_ct --image=1.png,2.png,3.png,4.png --out=gallery.png

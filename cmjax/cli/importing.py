@@ -1,4 +1,4 @@
-"""`--mode=import`: a run's folder from a peer's checkpoint, for sampling, editing, distilling and starting from.
+"""`--mode=import`: makes a run's folder from a peer's checkpoint, to sample, edit, distil or start from.
 
 cmjax import --source=edm-cifar10-32x32-uncond-vp.pkl --workdir=runs/edm
 cmjax import --source=cd_imagenet64_lpips.pt --workdir=runs/cd64
@@ -57,7 +57,7 @@ def start(options: Options) -> None:
 
 
 def _architecture(options: Options) -> dict[str, Any]:
-    """The --arch- options that were given."""
+    """The --arch- options of the command line."""
     given: dict[str, Any] = {}
     for name in ("kind", "image_size", "head_channels", "attention_resolutions", "resample_filter"):
         value = getattr(options, f"arch-{name}")
@@ -70,7 +70,7 @@ def _architecture(options: Options) -> dict[str, Any]:
 
 
 def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, Any]) -> None:
-    """Read the checkpoint at `source` into a new `workdir`. Nothing is written unless all of it was read."""
+    """Reads the checkpoint at `source` into a new `workdir`. Nothing is written unless all of it was read."""
     if source is None:
         raise ConfigError("--source is missing: name the file or folder to import")
     if format not in FORMATS:
@@ -99,7 +99,7 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
 
 
 def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, params: Any) -> None:
-    """Evaluate the model on noise, as whoever opens the folder will. Raises: ConfigError where it cannot be."""
+    """Evaluates the model on noise, as every later use of the folder does. Raises: ConfigError where it cannot be."""
     model = read_model(config, num_classes)
     flow_map = model.bind(params, tuple(shape))
     conditions = {"label": jnp.zeros(1, int)} if model.class_conditional else {}

@@ -1,4 +1,4 @@
-"""`--mode=report`: a page about a run, or about several side by side, in one HTML file that needs no network.
+"""`--mode=report`: writes a page about a run, or several side by side, as one HTML file that needs no network.
 
 Files are read and no device is used, unless --evaluations asks for more samples: a run may be training meanwhile.
 
@@ -50,7 +50,7 @@ def run(
     evaluations: list[str] | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Write the page about the runs in `workdirs`.
+    """Writes the page about the runs in `workdirs`.
 
     Args:   evaluations: of which the newest checkpoint's samples are drawn first, into the runs' samples/.
     Raises: ConfigError where one is no run's folder, or the page cannot be written; MissingLibrary without Bokeh.
@@ -79,8 +79,8 @@ def _counts(evaluations: list[str]) -> list[int]:
 
 
 def _draw(trained: Trained, count: int) -> None:
-    """A grid of samples by `count` evaluations of a consistency model, along the grid of its times, or by so many steps
-    of a teacher's solver. The noise is that of the run's own samples; a grid that is there already stays."""
+    """Saves a grid of samples by `count` evaluations of a consistency model, along the grid of its times, or by so
+    many steps of a teacher's solver. The noise is that of the run's own samples; a grid that is there already stays."""
     own, model = trained.samples, trained.model
     path = trained.folder / "samples" / f"{trained.used_step:07d}-{own.name(model.kind, count)}.png"
     if path.exists():

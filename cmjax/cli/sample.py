@@ -1,4 +1,4 @@
-"""`--mode=sample`: images of a trained run, as a grid or an array.
+"""`--mode=sample`: samples a trained run into a grid or an array of images.
 
 cmjax sample --workdir=runs/digits_ct
 cmjax sample --workdir=runs/digits_ct --times=80,0.8 --num=10000 --out=x.npz

@@ -1,7 +1,7 @@
-"""The augmentations of EDM and ADA: random draws, what they do to images, and the labels that tell a network of them.
+"""Augments images as EDM and ADA: random amounts, their effect on images, and their labels for the network.
 
-A network that is told how its images were changed learns from changed images without drawing any: at label zero it
-models images as they are.   [Karras et al. 2022, app. F.2; Karras et al. 2020, app. B]
+A network that takes the labels learns from changed images without sampling any: at label zero it models images as
+they are.   [Karras et al. 2022, app. F.2; Karras et al. 2020, app. B]
 """
 
 import functools
@@ -17,7 +17,7 @@ from cmjax.data.warp import warp
 from cmjax.ranges import Fraction
 
 Probabilities = Mapping[str, float]
-"""Of each augmentation that may happen, by its name in `Draws`, that it does; others are not in the labels either."""
+"""The probability of each augmentation by its name in `Draws`; those left out are not in the labels either."""
 
 SHIFT_MAX = 0.125
 TRANSLATION_STD = 0.125
@@ -30,7 +30,7 @@ SATURATION_STD = 1.0
 
 
 class Draws(NamedTuple):
-    """How much of each augmentation each sample has, (b,) or (b, 2), in the order in which they apply.
+    """The random amount of each augmentation for each sample, (b,) or (b, 2), in the order in which they apply.
 
     Zero leaves a sample alone. None stands for an augmentation that the pipe does not have.
     """
@@ -86,11 +86,11 @@ def label_size(probabilities: Probabilities) -> int:
 def augment(
     images: Float[Array, "b h w c"], key: Key[Array, ""], *, probabilities: Probabilities
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n"]]:
-    """Random augmentations of a batch, each sample its own, and the labels that a network takes as `augment`.
+    """Augments a batch at random, each sample by itself; returns also the labels that a network takes as `augment`.
 
     Args:    images: in [-1, 1]; results may leave it. probabilities: as from `edm`.
     Returns: the images and n = label_size(probabilities) numbers for each; zeros and every bit of the image where
-             nothing was drawn.
+             no augmentation happens.
     Raises:  ValueError naming the augmentation that is unknown or does not fit the images.
     """
     _check(probabilities)
@@ -99,7 +99,7 @@ def augment(
 
 
 def draw(key: Key[Array, ""], shape: tuple[int, ...], *, probabilities: Probabilities) -> Draws:
-    """The draws for images of `shape` (b, h, w, c). One augmentation's do not depend on which others there are."""
+    """Samples the amounts for images of `shape` (b, h, w, c), of each augmentation independently of the others."""
     keys = dict(zip(Draws._fields, jax.random.split(key, len(Draws._fields)), strict=True))
 
     def amounts(name: str, probability: float) -> Array:
@@ -112,7 +112,7 @@ def draw(key: Key[Array, ""], shape: tuple[int, ...], *, probabilities: Probabil
 
 
 def _amount(name: str, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
-    """What a sample has of an augmentation that happens to it."""
+    """Samples the amount of an augmentation, as if it happens to every sample."""
     b, h, w = shape[:3]
     match name:
         case "x_flip" | "y_flip" | "luma_flip":
@@ -141,7 +141,7 @@ def _angle(key: Key[Array, ""], num: int) -> Array:
 
 
 def labels(draws: Draws) -> Float[Array, "b n"]:
-    """The numbers that tell a network of the draws, in EDM's order: zeros where there are none."""
+    """The labels of the amounts, in EDM's order: zeros where no augmentation happens."""
     columns = []
     for name, x in draws._asdict().items():
         if x is None:
@@ -159,7 +159,7 @@ def labels(draws: Draws) -> Float[Array, "b n"]:
 
 
 def apply(images: Float[Array, "b h w c"], draws: Draws) -> Float[Array, "b h w c"]:
-    """The images that the draws make; an image whose draws are zero keeps its every bit."""
+    """Augments images by these amounts; an image whose amounts are zero keeps its every bit."""
     images = _move_pixels(images, draws)
     if moved := _drawn(draws, GEOMETRY):
         inverse = _inverse(draws, *images.shape[1:3])
@@ -170,7 +170,7 @@ def apply(images: Float[Array, "b h w c"], draws: Draws) -> Float[Array, "b h w 
 
 
 def _move_pixels(images: Array, draws: Draws) -> Array:
-    """What takes every pixel whole to another place."""
+    """Applies the augmentations that move whole pixels: mirrors, quarter turns and shifts."""
     if draws.x_flip is not None:
         images = _where(draws.x_flip == 1, images[:, :, ::-1], images)
     if draws.y_flip is not None:

@@ -1,4 +1,4 @@
-"""What a source of images is; the kind whose examples lie in arrays, and parts of another."""
+"""The protocol of a source of images; sources in arrays, and subsets of a source."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from cmjax.system.errors import UserError
 
 
 class DataError(UserError, ValueError):
-    """Data that cannot be used. The message names the path or field and says what to do."""
+    """Raised for data that cannot be used. The message names the path or field and says what to do."""
 
 
 @runtime_checkable
@@ -93,7 +93,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class OfAnother:
-    """What a source has of the one that it is made from."""
+    """The shape and the classes of a source that is made from another."""
 
     source: Source
 

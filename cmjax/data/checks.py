@@ -1,4 +1,4 @@
-"""Checks of data sets as they are opened: whether their images differ, are bright enough, and spread as expected."""
+"""Checks data sets as they are opened: whether their images differ, are bright enough, and spread as expected."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ USUAL_SPREAD = 2.5
 
 
 def check_source(source: Source, where: str) -> None:
-    """Raise DataError unless a source holds images that differ, and that are not black. Of data that are not kept,
+    """Raises DataError unless a source holds images that differ, and that are not black. Of data that are not kept,
     some are read."""
     if len(source) == 1:
         raise DataError(f"{where}: holds one image to train on; add images")
@@ -40,7 +40,7 @@ def check_source(source: Source, where: str) -> None:
 
 
 def _check_bright(source: Source, where: str, *, in_memory: bool) -> None:
-    """Raise DataError where no pixel is above `BLACK`, and warn where none is above `DARK`."""
+    """Raises DataError where no pixel is above `BLACK`, and warn where none is above `DARK`."""
     rows = np.arange(len(source)) if in_memory else spread(len(source), SAMPLED)
     parts = _parts(source) if in_memory else iter([source.gather(rows)["image"]])
     brightest, looked_at = 0, f"{'all' if in_memory else 'the'} {len(rows)} images{'' if in_memory else ' looked at'}"
@@ -58,14 +58,14 @@ def _check_bright(source: Source, where: str, *, in_memory: bool) -> None:
 
 
 def say_if_dark(images: np.ndarray, where: str) -> None:
-    """Warn where no pixel of uint8 images is above `DARK`."""
+    """Warns where no pixel of uint8 images is above `DARK`."""
     if images.max() <= DARK:
         log.warning("%s: is nearly black: no pixel is above %d of 255; 10 or 12 bits in a file of 16 look so", where,
                     images.max())  # fmt: skip
 
 
 def check_spread(source: Source, where: str, expected: float, field: str) -> None:
-    """Warn where floats have another mean and std than a model expects, by some of the examples, or a constant channel.
+    """Warns where floats have another mean and std than a model expects, or a constant channel, by some examples.
 
     Args: expected: the std; field: what says so, for the message.
     """

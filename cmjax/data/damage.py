@@ -1,4 +1,4 @@
-"""Examples that cannot be read: named, counted, and replaced up to a limit."""
+"""Names, counts and replaces examples that cannot be read, up to a limit."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ LAST = 3
 
 
 class Damage:
-    """The damaged examples of one data set. A copy that is sent to another process counts on its own, and in silence.
+    """Counts the damaged examples of one data set. A copy in another process counts by itself and logs nothing.
 
     Args: where: the data set, for messages. limit: how many there may be; None: any number.
     """
@@ -25,21 +25,21 @@ class Damage:
     def __init__(self, where: str, limit: int | None, *, silent: bool = False):
         self.where, self.limit, self.silent = where, limit, silent
         self._reasons: dict[str, str] = {}
-        self._told: dict[str, str] = {}
+        self._new: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self):
         return partial(Damage, silent=True), (self.where, self.limit)
 
     def note(self, name: str, why: str) -> None:
-        """Count an example and say, once, that another stands in for it.
+        """Counts an example, and logs once that another one replaces it.
 
         Raises: DataError where there are more of them than the limit.
         """
         with self._lock:
             known = name in self._reasons
             if not known:
-                self._reasons[name] = self._told[name] = why
+                self._reasons[name] = self._new[name] = why
             last, count = list(self._reasons.items())[-LAST:], len(self._reasons)
         if self.limit is not None and count > self.limit:
             reasons = "; ".join(f"{name}: {why}" for name, why in last)
@@ -48,19 +48,19 @@ class Damage:
                 f"config.data.max_corrupt, which is {self.limit}. The last: {reasons}"
             )
         if not (known or self.silent):
-            log.warning("%s: %s cannot be read (%s); another example stands in for it", self.where, name, why)
+            log.warning("%s: %s cannot be read (%s); another example replaces it", self.where, name, why)
 
     def take(self) -> dict[str, str]:
         """The examples noted since this was last asked, with the reasons."""
         with self._lock:
-            taken, self._told = self._told, {}
+            taken, self._new = self._new, {}
         return taken
 
 
 def first_whole(
     decode: Callable[[int], Example], index: int, names: Callable[[int], str], length: int, damage: Damage
 ) -> Example:
-    """decode(index), or that of the next example that can be decoded; the first follows the last.
+    """Decodes the example at `index`, or the next one that can be decoded; the first follows the last.
 
     Which one it is depends on the data alone: a batch remains a function of (seed, step).
 

@@ -1,4 +1,4 @@
-"""PNG and JPEG files of a known shape to pixels, without the headers' interpretation in Python that costs most.
+"""Decodes PNG and JPEG files of a known shape, without the interpretation of headers in Python, which costs most.
 
 Pillow decodes in C, but `Image.open` reads every segment in Python first: for 32x32 images that takes longer than the
 decoding. The common kinds go straight to Pillow's decoders; every other file takes `Image.open`.
@@ -17,7 +17,7 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def decode_image(data: bytes, shape: Shape) -> np.ndarray:
-    """The contents of an image file, which holds (h, w, c) pixels, as uint8.
+    """Decodes an image file of (h, w, c) pixels as uint8.
 
     Raises: ValueError where the shape is another; ValueError or OSError where the file is damaged.
     """

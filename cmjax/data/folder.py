@@ -1,4 +1,4 @@
-"""A folder of PNG and JPEG files as a source, with class subfolders as labels."""
+"""Opens a folder of PNG and JPEG files as a source, with class subfolders as labels."""
 
 import contextlib
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ def folder(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
 ) -> Source:
-    """The PNG and JPEG files below a folder: resized (Lanczos) to cover `image_size`, centre cropped, uint8.
+    """Opens the PNG and JPEG files below a folder: resized (Lanczos) to cover `image_size`, centre cropped, uint8.
 
     Labels are the names of the subfolders, sorted, or those of a `dataset.json`; files directly in the folder have
     none. Subfolders that are splits by their names, train beside test, val, …, are taken as they are; see `layout`. A
-    file that cannot be read is named in a warning, and the next one stands in for it.
+    file that cannot be read is named in a warning, and the next one replaces it.
 
     Args:   data_dir: the folder. split: "train" or "test". Without subfolders for them, "test" is about a tenth of the
             files, chosen by a hash of their names, so that a file stays in its split when others are added; it is never
@@ -53,23 +53,23 @@ def folder(
         raise DataError(f"image_size must be at least 1, got {image_size}")
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
-    found, damage = read_split(root, split), Damage(str(root), max_corrupt)
-    reader = _Reader(root, found.files, found.labels, (height, width, channels), damage)
+    listed, damage = read_split(root, split), Damage(str(root), max_corrupt)
+    reader = _Reader(root, listed.files, listed.labels, (height, width, channels), damage)
     source = OnDemandSource(
         reader.shape,
-        None if found.class_names is None else len(found.class_names),
-        len(found.files),
+        None if listed.class_names is None else len(listed.class_names),
+        len(listed.files),
         reader,
         damage,
-        class_names=found.class_names,
-        labels=found.labels,
+        class_names=listed.class_names,
+        labels=listed.labels,
         key=reader.key,
     )
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
 
 def check_folder(data_dir: str | AnyPath) -> None:
-    """Raise DataError unless `data_dir` is a folder. One on a disk must have an image file in it."""
+    """Raises DataError unless `data_dir` is a folder. One on a disk must have an image file in it."""
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
     if not is_bucket(root) and not any(map(is_image, iterate_files(root, is_tools_own))):
@@ -100,7 +100,7 @@ def _check_is_folder(root: AnyPath) -> None:
 def read_image(
     file: AnyPath, shape: tuple[int, int, int], *, background: str = "white"
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image fitted to `shape` (h, w, c), c of 1 or 3: turned upright, resized (Lanczos) and centre cropped, uint8.
+    """Reads an image and fits it to `shape` (h, w, c), c of 1 or 3: upright, resized (Lanczos), centre cropped, uint8.
 
     Args:    background: the colour behind what is transparent.
     Returns: it and the (height, width) that it had, upright.
@@ -147,7 +147,7 @@ def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Ima
 
 @dataclass(frozen=True)
 class _Reader:
-    """What the source reads by; a class of the module, so that it can be sent to another process."""
+    """Reads the source's examples; a class of the module, so that it can be sent to another process."""
 
     root: AnyPath
     files: list[AnyPath]
@@ -156,7 +156,7 @@ class _Reader:
     damage: Damage
 
     def key(self) -> str:
-        """Of the files' content and their labels."""
+        """A key of the files' content and their labels."""
         return content_key(files_key(self.files), self.labels)
 
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Labels: numbered from 0 without gaps, with a name for each, and something of each to train on."""
+"""Numbers labels from 0 without gaps, with a name for each, so that each has something to train on."""
 
 import hashlib
 import logging
@@ -26,11 +26,11 @@ class Numbering:
 
 
 def number_labels(labels: np.ndarray, where: str, *, names: Sequence[str] | None = None, say: bool = True) -> Numbering:
-    """The classes of labels (n,), integers from 0 on, of the examples to train on.
+    """Numbers the classes of labels (n,), integers from 0 on, of the examples to train on.
 
     A label that none of them has would be a class of which nothing is learned: the classes are those that there are.
 
-    Args:   names: of all labels from 0 on, where the data have them. say: whether gaps are said in a warning.
+    Args:   names: of all labels from 0 on, where the data have them. say: whether gaps are logged.
     Raises: DataError where a label is negative, or has no name.
     """
     values = np.unique(labels)
@@ -51,7 +51,7 @@ def number_labels(labels: np.ndarray, where: str, *, names: Sequence[str] | None
 
 
 def held_out(names: Sequence[str], labels: Sequence[object] | np.ndarray | None) -> np.ndarray:
-    """Which examples are held out, (n,) of bool: about a tenth, by a hash of their names, and never all of a class."""
+    """Chooses the examples to hold out, (n,) of bool: a tenth, by a hash of their names, never all of a class."""
     held = np.array([_hashed(name) % 10 == 0 for name in names])
     if labels is None:
         labels = np.zeros(len(names), int)

@@ -1,4 +1,4 @@
-"""What the layout of a folder says: which files are images, of which split and of which class."""
+"""Reads the layout of a folder: which files are images, of which split and of which class."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ class Split:
 
 
 def read_split(root: AnyPath, split: str) -> Split:
-    """The images of the split "train" or "test" of a folder. What looks wrong is said once, with "train".
+    """Lists the images of the split "train" or "test" of a folder. What looks wrong is logged once, with "train".
 
     Raises: DataError naming what of the layout cannot be read, or can be read in several ways.
     """
@@ -78,7 +78,7 @@ def read_split(root: AnyPath, split: str) -> Split:
 
 
 def list_files(top: AnyPath) -> tuple[list[File], list[File]]:
-    """The image files below a folder, and the other files, sorted. Links are followed.
+    """Lists the image files below a folder, and the other files, sorted. Links are followed.
 
     Raises: DataError where a folder cannot be listed.
     """
@@ -91,7 +91,7 @@ def list_files(top: AnyPath) -> tuple[list[File], list[File]]:
 
 
 def is_image(file: AnyPath) -> bool:
-    """By its name."""
+    """Checks by its name whether a file is an image."""
     return file.suffix.lower() in SUFFIXES
 
 
@@ -203,7 +203,7 @@ def _empty_folders(top: AnyPath, images: list[File]) -> list[str]:
 
 
 def without_images(top: AnyPath, others: list[File] | None = None) -> str:
-    """What to say of a folder in which there is no image file."""
+    """The error for a folder without an image file."""
     if _locked(top):
         return f"{top}: cannot be read: permission denied"
     others = list_files(top)[1] if others is None else others
@@ -213,7 +213,7 @@ def without_images(top: AnyPath, others: list[File] | None = None) -> str:
 
 
 def _say_what_is_left_out(top: AnyPath, images: list[File], others: list[File]) -> None:
-    """Warn of other files, of subfolders without images, and of classes that may be meant otherwise."""
+    """Warns of other files, of subfolders without images, and of classes that may be meant otherwise."""
     others = [file for file in others if file.parts != (LABELS,)]
     if others:
         log.warning("%s: %s, not read: neither PNG nor JPEG", top, _such_as(others))
@@ -238,7 +238,7 @@ def _say_what_is_left_out(top: AnyPath, images: list[File], others: list[File]) 
 
 
 def _say_of_names(top: AnyPath, classes: list[str]) -> None:
-    """Warn of names that differ too little, and of numbers that are not the classes' own."""
+    """Warns of names that differ too little, and of numbers that are not the classes' own."""
     spelled = defaultdict(list)
     for name in classes:
         spelled[name.casefold().strip()].append(name)

@@ -50,7 +50,7 @@ class OnDemandSource:
 
 @dataclass(frozen=True)
 class KeptSource(OfAnother):
-    """Examples decoded when they are first asked for, and kept in memory from then on. Threads may share it.
+    """Examples decoded when they are first asked for, and kept in memory from then on. Threads may use it together.
 
     Raises: DataError where there is too little memory for all of them.
     """
@@ -95,7 +95,7 @@ class KeptSource(OfAnother):
 
 
 def kept_if_small(source: OnDemandSource, *, memory_limit_bytes: int) -> Source:
-    """The source, which keeps what it decodes where all of it takes no more than `memory_limit_bytes`. One example is
+    """Keeps what a source decodes where all of it takes no more than `memory_limit_bytes`. One example is
     read.
 
     Raises: DataError where none of its examples can be decoded, or there is no memory for what it is to keep.
@@ -126,7 +126,7 @@ def fingerprint(source: Source) -> str:
 
 
 def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], *, run: int = 32) -> list[Any]:
-    """[function(item) for item in items] on the decoding threads, which take `run` items at a time."""
+    """Maps items on the decoding threads, which take `run` items at a time."""
 
     def apply(part: Iterable[Any]) -> list[Any]:
         return [function(item) for item in part]

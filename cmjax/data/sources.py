@@ -1,4 +1,4 @@
-"""Every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
+"""Opens every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
 
 import logging
 from importlib.util import find_spec
@@ -44,7 +44,7 @@ def _digits_table() -> np.ndarray:
 
 
 def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
-    """Images, or latents, from an .npz file.
+    """Opens images, or latents, of an .npz file.
 
     Args:   path: holds "images" (n, h, w, c), images or latents as `fitting` reads them, and optionally "labels"
             (n,), whole numbers, with "class_names", a text for each from 0 on. split: "train" or "test". "test" is

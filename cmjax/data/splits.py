@@ -1,4 +1,4 @@
-"""Subfolders that are splits by their names, `train` beside `val`, and no classes."""
+"""Finds subfolders that are splits by their names, `train` beside `val`, and no classes."""
 
 import logging
 import re
@@ -45,8 +45,9 @@ def split_of(name: str) -> tuple[str, str] | None:
 
 
 def find_splits(root: AnyPath, images: Iterable[tuple[str, ...]], empty: Sequence[str], *, say: bool) -> Tops:
-    """The splits in a folder whose image files have these parts. empty: subfolders without images. say: in the log.
+    """Finds the splits in a folder whose image files have these parts.
 
+    Args:   empty: subfolders without images. say: whether to log them.
     Raises: DataError where names of splits stand beside others, or within classes.
     """
     below = defaultdict(set)
@@ -117,11 +118,11 @@ def _of_pair(root: AnyPath, pair: list[str], deep: set[str], *, say: bool) -> To
 
 def _paired(names: Iterable[str]) -> dict[str, list[str]]:
     """The names of splits that differ in nothing else, where both are there, by what else is in them."""
-    found = defaultdict(list)
+    pairs = defaultdict(list)
     for name in sorted(names):
         if (named := split_of(name)) is not None:
-            found[named[1]].append(name)
-    return {rest: there for rest, there in found.items() if len({(split_of(name) or "")[0] for name in there}) == 2}
+            pairs[named[1]].append(name)
+    return {rest: there for rest, there in pairs.items() if len({(split_of(name) or "")[0] for name in there}) == 2}
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""TFDS data sets as sources, read and prepared without TensorFlow."""
+"""Opens TFDS data sets as sources, read and prepared without TensorFlow."""
 
 import functools
 import importlib
@@ -54,12 +54,12 @@ def tfds(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
 ) -> Source:
-    """An image data set of TFDS: prepared already in `data_dir`, or downloaded and prepared there (cifar10, mnist).
+    """Opens an image data set of TFDS: prepared in `data_dir`, or downloaded and prepared there (cifar10, mnist).
 
     Args:   name: "cifar10", "mnist", or any data set in `data_dir`, with "/config" or "/version" where it has them.
             split: as TFDS writes it: "train", "test", "train[:1000]". data_dir: the folder TFDS calls so.
             memory_limit_bytes: sets that take more once decoded are not kept in memory. max_corrupt: how many
-            examples may be damaged; the next one in the data stands in for each.
+            examples may be damaged; the next one in the data replaces each.
     Raises: DataError saying what is missing, and which file to put where when there is no network. The source's
             `gather` raises it where more than `max_corrupt` are damaged.
     """
@@ -168,7 +168,7 @@ def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
 
 
 def _key(files: Sequence[tuple[str, int, int]]) -> str:
-    """Of files, and of which of their records are meant: (name, how many are skipped, how many are taken)."""
+    """A key of files, and of the records of them that are meant: (name, how many are skipped, how many are taken)."""
     return content_key(files_key(Path(name) for name, _, _ in files), [rows for _, *rows in files])
 
 
@@ -181,7 +181,7 @@ def _example_parser() -> Any:
 
 @dataclass(frozen=True)
 class _Reader:
-    """What the source reads by; a class of the module, so that it can be sent to another process."""
+    """Reads the source's examples; a class of the module, so that it can be sent to another process."""
 
     records: Any
     length: int

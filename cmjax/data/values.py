@@ -77,13 +77,13 @@ def check_is_file(path: AnyPath) -> None:
 
 
 def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
-    """An array (n, h, w, c) as it can be trained on: uint8 images, or float32 images and latents.
+    """Converts an array (n, h, w, c) to what can be trained on: uint8 images, or float32 images and latents.
 
     Whole numbers in 0..255 of another type become uint8, floats of another precision float32. With 1 or 3 channels
     floats must be images in [-1, 1], or latents: some values below 0, and all within ±30. Of an array that is mapped
     from its file, some images are checked.
 
-    Args:   where: the file and the array, for messages. warn: whether what looks wrong is said in a warning.
+    Args:   where: the file and the array, for messages. warn: whether what looks wrong is logged.
     Raises: DataError with what is wrong, and what to do.
     """
     check_axes(images, where, warn=warn)
@@ -107,7 +107,7 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
 
 
 def check_samples(images: np.ndarray, where: str) -> None:
-    """Raise DataError unless these can be samples (n, h, w, c) of any program: whole numbers from 0 to 255, or floats
+    """Raises DataError unless these can be samples (n, h, w, c) of any program: whole numbers from 0 to 255, or floats
     in [-1, 1], which they may leave a little."""
     check_axes(images, where)
     there = range_of(images, where)
@@ -127,7 +127,7 @@ def check_samples(images: np.ndarray, where: str) -> None:
 
 
 def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
-    """Raise DataError unless an array of numbers can be (n, h, w, c). Axes that look like others are a warning."""
+    """Raises DataError unless an array of numbers can be (n, h, w, c). Axes that look like others are a warning."""
     shape, wanted = images.shape, f"{where}: images must be (n, h, w, c)"
     if images.dtype.kind == "b":
         raise DataError(f"{where}: images must be uint8 or float32, got bool; save images.astype(np.uint8) * 255")
@@ -149,7 +149,7 @@ def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
 
 
 def _check_levels(there: Range, where: str) -> None:
-    """Raise DataError unless whole numbers lie in 0..255."""
+    """Raises DataError unless whole numbers lie in 0..255."""
     if there.low < 0:
         raise DataError(f"{where}[{there.low_at}] has the value {there.low:.0f}; images are uint8 from 0 to 255")
     if there.high > 255:
@@ -173,7 +173,7 @@ def _no_floats(there: Range) -> str:
 
 
 def _check_float_pictures(there: Range, where: str, *, warn: bool) -> None:
-    """Raise DataError unless floats of 1 or 3 channels can be images in [-1, 1], or latents."""
+    """Raises DataError unless floats of 1 or 3 channels can be images in [-1, 1], or latents."""
     if there.low >= 0 and not there.unit:
         raise DataError(f"{where}{_no_floats(there)}")
     if max(-there.low, there.high) > LARGEST_LATENT:

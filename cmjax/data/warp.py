@@ -1,4 +1,4 @@
-"""Affine maps of images, resampled between two wavelet filters so that little aliases.   [Karras et al. 2020, app. B.2]
+"""Warps images by affine maps, resampled between two wavelet filters against aliasing.   [Karras et al. 2020, app. B.2]
 
 The filter is orthogonal: upsampling by 2 and downsampling by 2 with it give the image back. Everything has a fixed
 shape, and an image's result does not depend on the others of its batch.
@@ -26,7 +26,7 @@ PHASE_TAPS = len(SYM6) // 2
 
 
 def warp(images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]) -> Float[Array, "b h w c"]:
-    """Each image moved by an affine map G of the plane: out(p) = image(G⁻¹ p).
+    """Warps each image by an affine map G of the plane: out(p) = image(G⁻¹ p).
 
     The image is continued by reflection as far as it reaches, to three times its size, and by zeros beyond; then
     upsampled by 2, read bilinearly at the points G⁻¹ p of a grid with half the pixels' distance, downsampled by 2.

@@ -1,4 +1,4 @@
-"""Reading and decoding in processes of their own, by grain (`pip install 'cmjax[large]'`)."""
+"""Reads and decodes in other processes, by grain (`pip install 'cmjax[large]'`)."""
 
 import gc
 import multiprocessing
@@ -23,7 +23,7 @@ AHEAD = 1
 def in_processes(
     result_of: Callable[[int], Any], start: int, stop: int | None, workers: int, *, every: int = 1
 ) -> Generator[Any]:
-    """result_of(start), result_of(start + every), …, each computed in one of `workers` processes, in that order.
+    """Yields result_of(start), result_of(start + every), …, each computed in one of `workers` processes, in that order.
 
     Args:   result_of: what `cloudpickle` can send to a process. stop: None for no end.
     Raises: MissingLibrary without grain; DataError where a process dies; what `result_of` raises, at its step.
@@ -40,13 +40,13 @@ def in_processes(
     iterator = iter(results.mp_prefetch(options, worker_init_fn=_depend_on_parent))
     try:
         for result in iterator:
-            yield jax.tree.map(_own, result)
+            yield jax.tree.map(_copied, result)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
         code = str(error).partition("exit code ")[2].partition(".")[0]
         problem = f"a process that decodes ended with code {code}, perhaps for lack of memory, or of room in /dev/shm"
-        raise DataError(f"config.data.workers={workers}: {problem}; the same command goes on") from error
+        raise DataError(f"config.data.workers={workers}: {problem}; the same command continues") from error
     finally:
         iterator.close()
         del iterator
@@ -54,18 +54,18 @@ def in_processes(
 
 
 def check_grain(workers: int) -> None:
-    """Raise MissingLibrary where there are to be workers and grain is missing."""
+    """Raises MissingLibrary where there are to be workers and grain is missing."""
     if workers:
         require("grain", f"config.data.workers={workers}:")
 
 
-def _own(value: Any) -> Any:
-    """An array copied out of the memory that the processes fraction, which is then free again."""
+def _copied(value: Any) -> Any:
+    """Copies an array out of the memory that the processes share, which is then free again."""
     return np.array(value) if isinstance(value, np.ndarray) else value
 
 
 def _depend_on_parent(_worker: int, _workers: int) -> None:
-    """Leave signals, which a terminal and a scheduler send to all processes, to the parent; end when it does."""
+    """Leaves signals, which a terminal and a scheduler send to all processes, to the parent; end when it does."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     if (parent := multiprocessing.parent_process()) is not None:

@@ -28,7 +28,7 @@ from cmjax.nets.adm import ADM, OPENAI
 from cmjax.system.files import to_json, write_atomically
 from cmjax.system.libraries import require
 
-LICENCE = "not told by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
+LICENCE = "not named by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 BLOCK_LAYERS = {
@@ -73,7 +73,7 @@ MODULATIONS = {"scale_shift": "scale_shift", "default": "shift"}
 
 
 def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
-    """The network of a `unet` folder: its config.json and its weights by key.
+    """Reads the network of a `unet` folder: its config.json and its weights by key.
 
     Raises: ForeignError, naming a field of the config that asks for another network than ADM.
     """
@@ -146,7 +146,7 @@ def with_scheduler(foreign: Foreign, scheduler: Mapping[str, Any]) -> Foreign:
 def write_diffusers(
     folder: FilePath, network: Any, params: Any, shape: tuple[int, ...], constants: Mapping[str, float]
 ) -> None:
-    """A folder that diffusers' ConsistencyModelPipeline loads: the network, and the scheduler of a consistency model.
+    """Writes a folder that diffusers' ConsistencyModelPipeline loads: the network and its scheduler.
 
     Args:   constants: sigma_data, t_min, t_max, rho. Raises: ForeignError where UNet2DModel has no such network.
     """
@@ -171,7 +171,7 @@ def write_diffusers(
 
 
 def _check_reads_back(network: ADM, params: Any, shape: tuple[int, ...], config: Any, arrays: Arrays) -> None:
-    """Raise ForeignError where the written network, read again, does not give what this one gives."""
+    """Raises ForeignError where the written network, read again, does not give what this one gives."""
     back = read_diffusers(config, arrays, {})
     x, c_noise = jax.random.normal(jax.random.key(0), (1, *shape)), jnp.zeros(1)
     label = {"label": jnp.zeros(1, int)} if network.num_classes else {}
@@ -182,7 +182,7 @@ def _check_reads_back(network: ADM, params: Any, shape: tuple[int, ...], config:
 
 
 def read_config(path: FilePath) -> dict[str, Any]:
-    """A config.json of diffusers. Raises: ForeignError."""
+    """Reads a config.json of diffusers. Raises: ForeignError."""
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:

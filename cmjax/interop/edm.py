@@ -26,7 +26,7 @@ LICENCE = "Creative Commons BY-NC-SA 4.0 (NVIDIA): non-commercial use alone"
 
 
 def read_edm(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
-    """The network of an EDM state dict, its fields read from the keys and shapes.
+    """Reads the network of an EDM state dict, its fields read from the keys and shapes.
 
     Args:   state_dict: key -> array, with or without the prefix `model.`.
             overrides: `head_channels` of ADM, by default 64; `resample_filter` where the file has no filter.
@@ -60,7 +60,7 @@ def read_edm(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 
 
 def _levels(arrays: Arrays, sizes: list[int]) -> dict[str, Any]:
-    """What both families tell in the same way."""
+    """The fields that both families show in the same way."""
     channels = width(arrays, "map_layer1.weight") // 4
     blocks = len({m[0] for key in arrays if (m := re.match(rf"enc\.{sizes[0]}x{sizes[0]}_block\d+\.", key))})
     widths = [width(arrays, f"enc.{size}x{size}_block0.conv1.weight") for size in sizes]

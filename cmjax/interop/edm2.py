@@ -35,14 +35,14 @@ CONSTANTS = {"frequencies": "freqs", "phases": "phases"}
 
 
 def read_edm2(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
-    """The network of an EDM2 state dict, its fields read from the keys and shapes.
+    """Reads the network of an EDM2 state dict, its fields read from the keys and shapes.
 
     Args:   state_dict: key -> array, keys `unet.*` and `logvar_*`; a U-Net's own keys will do.
-            overrides: what the file does not tell: `head_channels`, 64 by default, and `resample_filter`, (1, 1).
+            overrides: what the file leaves open: `head_channels`, 64 by default, and `resample_filter`, (1, 1).
     Raises: ForeignError.
     """
-    told = {name: overrides[name] for name in ("head_channels", "resample_filter") if name in overrides}
-    network, shape = edm2_from_keys(state_dict, **told)
+    stated = {name: overrides[name] for name in ("head_channels", "resample_filter") if name in overrides}
+    network, shape = edm2_from_keys(state_dict, **stated)
     return Foreign(network, params_from_edm2(state_dict, network, shape), shape, "denoiser", LICENCE)
 
 

@@ -1,4 +1,4 @@
-"""FID's InceptionV3, read from the files that share its weights."""
+"""Reads FID's InceptionV3 from the files that share its weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ EPSILON = 0.001
 
 
 def load_inception(path: str | Path) -> Any:
-    """Parameters of `cmjax.nets.features.inception.Inception`.
+    """Reads the parameters of `cmjax.nets.features.inception.Inception`.
 
     Args:   path: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, torch-fidelity's
             `weights-inception-2015-12-05-6726825d.pth`, or `inception_v3_weights_fid.pickle`, which JAX projects share.
@@ -27,13 +27,13 @@ def load_inception(path: str | Path) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not arrays by key")
     arrays = flatten_dict(content, sep=".") if any(isinstance(v, Mapping) for v in content.values()) else dict(content)
-    found = {}
+    parameters = {}
     shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(parameter_shapes()))
     for place, leaf in shapes.items():
         *module, kind = place
         if kind == "kernel":
-            found |= _layer(arrays, ".".join(module), tuple(module), leaf.shape, path)
-    return unflatten_dict(found)
+            parameters |= _layer(arrays, ".".join(module), tuple(module), leaf.shape, path)
+    return unflatten_dict(parameters)
 
 
 def _layer(arrays: Mapping[str, Any], key: str, module: tuple[str, ...], shape: tuple[int, ...], path) -> dict:

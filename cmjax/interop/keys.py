@@ -1,4 +1,4 @@
-"""From a peer's arrays by key to our parameters, every key accounted for."""
+"""Assembles parameters from a peer's arrays by key, every key accounted for."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ Path = tuple[str, ...]
 
 
 class ForeignError(ValueError):
-    """A peer's file cannot be used; the message says what is wrong with it, or must be stated beside it."""
+    """Raised where a peer's file cannot be used; the message says what is wrong or must be stated."""
 
 
 class UndeterminedError(ForeignError):
-    """The file leaves facts about its network open. `options`: a phrase for each, with the option that states it."""
+    """Raised where the file leaves facts about its network open. `options`: a phrase with the option for each."""
 
     def __init__(self, *options: str):
         super().__init__(f"the file leaves open what its network is: give {'; '.join(options)}")
@@ -68,7 +68,7 @@ class Foreign:
 
 
 def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Callable[[Path], Source]) -> Any:
-    """The parameters of `module` for samples of `shape` (h, w, c), float32, each read from its `source`.
+    """Assembles the parameters of `module` for samples of `shape` (h, w, c), float32, each read from its `source`.
 
     Raises: ForeignError listing the keys that are missing, left over, of another shape than the network's, or hold
             numbers that are not finite.
@@ -90,12 +90,12 @@ def filled(arrays: Arrays, shapes: Mapping[Path, Any], source: Callable[[Path], 
     for path, (keys, read) in sources.items():
         if any(key not in arrays for key in keys):
             continue
-        given = [np.asarray(arrays[key], np.float32) for key in keys]
-        problems += [f"not finite {key}" for key in non_finite(dict(zip(keys, given, strict=True)))]
+        values = [np.asarray(arrays[key], np.float32) for key in keys]
+        problems += [f"not finite {key}" for key in non_finite(dict(zip(keys, values, strict=True)))]
         try:
-            params[path] = np.asarray(read(*given), np.float32, order="C")
+            params[path] = np.asarray(read(*values), np.float32, order="C")
         except (ValueError, IndexError):
-            problems.append(f"{', '.join(keys)} of shape {', '.join(str(array.shape) for array in given)}")
+            problems.append(f"{', '.join(keys)} of shape {', '.join(str(array.shape) for array in values)}")
             continue
         if params[path].shape != shapes[path].shape:
             problems.append(f"{', '.join(keys)} is {params[path].shape} in our order of axes, not {shapes[path].shape}")
@@ -115,9 +115,9 @@ def from_torch(array: np.ndarray) -> np.ndarray:
 def width(arrays: Arrays, key: str, axis: int = 0) -> int:
     """The size of an array that the architecture is read from."""
     if key not in arrays:
-        raise ForeignError(f"the file has no {key}, which tells the architecture")
+        raise ForeignError(f"the file has no {key}, which shows the architecture")
     if np.ndim(arrays[key]) <= axis:
-        raise ForeignError(f"{key} is of shape {np.shape(arrays[key])}, which tells no architecture")
+        raise ForeignError(f"{key} is of shape {np.shape(arrays[key])}, which shows no architecture")
     return np.shape(arrays[key])[axis]
 
 

@@ -1,4 +1,4 @@
-"""LPIPS' published weights, read into the parameters of `cmjax.nets.features.lpips.lpips`."""
+"""Reads LPIPS' published weights into the parameters of `cmjax.nets.features.lpips.lpips`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from cmjax.system.npz import load_npz
 
 
 def load_lpips(vgg_path: str | Path, heads_path: str | Path) -> Any:
-    """Parameters for `lpips` from the published weight files.
+    """Reads the parameters of `lpips` from the published weight files.
 
     Args:   vgg_path: torchvision's `vgg16-397923af.pth`; its classifier is not read. heads_path: `vgg.pth` of the
             lpips package (v0.1). Either may be a .npz of the same keys. Files of PyTorch are read as data, never code.

@@ -1,4 +1,4 @@
-"""Networks of PyTorch's as records: which classes a file may name, and a record's parameters under PyTorch's keys."""
+"""The classes of PyTorch's networks that a file may name, and the parameters of such a network under PyTorch's keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ DEPTH, ENTRIES, NAME = 64, 100_000, 128
 
 
 def state_dict(module: PickledObject) -> dict[str, np.ndarray]:
-    """Parameters and persistent buffers under PyTorch's keys, in PyTorch's order: a module's own, then its parts'.
+    """Collects parameters and persistent buffers under PyTorch's keys, in its order: a module's, then its parts'.
 
     Raises: ValueError naming a part that is not a network of PyTorch's, or where they are nested without end.
     """

@@ -45,9 +45,9 @@ TOP_LAYERS = {
 
 
 def read_openai(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
-    """The network of an OpenAI state dict, its fields read from the keys and shapes.
+    """Reads the network of an OpenAI state dict, its fields read from the keys and shapes.
 
-    The file tells neither the size of the images nor the heads of the attention.
+    The file shows neither the size of the images nor the heads of the attention.
 
     Args:   overrides: `image_size`, by default the size whose deepest features are 8×8, as all the released networks
             have; `head_channels`, by default 64 where that is possible.

@@ -33,9 +33,9 @@ BLOCK_LAYERS = {
 
 
 def read_openai_cifar(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
-    """The network of the parameters of NCSN++, by keys like "ResnetBlockBigGANpp_0/Conv_0/kernel".
+    """Reads the network of the parameters of NCSN++, by keys like "ResnetBlockBigGANpp_0/Conv_0/kernel".
 
-    Its modules are numbered in the order of their call, and the file does not tell at which size they attend.
+    Its modules are numbered in the order of their call, and the file does not show at which size they attend.
 
     Args:   overrides: `image_size`, 32 by default; `attention_resolutions`, (16,) by default where the file has
             attention within its levels; `resample_filter`, (1, 3, 3, 1) by default.

@@ -1,4 +1,4 @@
-"""Which peer a file is of, and its network. Files are read as data: no code in them is ever run."""
+"""Recognises whose file it is and reads its network, as data: no code in a file is ever run."""
 
 import logging
 import re
@@ -59,8 +59,8 @@ KIND = "--arch-kind=denoiser (a diffusion teacher) or --arch-kind=consistency"
 DENOISERS = {"EDMPrecond": "edm", "Precond": "edm2"}
 """NVIDIA's preconditioned networks that are the `edm` denoiser, by class."""
 
-TOLD = {"channels_per_head": "head_channels", "resample_filter": "resample_filter"}
-"""What a pickle of NVIDIA's tells of its network beside the arrays, and our fields for it."""
+STATED = {"channels_per_head": "head_channels", "resample_filter": "resample_filter"}
+"""Arguments in NVIDIA's pickles that arrays do not show, and our fields for them."""
 
 UNUSUAL = {
     "sigma_data": 0.5,
@@ -74,7 +74,7 @@ UNUSUAL = {
 
 
 def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple[Foreign, str]:
-    """The network in a peer's file or folder, of a known kind, and the format it was read in.
+    """Reads the network in a peer's file or folder, of a known kind. Returns: it and its format.
 
     Args:   format: "auto", "diffusers" or a key of `READERS`. overrides: what the file leaves open, by field.
     Raises: ForeignError saying what the file is not or lacks; UndeterminedError with all that it leaves open.
@@ -82,13 +82,13 @@ def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple
     if path.is_dir():
         if format not in ("auto", "diffusers"):
             raise ForeignError(f"{path} is a folder; --format={format} is a file")
-        found, read, kind = "diffusers", partial(_read_folder, path), _kind_of_pipeline(path)
+        peer, read, kind = "diffusers", partial(_read_folder, path), _kind_of_pipeline(path)
     else:
-        found, read = _open_file(path, format)
-        kind = "denoiser" if found in DENOISER_FILES else _kind_by_name(path)
-    if unused := [name for name in overrides if name not in OPTIONS[found]]:
-        options = ", ".join(f"--arch-{name}" for name in OPTIONS[found])
-        raise ForeignError(f"--arch-{unused[0]} has no effect on --format={found}, which takes {options}")
+        peer, read = _open_file(path, format)
+        kind = "denoiser" if peer in DENOISER_FILES else _kind_by_name(path)
+    if unused := [name for name in overrides if name not in OPTIONS[peer]]:
+        options = ", ".join(f"--arch-{name}" for name in OPTIONS[peer])
+        raise ForeignError(f"--arch-{unused[0]} has no effect on --format={peer}, which takes {options}")
     kind = overrides.get("kind") or kind
     try:
         foreign = read(overrides)
@@ -97,15 +97,15 @@ def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple
     if kind is None:
         raise UndeterminedError(KIND)
     _check_output(foreign)
-    return replace(foreign, kind=kind), found
+    return replace(foreign, kind=kind), peer
 
 
 def _check_output(foreign: Foreign) -> None:
-    given, wanted = getattr(foreign.module, "out_channels", None), foreign.shape[-1]
-    if given and given != wanted:
-        learned = ": it predicts a variance too (learned sigma)" if given == 2 * wanted else ""
+    channels, wanted = getattr(foreign.module, "out_channels", None), foreign.shape[-1]
+    if channels and channels != wanted:
+        learned = ": it predicts a variance too (learned sigma)" if channels == 2 * wanted else ""
         raise ForeignError(
-            f"the network has {given} output channels for images of {wanted}{learned}; "
+            f"the network has {channels} output channels for images of {wanted}{learned}; "
             "a denoiser and a consistency model give an image"
         )
 
@@ -117,17 +117,17 @@ def _open_file(path: Path, format: str) -> tuple[str, Callable[[Mapping[str, Any
     if format == "diffusers":
         raise ForeignError(f"{path} is a file; diffusers' models are folders with a config.json")
     arrays, stated = _read_arrays(path)
-    found, arrays = _recognise(path, arrays)
-    if found == "dit" and format in ("auto", *FAMILY):
+    family, arrays = _recognise(path, arrays)
+    if family == "dit" and format in ("auto", *FAMILY):
         peer = format if format in FAMILY else peer_of(arrays, path.name)
-        return peer or found, lambda overrides: read_dit(arrays, overrides, peer)
-    if format not in ("auto", found):
-        raise ForeignError(f"{path} is not of --format={format}; its keys are those of {found}")
-    return found, lambda overrides: READERS[found](arrays, stated | dict(overrides))
+        return peer or family, lambda overrides: read_dit(arrays, overrides, peer)
+    if format not in ("auto", family):
+        raise ForeignError(f"{path} is not of --format={format}; its keys are those of {family}")
+    return family, lambda overrides: READERS[family](arrays, stated | dict(overrides))
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file by key, and the fields that it tells beside them."""
+    """The arrays of a file by key, and the fields that it states beside them."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0], {}
     with path.open("rb") as file:
@@ -175,8 +175,8 @@ def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dic
     for name, usual in UNUSUAL.items():
         if arguments.get(name, usual) != usual:
             raise ForeignError(f"{path} was made with {name}={arguments[name]!r}; only {usual!r} can be read")
-    told = {ours: arguments[theirs] for theirs, ours in TOLD.items() if theirs in arguments}
-    return state_dict(network), told
+    stated = {ours: arguments[theirs] for theirs, ours in STATED.items() if theirs in arguments}
+    return state_dict(network), stated
 
 
 def _of_msgpack(path: Path) -> dict[str, np.ndarray]:
@@ -244,7 +244,7 @@ def _folder_weights(unet: Path) -> Arrays:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata of a safetensors file. Raises: ForeignError."""
+    """Reads the arrays and the metadata of a safetensors file. Raises: ForeignError."""
     require("safetensors", f"reading {path}")
     from safetensors import SafetensorError, safe_open
 
@@ -256,7 +256,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def _kind_by_name(path: Path) -> str | None:
-    """OpenAI's files show it in their names alone, as edm_imagenet64_ema.pt and cd-lpips/checkpoint_80 do."""
+    """The kind of OpenAI's files, which only their names show, as cd-lpips/checkpoint_80."""
     words = re.split(r"[^a-z0-9]+", "/".join(path.parts[-3:]).lower())
     kinds = {"denoiser" if word == "edm" else "consistency" for word in words if word in ("edm", "cd", "ct")}
     if len(kinds) != 1:

@@ -1,4 +1,4 @@
-"""Files of reference statistics: the means and covariances of features, as several codes write them."""
+"""Reads and writes reference statistics: means and covariances of features, in the files of several codes."""
 
 import pickle
 from dataclasses import dataclass
@@ -32,15 +32,15 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class OfNetwork:
-    """What a file holds of one network. pairs: "features" or "spatial" -> mean and covariance. key: differs with the
-    network's features; "" in the files of others, which name none."""
+    """The statistics of one network in a file. pairs: "features" or "spatial" -> mean and covariance. key: differs
+    with the network's features; "" in the files of others, which name none."""
 
     pairs: dict[str, Pair]
     key: str = ""
 
 
 def read_statistics(path: Path) -> dict[str, OfNetwork]:
-    """The statistics of a .npz, as of EDM, ADM and pytorch-fid, or of a .pkl, as of EDM2; no code in it is run.
+    """Reads the statistics of a .npz, as of EDM, ADM and pytorch-fid, or of a .pkl, as of EDM2; no code in it is run.
 
     Returns: by network: "inception", which the files of others are of, "dinov2", …
     Raises:  ValueError saying what the file lacks, or why it holds no mean and covariance; OSError where it cannot be
@@ -50,10 +50,10 @@ def read_statistics(path: Path) -> dict[str, OfNetwork]:
         content = read_pickle(path)
         if not isinstance(content, dict) or not content.keys() & PICKLED.keys():
             raise ValueError(f"{path} has no statistics: it needs one of {', '.join(PICKLED)}, as EDM2's files have")
-        found = {network: content[name] for name, network in PICKLED.items() if isinstance(content.get(name), dict)}
+        pickled = {network: content[name] for name, network in PICKLED.items() if isinstance(content.get(name), dict)}
         return {
             network: OfNetwork({"features": _pair(path, arrays, "mu", "sigma")}, str(arrays.get(OUR_KEY, "")))
-            for network, arrays in found.items()
+            for network, arrays in pickled.items()
         }
     arrays = read_arrays(path)
     network = str(arrays[OUR_NAME]) if OUR_NAME in arrays else "inception"
@@ -70,28 +70,28 @@ def read_statistics(path: Path) -> dict[str, OfNetwork]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a .npz but its images, which can be many. Raises: ValueError where it is none."""
+    """Reads all arrays of a .npz but its images, which can be many. Raises: ValueError where it is none."""
     return load_npz(path, without=("arr_0", "images"))
 
 
-def write_statistics(path: Path, found: dict[str, OfNetwork]) -> None:
-    """Write a .npz of one network, as EDM and ADM read it, or a .pkl of several, as EDM2 reads it.
+def write_statistics(path: Path, statistics: dict[str, OfNetwork]) -> None:
+    """Writes a .npz of one network, as EDM and ADM read it, or a .pkl of several, as EDM2 reads it.
 
     Raises: ValueError where the file cannot hold them.
     """
     if path.suffix == ".pkl":
         ours = {network: name for name, network in PICKLED.items()}
-        if unknown := found.keys() - ours.keys():
+        if unknown := statistics.keys() - ours.keys():
             raise ValueError(f"{path}: EDM2's files are of {' and '.join(ours)}; write {', '.join(unknown)} to a .npz")
         arrays: dict[str, Any] = {}
-        for network, of in found.items():
+        for network, of in statistics.items():
             mean, cov = of.pairs["features"]
             arrays[ours[network]] = {"mu": mean, "sigma": cov, OUR_KEY: of.key}
         content = pickle.dumps(arrays)
     elif path.suffix == ".npz":
-        if len(found) != 1:
-            raise ValueError(f"{path}: a .npz is of one network, not of {', '.join(found) or 'none'}")
-        ((network, of),) = found.items()
+        if len(statistics) != 1:
+            raise ValueError(f"{path}: a .npz is of one network, not of {', '.join(statistics) or 'none'}")
+        ((network, of),) = statistics.items()
         arrays = {OUR_KEY: np.array(of.key)}
         for name, pair in of.pairs.items():
             arrays |= dict(zip(ARRAYS[name][0], pair, strict=True))

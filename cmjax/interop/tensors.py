@@ -60,7 +60,7 @@ def storage_of(identity: Any, length: int) -> tuple[str, np.dtype, int]:
 
 
 def tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
-    """A read-only view of a storage, or an array of its own where it has no elements.
+    """Makes a read-only view of a storage, or an array of its own where it has no elements.
 
     Raises: ValueError where it reaches outside of its storage, or repeats it beyond `EXPANDED` elements.
     """

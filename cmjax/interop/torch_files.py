@@ -1,4 +1,4 @@
-"""PyTorch's files as data, never code: what torch.save writes, and NVIDIA's pickles of networks.
+"""Reads PyTorch's files as data, never code: what torch.save writes, and NVIDIA's pickles of networks.
 
 Nothing in a file is imported or executed, whatever it says; neither PyTorch nor the classes it names are needed.
 """

@@ -1,4 +1,4 @@
-"""The weights of DINOv2's and CLIP's vision transformers, read from their published files."""
+"""Reads the weights of DINOv2's and CLIP's vision transformers from their published files."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ OFFSET = 0.1
 
 
 def load_dinov2(path: str | Path, module: ViT = DINOV2) -> Any:
-    """Parameters of DINOv2 from `dinov2_vitl14_pretrain.pth`, its positions interpolated to the module's grid.
+    """Reads the parameters of DINOv2 from `dinov2_vitl14_pretrain.pth`, positions interpolated to the module's grid.
 
     Raises: ValueError naming a key that is missing or of another shape, or a file that is none of these.
     """
@@ -38,7 +38,7 @@ def load_dinov2(path: str | Path, module: ViT = DINOV2) -> Any:
 
 
 def load_clip(path: str | Path, module: ViT = CLIP) -> Any:
-    """Parameters of CLIP's image encoder from `pytorch_model.bin` or `model.safetensors` of
+    """Reads the parameters of CLIP's image encoder from `pytorch_model.bin` or `model.safetensors` of
     openai/clip-vit-large-patch14-336; the text encoder is not read.
 
     Raises: as `load_dinov2`.
@@ -84,19 +84,21 @@ class _Arrays:
 
 
 def _conv_and_norms(take: _Arrays, conv: str, norms: Mapping[str, str]) -> dict[tuple[str, ...], np.ndarray]:
-    found: dict[tuple[str, ...], np.ndarray] = {("patches", "kernel"): take(f"{conv}.weight").transpose(2, 3, 1, 0)}
+    parameters: dict[tuple[str, ...], np.ndarray] = {
+        ("patches", "kernel"): take(f"{conv}.weight").transpose(2, 3, 1, 0)
+    }
     for ours, theirs in norms.items():
-        found |= {(ours, "scale"): take(f"{theirs}.weight"), (ours, "bias"): take(f"{theirs}.bias")}
-    return found
+        parameters |= {(ours, "scale"): take(f"{theirs}.weight"), (ours, "bias"): take(f"{theirs}.bias")}
+    return parameters
 
 
 def _layer(take: _Arrays, prefix: str, names: Mapping[str, str]) -> dict[tuple[str, str], np.ndarray]:
-    found = {}
+    parameters = {}
     for ours, theirs in names.items():
         weight = take(f"{prefix}.{theirs}.weight")
-        found[ours, "kernel" if weight.ndim == 2 else "scale"] = weight.T
-        found[ours, "bias"] = take(f"{prefix}.{theirs}.bias")
-    return found
+        parameters[ours, "kernel" if weight.ndim == 2 else "scale"] = weight.T
+        parameters[ours, "bias"] = take(f"{prefix}.{theirs}.bias")
+    return parameters
 
 
 def _layers(depth: int, layer: Callable[[int], dict[tuple[str, str], np.ndarray]]) -> dict[tuple[str, ...], np.ndarray]:

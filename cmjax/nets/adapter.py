@@ -1,4 +1,4 @@
-"""From a Linen module to the plain callables that the rest of the library takes, and its first parameters."""
+"""Turns Linen modules into the plain callables that the library takes, and initialises their parameters."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ def parameter_shapes(module: nn.Module, shape: Sequence[int]) -> Any:
 
 
 def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) -> Any:
-    """First parameters for samples of `shape` (h, w, c), as host arrays: put them where they belong with device_put.
+    """Initialises the parameters for samples of `shape` (h, w, c), as host arrays, to be placed by device_put.
 
     The network is traced, for its shapes, and never compiled, which for a U-Net takes longer than its first step. Each
     parameter's initialiser is its layer's attribute `<name>_init`, as in Linen's own layers, and its numbers depend on
@@ -53,7 +53,7 @@ ByPath = dict[tuple[str, ...], Any]
 
 
 def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath]:
-    """Of each parameter the shape with the dtype, and the initialiser where its layer has it.
+    """The shape, the dtype and the initialiser of each parameter, where its layer has one.
 
     A start asks several times, and a large network takes a second to trace: what a module of these fields gave is kept.
     """

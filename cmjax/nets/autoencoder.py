@@ -27,7 +27,7 @@ LOGVAR_RANGE = -30.0, 20.0
 
 
 class Part(nn.Module, kw_only=True):
-    """What the parts have in common. groups: of every group norm. activation: of residual blocks."""
+    """The fields that all parts have. groups: of every group norm. activation: of residual blocks."""
 
     groups: int = 32
     activation: str = "silu"

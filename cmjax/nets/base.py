@@ -98,7 +98,7 @@ class Network(nn.Module, kw_only=True):
         return (out, weight) if return_weight else out
 
     def check(self, x: Array) -> None:
-        """Raise ValueError naming a field whose value is wrong, or does not fit x."""
+        """Raises ValueError naming a field whose value is wrong, or does not fit x."""
 
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
         """The vector that conditions every block, (b, e).

@@ -1,4 +1,4 @@
-"""What the U-Nets repeat: residual blocks and self-attention. Arrays are NHWC."""
+"""Blocks of the U-Nets: residual blocks and self-attention. Arrays are NHWC."""
 
 from typing import Any
 

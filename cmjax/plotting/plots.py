@@ -113,7 +113,7 @@ def sheet(
 
 
 def _head(width: int, title: str, headings: dict[float, str]) -> UInt8[np.ndarray, "height width 3"]:
-    """A white strip with a title, and headings around these places from the left."""
+    """Makes a white strip with a title, and headings around these places from the left."""
     from PIL import Image, ImageDraw, ImageFont
 
     strip = Image.new("RGB", (width, 58), "white")
@@ -174,7 +174,7 @@ def line_plot(
 
 
 def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[str]) -> None:
-    """The curves, and their names beside the axes where there are several."""
+    """Adds the curves, and their names beside the axes where there are several."""
     ring = {"marker": "o", "markersize": 10, "markeredgewidth": 2, "fillstyle": "none", "clip_on": False}
     dots = {"marker": "o", "markersize": 3.5}
     for i, (name, xy) in enumerate(points.items()):
@@ -186,7 +186,7 @@ def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[s
 
 
 def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
-    """The scale, the range and plain numbers as marks of an axis over these values."""
+    """Sets the scale, the range and the ticks of an axis over these values, labelled by plain numbers."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     scaled = np.log10(values) if log else values

@@ -56,7 +56,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def read_idx(path: Any, *, rank: int) -> np.ndarray:
-    """A gzipped idx file of bytes: 0, 0, 8 (unsigned byte), the rank, each size as big-endian int32, the values.
+    """Reads a gzipped idx file of bytes: 0, 0, 8 (unsigned byte), the rank, each size as big-endian int32, the values.
 
     Raises: DataError naming the file where it is damaged or its rank is another.
     """

@@ -1,4 +1,4 @@
-"""Downloading and preparing a data set with TFDS, with errors that say what to do."""
+"""Downloads and prepares a data set with TFDS; errors say what to do."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ DEADLINE_SECONDS = 8.0
 
 
 def prepare(builder_class: Any, data_dir: Path) -> None:
-    """Download what `builder_class` needs and write it as array_record to data_dir/<name>/<version>.
+    """Downloads what `builder_class` needs and write it as array_record to data_dir/<name>/<version>.
 
     Files in data_dir/downloads/manual are used in place of downloads; their checksums must be right as well.
 
@@ -61,7 +61,7 @@ def _manual_path(builder_class: Any, data_dir: Path, url: str) -> Path:
 
 
 def _require_files(builder_class: Any, data_dir: Path) -> None:
-    """Raise at once where a file is neither here nor to be had."""
+    """Raises at once where a file is neither here nor to be had."""
     for url in builder_class.URLS:
         cached = resource.get_dl_fname(url, builder_class.url_infos[url].checksum)
         if _manual_path(builder_class, data_dir, url).is_file() or any((data_dir / "downloads").rglob(cached)):

@@ -1,4 +1,4 @@
-"""Images of another size, as the networks that they are judged by were fed: linear maps of rows and of columns.
+"""Resizes images exactly as the published feature networks do, by linear maps of rows and of columns.
 
 Every rule keeps float32's full precision on every device: figures depend on it.
 """

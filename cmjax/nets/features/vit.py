@@ -1,4 +1,4 @@
-"""Vision transformers that images are judged by: DINOv2's and CLIP's, of one body.   [Dosovitskiy et al. 2021]"""
+"""The vision transformers of DINOv2 and CLIP, for features of images.   [Dosovitskiy et al. 2021]"""
 
 from typing import Any
 
