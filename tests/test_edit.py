@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 
 
 def run(workdir, task, images, out, **changes):
-    times = ["10"] if task == "interpolation" else ["10", "1"]
+    times = "10" if task == "interpolation" else "10,1"
     flags = {"mask": None, "times": times, "num": 1, "seeds": None, "label": None} | FLAGS | changes
     edit.run(workdir, task=task, images=images, out=str(out), **flags)
 
@@ -207,9 +207,9 @@ def test_what_interpolation_found_is_said(workdir, folder, tmp_path, capsys):
         ("outpainting", ["a.png"], {"margin": 0.0}, "--margin=0: must be above 0"),
         ("outpainting", ["a.png"], {"margin": 0.03}, "--margin=0.03: adds no pixel to the model's 8x8"),
         ("super_resolution", ["a.png"], {"patch": 1}, "--patch=1: must be at least 2"),
-        ("interpolation", None, {"times": ["10", "1"]}, "--times=10,1: interpolation is one evaluation"),
+        ("interpolation", None, {"times": "10,1"}, "--times=10,1: interpolation is one evaluation"),
         ("colorization", ["a.png"], {"label": 1}, "the model has no classes"),
-        ("colorization", ["a.png"], {"times": ["1", "2"]}, "times must descend"),
+        ("colorization", ["a.png"], {"times": "1,2"}, "times must descend"),
         ("interpolation", None, {"seeds": ["1"]}, "--seeds=1"),
         ("interpolation", ["a.png"], {}, "2 images must be given"),
         ("interpolation", ["a.png", "b.png"], {"seeds": ["1", "2"]}, "--seeds and --image"),
