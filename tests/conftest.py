@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["cmjax.core", "cmjax.data", "cmjax.evaluation", "cmjax.nets"],
+    ["cmjax.core", "cmjax.data", "cmjax.evaluation", "cmjax.metrics", "cmjax.nets"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float, as in signatures
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 SLOW = (
     "test_main", "test_interop", "test_processes", "test_continuous_losses", "test_readme", "test_edit", "test_faults",
-    "test_solvers", "test_bucket_runs", "test_configs", "test_latents", "test_diagnostics",
+    "test_solvers", "test_bucket_runs", "test_configs", "test_latents", "test_diagnosis",
 )  # fmt: skip
 """The files that take longest; those that start processes stand beside others."""
 

@@ -1,13 +1,15 @@
-"""Grids of noise levels, built on the host in float64 with exact ends."""
+"""Grids of noise levels, built on the host in float64 with exact ends, and bins of levels."""
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Array, Float, Float64, Int
 
 from cmjax.core.paths import Path, ve
 
 LOWEST = 0.002
 """The noise level that replaces a lower one, such as 0, in the spacing of a grid."""
+HIGHEST = 80.0
+"""The noise level up to which bins reach on a path that ends in noise alone."""
 
 
 def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:
@@ -49,3 +51,20 @@ def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> 
     grid = np.array(path.time_at(jnp.asarray(levels, float)), np.float64)  # a copy, for a view cannot be written to
     grid[0], grid[-1] = t_min, t_max
     return grid
+
+
+def level_range(path: Path, t_min: float, t_max: float) -> tuple[float, float]:
+    """Gives the noise levels at both times: LOWEST for those below it, HIGHEST where there is hardly any signal."""
+    # to six digits, which is what float32 has: ends as the recipe writes them
+    low, high = (float(f"{path.noise_level(jnp.asarray(t)):.6g}") for t in (t_min, t_max))
+    return max(low, LOWEST), high if 0 < high < 1000 else HIGHEST
+
+
+def level_edges(bins: int, *, path: Path, t_min: float, t_max: float) -> Float64[np.ndarray, " n"]:
+    """Spaces bins + 1 noise levels evenly in their logarithm over `level_range`: the edges of the bins."""
+    return np.geomspace(*level_range(path, t_min, t_max), bins + 1)
+
+
+def bin_of(levels: Float[Array, " b"], edges: Float64[np.ndarray, " n"]) -> Int[Array, " b"]:
+    """Finds the bin of each noise level, 0 … len(edges) − 2; levels beyond the ends belong to the bins there."""
+    return jnp.searchsorted(jnp.asarray(edges[1:-1]), levels, side="right")

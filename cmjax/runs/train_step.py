@@ -13,10 +13,10 @@ from jaxtyping import Array
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
+from cmjax.core.grids import bin_of, level_edges
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import PRNGKey, Samples
 from cmjax.data.batches import preprocess
-from cmjax.metrics.diagnostics import bin_of, level_edges
 from cmjax.runs.setup import Setup, count_parameters
 from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.training.state import Examples, TrainState

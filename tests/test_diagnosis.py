@@ -17,20 +17,14 @@ from cmjax.cli import diagnose, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.core import curricula, pairs
-from cmjax.core.grids import karras_grid
+from cmjax.core.grids import bin_of, karras_grid, level_edges, level_range
 from cmjax.core.ode import ddim_step, heun_step
 from cmjax.core.oracles import gaussian_denoiser, gaussian_flow_map
 from cmjax.core.paths import carry, linear, trig, ve
+from cmjax.evaluation import diagnosis
+from cmjax.evaluation.diagnosis import consistency_errors, trajectory_times
+from cmjax.evaluation.diagnosis_losses import loss_and_gradient_norm, times_within
 from cmjax.generation import search as times_mode
-from cmjax.metrics.diagnostics import (
-    bin_of,
-    consistency_errors,
-    level_edges,
-    level_range,
-    loss_and_gradient_norm,
-    times_within,
-    trajectory_times,
-)
 from cmjax.runs.record import read_record
 from cmjax.runs.trained import load, open_trained
 from cmjax.runs.weights import write_model
@@ -135,7 +129,7 @@ def test_pairs_of_a_bin_lie_in_it_and_are_else_the_samplers_own():
     edges, shares = level_edges(6, path=ve, t_min=0.002, t_max=80.0), []
     for place in range(6):
         pair, found, fraction = times_within(
-            draw, jax.random.key(place), 32, 0, within=lambda t, place=place: bin_of(t, edges) == place, draws=256
+            draw, jax.random.key(place), 32, 0, within=lambda t, place=place: bin_of(t, edges) == place, tries=256
         )
         within = np.isin(np.asarray(bin_of(jnp.asarray(grid[1:]), edges)), place)
         assert bool(found.all()) == within.any()
@@ -148,13 +142,13 @@ def test_pairs_of_a_bin_lie_in_it_and_are_else_the_samplers_own():
 
 def test_places_of_a_batch_keep_their_own_pairs():
     draw = pairs.dyadic_pairs(steps=8, fraction=0.5)
-    pair, found, _ = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 0.9, draws=128)
+    pair, found, _ = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 0.9, tries=128)
     assert found.all()
     assert (pair.t == 1).all()
     halved = np.arange(64) < 32
     np.testing.assert_allclose(pair.r, np.where(halved, (pair.t + pair.s) / 2, pair.s))
     assert (np.asarray(pair.t - pair.s)[~halved] == 1 / 8).all()
-    _, none, nothing = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 1, draws=16)
+    _, none, nothing = times_within(draw, jax.random.key(0), 64, 0, within=lambda t: t > 1, tries=16)
     assert not none.any()
     assert nothing == 0
 
@@ -216,7 +210,7 @@ def test_bins_of_a_step_add_up_and_change_nothing(parts):
 def test_a_record_has_the_mean_of_its_window_and_no_empty_bin():
     records = {}
     write, speed = lambda step, record: records.update({step: record}), Speed(4, 1, 0.0, None)
-    late = _LateMetrics(write, lambda done, text: None, log_every=2, speed=speed)
+    late = _LateMetrics(write, lambda done, text: None, log_every=2, speed=speed, steps_per_call=1)
     for step, (sums, counts) in enumerate([([4, 0, 1], [2, 0, 1]), ([2, 0, 0], [4, 0, 0]), ([9, 9, 9], [3, 3, 3])] * 2):
         tally = jnp.array([sums, counts], float)
         late.push(step, {"loss": jnp.ones(()), "finite": True, "stop": 0, "loss_bins": tally})
@@ -254,7 +248,7 @@ def few_samples(monkeypatch):
 
 
 def diagnosed(workdir, **options):
-    options = {"teacher": None, "metric": "recall", "num": 16, "seed": 0, "out": None} | options
+    options = {"teacher": None, "metric": "recall_pixels", "num": 16, "seed": 0, "out": None} | options
     diagnose.run(workdir, **options)
     folder = workdir / "diagnostics"
     for path in folder.glob("*.png"):
@@ -281,7 +275,7 @@ def test_a_student_is_held_against_its_own_teacher(runs, monkeypatch):
     assert found["training"]["step"] == [1, 2, 3]
     value = found["times"]["found"]["value"]
     assert found["times"]["found"]["second_time"] < found["times"]["first_time"] == 80
-    tried = json.loads((runs / "cd" / "times.json").read_text())["found"]["2, recall"]["recall"]
+    tried = json.loads((runs / "cd" / "times.json").read_text())["found"]["2, recall_pixels"]["recall_pixels"]
     assert value == max(tried.values())
 
 
@@ -293,7 +287,7 @@ def test_a_run_ends_with_a_picture_of_its_losses(runs):
 
 
 def test_a_flow_map_is_held_against_a_teacher_of_another_path(runs):
-    assert diagnose._teacher(open_trained(runs / "flow"), load(runs / "flow"), None) is None
+    assert diagnosis.teacher_of(open_trained(runs / "flow"), load(runs / "flow"), None) is None
     found = diagnosed(runs / "flow", teacher=str(runs / "teacher"))
     assert found.keys() == {"consistency", "loss", "times"}
     assert found["consistency"]["time"][0] == pytest.approx(80 / 81, rel=1e-5)
@@ -308,7 +302,7 @@ def test_a_teacher_has_a_loss_alone(runs):
 
 def test_latents_have_no_second_time(runs):
     latents = dataclasses.replace(load(runs / "cd"), shape=(4, 4, 4))
-    with pytest.raises(ConfigError, match=r"figures of images, which \(4, 4, 4\) are none"):
+    with pytest.raises(ConfigError, match=r"metrics of images, which \(4, 4, 4\) are none"):
         times_mode.score_along(open_trained(runs / "cd"), latents, "fd")
 
 
@@ -325,7 +319,7 @@ def test_what_was_found_is_written_before_what_fails(runs, monkeypatch):
     def fail(*_args):
         raise ConfigError("no held-out data")
 
-    monkeypatch.setattr(diagnose, "_second_time", fail)
+    monkeypatch.setattr(diagnose, "second_times", fail)
     with pytest.raises(ConfigError, match="no held-out data"):
         diagnose.run(runs / "cd", teacher=None, metric="fd", num=16, seed=0, out=str(runs / "half"))
     assert (runs / "half" / "loss.png").exists()

@@ -1,5 +1,6 @@
-"""A run's loss by noise level: of its newest checkpoint, and as its training recorded it."""
+"""Diagnoses a run's loss by noise level: that of its newest checkpoint, and as its training recorded it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,13 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
+from cmjax.core.batch import Times
+from cmjax.core.grids import bin_of
 from cmjax.core.model import BoundModel
+from cmjax.core.pairs import PairSampler
+from cmjax.core.typing import PRNGKey, Step
 from cmjax.data.batches import Batches
-from cmjax.metrics.diagnostics import bin_of, loss_and_gradient_norm, times_within
+from cmjax.evaluation.diagnosis import Diagnosis
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.plotting.plots import line_plot
 from cmjax.runs.train_step import bin_edges, inputs_of
@@ -27,18 +33,16 @@ from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import EMA, TARGET
 
 BINS = 12
-DRAWS = 1024
-"""Pairs drawn for each place of a batch, to find one of a bin."""
+TRIES = 1024
+"""Pairs that are sampled for each place of a batch, to find one of a bin."""
 
 RARE = 0.25
 """A bin is left out if it fills less than this fraction of a batch: its gradient would be that of a smaller batch."""
 
-Found = tuple[dict[str, Any], list[np.ndarray]]
 
-
-def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: int, seed: int) -> Found:
-    """The run's own objective at its average, for samples whose t falls in each bin of noise levels: the mean loss, and
-    the norm of the gradient of a batch of them.
+def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: int, seed: int) -> Diagnosis:
+    """Computes the run's objective at its average for samples whose t lies in each bin of noise levels: the mean loss,
+    and the norm of the gradient of a batch of them.
 
     Raises: ConfigError where what the objective needs beside the model cannot be loaded.
     """
@@ -46,29 +50,29 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     edges = bin_edges(model, BINS)
     size = max(min(num, run.batch_size // run.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
     batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
-    teacher, frozen = _needed(run.method, mesh)
+    teacher, frozen = _load_needed(run.method, mesh)
     target = None
     if run.method.target_rate is not None:
         shapes = parameter_shapes(model.module, flow_map.shape)
         target = restore_average(workdir / "checkpoints", shapes, TARGET, step=trained.step, mesh=mesh)
-    fixed, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1
+    models, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1
     measure = jax.jit(
         partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step),
         out_shardings=replicated(mesh),
     )
     rounds, rows = -(-num // size), []
-    # the same keys for all bins, which then divide the same draws
+    # the same keys for all bins, which then divide the same samples
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), rounds)))
     with progress("losses", BINS) as update:
         for place in range(BINS):
-            found = [jax.device_get(measure(fixed, batches.at(i), keys[i], place)) for i in range(rounds)]
-            rows.append(_row(edges[place : place + 2].tolist(), *np.array(found, np.float64).T, size=size))
+            measured = [jax.device_get(measure(models, batches.at(i), keys[i], place)) for i in range(rounds)]
+            rows.append(_row(edges[place : place + 2].tolist(), *np.array(measured, np.float64).T, size=size))
             update(place + 1, "")
-    return {"batch_size": size, "parameters": EMA, "bins": rows}, _panels(trained.title, rows, size)
+    return Diagnosis({"batch_size": size, "parameters": EMA, "bins": rows}, _panels(trained.title, rows, size))
 
 
-def _needed(method: Method, mesh: Mesh) -> tuple[BoundModel | None, dict[str, Any]]:
-    """The objective's teacher, and what it uses and training leaves alone."""
+def _load_needed(method: Method, mesh: Mesh) -> tuple[BoundModel | None, dict[str, Any]]:
+    """Loads the objective's teacher and its frozen networks."""
     try:
         frozen = {name: weights.load() for name, weights in method.frozen.items()}
         frozen = move(frozen, parameter_shardings(frozen, mesh))
@@ -78,32 +82,32 @@ def _needed(method: Method, mesh: Mesh) -> tuple[BoundModel | None, dict[str, An
     return teacher, frozen | ({} if teacher is None else {TEACHER: teacher.params})
 
 
-def _measure(fixed, batch, key_data, place, *, run: Run, model: NetworkModel, teacher, edges: np.ndarray, step: int):
-    """(loss, norm of the gradient, samples found, fraction of all samples) of a batch of one bin."""
-    params, target_params, frozen = fixed
+def _measure(models, batch, key_data, place, *, run: Run, model: NetworkModel, teacher, edges: np.ndarray, step: int):
+    """Returns the loss, the norm of the gradient, the number of samples and their fraction, of a batch of one bin."""
+    params, target_params, frozen = models
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
     x0, inputs = inputs_of(run, model)(batch, data_key)
-    found_times, found, fraction = times_within(
+    times, inside, fraction = times_within(
         run.method.times,
         pair_key,
         len(x0),
         step,
         within=lambda t: bin_of(model.path.noise_level(t), edges) == place,
-        draws=DRAWS,
+        tries=TRIES,
     )
-    method = replace(run.method, times=lambda *_: found_times).with_teacher(teacher, model.path)
-    drawn, dropout_key = method.sample_batch(method_key, x0, jnp.asarray(step), inputs)
+    method = replace(run.method, times=lambda *_: times).with_teacher(teacher, model.path)
+    sampled, dropout_key = method.sample_batch(method_key, x0, jnp.asarray(step), inputs)
 
     def losses(params):
         target = params if target_params is None else target_params
-        given = method.arguments(jnp.asarray(step), target, frozen)
-        return method.loss(model.function, params, dropout_key, drawn, **given)
+        arguments = method.arguments(jnp.asarray(step), target, frozen)
+        return method.loss(model.function, params, dropout_key, sampled, **arguments)
 
-    return *loss_and_gradient_norm(losses, params, found), jnp.sum(found), fraction
+    return *loss_and_gradient_norm(losses, params, inside), jnp.sum(inside), fraction
 
 
 def _row(edges, loss, norm, count, fraction, *, size: int) -> dict[str, Any]:
-    """One bin's numbers, of the batches' (n,): None where its samples are too rare, or a value is not finite."""
+    """Joins one bin's numbers of the batches (n,): None where its samples are too rare, or a value is not finite."""
     enough = count.sum() >= RARE * size * len(count)
     values = {"loss": np.sum(loss * count) / max(count.sum(), 1), "gradient_norm": np.mean(norm)}
     shown = {name: float(value) if enough and np.isfinite(value) else None for name, value in values.items()}
@@ -138,8 +142,8 @@ def _positive(values: list[float | None]) -> bool:
     return all(value is None or value > 0 for value in values)
 
 
-def logged_losses(trained: Trained, run: Run) -> Found | None:
-    """The losses by noise level that a run with `config.log.bins` recorded; None where it recorded none."""
+def logged_losses(trained: Trained, run: Run) -> Diagnosis | None:
+    """Plots the losses by noise level that a run with `config.log.bins` recorded; None where it recorded none."""
     model, bins, records = trained.model, run.log.bins, Workdir(trained.folder).read_metrics()
     names = [f"loss_bin_{i:02d}" for i in range(bins)]
     records = [record for record in records if any(name in record for name in names)]
@@ -159,4 +163,39 @@ def logged_losses(trained: Trained, run: Run) -> Found | None:
         log_x=False,
         log_y=all(map(_positive, losses)),
     )
-    return {"noise_level_edges": edges, "step": steps, "loss": losses}, [panel]
+    return Diagnosis({"noise_level_edges": edges, "step": steps, "loss": losses}, [panel])
+
+
+def times_within(
+    times: PairSampler,
+    key: PRNGKey,
+    batch_size: int,
+    step: Step,
+    *,
+    within: Callable[[Float[Array, " b"]], Bool[Array, " b"]],
+    tries: int,
+) -> tuple[Times, Bool[Array, " b"], Float[Array, ""]]:
+    """Samples for each place of the batch a t that lies `within`: the first of so many tries, with its r and s.
+
+    Places keep their own distribution, for objectives that treat the batch's first samples otherwise than the rest.
+
+    Returns: the times, whether one lies within (b,), and the fraction of all tries within. Elsewhere t lies anywhere.
+    """
+    sampled = jax.vmap(lambda key: times(key, batch_size, step))(jax.random.split(key, tries))
+    hits = jax.vmap(within)(sampled.t)
+    first = jnp.argmax(hits, axis=0)
+    chosen = jax.tree.map(lambda values: values[first, jnp.arange(batch_size)], sampled)
+    return chosen, jnp.any(hits, axis=0), jnp.mean(hits, dtype=jnp.float32)
+
+
+def loss_and_gradient_norm(
+    losses: Callable[[Any], Float[Array, " b"]], params: Any, counted: Bool[Array, " b"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Computes the mean of losses(params) over the samples that are counted, and the l2 norm of its gradient."""
+
+    def mean_loss(params):
+        return jnp.sum(jnp.where(counted, losses(params), 0)) / jnp.maximum(jnp.sum(counted), 1)
+
+    loss, gradient = jax.value_and_grad(mean_loss)(params)
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)]
+    return loss, jnp.sqrt(sum(squares, jnp.zeros(())))
