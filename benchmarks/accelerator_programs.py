@@ -28,7 +28,7 @@ from cmjax.system.mesh import make_mesh
 from cmjax.system.program import jaxpr_flops
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
-from cmjax.training.step import CompiledStep, make_train_step, prepare_inputs, state_shapes, trace_train_step
+from cmjax.training.step import CompiledStep, make_method_step, prepare_inputs, state_shapes, trace_train_step
 
 SIGMA_DATA = 0.5
 NETS: dict[str, tuple[Any, tuple[int, int, int]]] = {
@@ -249,7 +249,7 @@ def _trace(case: Case) -> jax.stages.Traced:
     optimizer = _optimizer(case)
     model, loss, draw = METHODS[case.method](net)
     prepare = partial(prepare_inputs, preprocess=partial(preprocess, horizontal_flip=False))
-    step = make_train_step(model, Method(loss, draw), optimizer, prepare=prepare, seed=0)
+    step = make_method_step(model, Method(loss, draw), optimizer, prepare=prepare, seed=0)
     state = state_shapes(shapes, optimizer)
     image = jax.ShapeDtypeStruct(x.shape, jnp.uint8 if case.shape[-1] == 3 else jnp.float32)
     if not _own_jit(case):

@@ -34,7 +34,7 @@ from cmjax.plotting.plots import save_png
 from cmjax.system.mesh import make_mesh
 from cmjax.training.method import TEACHER, Method
 from cmjax.training.optimizer import TARGET, averages, cosine_schedule, ema, make_optimizer
-from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.training.step import compile_train_step, init_state, make_method_step
 
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
 SPREAD = 0.24  # a mode's std, as a fraction of the distance between neighbours
@@ -130,7 +130,7 @@ def distil(settings: Settings) -> tuple[Any, Any, dict[str, float]]:
     first = init_params(module, jax.random.key(settings.seed), (2,))
     state = init_state(first, optimizer, mesh)
     frozen = {TEACHER: {name: jnp.asarray(value, jnp.float32) for name, value in mixture().items()}}
-    train_step = make_train_step(
+    train_step = make_method_step(
         f, method, optimizer, prepare=lambda batch, key: (batch["image"], {}), seed=settings.seed
     )
     start = time.perf_counter()

@@ -46,7 +46,7 @@ from cmjax.training.loop import run_loop
 from cmjax.training.method import Method
 from cmjax.training.optimizer import ema, make_optimizer
 from cmjax.training.speed import speed_on
-from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
+from cmjax.training.step import compile_train_step, init_state, make_method_step, prepare_inputs
 
 Program = Callable[[], Any]
 CURRICULUM = curricula.square_root_growth(s0=2, s1=20, total_steps=40)
@@ -263,7 +263,7 @@ class _Training:
             optax.scale_by_radam(), learning_rate=lambda step: 1e-4, clip_norm=0.0, weight_decay=0.0,
             average_rates={"ema0": ema(rate=0.999, batch_size=len(batch["image"]))},
         )  # fmt: skip
-        train_step = make_train_step(
+        train_step = make_method_step(
             Model(net, paths.ve, CONSISTENCY), CT, optimizer,
             prepare=partial(prepare_inputs, preprocess=partial(preprocess, horizontal_flip=False)), seed=0,
             schedules={"num_scales": CURRICULUM},

@@ -1,4 +1,8 @@
-"""cmjax: consistency models in JAX. The public API; what it gives needs jax, numpy and jaxtyping alone."""
+"""cmjax: consistency models in JAX. The public API.
+
+Its names need jax, numpy and jaxtyping alone, but for `make_train_step`, `track_averages` and `averages`, which need
+optax, and `load`, which reads checkpoints.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from cmjax.core.sampling import sample_chain, sample_denoiser, sample_fn
     from cmjax.interop.autoencoder import load_autoencoder
     from cmjax.runs.trained import load
+    from cmjax.training.optimizer import averages, track_averages
+    from cmjax.training.plain_step import make_train_step
 
 __version__ = "0.1.0"
 
@@ -40,6 +46,7 @@ __all__ = [
     "BoundModel",
     "Model",
     "Times",
+    "averages",
     "couplings",
     "curricula",
     "derivatives",
@@ -53,6 +60,7 @@ __all__ = [
     "load",
     "load_autoencoder",
     "losses",
+    "make_train_step",
     "ode",
     "oracles",
     "pairs",
@@ -64,6 +72,7 @@ __all__ = [
     "sampling",
     "solvers",
     "times",
+    "track_averages",
     "typing",
     "weightings",
 ]
@@ -73,12 +82,15 @@ _FROM = {
     "BoundModel": "core.model",
     "Model": "core.model",
     "Times": "core.batch",
+    "averages": "training.optimizer",
     "karras_grid": "core.grids",
     "load": "runs.trained",  # reads checkpoints, so it brings flax and orbax with it
     "load_autoencoder": "interop.autoencoder",
+    "make_train_step": "training.plain_step",
     "sample_chain": "core.sampling",
     "sample_denoiser": "core.sampling",
     "sample_fn": "core.sampling",
+    "track_averages": "training.optimizer",
 }
 """The modules of the names that are not modules of `core` themselves."""
 _RENAMED = {"FlowMap": "BoundModel", "targets": "ema_rates"}

@@ -21,7 +21,7 @@ from cmjax.runs.train_step import inputs_of
 from cmjax.system.mesh import batch_sharding, make_mesh
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
-from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
+from cmjax.training.step import compile_train_step, init_state, make_method_step, prepare_inputs
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)
 apply = jax.jit(augmenting.apply)
@@ -252,7 +252,7 @@ def train(steps, *, parts=1, state=None):
     )
     mesh = make_mesh()
     state = state or init_state({"w": jnp.zeros(1)}, optimizer, mesh)
-    step_fn = make_train_step(
+    step_fn = make_method_step(
         None, method, optimizer, seed=3, grad_accumulation=parts,
         prepare=partial(
             prepare_inputs, preprocess=partial(preprocess, horizontal_flip=False),
@@ -307,7 +307,7 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(recipe, fields, me
 def test_the_recipes_network_takes_the_labels(recipe, size):
     run = read_run(config_of(recipe, "tiny"), data_there=False)
     model = run.make_model(10)
-    step_fn = make_train_step(
+    step_fn = make_method_step(
         model.function, run.method, run.optimizer, prepare=inputs_of(run, model), seed=0,
     )  # fmt: skip
     shapes = parameter_shapes(model.module, (32, 32, 3))

@@ -33,7 +33,7 @@ from cmjax.training.loop import _LateMetrics
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
 from cmjax.training.speed import Speed
-from cmjax.training.step import compile_train_step, init_state, make_train_step
+from cmjax.training.step import compile_train_step, init_state, make_method_step
 from configs import digits_cd, digits_edm, digits_meanflow
 
 DATA = {"mean": 0.3, "variance": 0.25}
@@ -177,7 +177,7 @@ def trained(bins, parts, steps=3):
     optimizer = make_optimizer(
         optax.scale_by_adam(), learning_rate=lambda step: 1e-2, clip_norm=1.0, weight_decay=0.0, average_rates={}
     )
-    step_fn = make_train_step(
+    step_fn = make_method_step(
         None, METHOD, optimizer, prepare=lambda batch, key: (batch["image"], {}), seed=3, grad_accumulation=parts,
         **({"bins": bins, "bin_of": lambda t: bin_of(t, EDGES)} if bins else {}),
     )  # fmt: skip

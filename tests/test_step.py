@@ -26,7 +26,7 @@ from cmjax.training.optimizer import (
     power,
     track_averages,
 )
-from cmjax.training.step import compile_train_step, init_state, make_train_step, prepare_inputs
+from cmjax.training.step import compile_train_step, init_state, make_method_step, prepare_inputs
 
 CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)
 MU = ema_rates.scheduled_rate(mu0=0.9, curriculum=CURRICULUM)
@@ -62,7 +62,7 @@ def run(steps, *, method=CT, optimizer=None, fsdp=1, parts=1, batches=None, skip
     optimizer = optimizer or adam(target=MU, ema0=lambda step: 0.9)
     mesh = make_mesh(fsdp=fsdp)
     state = state or init_state(linear_params(), optimizer, mesh)
-    step_fn = make_train_step(
+    step_fn = make_method_step(
         MODEL, method, optimizer, prepare=lambda batch, key: (batch["image"], {}), seed=3, grad_accumulation=parts,
         schedules={"num_scales": CURRICULUM}, skip_nonfinite=skip_nonfinite,
     )  # fmt: skip

@@ -11,7 +11,6 @@ from cmjax.core.typing import Schedule
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.ranges import Positive, Rate
 from cmjax.training import optimizer as optimizers
-from cmjax.training.method import Method
 
 
 def _adam(*, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8, nesterov: bool = False):
@@ -37,16 +36,22 @@ PROJECTIONS = {"edm2": normalize_weights}
 
 
 def read_optimizer(
-    fields: Fields, *, steps: int, batch_size: int, method: Method, network: str
+    fields: Fields,
+    *,
+    steps: int,
+    batch_size: int,
+    network: str,
+    target_rate: Schedule | None = None,
+    stages: Sequence[int] = (),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer with all averages that it tracks, and its learning rate.
 
-    Args: method: what is learned, for the rate of its target's average and its stages. network: its name.
+    Args: network: its name. target_rate, stages: those of the `Method`.
     """
     rule = fields.call("rule", RULES)
-    starts = _read_restarts(fields, method.stages)
+    starts = _read_restarts(fields, stages)
     learning_rate = _read_schedule(fields, starts or (0,), steps=steps, batch_size=batch_size)
-    rates: dict[str, Schedule] = {} if method.target_rate is None else {optimizers.TARGET: method.target_rate}
+    rates: dict[str, Schedule] = {} if target_rate is None else {optimizers.TARGET: target_rate}
     for i, average in enumerate(fields.choices("averages", AVERAGES, batch_size=batch_size)):
         rates[optimizers.average_name(i)] = fields.called("averages", average)
     optimizer = optimizers.make_optimizer(

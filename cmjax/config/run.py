@@ -115,8 +115,9 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         fields.section("optimizer"),
         steps=steps,
         batch_size=batch_size,
-        method=method,
         network=fields.section("net").text("name"),
+        target_rate=method.target_rate,
+        stages=method.stages,
     )
     run = Run(
         seed=fields.integer("seed", at_least=0),

@@ -20,7 +20,7 @@ from cmjax.data.batches import preprocess
 from cmjax.runs.setup import Setup, count_parameters
 from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.training.state import Examples, TrainState
-from cmjax.training.step import CompiledStep, TrainStep, compile_train_step, make_train_step, prepare_inputs
+from cmjax.training.step import CompiledStep, TrainStep, compile_train_step, make_method_step, prepare_inputs
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
 
 def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh) -> TrainStep:
     """Make the train step of a configuration, not yet compiled."""
-    return make_train_step(
+    return make_method_step(
         model.function,
         run.method.with_teacher(teacher, model.path).on(mesh),
         run.optimizer,

@@ -25,7 +25,7 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Params, Examples], tuple[TrainState, Metrics]]
 
 
-def make_train_step(
+def make_method_step(
     model: Model,
     method: Method,
     optimizer: optax.GradientTransformation,

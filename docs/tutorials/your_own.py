@@ -164,26 +164,20 @@ def anchored_ct(model, params, key, batch, *, fraction):
 # %% [markdown]
 # ## Training
 #
-# The rest is plain JAX and Optax. Samples are drawn with the average of the parameters.
+# `make_train_step` joins a model, a loss and an Optax optimizer to a pure function, which you jit. Samples are drawn
+# with the average of the parameters, which the last part of the optimizer keeps.
 
 
 # %%
 def train(loss):
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 50, STEPS))
 
-    @jax.jit
-    def update(state, batch):
-        params, average, optimizer_state = state
-        gradient = jax.grad(lambda params: loss(model, params, None, batch).mean())(params)
-        change, optimizer_state = optimizer.update(gradient, optimizer_state)
-        params = optax.apply_updates(params, change)
-        average = optax.incremental_update(params, average, 0.01)
-        return params, average, optimizer_state
-
-    state = (params, params, optimizer.init(params))
+    optimizer = optax.chain(optimizer, cmjax.track_averages({"ema": lambda step: 0.99}))
+    train_step = jax.jit(cmjax.make_train_step(model, loss, optimizer))
+    trained, state = params, optimizer.init(params)
     for step in range(STEPS):
-        state = update(state, draw_batch(jax.random.key(step), step))
-    return state[1]
+        trained, state, _ = train_step(trained, state, None, draw_batch(jax.random.key(step), step))
+    return cmjax.averages(state)["ema"]
 
 
 own = train(partial(anchored_ct, fraction=0.1))
