@@ -96,14 +96,13 @@ class Run:
 
 
 def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
-    """Check a whole configuration and make its plain objects.
-
-    data_there: as in `read_data`.
+    """Checks a whole configuration and makes its plain objects. data_there: as in `read_data`.
 
     Raises: ConfigError naming the field, the value and the choices.
     """
     fields = Fields(config)
-    data = read_data(fields.section("data"), there=data_there)
+    of_data, net = fields.section("data"), fields.section("net")
+    data = read_data(of_data, there=data_there)
     steps, batch_size = fields.integer("steps", at_least=1), fields.integer("batch_size", at_least=1)
     parts = fields.integer("grad_accumulation", at_least=1)
     if batch_size % parts:
@@ -111,13 +110,9 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     spec = read_spec(fields)
     method = read_method(fields.section("objective"), spec, steps)
     _check_together(fields, spec, method, batch_size // parts)
+    of_method = {"target_rate": method.target_rate, "stages": method.stages, "network": net.text("name")}
     optimizer, learning_rate = read_optimizer(
-        fields.section("optimizer"),
-        steps=steps,
-        batch_size=batch_size,
-        network=fields.section("net").text("name"),
-        target_rate=method.target_rate,
-        stages=method.stages,
+        fields.section("optimizer"), steps=steps, batch_size=batch_size, **of_method
     )
     run = Run(
         seed=fields.integer("seed", at_least=0),
@@ -127,10 +122,10 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4, absent=1),
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=_read_init_from(fields, method),
-        horizontal_flip=fields.section("data").boolean("horizontal_flip"),
-        label_dropout=read_label_dropout(fields.section("data"), fields.section("net")),
-        workers=read_workers(fields.section("data")),
-        augment=read_augment(fields.section("data"), fields.section("net"), spec.kind),
+        horizontal_flip=of_data.boolean("horizontal_flip"),
+        label_dropout=read_label_dropout(of_data, net),
+        workers=read_workers(of_data),
+        augment=read_augment(of_data, net, spec.kind),
         data=data,
         model_spec=spec,
         method=method,
@@ -182,7 +177,7 @@ def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) 
     for field, taken, what in (
         ("guided", method.guidance is not None, "gives no scale of guidance"),
         ("guided_interval", method.interval is not None, "gives no interval of guidance"),
-        ("velocity_head", name == "imf", "trains no second head"),
+        ("velocity_head", "velocity_head" in method.choices, "trains no second head"),
     ):
         if spec.net.get(field) and not taken:
             raise fields.section("net").error(field, f"config.objective.name={name!r} {what}: set it to False")
