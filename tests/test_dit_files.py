@@ -69,7 +69,7 @@ def test_recorded_noise_of_dit_without_its_variance(folder):
 
 
 def test_an_imported_sit_is_a_denoiser_on_the_linear_path(folder, tmp_path):
-    importing.run(str(folder / "sit.pt"), "auto", tmp_path / "run", HEADS["sit"])
+    importing.run(str(folder / "sit.pt"), tmp_path / "run", overrides=HEADS["sit"])
     model = cmjax.load(tmp_path / "run")
     io = recorded(folder, "sit")
     chosen = np.flatnonzero(1 - io["t"] >= model.t_min)

@@ -58,7 +58,7 @@ def recorded(name):
 )
 def test_recorded_outputs_of_edm(name, tmp_path):
     path, io = recorded(name)
-    importing.run(str(path), "auto", tmp_path / "run", {})
+    importing.run(str(path), tmp_path / "run")
     flow_map = cmjax.load(tmp_path / "run")
     assert flow_map.kind == "denoiser"
     assert "non-commercial" in read_record(tmp_path / "run")["imported"]["licence"]
@@ -79,7 +79,7 @@ def test_recorded_outputs_of_edm(name, tmp_path):
 @pytest.mark.parametrize("name", list(OPENAI_STYLES))
 def test_recorded_outputs_of_openai(name, tmp_path):
     path, io = recorded(name)
-    importing.run(str(path), "auto", tmp_path / "run", OPENAI_STYLES[name] | {"kind": "consistency"})
+    importing.run(str(path), tmp_path / "run", overrides=OPENAI_STYLES[name] | {"kind": "consistency"})
     flow_map = cmjax.load(tmp_path / "run")
     label = {"label": jnp.asarray(io["y"])} if "y" in io else {}
     x = np.float32(io["denoise_in"])
@@ -110,7 +110,7 @@ def flow_map_module(workdir):
 
 def test_recorded_outputs_of_edm2(tmp_path):
     path, io = recorded("edm2")
-    importing.run(str(path), "auto", tmp_path / "run", {"head_channels": 16})
+    importing.run(str(path), tmp_path / "run", overrides={"head_channels": 16})
     flow_map = cmjax.load(tmp_path / "run")
     label = jnp.asarray(io["class_labels"].argmax(1))
     out = quick_jit(lambda x, t: flow_map(x, t, label=label))(np.float32(io["x"]), np.float32(io["sigma"]))
@@ -159,9 +159,9 @@ def snapshot(arrays, class_name, monkeypatch, **arguments):
 def test_pickles_of_nvidia_are_imported(tmp_path, monkeypatch, name, class_name, arguments):
     arrays = read_torch(recorded(name)[0])
     (tmp_path / "network.pkl").write_bytes(snapshot(arrays, class_name, monkeypatch, **arguments))
-    importing.run(str(tmp_path / "network.pkl"), "auto", tmp_path / "pkl", {})
+    importing.run(str(tmp_path / "network.pkl"), tmp_path / "pkl")
     told = {"head_channels": 16} if name == "edm2" else {}
-    importing.run(str(CHECKPOINTS / f"{name}.pt"), "auto", tmp_path / "pt", told)
+    importing.run(str(CHECKPOINTS / f"{name}.pt"), tmp_path / "pt", overrides=told)
     jax.tree.map(np.testing.assert_array_equal, *(cmjax.load(tmp_path / kind).params for kind in ("pkl", "pt")))
 
 
@@ -174,7 +174,7 @@ def test_pickles_of_other_networks_are_refused(tmp_path, monkeypatch):
     ):
         path.write_bytes(snapshot({"layer.weight": np.zeros(3)}, class_name, monkeypatch, **arguments))
         with pytest.raises(ConfigError, match=said):
-            importing.run(str(path), "auto", tmp_path / "run", {})
+            importing.run(str(path), tmp_path / "run")
 
 
 def test_every_key_is_accounted_for():
@@ -250,7 +250,7 @@ def test_files_that_are_something_else(tmp_path, content, said):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=said) as caught:
-        importing.run(str(path), "auto", workdir, {})
+        importing.run(str(path), workdir)
     assert "model.bin" in str(caught.value)
     assert not workdir.exists()
     assert [p.name for p in tmp_path.iterdir()] == (["model.bin"] if content is not None else [])
@@ -259,15 +259,15 @@ def test_files_that_are_something_else(tmp_path, content, said):
 def test_what_the_file_does_not_tell_is_asked_for(tmp_path):
     path, _ = recorded("openai_unet_lsun_style")
     with pytest.raises(ConfigError, match="--arch-kind=denoiser"):
-        importing.run(str(path), "auto", tmp_path / "run", OPENAI_STYLES["openai_unet_lsun_style"])
+        importing.run(str(path), tmp_path / "run", overrides=OPENAI_STYLES["openai_unet_lsun_style"])
     with pytest.raises(ConfigError, match="its keys are those of openai"):
-        importing.run(str(path), "edm", tmp_path / "run", {})
+        importing.run(str(path), tmp_path / "run", format="edm")
     with pytest.raises(ConfigError, match="head_channels=48"):
-        importing.run(str(path), "auto", tmp_path / "run", {"image_size": 16, "head_channels": 48})
+        importing.run(str(path), tmp_path / "run", overrides={"image_size": 16, "head_channels": 48})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
     with pytest.raises(ConfigError, match="not empty"):
-        importing.run(str(path), "auto", tmp_path / "run", {"kind": "denoiser"})
+        importing.run(str(path), tmp_path / "run", overrides={"kind": "denoiser"})
 
 
 TINY = {"channels": 32, "channel_mult": (1,), "blocks": 1, "attention_resolutions": (8,), "head_channels": 16}
@@ -317,21 +317,21 @@ def test_a_network_that_predicts_a_variance_is_refused(tmp_path):
     source = write_file(tmp_path / "diffusion.safetensors", tiny_arrays(out_channels=6))
     for kind in ("denoiser", "consistency"):
         with pytest.raises(ConfigError, match=r"6 output channels for images of 3.*learned sigma"):
-            importing.run(source, "auto", tmp_path / "run", STATED | {"kind": kind})
+            importing.run(source, tmp_path / "run", overrides=STATED | {"kind": kind})
     assert not (tmp_path / "run").exists()
 
 
 def test_all_that_a_file_leaves_open_is_asked_in_one_message(tmp_path):
     source = write_file(tmp_path / "x.safetensors", tiny_arrays())
     with pytest.raises(ConfigError, match=r"--arch-head_channels=N.*--arch-kind=denoiser"):
-        importing.run(source, "auto", tmp_path / "run", {})
+        importing.run(source, tmp_path / "run")
     with pytest.raises(ConfigError, match="--arch-resample_filter has no effect on --format=openai"):
-        importing.run(source, "auto", tmp_path / "run", STATED | {"resample_filter": (1, 1)})
+        importing.run(source, tmp_path / "run", overrides=STATED | {"resample_filter": (1, 1)})
 
 
 def test_a_network_without_attention_is_opened_again(tmp_path):
     source = write_file(tmp_path / "x.safetensors", tiny_arrays(attention_resolutions=()))
-    importing.run(source, "auto", tmp_path / "run", STATED)
+    importing.run(source, tmp_path / "run", overrides=STATED)
     assert flow_map_module(tmp_path / "run").attention_resolutions == ()
 
 
@@ -339,7 +339,7 @@ def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
     large = {"time_embed.0.weight": np.full_like(tiny_arrays()["time_embed.0.weight"], 3e38)}
     source = write_file(tmp_path / "x.safetensors", tiny_arrays() | large)
     with pytest.raises(ConfigError, match="not finite"):
-        importing.run(source, "auto", tmp_path / "run", STATED)
+        importing.run(source, tmp_path / "run", overrides=STATED)
     assert not (tmp_path / "run").exists()
 
 
@@ -363,7 +363,7 @@ def conditional_run(tmp_path):
 def test_what_is_exported_comes_back_unchanged(conditional_run, tmp_path, format):
     exporting.run(conditional_run, format, None)
     (out,) = (conditional_run / "export").iterdir()
-    importing.run(str(out), "auto", tmp_path / "back", {})
+    importing.run(str(out), tmp_path / "back")
     original, back = (cmjax.load(path) for path in (conditional_run, tmp_path / "back"))
     jax.tree.map(np.testing.assert_array_equal, original.params, back.params)
     assert (back.kind, back.shape, back.t_max) == (original.kind, original.shape, original.t_max)
@@ -458,7 +458,7 @@ def test_pipelines_of_other_models_are_refused(conditional_run, tmp_path):
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     for source in (folder, folder / "unet"):
         with pytest.raises(ConfigError, match="DDPMScheduler with prediction_type='epsilon'"):
-            importing.run(str(source), "auto", tmp_path / "run", {"kind": "denoiser"})
+            importing.run(str(source), tmp_path / "run", overrides={"kind": "denoiser"})
 
 
 def test_what_diffusers_configs_leave_open_or_write_otherwise(conditional_run):
@@ -488,7 +488,7 @@ def test_networks_that_diffusers_cannot_hold_are_not_exported(tmp_path, shape, c
 
 def test_fixed_frequencies_are_no_parameters(tmp_path, capsys):
     path, _ = recorded("edm_ncsnpp_cond")
-    importing.run(str(path), "auto", tmp_path / "run", {})
+    importing.run(str(path), tmp_path / "run")
     told = re.search(r"([\d,]+) parameters", capsys.readouterr().out)[1]
     leaves = jax.tree_util.tree_leaves_with_path(cmjax.load(tmp_path / "run").params)
     fixed = [leaf.size for path, leaf in leaves if path[-1].key == "frequencies"]

@@ -31,8 +31,12 @@ def start(options: Options) -> None:
     run(options.workdir, options.format, options.out)
 
 
-def run(workdir: Path, format: str, out: str | None) -> None:
-    """Writes the newest checkpoint of `workdir` to `out`, by default a file or folder in `workdir`/export."""
+def run(workdir: str | Path, format: str = "safetensors", out: str | None = None) -> None:
+    """Writes the newest checkpoint of a run to `out`: `run("runs/digits_ct", format="npz")`.
+
+    out: by default a file or folder in `workdir`/export.
+    """
+    workdir = to_path(workdir)
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     name = "diffusers" if format == "diffusers" else f"{workdir.name}.{format}"

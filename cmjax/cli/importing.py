@@ -53,24 +53,30 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    run(options.source, options.format, options.workdir, _architecture(options))
+    run(options.source, options.workdir, format=options.format, overrides=_architecture(options))
 
 
 def _architecture(options: Options) -> dict[str, Any]:
     """The --arch- options of the command line."""
-    given: dict[str, Any] = {}
+    stated: dict[str, Any] = {}
     for name in ("kind", "image_size", "head_channels", "attention_resolutions", "resample_filter"):
         value = getattr(options, f"arch-{name}")
         if value is not None:
             try:
-                given[name] = tuple(map(int, value)) if isinstance(value, list) else value
+                stated[name] = tuple(map(int, value)) if isinstance(value, list) else value
             except ValueError:
                 raise ConfigError(f"--arch-{name}={','.join(value)}: must be whole numbers") from None
-    return given
+    return stated
 
 
-def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, Any]) -> None:
-    """Reads the checkpoint at `source` into a new `workdir`. Nothing is written unless all of it was read."""
+def run(
+    source: str | None, workdir: str | Path, *, format: str = "auto", overrides: Mapping[str, Any] | None = None
+) -> None:
+    """Reads a checkpoint into a new run's folder: `run("edm-cifar10-32x32-uncond-vp.pkl", "runs/edm")`.
+
+    Nothing is written unless all of it was read. overrides: the --arch- flags, as {"kind": "denoiser"}.
+    """
+    workdir = to_path(workdir)
     if source is None:
         raise ConfigError("--source is missing: name the file or folder to import")
     if format not in FORMATS:
@@ -80,7 +86,7 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
     write = partial(write_model, workdir, option="--workdir")
     path = to_path(source)
     if format == "cmjax" or (format == "auto" and is_weights_file(path)):
-        record, params = _read_own(path)
+        record, params = _read_weights(path)
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
         _evaluate_once(record["config"], record["shape"], record["num_classes"], params)
         kept = {"imported": imported, "classes": recorded_classes(record)}
@@ -88,14 +94,14 @@ def run(source: str | None, format: str, workdir: Path, overrides: Mapping[str, 
         print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
         return
     try:
-        foreign, found = read_foreign(path, format, overrides)
+        foreign, peer = read_foreign(path, format, overrides or {})
     except ForeignError as error:
         raise ConfigError(about("--source", source, error)) from error
-    imported = {"from": str(path), "format": found, "licence": foreign.licence}
+    imported = {"from": str(path), "format": peer, "licence": foreign.licence}
     config, classes = _config(foreign), getattr(foreign.module, "num_classes", 0) or None
     _evaluate_once(config, foreign.shape, classes, foreign.params)
     write(config, foreign.shape, classes, foreign.params, imported=imported)
-    print(_report(path, workdir, foreign, found))
+    print(_report(path, workdir, foreign, peer))
 
 
 def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, params: Any) -> None:
@@ -125,7 +131,7 @@ def _config(foreign: Foreign) -> dict[str, Any]:
     }
 
 
-def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
+def _read_weights(path: Path) -> tuple[dict[str, Any], Any]:
     try:
         record, params = read_weights(path)
         module = read_model(record["config"], record["num_classes"]).module
@@ -137,7 +143,7 @@ def _read_own(path: Path) -> tuple[dict[str, Any], Any]:
     return record, params
 
 
-def _report(path: Path, workdir: Path, foreign: Foreign, found: str) -> str:
+def _report(path: Path, workdir: Path, foreign: Foreign, peer: str) -> str:
     network = foreign.module
     fields = ", ".join(f"{f.name}={getattr(network, f.name)!r}" for f in dataclasses.fields(network)
                        if f.name not in ("parent", "name") and getattr(network, f.name) != f.default)  # fmt: skip
@@ -146,7 +152,7 @@ def _report(path: Path, workdir: Path, foreign: Foreign, found: str) -> str:
     return "\n".join(
         (
             f"{path} -> {workdir}",
-            f"format      {found}",
+            f"format      {peer}",
             f"network     {type(network).__name__}({fields}), {_count(foreign.params):,} parameters",
             f"kind        {foreign.kind} of images {height}x{width}x{channels}",
             f"licence     {foreign.licence}",

@@ -44,17 +44,18 @@ def start(options: Options) -> None:
 
 
 def run(
-    workdirs: Sequence[Path],
+    workdirs: Sequence[str | Path],
     *,
     out: str | None = None,
     evaluations: list[str] | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Writes the page about the runs in `workdirs`.
+    """Writes a page about runs: `run(["runs/digits_ct"])`.
 
     Args:   evaluations: of which the newest checkpoint's samples are drawn first, into the runs' samples/.
     Raises: ConfigError where one is no run's folder, or the page cannot be written; MissingLibrary without Bokeh.
     """
+    workdirs = [to_path(workdir) for workdir in workdirs]
     path = to_path(out) if out else workdirs[0] / (PAGE if len(workdirs) == 1 else COMPARISON)
     if path.suffix != ".html":
         raise ConfigError(f"--out={out}: must end in .html")
