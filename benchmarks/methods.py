@@ -91,10 +91,10 @@ def seconds_per_mimg(summary: dict[str, Any]) -> dict[str, float]:
 def digits_row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     """What the run measured of its one-step and two-step samples."""
     row: dict[str, Any] = {"method": name, **seconds_per_mimg(summary)}
-    for sampler, figures in summary["metrics"].items():
+    for sampler, metrics in summary["metrics"].items():
         evaluations = sampler.removeprefix("ddim-").partition("-")[0]
         if evaluations.isdigit():
-            row |= {f"{figure}_{evaluations}": value for figure, value in figures.items()} | {"sampler": sampler}
+            row |= {f"{metric}_{evaluations}": value for metric, value in metrics.items()} | {"sampler": sampler}
     return row
 
 

@@ -32,7 +32,7 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict({"save_every": 1000, "keep": 3, "keep_every": 0})
     config.log = ConfigDict({"every": 100, "tensorboard": True, "wandb": False})
     config.log.bins = 0  # parts of the noise levels, whose mean losses are recorded beside the whole
-    config.metrics = ConfigDict({"num": 1500})  # samples that the figures at the end are computed from; 0: none
+    config.metrics = ConfigDict({"num": 1500})  # samples that the metrics at the end are computed from; 0: none
     config.evaluate = ConfigDict({"every": 0, "num": 1000})  # steps between evaluations, 0: none; and their samples
     config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round", "labels": "balanced"})
     config.report = True  # the page about the run, report.html, when training ends
@@ -140,7 +140,7 @@ def optimizer(
     clip_norm: float = 0.0,
     weight_decay: float = 0.0,
 ) -> ConfigDict:
-    """`averages`: of the parameters, for sampling; the first is the one that grids and figures are drawn with.
+    """`averages`: of the parameters, for sampling; the first makes the sample grids and the metrics.
 
     `skip_nonfinite`: so many steps whose loss or gradient is not finite are skipped; the next one stops the run.
     """

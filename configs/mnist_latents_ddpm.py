@@ -21,7 +21,7 @@ def get_config():
     config.optimizer = common.optimizer(
         "adam(b1=0.9, b2=0.99)", learning_rate=1e-3, schedule="cosine", averages=("ema(rate=0.999)",)
     )
-    config.metrics.num = 0  # figures are of images
+    config.metrics.num = 0  # metrics are of images
     config.samples = common.teacher_samples(every=0)
     config.samples.guidance = 2.0
     return config

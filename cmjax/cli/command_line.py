@@ -40,7 +40,7 @@ SUMMARIES = {
     "sample": "draw images from a run",
     "edit": "edit an image: inpainting, colorization, super-resolution and more",
     "gallery": "draw one figure of all that a model does to images",
-    "evaluate": "measure FID and other figures of a run's samples, or of any images",
+    "evaluate": "measure FID and other metrics of a run's samples, or of any images",
     "diagnose": "measure consistency errors, losses by noise level, and the best second time",
     "average": "make averages of the parameters of other widths",
     "plan": "tell whether a recipe fits a machine, which need not be there",

@@ -95,7 +95,7 @@ def prdc(real: Features, fake: Features, *, k: int = 5, real_radii: Float64[np.n
 
     Args:    real (n, d), fake (m, d): features; k < n and k < m. real_radii: `squared_radii(real, k=k)`, to save its
              computation where one reference meets many fakes.
-    Returns: Prdc. The values depend on n, m and k: compare only figures with the same three.
+    Returns: Prdc. The values depend on n, m and k: compare only values with the same three.
     Raises:  ValueError for unequal d, k out of range, or a value that is not finite.
     """
     real, fake = _checked(real, "real", rows=2), _checked(fake, "fake", rows=2)
@@ -146,7 +146,7 @@ def kid(x: Features, y: Features) -> float:
     """The unbiased squared MMD under the kernel (a·b/d + 1)³; unbiased, so it may be below 0.
     [Bińkowski et al. 2018, sec. 4]
 
-    Published figures average it over random subsets of 1000; using every row at once has the same expectation and
+    Published values average it over random subsets of 1000; using every row at once has the same expectation and
     less variance.
 
     Args:   x (n, d), y (m, d): features.
@@ -167,7 +167,7 @@ def kid(x: Features, y: Features) -> float:
 
 
 def kid_of_subsets(x: Features, y: Features, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
-    """The mean `kid` of random subsets of `size` rows each, as published figures have it.
+    """The mean `kid` of random subsets of `size` rows each, as published values have it.
     [Bińkowski et al. 2018, sec. 4]
 
     Raises: ValueError as `kid`.

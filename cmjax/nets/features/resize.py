@@ -1,6 +1,6 @@
 """Resizes images exactly as the published feature networks do, by linear maps of rows and of columns.
 
-Every rule keeps float32's full precision on every device: figures depend on it.
+Every rule keeps float32's full precision on every device: metrics depend on it.
 """
 
 import jax
