@@ -41,18 +41,18 @@ def test_a_damaged_record_is_named_counted_and_replaced_up_to_a_limit(tmp_path, 
     os.chmod(tmp_path / "mnist" / "3.0.1", 0o755)
     (file,) = tmp_path.glob("mnist/3.0.1/*test.array_record*")
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    content[len(content) // 40] ^= 0xFF  # a record among the first 500
     file.write_bytes(content)
-    whole = tfds("mnist", "test", data_dir=SHARED).gather(np.arange(10_000))
+    whole = tfds("mnist", "test[:500]", data_dir=SHARED).gather(np.arange(500))
     for limit in (0, 10**9):
-        found = tfds("mnist", "test", data_dir=tmp_path, memory_limit_bytes=limit, max_corrupt=1)
-        batch = found.gather(np.arange(10_000))
+        source = tfds("mnist", "test[:500]", data_dir=tmp_path, memory_limit_bytes=limit, max_corrupt=1)
+        batch = source.gather(np.arange(500))
         (place,) = np.flatnonzero((batch["image"] != whole["image"]).any(axis=(1, 2, 3)))
         np.testing.assert_array_equal(batch["image"][place], whole["image"][place + 1])
         assert batch["label"][place] == whole["label"][place + 1]
         assert f"record {place} cannot be read" in caplog.text
     with pytest.raises(DataError, match=r"1 examples cannot be read.*max_corrupt, which is 0"):
-        tfds("mnist", "test", data_dir=tmp_path, max_corrupt=0).gather(np.arange(10_000))
+        tfds("mnist", "test[:500]", data_dir=tmp_path, max_corrupt=0).gather(np.arange(500))
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
