@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmjax.cli import edit, gallery, importing
+from cmjax.cli import edit, exporting, gallery, importing, report, sample
 from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
 from cmjax.core.editing import edit as core_edit
@@ -32,7 +32,7 @@ def make_run(workdir, *, kind="consistency", num_classes=0, guided=False):
     module = MLP(width=16, depth=1, num_classes=num_classes, guided=guided)
     params = init_params(module, jax.random.key(0), SHAPE)
     foreign = Foreign(module, params, SHAPE, kind, "none")
-    config, imported = importing._config(foreign), {"from": "a test"}
+    config, imported = importing._config(foreign), {"from": "a test", "licence": "none"}
     write_model(workdir, config, SHAPE, num_classes or None, params, imported=imported, option="--workdir")
     return workdir
 
@@ -352,3 +352,15 @@ def test_a_gallery_has_a_row_for_each_task(workdir, folder, tmp_path, monkeypatc
     assert width > 12 * 66 + 3 * 14
     assert ", of model; original | degraded | result" in capsys.readouterr().out
     assert len(traced) == len(editing.TASKS)  # compiled once for each
+
+
+def test_every_mode_is_one_line_of_python(workdir, folder, tmp_path):
+    pytest.importorskip("bokeh")
+    sample.run(str(workdir), num=2, out=str(tmp_path / "x.npz"))
+    edit.run(str(workdir), task="colorization", images=[str(folder / "a.png")], out=str(tmp_path / "e.png"))
+    gallery.run(str(workdir), images=[str(folder / "a.png")], out=str(tmp_path / "g.png"), times="10")
+    exporting.run(str(workdir), out=str(tmp_path / "w.safetensors"))
+    importing.run(str(tmp_path / "w.safetensors"), str(tmp_path / "back"))
+    report.run([str(workdir)], out=str(tmp_path / "r.html"))
+    names = {"x.npz", "e.png", "e-result.png", "g.png", "w.safetensors", "back", "r.html"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
