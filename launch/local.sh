@@ -3,6 +3,7 @@
 #   launch/local.sh 2 --config=configs/digits_ct.py
 # SIGTERM, Ctrl-C, SIGHUP, SIGUSR1 and SIGUSR2 go on to every process. Where one fails, the others have
 # CMJAX_GRACE_SECONDS (60) to end by themselves, and are killed then. The exit code is that of the first to fail, or 0.
+# PYTHON names the interpreter (python).
 set -uo pipefail
 
 if [[ ! ${1-} =~ ^[1-9][0-9]*$ ]]; then
@@ -37,7 +38,7 @@ done
 
 set -m # each process in a group of its own: a terminal's Ctrl-C reaches it once, by way of this script
 for ((process = 0; process < processes; process++)); do
-  JAX_PROCESS_ID=$process python -m cmjax.main "$@" </dev/null &
+  JAX_PROCESS_ID=$process "${PYTHON:-python}" -m cmjax.main "$@" </dev/null &
   running+=("$!")
 done
 

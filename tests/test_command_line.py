@@ -48,7 +48,7 @@ def test_a_mode_reads_its_own_flags():
     module, options = parse(["sample", "--workdir=runs/x", "--num", "3", "--times=80,0.8"])
     assert module is importlib.import_module("cmjax.cli.sample")
     assert (options.mode, options.num, options.seed, options.times) == ("sample", 3, 0, "80,0.8")
-    assert (options.given("num"), options.given("seed")) == (True, False)
+    assert (options.is_set("num"), options.is_set("seed")) == (True, False)
     assert options.workdir == Path("runs/x")
     with pytest.raises(ConfigError, match="--config is missing"):
         _ = options.recipe

@@ -73,6 +73,25 @@ def test_importing_cmjax_is_light_and_its_names_exist():
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
+IMPORTS = [
+    ("import cmjax; cmjax.load", 65, {"cli", "interop", "metrics", "generation"}, set()),
+    ("import cmjax.main, cmjax.cli.status", 30, {"core", "nets", "data", "interop"}, {"jax", "numpy", "PIL", "orbax"}),
+    ("import cmjax.main, cmjax.cli.train", 150, {"interop", "reporting"}, {"matplotlib.pyplot"}),
+]
+"""A program, the most modules of cmjax that it may import, and folders and libraries that it may not."""
+
+
+@pytest.mark.parametrize(("program", "most", "folders", "libraries"), IMPORTS, ids=["load", "status", "train"])
+def test_what_an_import_costs(program, most, folders, libraries):
+    program = f"import sys\n{program}\nprint(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    ours = {name for name in modules if name.partition(".")[0] == "cmjax"}
+    assert len(ours) <= most
+    assert not {name for name in ours if name.split(".")[1:2] and name.split(".")[1] in folders}
+    assert not modules & libraries
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_do_not_assert(path):
     text = path.read_text()

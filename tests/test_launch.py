@@ -29,7 +29,9 @@ def start(tmp_path):
         python = tmp_path / "python"
         python.write_text(f"#!/usr/bin/env bash\n{script}\n")
         python.chmod(0o755)
-        env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | environment
+        env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "PYTHON"))
+        } | environment
         env["PATH"] = f"{tmp_path}:{env['PATH']}"
         command = [LAUNCH / "local.sh", *arguments]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The command line: its mode, the flags that the mode knows, and their help. A mode is imported when it is chosen."""
+"""Parses the command line: the mode, its flags, and changes of the recipe. A mode is imported when it is chosen."""
 
 import importlib
 import re
@@ -34,51 +34,51 @@ MODES = {
     "import": "cmjax.cli.importing",
     "export": "cmjax.cli.exporting",
 }
-"""Of each mode the module that declares its flags, `declare(flags)`, and does it, `start(options)`."""
+"""Mode -> its module, which declares flags, `declare(flags)`, and runs, `start(options)`."""
 SUMMARIES = {
-    "train": "train a recipe, or go on with a run (the default)",
-    "sample": "draw images from a run",
+    "train": "train a recipe, or resume a run (the default)",
+    "sample": "sample images from a run",
     "edit": "edit an image: inpainting, colorization, super-resolution and more",
-    "gallery": "draw one figure of all that a model does to images",
-    "evaluate": "measure FID and other metrics of a run's samples, or of any images",
-    "diagnose": "measure consistency errors, losses by noise level, and the best second time",
-    "average": "make averages of the parameters of other widths",
-    "plan": "tell whether a recipe fits a machine, which need not be there",
-    "status": "tell where a run stands",
-    "report": "write a page about a run, or about several side by side",
+    "gallery": "show samples, edits and interpolations of a model on one sheet",
+    "evaluate": "compute FID and other metrics of a run's samples, or of any images",
+    "diagnose": "measure consistency errors, losses by noise level, and metrics by the second time",
+    "average": "make averages of the parameters with other widths",
+    "plan": "check whether a recipe fits a machine, which need not be there",
+    "status": "show where a run stands",
+    "report": "write a page about one or several runs",
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
 MOVED = "data.data_dir"
-"""The one field that is changed without a recipe, of a run whose data were moved."""
+"""The one field that can be changed without a recipe: the data of a run were moved."""
 PATHS = ["workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"]
 PATHS += ["autoguidance"]
-"""Flags that name files and folders."""
+"""Flags that are paths."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says: the mode's flags as attributes, the recipe and the run's folder."""
+    """The parsed command line: the mode's flags as attributes, the recipe and the run's folder."""
 
     mode: str
     values: absl_flags.FlagValues
     config: "ConfigDict | None"
     data_dir: str | None = None
-    """Where the data are now, of a run whose record names another place."""
+    """The new folder of the data, where a run's record names another."""
 
     def __getattr__(self, name: str) -> Any:
         return self.values[name].value
 
-    def given(self, name: str) -> bool:
-        """Whether the flag was written."""
+    def is_set(self, name: str) -> bool:
+        """Whether the command line has the flag."""
         return bool(self.values[name].present)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The configuration with the command line's changes. Raises: ConfigError where there is none."""
         if self.config is None:
-            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py; --list tells them")
+            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py; --list shows them")
         return self.config.to_dict()
 
     @property
@@ -89,7 +89,7 @@ class Options:
 
     @property
     def workdir(self) -> Path:
-        """The run's folder; that of a bucket only when it answers."""
+        """The run's folder. Raises: ConfigError where its bucket does not answer."""
         workdir = self.values["workdir"].value
         if workdir is None:
             if self.config is None:
@@ -120,7 +120,7 @@ class Options:
 
 
 def _reached(workdir: str) -> Path:
-    """The run's folder; that of a bucket only when it answers."""
+    """The run's folder. Raises: ConfigError where its bucket does not answer."""
     try:
         path = to_path(workdir)
         if is_bucket(path):
@@ -169,14 +169,14 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
 
 
 def _check_path(name: str, value: str | list[str]) -> None:
-    """Raise ConfigError, naming the flag, where it names no file or folder."""
+    """Raise ConfigError, naming the flag, where its value is no path."""
     for text in (value,) if isinstance(value, str) else value:
         if problem := path_problem(text):
             raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
 
 
 def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """The arguments without those that change a recipe, and of these each field with what is written of it."""
+    """Split off the arguments that change a recipe. Returns: the others, and (field, text) of each change."""
     rest, changes, arguments = [], [], list(arguments)
     while arguments:
         name, equals, value = (argument := arguments.pop(0)).partition("=")
@@ -192,7 +192,7 @@ def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | Non
 
 
 def _changed(recipe: str | None, changes: list[tuple[str, str | None]]) -> "ConfigDict | None":
-    """The recipe's configuration with its changes, None where no recipe is named."""
+    """Load a recipe and apply the changes; None where no recipe is named."""
     if recipe is None:
         if changes:
             raise ConfigError(f"--config.{changes[0][0]}: of which recipe? Name it, as --config=configs/digits_ct.py")
@@ -204,7 +204,7 @@ def _changed(recipe: str | None, changes: list[tuple[str, str | None]]) -> "Conf
 
 
 def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The mode, None where none is named, and the arguments with --mode in place of `cmjax sample`."""
+    """Find the mode, None where none is named. Returns: it, and the arguments, with --mode=sample for `sample`."""
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--mode={arguments[0]}", *arguments[1:]]
     named = [value for argument, value in _pairs(arguments) if argument in ("--mode", "-mode")]
@@ -216,7 +216,7 @@ def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def declared(mode: str) -> Flags:
-    """The flags of a mode, and those of every mode."""
+    """Declare the flags of a mode, and those of every mode."""
     flags = Flags()
     flags.group("The run")
     flags.text("workdir", None, "The run's folder, on a disk or in a bucket (gs://…). Default: runs/<recipe's name>.")
@@ -227,14 +227,14 @@ def declared(mode: str) -> Flags:
 
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """(--name, value) of what is written as --name=value or --name value."""
+    """Yield (--name, value) of arguments --name=value and --name value."""
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         yield name, value if equals else following
 
 
 def _unknown(name: str, mode: str, flags: Flags) -> str:
-    """What to say of a flag that the mode does not know: of which modes it is, or which one may have been meant."""
+    """The error of an unknown flag: the modes that have it, or a similar flag."""
     elsewhere = _flags_of_others(mode)
     name = name.removeprefix("no") if name.removeprefix("no") in elsewhere else name
     if others := elsewhere.get(name):
@@ -245,7 +245,7 @@ def _unknown(name: str, mode: str, flags: Flags) -> str:
 
 
 def _wrong_value(message: str, flags: Flags) -> str:
-    """The library's message, "flag --num=x: …", with what the value must be in its place where that is a number."""
+    """Rewrite absl's message, "flag --num=x: …", to say which numbers are allowed."""
     written = re.match(r"flag --(\w+)=(.*?): ", message, re.DOTALL)
     parser = flags.values[written[1]].parser if written else None
     if written is None or not isinstance(parser, absl_flags.FloatParser | absl_flags.IntegerParser):
@@ -257,14 +257,14 @@ def _wrong_value(message: str, flags: Flags) -> str:
 
 
 def _flags_of_others(mode: str) -> dict[str, list[str]]:
-    """The flags of the other modes, each with the modes that know it."""
-    found: dict[str, list[str]] = {}
+    """Flag of another mode -> the modes that have it."""
+    modes: dict[str, list[str]] = {}
     for other in MODES:
         if other != mode:
             for names in declared(other).groups.values():
                 for name in names:
-                    found.setdefault(name, []).append(other)
-    return found
+                    modes.setdefault(name, []).append(other)
+    return modes
 
 
 def _see(mode: str) -> str:

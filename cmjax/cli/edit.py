@@ -74,14 +74,14 @@ def _check_flags(options: Options) -> None:
     if task is None:
         raise ConfigError(f"--task is missing: one of {', '.join(ALL_TASKS)}")
     for name, tasks in OF_TASKS.items():
-        if options.given(name) and task not in tasks:
+        if options.is_set(name) and task not in tasks:
             flag = f"--no{name}" if getattr(options, name) is False else f"--{name}"
             raise ConfigError(f"{flag}: only {', '.join(f'--task={other}' for other in tasks)}; this is {task}")
     if task == "denoising" and not options.add_noise:
         for name in ("seed", "num"):
-            if options.given(name):
+            if options.is_set(name):
                 raise ConfigError(f"--{name}: denoising draws nothing at random; --{name} is for --add_noise")
-    if task == "interpolation" and not options.image and options.given("seed"):
+    if task == "interpolation" and not options.image and options.is_set("seed"):
         raise ConfigError("--seed: interpolation without images goes between two seeds; name them, as --seeds=3,8")
 
 

@@ -85,9 +85,9 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     values = {name: getattr(options, name) for name in ("images", "check", "seed", *SETTINGS, *CHOICES, *BY)}
-    values |= {name: getattr(options, name) for name in ("num", "labels") if options.given(name)}
-    named = options.images is None or options.given("workdir") or options.given("config")
-    config = options.recipe if options.given("config") else None
+    values |= {name: getattr(options, name) for name in ("num", "labels") if options.is_set(name)}
+    named = options.images is None or options.is_set("workdir") or options.is_set("config")
+    config = options.recipe if options.is_set("config") else None
     written = {name: value for name, value in values.items() if value is not None}
     run(options.workdir if named else None, config=config, data_dir=options.data_dir, **written)
 

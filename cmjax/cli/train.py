@@ -22,12 +22,9 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import average_texts
 from cmjax.config.run import Run, read_run
 from cmjax.data.base import Source
-from cmjax.evaluation.accumulation import DataSets
-from cmjax.evaluation.callbacks import Callback, evaluation_callback, in_turn
 from cmjax.evaluation.results import ROWS, drop_rows_after
 from cmjax.generation.run_samples import RunSamples
 from cmjax.metrics.comparison import run_metrics
-from cmjax.reporting.page import report_at_end
 from cmjax.runs.about_data import about_data
 from cmjax.runs.dependencies import check_others
 from cmjax.runs.history import Session
@@ -45,7 +42,7 @@ from cmjax.system.progress import progress
 from cmjax.system.signals import Stopped
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, open_writer
-from cmjax.training.loop import run_loop
+from cmjax.training.loop import Callback, in_turn, run_loop
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.speed import speed_on
 from cmjax.training.state import TrainState
@@ -194,6 +191,10 @@ def _forget_after(workdir: Path, step: int) -> None:
 
 
 def _evaluation(run: Run, run_samples: RunSamples) -> Callback:
+    # here, not above: most runs read no feature networks and no weights of other programs
+    from cmjax.evaluation.accumulation import DataSets
+    from cmjax.evaluation.callbacks import evaluation_callback
+
     return evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(run.config)[0])
 
 
@@ -223,5 +224,9 @@ def _report(run: Run, step: int, source: Source, workdir: Path, images, entries:
     compared = {name: batch[: run.num_metrics] for name, batch in images.items()} if run.num_metrics else {}
     metrics = run_metrics(compared, source, partial(run.open_source, "test"), cache_dir=cache_of(workdir))
     summary = write_summary(run, workdir, step, {**losses_of(workdir, step), **entries, **metrics})
-    page = report_at_end(workdir, source) if run.report else None
+    page = None
+    if run.report:
+        from cmjax.reporting.page import report_at_end  # the page's parts, for one call at the end
+
+        page = report_at_end(workdir, source)
     print(summary_text(summary | ({"report": page} if page else {})))

@@ -41,7 +41,7 @@ def find_recipe(text: str) -> tuple[Path, str]:
     if not file.is_file():
         known = list_recipes(file.parent)
         what = "is a folder" if file.is_dir() else f"there is no file {file}{suggestion(file.stem, known)}"
-        raise ConfigError(f"--config={text}: {what}; --list tells the recipes in {FOLDER}")
+        raise ConfigError(f"--config={text}: {what}; --list shows the recipes in {FOLDER}")
     return file, variant
 
 

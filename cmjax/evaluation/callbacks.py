@@ -1,8 +1,5 @@
 """Evaluates a run as it trains: a row in its `evaluation.jsonl` every so many steps."""
 
-import math
-from collections.abc import Callable
-
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets
@@ -13,10 +10,8 @@ from cmjax.generation.run_samples import RunSamples
 from cmjax.generation.sampling import SampleSequence
 from cmjax.system.content import content_key
 from cmjax.system.files import cache_of
+from cmjax.training.loop import Callback
 from cmjax.training.state import TrainState
-
-Callback = Callable[[TrainState, int], None]
-"""(state, step): done at that step, in every process."""
 
 
 def evaluation_callback(run_samples: RunSamples, data: DataSets, average: str) -> Callback:
@@ -46,15 +41,3 @@ def evaluation_callback(run_samples: RunSamples, data: DataSets, average: str) -
             evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
 
     return callback
-
-
-def in_turn(callbacks: list[tuple[Callback | None, int]]) -> tuple[Callback, int]:
-    """Joins callbacks, each with the steps between its calls, 0 for never, into one; returns it and its steps."""
-    wanted = [(callback, every) for callback, every in callbacks if callback and every]
-
-    def call_all(state: TrainState, step: int) -> None:
-        for callback, every in wanted:
-            if step % every == 0:
-                callback(state, step)
-
-    return call_all, math.gcd(*(every for _, every in wanted))

@@ -22,6 +22,8 @@ from cmjax.training.step import Metrics
 
 LoopedStep = Callable[[TrainState, Params, Examples, int], tuple[TrainState, Metrics]]
 WriteRecord = Callable[[int, dict[str, float]], None]
+Callback = Callable[[TrainState, int], None]
+"""(state, step): called after that step, in every process."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def run_loop(
     write_record: WriteRecord,
     before_save: Callable[[int], None] = lambda step: None,
     log_every: int,
-    callback: Callable[[TrainState, int], None],
+    callback: Callback,
     callback_every: int,
     update_progress: Update,
     steps_per_call: int = 1,
@@ -88,6 +90,18 @@ def run_loop(
         if not all_agree(not stop_requested()):
             raise Stopped(total_steps, stop_requested() or signal.SIGTERM)
     return state
+
+
+def in_turn(callbacks: list[tuple[Callback | None, int]]) -> tuple[Callback, int]:
+    """Combine callbacks, each called every so many steps (0: never), into one callback and its number of steps."""
+    wanted = [(callback, every) for callback, every in callbacks if callback and every]
+
+    def call_all(state: TrainState, step: int) -> None:
+        for callback, every in wanted:
+            if step % every == 0:
+                callback(state, step)
+
+    return call_all, math.gcd(*(every for _, every in wanted))
 
 
 @contextlib.contextmanager
