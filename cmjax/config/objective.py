@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cmjax.config import choices
-from cmjax.config.fields import Fields
+from cmjax.config.fields import Fields, value_problem
 from cmjax.config.methods import METHODS, method_name
 from cmjax.config.model import ModelSpec
 from cmjax.config.readers import READERS, Objective, Part, read_alpha, read_fraction
@@ -26,15 +26,32 @@ def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     if row.paths and spec.path_name not in row.paths.split():
         wanted = " or ".join(row.paths.split())
         raise fields.error("name", f"needs config.model.path={wanted}, not {spec.path_name}")
-    keywords = [p.name for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    keywords = {p.name: p for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
     coupling = _coupling(objective)
     if coupling is not None and (row.independent or "teacher" in keywords):
         raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
     made = TIMES[row.times](objective)
     objective = replace(objective, curriculum=made.get("schedules", {}).get("num_scales"))
-    for reader in (*(row.instead.get(keyword, keyword) for keyword in keywords), *row.also):
-        made = _joined(made, READERS[reader](objective) if reader else {})
+    for keyword in keywords.values():
+        made = _joined(made, _keyword(objective, keyword, row.instead))
+    for also in row.also:
+        made = _joined(made, READERS[also](objective))
     return Method(**{"loss": loss, **made}, coupling=coupling, guided_by=_guided_by(fields))
+
+
+def _keyword(o: Objective, parameter: inspect.Parameter, instead: Mapping[str, str | None]) -> Part:
+    """A keyword of a loss: by its reader, or where it has none, as a field of its name in its annotation's range."""
+    name = instead.get(parameter.name, parameter.name)
+    if name is None:
+        return {}
+    if name in READERS:
+        return READERS[name](o)
+    if not o.fields.has(name) and parameter.default is not parameter.empty:
+        return {}
+    value = o.fields.value(name)
+    if problem := value_problem(value, parameter.annotation):
+        raise o.fields.error(name, problem)
+    return {"choices": {name: value}}
 
 
 def _joined(made: Part, part: Part) -> Part:

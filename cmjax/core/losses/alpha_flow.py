@@ -31,7 +31,7 @@ def alphaflow(
     guidance: Time = 1.0,
     blend: float = 0.0,
     interval: Interval = ALWAYS,
-    clip: float = jnp.inf,
+    clip: Positive = jnp.inf,
     derivative: Derivative = jax.jvp,
 ) -> PerSample:
     """α-Flow: w·‖u_θ(x_t, t, s) − (α·v + (1 − α)·u_θ⁻(x_r, r, s))‖²/D, x_r = x_t − (t − r)·v, r = α·s + (1 − α)·t.

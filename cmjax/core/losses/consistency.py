@@ -26,6 +26,7 @@ from cmjax.core.typing import (
     Weight,
 )
 from cmjax.core.weightings import inverse_gap
+from cmjax.ranges import Positive
 from cmjax.system.mesh import with_auto_axes
 
 
@@ -130,9 +131,9 @@ def tcm(
     *,
     target_params: Params | None = None,
     first_stage: Callable[..., Samples],
-    boundary: float,
+    boundary: Positive,
     fraction: float,
-    boundary_weight: float,
+    boundary_weight: Positive,
     distance: Distance,
     weight: Weight,
 ) -> PerSample:

@@ -17,6 +17,7 @@ from cmjax.core.model import Model
 from cmjax.core.paths import linear, per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
+from cmjax.ranges import Positive
 from cmjax.system.mesh import split_as, whole
 
 Interval = tuple[float, float]
@@ -123,7 +124,7 @@ def shortcut(
     fraction: float,
     distance: Distance,
     guidance: float = 1.0,
-    clip: float = jnp.inf,
+    clip: Positive = jnp.inf,
 ) -> PerSample:
     """Shortcut models: d(u_θ(x_t, t, s), target), where u_θ learns that one step equals two half steps of u_θ⁻.
 
