@@ -18,7 +18,6 @@ from cmjax.data.batches import edm_uint8, to_uint8, truncated_uint8
 from cmjax.data.sources import digits, to_path
 from cmjax.evaluation import accumulation, sweep
 from cmjax.evaluation.accumulation import accumulate_images
-from cmjax.evaluation.callbacks import in_turn
 from cmjax.evaluation.networks import PUBLISHED, FeatureNetwork, Published, published_network
 from cmjax.evaluation.results import read_rows, row_there
 from cmjax.interop.statistics import read_statistics, write_statistics
@@ -27,6 +26,7 @@ from cmjax.metrics.damage import STRENGTHS, damaged
 from cmjax.metrics.functional import frechet_distance
 from cmjax.runs.weights import write_model
 from cmjax.system.unpickle import UnsafeFile
+from cmjax.training.loop import in_turn
 from cmjax.training.state import TrainState
 from configs import digits_ct
 

@@ -1,4 +1,4 @@
-"""The networks that images are judged by, against PyTorch's graphs with the same random weights, and their readers.
+"""The networks whose features metrics compare, against PyTorch's graphs with the same random weights; their readers.
 
 What needs PyTorch and torch-fidelity skips where they are missing: pip install 'cmjax[torch]'.
 """
@@ -173,7 +173,7 @@ def test_dinov2_is_the_published_graph(tmp_path):
     expected = draw.norm(x, "norm", 1e-6)[:, 0].numpy()
     torch.save(draw.arrays, tmp_path / "dinov2.pth")
     module = vit.ViT(**TINY, eps=1e-6, clip=False)
-    ours = module.apply(
+    ours = jax.jit(module.apply)(
         {"params": load_dinov2(tmp_path / "dinov2.pth", module)}, jnp.asarray(images.numpy().transpose(0, 2, 3, 1))
     )
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
@@ -198,7 +198,7 @@ def test_clip_is_the_published_graph(tmp_path):
     expected = draw.linear(x, "visual_projection", 16, bias=False).numpy()
     torch.save(draw.arrays | {"text_model.other": torch.zeros(1)}, tmp_path / "clip.bin")
     module = vit.ViT(**TINY, eps=1e-5, clip=True, embedding=16)
-    ours = module.apply(
+    ours = jax.jit(module.apply)(
         {"params": load_clip(tmp_path / "clip.bin", module)}, jnp.asarray(images.numpy().transpose(0, 2, 3, 1))
     )
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)

@@ -45,20 +45,20 @@ log = logging.getLogger(__name__)
 SETTINGS = ("times", "sampler", "steps", "checkpoint", "average", "std")
 CHOICES = ("solver", "gamma", "guidance", "guidance_interval", "clip", "autoguidance", "autoguidance_average")
 BY = ("metrics", "features", "weights", "reference", "save_reference", "uint8")
-"""Flags by what they say: which settings are evaluated, how samples are drawn, and what they are evaluated by."""
+"""Flags by what they say: which settings are evaluated, how they sample, and by which metrics."""
 
 
 def declare(flags: Flags) -> None:
     flags.group("What is evaluated")
     flags.integer("num", 1000, "How many samples of each setting. Published FIDs are of 50000.", at_least=2)
     flags.integer("seed", 0, "The same seed gives the same samples.", at_least=0)
-    flags.several("times", "Noise levels, as 80,0.8 or idx:0,22/40; each --times is a setting of its own.")
-    flags.several("sampler", "multistep, or of flow maps chain(gamma=0); each --sampler is a setting of its own.")
+    flags.several("times", "Noise levels, as 80,0.8 or idx:0,22/40; each --times is one more setting.")
+    flags.several("sampler", "multistep, or of flow maps chain(gamma=0); each --sampler is one more setting.")
     flags.number(
         "gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise.", 0.0, 1.0
     )
     flags.text("solver", None, "Of a teacher. Default: the run's.")
-    flags.several("steps", "Noise levels of a teacher's grid; each --steps is a setting of its own.")
+    flags.several("steps", "Noise levels of a teacher's grid; each --steps is one more setting.")
     flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
     flags.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
     flags.text(
@@ -66,7 +66,7 @@ def declare(flags: Flags) -> None:
     )
     flags.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
     flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
-    flags.one_of("labels", "balanced", LABELS, "Of a model with classes: all in turn, or at random, as EDM draws them.")
+    flags.one_of("labels", "balanced", LABELS, "Of a model with classes: all in turn, or at random, as EDM does.")
     flags.text("checkpoint", "newest", "newest, all, or steps as 4000,6000.")
     flags.texts("average", "Which of the run's averages, numbered from 0. Default: 0.")
     flags.texts("std", "Post-hoc averages of these widths at the newest checkpoint, as 0.05,0.1.")

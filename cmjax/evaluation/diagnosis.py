@@ -50,7 +50,7 @@ class ConsistencyErrors(NamedTuple):
     """Mean squares over samples and pixels, for the n times of a trajectory.
 
     step: of f(x_t, t) − f(x_r, r), r the time after t. end: of f(x_t, t) − the trajectory's end. teacher_end: of
-    D(x_t, t) − the end, what the teacher's own estimate is off by.
+    D(x_t, t) − the end, by which the teacher's estimate is off.
     """
 
     step: Float[Array, " m"]
@@ -140,7 +140,7 @@ def consistency(
     times = trajectory_times(TIMES, path, levels, rho=trained.model.constants["rho"])
     if teacher.path != path:
         teacher = replace(teacher, function=carry(teacher.function, teacher.path, path), path=path)
-    # a model whose own end lies below the last time is held against clean data, the ODE's end
+    # a model whose end lies below the last time is compared with clean data, the ODE's end
     to_clean = float(path.noise_level(jnp.asarray(student.t_min))) < levels[0]
 
     def measure(models, rows):

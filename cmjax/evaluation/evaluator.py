@@ -101,7 +101,7 @@ def make_evaluator(
     """Makes the evaluator of `num` images. Every process must call it.
 
     Args:   data: the data set; None where a file alone is the reference. reference: "train", "test" or a file of
-            statistics; None: held-out images for the data set's own features, whose classifier knows the others, and
+            statistics; None: held-out images for the data set's features, whose classifier knows the others, and
             training images for a published network.
     Raises: ConfigError or DataError where weights or references are missing.
     """

@@ -30,14 +30,14 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
     order = shuffled(len(source), seed=1)
     first, second = source.gather(order[:half]), source.gather(order[half : 2 * half])
     against = evaluator.against(evaluator.accumulate(_of(first["image"]), half))
-    found: dict[str, dict[str, list[float]]] = {}
+    by_metric: dict[str, dict[str, list[float]]] = {}
     with progress("damaged images", sum(map(len, STRENGTHS.values()))) as update:
         done = 0
         for kind, strengths in STRENGTHS.items():
             for strength in strengths:
                 images = damaged(kind, second["image"], second.get("label"), strength)
                 for name, value in against.values(against.accumulate(_of(images), half)).items():
-                    found.setdefault(name, {}).setdefault(kind, []).append(value)
+                    by_metric.setdefault(name, {}).setdefault(kind, []).append(value)
                 update(done := done + 1, f"{kind} {strength:g}")
     places = list(range(len(next(iter(STRENGTHS.values())))))
     panels = [
@@ -50,9 +50,10 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
             log_y=name.startswith(("f", "sf")),  # Fréchet distances are positive, and grow by orders of magnitude
             height=300,
         )
-        for name, kinds in found.items()
+        for name, kinds in by_metric.items()
     ]
-    numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": evaluator.protocol, "values": found}
+    numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": evaluator.protocol}
+    numbers["values"] = by_metric
     on_first_process(lambda: write_atomically(folder / "evaluator.json", to_json(numbers)))
     on_first_process(lambda: save_png(folder / "evaluator.png", np.concatenate(panels)))
     say(f"{folder / 'evaluator.png'}\n{folder / 'evaluator.json'}")

@@ -51,11 +51,11 @@ def images_in(path: str, shape: tuple[int, ...] | None, to_pixels: Callable[...,
         arrays = read_npz(where, memory_limit_bytes=LARGEST_IN_MEMORY)
     except DataError as error:
         raise ConfigError(about("--images", path, error)) from error
-    found = [arrays[name] for name in NAMES if name in arrays] or [a for a in arrays.values() if a.ndim == 4]
-    if len(found) != 1:
+    candidates = [arrays[name] for name in NAMES if name in arrays] or [a for a in arrays.values() if a.ndim == 4]
+    if len(candidates) != 1:
         names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ConfigError(f"--images={path}: must have one array of images (n, h, w, c), and has {names}")
-    images = found[0]
+    images = candidates[0]
     try:
         check_samples(images, f"--images={path}")
     except DataError as error:
@@ -78,10 +78,10 @@ def images_in(path: str, shape: tuple[int, ...] | None, to_pixels: Callable[...,
 
 def _in_folder(folder: Path, shape: tuple[int, ...] | None) -> Images:
     try:
-        found, others = list_files(folder)
-        if not found:
+        listed, others = list_files(folder)
+        if not listed:
             raise ConfigError(f"--images={without_images(folder, others)}")
-        files = [file.path for file in found]
+        files = [file.path for file in listed]
         height, width, channels = shape or (*read_image(files[0], (1, 1, 3))[1], 3)
 
         def images_of(start: int, stop: int) -> np.ndarray:

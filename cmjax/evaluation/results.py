@@ -141,20 +141,20 @@ def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
     axis = differing[0]
     panels = []
     for metric in dict.fromkeys(name for row in rows for name in row["metrics"]):
-        found: dict[str, tuple[list[float], list[float | None]]] = {}
+        lines: dict[str, tuple[list[float], list[float | None]]] = {}
         for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: pair[1][axis] or 0):
             if metric in row["metrics"] and point[axis] is not None:
                 name = row["sampler"] if axis != "evaluations" else row["average"]
                 name += f", step {row['step']}" if axis != "step" and "step" in differing else ""
-                x, y = found.setdefault(name, ([], []))
+                x, y = lines.setdefault(name, ([], []))
                 x.append(point[axis])
                 y.append(row["metrics"][metric])
         if metric in (real := rows[-1]["real"]):
             ends = sorted(point[axis] for point in points if point[axis] is not None)
-            found["real images"] = ([ends[0], ends[-1]], [real[metric]] * 2)
+            lines["real images"] = ([ends[0], ends[-1]], [real[metric]] * 2)
         panels.append(
             line_plot(
-                found,
+                lines,
                 title=f"{metric} of {title}",
                 x_label=axes[axis],
                 y_label=f"{metric} ({better(metric)} is better)",

@@ -1,4 +1,4 @@
-"""`--times=auto:2`: the noise levels of multistep sampling, searched for once and kept with the model."""
+"""Searches the noise levels of multistep sampling, for `--times=auto:2`, once for a model, and keeps them."""
 
 import json
 import logging
@@ -31,15 +31,15 @@ GRID = 40
 """Points of the Karras grid whose levels are tried."""
 
 SAMPLES = 1000
-"""Drawn for each try, always of the same noise."""
+"""Samples of each try, always of the same noise."""
 
 
 def find_times(
     trained: Trained, flow_map: BoundModel, count: int, *, metric: str = "fd", samples: SamplingOptions | None = None
 ) -> tuple[float, ...]:
-    """`count` descending noise levels, the first t_max: kept in the run's folder, or found by search.
+    """Gives `count` descending noise levels, the first t_max: those in the run's folder, or the result of a search.
 
-    samples: how they are drawn, by default as the run draws its own; each sampler has times of its own.
+    samples: how the model samples, by default as the run does; each sampler has times for itself.
 
     One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
     Fréchet distance to the held-out data unless another of `RUN_VALUES` is named, as if there were one optimum.
@@ -52,21 +52,21 @@ def find_times(
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
     samples = samples or trained.samples
     path, about = trained.folder / RECORD, _about(trained, flow_map, samples)
-    found = on_first_process(lambda: _kept(path, about))
+    searches = on_first_process(lambda: _kept(path, about))
     name = _name(trained, samples, count, metric)
-    if name not in found:
+    if name not in searches:
         times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
-        found[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
-        on_first_process(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": found}))
-    times = tuple(found[name]["times"])
+        searches[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
+        on_first_process(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": searches}))
+    times = tuple(searches[name]["times"])
     log.info("times %s (%s)", ",".join(f"{t:.4g}" for t in times), path)
     return times
 
 
 def _about(trained: Trained, flow_map: BoundModel, samples: SamplingOptions) -> dict[str, str | None]:
-    """The keys of what a search depends on: the model and how samples are drawn with it, and the held-out images, None
-    where they are not at hand. Every process must call it."""
-    drawn = content_key(VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices)
+    """Makes the keys of what a search depends on: the model and how it samples, and the held-out images, None where
+    they are not at hand. Every process must call it."""
+    model = content_key(VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices)
 
     def data() -> str | None:
         try:
@@ -74,11 +74,11 @@ def _about(trained: Trained, flow_map: BoundModel, samples: SamplingOptions) -> 
         except (ConfigError, DataError):  # data that were moved since do not make the times wrong
             return None
 
-    return {"model": drawn, "data": on_first_process(data)}
+    return {"model": model, "data": on_first_process(data)}
 
 
 def _kept(path: Path, about: Mapping[str, str | None]) -> dict[str, Any]:
-    """The searches in the file, by their names; none where they are of another model or of other data."""
+    """Reads the searches in the file, by their names; none where they are of another model or of other data."""
     if not path.exists():
         return {}
     try:
@@ -101,7 +101,7 @@ def _keep(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _name(trained: Trained, samples: SamplingOptions, count: int, metric: str) -> str:
-    """Of an entry in the record: "2", and what is not the default beside it."""
+    """Names an entry of the record: "2", and what is not the default beside it."""
     sampler = [] if samples.gamma is None else [samples.name(trained.model.kind, count)]
     others = {} if samples.guidance == trained.samples.guidance else {"guidance": samples.guidance}
     choices = [f"{name}={value}" for name, value in (others | samples.choices).items()]
@@ -111,7 +111,9 @@ def _name(trained: Trained, samples: SamplingOptions, count: int, metric: str) -
 def score_along(
     trained: Trained, flow_map: BoundModel, metric: str, samples: SamplingOptions | None = None
 ) -> Callable[[tuple[float, ...]], float]:
-    """times -> the metric of `SAMPLES` images drawn along them; samples: as in `find_times`.
+    """Makes the function of times that samples `SAMPLES` images along them and computes the metric.
+
+    samples: as in `find_times`.
 
     Raises: ConfigError where the samples are no images, or the run has no data to compare with.
     """
@@ -141,14 +143,14 @@ def score_along(
 
 
 def grid_of(trained: Trained) -> list[float]:
-    """The times, ascending, of which the search chooses."""
+    """Gives the times, ascending, of which the search chooses."""
     return trained.model.grid(GRID).tolist()
 
 
 def _search(
     score: Callable[[tuple[float, ...]], float], grid: list[float], count: int, metric: str
 ) -> tuple[list[float], dict[str, float]]:
-    """The levels, and the metric of every choice that was tried, by its levels."""
+    """Searches the levels; returns them, and the metric of every choice that was tried, by its levels."""
     sign = -1 if better(metric) == "larger" else 1
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
@@ -167,7 +169,7 @@ def _search(
 
 
 def ternary_search(value: Callable[[int], float], low: int, high: int) -> int:
-    """The whole number in [low, high] where `value`, which falls and then rises, is least."""
+    """Finds the whole number in [low, high] where `value`, which falls and then rises, is least."""
     while high - low > 2:
         left, right = low + (high - low) // 3, high - (high - low) // 3
         if value(left) <= value(right):

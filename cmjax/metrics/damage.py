@@ -1,4 +1,4 @@
-"""Real images made worse, little by little: what a metric must notice."""
+"""Damages real images little by little: a good metric notices."""
 
 import io
 from collections.abc import Callable
@@ -9,29 +9,29 @@ from cmjax.metrics.functional import Images
 
 
 def blurred(images: Images, strength: float, seed: int) -> np.ndarray:
-    """A Gaussian blur of `strength` pixels."""
+    """Blurs by a Gaussian of `strength` pixels."""
     from PIL import Image, ImageFilter
 
-    return _by_picture(images, lambda picture: picture.filter(ImageFilter.GaussianBlur(strength)), Image)
+    return _each(images, lambda image: image.filter(ImageFilter.GaussianBlur(strength)), Image)
 
 
 def noisy(images: Images, strength: float, seed: int) -> np.ndarray:
-    """Gaussian noise whose std is `strength` of the 255 grey levels."""
+    """Adds Gaussian noise whose std is `strength` of the 255 grey levels."""
     noise = np.random.default_rng(seed).standard_normal(images.shape)
     return np.clip(np.rint(images + 255 * strength * noise), 0, 255).astype(np.uint8)
 
 
 def compressed(images: Images, strength: float, seed: int) -> np.ndarray:
-    """JPEG of quality 100 − `strength`."""
+    """Compresses by JPEG of quality 100 − `strength`."""
     from PIL import Image
 
-    def through_jpeg(picture):
+    def through_jpeg(image):
         content = io.BytesIO()
-        picture.save(content, format="JPEG", quality=round(100 - strength))
+        image.save(content, format="JPEG", quality=round(100 - strength))
         with Image.open(io.BytesIO(content.getvalue())) as opened:
-            return opened.convert(picture.mode)
+            return opened.convert(image.mode)
 
-    return _by_picture(images, through_jpeg, Image)
+    return _each(images, through_jpeg, Image)
 
 
 def fewer_modes(images: Images, labels: np.ndarray | None, strength: float, seed: int) -> np.ndarray:
@@ -44,9 +44,10 @@ def fewer_modes(images: Images, labels: np.ndarray | None, strength: float, seed
     return images[np.random.default_rng(seed).choice(kept, len(images))] if strength else images
 
 
-def _by_picture(images: np.ndarray, change: Callable, image) -> np.ndarray:
-    pictures = (image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in images)
-    return np.stack([np.asarray(change(picture)) for picture in pictures]).reshape(images.shape)
+def _each(images: np.ndarray, change: Callable, pillow) -> np.ndarray:
+    """Applies `change` to each image as Pillow has it. pillow: the module PIL.Image."""
+    opened = (pillow.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in images)
+    return np.stack([np.asarray(change(image)) for image in opened]).reshape(images.shape)
 
 
 STRENGTHS = {
@@ -59,7 +60,7 @@ STRENGTHS = {
 
 
 def damaged(kind: str, images: Images, labels: np.ndarray | None, strength: float, *, seed: int = 0) -> np.ndarray:
-    """The images (n, h, w, c) uint8 made worse; as they are at strength 0."""
+    """Damages images (n, h, w, c) uint8; at strength 0 they stay as they are."""
     if not strength:
         return images
     if kind == "lost classes":

@@ -1,4 +1,4 @@
-"""Distances between a set of samples and a set of real data: pure functions of numpy arrays, in float64.
+"""Computes distances between a set of samples and a set of real data: pure functions of numpy arrays, in float64.
 
 float32 is not enough here: at 2048 dimensions it moves a Fréchet distance by 1e-2.
 """
@@ -36,7 +36,7 @@ class Prdc(NamedTuple):
 
 
 def statistics(features: Features) -> Statistics:
-    """The mean and the covariance that `frechet_distance` compares, to keep for a reference set that is used often.
+    """Computes the mean and the covariance that `frechet_distance` compares, to keep for a reference set.
 
     Raises: ValueError for fewer than two rows or a value that is not finite.
     """
@@ -45,7 +45,7 @@ def statistics(features: Features) -> Statistics:
 
 
 def frechet_distance(x: Features | Statistics, y: Features | Statistics) -> float:
-    """‖μx − μy‖² + tr(Cx + Cy − 2(Cx Cy)^½), the squared 2-Wasserstein distance of two Gaussians.
+    """Computes ‖μx − μy‖² + tr(Cx + Cy − 2(Cx Cy)^½), the squared 2-Wasserstein distance of two Gaussians.
     [Heusel et al. 2017, eq. 6]
 
     The trace of (Cx Cy)^½ is the sum of the roots of the eigenvalues of Cx^½ Cy Cx^½, which is symmetric and positive
@@ -68,7 +68,7 @@ def frechet_distance(x: Features | Statistics, y: Features | Statistics) -> floa
 
 
 def squared_radii(x: Features, *, k: int) -> Float64[np.ndarray, " n"]:
-    """The squared distance of every row of x (n, d) to its k-th nearest other row, (n,).
+    """Computes the squared distance of every row of x (n, d) to its k-th nearest other row, (n,).
     [Kynkäänniemi et al. 2019, eq. 1]
 
     Raises: ValueError unless 1 <= k < n, or for a value that is not finite.
@@ -85,7 +85,7 @@ def squared_radii(x: Features, *, k: int) -> Float64[np.ndarray, " n"]:
 
 
 def prdc(real: Features, fake: Features, *, k: int = 5, real_radii: Float64[np.ndarray, " n"] | None = None) -> Prdc:
-    """Improved precision and recall, density and coverage.
+    """Computes improved precision and recall, density and coverage.
     [Kynkäänniemi et al. 2019, eq. 2; Naeem et al. 2020, sec. 3]
 
     With B(a) the closed ball around a that reaches its k-th nearest neighbour in a's own set: precision is the fraction
@@ -124,7 +124,7 @@ def prdc(real: Features, fake: Features, *, k: int = 5, real_radii: Float64[np.n
 
 
 def inception_score(probabilities: Features, *, split_size: int = 5000) -> float:
-    """The mean over consecutive splits of exp E KL(p(y|x) ‖ E p(y|x)), between 1 and the number of classes.
+    """Computes the mean over consecutive splits of exp E KL(p(y|x) ‖ E p(y|x)), between 1 and the number of classes.
     [Salimans et al. 2016, sec. 4; splits of 5000 as in Dhariwal & Nichol 2021]
 
     Args:   probabilities: (n, classes), rows summing to 1. split_size: images a split; the last may be smaller.
@@ -143,7 +143,7 @@ def inception_score(probabilities: Features, *, split_size: int = 5000) -> float
 
 
 def kid(x: Features, y: Features) -> float:
-    """The unbiased squared MMD under the kernel (a·b/d + 1)³; unbiased, so it may be below 0.
+    """Computes the unbiased squared MMD under the kernel (a·b/d + 1)³; unbiased, so it may be below 0.
     [Bińkowski et al. 2018, sec. 4]
 
     Published values average it over random subsets of 1000; using every row at once has the same expectation and
@@ -167,7 +167,7 @@ def kid(x: Features, y: Features) -> float:
 
 
 def kid_of_subsets(x: Features, y: Features, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
-    """The mean `kid` of random subsets of `size` rows each, as published values have it.
+    """Computes the mean `kid` of random subsets of `size` rows each, as published values have it.
     [Bińkowski et al. 2018, sec. 4]
 
     Raises: ValueError as `kid`.
@@ -182,7 +182,7 @@ def kid_of_subsets(x: Features, y: Features, *, subsets: int = 100, size: int = 
 
 
 def cmmd(x: Features, y: Features) -> float:
-    """1000 · MMD² under the kernel exp(−‖a − b‖²/(2·10²)), with the means over all pairs: biased, never below 0.
+    """Computes 1000 · MMD² under the kernel exp(−‖a − b‖²/(2·10²)), with means over all pairs: biased, never below 0.
     [Jayasumana et al. 2024, sec. 4, and the scale of the released code]
 
     Args:   x (n, d), y (m, d): CLIP's embeddings, of length 1.
@@ -201,7 +201,7 @@ def cmmd(x: Features, y: Features) -> float:
 
 
 def fitted_gaussian(images: Images, n: int, seed: int) -> UInt8[np.ndarray, "n h w c"]:
-    """n samples of the Gaussian that has the mean and covariance of the images' pixels, rounded and clipped to uint8.
+    """Samples n times the Gaussian that has the mean and covariance of the images' pixels, rounded to uint8.
 
     The baseline that knows every second moment of the data and nothing else: a model must beat it.
 
@@ -220,7 +220,7 @@ def fitted_gaussian(images: Images, n: int, seed: int) -> UInt8[np.ndarray, "n h
 
 
 def check_images(images: np.ndarray, name: str) -> None:
-    """Raise ValueError, calling the array `name`, unless it is (n, h, w, c) uint8 with n >= 1."""
+    """Raises ValueError, calling the array `name`, unless it is (n, h, w, c) uint8 with n >= 1."""
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"{name} must be (n, h, w, c) uint8 with n >= 1, got {images.shape} {images.dtype}")
 
@@ -235,13 +235,13 @@ def _checked(features: np.ndarray, name: str, *, rows: int) -> np.ndarray:
 
 
 def _row_blocks(n: int, m: int) -> Iterator[slice]:
-    """Slices of n rows such that a block against m columns has about BLOCK_ELEMENTS elements."""
+    """Yields slices of n rows such that a block against m columns has about BLOCK_ELEMENTS elements."""
     size = max(1, BLOCK_ELEMENTS // m)
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, ‖x_i − y_j‖² for a block of rows of x and all of y), as ‖x_i‖² + ‖y_j‖² − 2x_i·y_j."""
+    """Yields (first row, ‖x_i − y_j‖² for a block of rows of x and all of y), as ‖x_i‖² + ‖y_j‖² − 2x_i·y_j."""
     # a common shift keeps the norms near the distances, so that little cancels; a whole one keeps integers exact
     shift = np.rint(y.mean(axis=0))
     x, y = x - shift, y - shift

@@ -12,8 +12,8 @@ from cmjax.system.files import to_json, write_atomically
 
 def losses_of(workdir: Path, steps: int) -> dict[str, str]:
     """Plots all losses, and gives the summary's entry of the image; empty where there are none."""
-    picture = save_losses(workdir, steps)
-    return {"losses": picture} if picture else {}
+    path = save_losses(workdir, steps)
+    return {"losses": path} if path else {}
 
 
 def write_summary(run: Run, workdir: Path, steps: int, more: Mapping[str, Any]) -> dict[str, Any]:
