@@ -1,4 +1,4 @@
-"""`--mode=average`: power-function averages of other widths than were kept, from the checkpoints of a trained run.
+"""`--mode=average`: makes power-function averages of other widths than a run kept, from its checkpoints.
 
 cmjax average --workdir=runs/digits_ct --std=0.08 --out=runs/digits_ct_ema
 """
@@ -22,7 +22,7 @@ from cmjax.system.files import to_path
 log = logging.getLogger(__name__)
 
 FAR = 0.1
-"""A residual, as `coefficients` gives it, from which on the user is warned."""
+"""A residual of `coefficients` above which the mode warns."""
 
 
 def declare(flags: Flags) -> None:
@@ -36,7 +36,7 @@ def start(options: Options) -> None:
 
 
 def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
-    """Write a new run's folder for each width of `stds`: the average at the newest checkpoint of `workdir`.
+    """Write a new run's folder for each width: `run(Path("runs/x"), stds=["0.08"], out="runs/x_ema")`.
 
     Args:   stds: as "0.08", a fraction of the training. out: the folder; of several widths each has its own, out-0.08.
     Raises: ConfigError where an option is wrong, or the run has no power averages or fewer than two checkpoints.
@@ -51,16 +51,16 @@ def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
     trained = open_trained(workdir)
     for folder in widths:
         output(folder)
-    found = post_hoc(trained, list(widths.values()))
-    made_of = ", ".join(f"power(std={width})" for width in found.kept)
-    made_of += f" at steps {', '.join(map(str, found.steps))}"
-    for (folder, std), residual, params in zip(widths.items(), found.residuals, found.params, strict=True):
+    averages = post_hoc(trained, list(widths.values()))
+    made_of = ", ".join(f"power(std={width})" for width in averages.kept)
+    made_of += f" at steps {', '.join(map(str, averages.steps))}"
+    for (folder, std), residual, params in zip(widths.items(), averages.residuals, averages.params, strict=True):
         _write(folder, trained, std, params, {"from": str(workdir), "format": "average", "made_of": made_of})
-        print(_report(workdir, folder, f"power(std={std}) at step {found.steps[-1]}", made_of, residual))
+        print(_report(workdir, folder, f"power(std={std}) at step {averages.steps[-1]}", made_of, residual))
 
 
 def _write(folder: Path, trained: Trained, std: float, params: Params, imported: Mapping[str, str]) -> None:
-    """The run's configuration, but for the average that is kept."""
+    """Write a folder with the run's configuration, but for the average."""
     record, config = trained.record, with_power_average(trained.record["config"], std)
     kept = {"imported": {"licence": "of the run's owner", **imported}, "classes": recorded_classes(record)}
     write_model(folder, config, record["shape"], record["num_classes"], params, **kept, option="--out")

@@ -9,28 +9,28 @@ from absl import flags as absl_flags
 
 @dataclass
 class Flags:
-    """The flags of one mode, in groups for its help."""
+    """Declares the flags of one mode, in groups for its help. A thin layer over absl."""
 
     values: absl_flags.FlagValues = field(default_factory=absl_flags.FlagValues)
     groups: dict[str, list[str]] = field(default_factory=dict)
 
     def group(self, title: str) -> None:
-        """Begin a group: the flags that follow stand under this title."""
+        """Start a group: the help lists the flags that follow under this title."""
         self.groups[title] = []
 
     def text(self, name: str, default: str | None, help: str) -> None:
         absl_flags.DEFINE_string(name, default, help, self._named(name))
 
     def checkpoint(self) -> None:
-        """Which of the run's checkpoints is read."""
+        """Declare the flag that chooses a checkpoint of the run."""
         self.text("checkpoint", "newest", "newest, or the step of an older one, as 4000.")
 
     def texts(self, name: str, help: str) -> None:
-        """One value or more, separated by commas."""
+        """Declare a flag of one or more values, separated by commas."""
         absl_flags.DEFINE_list(name, None, help, self._named(name))
 
     def several(self, name: str, help: str) -> None:
-        """A flag that may be written several times; its value is the list of what was."""
+        """Declare a flag that may be repeated; its value is the list of all values."""
         absl_flags.DEFINE_multi_string(name, None, help, self._named(name))
 
     def integer(

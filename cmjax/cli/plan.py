@@ -1,4 +1,4 @@
-"""`--mode=plan`: whether a recipe fits a machine, which need not be there, and how fast it can be at best.
+"""`--mode=plan`: checks whether a recipe fits a machine, which need not be there, and how fast it can be at best.
 
 cmjax plan --config=configs/cifar_ct.py --topology=v5e:16x16
 cmjax plan --config=configs/imagenet64_ct.py --topology=v5p:4x4x4 --config.mesh.fsdp=8
@@ -57,9 +57,9 @@ def start(options: Options) -> None:
 
 
 def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str, *, samplers: bool = True) -> None:
-    """Plan the recipe `config`, called `name`, for a slice or for the devices that are here, into `folder`.
+    """Plan the configuration for a TPU slice, as "v5e:16x16", or for the devices here, into `folder`.
 
-    samplers: also compile what the run draws its samples with.
+    Args:   name: the recipe's, for the page. samplers: compile the samplers too.
 
     Raises: ConfigError where something does not divide, is unknown or does not fit.
     """
@@ -107,7 +107,7 @@ def _plan_training(
     chip: Chip | None,
     folder: Path,
 ) -> str:
-    """Fill the report with what the train step takes; why it does not fit, or "" where it does."""
+    """Fill in the report of the train step. Returns: why it does not fit; "" where it does."""
     teacher, assumed = teacher_shapes(config, run, data)
     report["assumed"] = [text for text in (data.assumed, assumed) if text]
     shapes = {
@@ -145,7 +145,7 @@ def _plan_training(
 
 
 def _compiled(traced: jax.stages.Traced, folder: Path) -> tuple[Program | None, DoesNotFitError | None]:
-    """The compiled train step, whose text is written to `folder`; or why the compiler refuses it."""
+    """Compile the train step, and write its HLO to `folder`. Returns: the program, or the compiler's refusal."""
     log.info("compiling it; this may take many minutes")
     try:
         program = compile_program(traced)
@@ -157,7 +157,7 @@ def _compiled(traced: jax.stages.Traced, folder: Path) -> tuple[Program | None, 
 
 
 def traced_operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh) -> float:
-    """The operations of a configuration's train step, which is traced and not compiled."""
+    """Count the operations of a configuration's train step, which is traced and not compiled."""
     run = read_run(config, data_there=False)
     model = run.make_model(data.num_classes)
     teacher, _ = teacher_shapes(config, run, data)
@@ -170,7 +170,7 @@ def traced_operations(config: Mapping[str, Any], *, data: DataShapes, mesh: Mesh
 def _of_program(
     program: Program, operations: float, chip: Chip | None, devices: int, *, repeated: bool
 ) -> dict[str, Any]:
-    """A program's row of the report. `repeated`: it is a loop, over parts of a batch or steps of a sampler."""
+    """Make the report's entry of a program. repeated: it loops over parts of a batch or steps of a sampler."""
     exchanged = sum(one.total for one in program.collectives)
     # The compiler counts a loop's body once: what it moves is scaled as its arithmetic is.
     repeats = max(operations / devices / program.operations, 1.0) if repeated and program.operations else 1.0
@@ -190,22 +190,22 @@ def _of_program(
 
 
 def _plan_samplers(run: Run, model: NetworkModel, data: DataShapes, mesh: Mesh):
-    """(name, samples at once, operations, program) of each sampler that the run draws with."""
+    """Yield (name, samples at once, operations, program) of each sampler of the run."""
     params = parameter_shapes(model.module, data.shape)
     flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), data.shape)
     num = chunk_of(run.samples.num, data.shape, mesh.size)
     labels = class_labels(num, data.num_classes if model.class_conditional else None)
-    own = run.samples
-    flow_map, conditions = guided_by(flow_map, labels, own, model)
+    options = run.samples
+    flow_map, conditions = guided_by(flow_map, labels, options, model)
     rows = jax.eval_shape(lambda: (jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), num)), conditions))
     samples = {}
-    times = own.levels(model)
+    times = options.levels(model)
     if model.kind == "denoiser":
-        samples[own.name(model.kind, len(times))] = (diffusion_sample(own, times), flow_map)
+        samples[options.name(model.kind, len(times))] = (diffusion_sample(options, times), flow_map)
     else:
         for levels in dict.fromkeys((times[:1], times)):
             shape = jax.ShapeDtypeStruct((len(levels),), jnp.float32)
-            samples[own.name(model.kind, len(levels))] = (consistency_sample(own), (flow_map, shape))
+            samples[options.name(model.kind, len(levels))] = (consistency_sample(options), (flow_map, shape))
     for name, (sample, sampled) in samples.items():
         log.info("compiling the sampler %s, %d at once", name, num)
         traced = trace_sampler(sample, sampled, rows, mesh)

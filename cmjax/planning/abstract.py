@@ -1,4 +1,4 @@
-"""The shapes of what a run reads, for a plan made where it cannot be read: data, a teacher, frozen weights."""
+"""Shapes of the data, the teacher and the frozen weights of a run, for a plan made where they cannot be read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from cmjax.runs.trained import open_trained
 from cmjax.training.method import TEACHER
 
 CLASSES = 1000
-"""Of a data set that is not here, whose model is told classes: ImageNet's."""
+"""The classes of a data set that is not here, for a class-conditional model: ImageNet's."""
 
 
 @dataclass(frozen=True)
 class DataShapes:
-    """One example and its classes; `assumed` says what of it was not read."""
+    """The shape of an example, and the classes. assumed: in words, what was not read."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -33,9 +33,9 @@ class DataShapes:
 
 
 def data_shapes(run: Run) -> DataShapes:
-    """What the batches of a run hold, of a known data set, as the recipe says, or read from the data.
+    """Find the shapes of a run's data: of a known data set, from the recipe, or read from the data.
 
-    Raises: ConfigError where none of these tells.
+    Raises: ConfigError where none of these has them.
     """
     data = run.data
     if data.name in KNOWN:
@@ -51,7 +51,7 @@ def data_shapes(run: Run) -> DataShapes:
         return DataShapes(tuple(source.shape), dtype, source.num_classes)
     if not data.image_size or not (data.channels or data.name == "folder"):
         missing = "config.data.image_size" if not data.image_size else "config.data.channels"
-        raise ConfigError(f"{missing}=0: the data set {data.name!r} is not here and not known: say it, for the plan")
+        raise ConfigError(f"{missing}=0: the data set {data.name!r} is not here and not known: set it, for the plan")
     shape = (*data.image_size, data.channels or 3)
     classes = CLASSES if run.model_spec.net["class_conditional"] else None
     assumed = f"images of {shape}" + (f" in {classes} classes" if classes else "")
@@ -59,8 +59,10 @@ def data_shapes(run: Run) -> DataShapes:
 
 
 def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tuple[BoundModel | None, str]:
-    """The model that the objective distils, its parameters' shapes in their place, and what of it was not read: the
-    run that it names, where that is here, else a model with the student's network."""
+    """Make the teacher with shapes for parameters: from its run where that is here, else with the student's network.
+
+    Returns: it, and in words what was assumed.
+    """
     if not run.method.teacher:
         return None, ""
     try:
@@ -72,6 +74,6 @@ def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tup
 
 
 def frozen_shapes(run: Run, teacher: BoundModel | None) -> dict[str, Params]:
-    """What `load_frozen` gives, as shapes."""
+    """The shapes of the frozen parameters that a run trains with, as `Setup.frozen`."""
     frozen = {name: weights.shapes() for name, weights in run.method.frozen.items()}
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}

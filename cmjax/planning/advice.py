@@ -1,4 +1,4 @@
-"""What other settings would do to a train step's memory and arithmetic, without compiling them."""
+"""Estimates how other settings change the memory and arithmetic of a train step, without compiling."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from cmjax.system.mesh import batch_sharding, bytes_per_device, make_mesh, over_
 from cmjax.system.program import DoesNotFitError, Program
 
 Shapes = Mapping[str, Any]
-"""The shapes of "state", "frozen" and "batch"."""
+"""Shapes of "state", "frozen" and "batch"."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `other`: what the compiler's layout adds to the arguments, and results that lie apart."""
+    """Bytes on one device. other: padding of the arguments, and results that do not overwrite them."""
 
     state: int
     frozen: int
@@ -39,8 +39,8 @@ class Memory:
         refusal: DoesNotFitError | None,
         chip: Chip | None,
     ) -> "Memory":
-        """From the compiler's figures, or from what it said when it refused."""
-        state, frozen, batch = given(run, shapes, mesh)
+        """Read the compiler's numbers, or those of its refusal."""
+        state, frozen, batch = argument_bytes(run, shapes, mesh)
         available = None if chip is None else chip.hbm_bytes
         if program is not None:
             rest = program.memory - program.arguments - program.temporaries - program.code
@@ -67,8 +67,8 @@ class Memory:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
-def given(run: Run, shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
-    """The bytes on one device of the state, the frozen parameters and the batch, or batches, of one call."""
+def argument_bytes(run: Run, shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
+    """Bytes on one device of the state, the frozen parameters and the batches of one call."""
     state, frozen = (
         bytes_per_device(shapes[name], parameter_shardings(shapes[name], mesh)) for name in ("state", "frozen")
     )
@@ -86,9 +86,9 @@ def advise(
     operations: float,
     count_operations: Callable[[Mapping[str, Any]], float],
 ) -> list[dict[str, Any]]:
-    """Rows of an option, the memory on one device with it (estimated; None: only compiling tells) and the operations.
+    """Make a row for each option: its flag, the estimated memory on one device (None: unknown) and the operations.
 
-    operations: of the train step; count_operations: those of another configuration's.
+    Args: operations: of the train step. count_operations: counts those of another configuration.
     """
     rows = []
 
@@ -110,10 +110,10 @@ def advise(
 
 
 def what_fits(run: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
-    """The least change of fsdp and of gradient accumulation that is estimated to fit, as a sentence.
+    """Find the least change of fsdp and gradient accumulation that is estimated to fit. Returns: a sentence.
 
-    What a compiler refuses it has shrunk already by computing again, which it will not do where it need not: an
-    estimate from there may be half of what is needed.
+    A compiler that refuses a program has already shrunk it by recomputation, which it avoids for one that fits: the
+    estimate may then be half of what is needed.
     """
     room = (memory.available or 0) / (2 if memory.refused else 1)
     fsdps = [run.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > run.fsdp)]
@@ -137,10 +137,10 @@ def _estimate(
     parts: int | None = None,
     fraction: float = 1.0,
 ) -> int:
-    """The state and what is frozen exactly; temporaries in proportion to the samples at once, beside the gradients."""
+    """Estimate the total: exact for state and frozen parameters; activations in proportion to the samples at once."""
     fsdp, parts = fsdp or run.fsdp, parts or run.grad_accumulation
     split = make_mesh(fsdp=fsdp, devices=list(mesh.devices.flat))
-    state, frozen, batch = given(run, shapes, split)
+    state, frozen, batch = argument_bytes(run, shapes, split)
     params = shapes["state"].params
     gradients = bytes_per_device(params, parameter_shardings(params, mesh))
     ours = bytes_per_device(params, parameter_shardings(params, split))
@@ -150,12 +150,12 @@ def _estimate(
 
 
 def _fsdps(devices: int) -> list[int]:
-    """Some numbers of devices that may share the parameters."""
+    """Values of fsdp to try."""
     return [fsdp for fsdp in (1, 2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
 
 
 def _parts(run: Run, devices: int) -> list[int]:
-    """The numbers of parts, from the present one on, in which the batch divides over the devices."""
+    """Values of grad_accumulation, from the present one on, that divide the batch over the devices."""
     return [
         parts
         for parts in range(run.grad_accumulation, run.batch_size // devices + 1)

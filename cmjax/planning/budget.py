@@ -1,4 +1,4 @@
-"""A plan's arithmetic and its page: times at a chip's peaks, and what of its memory a program takes."""
+"""Computes least times of a program at a chip's peaks, and writes the page of a plan."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ LIMITS = {"arithmetic": "its arithmetic", "memory": "its memory's bandwidth", "l
 
 
 def bounds(chip: Chip | None, operations: float, moved: float, exchanged: float) -> dict[str, Any]:
-    """Seconds that a program takes at least, all of one device: its arithmetic, its memory and its links at their
-    published peaks, and the largest of them. Empty where the chip is not known.
+    """Compute the least seconds of a program on one device, for its arithmetic, its memory and its links at their
+    published peaks, and the largest of them; {} where the chip is not known.
 
     Args: operations: floating-point ones. moved, exchanged: bytes, from and to memory, and between devices.
     """
@@ -23,7 +23,7 @@ def bounds(chip: Chip | None, operations: float, moved: float, exchanged: float)
 
 
 def page(report: dict[str, Any]) -> str:
-    """The readable page of a plan, Markdown."""
+    """Write a plan as Markdown."""
     step = report["train_step"]
     lines = [
         f"# {report['recipe']} on {report['machine']}",

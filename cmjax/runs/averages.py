@@ -1,4 +1,4 @@
-"""Power-function averages of any width, made of the snapshots that a run's checkpoints hold."""
+"""Makes power-function averages of any width from the snapshots in a run's checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from cmjax.training.saved import CheckpointError
 
 
 def width_of(text: str) -> float:
-    """The width that --std writes, a fraction of the training. Raises: ConfigError."""
+    """Parse --std, a fraction of the training. Raises: ConfigError."""
     try:
         std = float(text)
     except ValueError:
@@ -34,8 +34,8 @@ def width_of(text: str) -> float:
 
 @dataclass(frozen=True)
 class PostHoc:
-    """Averages of some widths, at the newest checkpoint. kept: the widths that they are made of. residuals: as
-    `coefficients` gives them."""
+    """Averages of some widths at the newest checkpoint. kept: widths of the snapshots; steps: their checkpoints.
+    residuals: of `coefficients`."""
 
     params: list[Params]
     residuals: list[float]
@@ -44,7 +44,7 @@ class PostHoc:
 
 
 def post_hoc(trained: Trained, stds: Sequence[float]) -> PostHoc:
-    """The averages of these widths, of all power averages in all checkpoints of the run.
+    """Make averages of these widths from all power averages in all checkpoints of the run.
 
     Raises: ConfigError where the run has no power averages, or fewer than two checkpoints.
     """
@@ -57,7 +57,7 @@ def post_hoc(trained: Trained, stds: Sequence[float]) -> PostHoc:
 
 
 def _kept_averages(trained: Trained) -> dict[str, float]:
-    """The run's power averages: their names in a checkpoint, and their widths."""
+    """Names in a checkpoint of the run's power averages -> their widths."""
     workdir = trained.folder
     if trained.imported:
         raise ConfigError(f"--workdir={workdir} was made of {trained.imported['from']}; name the run that trained it")
@@ -82,7 +82,7 @@ def _checkpoints(workdir: Path) -> list[int]:
 
 
 def _combine(trained: Trained, snapshots: Sequence[tuple[int, str]], weights: Sequence[np.ndarray]) -> list[Params]:
-    """For each of `weights` (n,) the sum of the n snapshots by it, each read once; summed in float64."""
+    """Sum the n snapshots by each of `weights` (n,), in float64; each snapshot is read once."""
     workdir, like = trained.folder, trained.parameter_shapes()
     sums = [jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), like) for _ in weights]
     with progress("reading averages", len(snapshots)) as update:

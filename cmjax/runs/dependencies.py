@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def check_others(run: Run) -> None:
-    """Raise ConfigError where another run that this one needs is not there, or did not learn what the target takes of
-    it. No device is started."""
+    """Raise ConfigError where another run that this one needs is absent, or did not learn what the objective needs.
+    Starts no device."""
     for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
         if name:
             _named(name, field, open_trained)
@@ -31,10 +31,10 @@ def check_others(run: Run) -> None:
 
 
 def _check_goes_without_labels(run: Run) -> None:
-    """Raise ConfigError where the network whose target is guided never learned to go without a label.
+    """Raise ConfigError where the network that guides the target was never trained without labels.
 
-    That is the teacher, or where there is none the run `init_from`. Weights that no run here trained do not say whether
-    they did, so of them there is a warning alone.
+    That is the teacher, or without one the run `init_from`. The record of imported weights does not say, so for them
+    there is only a warning.
     """
     name, field = (run.method.teacher, _teacher_field(run)) if run.method.teacher else (run.init_from, "init_from")
     recorded, guided_by = open_trained(name).recorded, f"config.objective.{run.method.guided_by}"
@@ -49,7 +49,7 @@ def _check_goes_without_labels(run: Run) -> None:
 
 
 def load_teacher(run: Run, mesh: Mesh) -> BoundModel:
-    """The model that is distilled. One that drops out units does so at the student's rate, whatever its own was."""
+    """Load the teacher. If it uses dropout in the objective, its rate is the student's."""
     if not run.method.teacher_drops_out:
         return load_other(run.method.teacher, _teacher_field(run), mesh)
     rate = run.model_spec.net.get("dropout", 0.0)
@@ -59,7 +59,7 @@ def load_teacher(run: Run, mesh: Mesh) -> BoundModel:
 
 
 def load_other(workdir: str, field: str, mesh: Mesh) -> BoundModel:
-    """Another run's model, which this one starts from or distils.
+    """Load the model of another run, to start from or to distil.
 
     Raises: ConfigError naming the field that names its folder.
     """
@@ -101,7 +101,7 @@ def check_classes(trained: Trained, source: Source, where: str) -> None:
 
 
 def network_differences(name: str, module: Any, shape: tuple[int, ...]) -> str:
-    """How another run's network differs from this one, field by field, as "; net.width is 32 there and 64 here"."""
+    """Describe how another run's network differs from this one, as "; net.width is 32 there and 64 here"."""
     other = open_trained(name)
     theirs, ours = ({f.name: getattr(m, f.name) for f in fields(m)} for m in (other.model.module, module))
     theirs["name"], ours["name"] = (type(m).__name__.lower() for m in (other.model.module, module))
@@ -116,7 +116,7 @@ def _teacher_field(run: Run) -> str:
 
 
 def _named(workdir: str, field: str, read: Callable[[str], Any]) -> Any:
-    """What `read` gives of another run's folder. Raises: ConfigError naming the field that names the folder."""
+    """Call `read` on another run's folder. Raises: ConfigError naming the field that names the folder."""
     try:
         return read(workdir)
     except (ConfigError, RuntimeError) as error:

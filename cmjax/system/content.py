@@ -1,7 +1,6 @@
-"""Keys of contents: what was made of something is used again while the thing is the same, whatever its name or path.
+"""Hashes contents, for caches: a kept result is used again while all that it was computed from has the same key.
 
-Whoever keeps what took time keeps with it a key of all that it depends on: parameters, images, files, settings, and a
-version of its own code. What has another key is made anew.
+Its key covers parameters, images, files, settings, and a version of the code. With another key it is computed anew.
 """
 
 import hashlib
@@ -23,8 +22,7 @@ DIGITS = 16
 
 
 def content_key(*values: Any) -> str:
-    """A key that differs where the values do: arrays by dtype, shape and every byte, mappings and sequences by what is
-    in them, whatever else by its `repr`.
+    """Hash values: arrays by dtype, shape and every byte, mappings and sequences by their items, others by `repr`.
 
     Arrays may lie on the devices of several processes; every process must call then, and has the same key.
     """
@@ -34,7 +32,7 @@ def content_key(*values: Any) -> str:
 
 
 def files_key(files: Iterable[AnyPath]) -> str:
-    """A key of the content of files in their order, whatever their names. Raises: OSError."""
+    """Hash the content of files in their order, not their names. Raises: OSError."""
     with ThreadPoolExecutor(8, thread_name_prefix="content") as threads:
         return content_key(*threads.map(_file_key, files))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     AnyPath = Path
 else:
     AnyPath = PurePath
-"""A disk's path or a bucket's, for what checks types as it runs: the latter has the methods of `Path`, and is none."""
+"""The type of a path for runtime checks: a bucket's has the methods of `Path`, but is no instance."""
 
 
 class PathError(UserError, ValueError):
@@ -59,12 +59,12 @@ def to_path(path: str | os.PathLike[str]) -> Path:
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to an object store, which has neither renames nor parts of files to be added."""
+    """Whether a path is in an object store, which can neither rename nor append."""
     return os.fspath(path).startswith("gs://")
 
 
 def ask_bucket(path: Path) -> None:
-    """List one object of the bucket that `path` is in. Raises: what its library raises where that fails."""
+    """List one object of the path's bucket, to see whether it answers. Raises: any error of its library."""
     bucket = str(path).removeprefix("gs://").partition("/")[0]
     _bucket_files().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
 
@@ -82,7 +82,7 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
 
 
 def iterate_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
-    """As `files_below` of a folder on a disk, one after another."""
+    """As `files_below` for a folder on a disk, as an iterator."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not skip(entry.name):
@@ -120,8 +120,8 @@ def absolute(path: Path) -> Path:
 
 
 def cache_of(workdir: Path) -> Path:
-    """The folder of what can be made again for a run: `.cache` beside it, where training made that, and the user's own
-    elsewhere, so that nothing appears beside a run that was moved."""
+    """The cache folder of a run: `.cache` beside it, where training made that, else the user's cache, so that nothing
+    appears beside a run that was moved."""
     beside = absolute(workdir).parent / ".cache"
     if is_bucket(workdir) or (beside.is_dir() and os.access(beside, os.W_OK)):
         return beside
@@ -129,7 +129,7 @@ def cache_of(workdir: Path) -> Path:
 
 
 def make_cache(workdir: Path) -> None:
-    """Make `.cache` beside a run that trains, where that can be written."""
+    """Make `.cache` beside a run that trains, if its parent can be written."""
     if not is_bucket(workdir):
         with contextlib.suppress(OSError):
             (absolute(workdir).parent / ".cache").mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own for every writer: several hosts may share the folder
+    # a unique name: several hosts may share the folder
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content)
@@ -155,7 +155,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder with all that is in it, where there is one."""
+    """Remove a folder and its content, if it exists."""
     if is_bucket(path):
         if path.exists():
             cast(Any, path).rmtree()
@@ -164,7 +164,7 @@ def remove_folder(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; what another process removes meanwhile counts nothing."""
+    """Bytes of a file, or of all files in a folder; files that vanish meanwhile count as 0."""
     try:
         if path.is_dir():
             return sum(map(size_of, path.iterdir()))
@@ -175,7 +175,7 @@ def size_of(path: Path) -> int:
 
 
 def changed_at(path: Path) -> float:
-    """When a file was last written, in seconds since 1970."""
+    """The time when a file was last written, in seconds since 1970."""
     stat: Any = path.stat()
     return stat.mtime if is_bucket(path) else stat.st_mtime
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal."""
+"""Shows progress: a bar on a terminal, lines in the log elsewhere."""
 
 import contextlib
 import logging
@@ -9,28 +9,28 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 Update = Callable[[int, str], None]
-"""(done, text): how far the work is, and a few words beside the bar."""
+"""(parts done, a few words beside the bar)."""
 
 ProgressBar = Callable[[int], contextlib.AbstractContextManager[Update]]
-"""total -> a context that gives the `Update` of work of so many parts. A function that does not know its caller's
-display takes one."""
+"""(number of parts) -> a context manager that yields an `Update`. A library function takes one, and its caller chooses
+the display."""
 
 
 def no_progress(total: int) -> contextlib.AbstractContextManager[Update]:
-    """The `ProgressBar` of work whose progress is not shown."""
+    """The `ProgressBar` that shows nothing."""
     return contextlib.nullcontext(lambda done, text: None)
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, start: int = 0, every_s: float = 10.0) -> Iterator[Update]:
-    """A bar with the time left on a terminal, a line every `every_s` seconds elsewhere."""
+    """Show a bar with the time left on a terminal, and log a line every `every_s` seconds elsewhere."""
     if sys.stderr.isatty():
         with _bar(description, total, start) as update:
             yield update
         return
     began = last = time.monotonic()
 
-    def say_now_and_then(done: int, text: str) -> None:
+    def log_now_and_then(done: int, text: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < every_s:
@@ -40,7 +40,7 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
         fraction = 100 * done / total
         log.info("%s %d/%d (%.0f%%), %s elapsed, %s left  %s", description, done, total, fraction, elapsed, left, text)
 
-    yield say_now_and_then
+    yield log_now_and_then
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tracing some steps of a run, for xprof and Perfetto."""
+"""Traces some steps of a run, for xprof and Perfetto."""
 
 import contextlib
 import logging
@@ -18,13 +18,13 @@ from cmjax.training.step import CompiledStep, Metrics
 log = logging.getLogger(__name__)
 
 ENDINGS = ("xplane.pb", "trace.json.gz")
-"""Of the files of a trace, for xprof and for Perfetto."""
+"""Endings of a trace's files: for xprof, and for Perfetto."""
 
 
 def read_steps(text: str, total_steps: int) -> range:
-    """The steps that `20:25` names: 20 to 24, counted from 0.
+    """Parse `20:25`: the steps 20 to 24, counted from 0.
 
-    Raises: ValueError, without the option's name, where it names no steps, or some that a run does not have.
+    Raises: ValueError where it names no steps, or steps that the run does not have.
     """
     numbers = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
     if not numbers:
@@ -41,9 +41,9 @@ def read_steps(text: str, total_steps: int) -> range:
 def traced(
     train_step: CompiledStep, steps: range | None, folder: Path, *, start: int, steps_per_call: int = 1
 ) -> Iterator["CompiledStep | TracedSteps"]:
-    """The train step of a run that begins with step `start`, traced at `steps`; at the end it says where the trace is.
+    """Within, the train step traces `steps`, and then logs where the trace is.
 
-    Args: folder: on a disk or in a bucket.
+    Args: folder: on a disk or in a bucket. start: the first step that the run will do.
     """
     if steps is None:
         yield train_step
@@ -58,8 +58,7 @@ def traced(
 
 
 class TracedSteps:
-    """A train step that is traced while it does `steps`. The devices are idle at both ends: the trace holds these steps
-    alone."""
+    """A train step that traces `steps`. It waits for the devices at both ends, so that the trace holds only these."""
 
     def __init__(self, train_step: CompiledStep, steps: range, folder: Path, *, start: int, steps_per_call: int = 1):
         self._train_step, self._steps, self._folder = train_step, steps, folder
@@ -83,7 +82,7 @@ class TracedSteps:
         return done
 
     def finish(self) -> None:
-        """End the trace, where one is under way, and put its files where they belong."""
+        """End the trace, if one is running, and write its files to the folder."""
         if self._scratch is None:
             return
         with self._scratch as written:

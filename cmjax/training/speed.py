@@ -1,4 +1,4 @@
-"""How fast steps go: for all devices, for each, and as a fraction of what the chips could do."""
+"""Computes speeds from the seconds of a step: of all devices, of each, and as a fraction of the chips' peak."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from cmjax.training.step import CompiledStep
 
 @dataclass(frozen=True)
 class Speed:
-    """What turns seconds into speeds.
+    """Converts seconds into speeds.
 
-    batch_size: images of a step. chips: devices that fraction it. chip_flops: operations of one of them in a step.
-    peak_flops: those it could do in a second, in bfloat16; None where nobody has published it, as of CPUs.
+    batch_size: images of a step. chips: devices that share it. chip_flops: operations of one device in a step.
+    peak_flops: the published bfloat16 operations per second of a device; None where there is no such number.
     """
 
     batch_size: int

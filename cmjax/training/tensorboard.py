@@ -1,4 +1,4 @@
-"""TensorBoard's files, by tensorboardX and without the thread of its own writer, which a full disk ends."""
+"""Writes TensorBoard's files. tensorboardX's SummaryWriter is not used: a full disk kills its thread for good."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ FLUSH_SECONDS = 30.0
 
 
 class EventFiles:
-    """Writes scalars into files `events.out.tfevents.*` of a folder. Values that a full disk does not take are left
-    out; they are in `metrics.jsonl`."""
+    """Writes scalars into files `events.out.tfevents.*` of a folder. Values that a full disk refuses are dropped; they
+    are in `metrics.jsonl`."""
 
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int):
-        """Values of later steps than `resume_step`, in older files, are hidden by TensorBoard."""
+        """resume_step: TensorBoard then hides the values of later steps in older files."""
         self._folder, self._resume_step = Path(folder), resume_step
         self._file: RecordWriter | None = None
         self._flushed, self._failed = 0.0, -FLUSH_SECONDS
@@ -40,7 +40,7 @@ class EventFiles:
             self._failed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left. A later value begins another file: behind a torn one nothing would be read."""
+        """Close the file. A later value starts another one, since nothing behind a torn record is read."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):
