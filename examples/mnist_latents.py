@@ -1,4 +1,4 @@
-"""Latents to train on, and images of the latents that were drawn: PCA of MNIST, standing in for a VAE.
+"""Encodes MNIST as latents to train on, and decodes samples of them: PCA in place of a VAE.
 
     python examples/mnist_latents.py encode --data=~/tensorflow_datasets --out=latents
     python examples/mnist_latents.py decode --samples=samples.npz --pca=latents/pca.npz --out=digits.png
@@ -33,33 +33,33 @@ class PCA(NamedTuple):
     components: np.ndarray
     scale: np.ndarray
     latents: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
 
 
-def fit(pictures: np.ndarray, latents: tuple[int, int, int]) -> PCA:
+def fit(images: np.ndarray, latents: tuple[int, int, int]) -> PCA:
     """The principal components of images (n, h, w, c) uint8, as many as `latents` has numbers."""
-    flat = _unit_range(pictures)
+    flat = _unit_range(images)
     mean = flat.mean(axis=0)
     _, variances, components = np.linalg.svd(np.cov(flat, rowvar=False))
     k = int(np.prod(latents))
     scale = np.sqrt(variances[:k].mean())
-    return PCA(mean, components[:k], scale, np.array(latents), np.array(pictures.shape[1:]))
+    return PCA(mean, components[:k], scale, np.array(latents), np.array(images.shape[1:]))
 
 
-def encode(pca: PCA, pictures: np.ndarray) -> np.ndarray:
+def encode(pca: PCA, images: np.ndarray) -> np.ndarray:
     """Images (n, h, w, c) uint8 -> latents (n, h, w, c) float32."""
-    coordinates = (_unit_range(pictures) - pca.mean[None]) @ pca.components.T
+    coordinates = (_unit_range(images) - pca.mean[None]) @ pca.components.T
     return (coordinates / pca.scale).astype(np.float32).reshape(-1, *pca.latents)
 
 
 def decode(pca: PCA, latents: np.ndarray) -> np.ndarray:
     """Latents (n, h, w, c) -> images (n, h, w, c) float64 in [-1, 1] units, not clipped."""
     coordinates = latents.reshape(len(latents), -1) * pca.scale
-    return (coordinates @ pca.components + pca.mean[None]).reshape(-1, *pca.pictures)
+    return (coordinates @ pca.components + pca.mean[None]).reshape(-1, *pca.images)
 
 
-def _unit_range(pictures: np.ndarray) -> np.ndarray:
-    return pictures.reshape(len(pictures), -1) / 127.5 - 1
+def _unit_range(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 127.5 - 1
 
 
 def write_latents(data: str, out: Path, shape: tuple[int, int, int]) -> None:
@@ -86,7 +86,7 @@ def write_latents(data: str, out: Path, shape: tuple[int, int, int]) -> None:
     )
 
 
-def write_pictures(samples: Path, pca_file: Path, out: Path) -> None:
+def write_images(samples: Path, pca_file: Path, out: Path) -> None:
     """A grid of the images whose latents lie in `samples`, ten a row."""
     with np.load(pca_file) as arrays:
         pca = PCA(**arrays)
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.mode == "encode":
         write_latents(chosen.data, chosen.out, tuple(map(int, chosen.shape.split(","))))
     else:
-        write_pictures(chosen.samples, chosen.pca, chosen.out)
+        write_images(chosen.samples, chosen.pca, chosen.out)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_arrays_that_look_wrong_are_a_warning_once(tmp_path, caplog, images, lin
     assert line in "".join(messages)
 
 
-def test_an_array_that_stays_in_its_file_is_checked_by_some_of_its_pictures(tmp_path):
+def test_an_array_that_stays_in_its_file_is_checked_by_some_of_its_images(tmp_path):
     images = np.zeros((1000, 4, 4, 4), np.float32) + np.arange(1000, dtype=np.float32)[:, None, None, None]
     for place, value, line in ((0, np.nan, "[0] holds NaN"), (999, np.inf, "[999] holds NaN")):
         np.savez(tmp_path / "x.npz", images=with_one(images, place, value))
@@ -155,7 +155,7 @@ def test_an_array_that_stays_in_its_file_is_checked_by_some_of_its_pictures(tmp_
         assert "every pixel of the 16 images looked at is 0.0" in message
 
 
-def test_one_picture_that_differs_is_found_anywhere():
+def test_one_image_that_differs_is_found_anywhere():
     images = np.zeros((3000, 40, 40, 1), np.uint8)
     with pytest.raises(DataError, match="every pixel of all 3000 images is 0"):
         check_source(ArraySource(images), "x")
@@ -163,7 +163,7 @@ def test_one_picture_that_differs_is_found_anywhere():
     check_source(ArraySource(images), "x")
 
 
-def test_one_picture_of_many_files_that_differs_is_found(tmp_path):
+def test_one_image_of_many_files_that_differs_is_found(tmp_path):
     images = np.zeros((100, 2, 2, 1), np.uint8)
 
     def read(rows):
@@ -203,7 +203,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def test_a_wrong_folder_is_the_first_that_is_said(pictures):
+def test_a_wrong_folder_is_the_first_that_is_logged(pictures):
     (pictures / "nothing").mkdir()
     (pictures / "webp").mkdir()
     (pictures / "webp" / "a.webp").write_text("x")
@@ -221,7 +221,7 @@ def test_a_wrong_folder_is_the_first_that_is_said(pictures):
     assert "no.npz: no such file" in said(data_of("arrays", pictures / "no.npz", **wrong))
 
 
-def test_a_size_is_suggested_from_the_pictures(tmp_path):
+def test_a_size_is_suggested_from_the_images(tmp_path):
     folders = {
         "large": ([(160, 120), (320, 240)], "; the images are 160x120 to 320x240; 64 is a usual choice"),
         "small": ([(28, 28)], "; the images are 28x28; 28 is a usual choice"),
@@ -237,7 +237,7 @@ def test_a_size_is_suggested_from_the_pictures(tmp_path):
         assert message == f"config.data.image_size=0: must be given for a folder of images, in pixels{suggestion}"
 
 
-def test_what_of_a_folder_is_not_read_is_said_once(pictures, caplog):
+def test_what_of_a_folder_is_not_read_is_logged_once(pictures, caplog):
     run = read_run(data_of("folder", pictures / "two", data__image_size=8))
     for split in ("train", "test"):
         assert run.open_source(split).num_classes == 2
@@ -248,7 +248,7 @@ def test_what_of_a_folder_is_not_read_is_said_once(pictures, caplog):
     ]
 
 
-def test_a_single_class_is_said(tmp_path, caplog):
+def test_a_single_class_is_logged(tmp_path, caplog):
     for i in range(20):
         picture(tmp_path / "cats" / f"{i}.png")
     read_run(data_of("folder", tmp_path, data__image_size=8)).open_source("train")
@@ -270,7 +270,7 @@ def test_a_folder_that_may_not_be_read(pictures, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("limit_gb", [1.0, 1e-9])
-def test_pictures_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
+def test_images_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
     for i in range(30):
         picture(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.png").write_bytes((tmp_path / "0.png").read_bytes())
@@ -289,7 +289,7 @@ def test_pictures_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
         ),
     ],
 )
-def test_a_name_that_is_none_is_said_before_its_folder_is_asked_for(name, line):
+def test_a_name_that_is_none_is_logged_before_its_folder_is_asked_for(name, line):
     message = said(data_of(name, ""))
     assert message.startswith(f"config.data.name={name!r}: must be one of")
     assert line in message
@@ -366,7 +366,7 @@ def test_the_fewest_images_that_have_metrics(tmp_path):
     assert np.isfinite(metric_against(train, train, "fd", cache_dir=tmp_path)(PIXELS[:6]))
 
 
-def test_a_search_says_that_too_few_pictures_are_held_out(tmp_path):
+def test_a_search_says_that_too_few_images_are_held_out(tmp_path):
     np.savez(tmp_path / "x.npz", images=PIXELS[:50])
     run = read_run(data_of("arrays", tmp_path / "x.npz"))
     trained: Any = SimpleNamespace(run=lambda: run, recorded=SimpleNamespace(has_data=True), folder=tmp_path)
@@ -386,7 +386,7 @@ def test_files_that_hold_12_bits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(8, 12), [8, 12]])
-def test_pictures_that_are_not_square(tmp_path, size):
+def test_images_that_are_not_square(tmp_path, size):
     for i in range(20):
         picture(tmp_path / f"{i}.png", width=30 + i, height=20)
     run = read_run(data_of("folder", tmp_path, data__image_size=size))

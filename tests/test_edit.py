@@ -124,7 +124,7 @@ def left_half():
     return mask
 
 
-def test_each_picture_has_its_result():
+def test_each_image_has_its_result():
     images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
     options = editing.TaskSettings(mask=left_half())
     made = editing.edit_images(gaussian_model(), images, "inpainting", options, (10.0, 1.0))
@@ -140,13 +140,13 @@ def test_each_picture_has_its_result():
     np.testing.assert_array_equal(pairs.degraded[:, :, 4:], pairs.originals[1::2, :, 4:])
 
 
-def test_a_grey_picture_is_shown_as_it_is():
+def test_a_grey_image_is_shown_as_it_is():
     grey = jax.numpy.asarray(np.linspace(-1, 1, 5, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 1, 3)))
     shown = editing._colorization(grey, (1.0,), editing.TaskSettings()).degraded
     np.testing.assert_allclose(shown, grey, atol=1e-6)
 
 
-def test_labels_go_with_their_pictures():
+def test_labels_go_with_their_images():
     def by_label(params, x, t, label):
         return 0 * x + 0.1 * label[:, None, None, None]
 
@@ -165,7 +165,7 @@ def test_estimates_are_clipped_unless_not_asked(clip, expected):
     np.testing.assert_array_equal(made.results[:, :, 4:], expected)
 
 
-def test_interpolation_between_pictures_begins_and_ends_with_them():
+def test_interpolation_between_images_begins_and_ends_with_them():
     # From data of that mean and variance: latents of typical norm make them.
     data = 0.1 + 0.5 * np.random.default_rng(0).standard_normal((2, *SHAPE)).clip(-1.7, 1.7)
     images = ((data + 1) * 127.5).round().astype(np.uint8)
@@ -179,7 +179,7 @@ def test_interpolation_between_pictures_begins_and_ends_with_them():
     assert abs(way[2].std() - 0.5) < 0.05
 
 
-def test_what_interpolation_found_is_said(workdir, folder, tmp_path, capsys):
+def test_what_interpolation_found_is_logged(workdir, folder, tmp_path, capsys):
     a, b = str(folder / "a.png"), str(folder / "b.png")
     run(workdir, "interpolation", [a, b], tmp_path / "x.png", times=None, num=3)
     assert f"{a}: found again with an error of " in capsys.readouterr().out
@@ -234,11 +234,11 @@ def test_wrong_input_is_named(workdir, folder, tmp_path, task, names, changes, s
         ((8, 8), (8, 8), ""),
     ],
 )
-def test_how_a_picture_is_fitted_is_said_width_first(size, model, how):
+def test_how_a_image_is_fitted_is_logged_width_first(size, model, how):
     assert arguments.how_fitted(size, model) == how
 
 
-def test_a_mask_has_the_size_of_the_picture_or_of_the_models(folder):
+def test_a_mask_has_the_size_of_the_image_or_of_the_models(folder):
     cropped = arguments.read_mask(str(folder / "tall.png"), SHAPE, [(20, 10), (8, 8)])
     np.testing.assert_array_equal(cropped[0, :, 4, 0], [1, 1, 1, 1, 0, 0, 0, 0])  # the middle 10 of 20 rows
     np.testing.assert_array_equal(arguments.read_mask(str(folder / "mask.png"), SHAPE, [(20, 10)]), left_half())
@@ -253,8 +253,8 @@ def test_a_mask_has_the_size_of_the_picture_or_of_the_models(folder):
         ("--task=strokes --patch=4", "--patch: only --task=super_resolution"),
         ("--task=denoising --noclip", "--noclip: only .*; this is denoising"),
         ("--task=denoising --times=80", "--times: only "),
-        ("--task=denoising --sigma=1 --seed=1", "--seed: denoising draws nothing at random"),
-        ("--task=denoising --sigma=1 --num=2", "--num: denoising draws nothing at random"),
+        ("--task=denoising --sigma=1 --seed=1", "--seed: denoising has no random part"),
+        ("--task=denoising --sigma=1 --num=2", "--num: denoising has no random part"),
         ("--task=interpolation --clip", "--clip: only "),
         ("--task=interpolation --seeds=1,2 --seed=1", "--seed: interpolation without images"),
     ],
@@ -291,13 +291,13 @@ def test_results_of_an_earlier_edit_do_not_stay(tmp_path, caplog):
     assert "removed 3 results of an earlier edit" in caplog.text
 
 
-def test_an_edit_does_not_write_over_its_own_picture(workdir, tmp_path):
+def test_an_edit_does_not_write_over_its_own_image(workdir, tmp_path):
     image = tmp_path / "x-result.png"
     with pytest.raises(ConfigError, match=r"would write over .*x-result\.png"):
         run(workdir, "strokes", [str(image)], tmp_path / "x.png")
 
 
-def test_many_edits_are_drawn_in_equal_parts_and_watched(monkeypatch):
+def test_many_edits_are_sampled_in_equal_parts_and_watched(monkeypatch):
     monkeypatch.setattr(sampling, "PIXELS_AT_ONCE", 1)  # then 16 on each of four devices
     images, traced, watched = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8), [], []
 
@@ -331,7 +331,7 @@ def test_teachers_do_not_edit_and_classes_must_be_told(folder, tmp_path):
     run(conditional, "colorization", [str(folder / "a.png")], tmp_path / "x.png", label=2)
 
 
-def test_a_network_that_takes_the_scale_of_guidance_is_told_it(folder, tmp_path, monkeypatch):
+def test_a_network_that_takes_the_scale_of_guidance_is_named_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(interpolation, "STEPS", 1)
     guided = make_run(tmp_path / "guided", num_classes=3, guided=True)
     both = [str(folder / name) for name in ("a.png", "b.png")]

@@ -409,7 +409,7 @@ def test_an_imported_model_is_sampled_like_any_other(conditional_run, tmp_path):
         ("steps", 18, "--solver and --steps are for teachers"),
     ],
 )
-def test_a_wrong_option_is_told_before_times_are_searched_for(
+def test_a_wrong_option_is_named_before_times_are_searched_for(
     conditional_run, tmp_path, monkeypatch, option, value, said
 ):
     monkeypatch.setattr(sample, "find_times", lambda *_args: pytest.fail("searched"))

@@ -128,7 +128,7 @@ def test_a_training_that_goes_back_removes_what_was_made_of_later_steps(tmp_path
     assert left == kept
 
 
-def test_parts_of_a_model_that_is_gone_are_drawn_anew(tmp_path, monkeypatch, caplog):
+def test_parts_of_a_model_that_is_gone_are_sampled_anew(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(files, "PART", 4)
     asked = ("sample", f"--workdir={tmp_path / 'run'}", "--num=8")
     make_run(tmp_path / "run", seed=0)

@@ -65,7 +65,7 @@ def test_damaged_files_of_a_folder_have_the_same_limit(pictures, limit):
         folder(pictures, "train", **options, max_corrupt=1).gather(np.arange(12))
 
 
-def test_pictures_that_do_not_fit_into_free_memory_are_refused(pictures, monkeypatch):
+def test_images_that_do_not_fit_into_free_memory_are_refused(pictures, monkeypatch):
     monkeypatch.setattr("cmjax.data.on_demand.free_on_host", lambda: 100)
     with pytest.raises(DataError, match=r"0\.0 GiB of memory are free; lower config\.data\.memory_limit_gb"):
         folder(pictures, "train", image_size=4)

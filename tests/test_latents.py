@@ -217,13 +217,13 @@ def test_a_teacher_that_predicts_v_learns_and_teaches(path):
 
 
 def test_what_pca_leaves_out_is_all_that_a_round_trip_loses():
-    pictures = digits("train").images
-    flat = pictures.reshape(len(pictures), -1) / 127.5 - 1
+    images = digits("train").images
+    flat = images.reshape(len(images), -1) / 127.5 - 1
     variances = np.linalg.eigvalsh(np.cov(flat, rowvar=False, ddof=0))[::-1]
     for shape, kept in (((2, 2, 4), 16), ((4, 4, 4), 64)):
-        pca = mnist_latents.fit(pictures, shape)
-        latents = mnist_latents.encode(pca, pictures)
-        assert (latents.shape, latents.dtype) == ((len(pictures), *shape), np.float32)
+        pca = mnist_latents.fit(images, shape)
+        latents = mnist_latents.encode(pca, images)
+        assert (latents.shape, latents.dtype) == ((len(images), *shape), np.float32)
         assert latents.std() == pytest.approx(1, rel=1e-3)
         np.testing.assert_allclose(latents.mean(axis=0), 0, atol=1e-5)
         lost = np.sum((mnist_latents.decode(pca, latents).reshape(flat.shape) - flat) ** 2, axis=1).mean()
@@ -256,7 +256,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_pages_commands_make_latents_models_and_pictures(folder):
+def test_the_pages_commands_make_latents_models_and_images(folder):
     latents = arrays(folder / "latents" / "latents.npz", "train")
     assert (len(latents), latents.shape, latents.num_classes) == (1500, (4, 4, 4), 10)
     samples = np.load(folder / "samples.npz")["images"]

@@ -146,7 +146,7 @@ def test_a_held_out_split_that_does_not_fit_is_refused(tmp_path, files, line):
         (["train/40", "test/40", "val/40"], '"train" is trained on, and "test" held out; not read: "val"'),
     ],
 )
-def test_what_is_taken_for_what_is_said_once(tmp_path, caplog, files, line):
+def test_what_is_taken_for_what_is_logged_once(tmp_path, caplog, files, line):
     caplog.set_level(logging.INFO)
     read(make(tmp_path, *files))
     assert len([message for message in caplog.messages if re.search(line, message)]) == 1

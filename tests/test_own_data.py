@@ -72,14 +72,14 @@ def test_every_recipe_that_the_list_recommends_is_there(monkeypatch):
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_networks_take_pictures_that_are_not_square(module):
+def test_networks_take_images_that_are_not_square(module):
     params, net = parameter_shapes(module, SHAPE), as_net(module)
     x, t = jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
     assert jax.eval_shape(net, params, x, t).shape == (2, *SHAPE)
 
 
 @pytest.mark.parametrize("task", editing.ALL_TASKS[:-1])
-def test_edits_of_pictures_that_are_not_square(task):
+def test_edits_of_images_that_are_not_square(task):
     def exact(params, x, t):
         return gaussian_flow_map(x, t, 0.002, mean=0.1, variance=0.25)
 
@@ -93,7 +93,7 @@ def test_edits_of_pictures_that_are_not_square(task):
     assert np.isfinite(made.results).all()
 
 
-def test_pictures_that_are_not_square_are_shown_compared_and_augmented():
+def test_images_that_are_not_square_are_shown_compared_and_augmented():
     images = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
     assert image_grid(images[:4], columns=4).shape == (8 * 8 + 4, 4 * (12 * 8 + 2) + 2, 3)
     assert perceptron(images, np.arange(40) % 2, cache_dir=None, epochs=1)(images).shape == (40, 64)

@@ -108,7 +108,7 @@ def records(folder, *lines):
     return folder
 
 
-def test_the_losses_of_all_records_are_drawn(tmp_path, monkeypatch):
+def test_the_losses_of_all_records_are_sampled(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
         loss_curve, "line_plot", lambda curves, **words: drawn.update(curves=curves, **words) or ONE_PIXEL
@@ -154,7 +154,7 @@ def test_a_faint_curve_lies_behind():
     assert not len(of_colour(plot, plots.PALE)[0])
 
 
-def test_curves_are_drawn_where_their_numbers_are():
+def test_curves_are_sampled_where_their_numbers_are():
     plot = line_plot({"a": ([1, 10, 100], [1, 10, 100]), "b": ([1, 100], [1, 1])}, **WORDS)
     assert plot.shape == (400, 960, 3)
     rows, columns = of_colour(plot, plots.COLOURS[0])

@@ -197,7 +197,7 @@ def test_a_run_that_ends_leaves_its_page(tmp_path):
     assert report_at_end(run, few) is None
 
 
-def test_samples_by_more_evaluations_are_drawn_from_the_noise_of_the_runs_own(tmp_path):
+def test_samples_by_more_evaluations_are_sampled_from_the_noise_of_the_runs_own(tmp_path):
     run, config = tmp_path / "x", load_recipe("configs/digits_ct.py")
     config.net.width, config.net.depth, config.samples.num, config.seed = 16, 1, 4, 7
     params = read_model(config.to_dict(), None).init(jax.random.key(0), (8, 8, 1))
@@ -253,7 +253,7 @@ def test_the_images_of_a_grid_are_had_back(shape):
     assert images_in(encoded.getvalue(), (13, 11, shape[2]), 8) is None
 
 
-def test_a_picture_fits_its_room_and_is_exact_where_it_can_be():
+def test_a_image_fits_its_room_and_is_exact_where_it_can_be():
     noise = np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8)
     encoded = BytesIO()
     Image.fromarray(noise).save(encoded, format="PNG")
@@ -285,7 +285,7 @@ def test_the_samplers_stand_by_their_evaluations(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_run_with_many_pictures_and_records_stays_below_five_megabytes(tmp_path):
+def test_a_run_with_many_images_and_records_stays_below_five_megabytes(tmp_path):
     run = folder(tmp_path / "x", records=3000)
     random = np.random.default_rng(0)
     for step in range(12):

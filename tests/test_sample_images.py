@@ -51,7 +51,7 @@ def test_rows_come_in_equal_parts():
     assert (joined[70:] == joined[69]).all()
 
 
-def test_guidance_is_told_or_made_of_two_evaluations():
+def test_guidance_is_named_or_made_of_two_evaluations():
     def by_label(params, x, t, *, label, guidance=None):
         told = 0.0 if guidance is None else guidance
         return x + (label + 10.0 * told)[:, None, None, None]

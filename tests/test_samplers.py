@@ -173,7 +173,7 @@ def test_times_are_searched_for_and_kept_for_each_sampler(runs, monkeypatch):
     assert list(kept) == ["2", "2, 2-step-chain", "2, 2-step-chain-0.5"]
 
 
-def test_a_run_names_its_sampler_in_grids_figures_and_rows(tmp_path):
+def test_a_run_names_its_sampler_in_grids_metrics_and_rows(tmp_path):
     config = small(digits_meanflow)
     config.steps, config.batch_size, config.checkpoint.save_every, config.metrics.num = 2, 8, 2, 40
     config.samples.every, config.samples.num, config.report, config.log.tensorboard = 2, 4, False, False

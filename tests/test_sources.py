@@ -234,7 +234,7 @@ def test_what_is_transparent_is_laid_over_the_background(tmp_path):
     assert read_image(tmp_path / "clear.png", (4, 4, 1), background="black")[0][0, 0] == 0
 
 
-def test_what_is_no_picture_is_said_in_one_line(tmp_path):
+def test_what_is_no_image_is_logged_in_one_line(tmp_path):
     def said(name):
         with pytest.raises(DataError) as caught:
             read_image(tmp_path / name, (4, 4, 3))

@@ -80,7 +80,7 @@ def _check_flags(options: Options) -> None:
     if task == "denoising" and not options.add_noise:
         for name in ("seed", "num"):
             if options.is_set(name):
-                raise ConfigError(f"--{name}: denoising draws nothing at random; --{name} is for --add_noise")
+                raise ConfigError(f"--{name}: denoising has no random part; --{name} is for --add_noise")
     if task == "interpolation" and not options.image and options.is_set("seed"):
         raise ConfigError("--seed: interpolation without images goes between two seeds; name them, as --seeds=3,8")
 

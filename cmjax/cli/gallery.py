@@ -27,7 +27,7 @@ LEFT_TO_RIGHT = "interpolation,\nleft to right"
 
 
 def declare(flags: Flags) -> None:
-    flags.group("The figure")
+    flags.group("The gallery")
     flags.checkpoint()
     flags.texts("image", "Images to begin with. Default: some of the run's held-out data.")
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)

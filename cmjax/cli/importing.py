@@ -37,7 +37,7 @@ KINDS = tuple(PRECONDITIONINGS)
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 """Of all the peers' released networks, unless the file has others."""
 FIXED = ("frequencies", "phases")
-"""Numbers of a Fourier embedding, which are drawn once and never trained."""
+"""Numbers of a Fourier embedding, which are random and never trained."""
 
 
 def declare(flags: Flags) -> None:

@@ -34,7 +34,7 @@ def declare(flags: Flags) -> None:
     flags.text(
         "out", None, "x.html. Default: report.html in the run's folder; of several, comparison.html in the first."
     )
-    flags.texts("evaluations", "Numbers of evaluations, as 4,8, of which the newest checkpoint draws a grid, too.")
+    flags.texts("evaluations", "Numbers of evaluations, as 4,8, by which the newest checkpoint is sampled, too.")
 
 
 def start(options: Options) -> None:
@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Writes a page about runs: `run(["runs/digits_ct"])`.
 
-    Args:   evaluations: of which the newest checkpoint's samples are drawn first, into the runs' samples/.
+    Args:   evaluations: numbers of them by which the newest checkpoint is sampled first, into the runs' samples/.
     Raises: ConfigError where one is no run's folder, or the page cannot be written; MissingLibrary without Bokeh.
     """
     workdirs = [to_path(workdir) for workdir in workdirs]
@@ -65,7 +65,7 @@ def run(
     for workdir in workdirs if counts else ():
         trained = open_trained(workdir)
         for count in counts:
-            _draw(trained, count)
+            _save_grid(trained, count)
     try:
         size = report(workdirs, path, data_dir=data_dir)
     except OSError as error:
@@ -79,23 +79,23 @@ def _counts(evaluations: list[str]) -> list[int]:
     return sorted({int(text) for text in evaluations})
 
 
-def _draw(trained: Trained, count: int) -> None:
+def _save_grid(trained: Trained, count: int) -> None:
     """Saves a grid of samples by `count` evaluations of a consistency model, along the grid of its times, or by so
     many steps of a teacher's solver. The noise is that of the run's own samples; a grid that is there already stays."""
-    own, model = trained.samples, trained.model
-    path = trained.folder / "samples" / f"{trained.used_step:07d}-{own.name(model.kind, count)}.png"
+    samples, model = trained.samples, trained.model
+    path = trained.folder / "samples" / f"{trained.used_step:07d}-{samples.name(model.kind, count)}.png"
     if path.exists():
         return
     if model.kind == "denoiser":
         if count < 2:
             raise ConfigError(f"--evaluations={count}: of the teacher in {trained.folder} at least 2")
-        chosen = named_sampler(replace(own, times=None, solver_steps=count), model)
+        chosen = named_sampler(replace(samples, times=None, solver_steps=count), model)
     else:
-        chosen = named_sampler(replace(own, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
-    labels = class_labels(own.num, trained.num_classes)
+        chosen = named_sampler(replace(samples, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
+    labels = class_labels(samples.num, trained.num_classes)
     flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
     seed = 0 if trained.imported else trained.run().seed
-    images = SampleSequence(chosen.sampler, flow_map, seed, conditions).images(0, own.num)
+    images = SampleSequence(chosen.sampler, flow_map, seed, conditions).images(0, samples.num)
     try:
         save_png(path, image_grid(images))
     except OSError as error:

@@ -74,8 +74,8 @@ def check_spread(source: Source, where: str, expected: float, field: str) -> Non
         return
     values = images.astype(np.float64)
     mean, std, channels = values.mean(), values.std(), values.std(axis=(0, 1, 2))
-    factor, pictures = USUAL_SPREAD, images.shape[-1] in (1, 3) and np.abs(values).max() <= 1 + ROUNDING
-    least = expected / (4 * factor if pictures else factor)
+    factor, are_images = USUAL_SPREAD, images.shape[-1] in (1, 3) and np.abs(values).max() <= 1 + ROUNDING
+    least = expected / (4 * factor if are_images else factor)
     if not least <= std <= expected * factor or abs(mean) > 2 * max(std, expected):
         log.warning(
             "%s: floats of std %.3g and mean %.3g, where %s expects about %.3g and 0: is a scaling factor left out? "

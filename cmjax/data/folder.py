@@ -122,8 +122,8 @@ def read_image(
     except UnidentifiedImageError as error:
         raise DataError("it is no image, or of a kind that is not known here") from error
     except Exception as error:  # damaged files raise errors of many kinds
-        said = error.strerror if isinstance(error, OSError) else None  # without the path, which whoever asks says
-        raise DataError(said or f"{type(error).__name__}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else None  # without the path, which the caller adds
+        raise DataError(why or f"{type(error).__name__}: {error}") from error
 
 
 def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Image":

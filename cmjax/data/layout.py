@@ -173,14 +173,14 @@ def _labels_of_tool(path: AnyPath, images: list[File]) -> list[int] | None:
         ) from error
     if not labels:
         return None
-    found: list[int] = []
+    numbers: list[int] = []
     for image in images:
         if (label := labels.get("/".join(image.parts))) is None:
             raise DataError(f"{path}: has no label of {'/'.join(image.parts)}")
         if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise DataError(f"{path}: the label of {'/'.join(image.parts)} is {label!r}, not a whole number from 0 on")
-        found.append(label)
-    return found
+        numbers.append(label)
+    return numbers
 
 
 def _in_numbered_parts(images: list[File]) -> bool:

@@ -163,8 +163,7 @@ def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
             labels |= {parse(record).features.feature[label_key].int64_list.value[0] for record in chunk}
         if len(labels) == len(names):
             return named
-    found = np.array(sorted(labels))
-    return number_labels(found, f'{prepared}: "{label_key}" of split "{split}"', names=names)
+    return number_labels(np.array(sorted(labels)), f'{prepared}: "{label_key}" of split "{split}"', names=names)
 
 
 def _key(files: Sequence[tuple[str, int, int]]) -> str:

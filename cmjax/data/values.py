@@ -97,7 +97,7 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
         _check_levels(there, where)
         return _converted(images, np.uint8, where)
     if images.shape[-1] in (1, 3):
-        _check_float_pictures(there, where, warn=warn)
+        _check_float_images(there, where, warn=warn)
     elif there.low >= 0 and there.high > LARGEST_LATENT and _are_whole(images):
         raise DataError(
             f"{where}: whole numbers from {there.low:.4g} to {there.high:.4g}, as pixels are, in {images.shape[-1]} "
@@ -172,7 +172,7 @@ def _no_floats(there: Range) -> str:
     )
 
 
-def _check_float_pictures(there: Range, where: str, *, warn: bool) -> None:
+def _check_float_images(there: Range, where: str, *, warn: bool) -> None:
     """Raises DataError unless floats of 1 or 3 channels can be images in [-1, 1], or latents."""
     if there.low >= 0 and not there.unit:
         raise DataError(f"{where}{_no_floats(there)}")

@@ -43,7 +43,7 @@ def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:
         if num > MOST_IN_A_GRID or pixels > MOST_PIXELS:
             raise ConfigError(
                 f"--num={num}: a grid of {pixels:,} pixels, where at most {MOST_IN_A_GRID:,} images and "
-                f"{MOST_PIXELS:,} pixels are drawn; write an array, as --out=x.npz"
+                f"{MOST_PIXELS:,} pixels are shown; write an array, as --out=x.npz"
             )
         return
     needed, free = 2 * num * math.prod(shape) * (1 if shape[-1] in (1, 3) else 4), free_on_host()

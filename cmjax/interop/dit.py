@@ -60,7 +60,7 @@ def peer_of(arrays: Arrays, name: str) -> str | None:
 def read_dit(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> Foreign:
     """Reads the network of a state dict. Its time and its sign become ours: noise is at t = 1, v = noise − data.
 
-    Args:   peer: one of `FAMILY`; None where nothing tells it. overrides: image_size, head_channels.
+    Args:   peer: one of `FAMILY`; None where the file leaves it open. overrides: image_size, head_channels.
     Raises: UndeterminedError with all that the file leaves open; ForeignError as `assemble`.
     """
     arrays = {key: array for key, array in arrays.items() if not key.startswith("projectors.")}
@@ -97,9 +97,9 @@ def _network(arrays: Arrays, heads: int, time_scale: float) -> DiT:
     swiglu = "blocks.0.mlp.w12.weight" in arrays
     hidden = width(arrays, "blocks.0.mlp.w12.weight") * 3 // 4 if swiglu else width(arrays, "blocks.0.mlp.fc1.weight")
     ratio = hidden / size
-    given = width(arrays, "final_layer.linear.weight") / patch**2
-    if given not in (channels, 2 * channels):
-        raise ForeignError(f"final_layer.linear.weight has {given:g} channels for each of {channels}, not one or two")
+    outputs = width(arrays, "final_layer.linear.weight") / patch**2
+    if outputs not in (channels, 2 * channels):
+        raise ForeignError(f"final_layer.linear.weight has {outputs:g} channels for each of {channels}, not one or two")
     return DiT(
         patch=patch,
         width=size,

@@ -31,7 +31,7 @@ def save_losses(workdir: Path, step: int) -> str | None:
         save_png(workdir / IMAGE, _curve(steps[shown], losses[shown], title))
         return str(workdir / IMAGE)
     except OSError as error:  # a full disk is no reason to lose the summary
-        log.warning("no image of the losses: %s", error.strerror or error)
+        log.warning("no plot of the losses: %s", error.strerror or error)
         return None
 
 

@@ -51,7 +51,7 @@ def test_what_cannot_be_right_is_refused(tmp_path, images, line):
     assert "\n" not in str(caught.value)
 
 
-def test_the_advice_for_16_bits_keeps_the_picture():
+def test_the_advice_for_16_bits_keeps_the_image():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)
     np.testing.assert_array_equal(np.rint(ramp * (255 / 65535)).astype(np.uint8), np.arange(256))
 
@@ -70,7 +70,7 @@ def test_files_that_hold_12_bits_are_said(tmp_path, caplog):
     assert said[0].startswith(f"--images={tmp_path}: is nearly black: no pixel is above 15 of 255")
 
 
-def test_a_folder_without_images_is_said(tmp_path):
+def test_a_folder_without_images_is_logged(tmp_path):
     (tmp_path / "a.webp").touch()
     with pytest.raises(ConfigError, match=r"--images=.*: holds no image files .*, but 1 other file, a.webp; convert"):
         images_in(str(tmp_path), None, to_uint8)
