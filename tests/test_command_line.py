@@ -1,6 +1,9 @@
 """What the command line understands, and what it says of the rest; nothing here starts a backend."""
 
+import ast
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -74,6 +77,16 @@ def test_every_mode_has_a_summary_and_documents_its_flags():
         for names in declared(mode).groups.values():
             for name in names:
                 assert f"--{name}\n" in help
+
+
+def test_every_mode_is_a_documented_call_from_python():
+    page = (ROOT / "docs" / "howto" / "runs.md").read_text()
+    for mode, name in MODES.items():
+        module = importlib.import_module(name)
+        call = re.search(rf"\| `{mode}` \| `{name.rpartition('.')[2]}\.(run\(.*\))`", page)
+        node = ast.parse(call[1], mode="eval").body
+        inspect.signature(module.run).bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords})
+        assert module.run.__doc__
 
 
 def test_the_console_script_is_the_same_program():

@@ -35,12 +35,13 @@ def start(options: Options) -> None:
     run(options.workdir, stds=options.std, out=options.out)
 
 
-def run(workdir: Path, *, stds: Sequence[str] | None, out: str | None) -> None:
-    """Write a new run's folder for each width: `run(Path("runs/x"), stds=["0.08"], out="runs/x_ema")`.
+def run(workdir: str | Path, *, stds: Sequence[str] | None, out: str | None) -> None:
+    """Write a new run's folder for each width: `run("runs/x", stds=["0.08"], out="runs/x_ema")`.
 
     Args:   stds: as "0.08", a fraction of the training. out: the folder; of several widths each has its own, out-0.08.
     Raises: ConfigError where an option is wrong, or the run has no power averages or fewer than two checkpoints.
     """
+    workdir = to_path(workdir)
     if not stds:
         raise ConfigError("--std is missing: name the width of the average, as --std=0.08, or several, as 0.05,0.1")
     if out is None:

@@ -36,7 +36,7 @@ from cmjax.runs.setup import count_parameters, mesh_of
 from cmjax.runs.train_step import train_step_of
 from cmjax.system.chips import Chip, chip_of, topology_devices
 from cmjax.system.collectives import summarize
-from cmjax.system.files import to_json, write_atomically
+from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.mesh import parameter_shardings, shapes_on
 from cmjax.system.program import DoesNotFitError, Program, compile_program, jaxpr_flops
 from cmjax.training.step import state_shapes, trace_train_step
@@ -56,13 +56,20 @@ def start(options: Options) -> None:
     run(options.recipe, folder, options.topology, options.recipe_name, samplers=options.samplers)
 
 
-def run(config: Mapping[str, Any], folder: Path, topology: str | None, name: str, *, samplers: bool = True) -> None:
-    """Plan the configuration for a TPU slice, as "v5e:16x16", or for the devices here, into `folder`.
+def run(
+    config: Mapping[str, Any],
+    folder: str | Path,
+    topology: str | None = None,
+    name: str = "the recipe",
+    *,
+    samplers: bool = True,
+) -> None:
+    """Plan a configuration for a TPU slice, or for the devices here: `run(config, "plan", "v5e:16x16")`.
 
-    Args:   name: the recipe's, for the page. samplers: compile the samplers too.
-
+    Args:   folder: for plan.md and plan.json. name: the recipe's, for the page. samplers: compile the samplers too.
     Raises: ConfigError where something does not divide, is unknown or does not fit.
     """
+    folder = to_path(folder)
     devices = jax.devices() if topology is None else _slice(topology)
     run = read_run(config, data_there=False)
     mesh = mesh_of(run, devices)

@@ -12,7 +12,7 @@ from cmjax.cli.flags import Flags
 from cmjax.metrics.table import format_table
 from cmjax.runs.status import Rows, read_status, rows_of, size, versions
 from cmjax.runs.workdir import Workdir
-from cmjax.system.files import size_of
+from cmjax.system.files import size_of, to_path
 
 LISTED = 5
 """So many of the newest checkpoints are listed one by one."""
@@ -26,11 +26,12 @@ def start(options: Options) -> None:
     run(options.workdir)
 
 
-def run(workdir: Path) -> None:
-    """Print the status of the run in `workdir`.
+def run(workdir: str | Path) -> None:
+    """Print the status of a run: `run("runs/digits_ct")`.
 
     Raises: ConfigError where it is no run's folder.
     """
+    workdir = to_path(workdir)
     status = read_status(workdir)
     rows = [*rows_of(workdir, status), *_on_disk(workdir, status.saved), ("versions", versions(status.record))]
     print("\n".join(f"{name:13s}{text}" for name, text in rows))

@@ -35,7 +35,7 @@ from cmjax.runs.stale import remove_later
 from cmjax.runs.summary import losses_of, summary_text, write_summary
 from cmjax.runs.train_step import compile_step
 from cmjax.runs.workdir import Workdir, cache_compilations
-from cmjax.system.files import cache_of, make_cache
+from cmjax.system.files import cache_of, make_cache, to_path
 from cmjax.system.libraries import require
 from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
@@ -66,15 +66,17 @@ def start(options: Options) -> None:
     run(options.recipe, options.workdir, recipe=options.recipe_name, profile=options.profile)
 
 
-def run(config: Mapping[str, Any], workdir: Path, *, recipe: str | None = None, profile: str | None = None) -> None:
-    """Train a configuration in `workdir`, from its newest checkpoint if there is one.
+def run(
+    config: Mapping[str, Any], workdir: str | Path, *, recipe: str | None = None, profile: str | None = None
+) -> None:
+    """Train a configuration, from its newest checkpoint if there is one: `run(config, "runs/digits_ct")`.
 
-    Args:   config: as `configs.digits_ct.get_config().to_dict()`. recipe: its name, for the record. profile: steps to
-            trace, as "20:25".
+    Args:   config: as `load_recipe("digits_ct").to_dict()` of `cmjax.config.recipes`. recipe: its name, for the record.
+            profile: steps to trace, as "20:25".
     Raises: ConfigError or DataError, before anything is written, where something does not fit; Stopped where a signal
             stopped the run, which is saved; NonFiniteLoss; CheckpointError.
     """
-    began = time.perf_counter()
+    began, workdir = time.perf_counter(), to_path(workdir)
     run, folder = read_run(config), Workdir(workdir)
     if run.log.wandb:
         require("wandb", "config.log.wandb=True")
