@@ -248,8 +248,7 @@ def few_samples(monkeypatch):
 
 
 def diagnosed(workdir, **options):
-    options = {"teacher": None, "metric": "recall_pixels", "num": 16, "seed": 0, "out": None} | options
-    diagnose.run(workdir, **options)
+    diagnose.run(workdir, **{"metric": "recall", "num": 16, **options})  # as earlier versions name it
     folder = workdir / "diagnostics"
     for path in folder.glob("*.png"):
         with Image.open(path) as picture:
@@ -319,10 +318,15 @@ def test_what_was_found_is_written_before_what_fails(runs, monkeypatch):
     def fail(*_args):
         raise ConfigError("no held-out data")
 
+    made = diagnosis.Diagnosis({}, [np.zeros((4, 4, 3), np.uint8)])
+    monkeypatch.setattr(diagnose, "consistency", lambda *_, **__: made)
+    monkeypatch.setattr(diagnose, "losses_by_level", lambda *_, **__: made)
     monkeypatch.setattr(diagnose, "second_times", fail)
     with pytest.raises(ConfigError, match="no held-out data"):
-        diagnose.run(runs / "cd", teacher=None, metric="fd", num=16, seed=0, out=str(runs / "half"))
+        diagnose.run(runs / "cd", out=str(runs / "half"))
     assert (runs / "half" / "loss.png").exists()
+    with pytest.raises(ConfigError, match=r"--metric=recall_pixel: must be one of fd, .* \(did you mean recall_pixels\?\)"):
+        diagnose.run(runs / "cd", metric="recall_pixel")
 
 
 def test_a_wrong_teacher_is_named(runs):

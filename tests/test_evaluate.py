@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmjax.cli import evaluate as evaluate_mode
 from cmjax.cli import train
 from cmjax.cli.command_line import parse
 from cmjax.config.fields import ConfigError
@@ -198,7 +199,7 @@ def test_files_of_statistics_of_the_peers(tmp_path):
 
 
 def test_metrics_notice_damage_in_order(runs):
-    train = digits("train").gather(np.arange(1500))
+    train = digits("train").gather(np.random.default_rng(0).permutation(1500))  # the order of the cached classifier
     features = perceptron(train["image"], train["label"], cache_dir=runs / ".cache")
     whole, half = features(train["image"][:750]), train["image"][750:]
     for kind, strengths in STRENGTHS.items():
@@ -229,6 +230,15 @@ def test_callbacks_take_turns():
     for step in range(every, 13, every):
         callback(state, step)
     assert seen == [("a", 4), ("b", 6), ("a", 8), ("a", 12), ("b", 12)]
+
+
+def test_a_run_is_evaluated_from_python_in_one_line(runs):
+    (row,) = evaluate_mode.run(str(runs / "x"), metrics=["prdc_pixels"], times=["80"], num=60)
+    values = ["precision_pixels", "recall_pixels", "density_pixels", "coverage_pixels"]
+    assert list(row["metrics"]) == list(row["real"]) == values
+    rule = row["protocol"]["metrics"]["prdc_pixels"]
+    assert (rule["network"], rule["of"], rule["reference"]) == ("pixels", "pixels", "297 test images of digits")
+    assert row["metrics"]["coverage_pixels"] < 0.5 < row["real"]["coverage_pixels"]
 
 
 def test_rows_of_earlier_versions_are_used(evaluate, runs, monkeypatch):
