@@ -325,7 +325,9 @@ def test_what_was_found_is_written_before_what_fails(runs, monkeypatch):
     with pytest.raises(ConfigError, match="no held-out data"):
         diagnose.run(runs / "cd", out=str(runs / "half"))
     assert (runs / "half" / "loss.png").exists()
-    with pytest.raises(ConfigError, match=r"--metric=recall_pixel: must be one of fd, .* \(did you mean recall_pixels\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"--metric=recall_pixel: must be one of fd, .* \(did you mean recall_pixels\?\)"
+    ):
         diagnose.run(runs / "cd", metric="recall_pixel")
 
 
