@@ -137,7 +137,7 @@ def test_what_is_on_disk_is_told_in_bytes_and_only_the_newest_checkpoints_one_by
     assert "checkpoint 800: 2.0 KiB" in text
     assert "checkpoint 300" not in text
     assert "3 older ones: 6.0 KiB" in text
-    assert "damaged-50: 0 B, put aside" in text
+    assert "damaged-50: 0 B, renamed" in text
     assert "samples: 1 files, 1.0 MiB" in text
 
 

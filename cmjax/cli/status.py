@@ -50,7 +50,7 @@ def _on_disk(workdir: Path, saved: list[int]) -> Rows:
         yield "", f"{len(saved) - LISTED} older ones: {size(older)}"
     for path in sorted(folder.iterdir(), key=str) if folder.exists() else []:
         if path.name.startswith("damaged-"):
-            yield "", f"{path.name}: {size(size_of(path))}, put aside as it could not be read"
+            yield "", f"{path.name}: {size(size_of(path))}, renamed because it could not be read"
     for name in sorted(sizes.keys() - {"checkpoints"}):
         if (workdir / name).is_dir():
             files = f"{len(list((workdir / name).iterdir()))} files, " * (name == "samples")
