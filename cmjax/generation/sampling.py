@@ -99,13 +99,10 @@ def sample_images(
 
     Samples with neither 1 nor 3 channels are latents. conditions: (num, ...).
     """
-    chunk, parts = chunk_of(num, flow_map.shape, jax.device_count()), []
-    for start in range(0, num, chunk):
-        indices = np.arange(start, start + chunk)
-        keys = keys_of(seed, first + indices)
-        within = {name: value[np.minimum(indices, num - 1)] for name, value in conditions.items()}
-        parts.append(sampler(flow_map, keys, within))
-        update_progress(min(start + chunk, num), "")
+    size, parts = chunk_of(num, flow_map.shape, jax.device_count()), []
+    for indices, within in chunks((np.arange(first, first + num), conditions), size):
+        parts.append(sampler(flow_map, keys_of(seed, indices), within))
+        update_progress(min(len(parts) * size, num), "")
     images = np.concatenate(parts)[:num]
     return to_pixels(images) if images.shape[-1] in (1, 3) else images
 
