@@ -1,4 +1,4 @@
-"""Checks of what the library is called with, as far as it is known while a function is traced: shapes, dtypes, and
+"""Checks the arguments of the library as far as they are known while a function is traced: shapes, dtypes, and
 values that are no tracers. Each raises one line with the argument, its value and what is allowed."""
 
 from typing import Any
@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 SLACK = 1e-6
-"""Of a range of times, which float32 may have rounded."""
+"""The relative slack of a range of times, which float32 may have rounded."""
 
 
 def known(value: Any) -> np.ndarray | None:

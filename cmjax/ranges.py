@@ -1,6 +1,6 @@
-"""Ranges of parameters, told in the signatures of the functions that have them: `c: NotNegative`.
+"""Ranges of parameters, as annotations in signatures: `c: NotNegative`.
 
-A configuration reads them there and refuses what lies outside.
+A configuration reads them there and refuses values outside.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Within:
     without: tuple[float, ...] = ()
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with a value, as "must be above 0"; None where nothing is."""
+        """Checks a value; gives the problem, as "must be above 0", or None."""
         if value < self.low or (value == self.low and value in self.without):
             return f"must be {'above' if self.low in self.without else 'at least'} {self.low:g}"
         if not value <= self.high or (value == self.high and value in self.without):  # also what is not a number
@@ -30,18 +30,18 @@ class Within:
 Real = Annotated[float, Within(-LARGE, LARGE)]
 LogMean = Annotated[float, Within(-30, 30)]
 LogStd = Annotated[float, Within(0, 10, without=(0,))]
-"""Of the logarithm of a noise level, whose exponential is finite in float32 for all that is drawn."""
+"""The std of the logarithm of a noise level, whose samples are finite in float32."""
 Positive = Annotated[float, Within(0, LARGE, without=(0,))]
 NotNegative = Annotated[float, Within(0, LARGE)]
 AtLeastOne = Annotated[float, Within(1, LARGE)]
 AboveOne = Annotated[float, Within(1, LARGE, without=(1,))]
 Fraction = Annotated[float, Within(0, 1)]
 Rate = Annotated[float, Within(0, 1, without=(1,))]
-"""Of an average, which would never change at 1."""
+"""The rate of an average, which would never change at 1."""
 Inside = Annotated[float, Within(0, 1, without=(0, 1))]
 Count = Annotated[int, Within(1, LARGE)]
 Width = Annotated[int, Within(1, 2**14)]
-"""Of a layer."""
+"""The width of a layer."""
 Depth = Annotated[int, Within(1, 1000)]
 Steps = Annotated[int, Within(0, 2**31 - 1)]
-"""Of the optimizer, which counts in int32."""
+"""Steps of the optimizer, which counts in int32."""

@@ -24,11 +24,11 @@ def base() -> ConfigDict:
     config.data.workers = 0  # processes that decode what is not kept in memory; 0: a thread of this one
     config.data.horizontal_flip = False
     config.data.label_dropout = 0.0  # fraction of the labels that training leaves out, for classifier-free guidance
-    config.data.augment = ""  # changes of images that the network is given as net.augment_dim numbers
+    config.data.augment = ""  # changes of images that the network takes as net.augment_dim numbers
     config.model = ConfigDict(
         {"path": "ve", "preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
     )
-    config.mesh = ConfigDict({"fsdp": 1})  # devices that fraction one copy of the parameters
+    config.mesh = ConfigDict({"fsdp": 1})  # devices that share one copy of the parameters
     config.checkpoint = ConfigDict({"save_every": 1000, "keep": 3, "keep_every": 0})
     config.log = ConfigDict({"every": 100, "tensorboard": True, "wandb": False})
     config.log.bins = 0  # parts of the noise levels, whose mean losses are recorded beside the whole
@@ -104,7 +104,7 @@ LPIPS_AVERAGE = LPIPS.replace(")", ', pooling="average")')
 
 
 def consistency_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
-    """Grids drawn every so many steps (0: at the end only), in one evaluation and along all of `times`."""
+    """Grids of samples every so many steps (0: at the end only), in one evaluation and along all of `times`."""
     return _samples(every, times=times, sampler="multistep")
 
 
@@ -114,12 +114,12 @@ def flow_map_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
 
 
 def teacher_samples(*, every: int) -> ConfigDict:
-    """Grids drawn by the PF-ODE."""
+    """Grids of samples by the PF-ODE."""
     return _samples(every, solver="heun", solver_steps=18)
 
 
 def few_steps(*, every: int, times: tuple[float, ...]) -> ConfigDict:
-    """Grids drawn by DDIM along `times`, of students that are denoisers."""
+    """Grids of samples by DDIM along `times`, of students that are denoisers."""
     return _samples(every, solver="ddim", times=times)
 
 

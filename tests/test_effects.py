@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from cmjax.config.effects import ROWS, not_as_asked
+from cmjax.config.effects import ROWS, without_effect
 from cmjax.config.fields import changed
 from tests.test_configs import RECIPES, SHAPES
 
@@ -29,7 +29,7 @@ def config_of(name, variant=""):
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_field_of_a_recipe_does_what_it_says(name, variant):
     config = config_of(name, variant)
-    found = not_as_asked(config, SHAPES[config["data"]["name"]])
+    found = without_effect(config, SHAPES[config["data"]["name"]])
     assert set(found) <= (OF_A_TRY if variant else set()), found
 
 
@@ -61,10 +61,10 @@ def test_a_field_that_cannot_do_what_it_says_is_named(field):
     if field == "samples.full_noise":
         config = changed(config, "samples.times", (80.0,))
     shape = SHAPES[config["data"]["name"]]
-    assert field not in not_as_asked(config, shape)
-    assert words in not_as_asked(changed(config, field, value), shape)[field]
+    assert field not in without_effect(config, shape)
+    assert words in without_effect(changed(config, field, value), shape)[field]
 
 
 def test_attention_at_some_levels_alone():
-    found = not_as_asked(changed(config_of("cifar_ict"), "net.attention_resolutions", (16, 10)), (32, 32, 3))
+    found = without_effect(changed(config_of("cifar_ict"), "net.attention_resolutions", (16, 10)), (32, 32, 3))
     assert found == {"net.attention_resolutions": "for these images the levels are 32, 16, 8 rows high"}

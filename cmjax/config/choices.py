@@ -1,4 +1,4 @@
-"""What the fields of an objective may name: a plain dict for each, from names to functions."""
+"""The choices of an objective's fields: a plain dict for each, from names to functions."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""The section `data`: where images come from, and what is done to them and to their labels."""
+"""Reads the section `data`: where images come from, and what is done to them and to their labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -86,11 +86,11 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "arrays": _arrays,
     "folder": _folder,
 }
-"""What reads the data by their name; any other name is that of a data set of TFDS."""
+"""The readers of data by name; any other name is that of a data set of TFDS."""
 
 
 def read_data(fields: Fields, *, there: bool = True) -> Data:
-    """The section's data set. there: False where nothing will be read, so that its folder need not be there.
+    """Reads which data set is used. there: False where no images will be read, so that its folder may be absent.
 
     Raises: ConfigError, of the name and the folder first.
     """
@@ -151,7 +151,7 @@ def _check_name(fields: Fields, name: str, data_dir: str) -> None:
 
 
 def _usual_size(data_dir: str) -> str:
-    """What to say of the size of a folder's images, and which one is usual for training."""
+    """Describes the sizes of a folder's images, and suggests one for training; "" where they are not known."""
     there = data_dir and not is_bucket(data_dir) and Path(data_dir).expanduser().is_dir()
     sizes = sorted(set(image_sizes(data_dir)), key=lambda size: size[0] * size[1]) if there else []
     if not sizes:
@@ -182,7 +182,10 @@ def read_workers(data: Fields) -> int:
 
 
 def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Array, Array]] | None:
-    """(images, key) -> (images, labels); the network must take the labels, for it models images without."""
+    """Reads an augmentation, (images, key) -> (images, labels).
+
+    The network takes the labels, so that its samples, whose labels are 0, show none of the changes.
+    """
     if not data.text("augment"):
         return None
     probabilities = data.call("augment", AUGMENTATIONS)

@@ -1,4 +1,4 @@
-"""Fields that are accepted and cannot do what they say in a run: a row each. A run says so once, before it trains."""
+"""Finds fields that are accepted and have no effect in a run: a row each. A run warns of them before it trains."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,38 +16,38 @@ from cmjax.nets import defaults
 
 @dataclass(frozen=True)
 class Asked:
-    """A configuration that was checked. shape: of its samples, (h, w, c)."""
+    """A checked configuration. shape: of its samples, (h, w, c)."""
 
     config: Mapping[str, Any]
     shape: tuple[int, ...]
 
     def value(self, field: str, absent: Any = None) -> Any:
-        """Of a field, its sections separated by dots."""
-        found: Any = self.config
+        """The value of a field, as "net.width"."""
+        value: Any = self.config
         for part in field.split("."):
-            if part not in found:
+            if part not in value:
                 return absent
-            found = found[part]
-        return found
+            value = value[part]
+        return value
 
-    def parameter(self, field: str, name: str, choices: Mapping[str, Callable], **given: Any) -> float:
+    def parameter(self, field: str, name: str, choices: Mapping[str, Callable], **known: Any) -> float:
         """A parameter of what the field chose; 0 where it has none of this name."""
         section, _, field = field.rpartition(".")
-        return Fields(self.config).section(section).choice(field, choices, **given).parameters.get(name, 0)
+        return Fields(self.config).section(section).choice(field, choices, **known).parameters.get(name, 0)
 
     @property
     def steps(self) -> int:
         return self.value("steps")
 
 
-def not_as_asked(config: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, str]:
-    """The fields that cannot do what they say, with the reason."""
-    asked, found = Asked(config, shape), {}
+def without_effect(config: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, str]:
+    """The fields that have no effect, with the reason."""
+    asked, reasons = Asked(config, shape), {}
     for field, reason in ROWS.items():
         value = asked.value(field)
         if value is not None and (why := reason(value, asked)):
-            found[field] = why
-    return found
+            reasons[field] = why
+    return reasons
 
 
 def _after_the_end(every: int, asked: Asked) -> str:
@@ -89,9 +89,9 @@ def _rho(rho: float, asked: Asked) -> str:
 
 def _warmup(schedule: Any, asked: Asked) -> str:
     steps, size = asked.steps, asked.value("batch_size")
-    given = {"peak": 1.0, "total_steps": steps, "batch_size": size}
+    known = {"peak": 1.0, "total_steps": steps, "batch_size": size}
     of_steps, of_images = (
-        asked.parameter("optimizer.schedule", name, LEARNING_RATES, **given) for name in ("warmup_steps", "warmup_mimg")
+        asked.parameter("optimizer.schedule", name, LEARNING_RATES, **known) for name in ("warmup_steps", "warmup_mimg")
     )
     longest = max(of_steps, math.ceil(of_images * 1e6 / size))
     return f"the warm-up of {longest:,} steps does not end within {steps:,}" if longest >= steps else ""

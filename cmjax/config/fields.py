@@ -1,7 +1,7 @@
-"""Reading a configuration: every field is read once, checked, and named in its error; a field that nobody read is one.
+"""Reads and checks the fields of a configuration; an error names the field, and a field that nothing reads is an error.
 
 A choice with parameters is written as a call, `"pseudo_huber(c=0.03)"`, of a function from a plain dict of choices, or
-as a section, `{"name": "pseudo_huber", "c": 0.03}`, whose parameters are fields of their own.
+as a section, `{"name": "pseudo_huber", "c": 0.03}`, whose parameters are fields themselves.
 """
 
 import ast
@@ -19,7 +19,7 @@ from cmjax.system.errors import UserError
 from cmjax.system.files import path_problem
 
 LARGEST = 3e38
-"""Of float32, in which everything is computed."""
+"""The largest number of float32, in which everything is computed."""
 
 
 class ConfigError(UserError, ValueError):
@@ -28,7 +28,7 @@ class ConfigError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a field chose: the name of a function, its parameters as they were written, and the function itself.
+    """Holds what a field chose: the name of a function, its parameters as they were written, and the function itself.
 
     make: the function with its parameters bound: those that were written, and those that the reader gave.
     """
@@ -77,7 +77,7 @@ class Fields:
         return sorted(self._unread)
 
     def value(self, field: str, *, absent: Any = None) -> Any:
-        """What is written. A field that is missing, as in an older run's record, has the value `absent`, if any."""
+        """The value as it is written. A field that is missing, as in an older record, is `absent`, if that is set."""
         if field not in self._values:
             if absent is not None:
                 return absent
@@ -152,34 +152,34 @@ class Fields:
             raise self.error(field, f"must be one of {', '.join(choices)}{suggestion(value, choices)}")
         return value
 
-    def choice(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Choice:
-        """The chosen function, and its parameters: those written, and those of `given` that it takes."""
-        return self._bound(field, self.value(field), choices, given)
+    def choice(self, field: str, choices: Mapping[str, Callable], **known: Any) -> Choice:
+        """The chosen function, and its parameters: those written, and those of `known` that it takes."""
+        return self._bound(field, self.value(field), choices, known)
 
-    def call(self, field: str, choices: Mapping[str, Callable], **given: Any) -> Any:
+    def call(self, field: str, choices: Mapping[str, Callable], **known: Any) -> Any:
         """The result of calling the chosen function, with what it raises named by the field."""
-        return self.called(field, self.choice(field, choices, **given))
+        return self.called(field, self.choice(field, choices, **known))
 
-    def choices(self, field: str, choices: Mapping[str, Callable], **given: Any) -> list[Choice]:
+    def choices(self, field: str, choices: Mapping[str, Callable], **known: Any) -> list[Choice]:
         """As `choice`, for a field that holds one choice or more."""
         written = self.value(field)
         written = [written] if isinstance(written, str | Mapping) else written
         if not isinstance(written, Iterable) or not (written := list(written)):
             raise self.error(field, f"must be one or more of {', '.join(choices)}")
-        return [self._bound(field, one, choices, given) for one in written]
+        return [self._bound(field, one, choices, known) for one in written]
 
     def called(self, field: str, choice: Choice) -> Any:
         """The result of calling a choice of this field, with what it raises named by the field."""
         with self.naming(field):
             return choice.make()
 
-    def _bound(self, field: str, value: Any, choices: Mapping[str, Callable], given: Mapping[str, Any]) -> Choice:
+    def _bound(self, field: str, value: Any, choices: Mapping[str, Callable], known: Mapping[str, Any]) -> Choice:
         name, written = self._named(field, value, choices)
         if name not in choices:
             raise self.error(field, f"must be one of {', '.join(choices)}{suggestion(name, choices)}")
         parameters = list(inspect.signature(choices[name]).parameters.values())
         settable = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY or p.default is not p.empty]
-        free = [p for p in settable if p not in given]
+        free = [p for p in settable if p not in known]
         if unknown := [p for p in written if p not in free]:
             takes = ", ".join(free) or "no parameters"
             raise self.error(field, f"{name} takes {takes}, not {', '.join(unknown)}{suggestion(unknown[0], free)}")
@@ -190,7 +190,7 @@ class Fields:
         if missing := [p for p in required if p not in written]:
             example = ", ".join(f"{p}=…" for p in missing)
             raise self.error(field, f"{name} needs {', '.join(missing)}: write {name}({example})")
-        make = partial(choices[name], **{p: v for p, v in given.items() if p in settable}, **written)
+        make = partial(choices[name], **{p: v for p, v in known.items() if p in settable}, **written)
         return Choice(name, written, make)
 
     def _named(self, field: str, value: Any, choices: Iterable[str]) -> tuple[str, dict[str, Any]]:
@@ -227,7 +227,7 @@ class Fields:
 
 
 def value_problem(value: Any, annotation: Any) -> str | None:
-    """What is wrong with the value of a parameter, as "must be above 0"; None where nothing is.
+    """Checks the value of a parameter; gives the problem, as "must be above 0", or None.
 
     annotation: of the parameter: a type, a Literal, a range as `Within` has it, or one of these or None.
     """
@@ -256,7 +256,7 @@ def changed(config: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]
 
 
 def _like_a_number(value: Any) -> str:
-    """A word about a text that was meant as a number, such as "1e-3" of a recipe."""
+    """A hint for a text that was meant as a number, such as "1e-3" of a recipe."""
     try:
         return f": write {float(value):g} without quotes" if isinstance(value, str) else ""
     except ValueError:

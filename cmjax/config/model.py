@@ -1,4 +1,4 @@
-"""The network of a configuration: its module, its path, preconditioning and constants."""
+"""Reads the sections `net` and `model`: the network's module, its path, its preconditioning and its constants."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.ranges import LARGE, NotNegative, Within
 
 Size = Annotated[int, Within(0, 2**14)]
-"""Of a network's field that is a whole number, unless the module says more."""
+"""The range of a network's whole numbers, unless its module says more."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PATHS: dict[str, Callable[..., Path]] = {
     "ve": lambda: paths.ve,
@@ -61,12 +61,12 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
 }
 """By the path and by the kind of model. `edm_flow` is `linear_flow` of the velocity that an EDM network gives."""
 OF_THE_GAP = "linear_gap"
-"""The preconditioning of a flow map whose network is given one time, t − s."""
+"""The preconditioning of a flow map whose network takes one time, t − s."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is known of a model before its data set: `make(num_classes)` makes it. `net`: the network's fields."""
+    """Describes a model before its data set is known; `make(num_classes)` makes it. net: the network's fields."""
 
     kind: Kind
     constants: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""The section `optimizer`: the update rule, its learning rate, and the averages of the parameters."""
+"""Reads the section `optimizer`: the update rule, its learning rate, and the averages of the parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ LEARNING_RATES = {
 }
 AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life, "power": optimizers.power}
 PROJECTIONS = {"edm2": normalize_weights}
-"""What training does to the updated parameters of a network, by its name."""
+"""The projection of a network's updated parameters, by its name."""
 
 
 def read_optimizer(
@@ -67,9 +67,9 @@ def read_optimizer(
 
 def _read_schedule(fields: Fields, starts: Sequence[int], *, steps: int, batch_size: int) -> Schedule:
     """The learning rate, which begins anew at each of the steps `starts` and ends where the next begins."""
-    given = {"peak": fields.number("learning_rate", above=0), "batch_size": batch_size}
+    known = {"peak": fields.number("learning_rate", above=0), "batch_size": batch_size}
     lengths = np.diff([*starts, steps]).tolist()
-    schedules = [fields.call("schedule", LEARNING_RATES, total_steps=length, **given) for length in lengths]
+    schedules = [fields.call("schedule", LEARNING_RATES, total_steps=length, **known) for length in lengths]
     return optax.join_schedules(schedules, starts[1:])
 
 
@@ -85,7 +85,7 @@ def _read_restarts(fields: Fields, stages: Sequence[int]) -> Sequence[int]:
 
 
 def read_skip_nonfinite(fields: Fields) -> int:
-    """How many steps may be skipped; 0 in configurations older than the choice."""
+    """Reads how many steps may be skipped; 0 in configurations older than the choice."""
     return fields.integer("skip_nonfinite", at_least=0, absent=0)
 
 
@@ -100,23 +100,27 @@ LONG = 0.05
 
 
 def long_average(config: Mapping[str, Any], index: int, updates: int) -> str | None:
-    """What to say of an average of a recorded configuration that after so many updates is in part what the training
-    began with; None where it is not. A device computes it."""
+    """Warns of an average that after so many updates is in part what the training began with; None where it is not.
+
+    A device computes it."""
     if "batch_size" not in config:  # weights that no training here made
         return None
     average = _chosen(config["optimizer"]["averages"], config["batch_size"])[index]
-    said = _too_much_of_first(average.make(), updates)
+    problem = _too_much_of_first(average.make(), updates)
     remedy = "a shorter one forgets them, as power(std=0.1), whose length is a fraction of any training"
-    return said and f"the average {average} after {updates:,} updates: {said}; {remedy}"
+    return problem and f"the average {average} after {updates:,} updates: {problem}; {remedy}"
 
 
 def long_target(config: Mapping[str, Any], rate: Schedule | None, updates: int) -> str | None:
-    """The same of the target's average, where the configuration chooses its rate."""
+    """Warns of the target's average in the same way, where the configuration chooses its rate."""
     chosen = config["objective"].get("target")
     if rate is None or chosen is None:
         return None
-    said = _too_much_of_first(rate, updates)
-    return said and f"config.objective.target={chosen!r} after {updates:,} updates: {said}; a smaller rate forgets them"
+    problem = _too_much_of_first(rate, updates)
+    return (
+        problem
+        and f"config.objective.target={chosen!r} after {updates:,} updates: {problem}; a smaller rate forgets them"
+    )
 
 
 def _too_much_of_first(rate: Schedule, updates: int) -> str | None:

@@ -110,7 +110,7 @@ def _speed(o: Objective) -> Part:
 
 
 def _by_distance(keyword: str, chosen: Choice, make: Callable[[Distance], Any]) -> Part:
-    """What is made of a distance: of LPIPS once its weights are loaded, of the others here."""
+    """Makes an argument of a distance: of LPIPS once its weights are loaded, of the others here."""
     if chosen.name != "lpips":
         return _value(keyword, make(chosen.make))
     distance, weights = chosen.make()
@@ -123,7 +123,7 @@ def _ode_step(o: Objective) -> Part:
 
 
 def _derivative(o: Objective) -> Part:
-    """How the derivative by time is taken: by forward mode where nothing is said."""
+    """The derivative by time, by default in forward mode."""
     chosen = o.fields.choice("derivative", choices.DERIVATIVES) if o.fields.has("derivative") else None
     if chosen is None or chosen.name == "jvp":
         step = 0.03 if o.spec.kind == "flow_map" else 0.3  # the best in half precision, which is all that cuDNN's has
@@ -203,7 +203,7 @@ def _scales(o: Objective, *, above: float | None = None) -> Part:
 
 
 def _guided_teacher(o: Objective) -> Part:
-    """With `guidance`, two numbers, the teacher is guided by a scale between them that the student is given too."""
+    """With `guidance`, two numbers, the teacher is guided by a scale between them, which the student takes as an input."""
     return {"loss": _guided_scm_cd, **_scales(o)} if o.fields.value("guidance") else {}
 
 
@@ -230,7 +230,7 @@ def _interval_or_intervals(o: Objective) -> Part:
 
 
 def _drops_first(o: Objective) -> Part:
-    """Whether labels are left out of the first samples, which have s = t."""
+    """Labels are left out of the first samples, which have s = t, or of any."""
     chosen = _of_labels(o, "drops_first")
     if chosen and not o.fields.choice("pairs", choices.PAIRS).parameters.get("exact"):
         raise o.fields.error("drops_first", "needs config.objective.pairs with exact=True, so that these have s = t")
@@ -238,7 +238,7 @@ def _drops_first(o: Objective) -> Part:
 
 
 def _keeps_label(o: Objective) -> Part:
-    """Whether the loss is also given the labels that the network goes without."""
+    """The loss also takes the labels that the network goes without, or not."""
     return {"labels": {"keep_labels": _of_labels(o, "keeps_label")}}
 
 

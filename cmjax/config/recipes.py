@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 FOLDER = Path("configs")
-"""Of the recipes that are called by their names."""
+"""The folder of the recipes that are called by name."""
 OWN_DATA = (
     "For images of your own (docs/howto/data.md has the commands):",
     "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
     "  small, in colour, on a GPU    cifar_quick_edm, then cifar_quick_ect",
     "  small and grey, on a CPU      mnist_ect; of 8x8 pixels digits_ct",
 )
-"""What --list says after the recipes."""
+"""The lines after the list of recipes in --list."""
 YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -64,7 +64,7 @@ def load_recipe(text: str) -> "ConfigDict":
         if variant and (isinstance(error, ValueError) or "argument" in str(error)):
             known = str(error) if isinstance(error, ValueError) else f"the recipe has no variants, so no :{variant}"
             raise ConfigError(f"--config={text}: {known}") from error
-        raise ConfigError(f"--config={text}: {_told(error, file)}") from error
+        raise ConfigError(f"--config={text}: {_one_line(error, file)}") from error
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise ConfigError(f"--config={text}: get_config() gave {kind}, and not an ml_collections.ConfigDict")
@@ -73,15 +73,15 @@ def load_recipe(text: str) -> "ConfigDict":
 
 def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
     """The recipes in a folder: each name, and the first line of its docstring. None of them is run."""
-    found = {}
+    recipes = {}
     for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
         try:
             tree = ast.parse(file.read_text())
         except (SyntaxError, UnicodeDecodeError):
             continue
         if any(isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in tree.body):
-            found[file.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+            recipes[file.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return recipes
 
 
 def all_recipes() -> str:
@@ -121,7 +121,7 @@ def change(config: "ConfigDict", name: str, text: str | None) -> None:
 
 
 def _value(name: str, text: str | None, old: Any) -> Any:
-    """What is written, of the kind of the field's old value."""
+    """Parses a value, of the kind of the field's old one."""
     if isinstance(old, bool):
         if text is None or text.lower() in YES:
             return True
@@ -191,10 +191,10 @@ def _run(file: Path) -> ModuleType:
     return module
 
 
-def _told(error: BaseException, file: Path) -> str:
+def _one_line(error: BaseException, file: Path) -> str:
     """An error of a recipe in one line, with its place there: "configs/x.py, line 3: KeyError: 'x'"."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
-    place = f"{file}, line {own[-1].lineno}: " if own else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
+    place = f"{file}, line {frames[-1].lineno}: " if frames else ""
     return " ".join(f"{place}{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""What the configuration in a run's record tells of the run, for everything but training."""
+"""Reads the configuration in a run's record: its model and its samples, and what of it a checkpoint depends on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from cmjax.config.renamed import with_new_names
 from cmjax.config.samples import SamplingOptions, read_samples, scales_of
 from cmjax.nets import NETS, defaults
 
-OWN_TEACHER = "teacher"
-"""What `init_from` says of a run that starts from the model that it distils."""
+ITS_TEACHER = "teacher"
+"""The `init_from` of a run that starts from the model that it distils."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Recorded:
     averages, path, preconditioning: as they are written. learned_without_labels: whether training left some labels
     out. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
     whether the data set is recorded, which it is not for weights that no run here trained. scales: of guidance, the
-    least and the largest that the network is given in training; None where it is given none.
+    least and the largest in training; None where the network takes none.
     """
 
     model: NetworkModel
@@ -53,14 +53,14 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         path=str(config["model"]["path"]),
         preconditioning=config["model"]["preconditioning"],
         teacher=teacher,
-        init_from=teacher if config.get("init_from") == OWN_TEACHER else config.get("init_from", ""),
+        init_from=teacher if config.get("init_from") == ITS_TEACHER else config.get("init_from", ""),
         has_data="data" in config,
         scales=scales_of(config),
     )
 
 
 def recorded_samples(config: Mapping[str, Any]) -> SamplingOptions:
-    """How the run draws its own samples; the defaults of `SamplingOptions` for weights that no run here trained.
+    """Reads how the run makes its samples; the defaults of `SamplingOptions` for weights that no run here trained.
 
     Raises: ConfigError where a library that its solver needs is not installed.
     """

@@ -1,4 +1,4 @@
-"""A whole configuration, checked."""
+"""Reads a whole configuration into a `Run`."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,14 +9,14 @@ import optax
 from jaxtyping import Array
 
 from cmjax.config.data import Data, read_augment, read_data, read_label_dropout, read_workers
-from cmjax.config.effects import not_as_asked
+from cmjax.config.effects import without_effect
 from cmjax.config.evaluation import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_spec
 from cmjax.config.model import ModelSpec, NetworkModel
 from cmjax.config.objective import read_method
 from cmjax.config.optimizer import read_optimizer, read_skip_nonfinite
-from cmjax.config.recorded import OWN_TEACHER
+from cmjax.config.recorded import ITS_TEACHER
 from cmjax.config.samples import SamplingOptions, read_samples
 from cmjax.core.times import part_of
 from cmjax.core.typing import Schedule
@@ -48,7 +48,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run needs, read from a configuration and checked. No device was touched, and no data read."""
+    """Holds all that a training run needs, checked. Reading it touches no device and no data."""
 
     seed: int
     steps: int
@@ -85,10 +85,10 @@ class Run:
             check_spread(source, self.data.data_dir or self.data.name, expected, field)
         return source
 
-    def say_what_is_not_as_asked(self, shape: tuple[int, ...]) -> None:
-        """A warning of the fields that cannot do what they say with samples of this shape."""
-        if found := not_as_asked(self.config, shape):
-            log.warning("not as asked: %s", "; ".join(f"config.{field}: {why}" for field, why in found.items()))
+    def warn_of_no_effect(self, shape: tuple[int, ...]) -> None:
+        """Warns of the fields that have no effect with samples of this shape."""
+        if reasons := without_effect(self.config, shape):
+            log.warning("not as asked: %s", "; ".join(f"config.{field}: {why}" for field, why in reasons.items()))
 
     def make_model(self, num_classes: int | None) -> NetworkModel:
         """The model for a data set of so many classes."""
@@ -147,9 +147,9 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
 def _read_init_from(fields: Fields, method: Method) -> str:
     """The folder of the run whose parameters this one starts from, "" for none."""
     name = fields.path("init_from")
-    if name == OWN_TEACHER and not method.teacher:
+    if name == ITS_TEACHER and not method.teacher:
         raise fields.error("init_from", "config.objective distils no teacher: name a run's folder")
-    return method.teacher if name == OWN_TEACHER else name
+    return method.teacher if name == ITS_TEACHER else name
 
 
 def _check_calls(fields: Fields, run: Run) -> None:

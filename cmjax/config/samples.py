@@ -1,4 +1,4 @@
-"""What samples are drawn with: solvers and noise levels, from a configuration or from the command line's options."""
+"""Reads how samples are made: solvers and noise levels, from a configuration or from flags."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -56,12 +56,12 @@ def chain(*, gamma: Fraction = 0.0) -> float:
 
 
 SAMPLERS: dict[str, Callable[..., float | None]] = {"multistep": multistep, "chain": chain}
-"""Of consistency models and flow maps: what gives `SamplingOptions.gamma`."""
+"""The samplers of consistency models and flow maps; each gives `SamplingOptions.gamma`."""
 _PLACES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
 EDIT_STEPS = 40
-"""Points of the grid that an edit descends, unless its times are given."""
+"""Points of the grid that an edit descends, unless --times names others."""
 
 
 OF_MULTISTEP = ("full_noise", "clip")
@@ -72,7 +72,7 @@ CHOICES = ("full_noise", "unit_start", "clip", "guidance_interval", "autoguidanc
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a run draws its own samples. The defaults are for weights that no run here made.
+    """Holds how a run makes its samples. The defaults are for weights that no run here trained.
 
     every: steps between grids; 0: at the end only. num: how many. guidance: scale of classifier-free guidance; 1: none.
     solver, solver_name, solver_steps: of a denoiser. times: descending; None: a denoiser's grid of `solver_steps`, and
@@ -105,7 +105,7 @@ class SamplingOptions:
         return (model.constants["t_max"],)
 
     def name(self, kind: str, count: int) -> str:
-        """What samples of `kind` along so many times are called: heun-18, 2-step, 2-step-chain, 2-step-chain-0.5."""
+        """Names samples of `kind` along so many times: heun-18, 2-step, 2-step-chain, 2-step-chain-0.5."""
         if kind == "denoiser":
             return f"{self.solver_name}-{count}"
         return f"{count}-step" + ("" if self.gamma is None else f"-chain-{self.gamma}" if self.gamma else "-chain")
@@ -117,8 +117,8 @@ class SamplingOptions:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What samples depend on beside their sampler's name, their times and the scale of guidance, where it is not
-        the default: fields of what is recorded of them."""
+        """The settings to record beside the sampler's name, its times and the scale of guidance: those that are not the
+        defaults."""
         fields = {name: getattr(self, name) for name in CHOICES}
         return {name: value for name, value in fields.items() if value}
 
@@ -244,14 +244,14 @@ def check_times(times: Sequence[float], t_min: float, t_max: float) -> None:
 
 
 def beyond_scales(scale: float, trained: tuple[float, float] | None) -> str:
-    """What to say of a scale of guidance that a network is not given in training; "" where there is nothing to say."""
+    """Warns of a scale of guidance outside those of the training; "" for one within."""
     if trained is None or scale == 1 or trained[0] <= scale <= trained[1]:
         return ""
     return f"the model is trained for scales from {trained[0]:g} to {trained[1]:g}"
 
 
 def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The least and the largest scale of guidance that the network is given in training; None where it takes none."""
+    """The least and the largest scale of guidance in training; None where the network takes none."""
     scales = config.get("objective", {}).get("guidance")
     if not config["net"].get("guided") or not isinstance(scales, list | tuple) or len(scales) != 2:
         return None

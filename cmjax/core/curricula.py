@@ -1,4 +1,4 @@
-"""How the number of grid points N(k), and the stage of a run, change with the optimizer step k.
+"""Curricula: the number of grid points N(k), and the stage of a run, as functions of the optimizer step k.
 
 A curriculum is a table of stages made on the host in exact arithmetic; the traced step only selects a row, so one
 compilation serves a whole run.

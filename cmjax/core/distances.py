@@ -1,4 +1,4 @@
-"""Distances between two batches, one number for each sample, and speeds, their limits as both points meet."""
+"""Distances between two batches, (b,), one for each sample; and speeds, the limits of distances as points meet."""
 
 from collections.abc import Callable
 

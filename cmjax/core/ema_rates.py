@@ -1,4 +1,4 @@
-"""How fast the target's parameters follow the student's: the averaging rate μ(k) of the optimizer step k.
+"""Rates of the target's average, μ(k) of the optimizer step k: how fast the target follows the student.
 
 A rate of 1 leaves the target unchanged; a rate of 0 replaces it by the student.
 """

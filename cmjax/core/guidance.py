@@ -14,13 +14,13 @@ from cmjax.core.typing import PerSample, PRNGKey, Samples, Time
 from cmjax.ranges import NotNegative, Positive
 
 NO_LABEL = -1
-"""The label that tells a network that there is no class."""
+"""The label of no class."""
 
 
 def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bool = False) -> Int[Array, " b"]:
     """The labels (b,), each replaced by `NO_LABEL` with probability `rate`.   [Ho & Salimans 2022, alg. 1]
 
-    first: as many labels, but of the first samples: those with s = t, where pairs are drawn with `exact`.
+    first: as many labels, but of the first samples: those with s = t, where pairs are sampled with `exact`.
     [Geng et al. 2025, MeanFlow, the released code]
     """
     dropped = jax.random.uniform(key, label.shape) < rate
@@ -48,8 +48,8 @@ def sample_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b
 
     Where s = t it is all times, from 0 to 1.   [Geng et al. 2025, iMF, the released code]
     """
-    drawn = jax.random.uniform(key, (t.shape[0], 2), t.dtype) / 2 + jnp.array([[0, 0.5]], t.dtype)
-    return jnp.where((s < t)[:, None], drawn, jnp.array([[0, 1]], t.dtype))
+    intervals = jax.random.uniform(key, (t.shape[0], 2), t.dtype) / 2 + jnp.array([[0, 0.5]], t.dtype)
+    return jnp.where((s < t)[:, None], intervals, jnp.array([[0, 1]], t.dtype))
 
 
 def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples:

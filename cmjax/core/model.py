@@ -46,7 +46,7 @@ class Model:
     def __call__(
         self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
     ) -> Samples:
-        """The model's output (b, ...), of the dtype of x (b, ...). t, s: scalars or (b,). `key` draws dropout masks."""
+        """The model's output (b, ...), of the dtype of x (b, ...). t, s: scalars or (b,). key: for dropout masks."""
         c = self._scalings(x, t, s)
         out = call_net(self.net, params, x, c, key=key, **conditions)
         return combine(c, x, out)
@@ -65,8 +65,8 @@ class Model:
         Raises: TypeError where the network has no such head.
         """
         c = self._scalings(x, t, None)
-        found = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
-        return _pair(found, "weight", "(b,)")
+        outputs = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
+        return _pair(outputs, "weight", "(b,)")
 
     def velocity_output(
         self, params: Params, x: Samples, t: Time, s: Time, *, key: Any = None, **conditions: Any
@@ -76,8 +76,8 @@ class Model:
         Raises: TypeError where the network has no such head.
         """
         c = self._scalings(x, t, s)
-        found = call_net(self.net, params, x, c, key=key, return_velocity=True, **conditions)
-        return _pair(found, "velocity", "that of F")
+        outputs = call_net(self.net, params, x, c, key=key, return_velocity=True, **conditions)
+        return _pair(outputs, "velocity", "that of F")
 
     def _scalings(self, x: Samples, t: Time, s: Time | None) -> Scalings:
         checks.floating("x", x)
@@ -87,7 +87,7 @@ class Model:
 
 
 Kind = Literal["denoiser", "consistency", "flow_map"]
-"""What a model estimates: D(x, t), f(x, t) or Φ(x, t, s)."""
+"""The function that a model is: D(x, t), f(x, t) or Φ(x, t, s)."""
 
 
 @partial(
@@ -154,13 +154,13 @@ class BoundModel:
         )
 
 
-def _pair(found: Any, head: str, shape: str) -> tuple[Any, Any]:
-    if not (isinstance(found, tuple) and len(found) == 2):
+def _pair(outputs: Any, head: str, shape: str) -> tuple[Any, Any]:
+    if not (isinstance(outputs, tuple) and len(outputs) == 2):
         raise TypeError(
             f"this loss needs a network with a {head} head: net(..., return_{head}=True) must return (F, {head}), "
-            f"{head} of shape {shape}; it returned {type(found).__name__}"
+            f"{head} of shape {shape}; it returned {type(outputs).__name__}"
         )
-    return found
+    return outputs
 
 
 def check_path(model: Model, teacher: Any) -> None:
@@ -185,10 +185,10 @@ def call_net(net: Net, params: Params, x: Samples, scalings: Scalings, **inputs:
     arguments = (params, per_sample(scalings.c_in, x) * x, scalings.c_noise)
     named = ", ".join(("params", "x", "c_noise", *(f"{name}=…" for name in inputs)))
     _check_takes(net, f"net({named})", arguments, inputs)
-    found = net(*arguments, **inputs)
-    out = found[0] if isinstance(found, tuple) else found
+    outputs = net(*arguments, **inputs)
+    out = outputs[0] if isinstance(outputs, tuple) else outputs
     checks.same_shape("the network's output", jnp.shape(out), x.shape, "x")
-    return found
+    return outputs
 
 
 def _check_takes(function: Callable, call: str, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def single(times: TimeSampler) -> PairSampler:
 
 
 def ratio_pairs(times: TimeSampler, ratio: Ratio) -> PairSampler:
-    """t drawn from a continuous distribution, and r, a fraction of t.   [Geng et al. 2024, ECT]"""
+    """t from a continuous distribution, and r, a fraction of t.   [Geng et al. 2024, ECT]"""
 
     def sample(key, batch_size, step):
         t = times(key, batch_size)
@@ -130,11 +130,11 @@ def shrinking_gap(
 def sorted_pairs(
     times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False, single: bool = False
 ) -> PairSampler:
-    """t, the larger of two draws, and the destination s: the smaller draw for a fraction `apart`, s = t for the rest.
+    """t, the larger of two sampled times, and the destination s: the smaller one for a fraction `apart`, s = t for the rest.
 
     exact: the rest are the first samples of the batch, always as many, as in the JAX code of MeanFlow and iMF; else
         each sample is one of them with probability 1 − apart, as in MeanFlow's code for CIFAR-10.
-    single: where s = t, t is the first draw alone, of distribution `times`.   [Zhang et al. 2025, α-Flow]
+    single: where s = t, t is the first one alone, of distribution `times`.   [Zhang et al. 2025, α-Flow]
 
     [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers]
     Raises: ValueError where apart lies outside [0, 1].
@@ -142,16 +142,16 @@ def sorted_pairs(
     _check_fraction("apart", apart)
 
     def sample(key, batch_size, step):
-        drawn, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
-        larger = jnp.maximum(drawn, other)
-        t = jnp.where(differ, larger, drawn) if single else larger
-        return Times(t=t, s=jnp.where(differ, jnp.minimum(drawn, other), t))
+        one, other, differ = _two_samples(key, batch_size, times, times_s, apart, exact)
+        larger = jnp.maximum(one, other)
+        t = jnp.where(differ, larger, one) if single else larger
+        return Times(t=t, s=jnp.where(differ, jnp.minimum(one, other), t))
 
     return sample
 
 
 def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False) -> PairSampler:
-    """t, and the destination s = min(t, another draw) for a fraction `apart`; s = t for the rest.
+    """t, and the destination s = min(t, another time) for a fraction `apart`; s = t for the rest.
 
     `exact` is as in `sorted_pairs`. Unlike there, t keeps its own distribution, and s = t occurs more often than with
     probability 1 − apart.
@@ -161,13 +161,13 @@ def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, e
     _check_fraction("apart", apart)
 
     def sample(key, batch_size, step):
-        t, other, differ = _two_draws(key, batch_size, times, times_s, apart, exact)
+        t, other, differ = _two_samples(key, batch_size, times, times_s, apart, exact)
         return Times(t=t, s=jnp.where(differ, jnp.minimum(t, other), t))
 
     return sample
 
 
-def _two_draws(key, batch_size, times, times_s, apart, exact):
+def _two_samples(key, batch_size, times, times_s, apart, exact):
     t_key, s_key, apart_key = jax.random.split(key, 3)
     if exact:
         differ = jnp.arange(batch_size) >= part_of(1 - apart, batch_size)
@@ -185,8 +185,8 @@ def between(pairs: PairSampler, fraction: Schedule) -> PairSampler:
     """t and s of the pairs, and between them r = α·s + (1 − α)·t, α = fraction(step).   [Zhang et al. 2025, α-Flow]"""
 
     def sample(key, batch_size, step):
-        drawn = pairs(key, batch_size, step)
-        t, s = drawn.t, drawn.destination
+        sampled = pairs(key, batch_size, step)
+        t, s = sampled.t, sampled.destination
         return Times(t=t, r=t + fraction(step) * (s - t), s=s)
 
     return sample
@@ -227,8 +227,8 @@ def segmented(pairs: PairSampler, edges: Float64[np.ndarray, " n"]) -> PairSampl
     """
 
     def sample(key, batch_size, step):
-        drawn = pairs(key, batch_size, step)
-        t, r = drawn.t, drawn.target
+        sampled = pairs(key, batch_size, step)
+        t, r = sampled.t, sampled.target
         # an edge belongs to the segment below it, also where the grid of t rounds it up
         segment = jnp.searchsorted(jnp.asarray(edges * (1 + 1e-6)), t, side="left") - 1
         s = jnp.asarray(edges, t.dtype)[jnp.clip(segment, 0, len(edges) - 2)]

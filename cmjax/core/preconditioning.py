@@ -90,7 +90,7 @@ def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most:
     x/(1 − t) has the noise level σ = t/(1 − t). With R² = t² + σ_d²·(1 − t)² the velocity is
     (t − σ_d²·(1 − t))/R²·x − σ_d/R·F(x/R, ln(σ)/4).   [Karras et al. 2022, table 1]
 
-    Args: net: F. t_least, t_most: F is told no times outside them; σ is 0.002 and 80 there, as in EDM.
+    Args: net: F. t_least, t_most: times outside them are clipped; σ is 0.002 and 80 there, as in EDM.
     """
 
     def velocity(params: Params, x: Samples, c_noise: Array, **inputs: Any) -> Samples:

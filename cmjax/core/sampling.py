@@ -13,14 +13,14 @@ from cmjax.core.typing import Keys, Noises, Samples, Shape, Solver, TimeGrid
 from cmjax.system.mesh import split_as
 
 Start = Samples | Float[np.ndarray, "b *dims"] | None
-"""The state to start from; None for noise drawn from the key."""
+"""The state to start from; None for noise from the key."""
 
 AddedNoises = Noises | Array | Float[np.ndarray, "k b *dims"] | None
 """The noises to add, in order: an array (k, b, ...), or a function of the traced index from 0; None: from the key."""
 
 
 def _path_of(flow_map: Any, path: Path | None) -> Path:
-    """The path that is given, or the model's; `ve` for a function that has none."""
+    """The path of the call, or the model's; `ve` for a function that has none."""
     known = getattr(flow_map, "path", ve) if path is None else path
     check_is_path(known)
     return known
@@ -46,9 +46,9 @@ def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -
 
 
 def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
-    """The index-th unit Gaussian of `key`, of the given shape (b, ...).
+    """The index-th unit Gaussian of `key`, of this shape (b, ...).
 
-    With an array of keys (b,), one for each sample, a sample's noise does not depend on the batch it is drawn in.
+    With an array of keys (b,), one for each sample, a sample's noise does not depend on the batch that it is part of.
     """
     key = checks.as_key(key, shape[0])
     if key.ndim == 0:
@@ -111,7 +111,7 @@ def sample_fn(
              latent consistency models do; the noise that the estimate already has at t_min is not subtracted.
              start: the state at times[0], (b, ...); by default b(T)·z. Latent consistency models start from z itself.
              noises: those that are added, in order, one before each evaluation but the first, see `AddedNoises`; by
-             default drawn from `key`.
+             default from `key`.
     Returns: samples of `shape`, in [-1, 1] units, clipped only where `clip` is set.
     Raises:  ValueError where `times` do not descend within [t_min, t_max], or `t_min` is neither given nor known;
              where keys, `start` or `noises` are not those of so many samples. Values that are traced are not checked.

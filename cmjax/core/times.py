@@ -33,7 +33,7 @@ def student(
 ) -> TimeSampler:
     """The time of the noise level σ in [lowest, highest], with ln σ ~ truncated Student-t.   [Lee et al. 2025, TCM]
 
-    The distribution has `df` degrees of freedom and the given `scale`. It is drawn by its inverse distribution
+    The distribution has `df` degrees of freedom and this `scale`. It is sampled by its inverse distribution
     function, tabulated at `points` in float64; with df = 0.01 the tails are too heavy for rejection sampling.
     """
     for name, value in (("df", df), ("scale", scale), ("lowest", lowest)):

@@ -13,7 +13,7 @@ Samples = Float[Array, "b *dims"]
 """A batch of data of any rank: images (b, h, w, c) in [-1, 1], or points (b, d)."""
 
 Shape = Sequence[Any]
-"""Of samples, (b, ...): numbers, or a symbolic batch size as in `jax.export`."""
+"""The shape of samples, (b, ...): numbers, or a symbolic batch size as in `jax.export`."""
 
 PerSample = Float[Array, " b"]
 Time = Float[Array, ""] | Float[Array, " b"] | float
@@ -38,7 +38,7 @@ Conditions = Mapping[str, Array]
 class Net(Protocol):
     """The raw network F(params, x, c_noise), any callable: a lambda, a Linen, NNX or Equinox module's function.
 
-    x (b, ...) is scaled by c_in, c_noise (b,) tells the time; the result has the shape of x. `key` draws dropout masks;
+    x (b, ...) is scaled by c_in, c_noise (b,) encodes the time; the result has the shape of x. `key` is for dropout masks;
     None means evaluation. `conditions` come from a batch, such as `label` (b,).
 
     A network may support more, by taking these keywords:

@@ -121,7 +121,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     if teacher is not None:
         check_teacher(run, teacher, model, tuple(source.shape))
     check_classes_of_others(run, model, source)
-    on_first_process(lambda: run.say_what_is_not_as_asked(tuple(source.shape)))
+    on_first_process(lambda: run.warn_of_no_effect(tuple(source.shape)))
     on_first_process(lambda: _warn_of_averages(run))
     setup = Setup(run, mesh, source, model, teacher, frozen)
     _check_memory(setup)

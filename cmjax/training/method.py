@@ -44,7 +44,7 @@ class Method:
           labels: `drop_first` and `keep_labels` of `step.prepare_inputs`.
           fraction: of the batch, its first samples, which learn in another way.
           coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
-          stages: the steps at which trainings with a teacher of their own begin; () for none.
+          stages: the steps at which trainings with a new teacher begin; () for none.
           teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must
           be. teacher_as: its argument of the loss. teacher_function: of (params, x, t), once it is loaded.
           teacher_drops_out: whether it has the student's dropout masks, or none.
@@ -74,7 +74,7 @@ class Method:
     guided_by: str = ""
 
     def with_teacher(self, teacher: BoundModel | None, path: Path) -> "Method":
-        """The method with its teacher, which is carried to the student's path if its own is another."""
+        """The method with its teacher, which is carried to the student's path if that is another."""
         if teacher is None:
             return self
         same = teacher.path == path

@@ -26,7 +26,7 @@ def average_name(index: int) -> str:
 
 
 EMA = average_name(0)
-"""The average that samples are drawn with unless another is asked for."""
+"""The average that samples are made with unless another is asked for."""
 
 
 NEGLIGIBLE = 1e-6
@@ -39,10 +39,10 @@ class AveragesState(NamedTuple):
 
 
 def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformation:
-    """Exponential moving averages of the *updated* parameters, avg ← μ(k)·avg + (1 − μ(k))·θ_{k+1}.
+    """Tracks exponential moving averages of the *updated* parameters, avg ← μ(k)·avg + (1 − μ(k))·θ_{k+1}.
 
-    Rounding to float32 would stop a slow average within 3e-8/(1 − μ) of a settled parameter, relative to it: 6e-4 at
-    μ = 0.99995. So before rounding, up to half a unit in the last place is added, another fraction of it at every step.
+    Rounding to float32 would stop a slow average at a relative distance of 3e-8/(1 − μ) from a settled parameter, 6e-4
+    at μ = 0.99995. So a dither of at most half a unit in the last place is added before rounding.
 
     Leaves the updates as they are. Stands last in a chain, where the updates are the ones that will be applied.
 
@@ -74,13 +74,13 @@ def _average(weight: Array, step: Array, average: Array, updated: Array) -> Arra
     weight = jnp.asarray(weight, average.dtype)  # of a schedule in float64, where that is enabled
     size = jnp.abs(average)
     unit = jnp.nextafter(size, jnp.full_like(size, jnp.inf)) - size
-    slow = average + (weight * (updated - average) + _even_share(step).astype(average.dtype) * unit)
+    slow = average + (weight * (updated - average) + _dither(step).astype(average.dtype) * unit)
     quick = (1 - weight) * average + weight * updated
     return jnp.where(weight >= SLOW, quick, jnp.where(weight > 0, slow, average))
 
 
-def _even_share(step: Array) -> Array:
-    """A number in [−1/2, 1/2) for each step: multiples of the golden ratio, which fill it evenly."""
+def _dither(step: Array) -> Array:
+    """The dither of a step, in [−1/2, 1/2): multiples of the golden ratio, which fill the interval evenly."""
     turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)  # of 2³² the golden ratio's fraction
     return (turned >> 8).astype(jnp.float32) / 2**24 - 0.5
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LARGEST_STD = 12**-0.5
-"""Of the flat average, γ = 0: all updates alike. A larger one would weigh the first updates most."""
+"""The width of the flat average, γ = 0, of all updates alike. A larger one would weigh the first updates most."""
 
 
 def exponent(std: float) -> float:
@@ -27,7 +27,7 @@ def exponent(std: float) -> float:
 
 
 def coefficients(steps: Sequence[float], stds: Sequence[float], *, step: float, std: float) -> tuple[np.ndarray, float]:
-    """How to combine snapshots of averages into the average of another width or time: least squares over profiles.
+    """Combines snapshots of averages into the average of another width or time, by least squares over profiles.
 
     [Karras et al. 2024, app. C.3, algorithm 3]
 

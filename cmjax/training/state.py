@@ -23,7 +23,7 @@ class TrainState:
 
     @property
     def skipped(self) -> Int[Array, ""]:
-        """How many steps have changed nothing, for their loss or gradient was not finite."""
+        """The number of steps that changed nothing, because their loss or gradient was not finite."""
         return self.step - self.opt_state[-1].count
 
 

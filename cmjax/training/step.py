@@ -60,10 +60,10 @@ def make_method_step(
 
         def mean_loss(params, key, x0, conditions):
             target = params if target_params is None else target_params
-            drawn, dropout_key = method.sample_batch(key, x0, state.step, conditions)
-            given = method.arguments(state.step, target, frozen)
-            losses = method.loss(model, params, dropout_key, drawn, **given)
-            bin_sums = {} if bin_of is None else {"loss_bins": _sums_by_bin(losses, bin_of(drawn.times.t), bins)}
+            batch, dropout_key = method.sample_batch(key, x0, state.step, conditions)
+            arguments = method.arguments(state.step, target, frozen)
+            losses = method.loss(model, params, dropout_key, batch, **arguments)
+            bin_sums = {} if bin_of is None else {"loss_bins": _sums_by_bin(losses, bin_of(batch.times.t), bins)}
             return jnp.mean(losses), bin_sums
 
         (loss, bin_sums), grads = _accumulate(
@@ -118,8 +118,8 @@ def prepare_inputs(
 ) -> tuple[Samples, dict[str, Array]]:
     """x0 and the network's conditions, of a batch as it is stored.
 
-    Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network is
-          given as the condition `augment`. conditions: what of the batch it is given beside x0, such as "label".
+    Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network
+          takes as the condition `augment`. conditions: what of the batch it takes beside x0, such as "label".
           label_dropout: the fraction of the labels that are left out; drop_first: those of the first samples.
           keep_labels: all labels are among the conditions too, as `kept_label`.
     """
@@ -197,7 +197,7 @@ class CompiledStep:
 
 
 def _votes(mesh: Mesh, vote: int) -> Array:
-    """One vote for each device of the mesh, those of this process's own."""
+    """One vote for each device of the mesh, those of this process alone."""
     return jax.make_array_from_callback((mesh.size,), batch_sharding(mesh), lambda index: np.full(1, vote, np.int32))
 
 
@@ -216,7 +216,7 @@ def compile_train_step(
 def trace_train_step(
     train_step: TrainStep, state: TrainState, frozen: Params, batch: Examples, mesh: Mesh, *, steps_per_call: int = 1
 ) -> jax.stages.Traced:
-    """What `compile_train_step` compiles, for the devices of the mesh, here or not.
+    """Traces the train step for the devices of the mesh, here or not, as `compile_train_step` does.
 
     The state is donated; frozen parameters are an argument, never constants.
     """

@@ -3,10 +3,10 @@
 All have one signature, `loss(model, params, key, batch, *, ...) -> (b,)`: one loss for each sample.
 
     model: a `Model`. params: the student's parameters, with respect to which the loss is differentiated.
-    key: draws dropout masks; None means no dropout. All other randomness is in the batch, so a loss is a function of
+    key: for dropout masks; None means no dropout. All other randomness is in the batch, so a loss is a function of
     parameters, batch and dropout masks.
     batch: a `Batch`. Methods with a target network take `target_params`, its parameters, by default the student's own
-    (`pd` must be given them). No gradient flows through the target.
+    (`pd` needs them). No gradient flows through the target.
 
 The other inputs of a method are keyword arguments; `functools.partial` binds them. A `teacher` is a function (x, t,
 **conditions) -> the estimate of the clean data, with its parameters bound, such as `cmjax.load(workdir)`.

@@ -85,7 +85,7 @@ def adaptive_alpha(gap: PerSample, alpha: PerSample, *, c: Positive) -> PerSampl
 def alpha_schedule(
     *, total_steps: int, start: Fraction = 0.0, end: Fraction = 1.0, clamp: Inside = 0.005, steepness: Positive = 25.0
 ) -> Callable[[Array | int], Array]:
-    """step -> α, which falls from 1 to 0 by a sigmoid, centred between the shares `start` and `end` of the run.
+    """step -> α, which falls from 1 to 0 by a sigmoid, centred between the fractions `start` and `end` of the run.
 
     α below `clamp` becomes 0, where the loss is MeanFlow's; α above 1 − clamp becomes 1.   [Zhang et al. 2025, α-Flow]
     Raises: ValueError naming the argument that is out of range.

@@ -42,7 +42,7 @@ def consistency_loss(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """The loss λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,), which this family shares.   [Song et al. 2023, eq. 7]
+    """The loss λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,), which all methods of this family use.   [Song et al. 2023, eq. 7]
 
     No gradient flows through f_θ⁻. Student and target share `key`, so they drop out the same units.
     """
@@ -154,8 +154,8 @@ def tcm(
     x_r, conditions = batch.noised(path, r), batch.conditions
     first = first_stage(x_r, jnp.where(r > 0, r, 1), key=key, **conditions)
     first = jnp.where(per_sample(r > 0, x_r), first, x_r)
-    own = with_boundary(model)(params if target_params is None else target_params, x_r, r, key=key, **conditions)
-    target = jnp.where(per_sample(r < boundary, x_r), first, own)
+    estimated = with_boundary(model)(params if target_params is None else target_params, x_r, r, key=key, **conditions)
+    target = jnp.where(per_sample(r < boundary, x_r), first, estimated)
     estimate = model(params, batch.noised(path, t), t, key=key, **conditions)
     losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
     size, count = t.shape[0], part_of(fraction, t.shape[0])
@@ -228,12 +228,12 @@ def batch_denoiser(
 
     With labels, the data of a sample are only the samples of its own class.
     """
-    own, rows = flat(widened(batch)), flat(widened(x_t))
+    data, rows = flat(widened(batch)), flat(widened(x_t))
     a, b = (jnp.broadcast_to(scale(as_time(t, x_t)), x_t.shape[:1])[:, None] for scale in (path.a, path.b))
     # −‖x − a·y‖²/(2b²) without the term in ‖x‖², which does not depend on y
-    products = jnp.matmul(rows, own.T, precision="highest")
-    logits = (a * products - a**2 * jnp.sum(own**2, axis=1)[None] / 2) / b**2
+    products = jnp.matmul(rows, data.T, precision="highest")
+    logits = (a * products - a**2 * jnp.sum(data**2, axis=1)[None] / 2) / b**2
     if label is not None:
         logits = jnp.where(label[:, None] == label[None], logits, -jnp.inf)
-    denoised = jnp.matmul(jax.nn.softmax(logits, axis=1), own, precision="highest")
+    denoised = jnp.matmul(jax.nn.softmax(logits, axis=1), data, precision="highest")
     return denoised.reshape(x_t.shape).astype(x_t.dtype)

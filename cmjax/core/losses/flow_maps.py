@@ -229,5 +229,5 @@ def _labels(batch: Batch) -> jax.Array:
 
 
 def _is(value: Time, number: float) -> bool:
-    """Whether it is this number for all samples; an array may hold others."""
+    """True where it is this number for all samples; an array may hold others."""
     return isinstance(value, Real) and bool(value == number)
