@@ -203,7 +203,7 @@ def _scales(o: Objective, *, above: float | None = None) -> Part:
 
 
 def _guided_teacher(o: Objective) -> Part:
-    """With `guidance`, two numbers, the teacher is guided by a scale between them, which the student takes as an input."""
+    """With `guidance`, two numbers, the teacher is guided by a scale between them, an input of the student."""
     return {"loss": _guided_scm_cd, **_scales(o)} if o.fields.value("guidance") else {}
 
 

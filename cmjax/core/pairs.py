@@ -130,7 +130,7 @@ def shrinking_gap(
 def sorted_pairs(
     times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False, single: bool = False
 ) -> PairSampler:
-    """t, the larger of two sampled times, and the destination s: the smaller one for a fraction `apart`, s = t for the rest.
+    """t, the larger of two times, and the destination s: the smaller one for a fraction `apart`, s = t for the rest.
 
     exact: the rest are the first samples of the batch, always as many, as in the JAX code of MeanFlow and iMF; else
         each sample is one of them with probability 1 − apart, as in MeanFlow's code for CIFAR-10.

@@ -38,7 +38,7 @@ Conditions = Mapping[str, Array]
 class Net(Protocol):
     """The raw network F(params, x, c_noise), any callable: a lambda, a Linen, NNX or Equinox module's function.
 
-    x (b, ...) is scaled by c_in, c_noise (b,) encodes the time; the result has the shape of x. `key` is for dropout masks;
+    x (b, ...) is scaled by c_in, c_noise (b,) encodes the time; the result has the shape of x. `key`: for dropout;
     None means evaluation. `conditions` come from a batch, such as `label` (b,).
 
     A network may support more, by taking these keywords:

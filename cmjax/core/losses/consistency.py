@@ -42,7 +42,7 @@ def consistency_loss(
     distance: Distance,
     weight: Weight,
 ) -> PerSample:
-    """The loss λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,), which all methods of this family use.   [Song et al. 2023, eq. 7]
+    """The loss λ(t, r)·d(f_θ(x_t, t), f_θ⁻(x_r, r)), (b,), which this family has in common.   [Song et al. 2023, eq. 7]
 
     No gradient flows through f_θ⁻. Student and target share `key`, so they drop out the same units.
     """
