@@ -188,7 +188,7 @@ def read_only(monkeypatch):
     return monkeypatch
 
 
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @MANY
