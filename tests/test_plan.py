@@ -134,7 +134,7 @@ def test_weights_that_are_not_here_have_their_shapes():
     frozen = abstract.frozen_shapes(run, teacher)
     assert "has the student's network" in assumed
     assert plan.count_parameters(frozen["teacher"]) == plan.count_parameters(parameter_shapes(model.module, data.shape))
-    assert plan.count_parameters(frozen["lpips"]) == 14_714_688 + 1472  # VGG16's convolutions, and a weight for each tap's channel
+    assert plan.count_parameters(frozen["lpips"]) == 14_714_688 + 1472  # VGG16, and a weight for each channel
     assert teacher is not None
     assert teacher.kind == "denoiser"
 
