@@ -38,7 +38,7 @@ from cmjax.training.step import compile_train_step
 
 BATCH = 256
 BATCHES = 40
-PICTURES = 2048
+NUM_IMAGES = 2048
 STEPS = ("digits_ct", "digits_edm")
 """Recipes whose steps take the most images a second."""
 MEMORY = {"kept": 10**12, "on demand": 0}
@@ -75,13 +75,13 @@ def of_files(folder: Path) -> Iterator[Row]:
     for size, suffix in ((32, "png"), (32, "jpg"), (64, "jpg"), (256, "jpg")):
         files = folder / f"{size}{suffix}"
         files.mkdir()
-        for number in range(PICTURES):
+        for number in range(NUM_IMAGES):
             coarse = Image.fromarray(random.integers(0, 256, (size // 8, size // 8, 3), np.uint8))
             coarse.resize((size, size), Image.Resampling.BICUBIC).save(files / f"{number}.{suffix}")
         for where, limit in MEMORY.items():
             opened = partial(sources.folder, files, "train", image_size=min(size, 64), memory_limit_bytes=limit)
             yield measured(f"folder of {suffix}, {size}×{size}, {where}", opened)
-    np.savez(folder / "x.npz", images=random.integers(0, 256, (20 * PICTURES, 32, 32, 3), np.uint8))
+    np.savez(folder / "x.npz", images=random.integers(0, 256, (20 * NUM_IMAGES, 32, 32, 3), np.uint8))
     for where, limit in (("in memory", MEMORY["kept"]), ("mapped", 0)):
         yield measured(f"arrays, {where}", partial(sources.arrays, folder / "x.npz", "train", memory_limit_bytes=limit))
 

@@ -128,7 +128,7 @@ def sample_rows(name: str, out: Path) -> list[np.ndarray]:
     return [sample_images(sampler, flow_map, SHOWN, seed=0, conditions={}) for sampler in samplers]
 
 
-def picture(names: list[str], out: Path) -> np.ndarray:
+def plot(names: list[str], out: Path) -> np.ndarray:
     """A row for each method: one evaluation on the left, two on the right."""
     rows = []
     for name in names:
@@ -184,7 +184,7 @@ def main() -> None:
         (options.out / "methods.json").write_text(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
         (options.out / "methods.md").write_text(table(rows))
     if options.data == "digits":
-        save_png(options.out / "methods.png", picture(names, options.out))
+        save_png(options.out / "methods.png", plot(names, options.out))
     print(table(rows))
 
 

@@ -176,7 +176,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return report, samples
 
 
-def picture(samples: dict[str, np.ndarray], *, side: int = 480, reach: float = 1.6) -> np.ndarray:
+def plot(samples: dict[str, np.ndarray], *, side: int = 480, reach: float = 1.6) -> np.ndarray:
     """Side by side: data in grey, exact and student's samples in the colour of their noise's direction."""
     angle = np.arctan2(samples["noise"][:, 1], samples["noise"][:, 0])
     hues = np.stack([np.cos(angle - shift) for shift in (0, 2 * np.pi / 3, 4 * np.pi / 3)], axis=1)
@@ -200,7 +200,7 @@ def main() -> None:
     out = options.pop("out")
     report, samples = run(Settings(**options))
     if out:
-        save_png(out, picture(samples))
+        save_png(out, plot(samples))
     rounded = {name: float(f"{value:.4g}") for name, value in report.items()}
     environment = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     print(json.dumps({**rounded, "data_std": SIGMA_DATA, "settings": options, **environment}, indent=2))

@@ -27,7 +27,7 @@ def test_a_slow_source_has_the_rate_that_it_was_made_with(monkeypatch):
 
 def test_files_are_read_in_memory_on_demand_and_mapped(monkeypatch, tmp_path):
     monkeypatch.setattr(data_rate, "BATCHES", 2)
-    monkeypatch.setattr(data_rate, "PICTURES", 40)
+    monkeypatch.setattr(data_rate, "NUM_IMAGES", 40)
     rows = list(data_rate.of_files(tmp_path))
     assert [row.shape for row in rows] == [(32, 32, 3)] * 4 + [(64, 64, 3)] * 4 + [(32, 32, 3)] * 2
     assert all(row.images_per_second > 0 for row in rows)

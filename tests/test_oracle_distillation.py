@@ -49,7 +49,7 @@ def test_a_few_steps_beat_the_mean_of_the_data_and_the_untrained_student():
     settings = oracle.Settings(steps=300, batch=128, width=64, s0=8, s1=8, points=512, exact_steps=256)
     report, samples = oracle.run(settings)
     assert report["rms"] < 0.5 * min(report["rms_untrained"], report["rms_mean_of_data"])
-    assert oracle.picture(samples).shape == (488, 1464, 3)
+    assert oracle.plot(samples).shape == (488, 1464, 3)
 
 
 @pytest.mark.slow

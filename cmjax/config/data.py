@@ -193,7 +193,7 @@ def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Ar
         problem = "denoisers and flow maps train with augmentation; a consistency model is given images as they are"
         raise data.error("augment", f"{problem}: leave it empty")
     if data.boolean("horizontal_flip"):
-        problem = "config.data.augment mirrors images too, and tells the network of it"
+        problem = "config.data.augment mirrors images too, and gives the network a label of it"
         raise data.error("horizontal_flip", f"{problem}: set it to False")
     if not net.has("augment_dim"):
         raise data.error("augment", f"config.net.name={net.text('name')!r} has no input for its labels; leave it empty")

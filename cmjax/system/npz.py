@@ -101,7 +101,7 @@ def _array(path: AnyPath, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> 
     with members.open(member) as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:  # fewer bytes than the header tells
+        except ValueError as error:  # fewer bytes than the header states
             raise ValueError(f'{path}: "{_name(member)}" is damaged, or only a part of it is here') from error
 
 

@@ -203,8 +203,8 @@ drawn = {"one step": sample(own, jnp.array([80.0])), "two steps": sample(own, jn
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
-for axes, (name, pictures) in zip(panels, drawn.items(), strict=True):
-    framed = np.pad(np.asarray(pictures)[:, :, :, 0], ((0, 0), (0, 1), (0, 1)), constant_values=0.2)
+for axes, (name, sampled) in zip(panels, drawn.items(), strict=True):
+    framed = np.pad(np.asarray(sampled)[:, :, :, 0], ((0, 0), (0, 1), (0, 1)), constant_values=0.2)
     axes.imshow(framed.reshape(4, 10, 9, 9).transpose(0, 2, 1, 3).reshape(36, 90), cmap="gray", vmin=-1, vmax=1)
     axes.set(title=name, xticks=np.arange(10) * 9 + 3.5, yticks=[])
     axes.set_xticklabels(range(10))
@@ -215,14 +215,14 @@ for axes, (name, pictures) in zip(panels, drawn.items(), strict=True):
 
 
 # %%
-def read(pictures):
+def read(sampled):
     """The label of the nearest training image, (b,)."""
-    squared = jnp.sum((pictures.reshape(-1, 1, 64) - images.reshape(1, -1, 64)) ** 2, axis=2)
+    squared = jnp.sum((sampled.reshape(-1, 1, 64) - images.reshape(1, -1, 64)) ** 2, axis=2)
     return labels[jnp.argmin(squared, axis=1)]
 
 
-for name, pictures in drawn.items():
-    print(f"{name}: {100 * float(jnp.mean(read(pictures) == wanted)):.0f} % are read as their class")
+for name, sampled in drawn.items():
+    print(f"{name}: {100 * float(jnp.mean(read(sampled) == wanted)):.0f} % are read as their class")
 
 # %% [markdown]
 # ## What else fits
