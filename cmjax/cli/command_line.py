@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 
 from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError, suggestion
-from cmjax.config.recipes import all_recipes, change, find_recipe, load_recipe
+from cmjax.config.recipes import all_recipes, change, find_recipe, load_fields, load_recipe
 from cmjax.system.files import ask_bucket, is_bucket, path_problem, to_path
 from cmjax.system.libraries import MissingLibrary
 
@@ -31,6 +31,7 @@ MODES = {
     "plan": "cmjax.cli.plan",
     "status": "cmjax.cli.status",
     "report": "cmjax.cli.report",
+    "encode": "cmjax.cli.encode",
     "import": "cmjax.cli.importing",
     "export": "cmjax.cli.exporting",
 }
@@ -46,13 +47,14 @@ SUMMARIES = {
     "plan": "check whether a recipe fits a machine, which need not be there",
     "status": "show where a run stands",
     "report": "write a page about one or several runs",
+    "encode": "write the latents of a data set's images, by an autoencoder",
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
 MOVED = "data.data_dir"
 """The one field that can be changed without a recipe: the data of a run were moved."""
 PATHS = ["workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"]
-PATHS += ["autoguidance"]
+PATHS += ["autoguidance", "autoencoder", "statistics"]
 """Flags that are paths."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 
@@ -163,9 +165,10 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         if value is not None:
             _check_path(name, value)
     recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)
-    if recipe is None:
+    alone = getattr(module, "WITHOUT_RECIPE", None)
+    if recipe is None and alone is None:
         changes = [(name, text) for name, text in changes if name != MOVED or not moved]
-    return module, Options(chosen, flags.values, _changed(recipe, changes), moved)
+    return module, Options(chosen, flags.values, _changed(recipe, changes, alone), moved)
 
 
 def _check_path(name: str, value: str | list[str]) -> None:
@@ -191,13 +194,13 @@ def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | Non
     return rest, changes
 
 
-def _changed(recipe: str | None, changes: list[tuple[str, str | None]]) -> "ConfigDict | None":
-    """Load a recipe and apply the changes; None where no recipe is named."""
-    if recipe is None:
+def _changed(recipe: str | None, changes: list[tuple[str, str | None]], alone: Any) -> "ConfigDict | None":
+    """Load a recipe, or the fields that a mode reads `alone`, and apply the changes; None without either."""
+    if recipe is None and (alone is None or not changes):
         if changes:
             raise ConfigError(f"--config.{changes[0][0]}: of which recipe? Name it, as --config=configs/digits_ct.py")
         return None
-    config = load_recipe(recipe)
+    config = load_fields(alone) if recipe is None else load_recipe(recipe)
     for name, text in changes:
         change(config, name, text)
     return config

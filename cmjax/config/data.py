@@ -13,6 +13,7 @@ from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
 from cmjax.data.folder import check_folder, image_sizes
+from cmjax.data.latents import MANIFEST, latents, split_folder
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
 from cmjax.data.values import check_is_file
 from cmjax.data.workers import check_grain
@@ -34,6 +35,7 @@ class Data:
     channels: int
     memory_limit_bytes: int
     max_corrupt: int
+    crop: str = "lanczos"
 
     def open(self, split: str) -> sources.Source:
         """The examples of a split.
@@ -70,11 +72,23 @@ def _arrays(data: Data, split: str) -> sources.Source:
 
 def _folder(data: Data, split: str) -> sources.Source:
     size = data.image_size or (0, 0)
-    return sources.folder(data.data_dir, split, image_size=size, channels=data.channels or 3, **_limits(data))
+    return sources.folder(
+        data.data_dir, split, image_size=size, channels=data.channels or 3, crop=data.crop, **_limits(data)
+    )
 
 
 def _tfds(data: Data, split: str) -> sources.Source:
-    return sources.tfds(data.name, split, data_dir=data.data_dir, **_limits(data))
+    cropped = {"image_size": data.image_size, "crop": data.crop}
+    return sources.tfds(data.name, split, data_dir=data.data_dir, **cropped, **_limits(data))
+
+
+def _latents(data: Data, split: str) -> sources.Source:
+    folder = split_folder(data.data_dir, split)
+    if not (folder / MANIFEST).is_file() and any(folder.glob("*.safetensors")):
+        from cmjax.interop.lightning_latents import lightning_latents
+
+        return lightning_latents(folder)
+    return latents(data.data_dir, split, max_corrupt=data.max_corrupt)
 
 
 def _limits(data: Data) -> dict[str, Any]:
@@ -85,6 +99,7 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "digits": _digits,
     "arrays": _arrays,
     "folder": _folder,
+    "latents": _latents,
 }
 """The readers of data by name; any other name is that of a data set of TFDS."""
 
@@ -131,6 +146,8 @@ def _check_there(fields: Fields, name: str, data_dir: str) -> None:
             check_folder(data_dir)
         elif name == "arrays":
             check_is_file(to_path(data_dir).expanduser())
+        elif name == "latents":
+            split_folder(data_dir, "train")
     except (DataError, ImportError) as error:
         raise ConfigError(f"config.data.data_dir={error}") from error
     except OSError as error:
@@ -186,6 +203,10 @@ def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Ar
 
     The network takes the labels, so that its samples, whose labels are 0, show none of the changes.
     """
+    if data.text("name") == "latents" and (data.text("augment") or data.boolean("horizontal_flip")):
+        field = "augment" if data.text("augment") else "horizontal_flip"
+        problem = "an image's latents cannot be changed as the image: leave it out, and encode with --mirrored"
+        raise data.error(field, f"{problem} for mirrored images")
     if not data.text("augment"):
         return None
     probabilities = data.call("augment", AUGMENTATIONS)

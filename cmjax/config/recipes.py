@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,13 @@ def load_recipe(text: str) -> "ConfigDict":
         kind = type(config).__name__
         raise ConfigError(f"--config={text}: get_config() gave {kind}, and not an ml_collections.ConfigDict")
     return ConfigDict(renamed) if (renamed := with_new_names(config.to_dict())) != config.to_dict() else config
+
+
+def load_fields(values: Mapping[str, Any]) -> "ConfigDict":
+    """Makes a configuration of the fields alone that a mode reads, where no recipe is named."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(values)
 
 
 def list_recipes(folder: Path = FOLDER) -> dict[str, str]:

@@ -84,7 +84,7 @@ class Batches:
                 raise DataError(f"batch_size {self.batch_size} does not divide over {self.sharding}") from error
 
     def at(self, step: int) -> dict[str, jax.Array]:
-        """Batch `step`: "image" (b, h, w, c) as the source has it and, with labels, "label" (b,) int32. Where
+        """Batch `step`: "image" (b, h, w, c) and what else the source has, such as "label" (b,) int32. Where
         `steps_per_call` is above 1, those of the steps after it too, (steps_per_call, b, ...).
 
         The arrays are global; a host gathers the rows of its own devices only.
@@ -148,9 +148,8 @@ class Batches:
         def part(name: str, index: Any) -> np.ndarray:
             return rows[index[len(steps)].indices(self.batch_size)[:2]][name]  # only the batch's axis is ever split
 
-        shapes: dict[str, tuple[int, ...]] = {"image": (*steps, self.batch_size, *self.source.shape)}
-        if self.source.num_classes is not None:
-            shapes["label"] = (*steps, self.batch_size)
+        arrays = next(iter(rows.values()))
+        shapes = {name: (*steps, self.batch_size, *array.shape[len(steps) + 1 :]) for name, array in arrays.items()}
         sharding = over_steps(self.sharding) if steps else self.sharding
         return {
             name: jax.make_array_from_callback(shape, sharding, functools.partial(part, name))

@@ -1,12 +1,14 @@
 """Opens a folder of PNG and JPEG files as a source, with class subfolders as labels."""
 
 import contextlib
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source
+from cmjax.data.crops import CROPS
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
@@ -27,10 +29,11 @@ def folder(
     *,
     image_size: int | tuple[int, int],
     channels: int = 3,
+    crop: str = "lanczos",
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
 ) -> Source:
-    """Opens the PNG and JPEG files below a folder: resized (Lanczos) to cover `image_size`, centre cropped, uint8.
+    """Opens the PNG and JPEG files below a folder: resized to cover `image_size`, centre cropped, uint8.
 
     Labels are the names of the subfolders, sorted, or those of a `dataset.json`; files directly in the folder have
     none. Subfolders that are splits by their names, train beside test, val, …, are taken as they are; see `layout`. A
@@ -39,8 +42,8 @@ def folder(
     Args:   data_dir: the folder. split: "train" or "test". Without subfolders for them, "test" is about a tenth of the
             files, chosen by a hash of their names, so that a file stays in its split when others are added; it is never
             all of a class. image_size: of the examples, pixels: height and width, or both in one number. channels: 1
-            (grey) or 3 (RGB). memory_limit_bytes: sets that take more once decoded are not kept in memory.
-            max_corrupt: how many files may be damaged; None: any number.
+            (grey) or 3 (RGB). crop: how they are resized, of `CROPS`. memory_limit_bytes: sets that take more once
+            decoded are not kept in memory. max_corrupt: how many files may be damaged; None: any number.
     Raises: DataError naming the folder or argument, where nothing can be read from it, or its layout can be read in
             several ways. The source's `gather` raises it where more than `max_corrupt` are damaged.
     """
@@ -54,7 +57,7 @@ def folder(
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
     listed, damage = read_split(root, split), Damage(str(root), max_corrupt)
-    reader = _Reader(root, listed.files, listed.labels, (height, width, channels), damage)
+    reader = _Reader(root, listed.files, listed.labels, (height, width, channels), damage, crop)
     source = OnDemandSource(
         reader.shape,
         None if listed.class_names is None else len(listed.class_names),
@@ -98,11 +101,11 @@ def _check_is_folder(root: AnyPath) -> None:
 
 
 def read_image(
-    file: AnyPath, shape: tuple[int, int, int], *, background: str = "white"
+    file: AnyPath | bytes, shape: tuple[int, int, int], *, background: str = "white", crop: str = "lanczos"
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Reads an image and fits it to `shape` (h, w, c), c of 1 or 3: upright, resized (Lanczos), centre cropped, uint8.
+    """Reads an image and fits it to `shape` (h, w, c), c of 1 or 3: upright, resized, centre cropped, uint8.
 
-    Args:    background: the colour behind what is transparent.
+    Args:    file: its path, or its content. background: the colour behind what is transparent. crop: of `CROPS`.
     Returns: it and the (height, width) that it had, upright.
     Raises:  DataError saying why the file cannot be read. An animation is no image.
     """
@@ -110,12 +113,12 @@ def read_image(
 
     height, width, channels = shape
     try:
-        with file.open("rb") as opened, Image.open(opened) as image:
+        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened, Image.open(opened) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG, whose other images are previews
                 raise DataError(f"it is an animation of {frames} images; save one of them as a file of its own")
             upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(_in_mode(upright, channels, background), (width, height), Image.Resampling.LANCZOS)
+            fitted = CROPS[crop](_in_mode(upright, channels, background), height, width)
         return np.asarray(fitted, np.uint8).reshape(shape), (upright.height, upright.width)
     except DataError:
         raise
@@ -154,10 +157,11 @@ class _Reader:
     labels: np.ndarray | None
     shape: tuple[int, int, int]
     damage: Damage
+    crop: str
 
     def key(self) -> str:
         """A key of the files' content and their labels."""
-        return content_key(files_key(self.files), self.labels)
+        return content_key(files_key(self.files), self.labels, *([] if self.crop == "lanczos" else [self.crop]))
 
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         examples = parallel_map(self._whole, [int(i) for i in indices], run=4)
@@ -172,7 +176,7 @@ class _Reader:
         return first_whole(self._image, index, self._name, len(self.files), self.damage)
 
     def _image(self, index: int) -> tuple[np.ndarray, int]:
-        return read_image(self.files[index], self.shape)[0], index
+        return read_image(self.files[index], self.shape, crop=self.crop)[0], index
 
     def _name(self, index: int) -> str:
         return str(self.files[index].relative_to(self.root))

@@ -13,6 +13,7 @@ import numpy as np
 from cmjax.data.base import DataError, Source
 from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
+from cmjax.data.folder import read_image
 from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import CHUNK, MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
@@ -51,6 +52,8 @@ def tfds(
     split: str,
     *,
     data_dir: str | Path,
+    image_size: tuple[int, int] | None = None,
+    crop: str = "lanczos",
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
 ) -> Source:
@@ -58,6 +61,8 @@ def tfds(
 
     Args:   name: "cifar10", "mnist", or any data set in `data_dir`, with "/config" or "/version" where it has them.
             split: as TFDS writes it: "train", "test", "train[:1000]". data_dir: the folder TFDS calls so.
+            image_size, crop: height and width of images that have several sizes in the data set, and how they are
+            resized to cover them, of `CROPS`.
             memory_limit_bytes: sets that take more once decoded are not kept in memory. max_corrupt: how many
             examples may be damaged; the next one in the data replaces each.
     Raises: DataError saying what is missing, and which file to put where when there is no network. The source's
@@ -72,7 +77,7 @@ def tfds(
         prepared = _prepared(root, name)
     if prepared is None:
         raise DataError(f"{root / name}: TFDS prepared it, yet no dataset_info.json is to be found there")
-    source = _open(prepared, split, max_corrupt)
+    source = _open(prepared, split, max_corrupt, image_size, crop)
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
 
@@ -112,7 +117,9 @@ def _prepare(root: Path, name: str) -> None:
     prepare(builder_class, root)
 
 
-def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource:
+def _open(
+    prepared: Path, split: str, max_corrupt: int | None, image_size: tuple[int, int] | None, crop: str
+) -> OnDemandSource:
     """TFDS finds the records; they are parsed and decoded here, four times as fast."""
     import tensorflow_datasets as tfds
 
@@ -127,13 +134,15 @@ def _open(prepared: Path, split: str, max_corrupt: int | None) -> OnDemandSource
         ) from error
     if length == 0:
         raise DataError(f'{prepared}: split "{split}" holds no examples')
-    image_key, label_key = _feature_names(prepared, builder.info.features)
-    shape = builder.info.features[image_key].shape
+    image_key, label_key = _feature_names(prepared, builder.info.features, cropped=image_size is not None)
+    shape, cropped = builder.info.features[image_key].shape, None
+    if image_size is not None and None in shape:
+        shape, cropped = (*image_size, shape[2] or 3), crop
     classes = None if label_key is None else _classes(prepared, label_key, split)
 
     files = [(str(part.filename), part.skip, part.take) for part in builder.info.splits[split].file_instructions]
     damage = Damage(f"{prepared}, {split}", max_corrupt)
-    reader = _Reader(records, length, shape, image_key, label_key, damage, classes)
+    reader = _Reader(records, length, shape, image_key, label_key, damage, classes, cropped)
     names = None if classes is None else classes.names
     key, num_classes = partial(_key, files), None if names is None else len(names)
     return OnDemandSource(shape, num_classes, length, reader, damage, class_names=names, key=key)
@@ -189,6 +198,7 @@ class _Reader:
     label_key: str | None
     damage: Damage
     classes: Numbering | None
+    crop: str | None
 
     def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         chosen = [int(i) for i in indices]
@@ -214,11 +224,12 @@ class _Reader:
 
     def _decode(self, record: bytes) -> tuple[np.ndarray, int]:
         features = _example_parser()(record).features.feature
-        pixels = decode_image(features[self.image_key].bytes_list.value[0], self.shape)
+        content = features[self.image_key].bytes_list.value[0]
+        pixels = read_image(content, self.shape, crop=self.crop)[0] if self.crop else decode_image(content, self.shape)
         return pixels, 0 if self.label_key is None else features[self.label_key].int64_list.value[0]
 
 
-def _feature_names(prepared: Path, features: Any) -> tuple[str, str | None]:
+def _feature_names(prepared: Path, features: Any, *, cropped: bool) -> tuple[str, str | None]:
     """The names of the image and of its label, if it has one."""
     import tensorflow_datasets as tfds
 
@@ -227,10 +238,11 @@ def _feature_names(prepared: Path, features: Any) -> tuple[str, str | None]:
     if image is None:
         raise DataError(f'{prepared}: needs one image feature, or one called "image"; it has {images or "none"}')
     shape, dtype = features[image].shape, features[image].np_dtype
-    if None in shape or dtype != np.uint8:
+    if (None in shape and not cropped) or dtype != np.uint8:
         raise DataError(
-            f'{prepared}: feature "{image}" is {dtype} of shape {shape}; it must be uint8 and of one size. '
-            f"Save the images as files and read them as a folder, which resizes"
+            f'{prepared}: feature "{image}" is {dtype} of shape {shape}; '
+            "it must be uint8, and of one size or "
+            "cropped to config.data.image_size. Or save the images as files and read them as a folder, which resizes"
         )
     labels = [name for name, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     return image, "label" if "label" in labels else labels[0] if len(labels) == 1 else None

@@ -84,7 +84,7 @@ def load_autoencoder(
         raise ForeignError(f"{file}: {error}") from error
     if statistics is None and configured is None and (file.parent / STATISTICS).is_file():
         statistics = file.parent / STATISTICS
-    known = latents_affine(fields) if statistics is None else _read_statistics(to_path(statistics))
+    known = latents_affine(fields) if statistics is None else read_statistics(to_path(statistics))
     scales, shifts = (
         _per_channel(name, stated, value, module.latent_channels)
         for name, stated, value in zip(("scale", "shift"), (scale, shift), known, strict=True)
@@ -228,7 +228,7 @@ def names_of(keys: Iterable[str], levels: int) -> Callable[[Path], str]:
     return key_of
 
 
-def _read_statistics(file: FilePath) -> tuple[Any, Any]:
+def read_statistics(file: FilePath) -> tuple[Any, Any]:
     """Scale 1/std and shift mean."""
     try:
         content = read_torch(file)

@@ -1,10 +1,12 @@
 """A record's entries of its data: the classes, and a key of the content."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from cmjax.data.base import ArraySource, Source, class_names, known_labels
+from cmjax.data.latents import LatentSource, autoencoder_key
 from cmjax.data.on_demand import KeptSource, fingerprint
 
 
@@ -19,13 +21,23 @@ def classes_of(source: Source) -> dict[str, Any]:
 
 
 def about_data(source: Source) -> dict[str, Any]:
-    """A record's entries of the data: `classes_of` and `data_key_of`."""
-    return classes_of(source) | data_key_of(source)
+    """A record's entries of the data: `classes_of`, `data_key_of`, and of latents "autoencoder", the weights' key."""
+    autoencoder = autoencoder_key(source)
+    return classes_of(source) | data_key_of(source) | ({} if autoencoder is None else {"autoencoder": autoencoder})
 
 
 def data_key_of(source: Source) -> dict[str, str]:
-    """A record's "data_key": the `fingerprint` of data in memory; {} for larger ones, which would be read whole."""
+    """A record's "data_key": the `fingerprint` of data in memory, and of latents, whose shards have keys; {} for larger
+    ones, which would be read whole."""
     try:
-        return {"data_key": fingerprint(source)} if isinstance(source, ArraySource | KeptSource) else {}
+        return {"data_key": fingerprint(source)} if isinstance(source, ArraySource | KeptSource | LatentSource) else {}
     except OSError:  # reading the damaged file will report it
         return {}
+
+
+def other_autoencoder(record: Mapping[str, Any], autoencoder: str | None) -> str:
+    """Says which autoencoder a run's latents are of where these data are another's; "" where both are not known."""
+    there = record.get("autoencoder")
+    if there is None or autoencoder is None or there == autoencoder:
+        return ""
+    return f"an autoencoder whose weights have the key {there}, and these data are of {autoencoder}"

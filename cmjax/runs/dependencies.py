@@ -14,6 +14,8 @@ from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.data.base import Source, class_names
+from cmjax.data.latents import autoencoder_key
+from cmjax.runs.about_data import other_autoencoder
 from cmjax.runs.classes import differing_classes
 from cmjax.runs.trained import Trained, load, open_trained
 
@@ -87,6 +89,13 @@ def check_classes_of_others(run: Run, student: NetworkModel, source: Source) -> 
     for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
         if name and student.class_conditional:
             check_classes(open_trained(name), source, f"config.{field}={name!r}")
+
+
+def check_latents_of_others(run: Run, source: Source) -> None:
+    """Raise ConfigError where a teacher, or the run `init_from`, learned the latents of another autoencoder."""
+    for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
+        if name and (problem := other_autoencoder(open_trained(name).record, autoencoder_key(source))):
+            raise ConfigError(f"config.{field}={name!r}: was trained on latents of {problem}")
 
 
 def check_classes(trained: Trained, source: Source, where: str) -> None:

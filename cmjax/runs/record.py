@@ -8,6 +8,7 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.recorded import completed, is_class_conditional, is_of_training, shapes_state, with_free_fields
+from cmjax.runs.about_data import other_autoencoder
 from cmjax.runs.classes import differing_classes
 from cmjax.runs.provenance import provenance
 from cmjax.runs.workdir import FORMAT, RECORD, Workdir, unwritable
@@ -70,6 +71,8 @@ def _checked(workdir: Path, old: Mapping[str, Any], record: Mapping[str, Any]) -
     if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
         was, now = (f"{one['shape']} in {one['num_classes'] or 'no'} classes" for one in (old, record))
         raise ConfigError(f"--workdir={workdir} was made with data of shape {was}, and these are {now}; name another")
+    if problem := other_autoencoder(old, record.get("autoencoder")):
+        raise ConfigError(f"--workdir={workdir} was trained on latents of {problem}; name another")
     renamed = differing_classes(old.get("class_names"), record.get("class_names"))
     if renamed and is_class_conditional(record["config"]):
         raise ConfigError(

@@ -25,6 +25,7 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
 from cmjax.runs.dependencies import (
     check_classes_of_others,
+    check_latents_of_others,
     check_teacher,
     load_other,
     load_teacher,
@@ -121,6 +122,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     if teacher is not None:
         check_teacher(run, teacher, model, tuple(source.shape))
     check_classes_of_others(run, model, source)
+    check_latents_of_others(run, source)
     on_first_process(lambda: run.warn_of_no_effect(tuple(source.shape)))
     on_first_process(lambda: _warn_of_averages(run))
     setup = Setup(run, mesh, source, model, teacher, frozen)

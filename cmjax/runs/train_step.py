@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -17,12 +18,16 @@ from cmjax.core.grids import bin_of, level_edges
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import PRNGKey, Samples
 from cmjax.data.batches import preprocess
+from cmjax.data.latents import sample_latents
 from cmjax.runs.setup import Setup, count_parameters
 from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import CompiledStep, TrainStep, compile_train_step, make_method_step, prepare_inputs
 
 log = logging.getLogger(__name__)
+
+LATENTS = 1
+"""What is folded into a step's key for the samples of latents."""
 
 
 def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[CompiledStep, float]:
@@ -59,7 +64,7 @@ def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mes
 
 def inputs_of(run: Run, model: NetworkModel) -> Callable[[Examples, PRNGKey], tuple[Samples, dict[str, Array]]]:
     """Bind the configuration's choices to `prepare_inputs`: (batch, key) -> x0 and the network's conditions."""
-    return partial(
+    prepare = partial(
         prepare_inputs,
         preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
         augment=run.augment,
@@ -67,6 +72,8 @@ def inputs_of(run: Run, model: NetworkModel) -> Callable[[Examples, PRNGKey], tu
         label_dropout=run.label_dropout,
         **run.method.labels,
     )
+    # a key of its own: the draws of other data stay as they were
+    return lambda batch, key: prepare(sample_latents(batch, jax.random.fold_in(key, LATENTS)), key)
 
 
 def bin_edges(model: NetworkModel, bins: int) -> np.ndarray:

@@ -1,0 +1,144 @@
+"""`--mode=encode`: a data set's latents, written once by an autoencoder, to train on with config.data.name=latents.
+
+cmjax encode --config.data.name=folder --config.data.data_dir=photos --config.data.image_size=256 \\
+  --autoencoder=sd-vae-ft-ema --mirrored --out=latents
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cmjax.cli.command_line import Options
+from cmjax.cli.flags import Flags
+from cmjax.config.data import read_data
+from cmjax.config.fields import ConfigError, Fields, about
+from cmjax.data.base import DataError, Source
+from cmjax.data.crops import CROPS
+from cmjax.generation.encoding import check_fits, encode_source
+from cmjax.interop.autoencoder import load_autoencoder
+from cmjax.interop.keys import ForeignError
+from cmjax.nets.latents import Autoencoder
+from cmjax.runs.about_data import data_key_of
+from cmjax.runs.workdir import output
+from cmjax.system.files import is_bucket, to_path
+from cmjax.system.libraries import require
+from cmjax.system.processes import say
+from cmjax.system.progress import progress
+
+WITHOUT_RECIPE = {
+    "data": {"name": "", "data_dir": "", "image_size": 0, "channels": 0, "memory_limit_gb": 4.0, "max_corrupt": 10}
+}
+"""The fields that are read where no recipe is named."""
+SPLITS = ("train", "test")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def declare(flags: Flags) -> None:
+    flags.group("The latents")
+    flags.text("autoencoder", None, "A folder or a file of diffusers' AutoencoderKL, or of latent diffusion's.")
+    flags.text("out", None, "The folder to write; the latents of a split are in its subfolder of that name.")
+    flags.one_of("split", "train", SPLITS, "Which of the data.")
+    flags.boolean("mirrored", False, "Encode the mirrored images too: training then takes either, by chance.")
+    flags.one_of("crop", "adm", CROPS, "How images are cut to config.data.image_size.")
+    flags.group("What the autoencoder's file may leave open")
+    flags.texts("scale", "Networks see latents times it: a number, or one a channel. Default: the file's, or 1/std.")
+    flags.text("statistics", None, "A file of each channel's mean and std instead, as latents_stats.pt.")
+    flags.group("The work")
+    flags.one_of("dtype", "float32", DTYPES, "Of computation.")
+    flags.integer("batch_size", None, "Images at a time in one process. Default: 8 a device.", at_least=1)
+    flags.integer("shard_size", 4096, "Images in one file; what is lost at a kill is at most one file.", at_least=1)
+
+
+def start(options: Options) -> None:
+    names = ("autoencoder", "out", "split", "mirrored", "crop", "scale", "statistics", "dtype", "batch_size")
+    if options.config is None:
+        raise ConfigError("--config.data.name is missing: name the data, as --config.data.name=folder, or a recipe")
+    run(options.recipe, shard_size=options.shard_size, **{name: getattr(options, name) for name in names})
+
+
+def run(
+    config: Mapping[str, Any],
+    *,
+    autoencoder: str | Path | None,
+    out: str | Path | None,
+    split: str = "train",
+    mirrored: bool = False,
+    crop: str = "adm",
+    scale: Any = None,
+    statistics: str | Path | None = None,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    shard_size: int = 4096,
+) -> dict[str, Any]:
+    """Encodes the data of `config` into `out`, or goes on where a kill stopped it. Returns the manifest.
+
+    config: a recipe's, of which "data" alone is read. The other arguments are the mode's flags.
+
+    Raises: ConfigError or DataError, in one line.
+    """
+    if autoencoder is None:
+        raise ConfigError("--autoencoder is missing: name its folder, as --autoencoder=sd-vae-ft-ema")
+    if out is None:
+        raise ConfigError("--out is missing: name the folder for the latents, as --out=latents")
+    for name, value, choices in (("split", split, SPLITS), ("crop", crop, CROPS), ("dtype", dtype, DTYPES)):
+        if value not in choices:
+            raise ConfigError(f"--{name}={value}: must be one of {', '.join(choices)}")
+    if is_bucket(out):
+        raise ConfigError(f"--out={out}: shards are written to a disk; name a folder there")
+    require("array_record", "--mode=encode")
+    folder = output(to_path(out) / split)
+    data = read_data(Fields(config).section("data"))
+    if data.name == "latents":
+        raise ConfigError("config.data.name='latents': these are encoded already; name the images")
+    loaded = _load(autoencoder, dtype=dtype, scale=scale, statistics=statistics)
+    limit = data.memory_limit_bytes if data.name == "arrays" else 0  # each image is read once
+    source = replace(data, crop=crop, memory_limit_bytes=limit).open(split)
+    try:
+        check_fits(source, loaded)
+    except DataError as error:
+        raise ConfigError(f"--autoencoder={autoencoder}: {error}") from error
+    entries = {"split": split, "preprocessing": _preprocessing(source), "data": data.name, **data_key_of(source)}
+    entries["origin"] = {"autoencoder": str(autoencoder), "data_dir": data.data_dir, "dtype": dtype}
+    sizes = {"batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}
+    manifest = encode_source(
+        source, loaded, folder, about=entries, mirrored=mirrored, **sizes, bar=lambda total: progress("encoding", total)
+    )
+    say(_report(folder, manifest))
+    return manifest
+
+
+def _load(path: str | Path, *, dtype: str, scale: Any, statistics: str | Path | None) -> Autoencoder:
+    try:
+        numbers = (
+            None
+            if scale is None
+            else [float(number) for number in ([scale] if isinstance(scale, float | int) else scale)]
+        )
+        return load_autoencoder(path, dtype=dtype, scale=numbers, statistics=statistics)
+    except ForeignError as error:
+        raise ConfigError(about("--autoencoder", str(path), error)) from error
+    except ValueError as error:
+        raise ConfigError(f"--scale={scale}: must be a number, or one for each channel ({error})") from error
+
+
+def _preprocessing(source: Source) -> dict[str, Any]:
+    """A manifest's entry of how images are made, before they are encoded in [−1, 1]."""
+    crop = getattr(getattr(source, "read", None), "crop", None)
+    return {"crop": crop or "none", "image_shape": list(source.shape)}
+
+
+def _report(folder: Path, manifest: Mapping[str, Any]) -> str:
+    mean, std = (", ".join(f"{value:.4g}" for value in manifest["statistics"][name]) for name in ("mean", "std"))
+    height, width, channels = manifest["shape"]
+    return "\n".join(
+        (
+            f"{folder}: {manifest['count']:,} images as latents {height}x{width}x{channels}"
+            + (", mirrored too" if manifest["mirrored"] else ""),
+            f"mean        {mean}",
+            f"std         {std}",
+            f"train       --config.data.name=latents --config.data.data_dir={folder.parent} in a recipe",
+        )
+    )

@@ -1,0 +1,213 @@
+"""Latents as `--mode=encode` writes them: the layout of a folder, a source of means and deviations, and samples."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from cmjax.data.base import DataError, OfAnother, Source
+from cmjax.data.damage import Damage, first_whole
+from cmjax.data.on_demand import OnDemandSource
+from cmjax.data.values import SAMPLED, fitting, spread
+from cmjax.system.content import content_key
+from cmjax.system.files import is_bucket
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of a manifest."""
+NEEDED = ("split", "count", "shape", "mirrored", "class_names", "autoencoder", "scale", "shift", "shard_size")
+
+
+def record_type(shape: Sequence[int], *, mirrored: bool) -> np.dtype:
+    """Describes the bytes of one example: its label (−1 without), mean and std (h, w, c), and the mirrored image's."""
+    parts = ["mean", "std"] + ["mirrored_mean", "mirrored_std"] * mirrored
+    return np.dtype([("label", "<i4"), *((part, "<f2", tuple(shape)) for part in parts)])
+
+
+def shards_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of a folder's shards; shard i has the examples from i·shard_size on."""
+    number = -(-manifest["count"] // manifest["shard_size"])
+    return [f"latents-{i:05d}-of-{number:05d}.array_record" for i in range(number)]
+
+
+@dataclass(frozen=True)
+class LatentSource(OnDemandSource):
+    """Latents in a network's units: "image" is their mean, beside it "std", and of the mirrored image "mirrored" and
+    "mirrored_std", each where the folder has it. `sample_latents` makes one array of them.
+
+    autoencoder: the key of its weights, where it is recorded.
+    """
+
+    autoencoder: str | None = None
+
+
+def latents(data_dir: str | Path, split: str, *, max_corrupt: int | None = None) -> LatentSource:
+    """Opens the latents of a split, `data_dir`/`split`, which are read by their index when they are asked for.
+
+    Args:   max_corrupt: how many examples may be damaged; the next one stands in for each.
+    Raises: DataError where they are not there, not whole, or cannot be latents.
+    """
+    folder = split_folder(data_dir, split)
+    manifest = read_manifest(folder)
+    if manifest.get("statistics") is None:
+        raise DataError(f"{folder}: its encoding is not complete; the same command of --mode=encode goes on with it")
+    paths = _whole_shards(folder, manifest)
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        records = ArrayRecordDataSource([str(path) for path in paths])
+        there = len(records)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DataError(f"{folder}: a shard cannot be read: {error}") from error
+    if there != manifest["count"]:
+        raise DataError(f"{folder}: its shards hold {there} examples, and {MANIFEST} says {manifest['count']}")
+    shape, names = tuple(manifest["shape"]), manifest["class_names"]
+    layout, damage = record_type(shape, mirrored=manifest["mirrored"]), Damage(str(folder), max_corrupt)
+    scale, shift = (np.asarray(manifest[name], np.float32) for name in ("scale", "shift"))
+    reader = _Reader(records, there, layout, scale, shift, damage, labelled=names is not None)
+    source = LatentSource(
+        shape,
+        None if names is None else len(names),
+        there,
+        reader,
+        damage,
+        class_names=None if names is None else tuple(names),
+        key=partial(content_key, manifest["keys"], manifest["scale"], manifest["shift"]),
+        autoencoder=manifest["autoencoder"],
+    )
+    check_latents(source, str(folder))
+    return source
+
+
+def split_folder(data_dir: str | Path, split: str) -> Path:
+    """The folder of a split: the subfolder of that name; `data_dir` itself is "train" where it holds the files.
+
+    Raises: DataError where there is none.
+    """
+    if is_bucket(data_dir):
+        raise DataError(f"{data_dir}: latents are read from a disk; copy them to one, and name that folder")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; a folder that --mode=encode wrote is needed, or of LightningDiT's")
+    if (root / split).is_dir():
+        return root / split
+    if split == "train" and ((root / MANIFEST).is_file() or any(root.glob("*.safetensors"))):
+        return root
+    raise DataError(f'{root}: has no latents of the split "{split}": make them by --mode=encode --split={split}')
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads a folder's manifest. Raises: DataError where there is none, or it is none of latents."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a folder that --mode=encode wrote is needed") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    missing = [name for name in NEEDED if name not in manifest] if isinstance(manifest, dict) else list(NEEDED)
+    if missing:
+        raise DataError(f"{path}: is no manifest of latents: it has no {', '.join(missing)}")
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: has format {manifest.get('format')}, and format {FORMAT} is read here")
+    return manifest
+
+
+def _whole_shards(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """The paths of all shards. Raises: DataError where one is missing or has another size than was written."""
+    paths, sizes, keys = ([folder / name for name in shards_of(manifest)], *map(manifest.get, ("bytes", "keys")))
+    if not isinstance(sizes, list) or not isinstance(keys, list) or not len(sizes) == len(keys) == len(paths):
+        raise DataError(f"{folder / MANIFEST}: does not have the bytes and keys of its {len(paths)} shards")
+    for path, size in zip(paths, sizes, strict=True):
+        if not path.is_file():
+            raise DataError(f"{path}: is missing; copy it again, or remove {MANIFEST} and encode again")
+        if path.stat().st_size != size:
+            raise DataError(f"{path}: has {path.stat().st_size} bytes of {size}; copy it again, or encode again")
+    return paths
+
+
+def check_latents(source: Source, where: str) -> None:
+    """Raises DataError where some of the examples cannot be latents: not finite, or of no latents' range or layout."""
+    batch = source.gather(spread(len(source), SAMPLED))
+    for name in batch.keys() - {"label"}:
+        images = batch[name]
+        if not np.isfinite(images).all():
+            raise DataError(f'{where}: "{name}" holds NaN or infinity; encode again')
+        if name.endswith("std") and not (images >= 0).all():
+            raise DataError(f'{where}: "{name}" holds a standard deviation below 0; encode again')
+    fitting(batch["image"], where)
+
+
+def autoencoder_key(source: Source) -> str | None:
+    """The key of the autoencoder that encoded a source's examples; None of images, and where it is not recorded."""
+    while isinstance(source, OfAnother):
+        source = source.source
+    return getattr(source, "autoencoder", None)
+
+
+def sample_latents(batch: Mapping[str, Array | np.ndarray], key: Array) -> dict[str, Any]:
+    """Returns a batch whose "image" is a sample mean + std·ε of each example's latents, with ε ~ N(0, 1).
+
+    It is the mirrored image's with probability 1/2, where the batch has that. A batch of images stays as it is.
+    """
+    images, std = batch["image"], batch.get("std")
+    side_key, noise_key = jax.random.split(key)
+    if "mirrored" in batch:
+        side = jax.random.bernoulli(side_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(side, batch["mirrored"], images)
+        std = None if std is None else jnp.where(side, batch["mirrored_std"], std)
+    if std is not None:
+        images = images + std * jax.random.normal(noise_key, images.shape, images.dtype)
+    return {**batch, "image": images}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads and scales records; a class of the module, so that it can be sent to another process."""
+
+    records: Any
+    length: int
+    layout: np.dtype
+    scale: np.ndarray
+    shift: np.ndarray
+    damage: Damage
+    labelled: bool
+
+    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        rows = self._rows([int(i) for i in indices])
+        batch = {"image": self._scaled(rows["mean"]), "std": rows["std"] * self.scale}
+        if "mirrored_mean" in (self.layout.names or ()):
+            batch |= {
+                "mirrored": self._scaled(rows["mirrored_mean"]),
+                "mirrored_std": rows["mirrored_std"] * self.scale,
+            }
+        if self.labelled:
+            batch["label"] = rows["label"].astype(np.int32)
+        return batch
+
+    def _scaled(self, mean: np.ndarray) -> np.ndarray:
+        return (mean.astype(np.float32) - self.shift) * self.scale
+
+    def _rows(self, chosen: list[int]) -> np.ndarray:
+        if not chosen:
+            return np.empty(0, self.layout)
+        try:
+            records = self.records.__getitems__(chosen)
+        except Exception:  # one that is damaged spoils the call for all; each is read on its own
+            records = []
+        if len(records) != len(chosen) or any(len(record) != self.layout.itemsize for record in records):
+            records = [first_whole(self._record, i, "record {}".format, self.length, self.damage) for i in chosen]
+        return np.frombuffer(b"".join(records), self.layout)
+
+    def _record(self, index: int) -> bytes:
+        record = self.records[index]
+        if len(record) != self.layout.itemsize:
+            raise DataError(f"it has {len(record)} bytes, and an example of this shape has {self.layout.itemsize}")
+        return record

@@ -1,0 +1,248 @@
+"""Encodes a data set's images once, as shards of latents: over all devices and processes, resumable at any kill."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from cmjax.config.fields import ConfigError
+from cmjax.data.base import DataError, Source, class_names
+from cmjax.data.batches import preprocess
+from cmjax.data.latents import FORMAT, MANIFEST, read_manifest, record_type, shards_of
+from cmjax.generation.latent_shards import facts_of, write_shard
+from cmjax.nets.latents import Autoencoder
+from cmjax.system.files import to_json, write_atomically
+from cmjax.system.lock import AlreadyRunning, FolderLock
+from cmjax.system.mesh import batch_sharding, chunks, make_mesh, replicated
+from cmjax.system.processes import all_agree, leave_at_once, on_first_process
+from cmjax.system.progress import ProgressBar, Update, no_progress
+
+LARGEST = float(np.finfo(np.float16).max)
+SPARE = 512
+"""Bytes of a shard's own for each example, at most."""
+CHANGEABLE = ("statistics", "bytes", "keys", "scale", "shift", "origin")
+"""Entries of a manifest that are written at the end, or that the shards do not depend on."""
+
+Encode = Callable[[Any], Array]
+
+
+def encode_source(
+    source: Source,
+    autoencoder: Autoencoder,
+    folder: Path,
+    *,
+    about: Mapping[str, Any],
+    mirrored: bool = False,
+    batch_size: int = 64,
+    shard_size: int = 4096,
+    bar: ProgressBar = no_progress,
+) -> dict[str, Any]:
+    """Writes mean and std of each image's latents in float16, goes on with a folder that was begun. Returns the
+    manifest. Every process must call it, with one folder for all.
+
+    Where the autoencoder leaves its scale open, latents are scaled to mean 0 and std 1 in each channel.
+
+    Args:   about: further entries of the manifest, JSON: "split", "preprocessing", "origin". mirrored: whether the
+            mirrored image is encoded too. batch_size: of one process; a multiple of its devices. shard_size: examples.
+    Raises: ConfigError where the folder was begun otherwise, is in use, or cannot be written; DataError where the
+            images do not fit the autoencoder, cannot be read, or have latents beyond float16.
+    """
+    check_fits(source, autoencoder)
+    manifest = _manifest(source, autoencoder, mirrored, shard_size) | dict(about)
+    encode = _encoder(autoencoder, batch_size, mirrored=mirrored)
+    layout = record_type(manifest["shape"], mirrored=mirrored)
+    folder = folder.absolute()
+    lock = FolderLock(folder, on_lost=partial(leave_at_once, 1))
+    try:
+        on_first_process(lock.take)
+    except AlreadyRunning as error:
+        raise ConfigError(f"--out={error}") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    with lock:
+        on_first_process(lambda: _begin(folder, manifest))
+        shards = shards_of(manifest)
+        own = [i for i in range(len(shards)) if i % jax.process_count() == jax.process_index()]
+        missing = [i for i in own if facts_of(folder / shards[i]) is None]
+        rows, done = [_rows(i, manifest) for i in missing], 0
+        with bar(max(1, sum(map(len, rows)))) as update:
+            for i, examples in zip(missing, rows, strict=True):
+                batches = _encoded(source, encode, batch_size, examples, layout)
+                more = partial(_update, update, done)
+                write_shard(folder / shards[i], batches, count=len(examples), update=more)
+                done += len(examples)
+        all_agree(True)  # waits for the shards of the others
+        return on_first_process(lambda: _finish(folder, manifest))
+
+
+def _update(update: Update, before: int, done: int) -> None:
+    update(before + done, "")
+
+
+def check_fits(source: Source, autoencoder: Autoencoder) -> None:
+    """Raises DataError where an autoencoder cannot encode images of a source's shape."""
+    height, width, channels = source.shape
+    if channels != autoencoder.module.channels:
+        remedy = f"; set config.data.channels={autoencoder.module.channels}"
+        raise DataError(f"the images have {channels} channels, and it encodes {autoencoder.module.channels}{remedy}")
+    factor = autoencoder.factor
+    if height % factor or width % factor:
+        near = max(factor, height // factor * factor), max(factor, width // factor * factor)
+        size = near[0] if near[0] == near[1] else near
+        raise DataError(
+            f"the images are {height}x{width}, and height and width must be multiples of its factor {factor}; set "
+            f"config.data.image_size={size}, where the data are cropped"
+        )
+
+
+def _manifest(source: Source, autoencoder: Autoencoder, mirrored: bool, shard_size: int) -> dict[str, Any]:
+    height, width, _ = source.shape
+    names = class_names(source)
+    return {
+        "format": FORMAT,
+        "count": len(source),
+        "shape": [height // autoencoder.factor, width // autoencoder.factor, autoencoder.latent_channels],
+        "mirrored": mirrored,
+        "class_names": None if names is None else list(names),
+        "autoencoder": autoencoder.weights_key,
+        "scale": autoencoder.scale,
+        "shift": autoencoder.shift,
+        "shard_size": shard_size,
+    }
+
+
+def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Checks what is in the folder, removes what a kill left, and writes the manifest where there is none."""
+    try:
+        for left in folder.glob(".latents-*"):
+            left.unlink(missing_ok=True)
+        if (folder / MANIFEST).exists():
+            _check_same(folder, manifest)
+        elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "running"))):
+            raise ConfigError(f"--out={folder}: holds {others[0]} and no {MANIFEST}; name another folder")
+        absent = [i for i, name in enumerate(shards_of(manifest)) if facts_of(folder / name) is None]
+        size = record_type(manifest["shape"], mirrored=manifest["mirrored"]).itemsize + SPARE
+        needed, free = size * sum(len(_rows(i, manifest)) for i in absent), shutil.disk_usage(folder).free
+        if needed > free:
+            raise ConfigError(
+                f"--out={folder}: takes {needed / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free there"
+            )
+        if not (folder / MANIFEST).exists():
+            write_atomically(folder / MANIFEST, to_json(manifest))
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _check_same(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the folder was begun with other images, weights or options."""
+    try:
+        old = read_manifest(folder)
+    except DataError as error:
+        raise ConfigError(f"--out={error}") from error
+    new = json.loads(to_json(manifest))
+    for name in (name for name in {**old, **new} if name not in CHANGEABLE and old.get(name) != new.get(name)):
+        there, here = (str(one.get(name))[:100] for one in (old, new))
+        what = "an autoencoder of other weights" if name == "autoencoder" else f"another {name}"
+        raise ConfigError(f"--out={folder}: was begun with {what}, {there}, and this is {here}; name another folder")
+    if (
+        new["scale"] is not None
+        and old.get("statistics")
+        and (old["scale"], old["shift"]) != (new["scale"], new["shift"])
+    ):
+        raise ConfigError(
+            f"--out={folder}: has the scale {old['scale']} and the shift {old['shift']}; name another folder"
+        )
+
+
+def _rows(shard: int, manifest: Mapping[str, Any]) -> np.ndarray:
+    """The examples of a shard."""
+    start = shard * manifest["shard_size"]
+    return np.arange(start, min(start + manifest["shard_size"], manifest["count"]))
+
+
+def _encoder(autoencoder: Autoencoder, batch_size: int, *, mirrored: bool) -> Encode:
+    """images (b, h, w, c), over this process's devices -> (b, 2 or 4, h, w, l): mean and std, and the mirrored
+    image's."""
+    mesh = make_mesh(devices=jax.local_devices())
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ConfigError(f"--batch_size={batch_size}: must be a multiple of the devices of a process, {mesh.size}")
+    rows, weights = batch_sharding(mesh), jax.device_put(replace(autoencoder, scale=None, shift=None), replicated(mesh))
+    return lambda images: _moments(weights, jax.device_put(images, rows), mirrored=mirrored)
+
+
+@partial(jax.jit, static_argnames="mirrored")
+def _moments(autoencoder: Autoencoder, images: Array, *, mirrored: bool) -> Array:
+    images = preprocess(images, jax.random.key(0), horizontal_flip=False)
+    parts = []
+    for side in (images, images[:, :, ::-1])[: 1 + mirrored]:
+        mean, logvar = autoencoder.encode(side)
+        parts += [mean, jnp.exp(logvar / 2)]
+    return jnp.stack(parts, axis=1).astype(jnp.float32)
+
+
+def _encoded(
+    source: Source, encode: Encode, batch_size: int, rows: np.ndarray, layout: np.dtype
+) -> Iterator[np.ndarray]:
+    """Yields the records of examples, a batch at a time. The next images are decoded meanwhile."""
+    parts = list(chunks(rows, batch_size))
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+        ahead = thread.submit(source.gather, parts[0])
+        for number, part in enumerate(parts):
+            batch, start = ahead.result(), number * batch_size
+            if number + 1 < len(parts):
+                ahead = thread.submit(source.gather, parts[number + 1])
+            moments = np.asarray(encode(batch["image"]))[: len(rows) - start]
+            good = (np.abs(moments) <= LARGEST).all(axis=(1, 2, 3, 4))
+            if not good.all():
+                raise DataError(f"example {part[np.argmin(good)]}: its latents are not finite, or beyond float16")
+            records = np.empty(len(moments), layout)
+            records["label"] = batch["label"][: len(moments)] if "label" in batch else -1
+            for place, name in enumerate((layout.names or ())[1:]):
+                records[name] = moments[:, place]
+            yield records
+
+
+def _finish(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the manifest with the statistics of all shards."""
+    facts = {name: facts_of(folder / name) for name in shards_of(manifest)}
+    whole = [known for known in facts.values() if known is not None]
+    if len(whole) < len(facts):
+        absent = next(name for name, known in facts.items() if known is None)
+        raise ConfigError(f"--out={folder}: {absent} is missing: all processes must write to one folder")
+    height, width, _ = manifest["shape"]
+    values = manifest["count"] * height * width
+    mean = sum(np.array(known["sums"]) for known in whole) / values
+    std = np.sqrt(np.maximum(sum(np.array(known["squares"]) for known in whole) / values - mean**2, 0))
+    scale, shift = manifest["scale"], manifest["shift"]
+    if scale is None:
+        if not (std > 0).all():
+            raise DataError(
+                f"{folder}: channel {np.argmin(std)} of the latents is constant; name their scale by --scale"
+            )
+        scale, shift = (1 / std).tolist(), mean.tolist()
+    finished = {
+        **manifest,
+        "scale": scale,
+        "shift": shift,
+        "statistics": {"mean": mean.tolist(), "std": std.tolist()},
+        "bytes": [known["bytes"] for known in whole],
+        "keys": [known["key"] for known in whole],
+    }
+    try:
+        write_atomically(folder / MANIFEST, to_json(finished))
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return json.loads(to_json(finished))
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--out={folder}: cannot be written: {error.strerror or error}")

@@ -1,0 +1,160 @@
+"""Latents of LightningDiT's files: safetensors of samples and of the mirrored images' samples, beside their
+statistics."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmjax.data.base import DataError
+from cmjax.data.damage import Damage
+from cmjax.data.latents import LatentSource, check_latents
+from cmjax.data.values import SAMPLED, spread
+from cmjax.interop.autoencoder import STATISTICS, read_statistics
+from cmjax.interop.keys import ForeignError
+from cmjax.system.content import content_key, files_key
+
+TYPES = {
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "BF16": jnp.bfloat16,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+FARTHEST = 5.0
+"""How many times larger or smaller than 1 the std of standardised latents may be: others are not the statistics'."""
+
+
+def lightning_latents(folder: Path) -> LatentSource:
+    """Opens the safetensors files of a folder, which are mapped and read by index: "latents" and "latents_flip"
+    (n, c, h, w), "labels" (n,). `latents_stats.pt` beside them has mean and std of each channel.
+
+    Latents are given as (z − mean)/std. They are samples already: a source of them has no "std".
+
+    Raises: DataError naming the file where it is not whole, or cannot be of such latents.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    places = [_places(path) for path in paths]
+    if not (folder / STATISTICS).is_file():
+        raise DataError(f"{folder}: has no {STATISTICS}, the mean and std of each channel, which scale its latents")
+    try:
+        scale, shift = (np.asarray(numbers, np.float32) for numbers in read_statistics(folder / STATISTICS))
+    except ForeignError as error:
+        raise DataError(str(error)) from error
+    optional = [name for name in ("latents_flip", "labels") if name in places[0]]
+    shapes = [_checked(path, arrays, len(scale), optional) for path, arrays in zip(paths, places, strict=True)]
+    if len(set(shape[1:] for shape in shapes)) > 1:
+        raise DataError(f"{folder}: its files have latents of several shapes: {sorted({s[1:] for s in shapes})}")
+    channels, height, width = shapes[0][1:]
+    ends = np.cumsum([shape[0] for shape in shapes])
+    reader = _Reader(paths, places, ends, scale, shift)
+    labels = None
+    if "labels" in optional:
+        parts = [_mapped(path, arrays["labels"]) for path, arrays in zip(paths, places, strict=True)]
+        labels = np.concatenate(parts).astype(np.int32)
+    if labels is not None and labels.min() < 0:
+        raise DataError(f"{folder}: labels must be numbered from 0, got {labels.min()}")
+    source = LatentSource(
+        (height, width, channels),
+        None if labels is None else int(labels.max()) + 1,
+        int(ends[-1]),
+        reader,
+        Damage(str(folder), 0),
+        labels=labels,
+        key=partial(_key, paths, scale, shift),
+    )
+    std = source.gather(spread(len(source), SAMPLED))["image"].std()
+    if not 1 / FARTHEST <= std <= FARTHEST:
+        raise DataError(f"{folder}: by {STATISTICS} its latents have std {std:.3g}, and not about 1: it is of others")
+    check_latents(source, str(folder))
+    return source
+
+
+def _key(paths: list[Path], scale: np.ndarray, shift: np.ndarray) -> str:
+    return content_key(files_key(paths), scale, shift)
+
+
+def _checked(path: Path, places: dict[str, "Place"], channels: int, optional: list[str]) -> tuple[int, ...]:
+    """The shape of a file's latents. Raises: DataError where its arrays do not fit together."""
+    shapes = {name: shape for name, (_, shape, _) in places.items()}
+    shape = shapes.get("latents", ())
+    if len(shape) != 4 or not shape[0]:
+        raise DataError(f'{path}: "latents" must be (n, c, h, w), got {shape or "none"}')
+    if shape[1] != channels:
+        last = "; its channels are last, and must be first" if shape[3] == channels else ""
+        raise DataError(f'{path}: "latents" have shape {shape}, and {STATISTICS} is of {channels} channels{last}')
+    for name in optional:
+        wanted, there = shape if name == "latents_flip" else shape[:1], shapes.get(name)
+        if there != wanted:
+            raise DataError(f'{path}: "{name}" must have the shape {wanted}, got {there or "none"}')
+    return shape
+
+
+Place = tuple[str, tuple[int, ...], int]
+"""The type, the shape and the first byte of an array in its file."""
+
+
+def _places(path: Path) -> dict[str, Place]:
+    """Where a file's arrays are.   [safetensors' format]   Raises: DataError where the file is not whole."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+        places, end = {}, 8 + length
+        for name, fields in header.items():
+            if name != "__metadata__":
+                places[name] = (fields["dtype"], tuple(fields["shape"]), 8 + length + fields["data_offsets"][0])
+                end = max(end, 8 + length + fields["data_offsets"][1])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(f"{path}: is no whole safetensors file: {error}") from error
+    if not places or end != size:
+        raise DataError(f"{path}: is no whole safetensors file: it has {size:,} bytes, and its arrays end at {end:,}")
+    for name in ("latents", "latents_flip", "labels"):
+        if name in places and places[name][0] not in TYPES:
+            raise DataError(f'{path}: "{name}" is {places[name][0]}; {", ".join(TYPES)} are read')
+    return places
+
+
+def _mapped(path: Path, place: Place) -> np.ndarray:
+    kind, shape, start = place
+    dtype = np.dtype(TYPES[kind])
+    return np.memmap(path, np.uint8, "r", start, (dtype.itemsize * math.prod(shape),)).view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads and scales examples; a class of the module, so that it can be sent to another process."""
+
+    paths: list[Path]
+    places: list[dict[str, Place]]
+    ends: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray
+
+    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = {"image": self._scaled("latents", indices)}
+        if "latents_flip" in self.places[0]:
+            batch["mirrored"] = self._scaled("latents_flip", indices)
+        if "labels" in self.places[0]:
+            batch["label"] = self._rows("labels", indices).astype(np.int32)
+        return batch
+
+    def _scaled(self, name: str, indices: np.ndarray) -> np.ndarray:
+        latents = self._rows(name, indices).astype(np.float32)
+        return (latents.transpose(0, 2, 3, 1) - self.shift) * self.scale
+
+    def _rows(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """The rows of all files' arrays of one name; each file is mapped once."""
+        kind, shape, _ = self.places[0][name]
+        rows = np.empty((len(indices), *shape[1:]), np.dtype(TYPES[kind]))
+        files, starts = np.searchsorted(self.ends, indices, side="right"), np.concatenate([[0], self.ends])
+        for file in np.unique(files):
+            here = files == file
+            rows[here] = _mapped(self.paths[file], self.places[file][name])[indices[here] - starts[file]]
+        return rows
