@@ -483,6 +483,7 @@ def test_two_processes_encode_what_one_does(vae, tmp_path):
         "--shard_size=100",
     ]
     environment = {**os.environ, "XLA_FLAGS": on_devices(2), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["PYTHON"] = sys.executable
     command = ["bash", "launch/local.sh", "2", *flags, f"--out={tmp_path / 'two'}"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
