@@ -15,6 +15,7 @@ from benchmarks.accelerator_programs import Case
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_a_part_runs_in_a_process_of_its_own_and_is_reported(tmp_path):
     out = tmp_path / "x.json"
     script = str(ROOT / "benchmarks/accelerator.py")

@@ -285,7 +285,7 @@ def test_images_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
         ("aray", "(did you mean arrays?)"),
         (
             "celebrities",
-            "must be one of digits, arrays, folder, cifar10, mnist, or a TFDS data set prepared in data_dir",
+            "must be one of digits, arrays, folder, latents, cifar10, mnist, or a TFDS data set prepared in data_dir",
         ),
     ],
 )
@@ -329,7 +329,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     ],
 )
 def test_metrics_that_cannot_be_computed_are_logged_at_the_start(tmp_path, caplog, images, fields, line):
-    set_up_of(tmp_path, images, **fields)
+    set_up_of(tmp_path, images, **fields).warn()
     assert len(caplog.messages) == bool(line)
     if line:
         assert caplog.messages == [

@@ -126,7 +126,12 @@ def undisturbed(tmp_path_factory, run):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW), pytest.param(signal.SIGINT, marks=SLOW)]
+)
 def test_a_killed_run_ends_with_the_parameters_of_one_that_was_not(tmp_path, run, environment, undisturbed, number):
     killed = train("digits_ct", tmp_path / "killed", 400, *OFTEN_SAVED)
     process = subprocess.Popen(command(*killed), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)

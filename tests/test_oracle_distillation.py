@@ -45,6 +45,7 @@ def test_the_modes_are_apart():
         assert density((mean + nearest) / 2) < 0.5 * min(density(mean), density(nearest)), i
 
 
+@pytest.mark.slow
 def test_a_few_steps_beat_the_mean_of_the_data_and_the_untrained_student():
     settings = oracle.Settings(steps=300, batch=128, width=64, s0=8, s1=8, points=512, exact_steps=256)
     report, samples = oracle.run(settings)

@@ -176,9 +176,11 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(start, runs, tm
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
-        ("edm", {"mesh__fsdp": 4}),
+        pytest.param("edm", {"mesh__fsdp": 4}, marks=pytest.mark.slow),
         ("cd", {"mesh__fsdp": 2, "objective__teacher": "edm", "init_from": ""}),
-        ("scm_cd", {"mesh__fsdp": 1, "objective__teacher": "trig", "init_from": ""}),
+        pytest.param(
+            "scm_cd", {"mesh__fsdp": 1, "objective__teacher": "trig", "init_from": ""}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_other_methods_train_as_in_one_process(start, runs, tmp_path, recipe, changes):

@@ -52,7 +52,7 @@ def python(folder, *arguments):
 
 def test_commands_then_python(folder):
     assert len(COMMANDS) == 9
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     for i, line in enumerate(COMMANDS):
         _python, *arguments = shlex.split(line)
         arguments += SHORT if "--config=configs" in line else ()

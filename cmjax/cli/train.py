@@ -108,6 +108,7 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
     keep_record = partial(write_record, workdir, config, setup.shape, setup.source.num_classes, **about_run)
     for change in on_first_process(keep_record):
         log.warning("going on with another config.%s", change)
+    on_first_process(setup.warn)  # of a folder that is this run's
     run_samples = RunSamples(run, setup.model, setup.source, workdir)
     evaluate = _evaluation(run, run_samples) if run.evaluation.every else None
     kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}

@@ -76,6 +76,12 @@ class Setup:
         """The shape of a sample, (h, w, c)."""
         return tuple(self.source.shape)
 
+    def warn(self) -> None:
+        """Log a warning of what a run that may begin will not do as its configuration says."""
+        _warn_without_metrics(self.run, self.source)
+        self.run.warn_of_no_effect(self.shape)
+        _warn_of_averages(self.run)
+
     def batches(self) -> Batches:
         run = self.run
         return Batches(
@@ -116,15 +122,12 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
             f"config.batch_size={run.batch_size}: the data have {len(source)} images to train on; set it to at most "
             "so many, or give more images"
         )
-    on_first_process(lambda: _warn_without_metrics(run, source))
     model = run.make_model(source.num_classes)
     check_network(model.module, tuple(source.shape))
     if teacher is not None:
         check_teacher(run, teacher, model, tuple(source.shape))
     check_classes_of_others(run, model, source)
     check_latents_of_others(run, source)
-    on_first_process(lambda: run.warn_of_no_effect(tuple(source.shape)))
-    on_first_process(lambda: _warn_of_averages(run))
     setup = Setup(run, mesh, source, model, teacher, frozen)
     _check_memory(setup)
     return setup
