@@ -1,6 +1,5 @@
 """A record's entries of its data: the classes, and a key of the content."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,3 @@ def data_key_of(source: Source) -> dict[str, str]:
         return {"data_key": fingerprint(source)} if isinstance(source, ArraySource | KeptSource | LatentSource) else {}
     except OSError:  # reading the damaged file will report it
         return {}
-
-
-def other_autoencoder(record: Mapping[str, Any], autoencoder: str | None) -> str:
-    """Says which autoencoder a run's latents are of where these data are another's; "" where both are not known."""
-    there = record.get("autoencoder")
-    if there is None or autoencoder is None or there == autoencoder:
-        return ""
-    return f"an autoencoder whose weights have the key {there}, and these data are of {autoencoder}"

@@ -1,4 +1,4 @@
-"""Names of classes: in a record, in messages, between runs, and where a label is chosen."""
+"""The data of runs compared: their classes by name, a label as a class, and the autoencoder of latents."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -58,3 +58,11 @@ def class_of(label: str | int, names: Sequence[str]) -> int:
             f"--label={label}: the model has {len(names)} classes, numbered from 0: {in_words(names)}{hint}"
         )
     return chosen
+
+
+def other_autoencoder(record: Mapping[str, Any], autoencoder: str | None) -> str:
+    """Says which autoencoder a run's latents are of where these data are another's; "" where both are not known."""
+    there = record.get("autoencoder")
+    if there is None or autoencoder is None or there == autoencoder:
+        return ""
+    return f"an autoencoder whose weights have the key {there}, and these data are of {autoencoder}"

@@ -15,8 +15,7 @@ from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.data.base import Source, class_names
 from cmjax.data.latents import autoencoder_key
-from cmjax.runs.about_data import other_autoencoder
-from cmjax.runs.classes import differing_classes
+from cmjax.runs.classes import differing_classes, other_autoencoder
 from cmjax.runs.trained import Trained, load, open_trained
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,7 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.recorded import completed, is_class_conditional, is_of_training, shapes_state, with_free_fields
-from cmjax.runs.about_data import other_autoencoder
-from cmjax.runs.classes import differing_classes
+from cmjax.runs.classes import differing_classes, other_autoencoder
 from cmjax.runs.provenance import provenance
 from cmjax.runs.workdir import FORMAT, RECORD, Workdir, unwritable
 from cmjax.system.files import to_json, to_path, write_atomically
