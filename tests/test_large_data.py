@@ -80,7 +80,7 @@ def test_what_is_over_the_limit_is_so_the_next_time_too():
 
 
 def test_a_lack_of_memory_is_no_damage(pictures, monkeypatch):
-    def no_memory(file, shape):
+    def no_memory(file, shape, **options):
         raise MemoryError
 
     monkeypatch.setattr("cmjax.data.folder.read_image", no_memory)
