@@ -214,7 +214,7 @@ def _finish(
     """Sample the last images, and report the run in `summary.json` and on the terminal."""
     run, step = setup.run, int(state.step)
     num = max(run.num_metrics, run.samples.num)
-    log.info("drawing %d samples by each of %s", num, ", ".join(run_samples.samplers))
+    log.info("sampling %d images by each of %s", num, ", ".join(run_samples.samplers))
     images = run_samples.sample(state, num)
     rounded = {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
     entries = {"samples": run_samples.save_grids(images, step), "parameters": count_parameters(state.params)}

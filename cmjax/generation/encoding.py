@@ -20,6 +20,7 @@ from cmjax.data.batches import preprocess
 from cmjax.data.latents import FORMAT, MANIFEST, read_manifest, record_type, shards_of
 from cmjax.generation.latent_shards import facts_of, write_shard
 from cmjax.nets.latents import Autoencoder
+from cmjax.runs.workdir import unwritable
 from cmjax.system.files import to_json, write_atomically
 from cmjax.system.lock import AlreadyRunning, FolderLock
 from cmjax.system.mesh import batch_sharding, chunks, make_mesh, replicated
@@ -67,12 +68,12 @@ def encode_source(
     except AlreadyRunning as error:
         raise ConfigError(f"--out={error}") from error
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(folder, error, "--out") from error
     with lock:
         on_first_process(lambda: _begin(folder, manifest))
         shards = shards_of(manifest)
-        own = [i for i in range(len(shards)) if i % jax.process_count() == jax.process_index()]
-        missing = [i for i in own if facts_of(folder / shards[i]) is None]
+        assigned = [i for i in range(len(shards)) if i % jax.process_count() == jax.process_index()]
+        missing = [i for i in assigned if facts_of(folder / shards[i]) is None]
         rows, done = [_rows(i, manifest) for i in missing], 0
         with bar(max(1, sum(map(len, rows)))) as update:
             for i, examples in zip(missing, rows, strict=True):
@@ -139,7 +140,7 @@ def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
         if not (folder / MANIFEST).exists():
             write_atomically(folder / MANIFEST, to_json(manifest))
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(folder, error, "--out") from error
 
 
 def _check_same(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -240,9 +241,5 @@ def _finish(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     try:
         write_atomically(folder / MANIFEST, to_json(finished))
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(folder, error, "--out") from error
     return json.loads(to_json(finished))
-
-
-def unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--out={folder}: cannot be written: {error.strerror or error}")
