@@ -137,7 +137,7 @@ def test_ctrl_c_while_importing_and_while_drawing_twice(start, tmp_path):
     assert end(importing, 130, within_s=10) == "stopped by SIGINT; nothing was begun\n"
 
     drawing = start(*options(tmp_path / "b", 3, metrics__num=1500))
-    while "drawing" not in (line := drawing.stderr.readline()):
+    while "sampling" not in (line := drawing.stderr.readline()):
         assert drawing.poll() is None, line
     drawing.send_signal(signal.SIGINT)
     time.sleep(0.05)
