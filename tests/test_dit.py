@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
-from cmjax.nets.dit import SIZES, Block, DiT, modulated, normed, positions, rotated
+from cmjax.nets.dit import SIZES, DiT
+from cmjax.nets.dit_blocks import Block, modulated, normed, positions, rotated
 from cmjax.nets.layers import from_patches, to_patches
 
 TINY = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "time_scale": 4.0}
@@ -125,6 +126,8 @@ def test_wrong_settings_and_inputs_are_named():
         ({"heads": 3}, {}, "heads=3 does not divide width=16"),
         ({"width": 18}, {}, "width=18 must be a multiple of 4"),
         ({"rope": True, "width": 20}, {}, "rope=True: width=20 must be a multiple of 4·heads=8"),
+        ({"second_time_from": 1}, {}, "second_time_from=1 is of a network with two_times=True"),
+        ({"second_time_from": 3, "two_times": True}, {}, "second_time_from=3 must be at most depth=2"),
         ({"norm": "batch"}, {}, "norm must be one of layer, rms, got 'batch'"),
         ({"attention": "flash"}, {}, "attention must be one of xla, cudnn, got 'flash'"),
         ({}, {"label": jnp.zeros(1, int)}, "num_classes=0"),
@@ -135,6 +138,32 @@ def test_wrong_settings_and_inputs_are_named():
             jax.eval_shape(partial(DiT(**{**TINY, **fields}).init, **inputs), jax.random.key(0), x, c_noise)
     with pytest.raises(ValueError, match="c_noise_s must be given"):
         jax.eval_shape(DiT(**TINY, two_times=True).apply, {"params": {}}, x, c_noise)
+
+
+@pytest.mark.parametrize("first_of_second", [1, 2])
+def test_blocks_see_the_first_time_and_later_ones_the_second(first_of_second):
+    """At one time it is the network of one time, with its parameters; the states before a block see the first alone."""
+    fields = TINY | {"num_classes": 3}
+    module = DiT(**fields, two_times=True, second_time_from=first_of_second)
+    one_time, shape = DiT(**fields), (4, 4, 1)
+    params = loud(module, shape)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameter_shapes(one_time, shape))
+    x, t, s, label = normal(2, *shape), jnp.array([0.1, 0.7]), jnp.array([0.0, 0.2]), jnp.array([0, -1])
+    np.testing.assert_array_equal(
+        quick_jit(as_net(module))(params, x, t, c_noise_s=t, label=label),
+        quick_jit(as_net(one_time))(params, x, t, label=label),
+    )
+
+    def states(t, s):
+        """The output of each block, and F."""
+        out, seen = module.apply({"params": params}, x, t, c_noise_s=s, capture_intermediates=True, mutable=True)
+        return [seen["intermediates"][f"block_{i}"]["__call__"][0] for i in range(2)] + [out]
+
+    states = quick_jit(states)
+    at, first_moved, second_moved = states(t, s), states(t + 0.1, s), states(t, s + 0.1)
+    for i, state in enumerate(at):
+        assert jnp.abs(first_moved[i] - state).max() > 1e-3
+        assert bool(jnp.any(second_moved[i] != state)) == (i >= first_of_second)
 
 
 def test_rotations_make_attention_see_differences_of_places_alone():

@@ -75,6 +75,7 @@ WRONG = [
     ("imf", {"objective.guidance_interval": "drawn"}, "objective.name=", "set config.net.guided_interval"),
     ("imf", {"objective.keeps_label": True}, "objective.name=", "set config.net.class_conditional"),
     ("imf", {"model.preconditioning": "linear_gap"}, "net.two_times=", "linear_gap gives it one time"),
+    ("imf", {"net.name": "dit", "net.second_time_from": 1}, "net.second_time_from=", "preconditioning=linear_ends"),
     ("imf", {"net.velocity_head": True, "model.preconditioning": "edm_flow"}, "net.velocity_head=", "not with precond"),
     ("imf", {"net.guided_interval": True}, "net.guided_interval=", "gives no interval of guidance"),
     ("meanflow", {"net.velocity_head": True}, "net.velocity_head=", "trains no second head"),

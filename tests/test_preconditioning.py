@@ -142,10 +142,12 @@ def test_every_consistency_function_is_the_identity_at_its_end(dtype):
 
 @pytest.mark.usefixtures("x64")
 def test_a_flow_map_goes_by_the_mean_velocity():
-    """x − (t − s)·F(x, t, t − s)."""
+    """x − (t − s)·F(x, t, t − s), or F(x, t, s) of a network that takes both times."""
     x, t, s = X.astype(jnp.float64), jnp.array([0.9, 0.5, 0.4, 1.0]), jnp.array([0.1, 0.5, 0.0, 0.2])
     expected = x - per_sample(t - s, x) * curved(0.7, x, t, c_noise_s=t - s)
     np.testing.assert_allclose(Model(curved, linear, linear_flow)(0.7, x, t, s), expected, rtol=1e-13)
+    by_ends = x - per_sample(t - s, x) * curved(0.7, x, t, c_noise_s=s)
+    np.testing.assert_allclose(Model(curved, linear, preconditioning.linear_ends)(0.7, x, t, s), by_ends, rtol=1e-13)
     to_zero = Model(lambda *inputs, c_noise_s, key=None: curved(*inputs), linear, linear_flow)(0.7, x, t, 0.0)
     np.testing.assert_allclose(to_zero, Model(curved, ve, preconditioning.linear)(0.7, x, t), rtol=1e-13)
 

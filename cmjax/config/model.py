@@ -54,12 +54,15 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
             "linear_flow": scalings.linear_flow,
             "edm_flow": scalings.linear_flow,
             "linear_gap": scalings.linear_gap,
+            "linear_ends": scalings.linear_ends,
         },
     },
     "vp": _DISCRETE,
     "ddpm": _DISCRETE,
 }
 """By the path and by the kind of model. `edm_flow` is `linear_flow` of the velocity that an EDM network gives."""
+OF_BOTH_ENDS = "linear_ends"
+"""The preconditioning of a flow map whose network takes t and s, and not t and t − s."""
 OF_THE_GAP = "linear_gap"
 """The preconditioning of a flow map whose network takes one time, t − s."""
 
@@ -147,12 +150,7 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
     for name in set(net.remaining()) & set(free) - {"parent", "name", "num_classes"}:
         knobs[name] = _network_field(net, name, free[name], module_class.choices)
 
-    two_times = kind == "flow_map" and chosen.name != OF_THE_GAP
-    if bool(knobs.get("two_times")) != two_times:
-        why = made_by if kind != "flow_map" else f"config.model.preconditioning={chosen.name}"
-        raise net.error("two_times", f"{why} gives it {'two times' if two_times else 'one time'}")
-    if knobs.get("velocity_head") and chosen.name == "edm_flow":
-        raise net.error("velocity_head", "is of a network that gives velocities: not with preconditioning edm_flow")
+    _check_inputs(net, knobs, chosen.name, kind, made_by)
 
     def make_model(num_classes: int | None) -> NetworkModel:
         if conditional and not num_classes:
@@ -166,6 +164,19 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
 
     options = {**knobs, "class_conditional": conditional}
     return ModelSpec(kind, constants, path, path_name, chosen.name, scale, grid, options, make_model)
+
+
+def _check_inputs(net: Fields, knobs: Mapping[str, Any], preconditioning: str, kind: Kind, made_by: str) -> None:
+    """Raises ConfigError where a network's times are not those that the preconditioning gives it."""
+    two_times = kind == "flow_map" and preconditioning != OF_THE_GAP
+    if bool(knobs.get("two_times")) != two_times:
+        why = made_by if kind != "flow_map" else f"config.model.preconditioning={preconditioning}"
+        raise net.error("two_times", f"{why} gives it {'two times' if two_times else 'one time'}")
+    if knobs.get("second_time_from") and preconditioning != OF_BOTH_ENDS:
+        needed = f"config.model.preconditioning={OF_BOTH_ENDS}"
+        raise net.error("second_time_from", f"needs {needed}: its last blocks see s and not t − s")
+    if knobs.get("velocity_head") and preconditioning == "edm_flow":
+        raise net.error("velocity_head", "is of a network that gives velocities: not with preconditioning edm_flow")
 
 
 def _read_path(section: Fields, kind: Kind) -> tuple[str, Path, dict[str, float]]:

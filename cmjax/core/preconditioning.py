@@ -78,6 +78,14 @@ def linear_flow(t: Array, s: Array) -> Scalings:
     return Scalings(jnp.ones_like(t), s - t, jnp.ones_like(t), t, t - s)
 
 
+def linear_ends(t: Array, s: Array) -> Scalings:
+    """`linear_flow` of a network that takes the times t and s themselves, not their gap.
+
+    [Lee et al. 2025, decoupled MeanFlow; Peng et al. 2025, FACM, the auxiliary time]
+    """
+    return linear_flow(t, s)._replace(c_noise_s=s)
+
+
 def linear_gap(t: Array, s: Array) -> Scalings:
     """`linear_flow` of a network that takes t − s alone, not t.   [Geng et al. 2025, iMF, the released code]"""
     return linear_flow(t, s)._replace(c_noise=t - s, c_noise_s=None)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, UndeterminedError, assemble, width
-from cmjax.nets.dit import ROUNDED_FREQUENCIES, SIZES, DiT, positions, rotations
+from cmjax.nets.dit import SIZES, DiT
+from cmjax.nets.dit_blocks import ROUNDED_FREQUENCIES, positions, rotations
 
 FAMILY = ("dit", "sit", "repa", "lightningdit")
 ASK = "--format=dit (predicts the noise), sit (the velocity, data at t = 1) or repa (the velocity, data at t = 0)"

@@ -2,28 +2,17 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from cmjax.nets.base import Network, block_class
-from cmjax.nets.blocks import ATTENTIONS, attend
-from cmjax.nets.layers import Dropout, Pointwise, Xavier, from_patches, to_patches
-from cmjax.nets.magnitude import Normal
+from cmjax.nets.blocks import ATTENTIONS
+from cmjax.nets.dit_blocks import SMALL, ZEROS, Block, TimeEmbedding, modulated, normed, positions
+from cmjax.nets.layers import Pointwise, Xavier, from_patches, to_patches
 from cmjax.ranges import Depth, Width
-
-ZEROS, SMALL = nn.initializers.zeros, Normal(0.02)
-
-FREQUENCIES = 10_000 ** -(np.arange(128) / 128)
-"""Of the cosines and sines of a time, in rad."""
-ROUNDED_FREQUENCIES = np.exp(
-    np.float64(np.float32(-np.log(10_000)) * np.arange(128, dtype=np.float32) / np.float32(128))
-)
-"""The same, of logarithms in float32: relative differences of 6e-7, which times of 1000 make angles of 6e-5 rad."""
 
 SIZES = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -50,6 +39,9 @@ class DiT(Network):
     time_scale: factor of c_noise before its sines and cosines at 1e-4 to 1 rad. DiT's own times run to 1000; tangent
         losses differentiate by the time and want it small.
     rounded_frequencies: `ROUNDED_FREQUENCIES` of times, as the released code computes them.
+    second_time_from: > 0, with two_times: the blocks before this one see the first time, it and those after it, and the
+        last layer, the second time in place of the first, by one embedding: no parameter more than with one time. Its
+        preconditioning is `linear_ends`.   [Lee et al. 2025, decoupled MeanFlow]
     out_channels: by default those of x. attention: "xla" or "cudnn" (see `attend`).
     remat: recompute each block in the backward pass.
     """
@@ -66,6 +58,7 @@ class DiT(Network):
     learned_positions: bool = False
     time_scale: float = 1000.0
     rounded_frequencies: bool = False
+    second_time_from: int = 0
     out_channels: int | None = None
     attention: str = "xla"
     remat: bool = False
@@ -83,22 +76,29 @@ class DiT(Network):
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
         if self.width % 4:
             raise ValueError(f"width={self.width} must be a multiple of 4: sine and cosine of two coordinates")
+        if self.second_time_from and not self.two_times:
+            raise ValueError(f"second_time_from={self.second_time_from} is of a network with two_times=True")
+        if self.second_time_from > self.depth:
+            raise ValueError(f"second_time_from={self.second_time_from} must be at most depth={self.depth}")
         if self.rope and self.width % (4 * self.heads):
             raise ValueError(f"rope=True: width={self.width} must be a multiple of 4·heads={4 * self.heads}")
 
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
         embed = partial(TimeEmbedding, self.width, self.time_scale, rounded=self.rounded_frequencies)
-        embedding = embed(name="time")(c_noise)
-        for name, value in scalars.items():
-            embedding += embed(last_init=ZEROS, name=name)(value)
+        of_time, times, added = embed(name="time"), [c_noise], dict(scalars)
+        if self.second_time_from:
+            times.append(added.pop("time_s"))
+        embedding = jnp.stack([of_time(time) for time in times], axis=1)
+        for name, value in added.items():
+            embedding += embed(last_init=ZEROS, name=name)(value)[:, None]
         if self.num_classes:
             none = self.num_classes
             index = jnp.where(label < 0, none, label)
-            embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)
+            embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)[:, None]
         return nn.silu(embedding)
 
     def body(
-        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b times e"], deterministic: bool
     ) -> Float[Array, "b h w d"]:
         grid = to_patches(x.astype(self.dtype), self.patch)
         b, rows, columns, _ = grid.shape
@@ -108,6 +108,7 @@ class DiT(Network):
         else:
             places = positions(rows, columns, self.width)
         h += jnp.asarray(places, self.dtype)[None]
+        first, last = embedding[:, 0], embedding[:, -1]
         kind = block_class(Block, remat=self.remat)
         options = {"norm": self.norm, "qk_norm": self.qk_norm, "mlp": self.mlp}
         options["grid"] = (rows, columns) if self.rope else None
@@ -115,145 +116,9 @@ class DiT(Network):
             block = kind(
                 self.heads, self.mlp_ratio, self.dropout, self.attention, self.dtype, name=f"block_{i}", **options
             )
-            h = block(h, embedding, deterministic)
-        modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(embedding)
+            h = block(h, first if i < self.second_time_from else last, deterministic)
+        modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(last)
         h = modulated(normed(h, self.norm, "out_norm"), *jnp.split(modulation[:, None], 2, axis=-1))
         features = self.patch**2 * self.channels_out(x)
         h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name="out")(h)
         return from_patches(h.reshape(b, rows, columns, features), self.patch)
-
-
-class TimeEmbedding(nn.Module):
-    """(b,) -> (b, width): 256 cosines and sines, from 1e-4 to 1 rad per unit of scale·time, and two layers."""
-
-    width: int
-    scale: float
-    last_init: Any = SMALL
-    rounded: bool = False
-
-    @nn.compact
-    def __call__(self, time: Float[Array, " b"]) -> Float[Array, "b width"]:
-        frequencies = jnp.asarray(ROUNDED_FREQUENCIES if self.rounded else FREQUENCIES, jnp.float32)
-        # Cosines of large angles: float32 whatever the dtype of computation.
-        angles = self.scale * time.astype(jnp.float32)[:, None] * frequencies[None]
-        h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
-        h = nn.silu(nn.Dense(self.width, kernel_init=SMALL, name="dense_0")(h))
-        return nn.Dense(self.width, kernel_init=self.last_init, name="dense_1")(h)
-
-
-class Block(nn.Module):
-    """h + g₁(e)·attention(n₁(h)), then h + g₂(e)·mlp(n₂(h)): the norms nᵢ are scaled and shifted by e as well.
-
-    All six maps of the embedding e start at zero, and so the block as the identity. grid: rows and columns of patches,
-    where queries and keys are rotated by them.
-    """
-
-    heads: int
-    mlp_ratio: float
-    dropout: float
-    attention: str
-    dtype: Any
-    norm: str = "layer"
-    qk_norm: bool = False
-    mlp: str = "gelu"
-    grid: tuple[int, int] | None = None
-
-    @nn.compact
-    def __call__(
-        self, h: Float[Array, "b n width"], embedding: Float[Array, "b width"], deterministic: bool
-    ) -> Float[Array, "b n width"]:
-        width = h.shape[-1]
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(
-            nn.Dense(6 * width, kernel_init=ZEROS, dtype=self.dtype, name="modulation")(embedding)[:, None], 6, axis=-1
-        )
-        attended = self._attended(modulated(normed(h, self.norm, "norm_0"), shift, scale))
-        h += gate * Dropout(self.dropout)(attended, deterministic)
-        inner = self._inner(modulated(normed(h, self.norm, "norm_1"), mlp_shift, mlp_scale))
-        return h + mlp_gate * Dropout(self.dropout)(self._dense(width, "mlp_1")(inner), deterministic)
-
-    def _inner(self, h: Array) -> Array:
-        if self.mlp == "gelu":
-            return nn.gelu(self._dense(int(self.mlp_ratio * h.shape[-1]), "mlp_0")(h), approximate=True)
-        hidden = round(self.mlp_ratio * h.shape[-1] * 2 / 3)
-        gate, values = jnp.split(self._dense(2 * hidden, "mlp_0")(h), 2, axis=-1)
-        return nn.silu(gate) * values
-
-    def _attended(self, h: Array) -> Array:
-        b, n, width = h.shape
-        qkv = self._dense(3 * width, "qkv")(h)
-        q, k, v = (part.reshape(b, n, self.heads, width // self.heads) for part in jnp.split(qkv, 3, axis=-1))
-        if self.qk_norm:
-            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
-        if self.grid is not None:
-            q, k = rotated(q, *self.grid), rotated(k, *self.grid)
-        attended = attend(q, k, v, implementation=self.attention)
-        return self._dense(width, "proj")(attended.reshape(b, n, width))
-
-    def _dense(self, features: int, name: str) -> Pointwise:
-        return Pointwise(features, dtype=self.dtype, name=name)
-
-
-class RMSNorm(nn.Module):
-    """scale·h/√(mean h² + 1e-6) over the last axis, with learned scales; statistics in float32."""
-
-    scale_init = staticmethod(nn.initializers.ones)
-
-    @nn.compact
-    def __call__(self, h: Float[Array, "*dims d"]) -> Float[Array, "*dims d"]:
-        scale = self.param("scale", self.scale_init, h.shape[-1:])
-        return divided_by_rms(h) * scale.astype(h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
-
-
-def divided_by_rms(h: Float[Array, "*dims d"]) -> Float[Array, "*dims d"]:
-    """Returns h/√(mean h² + 1e-6) over the last axis, computed in float32."""
-    h32 = h.astype(jnp.float32)
-    return (h32 * jax.lax.rsqrt(jnp.mean(h32**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
-
-
-def normed(h: Float[Array, "b n width"], norm: str, name: str) -> Float[Array, "b n width"]:
-    """Returns the layer norm of h, without parameters, or for "rms" that of the module `name`."""
-    if norm == "rms":
-        return RMSNorm(name=name)(h)
-    h32 = h.astype(jnp.float32)
-    return divided_by_rms(h32 - jnp.mean(h32, axis=-1, keepdims=True)).astype(h.dtype)
-
-
-def modulated(
-    h: Float[Array, "b n width"], shift: Float[Array, "b 1 width"], scale: Float[Array, "b 1 width"]
-) -> Float[Array, "b n width"]:
-    """Returns h·(1 + scale) + shift."""
-    return h * (1 + scale) + shift
-
-
-def rotated(x: Float[Array, "b n heads c"], rows: int, columns: int) -> Float[Array, "b n heads c"]:
-    """Rotates each pair of neighbouring channels by its angle of `rotations`.   [Su et al. 2021, RoPE, eq. 34]"""
-    angles = rotations(rows, columns, x.shape[-1])
-    cos, sin = (jnp.asarray(wave, x.dtype)[None, :, None] for wave in (np.cos(angles), np.sin(angles)))
-    even, odd = x[..., ::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
-
-
-def rotations(rows: int, columns: int, width: int) -> np.ndarray:
-    """Returns the angles of the pairs of `width` channels at each patch, (rows·columns, width/2), float64.
-
-    The first half of the pairs turns by the patch's row and the last half by its column, both by 1 down to about 1e-4
-    rad a patch.   [Fang et al. 2024, EVA-02, sec. 2.1; Yao et al. 2025, LightningDiT]
-    """
-    frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
-    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    return np.concatenate([place.ravel()[:, None] * frequencies[None] for place in (row, column)], axis=1)
-
-
-def positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """Sines and cosines of each patch's column, then of its row, (rows·columns, width), float64.
-
-    Frequencies from 1 down to about 1e-4 rad a patch, width/4 of them.   [Vaswani et al. 2017, in two dimensions]
-    """
-    frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
-
-    def waves(places: np.ndarray) -> np.ndarray:
-        angles = places.ravel()[:, None] * frequencies[None]
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    return np.concatenate([waves(column), waves(row)], axis=1)
