@@ -36,13 +36,10 @@ def fields_of(runs: Mapping[str, Records]) -> list[str]:
         for name, value in record.items()
         if isinstance(value, int | float) and not BIN.fullmatch(name) and name not in LEFT_OUT
     )
-    if all(_same(records, "images_per_second", "images_per_second_per_chip") for records in runs.values()):
-        named.pop("images_per_second_per_chip", None)
+    every = [record for records in runs.values() for record in records]
+    if all(record.get("images_per_second") == record.get("images_per_second_per_chip") for record in every):
+        named.pop("images_per_second_per_chip", None)  # of one chip, which would be the same curve twice
     return [name for name in FIRST if name in named] + [name for name in named if name not in FIRST]
-
-
-def _same(records: Records, first: str, second: str) -> bool:
-    return all(record.get(first) == record.get(second) for record in records)
 
 
 def points(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -65,19 +62,15 @@ def plots_of(runs: Mapping[str, Records], labels: Mapping[str, Sequence[str]]) -
         if curves:
             plots[name.replace("_", " ")] = plot_of(curves, name.replace("_", " "), log=name in ("loss", "grad_norm"))
     for run, records in runs.items():
-        names = sorted(
-            {name for record in records[:: max(1, len(records) // 50)] for name in record if BIN.match(name)}
-        )
-        curves = {_level(name, labels.get(run, ())): points(records, name) for name in names}
+        some = records[:: max(1, len(records) // 50)]  # a bin without samples is missing from a record
+        curves = {}
+        for name in sorted({name for record in some for name in record if BIN.match(name)}):
+            number, named = int(name.removeprefix("loss_bin_")), labels.get(run, ())
+            curves[named[number] if number < len(named) else f"level {number}"] = points(records, name)
         if curves:
             title = "loss by noise level" + (f": {run}" if len(runs) > 1 else "")
             plots[title] = plot_of(curves, "loss", log=True, shades=True)
     return plots
-
-
-def _level(name: str, labels: Sequence[str]) -> str:
-    number = int(name.removeprefix("loss_bin_"))
-    return labels[number] if number < len(labels) else f"level {number}"
 
 
 def plot_of(

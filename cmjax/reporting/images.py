@@ -2,12 +2,13 @@
 
 import base64
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 MOST_FRAMES = 12
 """Steps of which the page shows samples, evenly chosen among those that the run has."""
@@ -39,13 +40,12 @@ def grids_of(workdir: Path) -> dict[str, dict[int, Path]]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if match := NAME.fullmatch(path.name):
             grids.setdefault(match[2], {})[int(match[1])] = path
-    return {name: dict(sorted(steps.items())) for name, steps in sorted(grids.items(), key=_by_evaluations)}
 
+    def by_evaluations(name: str) -> tuple[int, str]:
+        # as text, 18-step would stand before 2-step
+        return int((re.findall(r"\d+", name) or [0])[0]), name
 
-def _by_evaluations(item: tuple[str, Mapping[int, Path]]) -> tuple[int, str]:
-    """1-step before 2-step before heun-18."""
-    numbers = [int(number) for number in re.findall(r"\d+", item[0])]
-    return (numbers[0] if numbers else 0, item[0])
+    return {name: dict(sorted(grids[name].items())) for name in sorted(grids, key=by_evaluations)}
 
 
 def even_choice(values: list[int], most: int) -> list[int]:
@@ -60,36 +60,24 @@ def shrink(content: bytes, limit: int) -> EmbeddedImage:
 
     Raises: OSError where it is no image.
     """
-    from PIL import Image
-
     with Image.open(BytesIO(content)) as opened:
         image = opened.convert("RGB")
-    encoded = _webp(image, lossless=True)
-    whole = _characters(encoded) <= limit
-    while _characters(encoded) > limit:
-        encoded = _webp(image, quality=80)
-        if _characters(encoded) <= limit or min(image.size) * 3 // 4 < SMALLEST:
+    uri = _webp(image, lossless=True)
+    whole = len(uri) <= limit
+    while len(uri) > limit:
+        uri = _webp(image, quality=80)
+        if len(uri) <= limit or min(image.size) * 3 // 4 < SMALLEST:
             break
         image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
-    return EmbeddedImage(_uri(encoded), image.width, image.height, whole)
+    return EmbeddedImage(uri, image.width, image.height, whole)
 
 
 def exact(image: np.ndarray) -> EmbeddedImage:
     """Embeds an RGB image, (h, w, 3) uint8, without loss."""
-    from PIL import Image
-
-    return EmbeddedImage(_uri(_webp(Image.fromarray(image), lossless=True)), image.shape[1], image.shape[0], True)
+    return EmbeddedImage(_webp(Image.fromarray(image), lossless=True), image.shape[1], image.shape[0], True)
 
 
-def _webp(image, **how) -> bytes:
+def _webp(image: Image.Image, **how: Any) -> str:
     encoded = BytesIO()
     image.save(encoded, format="WEBP", method=2, **how)
-    return encoded.getvalue()
-
-
-def _characters(encoded: bytes) -> int:
-    return -(-len(encoded) // 3) * 4
-
-
-def _uri(encoded: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(encoded).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -1,14 +1,14 @@
 """Finds the training images nearest to a run's samples, which show whether it memorised some."""
 
-import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from cmjax.data.sources import Source
+from cmjax.data.base import DataError, Source
 from cmjax.plotting.plots import GREY, cell_size, image_grid
 from cmjax.reporting.images import EmbeddedImage, exact, grids_of
 
@@ -17,7 +17,7 @@ MOST_SEARCHED = 10_000
 """Training images that are searched, evenly chosen where there are more."""
 
 PIXELS_AT_ONCE = 2**22
-GAP, MIN_SIDE = 2, 64
+GAP = 2
 """Of `image_grid`, as a run's grids of samples are made."""
 
 Images = UInt8[np.ndarray, "_ _ _ _"]
@@ -40,20 +40,20 @@ class Nearest:
     total: int
 
 
-def nearest_of(workdir: Path, source: Source) -> Nearest | str:
-    """Pairs the newest samples of the most evaluations with their nearest training images; else says why it cannot.
+def nearest_of(workdir: Path, source: Source) -> Nearest:
+    """Pairs the newest samples of the most evaluations with their nearest training images.
 
-    Raises: OSError where a grid cannot be read; DataError where the data cannot.
+    Raises: OSError where a grid cannot be read; DataError where the data cannot, or there is nothing to compare.
     """
     grids = grids_of(workdir)
     if not grids:
-        return "the run has no samples"
+        raise DataError("the run has no samples")
     if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
-        return "the data are no uint8 images"
+        raise DataError("the data are no uint8 images")
     sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
     samples = images_in(steps[max(steps)].read_bytes(), source.shape, SHOWN)
     if samples is None:
-        return f"{steps[max(steps)].name} is not a grid of the run's images"
+        raise DataError(f"{steps[max(steps)].name} is not a grid of the run's images")
     total = len(source)
     rows = np.unique(np.linspace(0, total - 1, min(total, MOST_SEARCHED)).astype(np.int64))
     others = rows[np.unique(np.linspace(0, len(rows) - 1, SHOWN).astype(np.int64))]
@@ -62,8 +62,8 @@ def nearest_of(workdir: Path, source: Source) -> Nearest | str:
     places, distances = search(queries, excluded, source, rows)
     images = source.gather(places[: len(samples)])["image"]
     pairs = [
-        (exact(image_grid(np.stack(pair), columns=2, gap=GAP, min_side=MIN_SIDE)), float(distance))
-        for *pair, distance in zip(samples, images, distances, strict=False)
+        (exact(image_grid(np.stack(pair), columns=2)), float(distance))
+        for *pair, distance in zip(samples, images, distances, strict=False)  # distances of the others follow
     ]
     return Nearest(max(steps), sampler, pairs, float(distances[len(samples) :].mean()), len(rows), total)
 
@@ -73,7 +73,8 @@ def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarr
 
     excluded: (n,) a row that does not count for the query; -1 for none.
     """
-    wanted = queries.reshape(len(queries), -1).astype(np.float64)  # sums of whole numbers are exact
+    # in float64 sums of whole numbers are exact, and a copy is at distance 0
+    wanted = queries.reshape(len(queries), -1).astype(np.float64)
     best, place = np.full(len(wanted), np.inf), np.zeros(len(wanted), np.int64)
     at_once = max(1, PIXELS_AT_ONCE // wanted.shape[1])
     for start in range(0, len(rows), at_once):
@@ -93,12 +94,11 @@ def images_in(grid: bytes, shape: tuple[int, ...], most: int) -> Images | None:
 
     Raises: OSError where it is no image.
     """
-    from PIL import Image
-
     with Image.open(BytesIO(grid)) as opened:
         image = np.asarray(opened.convert("RGB"))
     h, w, c = shape
-    factor, (height, width) = math.ceil(MIN_SIDE / min(h, w)), cell_size((h, w), gap=GAP, min_side=MIN_SIDE)
+    height, width = cell_size((h, w), gap=GAP)
+    factor = (height - GAP) // h
     if image.shape[0] % height != GAP or image.shape[1] % width != GAP or not np.all(image[:GAP] == GREY):
         return None
     across, down = image.shape[1] // width, image.shape[0] // height

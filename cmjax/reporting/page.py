@@ -1,7 +1,7 @@
 """Writes a page about a run, or several side by side: a single HTML file that needs no network."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from cmjax.reporting.images import LARGE, MOST_FRAMES, EmbeddedImage, even_choic
 from cmjax.reporting.parts import Part, configurations_differ, read_part
 from cmjax.reporting.tables import evaluations, final_metrics, overview, starts
 from cmjax.runs.record import read_record
-from cmjax.runs.status import Status, read_status
+from cmjax.runs.status import read_status
 from cmjax.runs.trained import open_trained
 from cmjax.system.files import absolute, write_atomically
 from cmjax.system.libraries import how_to_install, is_installed, require
@@ -47,10 +47,15 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
             return None
         return lambda: open_trained(workdir, data_dir=data_dir).run().open_source("train")
 
-    parts = [
-        read_part(name, workdir, _settled(read_status(workdir, read_record(workdir))), opener(workdir))
-        for name, workdir in zip(_names(workdirs), workdirs, strict=True)
-    ]
+    names = [absolute(workdir).name or str(workdir) for workdir in workdirs]
+    if len(set(names)) < len(names):
+        names = [str(workdir) for workdir in workdirs]
+    parts = []
+    for name, workdir in zip(names, workdirs, strict=True):
+        status = read_status(workdir, read_record(workdir))
+        if status.finished:  # the process that writes the page of its own run is still there
+            status = replace(status, mark=None, alive=False)
+        parts.append(read_part(name, workdir, status, opener(workdir)))
     page = render(parts).encode()
     write_atomically(out, page)
     return len(page)
@@ -70,17 +75,6 @@ def report_at_end(workdir: Path, source: Source) -> str | None:
     return None
 
 
-def _settled(status: Status) -> Status:
-    """A finished run is not shown as running, though its process, which writes the page, is still there."""
-    return replace(status, mark=None, alive=False) if status.finished else status
-
-
-def _names(workdirs: Sequence[Path]) -> list[str]:
-    """The folders' names, or their paths where names are the same."""
-    names = [absolute(workdir).name or str(workdir) for workdir in workdirs]
-    return names if len(set(names)) == len(names) else [str(workdir) for workdir in workdirs]
-
-
 def render(parts: Sequence[Part]) -> str:
     """The page's HTML. Raises: ConfigError where two of the folders are one."""
     from bokeh.embed import components
@@ -97,7 +91,8 @@ def render(parts: Sequence[Part]) -> str:
     script, places = components(plots) if plots else ("", {})
     libraries = Resources(mode="inline", components=["bokeh"], minified=True).render_js() if plots else ""
     room = MOST_CHARACTERS - FOR_WORDS - len(libraries.encode()) - len(script.encode())
-    images = PageImages(parts, room)
+    notes = [(part.name, note) for part in parts for note in part.notes]
+    images = embedded_images(parts, room, notes)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html").render(
         title=", ".join(by_name),
@@ -115,59 +110,40 @@ def render(parts: Sequence[Part]) -> str:
         differing=configurations_differ(parts) if len(parts) > 1 else [],
         final_metrics=final_metrics(parts),
         evaluations=evaluations(parts),
-        frames=images.frames,
-        steps=images.steps,
-        diagnostics=images.diagnostics,
-        galleries=images.galleries,
-        left_out=[(part.name, note) for part in parts for note in part.notes] + images.notes,
+        left_out=notes,
+        **images,
     )
 
 
-class PageImages:
-    """Embeds the runs' images so that they fit into `room` characters.
+def embedded_images(parts: Sequence[Part], room: int, notes: list[tuple[str, str]]) -> dict[str, Any]:
+    """Embeds the runs' images so that they fit into `room` characters. Returns: what the template shows of them.
 
-    frames: run -> sampler -> step -> image. steps: all steps of the frames. diagnostics: run -> caption -> image.
-    galleries: run -> image. notes: (run, what is left out).
+    frames: run -> sampler -> step -> image. steps: all steps of the frames. diagnostics, galleries: run -> caption ->
+    image. notes: takes (run, what is left out).
     """
-
-    def __init__(self, parts: Sequence[Part], room: int):
-        self.notes: list[tuple[str, str]] = []
-        chosen = {part.name: self._choose(part, max(3, MOST_FRAMES // len(parts))) for part in parts}
-        grids = sum(len(steps) for samplers in chosen.values() for steps in samplers.values())
-        larger = sum(len(part.diagnostics) + (part.gallery is not None) for part in parts)
-        nearest = sum(len(image.uri) for part in parts if part.nearest for image, _ in part.nearest.pairs)
-        self._limit = int((room - nearest) / max(grids + LARGE * larger, 1))
-        self.frames = {
-            name: {
-                sampler: self._all(name, {step: (path, 1.0) for step, path in steps.items()})
-                for sampler, steps in samplers.items()
-            }
-            for name, samplers in chosen.items()
-        }
-        self.steps = sorted({step for run in self.frames.values() for frames in run.values() for step in frames})
-        self.diagnostics = {
-            part.name: self._all(part.name, {caption: (path, LARGE) for caption, path in part.diagnostics.items()})
-            for part in parts
-        }
-        self.galleries = {
-            part.name: self._all(part.name, {"gallery": (part.gallery, LARGE)}) for part in parts if part.gallery
-        }
-
-    def _choose(self, part: Part, most: int) -> Mapping[str, Mapping[int, Path]]:
-        chosen = {}
+    frames: dict[str, dict[str, dict[int, EmbeddedImage]]] = {part.name: {} for part in parts}
+    diagnostics: dict[str, dict[str, EmbeddedImage]] = {part.name: {} for part in parts}
+    galleries: dict[str, dict[str, EmbeddedImage]] = {part.name: {} for part in parts if part.gallery}
+    wanted: list[tuple[dict[Any, EmbeddedImage], Any, str, Path, float]] = []
+    for part in parts:
         for sampler, grids in part.grids.items():
-            kept = even_choice(list(grids), most)
-            chosen[sampler] = {step: grids[step] for step in kept}
+            kept = even_choice(list(grids), max(3, MOST_FRAMES // len(parts)))
+            shown = frames[part.name][sampler] = {}
+            wanted += [(shown, step, part.name, grids[step], 1.0) for step in kept]
             if len(kept) < len(grids):
                 note = f"{sampler}: samples of {len(kept)} of {len(grids)} steps are shown; all are in samples/"
-                self.notes.append((part.name, note))
-        return chosen
-
-    def _all(self, run: str, files: Mapping[Any, tuple[Path, float]]) -> dict[Any, EmbeddedImage]:
-        made = {}
-        for name, (path, larger) in files.items():
-            try:
-                made[name] = shrink(path.read_bytes(), int(self._limit * larger))
-            except OSError as error:
-                self.notes.append((run, f"{path.name} cannot be read: {' '.join(str(error).split())}"))
-        return made
+                notes.append((part.name, note))
+        for caption, path in part.diagnostics.items():
+            wanted.append((diagnostics[part.name], caption, part.name, path, LARGE))
+        if part.gallery:
+            wanted.append((galleries[part.name], "gallery", part.name, part.gallery, LARGE))
+    # pairs of nearest images are not made smaller: their pixels are what is compared
+    nearest = sum(len(image.uri) for part in parts if part.nearest for image, _ in part.nearest.pairs)
+    limit = (room - nearest) / max(sum(larger for *_, larger in wanted), 1)
+    for shown, name, run, path, larger in wanted:
+        try:
+            shown[name] = shrink(path.read_bytes(), int(limit * larger))
+        except OSError as error:
+            notes.append((run, f"{path.name} cannot be read: {' '.join(str(error).split())}"))
+    steps = {step for samplers in frames.values() for shown in samplers.values() for step in shown}
+    return {"frames": frames, "steps": sorted(steps), "diagnostics": diagnostics, "galleries": galleries}

@@ -30,9 +30,6 @@ DIAGNOSTICS = {
     "times": "Metrics by the second step's time",
 }
 """The plots of `--mode=diagnose`, and their captions."""
-REAL = "training images"
-"""The row of the metrics that is of real images."""
-
 Change = tuple[str, str, str]
 
 
@@ -58,12 +55,6 @@ class Part:
     gallery: Path | None
     evaluations: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def metrics_notes(self) -> list[str]:
-        """The note beside the final metrics."""
-        note = self.status.summary.get("metrics_of")
-        return [note] if isinstance(note, str) else []
 
     @property
     def evaluation_notes(self) -> list[str]:
@@ -101,7 +92,11 @@ def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[]
         nearest=_nearest(workdir, open_source, notes),
         diagnostics={caption: path for caption, path in diagnostics.items() if path.exists()},
         gallery=gallery if gallery.exists() else None,
-        evaluations=[row for row in read_json_lines(workdir / "evaluation.jsonl") if _is_row(row)],
+        evaluations=[
+            row
+            for row in read_json_lines(workdir / "evaluation.jsonl")
+            if isinstance(row.get("metrics"), dict) and isinstance(row.get("step"), int)
+        ],
         notes=notes,
     )
 
@@ -130,11 +125,10 @@ def _changes(record: Mapping[str, Any], notes: list[str]) -> tuple[list[Change],
         return [], False
     try:
         # a recipe is run: none but those of configs/ here, whatever a record may name
-        stem = next(
-            (s for s in sorted(list_recipes(), key=len, reverse=True) if name == s or name.startswith(f"{s}-")), ""
-        )
-        if not stem:
+        stems = [stem for stem in list_recipes() if name == stem or name.startswith(f"{stem}-")]
+        if not stems:
             raise ConfigError(f"configs/ has no recipe {name} here")
+        stem = max(stems, key=len)  # of a and a-b, which are both recipes, a-b-c is a variant of a-b
         variant = name[len(stem) + 1 :]
         written = load_recipe(f"{stem}:{variant}" if variant else stem).to_dict()
     except ConfigError as error:
@@ -176,17 +170,8 @@ def _nearest(workdir: Path, open_source: Callable[[], Source] | None, notes: lis
     try:
         trained = open_trained(workdir)
         if trained.imported or not trained.recorded.has_data:
-            problem = "no run here trained these weights, and their data are not known"
-        else:
-            nearest = nearest_of(workdir, open_source() if open_source else trained.run().open_source("train"))
-            if isinstance(nearest, Nearest):
-                return nearest
-            problem = nearest
+            raise DataError("no run here trained these weights, and their data are not known")
+        return nearest_of(workdir, open_source() if open_source else trained.run().open_source("train"))
     except (ConfigError, DataError, OSError, ImportError, ValueError, KeyError) as error:
-        problem = " ".join(str(error).split())
-    notes.append(f"no nearest training images: {problem}")
+        notes.append(f"no nearest training images: {' '.join(str(error).split())}")
     return None
-
-
-def _is_row(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("metrics"), dict) and isinstance(row.get("step"), int)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cmjax.metrics.comparison import REAL
 from cmjax.metrics.registry import better
-from cmjax.reporting.parts import REAL, Part
+from cmjax.reporting.parts import Part
 from cmjax.runs.status import duration
 
 
@@ -14,6 +15,15 @@ class Table:
 
     columns: list[str]
     rows: list[tuple[list[str], bool]]
+
+
+def _table(parts: Sequence[Part], heads: Sequence[str], rows: Sequence[tuple[Part, list[str]]]) -> Table | None:
+    """The table of these rows; None without any. Where there are several runs, the first column names them."""
+    if not rows:
+        return None
+    if len(parts) == 1:
+        return Table(list(heads), [(cells, False) for _, cells in rows])
+    return Table(["run", *heads], [([part.name, *cells], False) for part, cells in rows])
 
 
 def overview(parts: Sequence[Part]) -> Table:
@@ -40,17 +50,15 @@ def evaluations(parts: Sequence[Part]) -> Table | None:
     metrics = list(dict.fromkeys(name for _, row in every for name in row["metrics"]))
     rows = []
     for part, row in every:
-        about = [part.name] if len(parts) > 1 else []
         real = row.get("real")
         real = real if isinstance(real, dict) else {}
-        sampled = [_word(row.get(name)) for name in ("step", "sampler", "evaluations", "num", "guidance")]
-        values = []
+        cells = [_word(row.get(name)) for name in ("step", "sampler", "evaluations", "num", "guidance")]
         for name in metrics:
             beside = f" ({_value(real[name])})" if name in real else ""
-            values.append(_value(row["metrics"].get(name)) + beside)
-        rows.append(([*about, *sampled, *values], False))
+            cells.append(_value(row["metrics"].get(name)) + beside)
+        rows.append((part, cells))
     heads = ["step", "sampler", "evaluations", "images", "guidance", *map(_headed, metrics)]
-    return Table([*(["run"] if len(parts) > 1 else []), *heads], rows) if rows else None
+    return _table(parts, heads, rows)
 
 
 def starts(parts: Sequence[Part]) -> Table | None:
@@ -58,16 +66,14 @@ def starts(parts: Sequence[Part]) -> Table | None:
     rows = []
     for part in parts:
         for start in part.status.starts:
-            steps = f"{start['from']:,} to {start['to']:,}"
             versions = start.get("versions") or {}
             made_by = f"cmjax {versions.get('cmjax', '–')}, jax {versions.get('jax', '–')}"
             made_by += f", commit {start['git_commit'][:10]}" if start.get("git_commit") else ""
-            changes = "; ".join(start.get("changes") or [])
-            words = [start.get("started"), steps, duration(start.get("seconds") or 0), start.get("ended"),
-                     start.get("device"), made_by, changes or None, start.get("command")]  # fmt: skip
-            rows.append(([*([part.name] if len(parts) > 1 else []), *map(_word, words)], False))
-    heads = ["started", "steps", "took", "ended", "on", "by", "changes", "command"]
-    return Table([*(["run"] if len(parts) > 1 else []), *heads], rows) if rows else None
+            words = [start.get("started"), f"{start['from']:,} to {start['to']:,}", duration(start.get("seconds") or 0),
+                     start.get("ended"), start.get("device"), made_by, "; ".join(start.get("changes") or []) or None,
+                     start.get("command")]  # fmt: skip
+            rows.append((part, list(map(_word, words))))
+    return _table(parts, ["started", "steps", "took", "ended", "on", "by", "changes", "command"], rows)
 
 
 def _headed(metric: str) -> str:
