@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from cmjax.metrics import functional
-from cmjax.metrics.accumulator import Accumulator, Moments, accumulate
+from cmjax.metrics.accumulator import Accumulator, Moments
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,13 @@ def in_batches(name, rows, size=37):
     """Features are also kept as rows."""
     names = ("features", "rows") if name == "features" else (name,)
     return [dict.fromkeys(names, rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def accumulate(batches):
+    accumulator = Accumulator()
+    for outputs in batches:
+        accumulator.add(outputs)
+    return accumulator
 
 
 def test_batches_give_the_peers_figures(recorded):

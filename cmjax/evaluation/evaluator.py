@@ -128,8 +128,7 @@ def make_evaluator(
             kept = needs if name == PIXELS else needs | {"features", "rows"}
             references[name], text = accumulate_split(network, tuple(sorted(kept)), data, split, cache_dir)
         if name in from_file:
-            statistics = _checked(str(reference), from_file[name], network, data)
-            references[name] = references[name].with_statistics(statistics)
+            references[name].known = _checked(str(reference), from_file[name], network, data)
             text = f"{Path(str(reference)).name}{text and '; rows: '}{text}"
         about[name] = {"network": name, "of": network.about, "reference": text}
         other = "train" if split == "test" else "test"

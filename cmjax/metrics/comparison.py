@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.data.sources import DataError, Source
-from cmjax.metrics.accumulator import Accumulator, accumulate
+from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.dataset_features import (
     LARGEST_PIXELS,
     MOST_HELD_OUT,
@@ -78,9 +78,12 @@ def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: Fe
 
 def _accumulated(metric: str, images: np.ndarray, known: Mapping[str, FeaturesOf]) -> Accumulator:
     features = known[str(METRICS[metric].features)](images)
-    if METRICS[metric].needs == "features":  # all at once, in place of sums over batches
-        return Accumulator().with_statistics({"features": statistics(features)})
-    return accumulate([{METRICS[metric].needs: features}], most_rows=len(images))
+    accumulator = Accumulator(most_rows=len(images))
+    if METRICS[metric].needs == "features":  # of all at once, which keeps more digits than sums over batches
+        accumulator.known["features"] = statistics(features)
+    else:
+        accumulator.add({METRICS[metric].needs: features})
+    return accumulator
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 float32 is not enough here: at 2048 dimensions it moves a Fréchet distance by 1e-2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,9 +98,7 @@ def prdc(real: Features, fake: Features, *, k: int = 5, real_radii: Float64[np.n
     Returns: Prdc. The values depend on n, m and k: compare only values with the same three.
     Raises:  ValueError for unequal d, k out of range, or a value that is not finite.
     """
-    real, fake = _checked(real, "real", rows=2), _checked(fake, "fake", rows=2)
-    if real.shape[1] != fake.shape[1]:
-        raise ValueError(f"real and fake must have equally many columns, got {real.shape[1]} and {fake.shape[1]}")
+    real, fake = _checked_pair(real=real, fake=fake, rows=2)
     real_radii = squared_radii(real, k=k) if real_radii is None else real_radii
     if real_radii.shape != (len(real),):
         raise ValueError(f"real_radii must have one entry for each of {len(real)} reals, got {real_radii.shape}")
@@ -136,9 +134,21 @@ def inception_score(probabilities: Features, *, split_size: int = 5000) -> float
     if np.any(p < 0) or not np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-3):
         raise ValueError("probabilities must be at least 0 with rows summing to 1")
     splits = [p[start : start + split_size] for start in range(0, len(p), split_size)]
-    # p log p is 0 at p = 0; a class's mean is 0 only where all its probabilities are
-    logs = [np.log(np.where(s > 0, s, 1)) - np.log(np.where(s > 0, s.mean(axis=0), 1)) for s in splits]
-    scores = [np.exp(np.mean(np.sum(s * log, axis=1))) for s, log in zip(splits, logs, strict=True)]
+    return score_of_sums([probability_sums(split) for split in splits])
+
+
+def probability_sums(p: np.ndarray) -> np.ndarray:
+    """Sums probabilities (n, classes) for `score_of_sums`: n, Σ Σ_y p log p, and Σ p of each class."""
+    p_log_p = p * np.log(np.where(p > 0, p, 1))  # 0 at p = 0
+    return np.concatenate([[len(p), p_log_p.sum()], p.sum(axis=0)])
+
+
+def score_of_sums(splits: Sequence[np.ndarray]) -> float:
+    """Computes the Inception Score from the `probability_sums` of its splits."""
+    scores = []
+    for count, p_log_p, *by_class in splits:
+        mean = np.array(by_class) / count
+        scores.append(np.exp(p_log_p / count - np.sum(mean * np.log(np.where(mean > 0, mean, 1)))))
     return float(np.mean(scores))
 
 
@@ -152,9 +162,7 @@ def kid(x: Features, y: Features) -> float:
     Args:   x (n, d), y (m, d): features.
     Raises: ValueError for unequal d, fewer than two rows, or a value that is not finite.
     """
-    x, y = _checked(x, "x", rows=2), _checked(y, "y", rows=2)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have equally many columns, got {x.shape[1]} and {y.shape[1]}")
+    x, y = _checked_pair(x=x, y=y, rows=2)
 
     def kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
         return sum(float(np.sum((a[rows] @ b.T / a.shape[1] + 1) ** 3)) for rows in _row_blocks(len(a), len(b)))
@@ -188,9 +196,7 @@ def cmmd(x: Features, y: Features) -> float:
     Args:   x (n, d), y (m, d): CLIP's embeddings, of length 1.
     Raises: ValueError for unequal d, or a value that is not finite.
     """
-    x, y = _checked(x, "x", rows=1), _checked(y, "y", rows=1)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have equally many columns, got {x.shape[1]} and {y.shape[1]}")
+    x, y = _checked_pair(x=x, y=y, rows=1)
 
     def mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
         # expm1 keeps the digits that 1 − tiny loses; the ones cancel in k(x, x) + k(y, y) − 2k(x, y)
@@ -234,8 +240,15 @@ def _checked(features: np.ndarray, name: str, *, rows: int) -> np.ndarray:
     return features
 
 
+def _checked_pair(*, rows: int, **pair: np.ndarray) -> list[np.ndarray]:
+    first, second = checked = [_checked(features, name, rows=rows) for name, features in pair.items()]
+    if first.shape[1] != second.shape[1]:
+        names = " and ".join(pair)
+        raise ValueError(f"{names} must have equally many columns, got {first.shape[1]} and {second.shape[1]}")
+    return checked
+
+
 def _row_blocks(n: int, m: int) -> Iterator[slice]:
-    """Yields slices of n rows such that a block against m columns has about BLOCK_ELEMENTS elements."""
     size = max(1, BLOCK_ELEMENTS // m)
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
@@ -248,7 +261,7 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.n
     x_norms, y_norms = np.sum(x**2, axis=1), np.sum(y**2, axis=1)
     for rows in _row_blocks(len(x), len(y)):
         squared = x[rows] @ y.T
-        squared *= -2
+        squared *= -2  # in place: a block is the largest array here
         squared += x_norms[rows, None]
         squared += y_norms
         yield rows.start, np.maximum(squared, 0, out=squared)

@@ -31,7 +31,7 @@ class Metric:
     needs: str
     rule: str
     larger_is_better: bool = False
-    least: int = 2
+    least: int = 2  # what a covariance and an unbiased mean over pairs need
 
     @property
     def without_reference(self) -> bool:
@@ -55,11 +55,20 @@ def _cmmd(images: Accumulator, reference: Accumulator) -> tuple[float, ...]:
     return (cmmd(images.kept_rows(), reference.kept_rows()),)
 
 
-def _prdc(images: Accumulator, reference: Accumulator, *, k: int) -> tuple[float, ...]:
-    return prdc(reference.kept_rows(), images.kept_rows(), k=k, real_radii=reference.squared_radii(k))
-
-
 _FIRST = f"the first {KEPT} images of each set at most"
+
+
+def _prdc(values: tuple[str, ...], features: str | None = None, *, k: int) -> Metric:
+    """The metric of the first of the values of `prdc`, under these names."""
+
+    def compute(images: Accumulator, reference: Accumulator) -> tuple[float, ...]:
+        radii = reference.squared_radii(k)
+        return prdc(reference.kept_rows(), images.kept_rows(), k=k, real_radii=radii)[: len(values)]
+
+    # a k-th neighbour beside the image itself needs k + 1 images
+    return Metric(values, compute, features, "rows", f"k = {k}; {_FIRST}", larger_is_better=True, least=k + 1)
+
+
 METRICS: dict[str, Metric] = {
     "fid": Metric(("fid",), _frechet, "inception", "features", "Fréchet distance of pool3, 2048 features"),
     "sfid": Metric(
@@ -79,33 +88,9 @@ METRICS: dict[str, Metric] = {
         least=1,
     ),
     "kid": Metric(("kid",), _kid, None, "rows", f"100 subsets of 1000; {_FIRST}"),
-    "pr": Metric(
-        ("precision", "recall"),
-        lambda images, reference: _prdc(images, reference, k=3)[:2],
-        None,
-        "rows",
-        f"k = 3; {_FIRST}",
-        larger_is_better=True,
-        least=4,
-    ),
-    "prdc": Metric(
-        ("precision_5", "recall_5", "density", "coverage"),
-        partial(_prdc, k=5),
-        None,
-        "rows",
-        f"k = 5; {_FIRST}",
-        larger_is_better=True,
-        least=6,
-    ),
-    "prdc_pixels": Metric(
-        ("precision_pixels", "recall_pixels", "density_pixels", "coverage_pixels"),
-        partial(_prdc, k=5),
-        PIXELS,
-        "rows",
-        f"k = 5; {_FIRST}",
-        larger_is_better=True,
-        least=6,
-    ),
+    "pr": _prdc(("precision", "recall"), k=3),
+    "prdc": _prdc(("precision_5", "recall_5", "density", "coverage"), k=5),
+    "prdc_pixels": _prdc(("precision_pixels", "recall_pixels", "density_pixels", "coverage_pixels"), PIXELS, k=5),
     "fd": Metric(("fd",), _frechet, "dataset", "features", "Fréchet distance"),
     "fd_dinov2": Metric(("fd_dinov2",), _frechet, "dinov2", "features", "Fréchet distance of the class token"),
     "cmmd": Metric(("cmmd",), _cmmd, "clip", "rows", f"σ = 10, times 1000; {_FIRST}"),
@@ -132,10 +117,7 @@ def better(value: str) -> str:
 
 
 def too_few(metrics: Iterable[str], num: int) -> str:
-    """Says which of the metrics have no value of so few images; "" where all have one.
-
-    k neighbours need k + 1 images, a covariance and an unbiased mean over pairs two.
-    """
+    """Says which of the metrics have no value of so few images; "" where all have one."""
     lacking = {metric: METRICS[metric].least for metric in metrics if num < METRICS[metric].least}
     needs = ", ".join(f"{metric} needs at least {least} image{'s' * (least > 1)}" for metric, least in lacking.items())
     return f"{needs}, and there {'is' if num == 1 else 'are'} {num}" if lacking else ""
