@@ -20,7 +20,7 @@ from cmjax.evaluation.networks import FeatureNetwork
 from cmjax.evaluation.results import add_row, drop_rows_after, read_rows, row_there
 from cmjax.evaluation.sweep import evaluate_once
 from cmjax.generation import files, search
-from cmjax.metrics.accumulator import accumulate
+from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.registry import METRICS
 from cmjax.plotting.plots import save_png
 from cmjax.runs.stale import remove_later
@@ -221,7 +221,8 @@ def test_a_stopped_evaluation_goes_on_for_its_own_model_and_metrics_alone(tmp_pa
 
     def evaluator(*metrics):
         needed = tuple(sorted({METRICS[metric].needs for metric in metrics}))
-        real = accumulate([features.outputs_for(PIXELS, needed)])
+        real = Accumulator()
+        real.add(features.outputs_for(PIXELS, needed))
         protocol = {"metrics": {metric: {"network": "n"} for metric in metrics}}
         return Evaluator({"n": features}, {"n": needed}, dict.fromkeys(metrics, "n"), {"n": real}, {}, protocol)
 
