@@ -50,6 +50,7 @@ def declare(flags: Flags) -> None:
     flags.integer("arch-head_channels", None, "Width of an attention head.", at_least=1)
     flags.texts("arch-attention_resolutions", "As 32,16,8.")
     flags.texts("arch-resample_filter", "Taps, as 1,3,3,1.")
+    flags.text("arch-average", None, "Which average of a Flax checkpoint that has several, as 1000.")
 
 
 def start(options: Options) -> None:
@@ -59,7 +60,7 @@ def start(options: Options) -> None:
 def _architecture(options: Options) -> dict[str, Any]:
     """The --arch- options of the command line."""
     stated: dict[str, Any] = {}
-    for name in ("kind", "image_size", "head_channels", "attention_resolutions", "resample_filter"):
+    for name in ("kind", "image_size", "head_channels", "attention_resolutions", "resample_filter", "average"):
         value = getattr(options, f"arch-{name}")
         if value is not None:
             try:
@@ -124,9 +125,10 @@ def _config(foreign: Foreign) -> dict[str, Any]:
     hidden = {"parent", "name", "num_classes", "dtype"}
     net = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in hidden}
     conditional, constants = getattr(module, "num_classes", 0) > 0, {**CONSTANTS, **foreign.constants}
+    model = foreign.model or {"path": "ve", "preconditioning": PRECONDITIONINGS[kind]}
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
-        "model": {"path": "ve", "kind": kind, "preconditioning": PRECONDITIONINGS[kind], **constants, **foreign.model},
+        "model": {"kind": kind, **constants, **model},
         "optimizer": {"averages": ["imported"]},
     }
 

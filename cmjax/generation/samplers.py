@@ -50,7 +50,7 @@ def conditioned(
     if weaker is not None:
         scales = np.full(num, samples.guidance, np.float32)
         return with_autoguidance(flow_map, weaker, labels, scales, samples.guidance_interval)
-    if samples.guidance != 1 and not trained.model.guided and not trained.recorded.learned_without_labels:
+    if samples.guidance != 1 and not trained.model.guided and not trained.recorded.goes_without_labels:
         log.warning("guidance: the model never learned to do without labels (config.data.label_dropout=0)")
     if why := beyond_scales(samples.guidance, trained.recorded.scales):
         log.warning("guidance=%g: %s", samples.guidance, why)

@@ -52,7 +52,7 @@ class Block(NamedTuple):
 class Foreign:
     """A network of a peer with its parameters.
 
-    shape: (h, w, c) of a sample. kind: "denoiser" or "consistency", None where the file leaves it open.
+    shape: (h, w, c) of a sample. kind: "denoiser", "consistency" or "flow_map", None where the file leaves it open.
     licence: the terms that the peer publishes its weights under.
     constants: those of sigma_data, t_min, t_max and rho that the file has.
     model: its path and preconditioning, by default those of EDM or of a consistency model on the path ve.
@@ -119,6 +119,18 @@ def width(arrays: Arrays, key: str, axis: int = 0) -> int:
     if np.ndim(arrays[key]) <= axis:
         raise ForeignError(f"{key} is of shape {np.shape(arrays[key])}, which shows no architecture")
     return np.shape(arrays[key])[axis]
+
+
+def check_shapes_shown(arrays: Arrays, ranks: Mapping[str, int]) -> None:
+    """Raise ForeignError listing the keys, of those with their numbers of axes, that are missing or have other axes."""
+    problems = [f"missing {key}" for key in ranks if key not in arrays]
+    problems += [
+        f"{key} of shape {np.shape(arrays[key])}, not of {rank} axes"
+        for key, rank in ranks.items()
+        if key in arrays and np.ndim(arrays[key]) != rank
+    ]
+    if problems:
+        raise ForeignError(f"the file does not show the architecture: {'; '.join(problems)}")
 
 
 def head_width(overrides: Mapping[str, Any], widths: Iterable[int]) -> int:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
 from cmjax.interop.dit import FAMILY, peer_of, read_dit
 from cmjax.interop.edm import read_edm
 from cmjax.interop.edm2 import read_edm2
+from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip, read_flax
 from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError
+from cmjax.interop.meanflow import read_meanflow
 from cmjax.interop.modules import init_arguments, state_dict
 from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
@@ -32,15 +33,17 @@ READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "edm": read_edm,
     "edm2": read_edm2,
     **{peer: partial(read_dit, peer=peer) for peer in FAMILY},
+    "meanflow": read_meanflow,
 }
-DENOISER_FILES = ("edm", "edm2", *FAMILY)
-"""Formats whose networks are diffusion models."""
+KINDS = {**dict.fromkeys(("edm", "edm2", *FAMILY), "denoiser"), "meanflow": "flow_map"}
+"""What the networks of a format are; those of the others may be one or the other."""
 TELLTALES = {
     "input_blocks.0.0.weight": "openai",
     "ResnetBlockBigGANpp_0/Conv_0/kernel": "openai_cifar",
     "map_layer0.weight": "edm",
     "emb_fourier.freqs": "edm2",
     "x_embedder.proj.weight": "dit",
+    "blocks/layers_0/attn/qkv/_flax_linear/kernel": "meanflow",
 }
 """A key that a peer's file has, without the prefix of what its network was wrapped in."""
 
@@ -51,6 +54,7 @@ OPTIONS = {
     "edm2": ("kind", "head_channels", "resample_filter"),
     "diffusers": ("kind", "image_size", "head_channels"),
     **{peer: ("image_size", "head_channels") for peer in FAMILY},
+    "meanflow": ("image_size", "head_channels", "average"),
 }
 """The facts that may be stated beside a file, by its format: the others stand in the file."""
 
@@ -79,23 +83,28 @@ def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple
     Args:   format: "auto", "diffusers" or a key of `READERS`. overrides: what the file leaves open, by field.
     Raises: ForeignError saying what the file is not or lacks; UndeterminedError with all that it leaves open.
     """
-    if path.is_dir():
+    open_facts: list[str] = []
+    if path.is_dir() and not is_flax_folder(path):
         if format not in ("auto", "diffusers"):
             raise ForeignError(f"{path} is a folder; --format={format} is a file")
         peer, read, kind = "diffusers", partial(_read_folder, path), _kind_of_pipeline(path)
     else:
-        peer, read = _open_file(path, format)
-        kind = "denoiser" if peer in DENOISER_FILES else _kind_by_name(path)
+        peer, read, averages = _open_file(path, format, overrides.get("average"))
+        kind = KINDS[peer] if peer in KINDS else _kind_by_name(path)
+        if averages and "average" not in overrides:
+            open_facts.append(f"--arch-average=N, which of its averages: {', '.join(averages)}")
     if unused := [name for name in overrides if name not in OPTIONS[peer]]:
         options = ", ".join(f"--arch-{name}" for name in OPTIONS[peer])
         raise ForeignError(f"--arch-{unused[0]} has no effect on --format={peer}, which takes {options}")
     kind = overrides.get("kind") or kind
+    if kind is None:
+        open_facts.append(KIND)
     try:
         foreign = read(overrides)
     except UndeterminedError as error:
-        raise UndeterminedError(*error.options, *([] if kind else [KIND])) from error
-    if kind is None:
-        raise UndeterminedError(KIND)
+        raise UndeterminedError(*error.options, *open_facts) from error
+    if kind is None or open_facts:
+        raise UndeterminedError(*open_facts)
     _check_output(foreign)
     return replace(foreign, kind=kind), peer
 
@@ -110,38 +119,46 @@ def _check_output(foreign: Foreign) -> None:
         )
 
 
-def _open_file(path: Path, format: str) -> tuple[str, Callable[[Mapping[str, Any]], Foreign]]:
-    """The format of a file, and its reader: overrides -> the network."""
-    if not path.is_file():
+def _open_file(
+    path: Path, format: str, average: str | None
+) -> tuple[str, Callable[[Mapping[str, Any]], Foreign], tuple[str, ...]]:
+    """The format of a file, or a folder of Orbax's, its reader, overrides -> the network, and the names of its averages
+    where it has several."""
+    if not path.exists():
         raise ForeignError(f"{path} does not exist")
     if format == "diffusers":
-        raise ForeignError(f"{path} is a file; diffusers' models are folders with a config.json")
-    arrays, stated = _read_arrays(path)
+        raise ForeignError(f"{path} is no folder of diffusers, which has a config.json")
+    arrays, stated, averages = _read_arrays(path, average)
     family, arrays = _recognise(path, arrays)
     if family == "dit" and format in ("auto", *FAMILY):
         peer = format if format in FAMILY else peer_of(arrays, path.name)
-        return peer or family, lambda overrides: read_dit(arrays, overrides, peer)
+        return peer or family, lambda overrides: read_dit(arrays, overrides, peer), averages
     if format not in ("auto", family):
         raise ForeignError(f"{path} is not of --format={format}; its keys are those of {family}")
-    return family, lambda overrides: READERS[family](arrays, stated | dict(overrides))
+    return family, lambda overrides: READERS[family](arrays, stated | dict(overrides)), averages
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file by key, and the fields that it states beside them."""
+Content = tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]
+
+
+def _read_arrays(path: Path, average: str | None = None) -> Content:
+    """The arrays of a file by key, the fields that it states beside them, and the names of its averages."""
     if path.suffix == ".safetensors":
-        return read_safetensors(path)[0], {}
-    with path.open("rb") as file:
-        head = file.read(2)
-    try:
-        if head == b"PK" or path.suffix in (".pt", ".pth"):
-            return _only_arrays(path, read_torch(path)), {}
-        if head[:1] == b"\x80" and head[1:] <= b"\x05":
-            return _of_persistent(path, read_persistent(path))
-    except ForeignError:
-        raise
-    except ValueError as error:
-        raise ForeignError(str(error)) from error
-    return _of_msgpack(path), {}
+        return read_safetensors(path)[0], {}, ()
+    if not path.is_dir() and not (is_zip(path) and is_flax_zip(path)):
+        with path.open("rb") as file:
+            head = file.read(2)
+        try:
+            if head == b"PK" or path.suffix in (".pt", ".pth"):
+                return _only_arrays(path, read_torch(path)), {}, ()
+            if head[:1] == b"\x80" and head[1:] <= b"\x05":
+                return *_of_persistent(path, read_persistent(path)), ()
+        except ForeignError:
+            raise
+        except ValueError as error:
+            raise ForeignError(str(error)) from error
+    arrays, averages = read_flax(path, average)
+    return _only_arrays(path, arrays), {}, averages
 
 
 def _only_arrays(path: Path, content: Any) -> dict[str, np.ndarray]:
@@ -177,23 +194,6 @@ def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dic
             raise ForeignError(f"{path} was made with {name}={arguments[name]!r}; only {usual!r} can be read")
     stated = {ours: arguments[theirs] for theirs, ours in STATED.items() if theirs in arguments}
     return state_dict(network), stated
-
-
-def _of_msgpack(path: Path) -> dict[str, np.ndarray]:
-    """The averaged parameters of a Flax checkpoint, keys joined by slashes."""
-    from flax import serialization
-
-    try:
-        content = serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # msgpack raises many kinds for what is no msgpack
-        raise ForeignError(
-            f"{path} is neither a PyTorch file, nor a pickle of NVIDIA's, nor a Flax checkpoint"
-        ) from error
-    params = content.get("params_ema", content) if isinstance(content, dict) else None
-    if not isinstance(params, dict):
-        raise ForeignError(f"{path} is a Flax file without parameters")
-    flat = {"/".join(map(str, keys)): value for keys, value in flatten_dict(params.get("params", params)).items()}
-    return _only_arrays(path, flat)
 
 
 def _recognise(path: Path, arrays: Arrays) -> tuple[str, Arrays]:
