@@ -4,11 +4,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.data.base import DataError, Source, shuffled
 from cmjax.data.on_demand import fingerprint
@@ -40,6 +42,7 @@ class DataSets:
 
     name: str
     open: Callable[[str], Source]
+    _keys: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> Source:
@@ -56,10 +59,6 @@ class DataSets:
 
     def split(self, name: str) -> Source | None:
         return self.train if name == "train" else self.test
-
-    @cached_property
-    def _keys(self) -> dict[str, str]:
-        return {}
 
     def key(self, name: str, source: Source) -> str:
         """Takes the `fingerprint` of a split once, in the first process. Every process must call it."""
@@ -89,23 +88,17 @@ def accumulate_split(
     text = f"{num} {split} images of {data.name}"
     key = content_key(VERSION, network.key, data.key(split, source), num)
     path = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz"
-    cached: list[Accumulator] = []
-
-    def read() -> bool:
-        cached.extend(filter(None, [load_cached(path, Accumulator.of_arrays)]))
-        return bool(cached)
-
-    if on_first_process(read):
-        return (cached[0] if cached else Accumulator()), text
+    cached = load_cached(path, Accumulator.of_arrays) if is_first() else None
+    if on_first_process(lambda: cached is not None):
+        return cached or Accumulator(), text
     order = shuffled(len(source), seed=0)
     with progress(f"{network.name} of {text}", num) as update:
 
         def images_of(start: int, stop: int) -> np.ndarray:
             return source.gather(order[start:stop])["image"]
 
-        accumulator = accumulate_images({network.name: network}, {network.name: needed}, images_of, num, update=update)[
-            network.name
-        ]
+        by_name = accumulate_images({network.name: network}, {network.name: needed}, images_of, num, update=update)
+    accumulator = by_name[network.name]
     on_first_process(lambda: save_cached(path, accumulator.arrays()))
     return accumulator, text
 
@@ -133,15 +126,15 @@ def accumulate_images(
             if is_first():
                 accumulators[name].add(outputs)
         update(stop, "")
-        if (
-            keep is not None
-            and stop < num
-            and on_first_process(lambda saved=saved: time.monotonic() - saved > SAVE_SECONDS)
-        ):
+        if keep is None or stop == num:
+            continue
+        # the first process's clock decides for all: `on_first_process` waits for every one of them
+        if on_first_process(lambda saved=saved: time.monotonic() - saved > SAVE_SECONDS):
             on_first_process(lambda stop=stop: _save(keep, stop, accumulators))
             saved = time.monotonic()
-    if keep is not None:
-        on_first_process(lambda: _remove(keep))
+    if keep is not None and is_first():
+        with contextlib.suppress(OSError):  # of a folder that is only read
+            keep.unlink(missing_ok=True)
     return accumulators
 
 
@@ -149,11 +142,9 @@ def _resume(keep: Path | None, accumulators: dict[str, Accumulator]) -> int:
     """Reads the accumulators that were saved into `accumulators`; returns how many images they have seen."""
 
     def make(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Accumulator], int]:
-        parts = {name: {} for name in accumulators}
-        for key, array in arrays.items():
-            name, _, kind = key.partition(":")
-            parts.get(name, {})[kind] = array
-        return {name: Accumulator.of_arrays(part) for name, part in parts.items()}, int(arrays["done"])
+        parts = unflatten_dict(arrays, sep=":")
+        made = {name: Accumulator.of_arrays(parts[name]) for name in accumulators}
+        return made, int(arrays["done"])
 
     saved = None if keep is None else load_cached(keep, make)
     if saved is None:
@@ -163,14 +154,6 @@ def _resume(keep: Path | None, accumulators: dict[str, Accumulator]) -> int:
 
 
 def _save(keep: Path, done: int, accumulators: Mapping[str, Accumulator]) -> None:
-    arrays = {
-        f"{name}:{key}": array
-        for name, accumulator in accumulators.items()
-        for key, array in accumulator.arrays().items()
-    }
+    by_name: Any = {name: accumulator.arrays() for name, accumulator in accumulators.items()}
+    arrays: Any = flatten_dict(by_name, sep=":")
     save_cached(keep, {"done": np.array(done), **arrays})
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # of a folder that is only read
-        path.unlink(missing_ok=True)

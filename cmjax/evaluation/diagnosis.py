@@ -21,13 +21,13 @@ from cmjax.core.paths import Path, carry
 from cmjax.core.sampling import gaussian
 from cmjax.core.typing import BoundDenoiser, OdeStep, Samples
 from cmjax.data.base import DataError
-from cmjax.generation.sampling import class_labels, with_guidance
+from cmjax.generation.sampling import chunk_of, class_labels, with_guidance
 from cmjax.generation.search import GRID, SAMPLES, find_times, grid_of, score_along
 from cmjax.metrics.registry import better
 from cmjax.plotting.plots import line_plot
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.system.errors import OtherProcessError
-from cmjax.system.mesh import batch_sharding, distribute, make_mesh, replicated
+from cmjax.system.mesh import batch_sharding, chunks, distribute, make_mesh, replicated
 from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,10 @@ def trajectory_times(n: int, path: Path, levels: tuple[float, float], *, rho: fl
     return np.asarray(path.time_at(jnp.asarray(karras_grid(n, t_min=low, t_max=high, rho=rho)[::-1])), np.float64)
 
 
+def _noise_levels(path: Path, times: Any) -> list[float]:
+    return np.asarray(path.noise_level(jnp.asarray(times)), np.float64).tolist()
+
+
 def teacher_of(trained: Trained, student: BoundModel, named: str | None) -> tuple[Trained, BoundModel] | None:
     """Loads the denoiser whose trajectories the student is compared with: the one that is named, the one that it was
     distilled from, or the one that it started from; None where there is none.
@@ -158,7 +162,7 @@ def consistency(
 
     errors, num = _in_parts(measure, trained, student, other, teacher, num=num, seed=seed)
     rms = {name: np.sqrt(value).tolist() for name, value in errors._asdict().items()}
-    noise = np.asarray(path.noise_level(jnp.asarray(times)), np.float64).tolist()
+    noise = _noise_levels(path, times)
     panel = line_plot(
         {
             "f to the end": (noise, rms["end"]),
@@ -178,24 +182,20 @@ def _in_parts(
 ) -> tuple[ConsistencyErrors, int]:
     """Applies `measure` to parts of the trajectories, and averages its errors; returns the number of trajectories, too:
     `num`, or a few more so that the parts are equal. Both models are guided as the run's samples are."""
-    devices = jax.device_count()
-    most = max(KEPT_AT_ONCE // (TIMES * int(np.prod(student.shape))), 1) * devices
-    parts = -(-num // most)
-    size = -(-num // (parts * devices)) * devices
-    labels, guidance = class_labels(parts * size, trained.num_classes), trained.samples.guidance
+    size = chunk_of(num, (TIMES, *student.shape), jax.device_count(), pixels=KEPT_AT_ONCE, least=1)
+    num = -(-num // size) * size
+    labels, guidance = class_labels(num, trained.num_classes), trained.samples.guidance
     student, conditions = with_guidance(student, labels, guidance, takes=trained.model.guided)
     teacher, of_teacher = with_guidance(teacher, labels, guidance, takes=other.model.guided)
 
-    mesh = make_mesh()
+    mesh, errors = make_mesh(), []
     compiled = jax.jit(measure, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
-    keys, errors = jax.random.key_data(jax.random.split(jax.random.key(seed), parts * size)), []
-    with progress("trajectories", parts * size) as update:
-        for part in range(parts):
-            here = slice(part * size, (part + 1) * size)
-            rows = jax.tree.map(lambda values, here=here: np.asarray(values[here]), (keys, (conditions, of_teacher)))
+    keys = jax.random.key_data(jax.random.split(jax.random.key(seed), num))
+    with progress("trajectories", num) as update:
+        for rows in chunks((keys, (conditions, of_teacher)), size):
             errors.append(jax.device_get(compiled((student, teacher), distribute(rows, batch_sharding(mesh)))))
-            update(here.stop, "")
-    return jax.tree.map(lambda *values: np.mean(values, axis=0), *errors), parts * size
+            update(len(errors) * size, "")
+    return jax.tree.map(lambda *values: np.mean(values, axis=0), *errors), num
 
 
 def second_times(trained: Trained, flow_map: BoundModel, metric: str) -> Diagnosis | None:
@@ -213,7 +213,7 @@ def second_times(trained: Trained, flow_map: BoundModel, metric: str) -> Diagnos
             values.append(score((best[0], second)))
             update(len(values), f"{second:.4g}: {values[-1]:.3f}")
         of_best, of_one = score(best), score(best[:1])
-    noise = np.asarray(flow_map.path.noise_level(jnp.asarray([*seconds, best[1]])), np.float64).tolist()
+    noise = _noise_levels(flow_map.path, [*seconds, best[1]])
     panel = line_plot(
         {
             "two steps": (noise[:-1], values),
@@ -226,6 +226,6 @@ def second_times(trained: Trained, flow_map: BoundModel, metric: str) -> Diagnos
         log_y=False,
     )
     numbers = {"metric": metric, "first_time": best[0], "second_time": seconds, "noise_level": noise[:-1]}
-    numbers |= {"value": values, "one_step": of_one}
-    numbers["found"] = {"second_time": best[1], "noise_level": noise[-1], "value": of_best}
+    found = {"second_time": best[1], "noise_level": noise[-1], "value": of_best}
+    numbers |= {"value": values, "one_step": of_one, "found": found}
     return Diagnosis(numbers, [panel])

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
@@ -121,24 +122,23 @@ def _panels(name: str, rows: list[dict[str, Any]], size: int) -> list[np.ndarray
         "gradient_norm": f"{name}: norm of the gradient, of batches of {size} samples of one bin",
         "fraction": f"{name}: fraction of training's samples in each bin",
     }
-    panels = []
-    for key, title in titles.items():
-        values = [row[key] for row in rows]
-        if any(value is not None for value in values):
-            panel = line_plot(
-                {key: (middles, values)},
-                title=title,
-                x_label="noise level",
-                y_label=key.replace("_", " "),
-                log_y=key != "fraction" and _positive(values),
-                height=300,
-            )
-            panels.append(panel)
-    return panels
+    values = {key: [row[key] for row in rows] for key in titles}
+    return [
+        line_plot(
+            {key: (middles, values[key])},
+            title=title,
+            x_label="noise level",
+            y_label=key.replace("_", " "),
+            log_y=key != "fraction" and _positive(values[key]),
+            height=300,
+        )
+        for key, title in titles.items()
+        if any(value is not None for value in values[key])
+    ]
 
 
 def _positive(values: list[float | None]) -> bool:
-    """Whether an axis may be logarithmic: losses with a learned weight may lie below 0."""
+    # an axis of a loss is not always logarithmic: with a learned weight losses may lie below 0
     return all(value is None or value > 0 for value in values)
 
 
@@ -151,12 +151,9 @@ def logged_losses(trained: Trained, run: Run) -> Diagnosis | None:
         return None
     edges, steps = bin_edges(model, bins).tolist(), [record["step"] for record in records]
     losses = [[record.get(name) for record in records] for name in names]
+    curves = {f"{edges[i]:.2g} to {edges[i + 1]:.2g}": (steps, losses[i]) for i in range(bins)}
     panel = line_plot(
-        {
-            f"{edges[i]:.2g} to {edges[i + 1]:.2g}": (steps, losses[i])
-            for i in range(bins)
-            if any(names[i] in record for record in records)
-        },
+        {name: curve for name, curve in curves.items() if any(loss is not None for loss in curve[1])},
         title=f"{trained.title}: loss in training, by noise level",
         x_label="step",
         y_label="loss",
@@ -197,5 +194,5 @@ def loss_and_gradient_norm(
         return jnp.sum(jnp.where(counted, losses(params), 0)) / jnp.maximum(jnp.sum(counted), 1)
 
     loss, gradient = jax.value_and_grad(mean_loss)(params)
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradient)]
-    return loss, jnp.sqrt(sum(squares, jnp.zeros(())))
+    # squares of bfloat16 would keep 8 bits
+    return loss, optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))

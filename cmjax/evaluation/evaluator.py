@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 MOMENTS = ("features", "spatial")
 """The needs of metrics that a file of statistics satisfies."""
-
 
 OF_DATA = ("dataset", PIXELS)
 """Features that are compared with held-out images, unless another reference is named."""
@@ -70,10 +69,6 @@ class Evaluator:
         """The values of real images, as many as there are samples or as the data have; without metrics of samples
         alone."""
         return on_first_process(lambda: self._values(self.real))
-
-    def against(self, references: Mapping[str, Accumulator]) -> "Evaluator":
-        """Makes the same evaluator with other references."""
-        return replace(self, references=references)
 
     def reference_statistics(self) -> dict[str, OfNetwork]:
         """Collects what `write_statistics` writes; in the first process alone."""

@@ -1,5 +1,6 @@
 """Checks the metrics themselves: real images, damaged more and more, must have worse and worse values."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
         raise ConfigError(f"--check: {why} in half of {data.name}")
     order = shuffled(len(source), seed=1)
     first, second = source.gather(order[:half]), source.gather(order[half : 2 * half])
-    against = evaluator.against(evaluator.accumulate(_of(first["image"]), half))
+    against = replace(evaluator, references=evaluator.accumulate(_of(first["image"]), half))
     by_metric: dict[str, dict[str, list[float]]] = {}
     with progress("damaged images", sum(map(len, STRENGTHS.values()))) as update:
         done = 0
@@ -52,8 +53,8 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
         )
         for name, kinds in by_metric.items()
     ]
-    numbers = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": evaluator.protocol}
-    numbers["values"] = by_metric
+    about = {"data": data.name, "num": half, "strengths": STRENGTHS, "protocol": evaluator.protocol}
+    numbers = about | {"values": by_metric}
     on_first_process(lambda: write_atomically(folder / "evaluator.json", to_json(numbers)))
     on_first_process(lambda: save_png(folder / "evaluator.png", np.concatenate(panels)))
     say(f"{folder / 'evaluator.png'}\n{folder / 'evaluator.json'}")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,55 +114,52 @@ def _names(rows: Sequence[Row]) -> list[str]:
     names = []
     for row in rows:
         if row.get("images"):
-            names.append(str(row["images"]))
+            names.append([str(row["images"])])
             continue
         times = ",".join(f"{t:.4g}" for t in row["times"]) if len(row["times"]) <= 4 else ""
         parts = [f"step {row['step']}", row["average"], f"{row['sampler']} {times}".strip(), f"{row['num']} images"]
         parts += [f"guidance {row['guidance']:g}"] if row["guidance"] != 1 else []
         parts += [f"{name} {row[name]}" for name in ("labels", *CHOICES) if row.get(name, "balanced") != "balanced"]
         names.append(parts)
-    written = [name for name in names if isinstance(name, list)]
-    same = {part for part in (written[0] if len(written) > 1 else []) if all(part in name for name in written)}
-    return [
-        name if isinstance(name, str) else "  ".join(part for part in name if part not in same or part is name[2])
-        for name in names
-    ]
+    same = set.intersection(*map(set, names)) if len(names) > 1 else set()
+    # the sampler stands in every name, so that none is empty
+    return ["  ".join(part for part in parts if part not in same or part in parts[2:3]) for parts in names]
 
 
 def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
     """Plots a panel for each metric, over what differs first: step, width of the average, or evaluations; None where
     nothing does."""
-    rows = [row for row in rows if not row.get("images") and row["evaluations"] is not None]
-    axes = {"step": "step", "width": "width of the average", "evaluations": "network evaluations"}
-    points = [{"step": row["step"], "width": _width(row), "evaluations": row["evaluations"]} for row in rows]
-    differing = [axis for axis in axes if len({point[axis] for point in points} - {None}) > 1]
+    rows = [row for row in rows if row["evaluations"] is not None]
+    places: dict[str, Callable[[Row], float | None]] = {
+        "step": lambda row: row["step"],
+        "width of the average": _width,
+        "network evaluations": lambda row: row["evaluations"],
+    }
+    differing = [label for label, place_of in places.items() if len({place_of(row) for row in rows} - {None}) > 1]
     if not differing:
         return None
-    axis = differing[0]
+    label, real = differing[0], rows[-1]["real"]
+    placed = sorted(((place, row) for row in rows if (place := places[label](row)) is not None), key=lambda one: one[0])
     panels = []
     for metric in dict.fromkeys(name for row in rows for name in row["metrics"]):
         lines: dict[str, tuple[list[float], list[float | None]]] = {}
-        for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: pair[1][axis] or 0):
-            if metric in row["metrics"] and point[axis] is not None:
-                name = row["sampler"] if axis != "evaluations" else row["average"]
-                name += f", step {row['step']}" if axis != "step" and "step" in differing else ""
-                x, y = lines.setdefault(name, ([], []))
-                x.append(point[axis])
+        for place, row in placed:
+            if metric in row["metrics"]:
+                x, y = lines.setdefault(row["average" if label == "network evaluations" else "sampler"], ([], []))
+                x.append(place)
                 y.append(row["metrics"][metric])
-        if metric in (real := rows[-1]["real"]):
-            ends = sorted(point[axis] for point in points if point[axis] is not None)
-            lines["real images"] = ([ends[0], ends[-1]], [real[metric]] * 2)
-        panels.append(
-            line_plot(
-                lines,
-                title=f"{metric} of {title}",
-                x_label=axes[axis],
-                y_label=f"{metric} ({better(metric)} is better)",
-                log_x=False,
-                log_y=False,
-                height=300,
-            )
+        if metric in real:
+            lines["real images"] = ([placed[0][0], placed[-1][0]], [real[metric]] * 2)
+        panel = line_plot(
+            lines,
+            title=f"{metric} of {title}",
+            x_label=label,
+            y_label=f"{metric} ({better(metric)} is better)",
+            log_x=False,
+            log_y=False,
+            height=300,
         )
+        panels.append(panel)
     return np.concatenate(panels)
 
 
