@@ -1,0 +1,65 @@
+"""The example that trains an autoencoder, on scikit-learn's digits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmjax.data.batches import to_uint8
+from cmjax.data.sources import digits
+from cmjax.interop.autoencoder import load_autoencoder
+from cmjax.nets.latents import Autoencoder
+from examples import train_autoencoder
+
+SMALL = ("--name=digits", "--steps=3", "--batch_size=16", "--widths=8,8")
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """The folder that the example writes after three updates."""
+    out = tmp_path_factory.mktemp("trained") / "autoencoder"
+    train_autoencoder.main([*SMALL, f"--out={out}"])
+    return out
+
+
+def test_the_folder_holds_the_autoencoder_and_what_it_makes_of_images(autoencoder):
+    loaded, images = load_autoencoder(autoencoder), digits("train").images
+    latents = train_autoencoder.latents_of(loaded, images[:100], jax.random.key(0))
+    assert latents.shape == (100, 4, 4, 4)
+    decoded = to_uint8(jax.jit(Autoencoder.decode)(loaded, latents))
+    with np.load(autoencoder / "reconstructions.npz") as arrays:
+        kept = arrays["images"]
+    assert (kept.shape, kept.dtype) == (images.shape, np.uint8)
+    assert np.abs(decoded.astype(int) - kept[:100]).max() <= 1
+    with Image.open(autoencoder / "reconstructions.png") as picture:
+        assert picture.size == (15 * 34 + 2, 8 * 34 + 2)  # of 8×8, enlarged four times, and gaps of 2
+
+
+def test_its_latents_are_scaled_to_mean_0_and_std_1(autoencoder):
+    loaded, images = load_autoencoder(autoencoder), digits("train").images
+    latents = loaded.scaled(train_autoencoder.latents_of(loaded, images, jax.random.key(1)))
+    np.testing.assert_allclose(np.mean(latents, (0, 1, 2)), 0, atol=0.03)
+    np.testing.assert_allclose(np.std(latents, (0, 1, 2)), 1, rtol=0.03)
+
+
+def test_the_loss_is_the_absolute_difference_and_the_divergence(autoencoder):
+    loaded = load_autoencoder(autoencoder)
+    images = jnp.asarray(digits("test").images[:16], jnp.float32) / 127.5 - 1
+    choices = {"module": loaded.module, "kl_weight": 0.1}
+    total, parts = train_autoencoder.loss(loaded.params, images, jax.random.key(0), **choices)
+    mean, logvar = loaded.encode(images)
+    std = jnp.exp(logvar / 2)
+    z = mean + std * jax.random.normal(jax.random.key(0), mean.shape)
+    l1 = jnp.mean(jnp.abs(loaded.decode(z) - images))
+    kl = jnp.mean((mean**2 + std**2 - 1) / 2 - jnp.log(std))
+    np.testing.assert_allclose([parts["l1"], parts["kl"], total], [l1, kl, l1 + 0.1 * kl], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_reconstructions_come_near_the_images(tmp_path):
+    train_autoencoder.main(["--name=digits", "--steps=200", "--widths=16,32", f"--out={tmp_path}"])
+    images = digits("train").images.astype(float)
+    with np.load(tmp_path / "reconstructions.npz") as arrays:
+        difference = np.abs(arrays["images"] - images).mean()
+    assert difference < 0.25 * np.abs(images - images.mean(axis=0)).mean()
