@@ -1,6 +1,7 @@
 """Files of DiT, SiT, REPA and LightningDiT: recorded outputs, names of full size, and what they leave open."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -11,7 +12,9 @@ from flax.traverse_util import flatten_dict
 
 import cmjax
 from cmjax.cli import importing
-from cmjax.interop.dit import _network, _source, read_dit
+from cmjax.config.fields import ConfigError
+from cmjax.interop import dit
+from cmjax.interop.dit import VELOCITY, read_dit
 from cmjax.interop.keys import ForeignError, UndeterminedError
 from cmjax.interop.read import read_foreign
 from cmjax.interop.torch_files import read_torch
@@ -41,6 +44,12 @@ def assert_near(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def ramp(shape):
+    """The weights of the recorded gradients: from -1 to 1, over outputs channels first."""
+    b, h, w, c = shape
+    return np.moveaxis(np.linspace(-1, 1, b * c * h * w, dtype=np.float32).reshape(b, c, h, w), 1, -1)
+
+
 @pytest.mark.parametrize("name", ["sit", "lightningdit", "lightningdit_qknorm"])
 def test_recorded_velocities_and_gradients(folder, name):
     """Theirs are data − noise at times whose 1 is data."""
@@ -51,12 +60,45 @@ def test_recorded_velocities_and_gradients(folder, name):
     def velocity(x):
         return -as_net(foreign.module)(foreign.params, x, jnp.asarray(1 - io["t"]), label=io["y"])
 
-    weights = np.linspace(-1, 1, io["out"].size, dtype=np.float32)  # of the outputs channels first
-    b, h, w, c = io["out"].shape
-    weights = np.moveaxis(weights.reshape(b, c, h, w), 1, -1)
+    weights = ramp(io["out"].shape)
     out, gradient = quick_jit(lambda x: (velocity(x), jax.grad(lambda x: jnp.sum(velocity(x) * weights))(x)))(io["x"])
     assert_near(out, io["out"])
     assert_near(gradient, io["grad_x"])
+
+
+FLOW_MAPS = {
+    "dmf": {"head_channels": 10, "second_time_from": 3},
+    "dmf_qknorm": {"second_time_from": 2},
+    "facm_aux": {},
+}
+
+
+@pytest.mark.parametrize("name", FLOW_MAPS)
+def test_recorded_mean_velocities_their_gradients_and_derivatives(folder, name):
+    """Decoupled MeanFlow's time and sign are ours; FACM's time is 1 − ours, its mean velocity data − noise."""
+    foreign, found = read_foreign(folder / f"{name}.pt", "auto", FLOW_MAPS[name])
+    assert (found, foreign.kind, foreign.constants) == (
+        name.partition("_")[0],
+        "flow_map",
+        {"t_min": 0.0, "t_max": 1.0},
+    )
+    io, flipped = recorded(folder, name), name == "facm_aux"
+
+    def theirs(x, t, r):
+        """Their output at their times."""
+        t, r = (1 - t, 1 - r) if flipped else (t, r)
+        return (-1 if flipped else 1) * as_net(foreign.module)(foreign.params, x, t, c_noise_s=r, label=io["y"])
+
+    x, t, r = (jnp.asarray(io[key]) for key in ("x", "t", "r"))
+    moved = (jnp.asarray(io["jvp_v"]), jnp.ones_like(t), jnp.zeros_like(r))
+    out, derivative = quick_jit(lambda *at: jax.jvp(theirs, at, moved))(x, t, r)
+    assert_near(out, io["out"])
+    assert_near(derivative, io["jvp_du"])
+    if "grad_x" in io:
+        gradient = quick_jit(jax.grad(lambda x: jnp.sum(theirs(x, t, r) * ramp(out.shape))))(x)
+        assert_near(gradient, io["grad_x"])
+    if "out_expanded" in io:
+        assert_near(quick_jit(theirs)(x, jnp.asarray(io["t_expanded"]), r), io["out_expanded"])
 
 
 def test_recorded_noise_of_dit_without_its_variance(folder):
@@ -78,6 +120,32 @@ def test_an_imported_sit_is_a_denoiser_on_the_linear_path(folder, tmp_path):
     assert_near(clean, x + t[:, None, None, None] * io["out"][chosen])
 
 
+def test_an_imported_flow_map_goes_from_any_time_to_any_other(folder, tmp_path, capsys):
+    """x − (t − s)·u, as their samplers go. The file does not say which blocks see the second time."""
+    with pytest.raises(ConfigError, match=r"open.*--arch-head_channels=N.*--arch-second_time_from=N.*at most 5"):
+        importing.run(str(folder / "dmf.pt"), tmp_path / "run")
+    importing.run(str(folder / "dmf.pt"), tmp_path / "run", overrides=FLOW_MAPS["dmf"])
+    assert "second_time_from=3" in capsys.readouterr().out
+    model, io = cmjax.load(tmp_path / "run"), recorded(folder, "dmf")
+    assert (model.kind, model.t_min, model.t_max) == ("flow_map", 0.0, 1.0)
+    x, t, s, label = (jnp.asarray(io[key]) for key in ("x", "t", "r", "y"))
+    state = quick_jit(lambda model: model(x, t, s, label=label))(model)
+    assert_near(state, io["x"] - (io["t"] - io["r"])[:, None, None, None] * io["out"])
+
+
+def test_a_facm_of_one_time_is_a_consistency_model_whose_velocity_is_at_negative_times(folder, tmp_path):
+    """Its keys are a LightningDiT's: its name or --format says that it is none. x + (1 − τ)·F is the clean data."""
+    shutil.copy(folder / "lightningdit_qknorm.pt", tmp_path / "100ep-stg2.pt")
+    foreign, found = read_foreign(tmp_path / "100ep-stg2.pt", "auto", {})
+    assert (found, foreign.kind, foreign.model) == ("facm", "consistency", VELOCITY)
+    assert read_foreign(tmp_path / "100ep-stg2.pt", "lightningdit", {})[0].kind == "denoiser"
+    importing.run(str(tmp_path / "100ep-stg2.pt"), tmp_path / "run")
+    model, io = cmjax.load(tmp_path / "run"), recorded(folder, "lightningdit_qknorm")
+    x, t, label = (jnp.asarray(io[key]) for key in ("x", "t", "y"))
+    clean = quick_jit(lambda model: model(x, 1 - t, label=label))(model)
+    assert_near(clean, io["x"] + (1 - io["t"])[:, None, None, None] * io["out"])
+
+
 def test_repas_time_and_sign_are_ours(folder):
     arrays = read_torch(folder / "sit.pt")["ema"]
     foreign = read_dit(arrays | {"projectors.0.0.weight": np.ones(2)}, HEADS["sit"], "repa")
@@ -85,18 +153,43 @@ def test_repas_time_and_sign_are_ours(folder):
     assert_near(quick_jit(as_net(foreign.module))(foreign.params, io["x"], io["t"], label=io["y"]), io["out"])
 
 
-@pytest.mark.parametrize("name", ["DiT-XL-2-256", "SiT-XL-2-256", "LightningDiT-XL-1-qknorm"])
-def test_full_size_names_and_shapes(shared, name):
-    keys = json.loads((shared / "keys" / f"{name}.json").read_text())
+AUXILIARY = {f"r_embedder.mlp.{i}.{end}": (1152, 256 if i == 0 else 1152)[: 2 if end == "weight" else 1]
+             for i in (0, 2) for end in ("weight", "bias")}  # fmt: skip
+"""What a FACM of auxiliary time has beside the keys of a LightningDiT with normalised queries."""
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "more"),
+    [
+        ("DiT-XL-2-256", "dit", {}),
+        ("SiT-XL-2-256", "sit", {}),
+        ("LightningDiT-XL-1-qknorm", "lightningdit", {}),
+        ("LightningDiT-XL-1-qknorm", "facm", AUXILIARY),
+        ("DMF-XL-2", "dmf", {}),
+    ],
+)
+def test_full_size_names_and_shapes(shared, monkeypatch, name, peer, more):
+    """Every key is read, by a reader that is given broadcast zeros in place of arrays."""
+    keys = json.loads((shared / "keys" / f"{name}.json").read_text()) | more
     arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in keys.items()}
-    network, channels = _network(arrays, 16, 1.0), keys["x_embedder.proj.weight"][1]
-    side = round(keys["pos_embed"][1] ** 0.5) * network.patch
-    read = {"pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"} & keys.keys()
-    for path, leaf in flatten_dict(parameter_shapes(network, (side, side, channels))).items():
-        (key,), of = _source(path, network, channels, True)
-        assert of(arrays[key]).shape == leaf.shape, path
-        read.add(key)
-    assert read == keys.keys()
+    seen = {}
+
+    def shapes_alone(arrays, module, shape, source):
+        read = set()
+        for path, leaf in flatten_dict(parameter_shapes(module, shape)).items():
+            (key,), of = source(path)
+            assert of(arrays[key]).shape == leaf.shape, path
+            read.add(key)
+        seen.update(network=module, shape=shape, left=arrays.keys() - read)
+
+    monkeypatch.setattr(dit, "assemble", shapes_alone)
+    monkeypatch.setattr(dit, "_take_tables", lambda arrays, *_: [arrays.pop(key, None) for key in dit.ROTATIONS] and [])
+    if peer in ("facm", "dmf"):
+        assert dit.peer_of(arrays, "x.pt") == peer
+    foreign = read_dit(arrays, {}, peer)
+    assert (seen["left"], seen["network"].heads, seen["network"].depth) == (set(), 16, 28)
+    assert (foreign.kind == "flow_map") == seen["network"].two_times == (peer in ("facm", "dmf"))
+    assert seen["network"].second_time_from == (20 if peer == "dmf" else 0)
 
 
 def test_what_a_file_leaves_open_is_asked_for_at_once(folder):
@@ -107,6 +200,41 @@ def test_what_a_file_leaves_open_is_asked_for_at_once(folder):
         read_foreign(folder / "dit.pt", "openai", {})
     with pytest.raises(UndeterminedError, match=r"give --arch-head_channels=N, .*a divisor of 48"):
         read_foreign(folder / "dit.pt", "auto", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "stated", "said"),
+    [
+        ("dit", "auto", {"kind": "denoiser", "resample_filter": (1, 1)},
+         ["--arch-kind, --arch-resample_filter have no effect on --format=dit", "give --arch-head_channels=N"]),
+        ("dmf", "auto", {"image_size": 9},
+         ["latents of 8x8, not of --arch-image_size=9", "--arch-head_channels=N, ", "; --arch-second_time_from=N"]),
+        ("sit", "dmf", {"head_channels": 7, "image_size": 9},
+         ["image_size=9", "head_channels=7 does not divide the width, 40", "--arch-second_time_from=N"]),
+        ("dmf", "sit", {"head_channels": 10, "second_time_from": 9},
+         ["second_time_from has no effect on --format=sit", "left over logvar_linear.bias"]),
+        ("dmf", "dmf", {"head_channels": 10, "second_time_from": 9}, ["second_time_from=9 must be at most depth=5"]),
+    ],
+)  # fmt: skip
+def test_all_problems_of_a_file_are_one_message(folder, tmp_path, name, format, stated, said):
+    with pytest.raises(ConfigError) as caught:
+        importing.run(str(folder / f"{name}.pt"), tmp_path / "run", format=format, overrides=stated)
+    for part in said:
+        assert part in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_of_arrays_are_one_message(folder):
+    arrays = read_torch(folder / "lightningdit.pt")["ema"]
+    arrays = {key.removeprefix("module."): array for key, array in arrays.items()}
+    broken = arrays | {"feat_rope.freqs_sin": arrays["feat_rope.freqs_cos"], "more": np.ones(1)}
+    del broken["blocks.1.norm2.weight"]
+    with pytest.raises(ForeignError, match=r"freqs_sin holds other.*missing blocks\.1\.norm2\.weight; left over more"):
+        read_dit(broken, {}, "lightningdit")
+    for key in ("x_embedder.proj.weight", "y_embedder.embedding_table.weight"):
+        del broken[key]
+    with pytest.raises(ForeignError, match=r"no x_embedder\.proj\.weight, .*no y_embedder\.embedding_table\.weight, "):
+        read_dit(broken, {}, "lightningdit")
 
 
 def test_tables_are_checked_and_learned_positions_kept(folder):
@@ -125,10 +253,9 @@ def test_tables_are_checked_and_learned_positions_kept(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "left_over"), [("facm_aux", "r_embedder.mlp.0.weight"), ("dmf", "logvar_linear.bias")]
+    ("name", "format", "left_over"),
+    [("facm_aux", "lightningdit", "r_embedder.mlp.0.weight"), ("dmf", "sit", "logvar_linear.bias")],
 )
-def test_relatives_that_take_more_inputs_are_refused(folder, name, left_over):
+def test_a_stated_format_does_not_take_other_inputs(folder, name, format, left_over):
     with pytest.raises(ForeignError, match=f"left over .*{left_over}"):
-        read_foreign(
-            folder / f"{name}.pt", "sit" if name == "dmf" else "auto", {"head_channels": 10} if name == "dmf" else {}
-        )
+        read_foreign(folder / f"{name}.pt", format, {"head_channels": 10} if name == "dmf" else {})

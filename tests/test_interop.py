@@ -334,6 +334,10 @@ def test_all_that_a_file_leaves_open_is_asked_in_one_message(tmp_path):
     source = write_file(tmp_path / "x.safetensors", tiny_arrays())
     with pytest.raises(ConfigError, match=r"--arch-head_channels=N.*--arch-kind=denoiser"):
         importing.run(source, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"head_channels=7 does not divide.*give --arch-kind=denoiser"):
+        importing.run(source, tmp_path / "run", overrides={"head_channels": 7})
+    with pytest.raises(ConfigError, match=r"resample_filter has no effect.*--arch-head_channels=N.*--arch-kind="):
+        importing.run(source, tmp_path / "run", overrides={"resample_filter": (1, 1)})
     with pytest.raises(ConfigError, match="--arch-resample_filter has no effect on --format=openai"):
         importing.run(source, tmp_path / "run", overrides=STATED | {"resample_filter": (1, 1)})
 

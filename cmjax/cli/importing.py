@@ -32,8 +32,10 @@ from cmjax.system.files import to_path
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", *READERS, "diffusers", "cmjax")
-PRECONDITIONINGS = {"denoiser": "edm", "consistency": "consistency"}
-KINDS = tuple(PRECONDITIONINGS)
+PRECONDITIONINGS = {"denoiser": "edm", "consistency": "consistency", "flow_map": "linear_ends"}
+"""By the kind, unless the reader names another."""
+KINDS = ("denoiser", "consistency")
+"""Those that a file may leave open."""
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 """Of all the peers' released networks, unless the file has others."""
 FIXED = ("frequencies", "phases")
@@ -48,6 +50,7 @@ def declare(flags: Flags) -> None:
     flags.one_of("arch-kind", None, KINDS, "What the network is.")
     flags.integer("arch-image_size", None, "Height and width of the images.", at_least=1)
     flags.integer("arch-head_channels", None, "Width of an attention head.", at_least=1)
+    flags.integer("arch-second_time_from", None, "First block that sees the second time.", at_least=1)
     flags.texts("arch-attention_resolutions", "As 32,16,8.")
     flags.texts("arch-resample_filter", "Taps, as 1,3,3,1.")
     flags.text("arch-average", None, "Which average of a Flax checkpoint that has several, as 1000.")
@@ -60,7 +63,8 @@ def start(options: Options) -> None:
 def _architecture(options: Options) -> dict[str, Any]:
     """The --arch- options of the command line."""
     stated: dict[str, Any] = {}
-    for name in ("kind", "image_size", "head_channels", "attention_resolutions", "resample_filter", "average"):
+    names = ("kind", "image_size", "head_channels", "second_time_from", "attention_resolutions", "resample_filter")
+    for name in (*names, "average"):
         value = getattr(options, f"arch-{name}")
         if value is not None:
             try:

@@ -1,29 +1,56 @@
-"""Diffusion transformers of latents: the files of DiT, SiT, REPA and LightningDiT, whose keys are nearly the same."""
+"""Diffusion transformers of latents: PyTorch files of DiT and its relatives, whose keys are nearly the same."""
 
+import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, UndeterminedError, assemble, width
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, refuse, width
 from cmjax.nets.dit import SIZES, DiT
 from cmjax.nets.dit_blocks import ROUNDED_FREQUENCIES, positions, rotations
 
-FAMILY = ("dit", "sit", "repa", "lightningdit")
-ASK = "--format=dit (predicts the noise), sit (the velocity, data at t = 1) or repa (the velocity, data at t = 0)"
-LICENCES = {
-    "dit": "Creative Commons BY-NC 4.0 (Meta, DiT): non-commercial use alone",
-    "sit": "MIT (SiT); see its repository for the weights",
-    "repa": "MIT (REPA); see its repository for the weights",
-    "lightningdit": "MIT (LightningDiT); see its repository for the weights",
-}
+log = logging.getLogger(__name__)
+
 NOISE = {"path": "ddpm", "preconditioning": "epsilon"}
 VELOCITY = {"path": "linear", "preconditioning": "linear"}
+MEAN_VELOCITY = {"path": "linear", "preconditioning": "linear_ends"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a peer's files are read.
+
+    model, kind: of a network of one time; with two it is a flow map. flipped: their time is 1 − ours, and their
+    velocity data − noise. time_scale: the network's field. qk_norm: what scales of queries and keys are called.
+    """
+
+    licence: str
+    model: Mapping[str, str]
+    kind: str = "denoiser"
+    flipped: bool = False
+    time_scale: float = 1.0
+    qk_norm: str = "weight"
+
+
+PEERS = {
+    "dit": Peer("Creative Commons BY-NC 4.0 (Meta, DiT): non-commercial use alone", NOISE, time_scale=1000.0),
+    "sit": Peer("MIT (SiT); see its repository for the weights", VELOCITY, flipped=True),
+    "repa": Peer("MIT (REPA); see its repository for the weights", VELOCITY),
+    "lightningdit": Peer("MIT (LightningDiT); see its repository for the weights", VELOCITY, flipped=True),
+    "dmf": Peer("not named by the file: see the repository kyungmnlee/dmf", MEAN_VELOCITY, qk_norm="scale"),
+    "facm": Peer("not named by the file: see the repository ali-vilab/FACM", VELOCITY, "consistency", flipped=True),
+}
+ASK = (
+    "--format=dit (predicts the noise), sit (the velocity, data at t = 1), repa (the velocity, data at t = 0) or dmf "
+    "(the mean velocity between two times)"
+)
 LAST_TIMES = {"ddpm": 0.999, "linear": 1.0}
 """DiT's steps are 0 to 999 of 1000."""
-FLIPPED = ("sit", "lightningdit")
-"""Those whose time is 1 − ours, and whose velocity is data − noise."""
+SECOND_TIME_FROM = {28: 20}
+"""The depth of decoupled MeanFlow's published networks -> the first block that sees the second time."""
 BLOCK_LAYERS = {
     "modulation": "adaLN_modulation.1",
     "norm_0": "norm1",
@@ -36,10 +63,10 @@ BLOCK_LAYERS = {
     "mlp_1": ("mlp.fc2", "mlp.w3"),
 }
 """Our layers -> theirs, with GELU and with SwiGLU."""
+EMBEDDINGS = {"time": "t_embedder", "time_s": "r_embedder"}
+EMBEDDING_LAYERS = {"dense_0": "mlp.0", "dense_1": "mlp.2"}
 TOP_LAYERS = {
     "patches": "x_embedder.proj",
-    "dense_0": "t_embedder.mlp.0",
-    "dense_1": "t_embedder.mlp.2",
     "label": "y_embedder.embedding_table",
     "out_modulation": "final_layer.adaLN_modulation.1",
     "out_norm": "final_layer.norm_final",
@@ -47,106 +74,133 @@ TOP_LAYERS = {
 }
 ROTATIONS = {"feat_rope.freqs_cos": np.cos, "feat_rope.freqs_sin": np.sin}
 
+AUXILIARY, SWIGLU = "r_embedder.mlp.0.weight", "blocks.0.mlp.w12.weight"
+ALIGNMENT, LOSS_WEIGHT = "projectors.", "logvar_linear."
+"""Beginnings of keys of training alone: REPA's heads, and the learned weight of decoupled MeanFlow's loss."""
+
 
 def peer_of(arrays: Arrays, name: str) -> str | None:
-    """Tells whose file it is by its keys, or by its name, where the keys are DiT's and SiT's; None if neither does."""
-    if "blocks.0.mlp.w12.weight" in arrays:
-        return "lightningdit"
-    if any(key.startswith("projectors.") for key in arrays):
+    """Tells whose file it is by its keys, or by its name, where they are several peers'; None if neither does."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    if SWIGLU in arrays:
+        if AUXILIARY not in arrays and ("facm" in words or re.search(r"\dep-stg2\b", name)):
+            log.info("%s is taken for FACM's by its name; --format=lightningdit says otherwise", name)
+            return "facm"
+        return "facm" if AUXILIARY in arrays else "lightningdit"
+    if any(key.startswith(LOSS_WEIGHT) or key.endswith(".q_norm.scale") for key in arrays):
+        return "dmf"
+    if any(key.startswith(ALIGNMENT) for key in arrays):
         return "repa"
-    words = set(re.split(r"[^a-z]+", name.lower())) & {"dit", "sit", "repa"}
+    words &= {"dit", "sit", "repa", "dmf"}
     return words.pop() if len(words) == 1 else None
 
 
 def read_dit(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> Foreign:
     """Reads the network of a state dict. Its time and its sign become ours: noise is at t = 1, v = noise − data.
 
-    Args:   peer: one of `FAMILY`; None where the file leaves it open. overrides: image_size, head_channels.
-    Raises: UndeterminedError with all that the file leaves open; ForeignError as `assemble`.
+    Args:   peer: one of `PEERS`; None where the file leaves it open.
+            overrides: image_size, head_channels, and second_time_from of the peer "dmf".
+    Raises: ForeignError with all that is wrong; it is an UndeterminedError, with all that is open, where anything is.
     """
-    arrays = {key: array for key, array in arrays.items() if not key.startswith("projectors.")}
-    channels, size = width(arrays, "x_embedder.proj.weight", 1), width(arrays, "x_embedder.proj.weight", 0)
-    side, head = _side(arrays, overrides.get("image_size")), _head(arrays, size, overrides.get("head_channels"))
+    arrays = {key: array for key, array in arrays.items() if not key.startswith(ALIGNMENT)}
+    if peer == "dmf" and (unused := [key for key in arrays if key.startswith(LOSS_WEIGHT)]):
+        log.info("%s: the learned weight of the loss is left out, for sampling does not use it", ", ".join(unused))
+        arrays = {key: array for key, array in arrays.items() if key not in unused}
+    side, network, known = _described(arrays, overrides, peer)
+    channels, grid = width(arrays, "x_embedder.proj.weight", 1), side // network.patch
+    problems = _take_tables(arrays, grid, network.width // network.heads)
+    fixed = positions(grid, grid, network.width)[None]
+    if "pos_embed" in arrays and network.patch * grid == side:
+        if np.allclose(arrays["pos_embed"], fixed, atol=1e-5):
+            del arrays["pos_embed"]
+        else:
+            network = network.clone(learned_positions=True)
+    shape, params = (side, side, channels), None
+    try:
+        params = assemble(arrays, network, shape, lambda path: source_of(path, network, channels, known))
+    except ForeignError as error:
+        problems.append(str(error))
+    refuse(problems)
+    model, kind = (MEAN_VELOCITY, "flow_map") if network.two_times else (known.model, known.kind)
+    times = {"t_min": 0.001 if kind == "denoiser" else 0.0, "t_max": LAST_TIMES[model["path"]]}
+    return Foreign(network, params, shape, kind, known.licence, times, model)
+
+
+def _described(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> tuple[int, DiT, Peer]:
+    """Height and width of the latents, their network, and whose it is. Raises: as `read_dit`."""
+    hidden = SWIGLU if SWIGLU in arrays else "blocks.0.mlp.fc1.weight"
+    shown_by = ("x_embedder.proj.weight", hidden, "final_layer.linear.weight", "y_embedder.embedding_table.weight")
+    refuse([f"the file has no {key}, which shows the architecture" for key in shown_by if key not in arrays])
+    size, channels, patch = (width(arrays, "x_embedder.proj.weight", axis) for axis in (0, 1, 2))
+    places = round(width(arrays, "pos_embed", 1) ** 0.5) * patch if "pos_embed" in arrays else None
+    side: Any = overrides.get("image_size", places)
+    head = _head(arrays, size, overrides.get("head_channels"))
+    heads = size // head if head else None
+    depth = len({key.split(".")[1] for key in arrays if key.startswith("blocks.")})
+    second = overrides.get("second_time_from", SECOND_TIME_FROM.get(depth)) if peer == "dmf" else 0
+    problems, outputs = [], width(arrays, "final_layer.linear.weight") / patch**2
+    if places is not None and side != places:
+        problems.append(f"pos_embed is of latents of {places}x{places}, not of --arch-image_size={side}")
+    if head is not None and size % head:
+        problems.append(f"head_channels={head} does not divide the width, {size}")
+    if outputs not in (channels, 2 * channels):
+        problems.append(f"final_layer.linear.weight has {outputs:g} channels for each of {channels}, not one or two")
     open_facts = {
         ASK: peer is None,
         "--arch-image_size=N, the height and width of the latents": side is None,
         f"--arch-head_channels=N, the width of an attention head, a divisor of {size}": head is None,
+        f"--arch-second_time_from=N, the first block that sees the second time, at most {depth}": second is None,
     }
-    if peer is None or side is None or head is None:
-        raise UndeterminedError(*(option for option, is_open in open_facts.items() if is_open))
-    if size % head:
-        raise ForeignError(f"head_channels={head} does not divide the width, {size}")
-    model = NOISE if peer == "dit" else VELOCITY
-    network = _network(arrays, size // head, time_scale=1000.0 if peer == "dit" else 1.0)
-    grid = side // network.patch
-    _take_tables(arrays, grid, head)
-    if "pos_embed" in arrays:
-        fixed = positions(grid, grid, size)[None]
-        if np.shape(arrays["pos_embed"]) == fixed.shape and np.allclose(arrays["pos_embed"], fixed, atol=1e-5):
-            del arrays["pos_embed"]
-        else:
-            network = network.clone(learned_positions=True)
-    params = assemble(
-        arrays, network, (side, side, channels), lambda path: _source(path, network, channels, peer in FLIPPED)
-    )
-    times = {"t_min": 0.001, "t_max": LAST_TIMES[model["path"]]}
-    return Foreign(network, params, (side, side, channels), "denoiser", LICENCES[peer], times, model)
+    refuse(problems, [option for option, is_open in open_facts.items() if is_open])
+    known, two_times = PEERS[str(peer)], peer == "dmf" or (peer == "facm" and AUXILIARY in arrays)
+    fields = {"depth": depth, "heads": heads, "two_times": two_times, "second_time_from": second}
+    return side, _network(arrays, time_scale=known.time_scale, **fields), known
 
 
-def _network(arrays: Arrays, heads: int, time_scale: float) -> DiT:
-    size, channels, patch = (width(arrays, "x_embedder.proj.weight", axis) for axis in (0, 1, 2))
-    swiglu = "blocks.0.mlp.w12.weight" in arrays
-    hidden = width(arrays, "blocks.0.mlp.w12.weight") * 3 // 4 if swiglu else width(arrays, "blocks.0.mlp.fc1.weight")
+def _network(arrays: Arrays, **fields: Any) -> DiT:
+    """The network whose fields are these and those that the arrays show."""
+    size, patch = (width(arrays, "x_embedder.proj.weight", axis) for axis in (0, 2))
+    swiglu = SWIGLU in arrays
+    hidden = width(arrays, SWIGLU) * 3 // 4 if swiglu else width(arrays, "blocks.0.mlp.fc1.weight")
     ratio = hidden / size
-    outputs = width(arrays, "final_layer.linear.weight") / patch**2
-    if outputs not in (channels, 2 * channels):
-        raise ForeignError(f"final_layer.linear.weight has {outputs:g} channels for each of {channels}, not one or two")
     return DiT(
         patch=patch,
         width=size,
-        depth=len({key.split(".")[1] for key in arrays if key.startswith("blocks.")}),
-        heads=heads,
         mlp_ratio=ratio if int(ratio * size) == hidden else float(np.nextafter(ratio, np.inf)),
         norm="rms" if "blocks.0.norm1.weight" in arrays else "layer",
-        qk_norm="blocks.0.attn.q_norm.weight" in arrays,
+        qk_norm=any(key.startswith("blocks.0.attn.q_norm.") for key in arrays),
         rope=any(key in arrays for key in ROTATIONS),
         mlp="swiglu" if swiglu else "gelu",
-        time_scale=time_scale,
         rounded_frequencies=True,
         num_classes=width(arrays, "y_embedder.embedding_table.weight") - 1,
+        **fields,
     )
 
 
-def _side(arrays: Arrays, stated: int | None) -> int | None:
-    """Height and width of latents: as stated, or of the table of positions; None where neither is there."""
-    if "pos_embed" not in arrays:
-        return stated
-    side = round(width(arrays, "pos_embed", 1) ** 0.5) * width(arrays, "x_embedder.proj.weight", 2)
-    if stated is not None and stated != side:
-        raise ForeignError(f"pos_embed is of latents of {side}x{side}, not of --arch-image_size={stated}")
-    return side
-
-
-def _head(arrays: Arrays, size: int, stated: int | None) -> int | None:
+def _head(arrays: Arrays, size: int, stated: int | None) -> Any:
     """The width of an attention head, which arrays of heads show, or the published sizes; None where it is open."""
-    for key, axis in (("blocks.0.attn.q_norm.weight", 0), ("feat_rope.freqs_cos", 1)):
+    shown = (("blocks.0.attn.q_norm.weight", 0), ("blocks.0.attn.q_norm.scale", 0), ("feat_rope.freqs_cos", 1))
+    for key, axis in shown:
         if key in arrays:
             return width(arrays, key, axis)
     published = {fields["width"]: fields["width"] // fields["heads"] for fields in SIZES.values()}
     return stated if stated is not None else published.get(size)
 
 
-def _take_tables(arrays: dict[str, np.ndarray], grid: int, head: int) -> None:
-    """Removes the tables of rotations. Raises: ForeignError where they are others than ours."""
+def _take_tables(arrays: dict[str, np.ndarray], grid: int, head: int) -> list[str]:
+    """Removes the tables of rotations. Returns: the problems, where they are others than ours."""
+    problems = []
     for key, wave in ROTATIONS.items():
         if key in arrays and head % 4 == 0:
             ours = np.repeat(wave(rotations(grid, grid, head)), 2, axis=1)
             theirs = arrays.pop(key)
             if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=1e-5):
-                raise ForeignError(f"{key} holds other rotations than those by row and column of {grid}x{grid} patches")
+                problems.append(f"{key} holds other rotations than those by row and column of {grid}x{grid} patches")
+    return problems
 
 
-def _source(path: Path, network: DiT, channels: int, flipped: bool) -> Source:
+def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> Source:
+    """Where a parameter of ours is in a peer's file."""
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if leaf == "positions":
@@ -154,14 +208,17 @@ def _source(path: Path, network: DiT, channels: int, flipped: bool) -> Source:
     if modules[0].startswith("block_"):
         layer: Any = BLOCK_LAYERS[modules[1]]
         layer = layer if isinstance(layer, str) else layer[network.mlp == "swiglu"]
+        end = peer.qk_norm if modules[1] in ("q_norm", "k_norm") else end
         return Source((f"blocks.{modules[0].removeprefix('block_')}.{layer}.{end}",), np.transpose)
+    if modules[0] in EMBEDDINGS:
+        read = _flipped_time if peer.flipped and modules[1] == "dense_0" else np.transpose
+        return Source((f"{EMBEDDINGS[modules[0]]}.{EMBEDDING_LAYERS[modules[1]]}.{end}",), read)
     read = {
         "patches": _patches,
         "label": np.asarray,
-        "out": lambda array: _output(array, network.patch, channels) * (-1 if flipped else 1),
-        "dense_0": _flipped_time if flipped else np.transpose,
-    }.get(modules[-1], np.transpose)
-    return Source((f"{TOP_LAYERS[modules[-1]]}.{end}",), read)
+        "out": lambda array: _output(array, network.patch, channels) * (-1 if peer.flipped else 1),
+    }.get(modules[0], np.transpose)
+    return Source((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
 
 
 def _patches(array: np.ndarray) -> np.ndarray:

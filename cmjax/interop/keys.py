@@ -20,11 +20,24 @@ class ForeignError(ValueError):
 
 
 class UndeterminedError(ForeignError):
-    """Raised where the file leaves facts about its network open. `options`: a phrase with the option for each."""
+    """Raised where the file leaves facts about its network open.
 
-    def __init__(self, *options: str):
-        super().__init__(f"the file leaves open what its network is: give {'; '.join(options)}")
-        self.options = options
+    options: a phrase with the option for each. problems: what is wrong beside them.
+    """
+
+    def __init__(self, *options: str, problems: Iterable[str] = ()):
+        self.options, self.problems = options, tuple(problems)
+        leaves_open = f"the file leaves open what its network is: give {'; '.join(options)}"
+        super().__init__("; ".join((*self.problems, leaves_open)))
+
+
+def refuse(problems: Iterable[str], options: Iterable[str] = ()) -> None:
+    """Raises one ForeignError with all problems, which is an UndeterminedError where there are options to give."""
+    problems, options = list(problems), list(options)
+    if options:
+        raise UndeterminedError(*options, problems=problems)
+    if problems:
+        raise ForeignError("; ".join(problems))
 
 
 class Source(NamedTuple):
@@ -52,7 +65,7 @@ class Block(NamedTuple):
 class Foreign:
     """A network of a peer with its parameters.
 
-    shape: (h, w, c) of a sample. kind: "denoiser", "consistency" or "flow_map", None where the file leaves it open.
+    shape: (h, w, c) of a sample. kind: that of `BoundModel`, None where the file leaves it open.
     licence: the terms that the peer publishes its weights under.
     constants: those of sigma_data, t_min, t_max and rho that the file has.
     model: its path and preconditioning, by default those of EDM or of a consistency model on the path ve.

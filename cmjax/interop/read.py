@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
-from cmjax.interop.dit import FAMILY, peer_of, read_dit
+from cmjax.interop.dit import PEERS, peer_of, read_dit
 from cmjax.interop.edm import read_edm
 from cmjax.interop.edm2 import read_edm2
 from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip, read_flax
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError, refuse
 from cmjax.interop.meanflow import read_meanflow
 from cmjax.interop.modules import init_arguments, state_dict
 from cmjax.interop.openai import read_openai
@@ -32,11 +32,9 @@ READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "openai_cifar": read_openai_cifar,
     "edm": read_edm,
     "edm2": read_edm2,
-    **{peer: partial(read_dit, peer=peer) for peer in FAMILY},
+    **{peer: partial(read_dit, peer=peer) for peer in PEERS},
     "meanflow": read_meanflow,
 }
-KINDS = {**dict.fromkeys(("edm", "edm2", *FAMILY), "denoiser"), "meanflow": "flow_map"}
-"""What the networks of a format are; those of the others may be one or the other."""
 TELLTALES = {
     "input_blocks.0.0.weight": "openai",
     "ResnetBlockBigGANpp_0/Conv_0/kernel": "openai_cifar",
@@ -53,11 +51,14 @@ OPTIONS = {
     "edm": ("kind", "head_channels", "resample_filter"),
     "edm2": ("kind", "head_channels", "resample_filter"),
     "diffusers": ("kind", "image_size", "head_channels"),
-    **{peer: ("image_size", "head_channels") for peer in FAMILY},
+    **{peer: ("image_size", "head_channels") for peer in PEERS},
+    "dmf": ("image_size", "head_channels", "second_time_from"),
     "meanflow": ("image_size", "head_channels", "average"),
 }
 """The facts that may be stated beside a file, by its format: the others stand in the file."""
 
+KNOWN_KIND = ("edm", "edm2", *PEERS, "meanflow")
+"""Formats whose readers know the kind of the network."""
 KIND = "--arch-kind=denoiser (a diffusion teacher) or --arch-kind=consistency"
 
 DENOISERS = {"EDMPrecond": "edm", "Precond": "edm2"}
@@ -90,33 +91,38 @@ def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple
         peer, read, kind = "diffusers", partial(_read_folder, path), _kind_of_pipeline(path)
     else:
         peer, read, averages = _open_file(path, format, overrides.get("average"))
-        kind = KINDS[peer] if peer in KINDS else _kind_by_name(path)
+        kind = None if peer in KNOWN_KIND else _kind_by_name(path)
         if averages and "average" not in overrides:
             open_facts.append(f"--arch-average=N, which of its averages: {', '.join(averages)}")
-    if unused := [name for name in overrides if name not in OPTIONS[peer]]:
-        options = ", ".join(f"--arch-{name}" for name in OPTIONS[peer])
-        raise ForeignError(f"--arch-{unused[0]} has no effect on --format={peer}, which takes {options}")
+    problems: list[str] = []
+    if unused := [f"--arch-{name}" for name in overrides if name not in OPTIONS[peer]]:
+        taken = ", ".join(f"--arch-{name}" for name in OPTIONS[peer])
+        plural = "has" if len(unused) == 1 else "have"
+        problems.append(f"{', '.join(unused)} {plural} no effect on --format={peer}, which takes {taken}")
+    foreign: Any = None
     kind = overrides.get("kind") or kind
-    if kind is None:
+    if kind is None and peer not in KNOWN_KIND:
         open_facts.append(KIND)
     try:
         foreign = read(overrides)
+        problems += _output_problems(foreign)
     except UndeterminedError as error:
-        raise UndeterminedError(*error.options, *open_facts) from error
-    if kind is None or open_facts:
-        raise UndeterminedError(*open_facts)
-    _check_output(foreign)
-    return replace(foreign, kind=kind), peer
+        problems, open_facts = [*problems, *error.problems], [*error.options, *open_facts]
+    except ForeignError as error:
+        problems.append(str(error))
+    refuse(problems, open_facts)
+    return replace(foreign, kind=kind or foreign.kind), peer
 
 
-def _check_output(foreign: Foreign) -> None:
+def _output_problems(foreign: Foreign) -> list[str]:
     channels, wanted = getattr(foreign.module, "out_channels", None), foreign.shape[-1]
-    if channels and channels != wanted:
-        learned = ": it predicts a variance too (learned sigma)" if channels == 2 * wanted else ""
-        raise ForeignError(
-            f"the network has {channels} output channels for images of {wanted}{learned}; "
-            "a denoiser and a consistency model give an image"
-        )
+    if not channels or channels == wanted:
+        return []
+    learned = ": it predicts a variance too (learned sigma)" if channels == 2 * wanted else ""
+    return [
+        f"the network has {channels} output channels for images of {wanted}{learned}; "
+        "a denoiser and a consistency model give an image"
+    ]
 
 
 def _open_file(
@@ -130,8 +136,8 @@ def _open_file(
         raise ForeignError(f"{path} is no folder of diffusers, which has a config.json")
     arrays, stated, averages = _read_arrays(path, average)
     family, arrays = _recognise(path, arrays)
-    if family == "dit" and format in ("auto", *FAMILY):
-        peer = format if format in FAMILY else peer_of(arrays, path.name)
+    if family == "dit" and format in ("auto", *PEERS):
+        peer = format if format in PEERS else peer_of(arrays, path.name)
         return peer or family, lambda overrides: read_dit(arrays, overrides, peer), averages
     if format not in ("auto", family):
         raise ForeignError(f"{path} is not of --format={format}; its keys are those of {family}")
@@ -189,9 +195,11 @@ def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dic
     if network.class_name not in DENOISERS:
         raise ForeignError(f"{path} holds a {network.class_name}; only {' and '.join(DENOISERS)} can be read")
     arguments = init_arguments(network)
-    for name, usual in UNUSUAL.items():
-        if arguments.get(name, usual) != usual:
-            raise ForeignError(f"{path} was made with {name}={arguments[name]!r}; only {usual!r} can be read")
+    unusual = {name: usual for name, usual in UNUSUAL.items() if arguments.get(name, usual) != usual}
+    refuse(
+        f"{path} was made with {name}={arguments[name]!r}; only {usual!r} can be read"
+        for name, usual in unusual.items()
+    )
     stated = {ours: arguments[theirs] for theirs, ours in STATED.items() if theirs in arguments}
     return state_dict(network), stated
 
