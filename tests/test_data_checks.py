@@ -17,8 +17,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.base import ArraySource, DataError
 from cmjax.data.checks import check_source
-from cmjax.data.damage import Damage
-from cmjax.data.on_demand import KeptSource, OnDemandSource
+from cmjax.data.on_demand import Damage, KeptSource, OnDemandSource
 from cmjax.data.values import LARGEST_LATENT, fitting
 from cmjax.generation import search
 from cmjax.metrics.comparison import can_compare, compare, metric_against, why_not_compared
@@ -166,10 +165,11 @@ def test_one_image_that_differs_is_found_anywhere():
 def test_one_image_of_many_files_that_differs_is_found(tmp_path):
     images = np.zeros((100, 2, 2, 1), np.uint8)
 
-    def read(rows):
-        return {"image": images[rows]}
+    class Images(OnDemandSource):
+        def gather(self, indices):
+            return {"image": images[indices]}
 
-    source = KeptSource(OnDemandSource((2, 2, 1), None, 100, read, Damage("x", 0)))
+    source = KeptSource(Images(shape=(2, 2, 1), length=100, damage=Damage("x", 0)))
     with pytest.raises(DataError, match="every pixel of all 100 images is 0"):
         check_source(source, "x")
     images[71, 1, 1] = 255

@@ -17,7 +17,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
-from cmjax.data.damage import Damage
+from cmjax.data.on_demand import Damage
 from cmjax.data.sources import arrays, digits, folder, tfds
 from cmjax.system.mesh import batch_sharding, make_mesh
 from configs import digits_ct

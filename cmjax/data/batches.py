@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +99,11 @@ class Batches:
         when it is exhausted, closed or collected.
         """
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        ahead, step = deque(), start
-        decoded = self._decoded_elsewhere(start, stop)
+        ahead, step, decoded = deque(), start, None
+        if self.workers and isinstance(self.source, OnDemandSource):
+            decoded = self._decoded_elsewhere(self.source, start, stop)
+        elif self.workers:
+            log.info("config.data.workers=%d: these data are kept in memory, and decoded by this process", self.workers)
         try:
             while True:
                 while len(ahead) <= PREFETCH and (stop is None or step < stop):
@@ -114,19 +117,15 @@ class Batches:
             if decoded is not None:
                 decoded.close()
 
-    def _decoded_elsewhere(self, start: int, stop: int | None) -> Generator[dict[str, jax.Array]] | None:
-        """The batches, of rows that other processes decode; None where this one is to do it."""
-        if not self.workers:
-            return None
-        if not isinstance(self.source, OnDemandSource):
-            log.info("config.data.workers=%d: these data are kept in memory, and decoded by this process", self.workers)
-            return None
-        rows = _RowsAndDamage(self._host_rows)
-        return self._noted(self.source, in_processes(rows, start, stop, self.workers, every=self.steps_per_call))
-
-    def _noted(self, source: OnDemandSource, decoded: Generator[Any]) -> Generator[dict[str, jax.Array]]:
-        with contextlib.closing(decoded):
-            for rows, damaged in decoded:
+    def _decoded_elsewhere(
+        self, source: OnDemandSource, start: int, stop: int | None
+    ) -> Generator[dict[str, jax.Array]]:
+        """The batches, of rows that other processes decode, which also send the names of damaged examples."""
+        # A sharding, with its devices, cannot be sent to a process: `_host_rows` has the numbers of rows alone.
+        rows_at = functools.partial(_rows_and_damage, self._host_rows)
+        results = in_processes(rows_at, start, stop, self.workers, every=self.steps_per_call)
+        with contextlib.closing(results):
+            for rows, damaged in results:
                 for name, why in damaged.items():
                     source.damage.note(name, why)
                 yield self._laid_out(rows)
@@ -183,16 +182,9 @@ class HostRows:
         return {(start, stop): self.source.gather(indices[start:stop]) for start, stop in self.ranges}
 
 
-@dataclass(frozen=True)
-class _RowsAndDamage:
-    """step -> `HostRows`, and the damaged examples that this process came upon for the first time."""
-
-    rows_at: HostRows
-
-    def __call__(self, step: int) -> tuple[Rows, dict[str, str]]:
-        rows = self.rows_at(step)
-        source: Any = self.rows_at.source
-        return rows, source.damage.take()
+def _rows_and_damage(rows_at: HostRows, step: int) -> tuple[Rows, dict[str, str]]:
+    rows, source = rows_at(step), cast(OnDemandSource, rows_at.source)
+    return rows, source.damage.take()
 
 
 def batch_shapes(

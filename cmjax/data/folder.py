@@ -3,15 +3,15 @@
 import contextlib
 import io
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source
 from cmjax.data.crops import CROPS
-from cmjax.data.damage import Damage, first_whole
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
-from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
+from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, Damage, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import AnyPath, is_bucket, iterate_files, to_path
@@ -56,17 +56,16 @@ def folder(
         raise DataError(f"image_size must be at least 1, got {image_size}")
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
-    listed, damage = read_split(root, split), Damage(str(root), max_corrupt)
-    reader = _Reader(root, listed.files, listed.labels, (height, width, channels), damage, crop)
-    source = OnDemandSource(
-        reader.shape,
-        None if listed.class_names is None else len(listed.class_names),
-        len(listed.files),
-        reader,
-        damage,
+    listed = read_split(root, split)
+    source = FolderSource(
+        shape=(height, width, channels),
+        length=len(listed.files),
+        damage=Damage(str(root), max_corrupt),
         class_names=listed.class_names,
         labels=listed.labels,
-        key=reader.key,
+        root=root,
+        files=listed.files,
+        crop=crop,
     )
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
@@ -148,35 +147,32 @@ def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Ima
     return image.convert("L" if channels == 1 else "RGB")
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads the source's examples; a class of the module, so that it can be sent to another process."""
+@dataclass(frozen=True, kw_only=True)
+class FolderSource(OnDemandSource):
+    """Examples of image files below `root`, resized by `crop`."""
 
     root: AnyPath
     files: list[AnyPath]
-    labels: np.ndarray | None
-    shape: tuple[int, int, int]
-    damage: Damage
     crop: str
 
     def key(self) -> str:
         """A key of the files' content and their labels."""
         return content_key(files_key(self.files), self.labels, *([] if self.crop == "lanczos" else [self.crop]))
 
-    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        examples = parallel_map(self._whole, [int(i) for i in indices], run=4)
+    def name(self, index: int) -> str:
+        """The file's path from the folder on."""
+        return str(self.files[index].relative_to(self.root))
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
+
+        def image(index: int) -> tuple[np.ndarray, int]:
+            return read_image(self.files[index], self.shape, crop=self.crop)[0], index
+
+        # The place of the file that was read comes with it: it may be another than was asked for, with another label.
+        examples = parallel_map(partial(self.first_whole, image), indices.tolist(), run=4)
         images = [image for image, _ in examples]
         batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
         if self.labels is not None:
             batch["label"] = self.labels[[place for _, place in examples]]
         return batch
-
-    def _whole(self, index: int) -> tuple[np.ndarray, int]:
-        """The image at a place among the files, or at the next where one can be read, and the place."""
-        return first_whole(self._image, index, self._name, len(self.files), self.damage)
-
-    def _image(self, index: int) -> tuple[np.ndarray, int]:
-        return read_image(self.files[index], self.shape, crop=self.crop)[0], index
-
-    def _name(self, index: int) -> str:
-        return str(self.files[index].relative_to(self.root))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from cmjax.data.base import DataError, OfAnother, Source
-from cmjax.data.damage import Damage, first_whole
-from cmjax.data.on_demand import OnDemandSource
+from cmjax.data.on_demand import Damage, OnDemandSource
 from cmjax.data.values import SAMPLED, fitting, spread
 from cmjax.system.content import content_key
 from cmjax.system.files import is_bucket
@@ -37,7 +35,7 @@ def shards_of(manifest: Mapping[str, Any]) -> list[str]:
     return [f"latents-{i:05d}-of-{number:05d}.array_record" for i in range(number)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentSource(OnDemandSource):
     """Latents in a network's units: "image" is their mean, beside it "std", and of the mirrored image "mirrored" and
     "mirrored_std", each where the folder has it. `sample_latents` makes one array of them.
@@ -68,19 +66,15 @@ def latents(data_dir: str | Path, split: str, *, max_corrupt: int | None = None)
         raise DataError(f"{folder}: a shard cannot be read: {error}") from error
     if there != manifest["count"]:
         raise DataError(f"{folder}: its shards hold {there} examples, and {MANIFEST} says {manifest['count']}")
-    shape, names = tuple(manifest["shape"]), manifest["class_names"]
-    layout, damage = record_type(shape, mirrored=manifest["mirrored"]), Damage(str(folder), max_corrupt)
-    scale, shift = (np.asarray(manifest[name], np.float32) for name in ("scale", "shift"))
-    reader = _Reader(records, there, layout, scale, shift, damage, labelled=names is not None)
-    source = LatentSource(
-        shape,
-        None if names is None else len(names),
-        there,
-        reader,
-        damage,
+    names = manifest["class_names"]
+    source = _Shards(
+        shape=tuple(manifest["shape"]),
+        length=there,
+        damage=Damage(str(folder), max_corrupt),
         class_names=None if names is None else tuple(names),
-        key=partial(content_key, manifest["keys"], manifest["scale"], manifest["shift"]),
         autoencoder=manifest["autoencoder"],
+        records=records,
+        manifest=manifest,
     )
     check_latents(source, str(folder))
     return source
@@ -168,46 +162,40 @@ def sample_latents(batch: Mapping[str, Array | np.ndarray], key: Array) -> dict[
     return {**batch, "image": images}
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads and scales records; a class of the module, so that it can be sent to another process."""
+@dataclass(frozen=True, kw_only=True)
+class _Shards(LatentSource):
+    """Latents of the records of a folder's shards."""
 
     records: Any
-    length: int
-    layout: np.dtype
-    scale: np.ndarray
-    shift: np.ndarray
-    damage: Damage
-    labelled: bool
+    manifest: dict[str, Any]
 
-    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        rows = self._rows([int(i) for i in indices])
-        batch = {"image": self._scaled(rows["mean"]), "std": rows["std"] * self.scale}
-        if "mirrored_mean" in (self.layout.names or ()):
-            batch |= {
-                "mirrored": self._scaled(rows["mirrored_mean"]),
-                "mirrored_std": rows["mirrored_std"] * self.scale,
-            }
-        if self.labelled:
+    def key(self) -> str:
+        return content_key(*(self.manifest[name] for name in ("keys", "scale", "shift")))
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        scale, shift = (np.asarray(self.manifest[name], np.float32) for name in ("scale", "shift"))
+        rows = self._rows(indices.tolist())
+        batch = {"image": (rows["mean"].astype(np.float32) - shift) * scale, "std": rows["std"] * scale}
+        if self.manifest["mirrored"]:
+            batch["mirrored"] = (rows["mirrored_mean"].astype(np.float32) - shift) * scale
+            batch["mirrored_std"] = rows["mirrored_std"] * scale
+        if self.class_names is not None:
             batch["label"] = rows["label"].astype(np.int32)
         return batch
 
-    def _scaled(self, mean: np.ndarray) -> np.ndarray:
-        return (mean.astype(np.float32) - self.shift) * self.scale
-
     def _rows(self, chosen: list[int]) -> np.ndarray:
-        if not chosen:
-            return np.empty(0, self.layout)
+        layout = record_type(self.shape, mirrored=self.manifest["mirrored"])
+
+        def record(index: int) -> bytes:
+            content = self.records[index]
+            if len(content) != layout.itemsize:
+                raise DataError(f"it has {len(content)} bytes, and an example of this shape has {layout.itemsize}")
+            return content
+
         try:
-            records = self.records.__getitems__(chosen)
+            records = self.records.__getitems__(chosen) if chosen else []
         except Exception:  # one that is damaged spoils the call for all; each is read on its own
             records = []
-        if len(records) != len(chosen) or any(len(record) != self.layout.itemsize for record in records):
-            records = [first_whole(self._record, i, "record {}".format, self.length, self.damage) for i in chosen]
-        return np.frombuffer(b"".join(records), self.layout)
-
-    def _record(self, index: int) -> bytes:
-        record = self.records[index]
-        if len(record) != self.layout.itemsize:
-            raise DataError(f"it has {len(record)} bytes, and an example of this shape has {self.layout.itemsize}")
-        return record
+        if len(records) != len(chosen) or any(len(each) != layout.itemsize for each in records):
+            records = [self.first_whole(record, index) for index in chosen]
+        return np.frombuffer(b"".join(records), layout)

@@ -1,19 +1,25 @@
-"""Sources that decode their examples when asked, and keep them where they are small; keys of a source's content."""
+"""Sources that decode their examples when asked, and keep them where they are small; damaged examples; keys of a
+source's content."""
 
 import functools
+import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cmjax.data.base import ArraySource, DataError, OfAnother, Source, Subset
-from cmjax.data.damage import Damage
 from cmjax.system.content import content_key
 from cmjax.system.memory import GIB, free_on_host
+
+log = logging.getLogger(__name__)
+
+Example = TypeVar("Example")
 
 MEMORY_LIMIT_BYTES = 4 * 10**9
 """Sources that take no more than this once decoded are kept in memory."""
@@ -21,31 +27,103 @@ MEMORY_LIMIT_BYTES = 4 * 10**9
 CHUNK = 4096
 """Examples decoded at a time, where many are asked for."""
 
+LAST = 3
+"""Damaged examples that an error names."""
 
-@dataclass(frozen=True)
+
+class Damage:
+    """Counts the damaged examples of one data set. A copy in another process counts by itself and logs nothing.
+
+    Args: where: the data set, for messages. limit: how many there may be; None: any number.
+    """
+
+    def __init__(self, where: str, limit: int | None, *, silent: bool = False):
+        self.where, self.limit, self.silent = where, limit, silent
+        self._reasons: dict[str, str] = {}
+        self._new: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        # The process that trains has a lock and a log of its own, and gets what a copy counted by `take`.
+        return functools.partial(Damage, silent=True), (self.where, self.limit)
+
+    def note(self, name: str, why: str) -> None:
+        """Counts an example, and logs once that another one replaces it.
+
+        Raises: DataError where there are more of them than the limit.
+        """
+        with self._lock:
+            known = name in self._reasons
+            if not known:
+                self._reasons[name] = self._new[name] = why
+            last, count = list(self._reasons.items())[-LAST:], len(self._reasons)
+        if self.limit is not None and count > self.limit:
+            reasons = "; ".join(f"{name}: {why}" for name, why in last)
+            raise DataError(
+                f"{self.where}: {count} examples cannot be read; repair or remove them, or allow more by "
+                f"config.data.max_corrupt, which is {self.limit}. The last: {reasons}"
+            )
+        if not (known or self.silent):
+            log.warning("%s: %s cannot be read (%s); another example replaces it", self.where, name, why)
+
+    def take(self) -> dict[str, str]:
+        """The examples noted since this was last asked, with the reasons."""
+        with self._lock:
+            taken, self._new = self._new, {}
+        return taken
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnDemandSource:
-    """Examples decoded each time they are asked for.
+    """Examples decoded each time they are asked for, by `gather` of a subclass, which is sent to other processes whole.
 
-    Args: read: does what `Source.gather` says, and can be sent to another process. damage: where `read` notes the
-          examples that cannot be decoded. class_names, labels: as `base.class_names` and `base.known_labels` give them.
-          key: of the files that it reads, as `fingerprint` needs it.
+    Args: length: of the source. damage: where `first_whole` notes the examples that cannot be decoded. class_names,
+          labels: as `base.class_names` and `base.known_labels` give them.
     """
 
     shape: tuple[int, int, int]
-    num_classes: int | None
     length: int
-    read: Callable[[np.ndarray], dict[str, np.ndarray]]
     damage: Damage
     class_names: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
-    key: Callable[[], str] | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of class names; None without."""
+        return None if self.class_names is None else len(self.class_names)
 
     def __len__(self) -> int:
         return self.length
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See `Source.gather`."""
-        return self.read(indices)
+        raise NotImplementedError
+
+    def key(self) -> str | None:
+        """A key of the files that are read, for `fingerprint`; None where there is none."""
+        return None
+
+    def name(self, index: int) -> str:
+        """The name of an example in messages."""
+        return f"record {index}"
+
+    def first_whole(self, decode: Callable[[int], Example], index: int) -> Example:
+        """Decodes the example at `index`, or the next one that can be decoded; the first follows the last.
+
+        Which one it is depends on the data alone: a batch remains a function of (seed, step).
+
+        Raises: DataError where there is none, or `damage` has more than its limit.
+        """
+        for here in (place % self.length for place in range(index, index + self.length)):
+            try:
+                return decode(here)
+            except MemoryError:
+                raise
+            except Exception as error:  # what is damaged raises errors of many kinds
+                kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+                self.damage.note(self.name(here), f"{kind}{error}".splitlines()[0])
+        where, first = self.damage.where, self.name(index)
+        raise DataError(f"{where}: not one of its {self.length} examples can be read, beginning with {first}")
 
 
 @dataclass(frozen=True)
@@ -118,8 +196,8 @@ def fingerprint(source: Source) -> str:
         return content_key(fingerprint(source.source), source.rows)
     if isinstance(source, KeptSource):
         return fingerprint(source.source)
-    if isinstance(source, OnDemandSource) and source.key is not None:
-        return content_key(source.key(), source.shape, source.num_classes, source.length)
+    if isinstance(source, OnDemandSource) and (key := source.key()) is not None:
+        return content_key(key, source.shape, source.num_classes, source.length)
     starts = range(0, len(source), CHUNK)
     batches = (source.gather(np.arange(start, min(start + CHUNK, len(source)))) for start in starts)
     return content_key(source.num_classes, *(content_key(batch) for batch in batches))

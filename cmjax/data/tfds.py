@@ -2,20 +2,17 @@
 
 import functools
 import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source
-from cmjax.data.damage import Damage, first_whole
 from cmjax.data.decoding import decode_image
 from cmjax.data.folder import read_image
 from cmjax.data.labels import Numbering, number_labels
-from cmjax.data.on_demand import CHUNK, MEMORY_LIMIT_BYTES, OnDemandSource, kept_if_small, parallel_map
+from cmjax.data.on_demand import CHUNK, MEMORY_LIMIT_BYTES, Damage, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import is_bucket
@@ -140,12 +137,18 @@ def _open(
         shape, cropped = (*image_size, shape[2] or 3), crop
     classes = None if label_key is None else _classes(prepared, label_key, split)
 
-    files = [(str(part.filename), part.skip, part.take) for part in builder.info.splits[split].file_instructions]
-    damage = Damage(f"{prepared}, {split}", max_corrupt)
-    reader = _Reader(records, length, shape, image_key, label_key, damage, classes, cropped)
-    names = None if classes is None else classes.names
-    key, num_classes = partial(_key, files), None if names is None else len(names)
-    return OnDemandSource(shape, num_classes, length, reader, damage, class_names=names, key=key)
+    return TfdsSource(
+        shape=shape,
+        length=length,
+        damage=Damage(f"{prepared}, {split}", max_corrupt),
+        class_names=None if classes is None else classes.names,
+        records=records,
+        files=[(str(part.filename), part.skip, part.take) for part in builder.info.splits[split].file_instructions],
+        image_key=image_key,
+        label_key=label_key,
+        classes=classes,
+        crop=cropped,
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -175,11 +178,6 @@ def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
     return number_labels(np.array(sorted(labels)), f'{prepared}: "{label_key}" of split "{split}"', names=names)
 
 
-def _key(files: Sequence[tuple[str, int, int]]) -> str:
-    """A key of files, and of the records of them that are meant: (name, how many are skipped, how many are taken)."""
-    return content_key(files_key(Path(name) for name, _, _ in files), [rows for _, *rows in files])
-
-
 @functools.cache
 def _example_parser() -> Any:
     from tensorflow_datasets.proto import tf_example_pb2
@@ -187,42 +185,43 @@ def _example_parser() -> Any:
     return cast(Any, tf_example_pb2).Example.FromString
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads the source's examples; a class of the module, so that it can be sent to another process."""
+@dataclass(frozen=True, kw_only=True)
+class TfdsSource(OnDemandSource):
+    """Examples of TFDS's records. files: (name, how many records are skipped, how many are taken) of each; crop: how
+    images are resized, None where all have one size."""
 
     records: Any
-    length: int
-    shape: tuple[int, int, int]
+    files: list[tuple[str, int, int]]
     image_key: str
     label_key: str | None
-    damage: Damage
     classes: Numbering | None
     crop: str | None
 
-    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        chosen = [int(i) for i in indices]
+    def key(self) -> str:
+        """A key of the files, and of the records of them that are meant."""
+        return content_key(files_key(Path(name) for name, _, _ in self.files), [rows for _, *rows in self.files])
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
+        chosen = indices.tolist()
         try:
             records = dict(zip(chosen, self.records.__getitems__(chosen), strict=True))
         except Exception:  # one that is damaged spoils the call for all; each is read on its own
             records = {}
 
         def example(index: int) -> tuple[np.ndarray, int]:
-            return first_whole(partial(self._example, records), index, "record {}".format, self.length, self.damage)
+            return self._decoded(records[index] if index in records else self.records[index])
 
+        whole = functools.partial(self.first_whole, example)
         on_threads = self.shape[0] * self.shape[1] > SMALL_PIXELS
-        decoded = parallel_map(example, chosen) if on_threads else [example(index) for index in chosen]
-        images = [image for image, _ in decoded]
+        examples = parallel_map(whole, chosen) if on_threads else [whole(index) for index in chosen]
+        images = [image for image, _ in examples]
         batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
         if self.classes is not None:
-            batch["label"] = self.classes.numbers(np.array([label for _, label in decoded]))
+            batch["label"] = self.classes.numbers(np.array([label for _, label in examples]))
         return batch
 
-    def _example(self, records: dict[int, bytes], index: int) -> tuple[np.ndarray, int]:
-        """The image and label at an index, of a record that was read already or is to be read now."""
-        return self._decode(records[index] if index in records else self.records[index])
-
-    def _decode(self, record: bytes) -> tuple[np.ndarray, int]:
+    def _decoded(self, record: bytes) -> tuple[np.ndarray, int]:
         features = _example_parser()(record).features.feature
         content = features[self.image_key].bytes_list.value[0]
         pixels = read_image(content, self.shape, crop=self.crop)[0] if self.crop else decode_image(content, self.shape)

@@ -4,15 +4,14 @@ statistics."""
 import json
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from cmjax.data.base import DataError
-from cmjax.data.damage import Damage
 from cmjax.data.latents import LatentSource, check_latents
+from cmjax.data.on_demand import Damage
 from cmjax.data.values import SAMPLED, spread
 from cmjax.interop.autoencoder import STATISTICS, read_statistics
 from cmjax.interop.keys import ForeignError
@@ -52,31 +51,29 @@ def lightning_latents(folder: Path) -> LatentSource:
         raise DataError(f"{folder}: its files have latents of several shapes: {sorted({s[1:] for s in shapes})}")
     channels, height, width = shapes[0][1:]
     ends = np.cumsum([shape[0] for shape in shapes])
-    reader = _Reader(paths, places, ends, scale, shift)
     labels = None
     if "labels" in optional:
         parts = [_mapped(path, arrays["labels"]) for path, arrays in zip(paths, places, strict=True)]
         labels = np.concatenate(parts).astype(np.int32)
-    if labels is not None and labels.min() < 0:
-        raise DataError(f"{folder}: labels must be numbered from 0, got {labels.min()}")
-    source = LatentSource(
-        (height, width, channels),
-        None if labels is None else int(labels.max()) + 1,
-        int(ends[-1]),
-        reader,
-        Damage(str(folder), 0),
+        if labels.min() < 0:
+            raise DataError(f"{folder}: labels must be numbered from 0, got {labels.min()}")
+    source = LightningSource(
+        shape=(height, width, channels),
+        length=int(ends[-1]),
+        damage=Damage(str(folder), 0),
+        class_names=None if labels is None else tuple(map(str, range(labels.max() + 1))),
         labels=labels,
-        key=partial(_key, paths, scale, shift),
+        paths=paths,
+        places=places,
+        ends=ends,
+        scale=scale,
+        shift=shift,
     )
     std = source.gather(spread(len(source), SAMPLED))["image"].std()
     if not 1 / FARTHEST <= std <= FARTHEST:
         raise DataError(f"{folder}: by {STATISTICS} its latents have std {std:.3g}, and not about 1: it is of others")
     check_latents(source, str(folder))
     return source
-
-
-def _key(paths: list[Path], scale: np.ndarray, shift: np.ndarray) -> str:
-    return content_key(files_key(paths), scale, shift)
 
 
 def _checked(path: Path, places: dict[str, "Place"], channels: int, optional: list[str]) -> tuple[int, ...]:
@@ -127,9 +124,9 @@ def _mapped(path: Path, place: Place) -> np.ndarray:
     return np.memmap(path, np.uint8, "r", start, (dtype.itemsize * math.prod(shape),)).view(dtype).reshape(shape)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads and scales examples; a class of the module, so that it can be sent to another process."""
+@dataclass(frozen=True, kw_only=True)
+class LightningSource(LatentSource):
+    """Latents of safetensors files, which are opened anew for each batch: maps are not sent to other processes."""
 
     paths: list[Path]
     places: list[dict[str, Place]]
@@ -137,24 +134,24 @@ class _Reader:
     scale: np.ndarray
     shift: np.ndarray
 
-    def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def key(self) -> str:
+        """A key of the files' content and of what scales it."""
+        return content_key(files_key(self.paths), self.scale, self.shift)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
         batch = {"image": self._scaled("latents", indices)}
         if "latents_flip" in self.places[0]:
             batch["mirrored"] = self._scaled("latents_flip", indices)
-        if "labels" in self.places[0]:
-            batch["label"] = self._rows("labels", indices).astype(np.int32)
+        if self.labels is not None:
+            batch["label"] = self.labels[indices]
         return batch
 
     def _scaled(self, name: str, indices: np.ndarray) -> np.ndarray:
-        latents = self._rows(name, indices).astype(np.float32)
-        return (latents.transpose(0, 2, 3, 1) - self.shift) * self.scale
-
-    def _rows(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """The rows of all files' arrays of one name; each file is mapped once."""
         kind, shape, _ = self.places[0][name]
         rows = np.empty((len(indices), *shape[1:]), np.dtype(TYPES[kind]))
         files, starts = np.searchsorted(self.ends, indices, side="right"), np.concatenate([[0], self.ends])
-        for file in np.unique(files):
+        for file in np.unique(files):  # each is mapped once
             here = files == file
             rows[here] = _mapped(self.paths[file], self.places[file][name])[indices[here] - starts[file]]
-        return rows
+        return (rows.astype(np.float32).transpose(0, 2, 3, 1) - self.shift) * self.scale
