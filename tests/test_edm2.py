@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cmjax.config.run import read_run
-from cmjax.interop.edm2 import edm2_from_keys, params_from_edm2, read_edm2
+from cmjax.interop.edm import read_edm2
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.nets.edm2 import EDM2, SIZES
 from cmjax.nets.heads import WeightHead
@@ -68,7 +68,7 @@ def test_recorded_outputs_of_edm2(recorded):
 
 def test_state_dicts_must_match_key_by_key(recorded):
     states, _ = recorded
-    network, shape = edm2_from_keys(states, head_channels=16)
+    network = read_edm2(states, {"head_channels": 16}).module
     assert (network.channels, network.channel_mult, network.blocks) == (16, (1, 2), 1)
     assert (network.attention_resolutions, network.num_classes, network.weight_head) == ((8,), 10, 32)
     changed = dict(states)
@@ -76,7 +76,7 @@ def test_state_dicts_must_match_key_by_key(recorded):
     changed["unet.enc.16x16_spare.weight"] = np.zeros(3)
     changed["logvar_fourier.freqs"] = np.zeros(3)
     with pytest.raises(ValueError, match="of this network") as caught:
-        params_from_edm2(changed, network, shape)
+        read_edm2(changed, {"head_channels": 16})
     for said in ("missing out_gain", "left over enc.16x16_spare.weight", "logvar_fourier.freqs is (3,)"):
         assert said in str(caught.value)
     with pytest.raises(ValueError, match="head_channels=48"):

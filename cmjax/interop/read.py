@@ -12,8 +12,7 @@ import numpy as np
 
 from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
 from cmjax.interop.dit import PEERS, peer_of, read_dit
-from cmjax.interop.edm import read_edm
-from cmjax.interop.edm2 import read_edm2
+from cmjax.interop.edm import read_edm, read_edm2
 from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip, read_flax
 from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError, refuse
 from cmjax.interop.meanflow import read_meanflow
