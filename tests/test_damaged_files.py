@@ -24,8 +24,8 @@ from by_hand import (
     write_zip,
 )
 
+from cmjax.interop.features import load_lpips
 from cmjax.interop.keys import ForeignError
-from cmjax.interop.lpips import load_lpips
 from cmjax.interop.modules import state_dict
 from cmjax.interop.torch_files import read_persistent, read_torch
 from cmjax.interop.weights import read_weights

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cmjax.interop.inception import load_inception
-from cmjax.interop.vit import load_clip, load_dinov2
+from cmjax.interop.features import load_clip, load_dinov2, load_inception
 from cmjax.nets.features import inception, resize, vit
 
 TINY = {"side": 28, "patch": 14, "width": 32, "depth": 2, "heads": 4}

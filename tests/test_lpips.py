@@ -13,7 +13,7 @@ from cmjax.config.choices import DISTANCES
 from cmjax.config.fields import Fields
 from cmjax.config.readers import READERS, Objective
 from cmjax.core.distances import curvature_speed
-from cmjax.interop.lpips import load_lpips
+from cmjax.interop.features import load_lpips
 from cmjax.nets.features.lpips import WIDTHS, lpips
 from configs import imagenet64_cd, imagenet64_ct
 

@@ -72,7 +72,7 @@ def _lpips(
     `pooling`: "max" as VGG16 was trained and LPIPS published; "average" in the released runs on ImageNet and LSUN.
     """
     # Imported here: most runs need neither the network nor what reads foreign files.
-    from cmjax.interop.lpips import load_lpips
+    from cmjax.interop.features import load_lpips
     from cmjax.nets.features.lpips import lpips, parameter_shapes
 
     pool = {"max": "max", "average": "avg"}[pooling]

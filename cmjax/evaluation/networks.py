@@ -15,9 +15,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError, Source
 from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import over_devices
-from cmjax.interop.inception import load_inception
-from cmjax.interop.lpips import load_lpips
-from cmjax.interop.vit import load_clip, load_dinov2
+from cmjax.interop.features import load_clip, load_dinov2, load_inception, load_lpips
 from cmjax.metrics.classifier import Classifier
 from cmjax.metrics.dataset_features import dataset_features, in_words
 from cmjax.metrics.registry import METRICS, PIXELS

@@ -22,7 +22,7 @@ def lpips(
 ) -> Float[Array, " b"]:
     """Σ_taps mean_hw Σ_c w_c·(x̂ − ŷ)², x̂ the features of unit length over channels.   [Zhang et al. 2018, eq. 1]
 
-    Args:    params: of `cmjax.interop.lpips.load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
+    Args:    params: of `cmjax.interop.features.load_lpips`. x, y: images in [-1, 1], RGB; not clipped.
              resize: bilinear enlargement to this size where either side is smaller, as consistency distillation does;
              None for none. pool: "max" as published, or "avg", of the released consistency models on ImageNet and LSUN.
     Returns: (b,), 0 up to rounding where x = y; its gradient is finite everywhere.
