@@ -2,6 +2,7 @@
 
 cmjax export --workdir=runs/digits_ct
 cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
+cmjax export --workdir=runs/latents_sit --format=sit --out=sit.safetensors
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from cmjax.cli.flags import Flags
 from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
 from cmjax.interop.diffusers import write_diffusers
+from cmjax.interop.dit_export import write_sit
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.weights import write_weights
 from cmjax.runs.trained import Trained, open_trained
@@ -18,7 +20,7 @@ from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 from cmjax.system.libraries import require
 
-FORMATS = ("safetensors", "npz", "diffusers")
+FORMATS = ("safetensors", "npz", "diffusers", "sit")
 
 
 def declare(flags: Flags) -> None:
@@ -39,25 +41,28 @@ def run(workdir: str | Path, format: str = "safetensors", out: str | None = None
     workdir = to_path(workdir)
     if format not in FORMATS:
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
-    name = "diffusers" if format == "diffusers" else f"{workdir.name}.{format}"
-    path = to_path(out) if out else workdir / "export" / name
-    if format != "diffusers" and path.suffix != f".{format}":
-        raise ConfigError(f"--out={path}: must end in .{format}")
+    suffix = ".safetensors" if format == "sit" else f".{format}"
+    names = {"diffusers": "diffusers", "sit": f"{workdir.name}-sit.safetensors"}
+    path = to_path(out) if out else workdir / "export" / names.get(format, f"{workdir.name}{suffix}")
+    if format != "diffusers" and path.suffix != suffix:
+        raise ConfigError(f"--out={path}: must end in {suffix}")
     if format != "npz":
         require("safetensors", f"--format={format}")
     trained = open_trained(workdir)
     output(path)
-    flow_map = trained.load()
+    flow_map, made_by = trained.load(), ""
     try:
         if format == "diffusers":
             _write_diffusers(path, trained, flow_map)
+        elif format == "sit":
+            made_by = f", for {_write_sit(path, trained, flow_map)}"
         else:
             write_weights(path, flow_map.params, dict(trained.record))
     except ForeignError as error:
         raise ConfigError(f"--format={format}: {error}") from error
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
-    print(f"{workdir} -> {path}")
+    print(f"{workdir} -> {path}{made_by}")
 
 
 def _write_diffusers(path: Path, trained: Trained, flow_map: BoundModel) -> None:
@@ -70,3 +75,9 @@ def _write_diffusers(path: Path, trained: Trained, flow_map: BoundModel) -> None
     if path.exists() and any(path.iterdir()):
         raise ForeignError(f"{path} exists and is not empty")
     write_diffusers(path, trained.model.module, flow_map.params, flow_map.shape, trained.model.constants)
+
+
+def _write_sit(path: Path, trained: Trained, flow_map: BoundModel) -> str:
+    recorded = trained.recorded
+    model = {"kind": flow_map.kind, "path": recorded.path, "preconditioning": recorded.preconditioning}
+    return write_sit(path, trained.model.module, flow_map.params, flow_map.shape, model)

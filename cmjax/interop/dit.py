@@ -75,6 +75,7 @@ TOP_LAYERS = {
 ROTATIONS = {"feat_rope.freqs_cos": np.cos, "feat_rope.freqs_sin": np.sin}
 
 AUXILIARY, SWIGLU = "r_embedder.mlp.0.weight", "blocks.0.mlp.w12.weight"
+LABELS = "y_embedder.embedding_table.weight"
 ALIGNMENT, LOSS_WEIGHT = "projectors.", "logvar_linear."
 """Beginnings of keys of training alone: REPA's heads, and the learned weight of decoupled MeanFlow's loss."""
 
@@ -108,6 +109,9 @@ def read_dit(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> 
         arrays = {key: array for key, array in arrays.items() if key not in unused}
     side, network, known = _described(arrays, overrides, peer)
     channels, grid = width(arrays, "x_embedder.proj.weight", 1), side // network.patch
+    if not network.num_classes:  # the embedding of no class alone: a part of every time's
+        bias, none = "t_embedder.mlp.2.bias", arrays.pop(LABELS)[0]
+        arrays |= {bias: arrays[bias] + none} if bias in arrays else {}
     problems = _take_tables(arrays, grid, network.width // network.heads)
     fixed = positions(grid, grid, network.width)[None]
     if "pos_embed" in arrays and network.patch * grid == side:
@@ -129,7 +133,7 @@ def read_dit(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> 
 def _described(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> tuple[int, DiT, Peer]:
     """Height and width of the latents, their network, and whose it is. Raises: as `read_dit`."""
     hidden = SWIGLU if SWIGLU in arrays else "blocks.0.mlp.fc1.weight"
-    shown_by = ("x_embedder.proj.weight", hidden, "final_layer.linear.weight", "y_embedder.embedding_table.weight")
+    shown_by = ("x_embedder.proj.weight", hidden, "final_layer.linear.weight", LABELS)
     refuse([f"the file has no {key}, which shows the architecture" for key in shown_by if key not in arrays])
     size, channels, patch = (width(arrays, "x_embedder.proj.weight", axis) for axis in (0, 1, 2))
     places = round(width(arrays, "pos_embed", 1) ** 0.5) * patch if "pos_embed" in arrays else None
@@ -172,7 +176,7 @@ def _network(arrays: Arrays, **fields: Any) -> DiT:
         rope=any(key in arrays for key in ROTATIONS),
         mlp="swiglu" if swiglu else "gelu",
         rounded_frequencies=True,
-        num_classes=width(arrays, "y_embedder.embedding_table.weight") - 1,
+        num_classes=width(arrays, LABELS) - 1,
         **fields,
     )
 
@@ -211,7 +215,7 @@ def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> Source:
         end = peer.qk_norm if modules[1] in ("q_norm", "k_norm") else end
         return Source((f"blocks.{modules[0].removeprefix('block_')}.{layer}.{end}",), np.transpose)
     if modules[0] in EMBEDDINGS:
-        read = _flipped_time if peer.flipped and modules[1] == "dense_0" else np.transpose
+        read = flipped_time if peer.flipped and modules[1] == "dense_0" else np.transpose
         return Source((f"{EMBEDDINGS[modules[0]]}.{EMBEDDING_LAYERS[modules[1]]}.{end}",), read)
     read = {
         "patches": _patches,
@@ -232,8 +236,11 @@ def _output(array: np.ndarray, patch: int, channels: int) -> np.ndarray:
     return rows.reshape(-1, *array.shape[1:]).T
 
 
-def _flipped_time(array: np.ndarray) -> np.ndarray:
-    """The layer behind cosines and sines of 1 − t, as one behind those of t, by the addition theorems."""
+def flipped_time(array: np.ndarray) -> np.ndarray:
+    """The layer behind cosines and sines of 1 − t, as one behind those of t, by the addition theorems; its own inverse.
+
+    array: a weight (width, 256), read as (256, width), or a bias.
+    """
     if array.ndim == 1:
         return array
     of_cos, of_sin = np.split(array.T.astype(np.float64), 2)
