@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from cmjax.system.files import write_atomically
 
@@ -80,8 +81,6 @@ def _rgb(images: np.ndarray) -> np.ndarray:
 
 def with_captions(grid: UInt8[np.ndarray, "h w 3"], captions: list[str]) -> UInt8[np.ndarray, "h w2 3"]:
     """Adds a caption, of one line or more, left of each row of a grid, whose rows are equally high."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(size=15)
     width = 16 + math.ceil(max(font.getlength(line) for caption in captions for line in caption.split("\n")))
     margin = Image.new("RGB", (width, grid.shape[0]), "white")
@@ -108,20 +107,14 @@ def sheet(
     captioned = with_captions(grid, list(captions))
     left, cell = captioned.shape[1] - grid.shape[1], (width - 2) / size
     starts = [left + 1 + i * (width + BETWEEN_GROUPS) for i in range(len(groups))]
-    places = {start + (j + 0.5) * cell: heading for start in starts for j, heading in enumerate(headings)}
-    return np.concatenate([_head(captioned.shape[1], title, places), captioned])
-
-
-def _head(width: int, title: str, headings: dict[float, str]) -> UInt8[np.ndarray, "height width 3"]:
-    """Makes a white strip with a title, and headings around these places from the left."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    strip = Image.new("RGB", (width, 58), "white")
-    draw = ImageDraw.Draw(strip)
+    head = Image.new("RGB", (captioned.shape[1], 58), "white")
+    draw = ImageDraw.Draw(head)
     draw.text((8, 8), title, fill="black", font=ImageFont.load_default(size=17))
-    for place, heading in headings.items():
-        draw.text((place, 52), heading, fill="black", font=ImageFont.load_default(size=13), anchor="ms")
-    return np.asarray(strip)
+    for start in starts:
+        for j, heading in enumerate(headings):
+            place = (start + (j + 0.5) * cell, 52)
+            draw.text(place, heading, fill="black", font=ImageFont.load_default(size=13), anchor="ms")
+    return np.concatenate([np.asarray(head), captioned])
 
 
 def line_plot(
@@ -145,7 +138,11 @@ def line_plot(
             width, height: of the plot, in pixels.
     Raises: ValueError where no point is left.
     """
-    points = {name: _finite(curve, log_x, log_y) for name, curve in curves.items()}
+    points = {}
+    for name, (x, y) in curves.items():
+        xy = np.array([(a, np.nan if b is None else b) for a, b in zip(x, y, strict=True)], np.float64).reshape(-1, 2)
+        visible = np.isfinite(xy) & ((xy > 0) | ~np.array([log_x, log_y]))
+        points[name] = xy[visible.all(axis=1)]
     every = np.concatenate(list(points.values()))
     if not len(every):
         raise ValueError(f"{title}: no point of the curves can be plotted")
@@ -174,12 +171,15 @@ def line_plot(
 
 
 def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[str]) -> None:
-    """Adds the curves, and their names beside the axes where there are several."""
+    import matplotlib
+
+    many = len(points) > len(COLOURS)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(points)))  # without its yellow, pale on white
     ring = {"marker": "o", "markersize": 10, "markeredgewidth": 2, "fillstyle": "none", "clip_on": False}
     dots = {"marker": "o", "markersize": 3.5}
     for i, (name, xy) in enumerate(points.items()):
         marker = ring if len(xy) == 1 else dots if len(xy) <= MOST_DOTS else {}
-        colour = PALE if name in faint else _colour(i, len(points))
+        colour = PALE if name in faint else shades[i] if many else COLOURS[i]
         axes.plot(*xy.T, color=colour, label=name, zorder=2 if name in faint else 3, **marker)
     if len(points) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize=9)
@@ -204,25 +204,11 @@ def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
     getattr(axes, f"set_{which}lim")(low, high)
 
 
-def _finite(curve: Curve, log_x: bool, log_y: bool) -> np.ndarray:
-    """The points that can be plotted, (n, 2)."""
-    xy = np.array([(x, np.nan if y is None else y) for x, y in zip(*curve, strict=True)], np.float64).reshape(-1, 2)
-    return xy[np.isfinite(xy).all(axis=1) & ((xy > 0) | ~np.array([log_x, log_y])).all(axis=1)]
-
-
-def _colour(i: int, n: int) -> Any:
-    import matplotlib
-
-    return COLOURS[i] if n <= len(COLOURS) else matplotlib.colormaps["viridis"](0.9 * i / (n - 1))
-
-
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"], **words: str) -> None:
     """Writes an RGB image; its folder is made where missing, and no reader ever sees half a file.
 
     words: text that the file holds beside the image, by name.
     """
-    from PIL import Image, PngImagePlugin
-
     encoded, metadata = BytesIO(), PngImagePlugin.PngInfo()
     for name, text in words.items():
         metadata.add_text(name, text)
