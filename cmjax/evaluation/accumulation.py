@@ -23,14 +23,9 @@ from cmjax.system.progress import Update, progress
 
 log = logging.getLogger(__name__)
 
-PART = 1024
-"""Images that are in memory at one time: an even number, for pairs."""
-
-VERSION = 1
-"""A higher version accumulates every cached reference anew."""
-
-SAVE_SECONDS = 60
-"""How often accumulators are written, so that a stopped evaluation goes on from there."""
+PART = 1024  # images that are in memory at one time: an even number, for pairs
+VERSION = 1  # a higher one accumulates every cached reference anew
+SAVE_SECONDS = 60  # how often accumulators are written, so that a stopped evaluation goes on from there
 
 ImagesOf = Callable[[int, int], np.ndarray]
 """(start, stop) -> those images of a numbered set, (stop − start, h, w, c) uint8."""

@@ -32,11 +32,8 @@ from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
 
-TIMES = 40
-"""Points of a trajectory."""
-
-KEPT_AT_ONCE = 2**22
-"""Pixels of all points of the trajectories that are followed together, on one device."""
+TIMES = 40  # points of a trajectory
+KEPT_AT_ONCE = 2**22  # pixels of all points of the trajectories that are followed together, on one device
 
 
 class Diagnosis(NamedTuple):

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,8 @@ from cmjax.system.progress import Update
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("features", "spatial")
-"""The needs of metrics that a file of statistics satisfies."""
-
-OF_DATA = ("dataset", PIXELS)
-"""Features that are compared with held-out images, unless another reference is named."""
+MOMENTS = ("features", "spatial")  # the needs of metrics that a file of statistics satisfies
+OF_DATA = ("dataset", PIXELS)  # features that are compared with held-out images, unless another reference is named
 
 
 @dataclass(frozen=True)
@@ -130,10 +127,10 @@ def make_evaluator(
         others = None if data is None else data.split(other)
         if data is not None and others is not None and not too_few(metrics, min(num, len(others))):
             real[name], about[name]["real"] = accumulate_split(network, needed[name], data, other, cache_dir, most=num)
-    rules = {
-        metric: {"rule": METRICS[metric].rule, **about[name], "hash": _hash_of(references[name], METRICS[metric].needs)}
-        for metric, name in network_of.items()
-    }
+    rules = {}
+    for metric, name in network_of.items():
+        digest = on_first_process(partial(_hash_of, references[name], METRICS[metric].needs))
+        rules[metric] = {"rule": METRICS[metric].rule, **about[name], "hash": digest}
     protocol = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": rules}
     return Evaluator(networks, needed, network_of, references, real, protocol)
 
@@ -197,14 +194,7 @@ def _check_number(data: DataSets, split: str, metrics: Sequence[str]) -> None:
 
 def _hash_of(reference: Accumulator, needs: str) -> str | None:
     """Hashes the means and covariances, or the rows, that a metric compares with; None where it compares with none."""
-
-    def digest() -> str | None:
-        if needs == "rows":
-            arrays = reference.rows
-        elif needs in reference.known or needs in reference.moments:
-            arrays = list(reference.statistics(needs))
-        else:
-            return None
-        return content_key(*arrays)
-
-    return on_first_process(digest)
+    if needs == "rows":
+        return content_key(*reference.rows)
+    there = needs in reference.known or needs in reference.moments
+    return content_key(*reference.statistics(needs)) if there else None

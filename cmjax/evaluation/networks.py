@@ -165,8 +165,7 @@ def _clip(params: Any, images: Array) -> dict[str, Array]:
     return {"features": embedded / jnp.linalg.norm(embedded, axis=-1, keepdims=True)}
 
 
-LEAST_SIDE = 64
-"""Smaller images are enlarged for LPIPS: four poolings leave nothing of them."""
+LEAST_SIDE = 64  # smaller images are enlarged for LPIPS: four poolings leave nothing of them
 
 
 def _pairs(params: Any, images: Array) -> dict[str, Array]:

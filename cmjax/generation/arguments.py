@@ -40,8 +40,7 @@ def edit_labels(labels: Sequence[str | int], num: int, trained: Trained) -> dict
     return {"label": np.resize(np.array(chosen, np.int32), num)}
 
 
-Size = tuple[int, int]
-"""(height, width)."""
+Size = tuple[int, int]  # (height, width)
 
 
 def read_images(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:

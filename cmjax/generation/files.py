@@ -25,13 +25,9 @@ from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
 
-PART = 1024
-"""Samples of a part: a number that no device count changes, so that another machine can continue."""
-
+PART = 1024  # samples of a part: a number that no device count changes, so that another machine can continue
 RECORD = "settings.json"
-VERSION = 1
-"""Of how samples are made: parts of a lower one are not continued."""
-
+VERSION = 1  # of how samples are made: parts of a lower one are not continued
 MOST_IN_A_GRID = 10_000
 MOST_PIXELS = 100_000_000
 """Of a grid: more images than anyone can look at, or more pixels than a viewer opens, are refused."""

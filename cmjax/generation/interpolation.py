@@ -13,12 +13,9 @@ from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import over_devices, rows_in_chunks
 from cmjax.system.progress import ProgressBar, no_progress, progress
 
-STARTS = 4
-"""Latents that the descent starts from for each image; the one that ends nearest is kept."""
-
+STARTS = 4  # latents that the descent starts from for each image; the one that ends nearest is kept
 RATES = np.geomspace(0.2, 0.005, 12)
-STEPS = 25
-"""The descent: so many steps with each learning rate."""
+STEPS = 25  # the descent: so many steps with each learning rate
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from cmjax.core.guidance import autoguided, guided, limited
 from cmjax.core.model import BoundModel
 from cmjax.core.sampling import gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.data.batches import to_uint8
-from cmjax.runs.trained import Trained
 from cmjax.system.environment import tracing_for
 from cmjax.system.mesh import batch_sharding, chunks, distribute, in_chunks, make_mesh, replicated
 from cmjax.system.progress import Update
@@ -43,11 +42,11 @@ def consistency_sampler(times: tuple[float, ...], samples: SamplingOptions) -> S
 
 def consistency_samplers(samples: SamplingOptions) -> Callable[[tuple[float, ...]], Sampler]:
     """`consistency_sampler`, compiled once for all times of the same number."""
-    sharded = _sampling(consistency_sample(samples))
+    compiled = over_devices(_with_keys(consistency_sample(samples)))
 
     def along(times):
-        levels = np.asarray(times, np.float32)
-        return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
+        levels = np.asarray(times, np.float32)  # an argument, not a constant: other times compile nothing anew
+        return lambda flow_map, keys, conditions: compiled((flow_map, levels), (keys, conditions))
 
     return along
 
@@ -70,7 +69,8 @@ def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
 
 def diffusion_sampler(samples: SamplingOptions, times: tuple[float, ...]) -> Sampler:
     """Samples a denoiser along the descending `times`, by the solver of `samples`."""
-    return _sampling(diffusion_sample(samples, times))
+    compiled = over_devices(_with_keys(diffusion_sample(samples, times)))
+    return lambda flow_map, keys, conditions: compiled(flow_map, (keys, conditions))
 
 
 def diffusion_sample(samples: SamplingOptions, times: tuple[float, ...]) -> Callable[..., Any]:
@@ -197,8 +197,12 @@ def with_guidance(
         ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
         conditions, interval = {**conditions, "interval": ends}, None
     denoiser = flow_map.function if takes else _guided(flow_map.function)
-    scaled = replace(flow_map, function=_within(denoiser, interval))
-    return scaled, {**conditions, "guidance": np.full(len(conditions["label"]), guidance, np.float32)}
+    if interval is not None:
+        denoiser = _limited(denoiser, low=interval[0], high=interval[1])
+    return replace(flow_map, function=denoiser), {
+        **conditions,
+        "guidance": np.full(len(conditions["label"]), guidance, np.float32),
+    }
 
 
 def with_autoguidance(
@@ -209,13 +213,11 @@ def with_autoguidance(
     interval: Interval = None,
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """Guides the model by a weaker one of its shape, path and conditions. scales: of each sample."""
-    denoiser = _within(_autoguided(flow_map.function, weak.function), interval)
+    denoiser = _autoguided(flow_map.function, weak.function)
+    if interval is not None:
+        denoiser = _limited(denoiser, low=interval[0], high=interval[1])
     both = replace(flow_map, params=(flow_map.params, weak.params), function=denoiser)
     return both, {**conditions, "guidance": scales}
-
-
-def _within(denoiser: Callable[..., Any], interval: Interval) -> Callable[..., Any]:
-    return denoiser if interval is None else _limited(denoiser, low=interval[0], high=interval[1])
 
 
 def guided_by(
@@ -224,13 +226,6 @@ def guided_by(
     """`with_guidance` as `samples` says, of a network of `model`."""
     takes = {"takes": model.guided, "takes_interval": model.guided_interval}
     return with_guidance(flow_map, conditions, samples.guidance, interval=samples.guidance_interval, **takes)
-
-
-def guided_as_trained(
-    flow_map: BoundModel, conditions: dict[str, np.ndarray], trained: Trained
-) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """`with_guidance` as the run samples itself."""
-    return guided_by(flow_map, conditions, trained.samples, trained.model)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -261,14 +256,9 @@ def _spread(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
 
 
 def _with_keys(sample: Callable) -> Callable[[Any, Any], Any]:
+    # key data, and not typed keys, are laid over the devices: host arrays hold no typed keys
     def with_keys(model, rows):
         key_data, conditions = rows
         return sample(model, jax.random.wrap_key_data(key_data), conditions)
 
     return with_keys
-
-
-def _sampling(sample: Callable) -> Sampler:
-    """A sampler from a function of typed keys."""
-    compiled = over_devices(_with_keys(sample))
-    return lambda model, key_data, conditions: compiled(model, (key_data, conditions))

@@ -25,13 +25,9 @@ from cmjax.system.progress import progress
 log = logging.getLogger(__name__)
 
 RECORD = "times.json"
-VERSION = 1
-"""Of the search: a higher one makes what is kept anew."""
-GRID = 40
-"""Points of the Karras grid whose levels are tried."""
-
-SAMPLES = 1000
-"""Samples of each try, always of the same noise."""
+VERSION = 1  # of the search: a higher one makes what is kept anew
+GRID = 40  # points of the Karras grid whose levels are tried
+SAMPLES = 1000  # samples of each try, always of the same noise
 
 
 def find_times(

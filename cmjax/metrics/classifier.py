@@ -27,17 +27,14 @@ from cmjax.system.npz import load_cached, save_cached
 from cmjax.system.progress import progress
 from cmjax.training.optimizer import as_matrices
 
-Labels = Integer[np.ndarray, " _"]
-"""(n,): the class of each image; any integers."""
+Labels = Integer[np.ndarray, " _"]  # (n,): the class of each image; any integers
 Arrays = Mapping[str, np.ndarray]
 
 PERCEPTRON, RESIDUAL = "perceptron, 1", "patches, muon"
 """Name each network and its training in keys and cached files: a change of either needs another name."""
-PERCEPTRON_IMAGES, RESIDUAL_IMAGES = 4096, 512
-"""Images that go through a network at one time."""
+PERCEPTRON_IMAGES, RESIDUAL_IMAGES = 4096, 512  # images that go through a network at one time
 BATCH, PEAK_RATE, DECAY = 128, 1e-2, 0.05
-SHIFT = 2
-"""Pixels by which the residual network's training images are moved, at most."""
+SHIFT = 2  # pixels by which the residual network's training images are moved, at most
 
 
 @dataclass(frozen=True, eq=False)

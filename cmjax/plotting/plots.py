@@ -15,18 +15,12 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from cmjax.system.files import write_atomically
 
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
-
-BETWEEN_GROUPS = 14
-"""Pixels that are added between two groups of a row of a sheet."""
-
+BETWEEN_GROUPS = 14  # pixels that are added between two groups of a row of a sheet
 DPI = 100
 COLOURS = ("#005aa0", "#d65e00", "#00916e", "#be5096", "#6e6e6e")
 PALE = "#b9cde4"
-MOST_DOTS = 60
-"""A curve of more points has no dots."""
-
-Curve = tuple[Sequence[float], Sequence[float | None]]
-"""The points' x and y."""
+MOST_DOTS = 60  # a curve of more points has no dots
+Curve = tuple[Sequence[float], Sequence[float | None]]  # the points' x and y
 
 
 def image_grid(

@@ -13,13 +13,9 @@ from cmjax.plotting.plots import GREY, cell_size, image_grid
 from cmjax.reporting.images import EmbeddedImage, exact, grids_of
 
 SHOWN = 8
-MOST_SEARCHED = 10_000
-"""Training images that are searched, evenly chosen where there are more."""
-
+MOST_SEARCHED = 10_000  # training images that are searched, evenly chosen where there are more
 PIXELS_AT_ONCE = 2**22
-GAP = 2
-"""Of `image_grid`, as a run's grids of samples are made."""
-
+GAP = 2  # of `image_grid`, as a run's grids of samples are made
 Images = UInt8[np.ndarray, "_ _ _ _"]
 
 
