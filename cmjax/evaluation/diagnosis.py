@@ -204,6 +204,7 @@ def second_times(trained: Trained, flow_map: BoundModel, metric: str) -> Diagnos
         log.warning("no times: %s", error)
         return None
     grid, score = grid_of(trained), score_along(trained, flow_map, metric)
+    # every fourth place: each takes a thousand samples
     seconds, values = [grid[place] for place in range(1, GRID - 1, 4)], []
     with progress("second times", len(seconds) + 2) as update:
         for second in seconds:

@@ -60,6 +60,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     if run.method.target_rate is not None:
         shapes = parameter_shapes(model.module, flow_map.shape)
         target = restore_average(workdir / "checkpoints", shapes, TARGET, step=trained.step, mesh=mesh)
+    # the schedules stand where they stood in the last step that was made
     models, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1
     measure = jax.jit(
         partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step),

@@ -65,6 +65,7 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
 def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping[str, Any]) -> Row | None:
     """Finds the newest row of that setting and content whose metrics were computed by that protocol; None without one.
     The log says where there is a row of other content."""
+    # rows come from a file: tuples and numpy numbers are equal to theirs as JSON alone
     setting, protocol = json.loads(json.dumps([setting, protocol]))
     same = [row for row in reversed(rows) if _same_setting(row, setting)]
     trusted = [row for row in same if row.get(CONTENT) == setting.get(CONTENT)]

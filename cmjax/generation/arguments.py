@@ -37,6 +37,7 @@ def edit_labels(labels: Sequence[str | int], num: int, trained: Trained) -> dict
     if not chosen:
         known = in_words(trained.class_names)
         raise ConfigError(f"--label is missing: the model has {trained.num_classes} classes, numbered from 0: {known}")
+    # repeats one class for all results
     return {"label": np.resize(np.array(chosen, np.int32), num)}
 
 

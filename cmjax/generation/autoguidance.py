@@ -49,6 +49,7 @@ def weaker_model(trained: Trained, folder: str | None, average: int) -> WeakerMo
     ):
         if here != there:
             raise ConfigError(f"{flag}: its {what} is {there}; that of --workdir={trained.folder} is {here}")
+    # the weaker model is evaluated at every time of the other: its times must reach as far
     ours, other = model.constants, weak.model.constants
     if model.path != weak.model.path or ours["t_min"] < other["t_min"] or ours["t_max"] > other["t_max"]:
         raise ConfigError(f"{flag}: it was trained at other times than --workdir={trained.folder}")

@@ -84,6 +84,7 @@ def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSetti
     if (rows, columns) == (h, w):
         raise ConfigError(f"--margin={settings.margin:g}: adds no pixel to the model's {w}x{h}; name a larger fraction")
     top, left = (h - rows) // 2, (w - columns) // 2
+    # lanczos3 overshoots at edges
     smaller = jnp.clip(jax.image.resize(images, (b, rows, columns, c), "lanczos3"), -1, 1)
     within = ((0, 0), (top, h - rows - top), (left, w - columns - left), (0, 0))
     known = jnp.pad(jnp.ones((1, rows, columns, 1)), within)
@@ -120,6 +121,7 @@ def _blending(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings
     operator = inpainting(jnp.asarray(_mask(settings, "blending")))
     pasted = operator.combine(images[0::2], images[1::2])
     highest = _stroke_times(images, settings.path)[0]
+    # the pasted image starts at the level of the strokes; above it nothing of it would be left
     below = tuple(t for t in grid if t <= highest) or grid[-1:]
     return Edit(images[0::2], operator, below, start=pasted, degraded=pasted)
 
@@ -191,7 +193,8 @@ def edit_images(
 def _evaluate(
     function: Callable, flow_map: BoundModel, rows: dict, steps: Sequence[Any], show_progress: ProgressBar
 ) -> np.ndarray:
-    """Repeats x ← function((flow_map, step), rows), x = rows["x"], for each of the steps, compiled for a single one."""
+    """Repeats x ← function((flow_map, step), rows), x = rows["x"], for each of the steps."""
+    # a step is an argument of what is compiled: a loop inside would compile anew for every number of steps
     compiled, number, finished = over_devices(function), len(rows["keys"]), []
     with show_progress(number * len(steps)) as update:
         for part in rows_in_chunks(rows, flow_map.shape):

@@ -43,6 +43,7 @@ def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:
                 f"{MOST_PIXELS:,} pixels are shown; write an array, as --out=x.npz"
             )
         return
+    # twice: the samples, and the bytes of the file
     needed, free = 2 * num * math.prod(shape) * (1 if shape[-1] in (1, 3) else 4), free_on_host()
     if free is not None and needed > free:
         raise ConfigError(
@@ -72,6 +73,7 @@ def write_array(path: Path, num: int, sample: Callable[[int, int], np.ndarray], 
     """
     folder = path.with_name(f"{path.name}.parts")
     settings = dict(settings) | {"num": num, "part": PART, "version": VERSION}
+    # a single part would be written twice
     if num <= PART:
         on_first_process(lambda: _remove_others(folder, settings))
         images = sample(0, num)
@@ -94,6 +96,7 @@ def write_array(path: Path, num: int, sample: Callable[[int, int], np.ndarray], 
 
     def join() -> None:
         _write_npz(path, np.concatenate([_read_npy(file) for file in files.values()]))
+        # last: until the array is there, a kill leaves the parts to go on from
         remove_folder(folder)
 
     files = {start: folder / f"{start:08d}.npy" for start in range(0, num, PART)}

@@ -40,6 +40,7 @@ def gallery_rows(
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
     half[:, :, w // 2 :] = 0
     fitting = [p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2]
+    # so that at least twelve large pixels are left along the height, where one fits
     patch = next((p for p in fitting if h // p >= 12), min(fitting, default=0))
     guidance = trained.samples, trained.model
     model, known = guided_by(flow_map, {} if labels is None else {"label": labels}, *guidance)

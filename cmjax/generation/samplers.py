@@ -90,6 +90,7 @@ def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler
 def run_samplers(samples: SamplingOptions, model: NetworkModel) -> list[NamedSampler]:
     """The samplers of a run's grids and metrics: of a consistency model one evaluation, and all of the times."""
     times = samples.levels(model)
+    # a grid of one time is sampled once
     along = [times] if model.kind == "denoiser" else dict.fromkeys((times[:1], times))
     return [named_sampler(replace(samples, times=levels), model) for levels in along]
 
@@ -158,6 +159,7 @@ def _with_guidance(
             raise ConfigError(
                 f"--guidance_interval={','.join(interval)}: has no effect at guidance 1: name a --guidance"
             )
+    # at scale 1 an interval changes nothing, and would tell equal settings apart in records
     return samples if samples.guidance != 1 else replace(samples, guidance_interval=None)
 
 

@@ -151,6 +151,7 @@ def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
 
 def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
     """The data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
+    # fold_in, not split: a key does not depend on how many are asked for
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
     return np.asarray(jax.random.key_data(keys))
 
@@ -191,6 +192,7 @@ def with_guidance(
     A network that `takes` the scale has it as an input, and so the interval; any other with classes is evaluated
     twice, unless the scale is 1.
     """
+    # at scale 1 the guided estimate is the conditional one, for half the cost
     if not takes and guidance == 1:
         return flow_map, conditions
     if takes_interval and interval is not None:
@@ -239,6 +241,7 @@ def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     jitted = _spread(function, mesh)
 
     def call(model, rows):
+        # every device has equally many rows
         size = -(-len(jax.tree.leaves(rows)[0]) // mesh.size) * mesh.size
         return in_chunks(lambda chunk: jitted(model, distribute(chunk, batch_sharding(mesh))), rows, size)
 
@@ -252,6 +255,7 @@ def trace_sampler(sample: Callable[..., Any], model: Any, rows: tuple[Any, dict]
 
 
 def _spread(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
+    # None: the parameters stay as they lie, split over `fsdp` or whole
     return jax.jit(function, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 

@@ -107,6 +107,7 @@ def perceptron(
             return np.concatenate([activations(images[start : start + PERCEPTRON_IMAGES]) for start in starts])
 
         shape = images.shape[1:]
+        # of the weights, not of the settings: another machine may train others from the same
         key = content_key(PERCEPTRON, weights, biases, shape)
         return Classifier(in_blocks, weights[-1], biases[-1], classes, shape, key)
 
@@ -196,6 +197,7 @@ def _train_residual(
     module: ResidualClassifier, images: np.ndarray, places: np.ndarray, epochs: int, seed: int
 ) -> dict[str, np.ndarray]:
     """One cycle of Muon over images that are mirrored and moved at random."""
+    # one step more for the schedule, whose end is a rate near 0
     rng, steps = np.random.default_rng(seed), max(epochs * (len(images) // BATCH), 1)
     rule = optax.contrib.muon(
         optax.schedules.cosine_onecycle_schedule(steps + 1, PEAK_RATE),

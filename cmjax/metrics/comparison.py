@@ -113,6 +113,7 @@ def compare(samples: Mapping[str, np.ndarray], train: Source, held_out: Source, 
     real = some_of(train, max(num, FITTED_TO))["image"]
     reference = some_of(held_out, MOST_HELD_OUT)["image"]
     rows = {**samples, REAL: real[:num]}
+    # the Gaussian takes the square of the pixels in memory
     if reference[0].size <= LARGEST_PIXELS:
         rows[GAUSSIAN] = fitted_gaussian(real, num, 0)
     return compare_images(rows, held_out=reference, features=dataset_classifier(train, cache_dir=cache_dir))

@@ -16,7 +16,7 @@ from cmjax.system.files import write_atomically
 
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
 BETWEEN_GROUPS = 14  # pixels that are added between two groups of a row of a sheet
-DPI = 100
+WIDTH, DPI = 960, 100
 COLOURS = ("#005aa0", "#d65e00", "#00916e", "#be5096", "#6e6e6e")
 PALE = "#b9cde4"
 MOST_DOTS = 60  # a curve of more points has no dots
@@ -46,6 +46,7 @@ def image_grid(
     n, (height, width) = len(rgb), cell_size(images.shape[1:3], gap=gap, min_side=min_side)
     across = min(n, math.ceil(math.sqrt(n * height / width)) if columns is None else columns)
     rows = math.ceil(n / across)
+    # the gap lies above and left of each image; the last two edges are padded
     cells = np.full((rows * across, height, width, 3), GREY, np.uint8)
     cells[:n, gap:, gap:] = rgb
     grid = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2).reshape(rows * height, across * width, 3)
@@ -120,7 +121,6 @@ def line_plot(
     log_x: bool = True,
     log_y: bool = True,
     faint: Collection[str] = (),
-    width: int = 960,
     height: int = 400,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Plots curves over one pair of axes, named at their right.
@@ -129,7 +129,7 @@ def line_plot(
             one is asked for, is left out; the axis of x covers it all the same. A curve of one point is a ring, to mark
             a place. Of more curves than there are colours all are shades, in their order. A single curve has no name.
             faint: names of curves that lie pale behind the others.
-            width, height: of the plot, in pixels.
+            height: of the plot, in pixels; its width is `WIDTH`.
     Raises: ValueError where no point is left.
     """
     points = {}
@@ -137,27 +137,30 @@ def line_plot(
         xy = np.array([(a, np.nan if b is None else b) for a, b in zip(x, y, strict=True)], np.float64).reshape(-1, 2)
         visible = np.isfinite(xy) & ((xy > 0) | ~np.array([log_x, log_y]))
         points[name] = xy[visible.all(axis=1)]
+    # an axis with ticks needs a point
     every = np.concatenate(list(points.values()))
     if not len(every):
         raise ValueError(f"{title}: no point of the curves can be plotted")
     import matplotlib
+
+    # not pyplot: it chooses a display, and keeps all its figures
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where its cache of fonts is new
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a plot does not depend on the user's matplotlibrc
-        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
         canvas = FigureCanvasAgg(figure)
         left, right, top, bottom = 80, 240 if len(points) > 1 else 30, 48, 54  # pixels around the axes, for words
-        inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        inside = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
         axes = figure.add_axes(inside)
         _add_curves(axes, points, faint)
         across = np.concatenate([np.asarray(x, np.float64) for x, _ in curves.values()])
         _set_axis(axes, "x", across[np.isfinite(across) & (across > 0 if log_x else True)], log_x)
         _set_axis(axes, "y", every[:, 1], log_y)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.set_title(textwrap.fill(title, width // 9), loc="left", fontsize=11)
+        axes.set_title(textwrap.fill(title, WIDTH // 9), loc="left", fontsize=11)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         canvas.draw()

@@ -78,6 +78,7 @@ def plot_of(
     from bokeh.palettes import turbo
     from bokeh.plotting import figure
 
+    # a loss with a learned weight may fall below 0
     positive = all((y > 0).all() for _, y in curves.values())
     columns = 1 if max(map(len, curves)) > LONG else 2
     legend_height = LINE * -(-len(curves) // columns) + 16 if len(curves) > 1 else 0

@@ -76,7 +76,9 @@ def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarr
     for start in range(0, len(rows), at_once):
         here = rows[start : start + at_once]
         images = source.gather(here)["image"].reshape(len(here), -1).astype(np.float64)
+        # ‖a − b‖² by one matrix product
         squares = np.sum(wanted**2, 1)[:, None] - 2 * wanted @ images.T + np.sum(images**2, 1)
+        # an image is not its own neighbour
         squares[excluded[:, None] == here] = np.inf
         nearest = squares.argmin(1)
         value = squares[np.arange(len(wanted)), nearest]

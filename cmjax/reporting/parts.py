@@ -100,8 +100,7 @@ def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[]
 
 def _rows(workdir: Path, status: Status) -> dict[str, str]:
     rows = dict(rows_of(workdir, status))
-    rows["recipe"] = status.record.get("recipe") or "not recorded"
-    rows["device"] = status.record.get("device") or "not recorded"
+    rows |= {name: status.record.get(name) or "not recorded" for name in ("recipe", "device")}
     if "took" not in rows and "train_seconds" in status.summary:  # of a run that kept no history yet
         seconds = status.summary["train_seconds"]
         rows["time"] = f"{duration(seconds)} of training, at {number(status.summary['images_per_second'])} images/s"
