@@ -131,12 +131,12 @@ class SampleSequence:
         )
 
 
-def chunk_of(num: int, shape: tuple[int, ...], devices: int, *, pixels: int = PIXELS_AT_ONCE, least: int = 16) -> int:
+def chunk_of(num: int, shape: tuple[int, ...], devices: int, *, pixels: int | None = None, least: int = 16) -> int:
     """The number of samples, of `num`, that are made at once: a multiple of the devices.
 
-    pixels: of all samples of one device, unless that is fewer than `least` samples.
+    pixels: of all samples of one device, `PIXELS_AT_ONCE` by default, unless that is fewer than `least` samples.
     """
-    most = max(pixels // math.prod(shape), least) * devices
+    most = max((pixels or PIXELS_AT_ONCE) // math.prod(shape), least) * devices
     count = -(-num // most)  # of equal size, so that the last one is not run for a few samples
     return -(-num // (count * devices)) * devices
 
