@@ -18,10 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cmjax.cli.plan import traced_operations
-from cmjax.config.run import read_run
-from cmjax.planning.abstract import data_shapes
-from cmjax.runs.setup import mesh_of
+from cmjax.planning.abstract import AbstractRun
 from cmjax.system.chips import chip_of, topology_devices
 
 ROOT = Path(__file__).parents[1]
@@ -110,9 +107,9 @@ HEAD_WHOLE = (
 def arithmetic_line(recipe: str) -> str:
     """The operations of a published recipe, and its least hours by them alone on each slice, "" where none is known."""
     config = importlib.import_module(f"configs.{recipe}").get_config().to_dict()
-    run = read_run(config, data_there=False)
     chips = {topology: topology_devices(topology) for topology in TOPOLOGIES}
-    operations = traced_operations(config, data=data_shapes(run), mesh=mesh_of(run, chips[TOPOLOGIES[0]]))
+    planned = AbstractRun.of(config, chips[TOPOLOGIES[0]])
+    run, operations = planned.run, planned.operations
     hours = []
     for devices in chips.values():
         chip = chip_of(devices[0].device_kind)

@@ -11,8 +11,10 @@ import pytest
 
 from cmjax.cli import plan
 from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning import abstract
+from cmjax.runs.setup import count_parameters
 from cmjax.system import chips
 from cmjax.system.chips import Chip
 from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
@@ -111,30 +113,30 @@ def test_unknown_machines_are_named(tmp_path, monkeypatch):
         plan.run(config, tmp_path, "v5e:2x2", "digits_ct")
 
 
-def shapes_of(recipe):
-    return recipe, plan.read_run(recipe, data_there=False)
+def run_of(recipe):
+    return read_run(recipe.get_config().to_dict(), data_there=False)
 
 
 def test_data_that_is_not_here_is_known_or_assumed_or_asked_for():
-    cifar = abstract.data_shapes(shapes_of(cifar_ct.get_config().to_dict())[1])
+    cifar = abstract.data_shapes(run_of(cifar_ct))
     assert (cifar.shape, cifar.num_classes, cifar.assumed) == ((32, 32, 3), 10, "")
-    _, run = shapes_of(imagenet64_cd.get_config().to_dict())
+    run = run_of(imagenet64_cd)
     data = abstract.data_shapes(run)
     assert (data.shape, data.num_classes) == ((64, 64, 3), 1000)
     assert "1000 classes" in data.assumed
     with pytest.raises(ConfigError, match=r"config\.data\.image_size=0: .*'arrays' is not here"):
-        abstract.data_shapes(shapes_of(mnist_latents_ddpm.get_config().to_dict())[1])
+        abstract.data_shapes(run_of(mnist_latents_ddpm))
 
 
 def test_weights_that_are_not_here_have_their_shapes():
-    config, run = shapes_of(imagenet64_cd.get_config().to_dict())
+    run = run_of(imagenet64_cd)
     data = abstract.data_shapes(run)
     model = run.make_model(data.num_classes)
-    teacher, assumed = abstract.teacher_shapes(config, run, data)
+    teacher, assumed = abstract.teacher_shapes(run, data)
     frozen = abstract.frozen_shapes(run, teacher)
     assert "has the student's network" in assumed
-    assert plan.count_parameters(frozen["teacher"]) == plan.count_parameters(parameter_shapes(model.module, data.shape))
-    assert plan.count_parameters(frozen["lpips"]) == 14_714_688 + 1472  # VGG16, and a weight for each channel
+    assert count_parameters(frozen["teacher"]) == count_parameters(parameter_shapes(model.module, data.shape))
+    assert count_parameters(frozen["lpips"]) == 14_714_688 + 1472  # VGG16, and a weight for each channel
     assert teacher is not None
     assert teacher.kind == "denoiser"
 

@@ -1,25 +1,35 @@
-"""Shapes of the data, the teacher and the frozen weights of a run, for a plan made where they cannot be read."""
+"""A run with shapes in place of its data, its teacher and its weights, for a plan made where they cannot be read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model_like
-from cmjax.config.run import Run
+from cmjax.config.model import NetworkModel
+from cmjax.config.run import Run, read_run
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
+from cmjax.data.batches import batch_shapes
 from cmjax.data.sources import DataError
 from cmjax.data.tfds import KNOWN
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.setup import mesh_of
+from cmjax.runs.train_step import train_step_of
 from cmjax.runs.trained import open_trained
+from cmjax.system.mesh import batch_sharding, bytes_per_device, over_steps, parameter_shardings
+from cmjax.system.program import jaxpr_flops
 from cmjax.training.method import TEACHER
+from cmjax.training.state import TrainState
+from cmjax.training.step import state_shapes, trace_train_step
 
-CLASSES = 1000
-"""The classes of a data set that is not here, for a class-conditional model: ImageNet's."""
+CLASSES = 1000  # the classes of a data set that is not here, for a class-conditional model: ImageNet's
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def data_shapes(run: Run) -> DataShapes:
     return DataShapes(shape, np.uint8 if shape[2] in (1, 3) else np.float32, classes, assumed)
 
 
-def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tuple[BoundModel | None, str]:
+def teacher_shapes(run: Run, data: DataShapes) -> tuple[BoundModel | None, str]:
     """Make the teacher with shapes for parameters: from its run where that is here, else with the student's network.
 
     Returns: it, and in words what was assumed.
@@ -68,7 +78,7 @@ def teacher_shapes(config: Mapping[str, Any], run: Run, data: DataShapes) -> tup
     try:
         model, assumed = open_trained(run.method.teacher).model, ""
     except ConfigError:
-        model = read_model_like(config, run.method.teacher_kind, data.num_classes)
+        model = read_model_like(run.config, run.method.teacher_kind, data.num_classes)
         assumed = f"the teacher {run.method.teacher}, which is not here, has the student's network"
     return model.bind(parameter_shapes(model.module, data.shape), data.shape), assumed
 
@@ -77,3 +87,58 @@ def frozen_shapes(run: Run, teacher: BoundModel | None) -> dict[str, Params]:
     """The shapes of the frozen parameters that a run trains with, as `Setup.frozen`."""
     frozen = {name: weights.shapes() for name, weights in run.method.frozen.items()}
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
+
+
+@dataclass(frozen=True)
+class AbstractRun:
+    """A run laid over a mesh whose devices need not be there. assumed: in words, what was not read."""
+
+    run: Run
+    mesh: Mesh
+    data: DataShapes
+    model: NetworkModel
+    teacher: BoundModel | None
+    assumed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], devices: Sequence[Any]) -> "AbstractRun":
+        """Read a configuration. Raises: ConfigError where something of it does not divide or is not known."""
+        run = read_run(config, data_there=False)
+        mesh, data = mesh_of(run, devices), data_shapes(run)
+        teacher, assumed = teacher_shapes(run, data)
+        assumptions = tuple(filter(None, (data.assumed, assumed)))
+        return cls(run, mesh, data, run.make_model(data.num_classes), teacher, assumptions)
+
+    @cached_property
+    def state(self) -> TrainState:
+        return state_shapes(parameter_shapes(self.model.module, self.data.shape), self.run.optimizer)
+
+    @cached_property
+    def frozen(self) -> dict[str, Params]:
+        return frozen_shapes(self.run, self.teacher)
+
+    @cached_property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The batch, or batches, of one call."""
+        shape, dtype, classes = self.data.shape, self.data.dtype, self.data.num_classes
+        return batch_shapes(shape, dtype, classes, self.run.batch_size, steps_per_call=self.run.steps_per_call)
+
+    @cached_property
+    def traced(self) -> jax.stages.Traced:
+        """The train step, traced and not compiled."""
+        step = train_step_of(self.run, self.model, self.teacher, self.mesh)
+        calls = self.run.steps_per_call
+        return trace_train_step(step, self.state, self.frozen, self.batch, self.mesh, steps_per_call=calls)
+
+    @property
+    def operations(self) -> float:
+        """Operations of one step, on all devices together."""
+        return jaxpr_flops(self.traced.jaxpr.jaxpr) / self.run.steps_per_call
+
+    def argument_bytes(self, mesh: Mesh) -> tuple[int, int, int]:
+        """Bytes on one device of a mesh of the state, the frozen parameters and the batches of one call."""
+        state, frozen = (bytes_per_device(tree, parameter_shardings(tree, mesh)) for tree in (self.state, self.frozen))
+        by_device = batch_sharding(mesh)
+        # Batches of several steps have the step as their first axis, which every device holds whole.
+        sharding = over_steps(by_device) if self.run.steps_per_call > 1 else by_device
+        return state, frozen, bytes_per_device(self.batch, dict.fromkeys(self.batch, sharding))

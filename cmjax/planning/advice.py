@@ -1,19 +1,13 @@
 """Estimates how other settings change the memory and arithmetic of a train step, without compiling."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import Mesh
-
 from cmjax.config.fields import changed
-from cmjax.config.run import Run
+from cmjax.planning.abstract import AbstractRun
 from cmjax.system.chips import Chip
-from cmjax.system.mesh import batch_sharding, bytes_per_device, make_mesh, over_steps, parameter_shardings
+from cmjax.system.mesh import bytes_per_device, make_mesh, parameter_shardings
 from cmjax.system.program import DoesNotFitError, Program
-
-Shapes = Mapping[str, Any]
-"""Shapes of "state", "frozen" and "batch"."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +24,15 @@ class Memory:
     refused: bool = False
 
     @classmethod
-    def of(
-        cls,
-        run: Run,
-        shapes: Shapes,
-        mesh: Mesh,
-        program: Program | None,
-        refusal: DoesNotFitError | None,
-        chip: Chip | None,
-    ) -> "Memory":
+    def of(cls, planned: AbstractRun, compiled: Program | DoesNotFitError, chip: Chip | None) -> "Memory":
         """Read the compiler's numbers, or those of its refusal."""
-        state, frozen, batch = argument_bytes(run, shapes, mesh)
+        arguments = planned.argument_bytes(planned.mesh)
         available = None if chip is None else chip.hbm_bytes
-        if program is not None:
-            rest = program.memory - program.arguments - program.temporaries - program.code
-            other = program.arguments - state - frozen - batch + rest
-            return cls(state, frozen, batch, other, program.temporaries, program.code, available)
-        temporaries = 0
-        if refusal is not None:
-            available = refusal.available or available
-            temporaries = refusal.temporaries or max((refusal.total or 0) - state - frozen - batch, 0)
-        return cls(state, frozen, batch, 0, temporaries, 0, available, refused=True)
+        if isinstance(compiled, DoesNotFitError):
+            temporaries = compiled.temporaries or max((compiled.total or 0) - sum(arguments), 0)
+            return cls(*arguments, 0, temporaries, 0, compiled.available or available, refused=True)
+        other = compiled.memory - sum(arguments) - compiled.temporaries - compiled.code
+        return cls(*arguments, other, compiled.temporaries, compiled.code, available)
 
     @property
     def total(self) -> int:
@@ -67,59 +49,41 @@ class Memory:
         return {**vars(self), "total": self.total, "fits": self.fits}
 
 
-def argument_bytes(run: Run, shapes: Shapes, mesh: Mesh) -> tuple[int, int, int]:
-    """Bytes on one device of the state, the frozen parameters and the batches of one call."""
-    state, frozen = (
-        bytes_per_device(shapes[name], parameter_shardings(shapes[name], mesh)) for name in ("state", "frozen")
-    )
-    batch, by_device = shapes["batch"], batch_sharding(mesh)
-    sharding = over_steps(by_device) if run.steps_per_call > 1 else by_device
-    return state, frozen, bytes_per_device(batch, dict.fromkeys(batch, sharding))
-
-
-def advise(
-    config: Mapping[str, Any],
-    run: Run,
-    memory: Memory,
-    shapes: Shapes,
-    mesh: Mesh,
-    operations: float,
-    count_operations: Callable[[Mapping[str, Any]], float],
-) -> list[dict[str, Any]]:
+def advise(planned: AbstractRun, memory: Memory, operations: float) -> list[dict[str, Any]]:
     """Make a row for each option: its flag, the estimated memory on one device (None: unknown) and the operations.
 
-    Args: operations: of the train step. count_operations: counts those of another configuration.
+    Args: operations: of the train step as it is.
     """
+    run, devices = planned.run, planned.mesh.size
     rows = []
 
     def row(option: str, fraction: float = 1.0, **changes: int) -> None:
-        total = _estimate(run, memory, shapes, mesh, fraction=fraction, **changes)
+        total = _estimate(planned, memory, fraction=fraction, **changes)
         rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * fraction})
 
-    for fsdp in sorted({2, 8, _fsdps(mesh.size)[-1]} & set(_fsdps(mesh.size))):
+    for fsdp in sorted({2, 8, _fsdps(devices)[-1]} & set(_fsdps(devices))):
         if fsdp > run.fsdp:
             row(f"mesh.fsdp={fsdp}", fsdp=fsdp)
-    for parts in _parts(run, mesh.size)[1:3]:
+    for parts in _parts(planned)[1:3]:
         row(f"grad_accumulation={parts}", parts=parts)
-    if run.batch_size % (2 * mesh.size * run.grad_accumulation) == 0:
+    if run.batch_size % (2 * devices * run.grad_accumulation) == 0:
         row(f"batch_size={run.batch_size // 2}", fraction=0.5)
     if run.model_spec.net.get("remat") is False:
-        recomputing = count_operations(changed(config, "net.remat", True))
-        rows.append({"option": "--config.net.remat=True", "memory": None, "operations": recomputing})
+        recomputing = AbstractRun.of(changed(run.config, "net.remat", True), list(planned.mesh.devices.flat))
+        rows.append({"option": "--config.net.remat=True", "memory": None, "operations": recomputing.operations})
     return rows
 
 
-def what_fits(run: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
-    """Find the least change of fsdp and gradient accumulation that is estimated to fit. Returns: a sentence.
-
-    A compiler that refuses a program has already shrunk it by recomputation, which it avoids for one that fits: the
-    estimate may then be half of what is needed.
-    """
+def what_fits(planned: AbstractRun, memory: Memory) -> str:
+    """Find the least change of fsdp and gradient accumulation that is estimated to fit. Returns: a sentence."""
+    run = planned.run
+    # A compiler that refuses a program has already shrunk it by recomputation, which it avoids for one that fits:
+    # the estimate may then be half of what is needed.
     room = (memory.available or 0) / (2 if memory.refused else 1)
-    fsdps = [run.fsdp, *(fsdp for fsdp in _fsdps(mesh.size) if fsdp > run.fsdp)]
-    choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(run, mesh.size)][1:]
+    fsdps = [run.fsdp, *(fsdp for fsdp in _fsdps(planned.mesh.size) if fsdp > run.fsdp)]
+    choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(planned)][1:]
     for fsdp, parts in sorted(choices, key=lambda choice: (choice[0] * choice[1], choice[0])):
-        total = _estimate(run, memory, shapes, mesh, fsdp=fsdp, parts=parts)
+        total = _estimate(planned, memory, fsdp=fsdp, parts=parts)
         if total <= room:
             options = [f"--config.mesh.fsdp={fsdp}"] if fsdp != run.fsdp else []
             options += [f"--config.grad_accumulation={parts}"] if parts != run.grad_accumulation else []
@@ -128,25 +92,19 @@ def what_fits(run: Run, memory: Memory, shapes: Shapes, mesh: Mesh) -> str:
 
 
 def _estimate(
-    run: Run,
-    memory: Memory,
-    shapes: Shapes,
-    mesh: Mesh,
-    *,
-    fsdp: int | None = None,
-    parts: int | None = None,
-    fraction: float = 1.0,
+    planned: AbstractRun, memory: Memory, *, fsdp: int | None = None, parts: int | None = None, fraction: float = 1.0
 ) -> int:
     """Estimate the total: exact for state and frozen parameters; activations in proportion to the samples at once."""
-    fsdp, parts = fsdp or run.fsdp, parts or run.grad_accumulation
-    split = make_mesh(fsdp=fsdp, devices=list(mesh.devices.flat))
-    state, frozen, batch = argument_bytes(run, shapes, split)
-    params = shapes["state"].params
-    gradients = bytes_per_device(params, parameter_shardings(params, mesh))
-    ours = bytes_per_device(params, parameter_shardings(params, split))
+    run, mesh, params = planned.run, planned.mesh, planned.state.params
+    parts = parts or run.grad_accumulation
+    split = make_mesh(fsdp=fsdp or run.fsdp, devices=list(mesh.devices.flat))
+    state, frozen, batch = planned.argument_bytes(split)
+    # Temporaries hold one copy of the gradients, which are split as the parameters are; the rest is activations.
+    gradients, split_gradients = (bytes_per_device(params, parameter_shardings(params, one)) for one in (mesh, split))
     activations = max(memory.temporaries - gradients, 0) * fraction * run.grad_accumulation / parts
-    accumulated = ours if parts > 1 and run.grad_accumulation == 1 else 0
-    return round(state + frozen + batch * fraction + memory.other + memory.code + ours + accumulated + activations)
+    copies = 2 if parts > 1 and run.grad_accumulation == 1 else 1  # the sum of the parts' gradients is one more
+    fixed = state + frozen + memory.other + memory.code + copies * split_gradients
+    return round(fixed + batch * fraction + activations)
 
 
 def _fsdps(devices: int) -> list[int]:
@@ -154,10 +112,8 @@ def _fsdps(devices: int) -> list[int]:
     return [fsdp for fsdp in (1, 2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
 
 
-def _parts(run: Run, devices: int) -> list[int]:
+def _parts(planned: AbstractRun) -> list[int]:
     """Values of grad_accumulation, from the present one on, that divide the batch over the devices."""
-    return [
-        parts
-        for parts in range(run.grad_accumulation, run.batch_size // devices + 1)
-        if run.batch_size % (parts * devices) == 0
-    ]
+    run, devices = planned.run, planned.mesh.size
+    candidates = range(run.grad_accumulation, run.batch_size // devices + 1)
+    return [parts for parts in candidates if run.batch_size % (parts * devices) == 0]

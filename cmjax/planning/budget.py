@@ -24,13 +24,13 @@ def bounds(chip: Chip | None, operations: float, moved: float, exchanged: float)
 
 def page(report: dict[str, Any]) -> str:
     """Write a plan as Markdown."""
-    step = report["train_step"]
+    step, fsdp = report["train_step"], report["fsdp"]
+    copies = f"a copy of the parameters in every {fsdp}" if fsdp > 1 else "each with its own copy of the parameters"
     lines = [
         f"# {report['recipe']} on {report['machine']}",
         "",
         f"{report['devices']} {'device' if report['devices'] == 1 else 'devices'} ({report['device_kind']}), "
-        f"{_copies(report['fsdp'])}; "
-        f"{report['parameters']:,} parameters; {report['steps']:,} updates of {report['batch_size']:,} images"
+        f"{copies}; {report['parameters']:,} parameters; {report['steps']:,} updates of {report['batch_size']:,} images"
         + (f", each in {report['grad_accumulation']} parts" if report["grad_accumulation"] > 1 else "")
         + (f", {report['steps_per_call']} updates in one call" if report["steps_per_call"] > 1 else ""),
         "",
@@ -41,16 +41,12 @@ def page(report: dict[str, Any]) -> str:
     work = f"- {_flop(step['operations'])} of matrix products and convolutions, {image} an image, {device} a device"
     lines += ["## One update", "", work]
     if "collectives" in step:
-        lines += _speed(step) + _hours(report) + ["", "## What devices exchange in an update", ""]
+        lines += [*_speed(report), "", "## What devices exchange in an update", ""]
         lines += _collectives(step["collectives"])
     if report.get("samplers"):
         lines += ["", "## Samplers", "", *_samplers(report["samplers"])]
     lines += ["", "## What would change it", "", *_advice(report), ""]
     return "\n".join(lines)
-
-
-def _copies(fsdp: int) -> str:
-    return "each with its own copy of the parameters" if fsdp == 1 else f"a copy of the parameters in every {fsdp}"
 
 
 def _memory_table(memory: dict[str, Any]) -> list[str]:
@@ -71,25 +67,20 @@ def _memory_table(memory: dict[str, Any]) -> list[str]:
             f"**{memory['total'] / GIB:.3f}** |"]  # fmt: skip
 
 
-def _speed(step: dict[str, Any]) -> list[str]:
+def _speed(report: dict[str, Any]) -> list[str]:
+    step, seconds = report["train_step"], report["train_step"]["seconds"]
     moved = f"{step['bytes_moved_per_device'] / GIB:.2f} GiB read and written by a device"
     lines = [f"- {moved}, as the compiler counts: what stays on the chip between two operations is among it"]
-    seconds = step["seconds"]
     if not seconds:
         return [*lines, "- no peaks are known of this device: no times"]
     parts = ", ".join(f"{name} {1e3 * seconds[name]:.3g} ms" for name in LIMITS if name in seconds)
-    return [*lines, f"- at the chip's peaks at least {1e3 * seconds['least']:.3g} ms, by {LIMITS[seconds['limit']]} "
-            f"({parts})"]  # fmt: skip
-
-
-def _hours(report: dict[str, Any]) -> list[str]:
-    hours = report.get("least_hours")
-    if hours is None:
-        return []
+    least, by = f"{1e3 * seconds['least']:.3g} ms", LIMITS[seconds["limit"]]
+    hours, arithmetic = report["least_hours"], f"{report['hours_of_arithmetic']:.3g}"
     return [
+        *lines,
+        f"- at the chip's peaks at least {least}, by {by} ({parts})",
         f"- the whole recipe: at least {hours:.3g} hours, {hours * report['devices']:.4g} device hours "
-        f"({report['hours_of_arithmetic']:.3g} hours by its arithmetic alone). What is measured is longer: no program "
-        "holds a chip's peaks",
+        f"({arithmetic} hours by its arithmetic alone). What is measured is longer: no program holds a chip's peaks",
     ]
 
 
@@ -104,17 +95,12 @@ def _collectives(kinds: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _samplers(samplers: dict[str, dict[str, Any]]) -> list[str]:
-    rows = [
-        f"| {name} | {row['samples']} | {row['compiled_memory']['total'] / GIB:.3f} | "
-        f"{_flop(row['operations'] / row['samples'])} | {_milliseconds(row['seconds'])} |"
-        for name, row in samplers.items()
-    ]
-    head = "| sampler | samples at once | GiB a device | a sample | at least, ms |"
-    return [head, "|---|---:|---:|---:|---:|", *rows]
-
-
-def _milliseconds(seconds: dict[str, Any]) -> str:
-    return f"{1e3 * seconds['least']:.3g}" if seconds else "unknown"
+    lines = ["| sampler | samples at once | GiB a device | a sample | at least, ms |", "|---|---:|---:|---:|---:|"]
+    for name, row in samplers.items():
+        memory, work = row["compiled_memory"]["total"] / GIB, _flop(row["operations"] / row["samples"])
+        least = f"{1e3 * row['seconds']['least']:.3g}" if row["seconds"] else "unknown"
+        lines.append(f"| {name} | {row['samples']} | {memory:.3f} | {work} | {least} |")
+    return lines
 
 
 def _advice(report: dict[str, Any]) -> list[str]:

@@ -142,10 +142,8 @@ class Workdir:
         It must be new, empty or a run's, and apart from the folder of the run's data (on a disk; "" for none): a run
         would be trained on its own samples.
         """
-        try:
+        with writing(self.path, "--workdir"):
             self._check_content()
-        except OSError as error:
-            raise unwritable(self.path, error) from error
         if data_dir and not is_bucket(data_dir) and not is_bucket(self.path):
             data, place = to_path(data_dir).resolve(), self.path.resolve()
             relations = {"is": place == data, "lies in": data in place.parents, "holds": place in data.parents}
@@ -189,6 +187,15 @@ def unwritable(path: Path, error: OSError, option: str = "--workdir") -> ConfigE
     return ConfigError(f"{option}={path} cannot be written: {error.strerror or error}; name another")
 
 
+@contextlib.contextmanager
+def writing(path: Path, option: str = "--out") -> Iterator[None]:
+    """Within, what cannot be written is an error of `option`. Raises: ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error, option) from error
+
+
 def output(path: Path, option: str = "--out") -> Path:
     """Check that a mode can write its output file, or the folder of its files. Returns: the path. Every process must
     call it; the first one checks, since it alone writes.
@@ -203,7 +210,7 @@ def output_of_one(path: Path, option: str = "--out") -> None:
     """As `output`, for a mode that runs in one process."""
     if is_bucket(path):
         return
-    try:
+    with writing(path, option):
         if path.suffix and path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         folder = path.parent if path.suffix else path
@@ -211,5 +218,3 @@ def output_of_one(path: Path, option: str = "--out") -> None:
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise unwritable(path, error, option) from error
