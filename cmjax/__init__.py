@@ -42,59 +42,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batch",
-    "BoundModel",
-    "Model",
-    "Times",
-    "averages",
-    "couplings",
-    "curricula",
-    "derivatives",
-    "distances",
-    "editing",
-    "ema_rates",
-    "grids",
-    "guidance",
-    "karras_grid",
-    "likelihood",
-    "load",
-    "load_autoencoder",
-    "losses",
-    "make_train_step",
-    "ode",
-    "oracles",
-    "pairs",
-    "paths",
-    "preconditioning",
-    "sample_chain",
-    "sample_denoiser",
-    "sample_fn",
-    "sampling",
-    "solvers",
-    "times",
-    "track_averages",
-    "typing",
-    "weightings",
-]
+    "Batch", "BoundModel", "Model", "Times", "averages", "couplings", "curricula", "derivatives", "distances",
+    "editing", "ema_rates", "grids", "guidance", "karras_grid", "likelihood", "load", "load_autoencoder", "losses",
+    "make_train_step", "ode", "oracles", "pairs", "paths", "preconditioning", "sample_chain", "sample_denoiser",
+    "sample_fn", "sampling", "solvers", "times", "track_averages", "typing", "weightings",
+]  # fmt: skip
 
 _FROM = {
-    "Batch": "core.batch",
-    "BoundModel": "core.model",
-    "Model": "core.model",
-    "Times": "core.batch",
-    "averages": "training.optimizer",
-    "karras_grid": "core.grids",
-    "load": "runs.trained",  # reads checkpoints, so it brings flax and orbax with it
-    "load_autoencoder": "interop.autoencoder",
-    "make_train_step": "training.plain_step",
-    "sample_chain": "core.sampling",
-    "sample_denoiser": "core.sampling",
-    "sample_fn": "core.sampling",
-    "track_averages": "training.optimizer",
+    "core.batch": ("Batch", "Times"),
+    "core.grids": ("karras_grid",),
+    "core.model": ("BoundModel", "Model"),
+    "core.sampling": ("sample_chain", "sample_denoiser", "sample_fn"),
+    "interop.autoencoder": ("load_autoencoder",),
+    "runs.trained": ("load",),  # reads checkpoints, so it brings flax and orbax with it
+    "training.optimizer": ("averages", "track_averages"),
+    "training.plain_step": ("make_train_step",),
 }
 """The modules of the names that are not modules of `core` themselves."""
-_RENAMED = {"FlowMap": "BoundModel", "targets": "ema_rates"}
-"""Earlier names, which still work."""
+_RENAMED = {"FlowMap": "BoundModel", "targets": "ema_rates"}  # earlier names, which still work
 
 
 def __getattr__(name: str) -> Any:
@@ -102,11 +67,13 @@ def __getattr__(name: str) -> Any:
     name = _RENAMED.get(name, name)
     if name not in __all__:
         raise AttributeError(f"module 'cmjax' has no attribute {name!r}")
-    if name in _FROM:
-        value: Any = getattr(importlib.import_module(f"cmjax.{_FROM[name]}"), name)
+    for module, names in _FROM.items():
+        if name in names:
+            value: Any = getattr(importlib.import_module(f"cmjax.{module}"), name)
+            break
     else:
         value = importlib.import_module(f"cmjax.core.{name}")
-    globals()[name] = value
+    globals()[name] = value  # Python asks here only for names that the module lacks: the next use is as fast as any
     return value
 
 

@@ -10,8 +10,7 @@ from jax import export
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-SLACK = 1e-6
-"""The relative slack of a range of times, which float32 may have rounded."""
+SLACK = 1e-6  # the relative slack of a range of times, which float32 may have rounded
 
 
 def known(value: Any) -> np.ndarray | None:

@@ -15,27 +15,19 @@ from cmjax.system.errors import OtherProcessError, UserError
 from cmjax.system.signals import Stopped, exit_on_signals, print_last, restore_signals
 
 if TYPE_CHECKING:
-    from cmjax.cli.command_line import Options
+    from cmjax.cli.flags import Options
 
-ONE_PROCESS = ("plan", "average", "import", "export")
-"""Modes that run in one process."""
+ONE_PROCESS = ("plan", "average", "import", "export")  # modes that run in one process
 
 
 def main() -> None:
     """Run the mode that the command line names; exit with one line where that is not possible."""
     exit_on_signals(partial(_exit_now, None))  # before the imports, which take a second
     try:
-        _main()
-    finally:
-        restore_signals()  # of the program that called it
+        from cmjax.cli.command_line import parse
+        from cmjax.system.environment import check_environment
 
-
-def _main() -> None:
-    from cmjax.cli.command_line import parse
-    from cmjax.system.environment import check_environment
-
-    _set_up_process()
-    try:
+        _set_up_process()
         check_environment()
         module, options = parse(sys.argv[1:])
         exit_on_signals(partial(_exit_now, options))
@@ -44,8 +36,11 @@ def _main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # of `cmjax … | head`
+        # Python flushes standard output once more when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    finally:
+        restore_signals()  # of the program that called it
 
 
 def _set_up_process() -> None:
@@ -74,20 +69,17 @@ def _run(module: ModuleType, options: "Options") -> None:
     except Exception as error:
         import traceback
 
-        problem = _known_problem(error)
+        from cmjax.system.environment import no_device
+        from cmjax.system.libraries import how_to_install
+        from cmjax.system.memory import out_of_memory
+
+        # A fault of the machine or the installation is one line; a fault of the program is its traceback.
+        library = error.name if isinstance(error, ModuleNotFoundError) else None
+        if library and not library.startswith("cmjax"):
+            problem = f"{library} is not installed: {how_to_install(library)}"
+        else:
+            problem = out_of_memory(error) or no_device(error)
         _end(1, traceback.format_exc() if problem is None else f"error: {problem}")
-
-
-def _known_problem(error: Exception) -> str | None:
-    """An error message for a fault of the machine or the installation; None for a fault of the program."""
-    from cmjax.system.environment import no_device
-    from cmjax.system.libraries import how_to_install
-    from cmjax.system.memory import out_of_memory
-
-    library = error.name if isinstance(error, ModuleNotFoundError) else None
-    if library and not library.startswith("cmjax"):
-        return f"{library} is not installed: {how_to_install(library)}"
-    return out_of_memory(error) or no_device(error)
 
 
 def _join(mode: str) -> None:

@@ -6,8 +6,7 @@ A configuration reads them there and refuses values outside.
 from dataclasses import dataclass
 from typing import Annotated
 
-LARGE = 1e6
-"""Beyond it the squares and exponentials of a parameter leave float32, or its tables the memory."""
+LARGE = 1e6  # beyond it the squares and exponentials of a parameter leave float32, or its tables the memory
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,9 @@ NotNegative = Annotated[float, Within(0, LARGE)]
 AtLeastOne = Annotated[float, Within(1, LARGE)]
 AboveOne = Annotated[float, Within(1, LARGE, without=(1,))]
 Fraction = Annotated[float, Within(0, 1)]
-Rate = Annotated[float, Within(0, 1, without=(1,))]
-"""The rate of an average, which would never change at 1."""
+Rate = Annotated[float, Within(0, 1, without=(1,))]  # the rate of an average, which would never change at 1
 Inside = Annotated[float, Within(0, 1, without=(0, 1))]
 Count = Annotated[int, Within(1, LARGE)]
-Width = Annotated[int, Within(1, 2**14)]
-"""The width of a layer."""
+Width = Annotated[int, Within(1, 2**14)]  # the width of a layer
 Depth = Annotated[int, Within(1, 1000)]
-Steps = Annotated[int, Within(0, 2**31 - 1)]
-"""Steps of the optimizer, which counts in int32."""
+Steps = Annotated[int, Within(0, 2**31 - 1)]  # steps of the optimizer, which counts in int32

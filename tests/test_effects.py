@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from cmjax.config.effects import ROWS, without_effect
+from cmjax.config.effects import without_effect
 from cmjax.config.fields import changed
 from tests.test_configs import RECIPES, SHAPES
 
@@ -51,10 +51,10 @@ CASES = {
     "objective.warmup": ("digits_scm_ct", "ramp(length=1000000)", "before the warm-up"),
     "optimizer.schedule": ("digits_ct", "constant(warmup_steps=1000000)", "does not end within"),
 }
-"""Of every row of the table: a recipe, the value, and what is said."""
+"""Of every field that may have no effect: a recipe, the value, and what is said."""
 
 
-@pytest.mark.parametrize("field", ROWS)
+@pytest.mark.parametrize("field", CASES)
 def test_a_field_that_cannot_do_what_it_says_is_named(field):
     name, value, words = CASES[field]
     config = config_of(name)

@@ -176,8 +176,7 @@ OF_OTHERS = OF_SLURM | {
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_launch_file_names_only_options_and_variables_that_there_are(path):
     text = path.read_text()
-    groups = [declared(mode).groups.values() for mode in MODES]
-    options = {"mode", *(name for names in groups for flags in names for name in flags)}
+    options = {"mode", *(name for mode in MODES for name in declared(mode).names)}
     assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) <= options | OF_OTHERS
     variables = {"CMJAX_GRACE_SECONDS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"}
     assert set(re.findall(r"\b(?:CM)?JAX_\w+", text)) <= variables

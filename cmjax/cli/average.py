@@ -4,25 +4,26 @@ cmjax average --workdir=runs/digits_ct --std=0.08 --out=runs/digits_ct_ema
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import with_power_average
-from cmjax.core.typing import Params
 from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.classes import recorded_classes
-from cmjax.runs.trained import Trained, open_trained
+from cmjax.runs.trained import open_trained
 from cmjax.runs.weights import check_new, write_model
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 
 log = logging.getLogger(__name__)
 
-FAR = 0.1
-"""A residual of `coefficients` above which the mode warns."""
+FAR = 0.1  # a residual of `coefficients` above which the mode warns
+WARNING = (
+    "%s is %.0f%% off what --std asks for: name a width nearer to those kept, or keep more checkpoints in the "
+    "next run, by a smaller config.checkpoint.keep_every"
+)
 
 
 def declare(flags: Flags) -> None:
@@ -55,32 +56,19 @@ def run(workdir: str | Path, *, stds: Sequence[str] | None, out: str | None) -> 
     averages = post_hoc(trained, list(widths.values()))
     made_of = ", ".join(f"power(std={width})" for width in averages.kept)
     made_of += f" at steps {', '.join(map(str, averages.steps))}"
+    kept = {
+        "imported": {"licence": "of the run's owner", "from": str(workdir), "format": "average", "made_of": made_of},
+        "classes": recorded_classes(trained.record),
+    }
     for (folder, std), residual, params in zip(widths.items(), averages.residuals, averages.params, strict=True):
-        _write(folder, trained, std, params, {"from": str(workdir), "format": "average", "made_of": made_of})
-        print(_report(workdir, folder, f"power(std={std}) at step {averages.steps[-1]}", made_of, residual))
-
-
-def _write(folder: Path, trained: Trained, std: float, params: Params, imported: Mapping[str, str]) -> None:
-    """Write a folder with the run's configuration, but for the average."""
-    record, config = trained.record, with_power_average(trained.record["config"], std)
-    kept = {"imported": {"licence": "of the run's owner", **imported}, "classes": recorded_classes(record)}
-    write_model(folder, config, record["shape"], record["num_classes"], params, **kept, option="--out")
-
-
-def _report(workdir: Path, folder: Path, average: str, made_of: str, residual: float) -> str:
-    if residual > FAR:
-        log.warning(
-            "%s is %.0f%% off what --std asks for: name a width nearer to those kept, or keep more checkpoints in the "
-            "next run, by a smaller config.checkpoint.keep_every",
-            folder,
-            100 * residual,
-        )
-    return "\n".join(
-        (
-            f"{workdir} -> {folder}",
-            f"average     {average}",
-            f"made of     {made_of}",
-            f"residual    {100 * residual:.2g}% of the profile",
-            f"sample      python -m cmjax.main --mode=sample --workdir={folder}",
-        )
-    )
+        record, config = trained.record, with_power_average(trained.record["config"], std)
+        write_model(folder, config, record["shape"], record["num_classes"], params, **kept, option="--out")
+        if residual > FAR:
+            log.warning(WARNING, folder, 100 * residual)
+        rows = {
+            "average": f"power(std={std}) at step {averages.steps[-1]}",
+            "made of": made_of,
+            "residual": f"{100 * residual:.2g}% of the profile",
+            "sample": f"python -m cmjax.main --mode=sample --workdir={folder}",
+        }
+        print("\n".join([f"{workdir} -> {folder}", *(f"{name:12s}{text}" for name, text in rows.items())]))

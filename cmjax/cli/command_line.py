@@ -3,40 +3,20 @@
 import importlib
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, suggestion
-from cmjax.config.recipes import all_recipes, change, find_recipe, load_fields, load_recipe
-from cmjax.system.files import ask_bucket, is_bucket, path_problem, to_path
-from cmjax.system.libraries import MissingLibrary
+from cmjax.config.recipes import all_recipes, change, load_recipe
+from cmjax.system.files import path_problem
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 MODES = {
-    "train": "cmjax.cli.train",
-    "sample": "cmjax.cli.sample",
-    "edit": "cmjax.cli.edit",
-    "gallery": "cmjax.cli.gallery",
-    "evaluate": "cmjax.cli.evaluate",
-    "diagnose": "cmjax.cli.diagnose",
-    "average": "cmjax.cli.average",
-    "plan": "cmjax.cli.plan",
-    "status": "cmjax.cli.status",
-    "report": "cmjax.cli.report",
-    "encode": "cmjax.cli.encode",
-    "import": "cmjax.cli.importing",
-    "export": "cmjax.cli.exporting",
-}
-"""Mode -> its module, which declares flags, `declare(flags)`, and runs, `start(options)`."""
-SUMMARIES = {
     "train": "train a recipe, or resume a run (the default)",
     "sample": "sample images from a run",
     "edit": "edit an image: inpainting, colorization, super-resolution and more",
@@ -51,87 +31,18 @@ SUMMARIES = {
     "import": "read a checkpoint of another program",
     "export": "write a run's parameters for other programs",
 }
-MOVED = "data.data_dir"
-"""The one field that can be changed without a recipe: the data of a run were moved."""
-PATHS = ["workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"]
-PATHS += ["autoguidance", "autoencoder", "statistics"]
+"""Mode -> what it does. Its module declares flags, `declare(flags)`, and runs, `start(options)`."""
+MOVED = "data.data_dir"  # the one field that can be changed without a recipe: the data of a run were moved
+PATHS = {"workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"}
+PATHS |= {"autoguidance", "autoencoder", "statistics"}
 """Flags that are paths."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The parsed command line: the mode's flags as attributes, the recipe and the run's folder."""
-
-    mode: str
-    values: absl_flags.FlagValues
-    config: "ConfigDict | None"
-    data_dir: str | None = None
-    """The new folder of the data, where a run's record names another."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self.values[name].value
-
-    def is_set(self, name: str) -> bool:
-        """Whether the command line has the flag."""
-        return bool(self.values[name].present)
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The configuration with the command line's changes. Raises: ConfigError where there is none."""
-        if self.config is None:
-            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py; --list shows them")
-        return self.config.to_dict()
-
-    @property
-    def recipe_name(self) -> str:
-        """The recipe's file name, with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
-        file, variant = find_recipe(self.values["config"].value or "")
-        return file.stem + (f"-{variant}" if variant else "")
-
-    @property
-    def workdir(self) -> Path:
-        """The run's folder. Raises: ConfigError where its bucket does not answer."""
-        workdir = self.values["workdir"].value
-        if workdir is None:
-            if self.config is None:
-                raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
-            return Path("runs") / self.recipe_name
-        return _reached(workdir)
-
-    @property
-    def model(self) -> Path:
-        """The run's folder, or the checkpoint in it that `--checkpoint` names."""
-        step = self.values["checkpoint"].value
-        if step in (None, "newest"):
-            return self.workdir
-        if not step.isdecimal():
-            raise ConfigError(f"--checkpoint={step}: must be newest or a step, as 4000")
-        return self.workdir / "checkpoints" / str(int(step))
-
-    @property
-    def workdirs(self) -> list[Path]:
-        """The folders of `--workdir=a,b,c`, or the one folder of that name."""
-        workdir = self.values["workdir"].value
-        if workdir is None or to_path(workdir).is_dir():
-            return [self.workdir]
-        names = [name.strip() for name in workdir.split(",")]
-        if "" in names:
-            raise ConfigError(f"--workdir={workdir}: a folder's name is missing between the commas")
-        return [_reached(name) for name in names]
-
-
-def _reached(workdir: str) -> Path:
-    """The run's folder. Raises: ConfigError where its bucket does not answer."""
-    try:
-        path = to_path(workdir)
-        if is_bucket(path):
-            ask_bucket(path)
-    except MissingLibrary as error:
-        raise ConfigError(f"--workdir={error}") from error
-    except Exception as error:  # the libraries of buckets raise errors of many kinds
-        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
-    return path
+def module_of(mode: str) -> ModuleType:
+    """The module of a mode, which has the mode's name where Python allows it."""
+    name = {"import": "importing", "export": "exporting"}.get(mode, mode)
+    return importlib.import_module(f"cmjax.cli.{name}")
 
 
 def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
@@ -147,7 +58,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         print(all_recipes())
         sys.exit(0)
     chosen = mode or "train"
-    module, flags = importlib.import_module(MODES[chosen]), declared(chosen)
+    module, flags = module_of(chosen), declared(chosen)
     arguments, changes = _changes(arguments)
     try:
         rest = flags.values([USAGE, *arguments])[1:]
@@ -157,25 +68,19 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         raise ConfigError(f"{_wrong_value(str(error), flags)}\n{_see(chosen)}") from error
     if rest:
         raise ConfigError(f"{' '.join(rest)}: options are written --name=value\n{_see(chosen)}")
-    for name in (name for names in flags.groups.values() for name in names):
+    for name in flags.names:
         if flags.values[name].present and flags.values[name].value in ("", [], [""]):
             raise ConfigError(f"--{name}= is empty: give it a value, or leave it out")
-    for name in PATHS:
-        value = flags.values[name].value if name in flags.values else None
-        if value is not None:
-            _check_path(name, value)
+    for name in filter(PATHS.__contains__, flags.names):
+        value = flags.values[name].value
+        for text in (value,) if isinstance(value, str) else value or ():
+            if problem := path_problem(text):
+                raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
     recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)
     alone = getattr(module, "WITHOUT_RECIPE", None)
     if recipe is None and alone is None:
         changes = [(name, text) for name, text in changes if name != MOVED or not moved]
-    return module, Options(chosen, flags.values, _changed(recipe, changes, alone), moved)
-
-
-def _check_path(name: str, value: str | list[str]) -> None:
-    """Raise ConfigError, naming the flag, where its value is no path."""
-    for text in (value,) if isinstance(value, str) else value:
-        if problem := path_problem(text):
-            raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
+    return module, Options(chosen, flags, _changed(recipe, changes, alone), moved)
 
 
 def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
@@ -200,7 +105,9 @@ def _changed(recipe: str | None, changes: list[tuple[str, str | None]], alone: A
         if changes:
             raise ConfigError(f"--config.{changes[0][0]}: of which recipe? Name it, as --config=configs/digits_ct.py")
         return None
-    config = load_fields(alone) if recipe is None else load_recipe(recipe)
+    from ml_collections import ConfigDict  # not above: it takes as long to import as all else that --help needs
+
+    config = ConfigDict(alone) if recipe is None else load_recipe(recipe)
     for name, text in changes:
         change(config, name, text)
     return config
@@ -210,12 +117,14 @@ def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Find the mode, None where none is named. Returns: it, and the arguments, with --mode=sample for `sample`."""
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--mode={arguments[0]}", *arguments[1:]]
-    named = [value for argument, value in _pairs(arguments) if argument in ("--mode", "-mode")]
-    if not named:
-        return None, arguments
-    if named[-1] not in MODES:
-        raise ConfigError(f"--mode={named[-1]}: must be one of {', '.join(MODES)}{suggestion(named[-1], MODES)}")
-    return named[-1], arguments
+    mode = None
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--mode", "-mode"):
+            mode = value if equals else following  # the last one counts, as with every flag
+    if mode is not None and mode not in MODES:
+        raise ConfigError(f"--mode={mode}: must be one of {', '.join(MODES)}{suggestion(mode, MODES)}")
+    return mode, arguments
 
 
 def declared(mode: str) -> Flags:
@@ -224,26 +133,17 @@ def declared(mode: str) -> Flags:
     flags.group("The run")
     flags.text("workdir", None, "The run's folder, on a disk or in a bucket (gs://…). Default: runs/<recipe's name>.")
     flags.text("config", None, "The recipe, as configs/digits_ct.py or digits_ct; --config.<field>=<value> changes it.")
-    importlib.import_module(MODES[mode]).declare(flags)
+    module_of(mode).declare(flags)
     absl_flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=flags.values)
     return flags
 
 
-def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield (--name, value) of arguments --name=value and --name value."""
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        name, equals, value = argument.partition("=")
-        yield name, value if equals else following
-
-
 def _unknown(name: str, mode: str, flags: Flags) -> str:
     """The error of an unknown flag: the modes that have it, or a similar flag."""
-    elsewhere = _flags_of_others(mode)
-    name = name.removeprefix("no") if name.removeprefix("no") in elsewhere else name
-    if others := elsewhere.get(name):
-        return f"--{name}: only {', '.join(f'--mode={other}' for other in others)}; this is --mode={mode}\n{_see(mode)}"
-    known = [flag for names in flags.groups.values() for flag in names]
-    hint = suggestion(name, [*known, "mode"], prefix="--")
+    for flag in (name.removeprefix("no"), name):
+        if others := [f"--mode={other}" for other in MODES if other != mode and flag in declared(other).names]:
+            return f"--{flag}: only {', '.join(others)}; this is --mode={mode}\n{_see(mode)}"
+    hint = suggestion(name, [*flags.names, "mode"], prefix="--")
     return f"--{name}: --mode={mode} has no such flag{hint}\n{_see(mode)}"
 
 
@@ -259,36 +159,22 @@ def _wrong_value(message: str, flags: Flags) -> str:
     return f"--{written[1]}={written[2]}: must be {what}{low}{high}"
 
 
-def _flags_of_others(mode: str) -> dict[str, list[str]]:
-    """Flag of another mode -> the modes that have it."""
-    modes: dict[str, list[str]] = {}
-    for other in MODES:
-        if other != mode:
-            for names in declared(other).groups.values():
-                for name in names:
-                    modes.setdefault(name, []).append(other)
-    return modes
-
-
 def _see(mode: str) -> str:
     return f"See python -m cmjax.main --mode={mode} --help"
 
 
 def _help(mode: str | None) -> str:
     if mode is None:
-        modes = "\n".join(f"  {name:10s}{summary}" for name, summary in SUMMARIES.items())
+        modes = "\n".join(f"  {name:10s}{summary}" for name, summary in MODES.items())
         more = "The flags of a mode: cmjax <mode> --help\nThe recipes:         cmjax --list"
-        shown = "\n\n".join((f"usage: {USAGE}", modes, more))
-        return f"cmjax: consistency models in JAX\n\n{shown}"
-    module, flags = importlib.import_module(MODES[mode]), declared(mode)
-    sections = [(module.__doc__ or "").strip()]
+        return "\n\n".join(("cmjax: consistency models in JAX", f"usage: {USAGE}", modes, more))
+    flags, sections = declared(mode), [(module_of(mode).__doc__ or "").strip()]
     for title, names in flags.groups.items():
-        sections.append("\n".join([f"{title}:", *(_described(flags.values[name]) for name in names)]))
+        lines = [f"{title}:"]
+        for flag in (flags.values[name] for name in names):
+            choices = getattr(flag.parser, "enum_values", None)
+            help = flag.help + (f" One of {', '.join(choices)}." if choices else "")
+            shown = flag.default not in (None, False) and "Default:" not in flag.help
+            lines.append(f"  --{flag.name}\n      {help}" + (f" Default: {flag.default}." if shown else ""))
+        sections.append("\n".join(lines))
     return "\n\n".join(sections)
-
-
-def _described(flag: absl_flags.Flag) -> str:
-    default = "" if flag.default in (None, False) else f" Default: {flag.default}."
-    choices = getattr(flag.parser, "enum_values", None)
-    values = f" One of {', '.join(choices)}." if choices else ""
-    return f"  --{flag.name}\n      {flag.help}{values}{'' if 'Default:' in (flag.help or '') else default}"

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.config.renamed import VALUES
 from cmjax.evaluation.diagnosis import Diagnosis, consistency, second_times, teacher_of
@@ -23,7 +22,7 @@ from cmjax.evaluation.diagnosis_losses import logged_losses, losses_by_level
 from cmjax.metrics.comparison import RUN_VALUES
 from cmjax.plotting.plots import save_png
 from cmjax.runs.trained import open_for_sampling
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import on_first_process, say
@@ -44,8 +43,7 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    names = ("teacher", "metric", "num", "seed", "out")
-    run(options.model, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
+    run(options.model, data_dir=options.data_dir, **options.flags)
 
 
 def run(
@@ -96,9 +94,7 @@ def run(
 
 
 def _write(folder: Path, about: Mapping[str, Any], name: str, diagnosis: Diagnosis) -> None:
-    try:
+    with writing(folder):
         on_first_process(lambda: write_atomically(folder / f"{name}.json", to_json({**about, **diagnosis.numbers})))
         on_first_process(lambda: save_png(folder / f"{name}.png", np.concatenate(diagnosis.panels)))
-    except OSError as error:
-        raise ConfigError(f"--out={folder} cannot be written: {error.strerror}") from error
     say(f"{name:12s} {folder / name}.png")

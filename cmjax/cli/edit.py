@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
 from cmjax.generation.arguments import edit_labels, edit_times, read_images, read_mask
 from cmjax.generation.editing import ALL_TASKS, IMAGES_NEEDED, TASKS, TaskSettings, edit_images
 from cmjax.generation.files import check_results, write_strip
 from cmjax.generation.interpolation import Ends, find_ends, interpolate, seeded_ends
-from cmjax.generation.sampling import guided_by
+from cmjax.generation.sampling import guided_as_trained
 from cmjax.runs.trained import Trained, open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
@@ -39,6 +38,7 @@ OF_TASKS = {
     "clip": tuple(TASKS),
 }
 """Flags that do something for some tasks alone."""
+Labels = Sequence[str | int] | str | int | None
 
 
 def declare(flags: Flags) -> None:
@@ -63,9 +63,9 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     _check_flags(options)
-    names = ("task", "mask", "out", "times", "seeds", "label", "seed", "patch", "sigma", "add_noise", "margin", "clip")
     num = options.num or (8 if options.task == "interpolation" else 1)
-    run(options.model, images=options.image, num=num, **{name: getattr(options, name) for name in names})
+    flags: dict[str, Any] = options.flags | {"num": num}
+    run(options.model, images=flags.pop("image"), **flags)
 
 
 def _check_flags(options: Options) -> None:
@@ -95,7 +95,7 @@ def run(
     times: str | None = None,
     num: int = 1,
     seeds: list[str] | None = None,
-    label: Sequence[str | int] | str | int | None = None,
+    label: Labels = None,
     seed: int = 0,
     **options: Any,
 ) -> None:
@@ -118,13 +118,12 @@ def run(
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no images")
     grid = edit_times(times, trained)
-    flow_map, conditions = guided_by(flow_map, _conditions(label, task, num, trained), trained.samples, trained.model)
+    flow_map, conditions = guided_as_trained(flow_map, _conditions(label, task, num, trained), trained)
     show_progress = partial(progress, f"{task}, evaluations")
     if task == "interpolation":
-        ends = _latents(images, seeds, flow_map, grid[0], conditions, seed)
-        results = interpolate(
-            flow_map, ends.latents, num, time=grid[0], conditions=conditions, show_progress=show_progress
-        )
+        by = {"time": grid[0], "conditions": conditions}
+        ends = _ends(images, seeds, flow_map, seed=seed, **by)
+        results = interpolate(flow_map, ends.latents, num, show_progress=show_progress, **by)
         columns = {"image": ends.images[:1], "on the way": results, "other image": ends.images[1:]}
     else:
         originals, sizes = read_images(images, flow_map.shape, IMAGES_NEEDED.get(task, 1))
@@ -136,9 +135,7 @@ def run(
     write_strip(path, columns, results, inputs)
 
 
-def _conditions(
-    label: Sequence[str | int] | str | int | None, task: str, num: int, trained: Trained
-) -> dict[str, np.ndarray]:
+def _conditions(label: Labels, task: str, num: int, trained: Trained) -> dict[str, np.ndarray]:
     """The labels of the results, or of the two ends of an interpolation."""
     labels = [label] if isinstance(label, int | str) else list(label or ())
     if len(labels) > (2 if task == "interpolation" else 1):
@@ -146,31 +143,20 @@ def _conditions(
     return edit_labels(labels, 2 if task == "interpolation" else num, trained)
 
 
-def _latents(
-    images: list[str] | None,
-    seeds: list[str] | None,
-    flow_map: BoundModel,
-    time: float,
-    conditions: dict[str, np.ndarray],
-    seed: int,
-) -> Ends:
-    """The latents that interpolation goes between: of two seeds, or found for two images."""
+def _ends(images: list[str] | None, seeds: list[str] | None, flow_map: BoundModel, **by: Any) -> Ends:
+    """The ends that interpolation goes between: of two seeds, or found for two images. by: as in `find_ends`."""
     if images and seeds:
         raise ConfigError("--seeds and --image: interpolation goes between two seeds or two images, not both")
     if not images:
-        return seeded_ends(flow_map, _two_seeds(seeds))
+        try:
+            first, last = map(int, seeds or ("0", "1"))
+        except ValueError:
+            first = last = -1
+        if not (0 <= first < 2**31 and 0 <= last < 2**31):
+            raise ConfigError(f"--seeds={','.join(seeds or [])}: must be two whole numbers from 0 on, as 3,8")
+        return seeded_ends(flow_map, (first, last))
     two, _ = read_images(images, flow_map.shape, 2)
-    ends = find_ends(flow_map, two, time=time, seed=seed, conditions=conditions)
+    ends = find_ends(flow_map, two, **by)
     for file, error in zip(images, ends.errors, strict=True):
         say(f"{file}: found again with an error of {error:.3f} (RMS; black to white is 2)")
     return ends
-
-
-def _two_seeds(seeds: list[str] | None) -> tuple[int, int]:
-    try:
-        first, last = map(int, seeds or ("0", "1"))
-        if not 0 <= min(first, last) <= max(first, last) < 2**31:
-            raise ValueError
-    except ValueError:
-        raise ConfigError(f"--seeds={','.join(seeds or [])}: must be two whole numbers from 0 on, as 3,8") from None
-    return first, last

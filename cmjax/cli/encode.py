@@ -6,16 +6,16 @@ cmjax encode --config.data.name=folder --config.data.data_dir=photos --config.da
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.data import read_data
 from cmjax.config.fields import ConfigError, Fields, about
-from cmjax.data.base import DataError, Source
+from cmjax.data.base import DataError
 from cmjax.data.crops import CROPS
 from cmjax.generation.encoding import check_fits, encode_source
 from cmjax.interop.autoencoder import load_autoencoder
@@ -53,10 +53,9 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    names = ("autoencoder", "out", "split", "mirrored", "crop", "scale", "statistics", "dtype", "batch_size")
     if options.config is None:
         raise ConfigError("--config.data.name is missing: name the data, as --config.data.name=folder, or a recipe")
-    run(options.recipe, shard_size=options.shard_size, **{name: getattr(options, name) for name in names})
+    run(options.recipe, **options.flags)
 
 
 def run(
@@ -100,45 +99,32 @@ def run(
         check_fits(source, loaded)
     except DataError as error:
         raise ConfigError(f"--autoencoder={autoencoder}: {error}") from error
-    entries = {"split": split, "preprocessing": _preprocessing(source), "data": data.name, **data_key_of(source)}
+    crop = getattr(getattr(source, "read", None), "crop", None) or "none"
+    preprocessing = {"crop": crop, "image_shape": list(source.shape)}
+    entries = {"split": split, "preprocessing": preprocessing, "data": data.name, **data_key_of(source)}
     entries["origin"] = {"autoencoder": str(autoencoder), "data_dir": data.data_dir, "dtype": dtype}
     sizes = {"batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}
-    manifest = encode_source(
-        source, loaded, folder, about=entries, mirrored=mirrored, **sizes, bar=lambda total: progress("encoding", total)
-    )
+    show = partial(progress, "encoding")
+    manifest = encode_source(source, loaded, folder, about=entries, mirrored=mirrored, **sizes, bar=show)
     say(_report(folder, manifest))
     return manifest
 
 
 def _load(path: str | Path, *, dtype: str, scale: Any, statistics: str | Path | None) -> Autoencoder:
     try:
-        numbers = (
-            None
-            if scale is None
-            else [float(number) for number in ([scale] if isinstance(scale, float | int) else scale)]
-        )
-        return load_autoencoder(path, dtype=dtype, scale=numbers, statistics=statistics)
+        if scale is not None:
+            scale = [float(number) for number in ([scale] if isinstance(scale, float | int) else scale)]
+        return load_autoencoder(path, dtype=dtype, scale=scale, statistics=statistics)
     except ForeignError as error:
         raise ConfigError(about("--autoencoder", str(path), error)) from error
     except ValueError as error:
         raise ConfigError(f"--scale={scale}: must be a number, or one for each channel ({error})") from error
 
 
-def _preprocessing(source: Source) -> dict[str, Any]:
-    """A manifest's entry of how images are made, before they are encoded in [−1, 1]."""
-    crop = getattr(getattr(source, "read", None), "crop", None)
-    return {"crop": crop or "none", "image_shape": list(source.shape)}
-
-
 def _report(folder: Path, manifest: Mapping[str, Any]) -> str:
-    mean, std = (", ".join(f"{value:.4g}" for value in manifest["statistics"][name]) for name in ("mean", "std"))
     height, width, channels = manifest["shape"]
-    return "\n".join(
-        (
-            f"{folder}: {manifest['count']:,} images as latents {height}x{width}x{channels}"
-            + (", mirrored too" if manifest["mirrored"] else ""),
-            f"mean        {mean}",
-            f"std         {std}",
-            f"train       --config.data.name=latents --config.data.data_dir={folder.parent} in a recipe",
-        )
-    )
+    mirrored = ", mirrored too" if manifest["mirrored"] else ""
+    rows = {name: ", ".join(f"{value:.4g}" for value in manifest["statistics"][name]) for name in ("mean", "std")}
+    rows["train"] = f"--config.data.name=latents --config.data.data_dir={folder.parent} in a recipe"
+    images = f"{manifest['count']:,} images as latents {height}x{width}x{channels}{mirrored}"
+    return "\n".join([f"{folder}: {images}", *(f"{name:12s}{text}" for name, text in rows.items())])

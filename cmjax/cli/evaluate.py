@@ -12,12 +12,11 @@ evaluate.run("runs/digits_ct", metrics=["fd"], times=["80", "80,0.8"])
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
-from cmjax.config.data import Data
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
@@ -29,8 +28,8 @@ from cmjax.evaluation.image_files import images_in
 from cmjax.evaluation.networks import networks_of
 from cmjax.evaluation.results import CONTENT, ROWS, Row, curves, notes, table
 from cmjax.evaluation.sweep import SampleSet, evaluate_once, evaluate_setting, weights_of
-from cmjax.generation.autoguidance import WeakerModel, weaker_model
-from cmjax.generation.samplers import NamedSampler, named_sampler, samples_from_flags
+from cmjax.generation.autoguidance import weaker_model
+from cmjax.generation.samplers import named_sampler, samples_from_flags
 from cmjax.interop.statistics import write_statistics
 from cmjax.metrics.registry import METRICS, too_few
 from cmjax.plotting.plots import save_png
@@ -42,31 +41,21 @@ from cmjax.system.processes import on_first_process, say
 
 log = logging.getLogger(__name__)
 
-SETTINGS = ("times", "sampler", "steps", "checkpoint", "average", "std")
-CHOICES = ("solver", "gamma", "guidance", "guidance_interval", "clip", "autoguidance", "autoguidance_average")
-BY = ("metrics", "features", "weights", "reference", "save_reference", "uint8")
-"""Flags by what they say: which settings are evaluated, how they sample, and by which metrics."""
+MakeEvaluator = Callable[[int], Evaluator]  # of so many images
 
 
 def declare(flags: Flags) -> None:
     flags.group("What is evaluated")
-    flags.integer("num", 1000, "How many samples of each setting. Published FIDs are of 50000.", at_least=2)
+    flags.integer("num", None, "Samples of each setting. Default: 1000. Published FIDs are of 50000.", at_least=2)
     flags.integer("seed", 0, "The same seed gives the same samples.", at_least=0)
     flags.several("times", "Noise levels, as 80,0.8 or idx:0,22/40; each --times is one more setting.")
     flags.several("sampler", "multistep, or of flow maps chain(gamma=0); each --sampler is one more setting.")
-    flags.number(
-        "gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise.", 0.0, 1.0
-    )
+    flags.gamma()
     flags.text("solver", None, "Of a teacher. Default: the run's.")
     flags.several("steps", "Noise levels of a teacher's grid; each --steps is one more setting.")
-    flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
-    flags.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
-    flags.text(
-        "autoguidance", None, "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
-    )
-    flags.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
+    flags.guidance()
     flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
-    flags.one_of("labels", "balanced", LABELS, "Of a model with classes: all in turn, or at random, as EDM does.")
+    flags.one_of("labels", None, LABELS, "Classes in turn, or at random, as EDM does. Default: balanced.")
     flags.text("checkpoint", "newest", "newest, all, or steps as 4000,6000.")
     flags.texts("average", "Which of the run's averages, numbered from 0. Default: 0.")
     flags.texts("std", "Post-hoc averages of these widths at the newest checkpoint, as 0.05,0.1.")
@@ -84,12 +73,10 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    values = {name: getattr(options, name) for name in ("images", "check", "seed", *SETTINGS, *CHOICES, *BY)}
-    values |= {name: getattr(options, name) for name in ("num", "labels") if options.is_set(name)}
     named = options.images is None or options.is_set("workdir") or options.is_set("config")
     config = options.recipe if options.is_set("config") else None
-    written = {name: value for name, value in values.items() if value is not None}
-    run(options.workdir if named else None, config=config, data_dir=options.data_dir, **written)
+    workdir = options.workdir if named else None
+    run(workdir, config=config, data_dir=options.data_dir, checkpoint=options.checkpoint, **options.flags)
 
 
 def run(
@@ -99,9 +86,9 @@ def run(
     data_dir: str | None = None,
     images: str | None = None,
     check: bool = False,
-    metrics: Sequence[str] = (),
-    features: str = "",
-    weights: str = "",
+    metrics: Sequence[str] | None = (),
+    features: str | None = None,
+    weights: str | None = None,
     reference: str | None = None,
     save_reference: str | None = None,
     uint8: str = "round",
@@ -113,14 +100,16 @@ def run(
     """Evaluates samples of the run in `workdir`, or the `images` of any program; keeps and prints the rows.
 
     Args:    config: a recipe, whose data take the place of the run's. data_dir: where the data are now.
-             num: None for 1000 samples, or all of `images`. settings: `SETTINGS` (times, sampler, steps, average and
-             std are sequences) and `CHOICES`. All arguments are written as the flags of the command line.
+             num: None for 1000 samples, or all of `images`. settings: the other flags of the mode; times, sampler,
+             steps, average and std are sequences. All arguments are written as on the command line.
     Returns: the rows of `evaluation.jsonl`, one a setting; none with `check`.
     Raises:  ConfigError or DataError naming what cannot be used.
     """
     sizes = {"num": 1000 if num is None else num, "labels": labels or LABELS[0], "uint8": uint8}
     evaluation = evaluation_of_options(metrics, features, weights, **sizes)
-    trained = None if workdir is None else _trained(to_path(workdir), data_dir, required=config is None)
+    trained = None
+    if workdir is not None and (config is None or (to_path(workdir) / RECORD).exists()):
+        trained = open_trained(to_path(workdir), data_dir=data_dir)
     data = _data(config, trained)
     folder = to_path(workdir or to_path(images or "").expanduser().parent) if trained is None else trained.folder
     if save_reference:
@@ -128,7 +117,9 @@ def run(
     cache_compilations(folder)
     evaluator = partial(_make_evaluator, evaluation, data, reference, save_reference, folder)
     if images is not None:
-        return [_evaluate_images(images, num, evaluation, evaluator, data, trained)]
+        beside = to_path(images).expanduser().parent if trained is None else trained.folder
+        shape = None if data is None else data.train.shape if trained is None else trained.shape
+        return [_evaluate_images(images, num, evaluation, evaluator, shape, beside / ROWS)]
     if data is None:
         raise ConfigError("--workdir is of an imported model: name its data with --config")
     if check:
@@ -146,42 +137,54 @@ def run(
 def _evaluate_run(
     trained: Trained,
     evaluation: Evaluation,
-    evaluator: Callable[[int], Evaluator],
+    evaluator: MakeEvaluator,
     seed: int,
     *,
     checkpoint: str = "newest",
-    average: Sequence[str] = (),
-    std: Sequence[str] = (),
+    average: Sequence[str] | None = (),
+    std: Sequence[str] | None = (),
+    times: Sequence[str] | None = (),
+    sampler: Sequence[str] | None = (),
+    steps: Sequence[str] | None = (),
     autoguidance: str | None = None,
     autoguidance_average: int = 0,
-    **ways: Any,
+    **choices: Any,
 ) -> list[Row]:
     """Evaluates each of the run's weights with each sampler, and shows the rows."""
     weaker = weaker_model(trained, autoguidance, autoguidance_average)
-    samplers, made = _samplers(trained, weaker, **ways), evaluator(evaluation.num)
+    choices["autoguidance"] = weaker.name if weaker else ""
+    samplers = []
+    for name, levels, text in product(sampler or (None,), times or (None,), steps or (None,)):
+        if text is not None and not str(text).isdigit():
+            raise ConfigError(f"--steps={text}: must be a whole number")
+        of = {"sampler": name, "times": levels, "steps": None if text is None else int(text)}
+        samplers.append(named_sampler(samples_from_flags(trained, **of, **choices), trained.model))
+    made = evaluator(evaluation.num)
     samples = SampleSet(evaluation.num, seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
-    rows = [
-        evaluate_setting(trained.folder, trained, weights, chosen, made, samples)
-        for weights in weights_of(trained, checkpoint, average, std)
-        for chosen in samplers
-    ]
-    _show(rows, trained.folder)
+    rows = []
+    # The weights are outside: each is loaded once, and only one of them is in memory.
+    for weights in weights_of(trained, checkpoint, average or (), std or ()):
+        rows += [evaluate_setting(trained.folder, trained, weights, chosen, made, samples) for chosen in samplers]
+    _show(rows, trained.folder / ROWS)
+    if (image := curves(rows, trained.folder.name)) is not None:
+        path = trained.folder / "evaluation.png"
+        try:
+            on_first_process(lambda: save_png(path, image))
+            say(f"{path}")
+        except OSError as error:  # a full disk: the metrics are shown, which took long
+            log.warning("%s is not written: %s", path, error.strerror or error)
     return rows
-
-
-def _trained(workdir: Path, data_dir: str | None, *, required: bool) -> Trained | None:
-    """The run in the folder; None where there is none and none is required."""
-    return open_trained(workdir, data_dir=data_dir) if required or (workdir / RECORD).exists() else None
 
 
 def _data(config: Mapping[str, Any] | None, trained: Trained | None) -> DataSets | None:
     """The recipe's data where one is named, else the run's; None where the run has none recorded."""
-    data: Data | None = None
     if config is not None:
         data = read_run(config).data
-    elif trained is not None and trained.recorded.has_data and not trained.imported:
+    elif trained is None or trained.imported or not trained.recorded.has_data:
+        return None
+    else:
         data = trained.run().data
-    return None if data is None else DataSets(data.name, data.open)
+    return DataSets(data.name, data.open)
 
 
 def _make_evaluator(
@@ -201,55 +204,15 @@ def _make_evaluator(
     return evaluator
 
 
-def _samplers(
-    trained: Trained,
-    weaker: WeakerModel | None,
-    *,
-    times: Sequence[str] = (),
-    sampler: Sequence[str] = (),
-    steps: Sequence[str] = (),
-    **choices: Any,
-) -> list[NamedSampler]:
-    """The sampler of each setting."""
-    choices["autoguidance"] = weaker.name if weaker else ""
-    ways = [
-        samples_from_flags(trained, times=levels, steps=_steps(number), sampler=name, **choices)
-        for name in sampler or (None,)
-        for levels in times or (None,)
-        for number in steps or (None,)
-    ]
-    return [named_sampler(way, trained.model) for way in ways]
-
-
-def _steps(text: str | None) -> int | None:
-    if text is not None and not str(text).isdigit():
-        raise ConfigError(f"--steps={text}: must be a whole number")
-    return None if text is None else int(text)
-
-
-def _show(rows: list[Row], folder: Path) -> None:
-    """Prints the rows, and plots what differs between them."""
+def _show(rows: list[Row], file: Path) -> None:
     say(f"{table(rows)}\n{notes(rows[-1])}")
-    say(f"\n{folder / ROWS}")
-    if (image := curves(rows, folder.name)) is not None:
-        path = folder / "evaluation.png"
-        try:
-            on_first_process(lambda: save_png(path, image))
-            say(f"{path}")
-        except OSError as error:
-            log.warning("%s is not written: %s", path, error.strerror or error)
+    say(f"\n{file}")
 
 
 def _evaluate_images(
-    path: str,
-    num: int | None,
-    evaluation: Evaluation,
-    evaluator: Callable[[int], Evaluator],
-    data: DataSets | None,
-    trained: Trained | None,
+    path: str, num: int | None, evaluation: Evaluation, evaluator: MakeEvaluator, shape: Any, rows: Path
 ) -> Row:
-    """Evaluates the images of a file or a folder; the row is kept with the run, or beside the images."""
-    shape = None if data is None else data.train.shape if trained is None else trained.shape
+    """Evaluates the images of a file or a folder, of this shape if it is known; the row is kept in the file `rows`."""
     images = images_in(path, shape, UINT8[evaluation.uint8])
     num = images.num if num is None else min(images.num, num)
     if why := too_few(networks_of(evaluation), num):
@@ -257,8 +220,6 @@ def _evaluate_images(
     setting = {"step": None, "checkpoint": None, "average": None, "sampler": "images", "times": []}
     setting |= {"evaluations": None, "num": num, "seed": None, "guidance": None, "images": path}
     setting |= {CONTENT: on_first_process(lambda: content_key(images.key(), images.shape))}
-    rows = (trained.folder if trained is not None else to_path(path).expanduser().parent) / ROWS
     row = evaluate_once(rows, setting, evaluator(num), images.of)
-    say(f"{table([row])}\n{notes(row)}")
-    say(f"\n{rows}")
+    _show([row], rows)
     return row

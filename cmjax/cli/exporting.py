@@ -7,8 +7,7 @@ cmjax export --workdir=runs/latents_sit --format=sit --out=sit.safetensors
 
 from pathlib import Path
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
 from cmjax.interop.diffusers import write_diffusers
@@ -16,7 +15,7 @@ from cmjax.interop.dit_export import write_sit
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.weights import write_weights
 from cmjax.runs.trained import Trained, open_trained
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_path
 from cmjax.system.libraries import require
 
@@ -52,16 +51,15 @@ def run(workdir: str | Path, format: str = "safetensors", out: str | None = None
     output(path)
     flow_map, made_by = trained.load(), ""
     try:
-        if format == "diffusers":
-            _write_diffusers(path, trained, flow_map)
-        elif format == "sit":
-            made_by = f", for {_write_sit(path, trained, flow_map)}"
-        else:
-            write_weights(path, flow_map.params, dict(trained.record))
+        with writing(path):
+            if format == "diffusers":
+                _write_diffusers(path, trained, flow_map)
+            elif format == "sit":
+                made_by = f", for {_write_sit(path, trained, flow_map)}"
+            else:
+                write_weights(path, flow_map.params, dict(trained.record))
     except ForeignError as error:
         raise ConfigError(f"--format={format}: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     print(f"{workdir} -> {path}{made_by}")
 
 

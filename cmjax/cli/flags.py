@@ -1,10 +1,21 @@
-"""The flags of one mode, in the groups of its help."""
+"""The flags of one mode, in the groups of its help, and what the command line says by them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
+
+from cmjax.config.fields import ConfigError
+from cmjax.config.recipes import find_recipe
+from cmjax.system.files import ask_bucket, is_bucket, to_path
+from cmjax.system.libraries import MissingLibrary
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+OF_RUN = ("workdir", "config", "checkpoint")  # flags that properties of `Options` read
 
 
 @dataclass
@@ -13,6 +24,10 @@ class Flags:
 
     values: absl_flags.FlagValues = field(default_factory=absl_flags.FlagValues)
     groups: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for names in self.groups.values() for name in names]
 
     def group(self, title: str) -> None:
         """Start a group: the help lists the flags that follow under this title."""
@@ -24,6 +39,20 @@ class Flags:
     def checkpoint(self) -> None:
         """Declare the flag that chooses a checkpoint of the run."""
         self.text("checkpoint", "newest", "newest, or the step of an older one, as 4000.")
+
+    def gamma(self) -> None:
+        """Declare the flag that is short for a sampler of flow maps."""
+        help = "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise."
+        self.number("gamma", None, help, 0.0, 1.0)
+
+    def guidance(self) -> None:
+        """Declare the flags of guidance, by classes and by a weaker model."""
+        of_run = "of a model with classes. Default: the run's."
+        self.number("guidance", None, f"Scale of classifier-free guidance, {of_run}")
+        self.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
+        weaker = "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
+        self.text("autoguidance", None, weaker)
+        self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
 
     def texts(self, name: str, help: str) -> None:
         """Declare a flag of one or more values, separated by commas."""
@@ -50,3 +79,82 @@ class Flags:
     def _named(self, name: str) -> absl_flags.FlagValues:
         next(reversed(self.groups.values())).append(name)
         return self.values
+
+
+@dataclass(frozen=True)
+class Options:
+    """The parsed command line: the mode's flags as attributes, the recipe and the run's folder."""
+
+    mode: str
+    declared: Flags
+    config: "ConfigDict | None"
+    data_dir: str | None = None  # the new folder of the data, where a run's record names another
+
+    def __getattr__(self, name: str) -> Any:
+        return self.declared.values[name].value
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The values of the mode's own flags, but for `--checkpoint`."""
+        return {name: getattr(self, name) for name in self.declared.names if name not in OF_RUN}
+
+    def is_set(self, name: str) -> bool:
+        """Whether the command line has the flag."""
+        return bool(self.declared.values[name].present)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The configuration with the command line's changes. Raises: ConfigError where there is none."""
+        if self.config is None:
+            raise ConfigError("--config is missing: name a recipe, as --config=configs/digits_ct.py; --list shows them")
+        return self.config.to_dict()
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's file name, with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
+        file, variant = find_recipe(self.declared.values["config"].value or "")
+        return file.stem + (f"-{variant}" if variant else "")
+
+    @property
+    def workdir(self) -> Path:
+        """The run's folder. Raises: ConfigError where its bucket does not answer."""
+        workdir = self.declared.values["workdir"].value
+        if workdir is None:
+            if self.config is None:
+                raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
+            return Path("runs") / self.recipe_name
+        return _reached(workdir)
+
+    @property
+    def model(self) -> Path:
+        """The run's folder, or the checkpoint in it that `--checkpoint` names."""
+        step = self.checkpoint
+        if step in (None, "newest"):
+            return self.workdir
+        if not step.isdecimal():
+            raise ConfigError(f"--checkpoint={step}: must be newest or a step, as 4000")
+        return self.workdir / "checkpoints" / str(int(step))
+
+    @property
+    def workdirs(self) -> list[Path]:
+        """The folders of `--workdir=a,b,c`, or the one folder of that name."""
+        workdir = self.declared.values["workdir"].value
+        if workdir is None or to_path(workdir).is_dir():
+            return [self.workdir]
+        names = [name.strip() for name in workdir.split(",")]
+        if "" in names:
+            raise ConfigError(f"--workdir={workdir}: a folder's name is missing between the commas")
+        return [_reached(name) for name in names]
+
+
+def _reached(workdir: str) -> Path:
+    """The run's folder. Raises: ConfigError where its bucket does not answer."""
+    try:
+        path = to_path(workdir)
+        if is_bucket(path):
+            ask_bucket(path)
+    except MissingLibrary as error:
+        raise ConfigError(f"--workdir={error}") from error
+    except Exception as error:  # the libraries of buckets raise errors of many kinds
+        raise ConfigError(f"--workdir={workdir} cannot be reached: {' '.join(repr(error).split())[:300]}") from error
+    return path

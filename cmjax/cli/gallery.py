@@ -6,8 +6,7 @@ cmjax gallery --workdir=runs/mnist_ct --image=1.png,2.png,3.png,4.png --out=gall
 
 from pathlib import Path
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import to_uint8
 from cmjax.generation.arguments import edit_times
@@ -16,14 +15,13 @@ from cmjax.generation.gallery import HEADINGS, gallery_images, gallery_rows
 from cmjax.plotting.plots import save_png, sheet
 from cmjax.runs.stale import CHECKPOINT
 from cmjax.runs.trained import open_for_sampling
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
-LEFT_TO_RIGHT = "interpolation,\nleft to right"
-"""The caption of the row whose images are not what the headings say."""
+LEFT_TO_RIGHT = "interpolation,\nleft to right"  # the caption of the row whose images are not what the headings say
 
 
 def declare(flags: Flags) -> None:
@@ -36,8 +34,8 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    names = {"out": options.out, "seed": options.seed, "times": options.times, "data_dir": options.data_dir}
-    run(options.model, images=options.image, **names)
+    flags = options.flags
+    run(options.model, images=flags.pop("image"), data_dir=options.data_dir, **flags)
 
 
 def run(
@@ -69,8 +67,6 @@ def run(
             update(len(rows), task)
     captions = [LEFT_TO_RIGHT if task == "interpolation" else task for task in rows]
     image = sheet(list(rows.values()), captions, headings=HEADINGS, title=f"{trained.title}: edits")
-    try:
+    with writing(path):
         on_first_process(lambda: save_png(path, image, **{CHECKPOINT: str(trained.used_step)}))
-    except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error
     say(f"{path}: a row for each of {', '.join(rows)}, of {trained.title}; {' | '.join(HEADINGS)}")

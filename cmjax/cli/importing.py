@@ -7,7 +7,6 @@ cmjax import --source=cd_imagenet64_lpips.pt --workdir=runs/cd64
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, about
 from cmjax.config.methods import read_model
 from cmjax.interop.keys import Foreign, ForeignError
@@ -38,8 +36,7 @@ KINDS = ("denoiser", "consistency")
 """Those that a file may leave open."""
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
 """Of all the peers' released networks, unless the file has others."""
-FIXED = ("frequencies", "phases")
-"""Numbers of a Fourier embedding, which are random and never trained."""
+FIXED = ("frequencies", "phases")  # numbers of a Fourier embedding, which are random and never trained
 
 
 def declare(flags: Flags) -> None:
@@ -57,21 +54,14 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    run(options.source, options.workdir, format=options.format, overrides=_architecture(options))
-
-
-def _architecture(options: Options) -> dict[str, Any]:
-    """The --arch- options of the command line."""
-    stated: dict[str, Any] = {}
-    names = ("kind", "image_size", "head_channels", "second_time_from", "attention_resolutions", "resample_filter")
-    for name in (*names, "average"):
-        value = getattr(options, f"arch-{name}")
-        if value is not None:
+    overrides: dict[str, Any] = {}
+    for name, value in options.flags.items():
+        if name.startswith("arch-") and value is not None:
             try:
-                stated[name] = tuple(map(int, value)) if isinstance(value, list) else value
+                overrides[name[5:]] = tuple(map(int, value)) if isinstance(value, list) else value
             except ValueError:
-                raise ConfigError(f"--arch-{name}={','.join(value)}: must be whole numbers") from None
-    return stated
+                raise ConfigError(f"--{name}={','.join(value)}: must be whole numbers") from None
+    run(options.source, options.workdir, format=options.format, overrides=overrides)
 
 
 def run(
@@ -88,25 +78,24 @@ def run(
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     check_new(workdir, "--workdir")
     output(workdir, "--workdir")
-    write = partial(write_model, workdir, option="--workdir")
     path = to_path(source)
     if format == "cmjax" or (format == "auto" and is_weights_file(path)):
         record, params = _read_weights(path)
+        model = record["config"], record["shape"], record["num_classes"], params
         imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
-        _evaluate_once(record["config"], record["shape"], record["num_classes"], params)
         kept = {"imported": imported, "classes": recorded_classes(record)}
-        write(record["config"], record["shape"], record["num_classes"], params, **kept)
-        print(f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run")
-        return
-    try:
-        foreign, peer = read_foreign(path, format, overrides or {})
-    except ForeignError as error:
-        raise ConfigError(about("--source", source, error)) from error
-    imported = {"from": str(path), "format": peer, "licence": foreign.licence}
-    config, classes = _config(foreign), getattr(foreign.module, "num_classes", 0) or None
-    _evaluate_once(config, foreign.shape, classes, foreign.params)
-    write(config, foreign.shape, classes, foreign.params, imported=imported)
-    print(_report(path, workdir, foreign, peer))
+        report = f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run"
+    else:
+        try:
+            foreign, peer = read_foreign(path, format, overrides or {})
+        except ForeignError as error:
+            raise ConfigError(about("--source", source, error)) from error
+        model = _config(foreign), foreign.shape, getattr(foreign.module, "num_classes", 0) or None, foreign.params
+        kept = {"imported": {"from": str(path), "format": peer, "licence": foreign.licence}}
+        report = _report(path, workdir, foreign, peer)
+    _evaluate_once(*model)
+    write_model(workdir, *model, **kept, option="--workdir")
+    print(report)
 
 
 def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, params: Any) -> None:
@@ -126,8 +115,7 @@ def _config(foreign: Foreign) -> dict[str, Any]:
     """The sections of a configuration that a model is made from."""
     module, kind = foreign.module, str(foreign.kind)
     name = next(name for name, network in NETS.items() if type(module) is network)
-    hidden = {"parent", "name", "num_classes", "dtype"}
-    net = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in hidden}
+    net = {field: value for field, (value, _) in _fields(foreign).items() if field not in ("num_classes", "dtype")}
     conditional, constants = getattr(module, "num_classes", 0) > 0, {**CONSTANTS, **foreign.constants}
     model = foreign.model or {"path": "ve", "preconditioning": PRECONDITIONINGS[kind]}
     return {
@@ -150,22 +138,23 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _report(path: Path, workdir: Path, foreign: Foreign, peer: str) -> str:
-    network = foreign.module
-    fields = ", ".join(f"{f.name}={getattr(network, f.name)!r}" for f in dataclasses.fields(network)
-                       if f.name not in ("parent", "name") and getattr(network, f.name) != f.default)  # fmt: skip
-    height, width, channels = foreign.shape
+    fields = ", ".join(f"{name}={value!r}" for name, (value, default) in _fields(foreign).items() if value != default)
     use = "objective.teacher" if foreign.kind == "denoiser" else "init_from"
-    return "\n".join(
-        (
-            f"{path} -> {workdir}",
-            f"format      {peer}",
-            f"network     {type(network).__name__}({fields}), {_count(foreign.params):,} parameters",
-            f"kind        {foreign.kind} of images {height}x{width}x{channels}",
-            f"licence     {foreign.licence}",
-            f"sample      python -m cmjax.main --mode=sample --workdir={workdir}",
-            f"train       --config.{use}={workdir} in a recipe with this network",
-        )
-    )
+    rows = {
+        "format": peer,
+        "network": f"{type(foreign.module).__name__}({fields}), {_count(foreign.params):,} parameters",
+        "kind": "{} of images {}x{}x{}".format(foreign.kind, *foreign.shape),
+        "licence": foreign.licence,
+        "sample": f"python -m cmjax.main --mode=sample --workdir={workdir}",
+        "train": f"--config.{use}={workdir} in a recipe with this network",
+    }
+    return "\n".join([f"{path} -> {workdir}", *(f"{name:12s}{text}" for name, text in rows.items())])
+
+
+def _fields(foreign: Foreign) -> dict[str, tuple[Any, Any]]:
+    """The fields of a foreign network's module: the value of each, and its default."""
+    fields = dataclasses.fields(foreign.module)
+    return {f.name: (getattr(foreign.module, f.name), f.default) for f in fields if f.name not in ("parent", "name")}
 
 
 def _count(params: Any) -> int:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import jax
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.generation.samplers import named_sampler
-from cmjax.generation.sampling import SampleSequence, class_labels, guided_by
+from cmjax.generation.sampling import SampleSequence, class_labels, guided_as_trained
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.page import PAGE, report
 from cmjax.runs.trained import Trained, open_trained
-from cmjax.runs.workdir import output_of_one
+from cmjax.runs.workdir import output_of_one, writing
 from cmjax.system.files import to_path
 from cmjax.system.libraries import require
 from cmjax.system.mesh import make_mesh
@@ -31,9 +30,8 @@ COMPARISON = "comparison.html"
 
 def declare(flags: Flags) -> None:
     flags.group("The page")
-    flags.text(
-        "out", None, "x.html. Default: report.html in the run's folder; of several, comparison.html in the first."
-    )
+    several = "of several, comparison.html in the first"
+    flags.text("out", None, f"x.html. Default: report.html in the run's folder; {several}.")
     flags.texts("evaluations", "Numbers of evaluations, as 4,8, by which the newest checkpoint is sampled, too.")
 
 
@@ -60,23 +58,17 @@ def run(
     if path.suffix != ".html":
         raise ConfigError(f"--out={out}: must end in .html")
     require("bokeh", "--mode=report")
-    counts = _counts(evaluations or [])
+    texts = evaluations or []
+    if not all(text.isdecimal() and 1 <= int(text) <= 1000 for text in texts):
+        raise ConfigError(f"--evaluations={','.join(texts)}: must be numbers from 1 to 1000, as 4,8")
     output_of_one(path)
-    for workdir in workdirs if counts else ():
+    for workdir in workdirs if texts else ():
         trained = open_trained(workdir)
-        for count in counts:
+        for count in sorted(set(map(int, texts))):
             _save_grid(trained, count)
-    try:
+    with writing(path):
         size = report(workdirs, path, data_dir=data_dir)
-    except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror or error}") from error
     print(f"{path}: {size / 1e6:.1f} MB")
-
-
-def _counts(evaluations: list[str]) -> list[int]:
-    if not all(text.isdecimal() and 1 <= int(text) <= 1000 for text in evaluations):
-        raise ConfigError(f"--evaluations={','.join(evaluations)}: must be numbers from 1 to 1000, as 4,8")
-    return sorted({int(text) for text in evaluations})
 
 
 def _save_grid(trained: Trained, count: int) -> None:
@@ -93,7 +85,7 @@ def _save_grid(trained: Trained, count: int) -> None:
     else:
         chosen = named_sampler(replace(samples, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
     labels = class_labels(samples.num, trained.num_classes)
-    flow_map, conditions = guided_by(trained.load(mesh=make_mesh()), labels, trained.samples, trained.model)
+    flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
     seed = 0 if trained.imported else trained.run().seed
     images = SampleSequence(chosen.sampler, flow_map, seed, conditions).images(0, samples.num)
     try:

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.evaluation import LABELS
 from cmjax.config.fields import ConfigError
 from cmjax.config.samples import SOLVERS
@@ -20,15 +19,12 @@ from cmjax.generation.files import check_size, write_samples
 from cmjax.generation.samplers import conditioned, named_sampler, samples_from_flags
 from cmjax.generation.sampling import SampleSequence
 from cmjax.generation.search import find_times
-from cmjax.runs.trained import Trained, open_for_sampling
+from cmjax.runs.trained import open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import say
-
-OF_SAMPLER = ("solver", "steps", "sampler", "gamma", "clip", "guidance", "guidance_interval")
-"""The flags that `samples_from_flags` takes."""
 
 
 def declare(flags: Flags) -> None:
@@ -39,34 +35,22 @@ def declare(flags: Flags) -> None:
     flags.text("label", None, "The class, by number or name, of a class-conditional model. Default: all in turn.")
     flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
     flags.one_of("labels", None, LABELS, "Classes in turn, or at random, a function of --seed. Default: balanced.")
-    flags.text(
-        "out",
-        None,
-        "x.png for a grid, of 10,000 images at most; x.npz for images. Default: <workdir>/samples/seed-<seed>.png.",
-    )
+    files = "x.png for a grid, of 10,000 images at most; x.npz for images."
+    flags.text("out", None, f"{files} Default: <workdir>/samples/seed-<seed>.png.")
     flags.group("Consistency models")
-    flags.text(
-        "times", None, "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2."
-    )
+    times = "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2."
+    flags.text("times", None, times)
     flags.text("sampler", None, "multistep, or of flow maps chain(gamma=0), from time to time. Default: the run's.")
-    flags.number(
-        "gamma", None, "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise.", 0.0, 1.0
-    )
+    flags.gamma()
     flags.group("Diffusion teachers")
     flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")
     flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.", at_most=10**5)
     flags.group("Guidance")
-    flags.number("guidance", None, "Scale of classifier-free guidance, of a model with classes. Default: the run's.")
-    flags.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
-    flags.text(
-        "autoguidance", None, "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
-    )
-    flags.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
+    flags.guidance()
 
 
 def start(options: Options) -> None:
-    names = ("out", "num", "seed", "times", "label", "labels", "autoguidance", "autoguidance_average", *OF_SAMPLER)
-    run(options.model, data_dir=options.data_dir, **{name: getattr(options, name) for name in names})
+    run(options.model, data_dir=options.data_dir, **options.flags)
 
 
 def run(
@@ -85,7 +69,7 @@ def run(
 ) -> None:
     """Samples `num` images from a checkpoint and writes them to `out`: `run("runs/digits_ct", num=16)`.
 
-    workdir: a run's folder, or a checkpoint's. options: `OF_SAMPLER`. All arguments are the mode's flags.
+    workdir: a run's folder, or a checkpoint's. options: as in `samples_from_flags`. All are the mode's flags.
     """
     trained = open_for_sampling(workdir, data_dir=data_dir)
     path = to_path(out or trained.folder / "samples" / f"{trained.named}seed-{seed}.png")
@@ -95,10 +79,14 @@ def run(
     weaker = weaker_model(trained, autoguidance, autoguidance_average)
     named = {"times": None if searched else times, "autoguidance": weaker.name if weaker else ""}
     samples = samples_from_flags(trained, **named, **options)
-    random_seed = _seed_of_labels(trained, labels, label, seed)
+    if labels is not None and not trained.num_classes:
+        raise ConfigError(f"--labels={labels}: the model has no classes")
+    if labels is not None and label is not None:
+        raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
     check_size(path, num, trained.shape)
     output(path)
     flow_map, label = trained.load(mesh=make_mesh()), read_label(label, trained)
+    random_seed = seed if labels == "random" else None
     by = {"label": label, "random_seed": random_seed, "weaker": weaker and weaker.load()}
     guided_map, conditions = conditioned(flow_map, trained, samples, num, **by)
     if searched:
@@ -109,15 +97,6 @@ def run(
     settings |= {**chosen.setting, "parameters": content_key(guided_map.params)}
     write_samples(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions), settings)
     say(f"{num} images of {workdir}: {path}")
-
-
-def _seed_of_labels(trained: Trained, labels: str | None, label: str | int | None, seed: int) -> int | None:
-    """The seed of random labels; None for one class, or all in turn."""
-    if labels is not None and not trained.num_classes:
-        raise ConfigError(f"--labels={labels}: the model has no classes")
-    if labels is not None and label is not None:
-        raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
-    return seed if labels == "random" else None
 
 
 def _searched(times: str | None) -> int | None:

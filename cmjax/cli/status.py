@@ -7,15 +7,13 @@ It only reads files: it uses no device and waits for no other process.
 
 from pathlib import Path
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.metrics.table import format_table
 from cmjax.runs.status import Rows, read_status, rows_of, size, versions
 from cmjax.runs.workdir import Workdir
 from cmjax.system.files import size_of, to_path
 
-LISTED = 5
-"""So many of the newest checkpoints are listed one by one."""
+LISTED = 5  # so many of the newest checkpoints are listed one by one
 
 
 def declare(flags: Flags) -> None:

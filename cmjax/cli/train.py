@@ -16,10 +16,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from cmjax.cli.command_line import Options
-from cmjax.cli.flags import Flags
+from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import average_texts
 from cmjax.config.run import Run, read_run
 from cmjax.data.base import Source
 from cmjax.evaluation.results import ROWS, drop_rows_after
@@ -53,13 +51,8 @@ log = logging.getLogger(__name__)
 def declare(flags: Flags) -> None:
     flags.group("Training")
     flags.text("profile", None, "Trace these steps for xprof and Perfetto, as 20:25, in <workdir>/profile.")
-    flags.integer(
-        "stopped_exit_code",
-        0,
-        "Exit code of a run that a scheduler's signal stopped and saved; for launchers that take 0 as finished.",
-        at_least=0,
-        at_most=255,
-    )
+    help = "Exit code of a run that a scheduler's signal stopped and saved; for launchers that take 0 as finished."
+    flags.integer("stopped_exit_code", 0, help, at_least=0, at_most=255)
 
 
 def start(options: Options) -> None:
@@ -82,16 +75,18 @@ def run(
         require("wandb", "config.log.wandb=True")
     check_others(run)
     check_num_metrics(run)
-    trace_steps = _steps_to_trace(profile, run)
+    try:
+        trace_steps = None if profile is None else read_steps(profile, run.steps)
+    except ValueError as error:
+        raise ConfigError(f"--profile={profile}: {error}") from error
     on_first_process(lambda: folder.check(run.data.data_dir))
     with folder.exclusive(), Session(workdir, began=began, recipe=recipe) as session:
         on_first_process(lambda: make_cache(workdir))
         cache_compilations(workdir)
         newest = on_first_process(lambda: folder.newest)
         if newest is not None and newest > run.steps:
-            raise ConfigError(
-                f"config.steps={run.steps}: {workdir} has reached step {newest}: there is nothing to train"
-            )
+            problem = f"{workdir} has reached step {newest}: there is nothing to train"
+            raise ConfigError(f"config.steps={run.steps}: {problem}")
         if newest == run.steps:
             config = on_first_process(lambda: as_trained(workdir, config))
             run = read_run(config)
@@ -110,7 +105,12 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
         log.warning("going on with another config.%s", change)
     on_first_process(setup.warn)  # of a folder that is this run's
     run_samples = RunSamples(run, setup.model, setup.source, workdir)
-    evaluate = _evaluation(run, run_samples) if run.evaluation.every else None
+    evaluate = None
+    if run.evaluation.every:
+        # here, not above: most runs read no feature networks and no weights of other programs
+        from cmjax.evaluation.callbacks import evaluation_callback
+
+        evaluate = evaluation_callback(run_samples)
     kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
     try:
         with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
@@ -191,21 +191,6 @@ def _forget_after(workdir: Path, step: int) -> None:
     """Remove what was made of the parameters of later steps, which are gone."""
     remove_later(workdir, step)
     drop_rows_after(workdir / ROWS, step)
-
-
-def _evaluation(run: Run, run_samples: RunSamples) -> Callback:
-    # here, not above: most runs read no feature networks and no weights of other programs
-    from cmjax.evaluation.accumulation import DataSets
-    from cmjax.evaluation.callbacks import evaluation_callback
-
-    return evaluation_callback(run_samples, DataSets(run.data.name, run.open_source), average_texts(run.config)[0])
-
-
-def _steps_to_trace(profile: str | None, run: Run) -> range | None:
-    try:
-        return None if profile is None else read_steps(profile, run.steps)
-    except ValueError as error:
-        raise ConfigError(f"--profile={profile}: {error}") from error
 
 
 def _finish(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
+from cmjax.config.fields import by_name
 from cmjax.config.methods import NO_AVERAGE
 from cmjax.core import couplings, curricula, distances, ema_rates, ode, pairs, times, weightings
 from cmjax.core.derivatives import central_difference
@@ -14,49 +15,21 @@ from cmjax.core.losses import alpha_flow, tangents
 from cmjax.ranges import Within
 from cmjax.training.method import FrozenWeights
 
-TIME_SAMPLERS = {
-    "lognormal": times.lognormal,
-    "logit_normal": times.logit_normal,
-    "student": times.student,
-    "uniform": times.uniform,
-}
+TIME_SAMPLERS = by_name(times.lognormal, times.logit_normal, times.student, times.uniform)
 INTERVALS = {"uniform": pairs.uniform_intervals, "lognormal": pairs.lognormal_intervals}
 DISCRETE_PAIRS = {"skipping": pairs.skipping_pairs, "ddim_grid": pairs.ddim_grid_pairs}
-CURRICULA = {
-    "constant": curricula.constant,
-    "square_root_growth": curricula.square_root_growth,
-    "doubling": curricula.doubling,
-}
+CURRICULA = by_name(curricula.constant, curricula.square_root_growth, curricula.doubling)
 COUPLINGS = {"independent": lambda: None, "minibatch_ot": couplings.minibatch_ot}
 PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs}
 RATES = {NO_AVERAGE: lambda: None, "ema": ema_rates.constant_rate}
 RATES_BY_GRID = RATES | {"scheduled_ema": ema_rates.scheduled_rate}
-WEIGHTINGS = {
-    "uniform": weightings.uniform,
-    "inverse_gap": weightings.inverse_gap,
-    "inverse_c_out": weightings.inverse_c_out,
-    "snr": weightings.snr,
-    "snr_plus_one": weightings.snr_plus_one,
-    "truncated_snr": weightings.truncated_snr,
-    "karras": weightings.karras,
-}
-OF_VE = ("snr", "snr_plus_one", "truncated_snr", "karras")
-"""Weights that take the time for the noise level."""
+WEIGHTINGS_OF_VE = by_name(weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
+"""They take the time for the noise level."""
+WEIGHTINGS = by_name(weightings.uniform, weightings.inverse_gap, weightings.inverse_c_out) | WEIGHTINGS_OF_VE
 ALPHA_WEIGHTS = {"inverse": alpha_flow.inverse_alpha, "adaptive": alpha_flow.adaptive_alpha}
-ODE_STEPS = {
-    "ddim": ode.ddim_step,
-    "euler": ode.euler_step,
-    "heun": ode.heun_step,
-    "midpoint": ode.midpoint_step,
-}
-NORMALIZATIONS = {
-    "unit_norm": tangents.unit_norm,
-    "unit_rms": tangents.unit_rms,
-    "clipped": tangents.clipped,
-    "none": tangents.unchanged,
-}
-GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}
-"""The bounded factor of a path's tangent."""
+ODE_STEPS = {"ddim": ode.ddim_step, "euler": ode.euler_step, "heun": ode.heun_step, "midpoint": ode.midpoint_step}
+NORMALIZATIONS = by_name(tangents.unit_norm, tangents.unit_rms, tangents.clipped) | {"none": tangents.unchanged}
+GAINS = {"trig": jnp.cos, "linear": jnp.ones_like}  # the bounded factor of a path's tangent
 DERIVATIVES = {"jvp": lambda: jax.jvp, "central_difference": central_difference}
 
 
@@ -75,20 +48,11 @@ def _lpips(
     from cmjax.interop.features import load_lpips
     from cmjax.nets.features.lpips import lpips, parameter_shapes
 
-    pool = {"max": "max", "average": "avg"}[pooling]
-    return partial(lpips, resize=resize, pool=pool), FrozenWeights(partial(load_lpips, vgg, heads), parameter_shapes)
+    distance = partial(lpips, resize=resize, pool={"max": "max", "average": "avg"}[pooling])
+    return distance, FrozenWeights(partial(load_lpips, vgg, heads), parameter_shapes)
 
 
-DISTANCES = {
-    "l1": distances.l1,
-    "l2": distances.l2,
-    "linf": distances.linf,
-    "huber": distances.huber,
-    "pseudo_huber": distances.pseudo_huber,
-    "adaptive": distances.adaptive,
-    "lpips": _lpips,
-}
-DISTANCES_OF_SPEED = {
-    **{name: DISTANCES[name] for name in ("l1", "l2", "linf", "lpips")},
-    "norm": lambda x, y: distances.pseudo_huber(x, y, c=0.0),
-}
+_NORMS = by_name(distances.l1, distances.l2, distances.linf)
+_ROBUST = by_name(distances.huber, distances.pseudo_huber, distances.adaptive)
+DISTANCES = {**_NORMS, **_ROBUST, "lpips": _lpips}
+DISTANCES_OF_SPEED = {**_NORMS, "lpips": _lpips, "norm": lambda x, y: distances.pseudo_huber(x, y, c=0.0)}

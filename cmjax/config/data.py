@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from cmjax.config.fields import ConfigError, Fields, suggestion
+from cmjax.config.fields import ConfigError, Fields, by_name, suggestion
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
@@ -19,10 +19,8 @@ from cmjax.data.values import check_is_file
 from cmjax.data.workers import check_grain
 from cmjax.system.files import is_bucket, to_path
 
-AUGMENTATIONS = {"edm": augment.edm, "meanflow": augment.meanflow}
-
-USUAL_SIZES = (8, 16, 28, 32, 64)
-"""Heights and widths that models of pixels are trained at."""
+AUGMENTATIONS = by_name(augment.edm, augment.meanflow)
+USUAL_SIZES = (8, 16, 28, 32, 64)  # heights and widths that models of pixels are trained at
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,11 @@ class Data:
     max_corrupt: int
     crop: str = "lanczos"
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How images that are decoded are read."""
+        return {name: getattr(self, name) for name in ("memory_limit_bytes", "max_corrupt", "crop")}
+
     def open(self, split: str) -> sources.Source:
         """The examples of a split.
 
@@ -45,10 +48,8 @@ class Data:
         """
         source = SOURCES.get(self.name, _tfds)(self, split)
         height, width, channels = source.shape
-        for field, wanted, there in (
-            ("image_size", self.image_size, (height, width)),
-            ("channels", self.channels, channels),
-        ):
+        sizes = ("image_size", self.image_size, (height, width)), ("channels", self.channels, channels)
+        for field, wanted, there in sizes:
             if wanted and wanted != there:
                 problem = f"the images of {self.name} are {source.shape}; set it to 0 or to theirs"
                 raise ConfigError(f"config.data.{field}={wanted!r}: {problem}")
@@ -62,24 +63,13 @@ class Data:
         return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split))
 
 
-def _digits(data: Data, split: str) -> sources.Source:
-    return sources.digits(split)
-
-
-def _arrays(data: Data, split: str) -> sources.Source:
-    return sources.arrays(data.data_dir, split, memory_limit_bytes=data.memory_limit_bytes)
-
-
 def _folder(data: Data, split: str) -> sources.Source:
-    size = data.image_size or (0, 0)
-    return sources.folder(
-        data.data_dir, split, image_size=size, channels=data.channels or 3, crop=data.crop, **_limits(data)
-    )
+    images = {"image_size": data.image_size or (0, 0), "channels": data.channels or 3}
+    return sources.folder(data.data_dir, split, **images, **data.reading)
 
 
 def _tfds(data: Data, split: str) -> sources.Source:
-    cropped = {"image_size": data.image_size, "crop": data.crop}
-    return sources.tfds(data.name, split, data_dir=data.data_dir, **cropped, **_limits(data))
+    return sources.tfds(data.name, split, data_dir=data.data_dir, image_size=data.image_size, **data.reading)
 
 
 def _latents(data: Data, split: str) -> sources.Source:
@@ -91,13 +81,9 @@ def _latents(data: Data, split: str) -> sources.Source:
     return latents(data.data_dir, split, max_corrupt=data.max_corrupt)
 
 
-def _limits(data: Data) -> dict[str, Any]:
-    return {"memory_limit_bytes": data.memory_limit_bytes, "max_corrupt": data.max_corrupt}
-
-
 SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
-    "digits": _digits,
-    "arrays": _arrays,
+    "digits": lambda data, split: sources.digits(split),
+    "arrays": lambda data, split: sources.arrays(data.data_dir, split, memory_limit_bytes=data.memory_limit_bytes),
     "folder": _folder,
     "latents": _latents,
 }
@@ -160,10 +146,11 @@ def _check_name(fields: Fields, name: str, data_dir: str) -> None:
     root = Path(data_dir).expanduser()
     if is_prepared(root, name) if data_dir else name in KNOWN:
         return
-    there = names_in(root) if data_dir else []
-    known = [*SOURCES, *BUILDERS]
-    hint = suggestion(name, [*known, *(there if data_dir else KNOWN)])
-    where = f"config.data.data_dir={data_dir!r}, which has {', '.join(there) or 'none'}" if data_dir else "data_dir"
+    known, prepared, where = [*SOURCES, *BUILDERS], list(KNOWN), "data_dir"
+    if data_dir:
+        prepared = names_in(root)
+        where = f"config.data.data_dir={data_dir!r}, which has {', '.join(prepared) or 'none'}"
+    hint = suggestion(name, [*known, *prepared])
     raise fields.error("name", f"must be one of {', '.join(known)}{hint}, or a TFDS data set prepared in {where}")
 
 
@@ -203,17 +190,17 @@ def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Ar
 
     The network takes the labels, so that its samples, whose labels are 0, show none of the changes.
     """
-    if data.text("name") == "latents" and (data.text("augment") or data.boolean("horizontal_flip")):
-        field = "augment" if data.text("augment") else "horizontal_flip"
+    chosen, flips = data.text("augment"), data.boolean("horizontal_flip")
+    if data.text("name") == "latents" and (chosen or flips):
         problem = "an image's latents cannot be changed as the image: leave it out, and encode with --mirrored"
-        raise data.error(field, f"{problem} for mirrored images")
-    if not data.text("augment"):
+        raise data.error("augment" if chosen else "horizontal_flip", f"{problem} for mirrored images")
+    if not chosen:
         return None
     probabilities = data.call("augment", AUGMENTATIONS)
     if kind == "consistency":
         problem = "denoisers and flow maps train with augmentation; a consistency model is given images as they are"
         raise data.error("augment", f"{problem}: leave it empty")
-    if data.boolean("horizontal_flip"):
+    if flips:
         problem = "config.data.augment mirrors images too, and gives the network a label of it"
         raise data.error("horizontal_flip", f"{problem}: set it to False")
     if not net.has("augment_dim"):

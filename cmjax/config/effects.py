@@ -1,7 +1,7 @@
-"""Finds fields that are accepted and have no effect in a run: a row each. A run warns of them before it trains."""
+"""Finds fields that are accepted and have no effect in a run. A run warns of them before it trains."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from cmjax.config.samples import beyond_scales, scales_of
 from cmjax.core.curricula import equal_stages
 from cmjax.core.losses.tangents import ramp
 from cmjax.nets import defaults
+
+Reasons = Iterator[tuple[str, str]]  # (field, why it cannot do what it says)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Asked:
         return value
 
     def parameter(self, field: str, name: str, choices: Mapping[str, Callable], **known: Any) -> float:
-        """A parameter of what the field chose; 0 where it has none of this name."""
+        """A parameter of what the field chose; 0 where it has none of this name, or there is no such field."""
+        if self.value(field) is None:
+            return 0
         section, _, field = field.rpartition(".")
         return Fields(self.config).section(section).choice(field, choices, **known).parameters.get(name, 0)
 
@@ -42,97 +46,58 @@ class Asked:
 
 def without_effect(config: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, str]:
     """The fields that have no effect, with the reason."""
-    asked, reasons = Asked(config, shape), {}
-    for field, reason in ROWS.items():
-        value = asked.value(field)
-        if value is not None and (why := reason(value, asked)):
-            reasons[field] = why
-    return reasons
+    asked = Asked(config, shape)
+    return dict(_of_network(asked)) | dict(_of_objective(asked)) | dict(_of_the_rest(asked))
 
 
-def _after_the_end(every: int, asked: Asked) -> str:
-    return f"the run ends at step {asked.steps}" if every > asked.steps else ""
-
-
-def _kept(every: int, asked: Asked) -> str:
-    first = math.lcm(every, asked.value("checkpoint.save_every")) if every else 0
-    nothing = every and first > asked.steps and asked.steps % every
-    return f"no step of the {asked.steps} that is a multiple of it is saved" if nothing else ""
-
-
-def _levels(heights: tuple[int, ...], asked: Asked) -> str:
-    depth, patch = len(asked.value("net.channel_mult")), asked.value("net.patch", 1)
-    levels = [asked.shape[0] // patch >> level for level in range(depth)]
+def _of_network(asked: Asked) -> Reasons:
+    value = asked.value
+    top, depth = asked.shape[0] // value("net.patch", 1), len(value("net.channel_mult", ()))
+    levels = [top >> level for level in range(depth)]
+    heights = value("net.attention_resolutions", ())
     absent = [height for height in heights if height not in levels]
-    if not absent:
-        return ""
-    alone = "there is no attention but in the middle: " if len(absent) == len(heights) else ""
-    return f"{alone}for these images the levels are {', '.join(map(str, levels))} rows high"
+    if absent:
+        alone = "there is no attention but in the middle: " if len(absent) == len(heights) else ""
+        there = ", ".join(map(str, levels))
+        yield "net.attention_resolutions", f"{alone}for these images the levels are {there} rows high"
+    learned = value("objective.name") == "edm2" or value("objective.learned_weight")
+    if value("net.weight_head") and not learned:
+        yield "net.weight_head", "the objective learns no weight"
+    scale, embedding = value("net.fourier_scale"), value("net.embedding")
+    if scale is not None and embedding != "fourier" and scale != defaults(value("net.name"))["fourier_scale"]:
+        yield "net.fourier_scale", f"config.net.embedding={embedding!r} has no random frequencies"
+    path = Fields(asked.config["model"]).choice("path", PATHS, sigma_data=value("model.sigma_data"))
+    if value("model.rho", 7) != 7 and not path.make().spaced_by_level:
+        yield "model.rho", f"on the path {path.name} steps are evenly spaced in time"
 
 
-def _unused_head(features: int, asked: Asked) -> str:
-    trained = asked.value("objective.name") == "edm2" or asked.value("objective.learned_weight")
-    return "the objective learns no weight" if features and not trained else ""
+def _of_objective(asked: Asked) -> Reasons:
+    steps, interval = asked.steps, asked.value("objective.guidance_interval")
+    limited = interval is not None and interval != "drawn" and tuple(interval) != (0.0, 1.0)
+    if limited and asked.value("objective.guidance") == 1:
+        yield "objective.guidance_interval", "config.objective.guidance=1 is no guidance"
+    if asked.parameter("objective.stages", "count", {"equal": equal_stages}, total_steps=steps) > steps:
+        yield "objective.stages", f"the run has {steps} steps"
+    if asked.parameter("objective.warmup", "length", {"ramp": ramp}) > steps:
+        yield "objective.warmup", f"the run ends at step {steps}, before the warm-up"
 
 
-def _fourier(scale: float, asked: Asked) -> str:
-    changed = scale != defaults(asked.value("net.name"))["fourier_scale"]
-    embedding = asked.value("net.embedding")
-    return f"config.net.embedding={embedding!r} has no random frequencies" if changed and embedding != "fourier" else ""
-
-
-def _rho(rho: float, asked: Asked) -> str:
-    path = Fields(asked.config["model"]).choice("path", PATHS, sigma_data=asked.value("model.sigma_data"))
-    changed = rho != 7 and not path.make().spaced_by_level
-    return f"on the path {path.name} steps are evenly spaced in time" if changed else ""
-
-
-def _warmup(schedule: Any, asked: Asked) -> str:
-    steps, size = asked.steps, asked.value("batch_size")
+def _of_the_rest(asked: Asked) -> Reasons:
+    value, steps, size = asked.value, asked.steps, asked.value("batch_size")
     known = {"peak": 1.0, "total_steps": steps, "batch_size": size}
     of_steps, of_images = (
         asked.parameter("optimizer.schedule", name, LEARNING_RATES, **known) for name in ("warmup_steps", "warmup_mimg")
     )
-    longest = max(of_steps, math.ceil(of_images * 1e6 / size))
-    return f"the warm-up of {longest:,} steps does not end within {steps:,}" if longest >= steps else ""
-
-
-def _ramp(warmup: Any, asked: Asked) -> str:
-    length = asked.parameter("objective.warmup", "length", {"ramp": ramp})
-    return f"the run ends at step {asked.steps}, before the warm-up" if length > asked.steps else ""
-
-
-def _stages(stages: Any, asked: Asked) -> str:
-    count = asked.parameter("objective.stages", "count", {"equal": equal_stages}, total_steps=asked.steps)
-    return f"the run has {asked.steps} steps" if count > asked.steps else ""
-
-
-def _interval(interval: Any, asked: Asked) -> str:
-    always = interval == "drawn" or tuple(interval) == (0.0, 1.0)
-    return "config.objective.guidance=1 is no guidance" if not always and asked.value("objective.guidance") == 1 else ""
-
-
-def _full_noise(full: bool, asked: Asked) -> str:
-    alone = full and len(asked.value("samples.times", ())) == 1
-    return "samples of one evaluation are given no noise again" if alone else ""
-
-
-def _scale(scale: float, asked: Asked) -> str:
-    return beyond_scales(scale, scales_of(asked.config))
-
-
-ROWS: dict[str, Callable[[Any, Asked], str]] = {
-    "checkpoint.keep_every": _kept,
-    "samples.full_noise": _full_noise,
-    "samples.guidance": _scale,
-    "evaluate.every": _after_the_end,
-    "model.rho": _rho,
-    "net.attention_resolutions": _levels,
-    "net.fourier_scale": _fourier,
-    "net.weight_head": _unused_head,
-    "objective.guidance_interval": _interval,
-    "objective.stages": _stages,
-    "objective.warmup": _ramp,
-    "optimizer.schedule": _warmup,
-}
-"""Field -> (its value, the configuration) -> why it cannot do what it says; "" where it can."""
+    warmup = max(of_steps, math.ceil(of_images * 1e6 / size))
+    if warmup >= steps:
+        yield "optimizer.schedule", f"the warm-up of {warmup:,} steps does not end within {steps:,}"
+    # A checkpoint is kept for good where it is saved at all: at common multiples, and at the last step.
+    every = value("checkpoint.keep_every")
+    if every and math.lcm(every, value("checkpoint.save_every")) > steps and steps % every:
+        yield "checkpoint.keep_every", f"no step of the {steps} that is a multiple of it is saved"
+    if value("evaluate.every", 0) > steps:
+        yield "evaluate.every", f"the run ends at step {steps}"
+    if value("samples.full_noise") and len(value("samples.times", ())) == 1:
+        yield "samples.full_noise", "samples of one evaluation are given no noise again"
+    if beyond := beyond_scales(value("samples.guidance", 1), scales_of(asked.config)):
+        yield "samples.guidance", beyond

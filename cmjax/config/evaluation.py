@@ -10,16 +10,11 @@ from cmjax.data.batches import UINT8
 from cmjax.metrics.registry import METRICS, too_few
 from cmjax.system.files import to_path
 
-WEIGHTS = Path("~/.cache/cmjax")
-"""The folder of published networks' files, where none is named."""
-LABELS = ("balanced", "random")
-"""How the labels of many samples are chosen: every class in turn, or each at random."""
-FEATURES = ("inception", "dinov2", "clip", "dataset")
-"""What --features may name."""
-OLD_FEATURES = {"own": "dataset"}
-"""Names that earlier versions had for features."""
-WITH_CLASSES = ("inception", "dataset")
-"""Features of networks that classify, as the Inception Score needs."""
+WEIGHTS = Path("~/.cache/cmjax")  # the folder of published networks' files, where none is named
+LABELS = ("balanced", "random")  # how the labels of many samples are chosen: every class in turn, or each at random
+FEATURES = ("inception", "dinov2", "clip", "dataset")  # what --features may name
+OLD_FEATURES = {"own": "dataset"}  # names that earlier versions had for features
+WITH_CLASSES = ("inception", "dataset")  # features of networks that classify, as the Inception Score needs
 DEFAULT_METRICS = ("fd", "kid", "prdc")
 """The metrics where none are named; fid in place of fd where Inception's weights are there."""
 
@@ -44,26 +39,21 @@ class Evaluation:
 
 def read_evaluation(fields: Fields) -> Evaluation:
     """Reads the section `evaluate`."""
-    default = Evaluation()
+    features = OLD_FEATURES.get(fields.value("features", absent=""))
     evaluation = Evaluation(
         every=fields.integer("every", at_least=0),
         num=fields.integer("num", at_least=2),
-        metrics=_metrics(fields) if fields.has("metrics") else (),
-        features=_features(fields) if fields.has("features") else "",
-        weights=to_path(fields.text("weights") or WEIGHTS) if fields.has("weights") else default.weights,
-        uint8=fields.one_of("uint8", UINT8) if fields.has("uint8") else default.uint8,
-        labels=fields.one_of("labels", LABELS) if fields.has("labels") else default.labels,
+        metrics=_metrics(fields),
+        features=features or fields.one_of("features", ("", *FEATURES), absent=""),
+        weights=to_path(fields.text("weights", absent="") or WEIGHTS),
+        uint8=fields.one_of("uint8", UINT8, absent="round"),
+        labels=fields.one_of("labels", LABELS, absent="balanced"),
     )
     if "is" in evaluation.metrics and evaluation.features not in ("", *WITH_CLASSES):
         raise fields.error("features", f"the metric is needs classes, of {' or '.join(WITH_CLASSES)}")
     if evaluation.every:
         _check_number(fields, evaluation)
     return evaluation
-
-
-def _features(fields: Fields) -> str:
-    written = fields.value("features")
-    return OLD_FEATURES.get(written) or fields.one_of("features", ("", *FEATURES))
 
 
 def _check_number(fields: Fields, evaluation: Evaluation) -> None:
@@ -83,7 +73,7 @@ def evaluation_of_options(
 
 
 def _metrics(fields: Fields) -> tuple[str, ...]:
-    value = fields.value("metrics")
+    value = fields.value("metrics", absent=())
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, Iterable):
         raise fields.error("metrics", "must be names, like ('fid', 'kid')")

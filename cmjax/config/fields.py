@@ -9,17 +9,16 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cmjax.ranges import Real, Within
+from cmjax.ranges import Real
 from cmjax.system.errors import UserError
 from cmjax.system.files import path_problem
 
-LARGEST = 3e38
-"""The largest number of float32, in which everything is computed."""
+LARGEST = 3e38  # the largest number of float32, in which everything is computed
 
 
 class ConfigError(UserError, ValueError):
@@ -102,7 +101,10 @@ class Fields:
     ) -> float:
         value = self.value(field, absent=absent)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(field, f"must be a number{_like_a_number(value)}")
+            hint = ""
+            with suppress(TypeError, ValueError):  # a text that was meant as a number, such as "1e-3" of a recipe
+                hint = f": write {float(value):g} without quotes" if isinstance(value, str) else ""
+            raise self.error(field, f"must be a number{hint}")
         if not value <= at_most or not math.isfinite(value):
             raise self.error(field, f"must be a finite number of at most {at_most:g}")
         if at_least is not None and not value >= at_least:
@@ -120,15 +122,15 @@ class Fields:
         return int(value)
 
     def boolean(self, field: str, *, absent: bool | None = None) -> bool:
-        value = self.value(field, absent=absent)
-        if not isinstance(value, bool):
-            raise self.error(field, "must be True or False")
-        return value
+        return self._of_kind(field, bool, absent)
 
-    def text(self, field: str) -> str:
-        value = self.value(field)
-        if not isinstance(value, str):
-            raise self.error(field, "must be a text")
+    def text(self, field: str, *, absent: str | None = None) -> str:
+        return self._of_kind(field, str, absent)
+
+    def _of_kind(self, field: str, kind: type, absent: Any) -> Any:
+        value = self.value(field, absent=absent)
+        if problem := value_problem(value, kind):
+            raise self.error(field, problem)
         return value
 
     def path(self, field: str) -> str:
@@ -140,14 +142,14 @@ class Fields:
 
     def numbers(self, field: str, *, may_be_empty: bool = False) -> tuple[float, ...]:
         value = self.value(field)
-        if may_be_empty and not isinstance(value, str) and isinstance(value, Iterable) and not list(value):
-            return ()
-        if not isinstance(value, Iterable) or not list(value) or any(value_problem(v, Real) for v in value):
+        numbers: list[Any] = list(value) if isinstance(value, Iterable) else []
+        empty = may_be_empty and isinstance(value, tuple | list) and not numbers
+        if not (numbers or empty) or any(value_problem(number, Real) for number in numbers):
             raise self.error(field, "must be one or more numbers, like (80.0, 0.8)")
-        return tuple(float(v) for v in value)
+        return tuple(map(float, numbers))
 
-    def one_of(self, field: str, choices: Iterable[str]) -> str:
-        value = self.text(field)
+    def one_of(self, field: str, choices: Iterable[str], *, absent: str | None = None) -> str:
+        value = self.text(field, absent=absent)
         if value not in choices:
             raise self.error(field, f"must be one of {', '.join(choices)}{suggestion(value, choices)}")
         return value
@@ -197,13 +199,11 @@ class Fields:
         """The name and the parameters of a choice as it is written, a text or a section."""
         if isinstance(value, str):
             return self._parse_call(field, value)
-        if isinstance(value, Mapping):
-            written = dict(value)
-            name = written.pop("name", None)
-            if isinstance(name, str):
-                return name, written
+        if not isinstance(value, Mapping):
+            raise self.error(field, f"must be one of {', '.join(choices)}")
+        if not isinstance(value.get("name"), str):
             raise self.error(field, f"must have the field name, one of {', '.join(choices)}")
-        raise self.error(field, f"must be one of {', '.join(choices)}")
+        return value["name"], {parameter: v for parameter, v in value.items() if parameter != "name"}
 
     def _parse_call(self, field: str, text: str) -> tuple[str, dict[str, Any]]:
         try:
@@ -226,6 +226,11 @@ class Fields:
             raise ConfigError(f"{names}: nothing reads this here; remove it{suggestion(self.remaining()[0], known)}")
 
 
+def by_name(*functions: Callable) -> dict[str, Callable]:
+    """The choices of these functions, each by its own name."""
+    return {function.__name__: function for function in functions}
+
+
 def value_problem(value: Any, annotation: Any) -> str | None:
     """Checks the value of a parameter; gives the problem, as "must be above 0", or None.
 
@@ -239,13 +244,13 @@ def value_problem(value: Any, annotation: Any) -> str | None:
     kind, ranges = (options[0], options[1:]) if get_origin(annotation) is Annotated else (annotation, ())
     if kind is bool or kind is str:
         return None if isinstance(value, kind) else f"must be {'True or False' if kind is bool else 'a text'}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):  # a bool is an int to Python
         return "must be a number"
     if not math.isfinite(value):
         return "must be a finite number"
-    problems = (of.problem(value) for of in ranges if isinstance(of, Within))
-    if problem := next(filter(None, problems), None):
-        return problem
+    for within in ranges:
+        if problem := within.problem(value):
+            return problem
     return "must be a whole number" if kind is int and value % 1 else None
 
 
@@ -253,14 +258,6 @@ def changed(config: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]
     """The configuration with another value of the field, whose sections are separated by dots: "net.remat"."""
     section, dot, rest = field.partition(".")
     return {**config, section: changed(config[section], rest, value) if dot else value}
-
-
-def _like_a_number(value: Any) -> str:
-    """A hint for a text that was meant as a number, such as "1e-3" of a recipe."""
-    try:
-        return f": write {float(value):g} without quotes" if isinstance(value, str) else ""
-    except ValueError:
-        return ""
 
 
 def suggestion(word: str, choices: Iterable[str], *, prefix: str = "") -> str:

@@ -59,8 +59,7 @@ METHODS: dict[str, Row] = {
 }  # fmt: skip
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
 """Methods by the names that older runs have recorded."""
-NO_AVERAGE = "stop_gradient"
-"""The `target` of a method that needs no average: the student itself, without gradient."""
+NO_AVERAGE = "stop_gradient"  # the `target` of a method that needs no average: the student itself, without gradient
 
 
 def method_name(objective: Fields) -> str:
@@ -78,15 +77,16 @@ def read_spec(fields: Fields) -> ModelSpec:
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> NetworkModel:
     """The model of a recorded configuration: that of a run, or of weights that no run here made."""
     fields = Fields(config)
-    if fields.has("objective") and _recorded_name(config) in METHODS:
+    recorded = str(config.get("objective", {}).get("name", ""))
+    if RENAMED.get(recorded, recorded) in METHODS:
         spec = read_spec(fields)
     else:
         kind = config["model"].get("kind", "consistency")  # before it was recorded, what is no denoiser was this
         spec = read_model_spec(fields, kind, made_by=f"config.model.kind={kind!r}")
-    unknown = [f"{name}.{field}" for name in ("net", "model") for field in fields.section(name).remaining()]
-    if unknown := [field for field in unknown if field != "model.kind"]:
-        log.warning("config.%s: this version of cmjax does not know it, and the model is made without it; a newer one "
-                    "may make another", ", config.".join(unknown))  # fmt: skip
+    remaining = [f"config.{name}.{field}" for name in ("net", "model") for field in fields.section(name).remaining()]
+    if unknown := ", ".join(field for field in remaining if field != "config.model.kind"):
+        ignored = "this version of cmjax does not know it, and the model is made without it"
+        log.warning("%s: %s; a newer one may make another", unknown, ignored)
     return spec.make(num_classes)
 
 
@@ -98,8 +98,3 @@ def read_model_like(config: Mapping[str, Any], kind: Kind, num_classes: int | No
     like = {**model, "preconditioning": preconditioning, "t_min": model["t_min"] or 0.001}
     net = {**config["net"], "two_times": kind == "flow_map", "guided": False}
     return read_model_spec(Fields({"net": net, "model": like}), kind, made_by="the teacher").make(num_classes)
-
-
-def _recorded_name(config: Mapping[str, Any]) -> str:
-    name = str(config["objective"].get("name", ""))
-    return RENAMED.get(name, name)

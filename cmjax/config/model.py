@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.config.fields import ConfigError, Fields, value_problem
+from cmjax.config.fields import ConfigError, Fields, by_name, value_problem
 from cmjax.core import model as core
 from cmjax.core import paths
 from cmjax.core import preconditioning as scalings
@@ -24,8 +24,7 @@ from cmjax.nets import NETS
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.ranges import LARGE, NotNegative, Within
 
-Size = Annotated[int, Within(0, 2**14)]
-"""The range of a network's whole numbers, unless its module says more."""
+Size = Annotated[int, Within(0, 2**14)]  # the range of a network's whole numbers, unless its module says more
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PATHS: dict[str, Callable[..., Path]] = {
     "ve": lambda: paths.ve,
@@ -36,35 +35,29 @@ PATHS: dict[str, Callable[..., Path]] = {
 }
 LAST_TIMES = {"trig": math.pi / 2, "linear": 1.0, "vp": 1.0, "ddpm": 1.0}
 """Where a path is noise alone, or its schedule ends."""
-_TRIG = {"trig": scalings.trig, "trig_edm": scalings.trig_edm}
+_TRIG = by_name(scalings.trig, scalings.trig_edm)
+_FLOWS = by_name(scalings.linear_flow, scalings.linear_gap, scalings.linear_ends)
 _DISCRETE = {
     "denoiser": {"epsilon": scalings.epsilon, "v": scalings.v_prediction},
     "consistency": {"lcm": scalings.lcm},
 }
 PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "ve": {
-        "denoiser": {"edm": scalings.edm, "consistency": scalings.consistency},
-        "consistency": {"consistency": scalings.consistency, "piecewise": scalings.piecewise, "edm": scalings.edm},
+        "denoiser": by_name(scalings.edm, scalings.consistency),
+        "consistency": by_name(scalings.consistency, scalings.piecewise, scalings.edm),
     },
     "trig": {"denoiser": _TRIG, "consistency": _TRIG},
     "linear": {
         "denoiser": {"linear": scalings.linear},
         "consistency": {"linear": scalings.linear},
-        "flow_map": {
-            "linear_flow": scalings.linear_flow,
-            "edm_flow": scalings.linear_flow,
-            "linear_gap": scalings.linear_gap,
-            "linear_ends": scalings.linear_ends,
-        },
+        "flow_map": {**_FLOWS, "edm_flow": scalings.linear_flow},
     },
     "vp": _DISCRETE,
     "ddpm": _DISCRETE,
 }
 """By the path and by the kind of model. `edm_flow` is `linear_flow` of the velocity that an EDM network gives."""
-OF_BOTH_ENDS = "linear_ends"
-"""The preconditioning of a flow map whose network takes t and s, and not t and t − s."""
-OF_THE_GAP = "linear_gap"
-"""The preconditioning of a flow map whose network takes one time, t − s."""
+OF_BOTH_ENDS = "linear_ends"  # the preconditioning of a flow map whose network takes t and s, and not t and t − s
+OF_THE_GAP = "linear_gap"  # the preconditioning of a flow map whose network takes one time, t − s
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,6 @@ def read_time_sampler(o: Objective, name: str = "times", **known: float) -> Time
     return sampler
 
 
-def _single(o: Objective) -> Part:
-    return {"times": pairs.single(read_time_sampler(o))}
-
-
 def _grid(o: Objective) -> Part:
     """Neighbours on a Karras grid that grows with the run."""
     curriculum = o.fields.call("curriculum", choices.CURRICULA, total_steps=o.steps)
@@ -131,14 +127,6 @@ def _segments(o: Objective) -> Part:
     return {**part, "times": pairs.segmented(part["times"], edges)}
 
 
-def _discrete(o: Objective) -> Part:
-    return {"times": o.fields.call("pairs", choices.DISCRETE_PAIRS)}
-
-
-def _ratio(o: Objective) -> Part:
-    return _by_ratio(o, read_time_sampler(o))
-
-
 def _held_ratio(o: Objective) -> Part:
     """TCM's times: a fraction of the batch is held at the boundary."""
     boundary, fraction = o.fields.number("boundary", above=0), read_fraction(o)
@@ -154,14 +142,6 @@ def _by_ratio(o: Objective, sampler: TimeSampler) -> Part:
     return {"times": pairs.ratio_pairs(sampler, gap), "schedules": {"stage": stage}}
 
 
-def _two(o: Objective) -> Part:
-    return {"times": _two_times(o)}
-
-
-def _between(o: Objective) -> Part:
-    return {"times": pairs.between(_two_times(o), read_alpha(o))}
-
-
 def _two_times(o: Objective) -> PairSampler:
     """t and s of a flow map between any two times."""
     samplers = (read_time_sampler(o, name) for name in ("times", "times_s"))
@@ -175,14 +155,14 @@ def _dyadic(o: Objective) -> Part:
 
 
 TIMES: dict[str, Callable[[Objective], Part]] = {
-    "single": _single,
+    "single": lambda o: {"times": pairs.single(read_time_sampler(o))},
     "grid": _grid,
     "halving_grid": _halving_grid,
     "segments": _segments,
-    "discrete": _discrete,
-    "ratio": _ratio,
+    "discrete": lambda o: {"times": o.fields.call("pairs", choices.DISCRETE_PAIRS)},
+    "ratio": lambda o: _by_ratio(o, read_time_sampler(o)),
     "held_ratio": _held_ratio,
-    "two": _two,
-    "between": _between,
+    "two": lambda o: {"times": _two_times(o)},
+    "between": lambda o: {"times": pairs.between(_two_times(o), read_alpha(o))},
     "dyadic": _dyadic,
 }

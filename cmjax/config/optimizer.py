@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from cmjax.config.fields import Choice, Fields
+from cmjax.config.fields import Choice, Fields, by_name
 from cmjax.core.typing import Schedule
 from cmjax.nets.magnitude import normalize_weights
 from cmjax.ranges import Positive, Rate
@@ -30,9 +30,8 @@ LEARNING_RATES = {
     "linear": optimizers.linear_schedule,
     "inverse_sqrt": optimizers.inverse_sqrt_schedule,
 }
-AVERAGES = {"ema": optimizers.ema, "half_life": optimizers.half_life, "power": optimizers.power}
-PROJECTIONS = {"edm2": normalize_weights}
-"""The projection of a network's updated parameters, by its name."""
+AVERAGES = by_name(optimizers.ema, optimizers.half_life, optimizers.power)
+PROJECTIONS = {"edm2": normalize_weights}  # the projection of a network's updated parameters, by its name
 
 
 def read_optimizer(
@@ -49,13 +48,22 @@ def read_optimizer(
     Args: network: its name. target_rate, stages: those of the `Method`.
     """
     rule = fields.call("rule", RULES)
-    starts = _read_restarts(fields, stages)
-    learning_rate = _read_schedule(fields, starts or (0,), steps=steps, batch_size=batch_size)
+    starts: Sequence[int] = (0,)
+    if fields.boolean("restart_each_stage", absent=False):
+        if not stages:
+            problem = "config.objective has no stages with a teacher of their own, as pd has"
+            raise fields.error("restart_each_stage", problem)
+        starts, rule = stages, optimizers.restarted(rule, stages[1:])
+    known = {"peak": fields.number("learning_rate", above=0), "batch_size": batch_size}
+    # Each stage's schedule ends where the next begins; without restarts there is one stage.
+    lengths = np.diff([*starts, steps]).tolist()
+    schedules = [fields.call("schedule", LEARNING_RATES, total_steps=length, **known) for length in lengths]
+    learning_rate = optax.join_schedules(schedules, starts[1:])
     rates: dict[str, Schedule] = {} if target_rate is None else {optimizers.TARGET: target_rate}
     for i, average in enumerate(fields.choices("averages", AVERAGES, batch_size=batch_size)):
         rates[optimizers.average_name(i)] = fields.called("averages", average)
     optimizer = optimizers.make_optimizer(
-        optimizers.restarted(rule, starts[1:]) if starts else rule,
+        rule,
         learning_rate=learning_rate,
         clip_norm=fields.number("clip_norm", at_least=0),
         weight_decay=fields.number("weight_decay", at_least=0),
@@ -63,30 +71,6 @@ def read_optimizer(
         projection=PROJECTIONS.get(network),
     )
     return optimizer, learning_rate
-
-
-def _read_schedule(fields: Fields, starts: Sequence[int], *, steps: int, batch_size: int) -> Schedule:
-    """The learning rate, which begins anew at each of the steps `starts` and ends where the next begins."""
-    known = {"peak": fields.number("learning_rate", above=0), "batch_size": batch_size}
-    lengths = np.diff([*starts, steps]).tolist()
-    schedules = [fields.call("schedule", LEARNING_RATES, total_steps=length, **known) for length in lengths]
-    return optax.join_schedules(schedules, starts[1:])
-
-
-def _read_restarts(fields: Fields, stages: Sequence[int]) -> Sequence[int]:
-    """The steps at which the schedule and the rule begin anew, the first of them 0; () where none was asked for."""
-    if not fields.boolean("restart_each_stage", absent=False):
-        return ()
-    if not stages:
-        raise fields.error(
-            "restart_each_stage", "config.objective has no stages with a teacher of their own, as pd has"
-        )
-    return stages
-
-
-def read_skip_nonfinite(fields: Fields) -> int:
-    """Reads how many steps may be skipped; 0 in configurations older than the choice."""
-    return fields.integer("skip_nonfinite", at_least=0, absent=0)
 
 
 def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -116,11 +100,9 @@ def long_target(config: Mapping[str, Any], rate: Schedule | None, updates: int) 
     chosen = config["objective"].get("target")
     if rate is None or chosen is None:
         return None
-    problem = _too_much_of_first(rate, updates)
-    return (
-        problem
-        and f"config.objective.target={chosen!r} after {updates:,} updates: {problem}; a smaller rate forgets them"
-    )
+    if problem := _too_much_of_first(rate, updates):
+        return f"config.objective.target={chosen!r} after {updates:,} updates: {problem}; a smaller rate forgets them"
+    return None
 
 
 def _too_much_of_first(rate: Schedule, updates: int) -> str | None:
@@ -130,13 +112,11 @@ def _too_much_of_first(rate: Schedule, updates: int) -> str | None:
 
 def same_but_for_start(old: Any, new: Any) -> bool:
     """Whether two fields `averages` differ at most in how their averages are corrected for their start."""
-
-    def without(written: Any) -> list[Any]:
-        return [
-            (one.name, {k: v for k, v in one.parameters.items() if k != "corrected"}) for one in _chosen(written, 1)
-        ]
-
-    return without(old) == without(new)
+    old, new = (
+        [(one.name, {**one.parameters, "corrected": None}) for one in _chosen(written, batch_size=1)]
+        for written in (old, new)
+    )
+    return old == new
 
 
 def uncorrected(written: Any) -> Any:
@@ -150,9 +130,8 @@ def uncorrected(written: Any) -> Any:
 
 def power_widths(config: Mapping[str, Any]) -> dict[str, float]:
     """The power-function averages that a recorded configuration keeps: their names in a checkpoint, and widths."""
-    chosen = _chosen(config["optimizer"]["averages"], 1)
-    powers = {optimizers.average_name(i): one.parameters for i, one in enumerate(chosen) if one.name == "power"}
-    return {name: parameters["std"] for name, parameters in powers.items()}
+    chosen = enumerate(_chosen(config["optimizer"]["averages"], batch_size=1))
+    return {optimizers.average_name(i): one.parameters["std"] for i, one in chosen if one.name == "power"}
 
 
 def _chosen(written: Any, batch_size: int) -> list[Choice]:

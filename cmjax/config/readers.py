@@ -20,8 +20,8 @@ from cmjax.core.guidance import guided, sample_guidance, sample_interval
 from cmjax.core.losses import alpha_flow, scm_cd, tangents
 from cmjax.core.typing import Distance, PerSample, Schedule
 
-Part = dict[str, Any]
-"""Fields of `Method`."""
+WARMUPS = {"ramp": tangents.ramp}
+Part = dict[str, Any]  # fields of `Method`
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,12 @@ def read_alpha(o: Objective) -> Schedule:
     return alpha
 
 
-def _value(name: str, value: Any, **more: Any) -> Part:
-    return {"choices": {name: value}, **more}
+def _value(name: str, value: Any) -> Part:
+    return {"choices": {name: value}}
+
+
+def _by_step(keyword: str, schedule: Schedule, *, recorded_as: str) -> Part:
+    return {"by_step": {keyword: schedule}, "schedules": {recorded_as: schedule}}
 
 
 def _first_stage(o: Objective) -> Part:
@@ -68,28 +72,27 @@ def _folder(o: Objective, name: str, what: str) -> str:
 
 
 def _target_params(o: Objective) -> Part:
-    if o.curriculum is None:
-        rate = o.fields.call("target", choices.RATES)
-    else:
-        rate = o.fields.call("target", choices.RATES_BY_GRID, curriculum=o.curriculum)
+    rates = choices.RATES if o.curriculum is None else choices.RATES_BY_GRID
+    rate = o.fields.call("target", rates, curriculum=o.curriculum)
     return {"target_rate": rate, "schedules": {} if rate is None else {"target_rate": rate}}
 
 
 def _weight(o: Objective, *, of_t_alone: bool = False) -> Part:
     """of_t_alone: the method knows no r."""
     weight = o.fields.choice("weight", choices.WEIGHTINGS, scalings=o.spec.scalings, **o.spec.constants)
-    if o.spec.path_name != "ve" and weight.name in choices.OF_VE:
+    if o.spec.path_name != "ve" and weight.name in choices.WEIGHTINGS_OF_VE:
         raise o.fields.error("weight", f"is of the path ve, not {o.spec.path_name}; inverse_c_out is of any")
     if of_t_alone and weight.name == "inverse_gap":
         raise o.fields.error("weight", "is 1/(t − r), and both points meet: choose one of t alone")
     return _value("weight", weight.make)
 
 
-def _alpha_weight(o: Objective) -> Part:
-    weight = o.fields.choice("weight", choices.ALPHA_WEIGHTS).make
-    with o.fields.naming("weight"):
-        jax.eval_shape(lambda: weight(jnp.ones(2), jnp.ones(2)))
-    return _value("weight", weight)
+def _tried(o: Objective, name: str, of: Mapping[str, Callable], arguments: Callable[[], tuple]) -> Part:
+    """A function, traced once with such arguments, so that what is wrong with its parameters is an error here."""
+    function = o.fields.choice(name, of).make
+    with o.fields.naming(name):
+        jax.eval_shape(lambda: function(*arguments()))
+    return _value(name, function)
 
 
 def _distance(o: Objective) -> Part:
@@ -118,10 +121,6 @@ def _by_distance(keyword: str, chosen: Choice, make: Callable[[Distance], Any]) 
     return {"by_frozen": made, "frozen": {"lpips": weights}}
 
 
-def _ode_step(o: Objective) -> Part:
-    return _value("ode_step", o.fields.choice("ode_step", choices.ODE_STEPS, path=o.spec.path).make)
-
-
 def _derivative(o: Objective) -> Part:
     """The derivative by time, by default in forward mode."""
     chosen = o.fields.choice("derivative", choices.DERIVATIVES) if o.fields.has("derivative") else None
@@ -132,23 +131,6 @@ def _derivative(o: Objective) -> Part:
     if o.spec.preconditioning == "trig_edm":
         raise o.fields.error("derivative", "must be jvp with preconditioning trig_edm: ln tan t ends where t does")
     return _value("derivative", chosen.make())
-
-
-def _warmup(o: Objective) -> Part:
-    warmup = o.fields.call("warmup", {"ramp": tangents.ramp})
-    return {"by_step": {"warmup": warmup}, "schedules": {"tangent_warmup": warmup}}
-
-
-def _alpha(o: Objective) -> Part:
-    alpha = read_alpha(o)
-    return {"by_step": {"alpha": alpha}, "schedules": {"alpha": alpha}}
-
-
-def _normalize(o: Objective) -> Part:
-    normalize = o.fields.choice("normalize", choices.NORMALIZATIONS).make
-    with o.fields.naming("normalize"):
-        jax.eval_shape(lambda: normalize(jnp.ones((2, 3))))
-    return _value("normalize", normalize)
 
 
 def _weighted(o: Objective) -> Part:
@@ -164,18 +146,15 @@ def _weight_head(o: Objective) -> Part:
 
 
 def _guidance(o: Objective) -> Part:
-    """One scale; none where the field is absent, as in an older run's record."""
-    return _value("guidance", _unless_off(o, "guidance", o.fields.number("guidance", above=0, absent=1.0), off=1))
+    return _scale_of_labels(o, "guidance", off=1, above=0)
 
 
-def _blend(o: Objective) -> Part:
-    return _value("blend", _unless_off(o, "blend", o.fields.number("blend", at_least=0, absent=0.0), off=0))
-
-
-def _unless_off(o: Objective, name: str, value: float, *, off: int) -> float:
+def _scale_of_labels(o: Objective, name: str, *, off: int, **bounds: float) -> Part:
+    """One number, which needs labels unless it is `off`, as where the field is absent from an older run's record."""
+    value = o.fields.number(name, absent=float(off), **bounds)
     if value != off and not o.spec.net["class_conditional"]:
         raise o.fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
-    return value
+    return _value(name, value)
 
 
 def _scale_or_scales(o: Objective) -> Part:
@@ -194,9 +173,8 @@ def _scales(o: Objective, *, above: float | None = None) -> Part:
         return {"guidance": chosen.make}
     scales = o.fields.numbers("guidance")
     if len(scales) != 2 or not 0 <= scales[0] <= scales[1]:
-        raise o.fields.error(
-            "guidance", "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance"
-        )
+        problem = "must be the smallest and the largest scale, like (1.0, 3.0); 1 is no guidance"
+        raise o.fields.error("guidance", problem)
     if above is not None and scales[0] <= above:
         raise o.fields.error("guidance", f"must be above {above}")
     return {"guidance": partial(sample_guidance, low=scales[0], high=scales[1])}
@@ -237,11 +215,6 @@ def _drops_first(o: Objective) -> Part:
     return {"labels": {"drop_first": chosen}}
 
 
-def _keeps_label(o: Objective) -> Part:
-    """The loss also takes the labels that the network goes without, or not."""
-    return {"labels": {"keep_labels": _of_labels(o, "keeps_label")}}
-
-
 def _of_labels(o: Objective, name: str) -> bool:
     if chosen := o.fields.boolean(name, absent=False):
         _needs_input(o, "class_conditional", f"{name}=True needs labels")
@@ -262,22 +235,23 @@ def _needs_jvp(o: Objective, *, otherwise: str = "") -> None:
 
 
 READERS: dict[str, Callable[[Objective], Part]] = {
-    "alpha": _alpha,
-    "alpha_weight": _alpha_weight,
-    "blend": _blend,
+    "alpha": lambda o: _by_step("alpha", read_alpha(o), recorded_as="alpha"),
+    "alpha_weight": lambda o: _tried(o, "weight", choices.ALPHA_WEIGHTS, lambda: (jnp.ones(2), jnp.ones(2))),
+    "blend": lambda o: _scale_of_labels(o, "blend", off=0, at_least=0),
     "derivative": _derivative,
     "distance": _distance,
     "drops_first": _drops_first,
     "first_stage": _first_stage,
-    "fraction": lambda o: _value("fraction", read_fraction(o), fraction=read_fraction(o)),
+    "fraction": lambda o: {"choices": {"fraction": read_fraction(o)}, "fraction": read_fraction(o)},
     "gain": lambda o: _value("gain", choices.GAINS[o.spec.path_name]),
     "guidance": _guidance,
     "guided_teacher": _guided_teacher,
     "interval": _interval,
     "interval_or_intervals": _interval_or_intervals,
-    "keeps_label": _keeps_label,
-    "normalize": _normalize,
-    "ode_step": _ode_step,
+    # the loss also takes the labels that the network goes without
+    "keeps_label": lambda o: {"labels": {"keep_labels": _of_labels(o, "keeps_label")}},
+    "normalize": lambda o: _tried(o, "normalize", choices.NORMALIZATIONS, lambda: (jnp.ones((2, 3)),)),
+    "ode_step": lambda o: _value("ode_step", o.fields.choice("ode_step", choices.ODE_STEPS, path=o.spec.path).make),
     "rho": lambda o: _value("rho", o.spec.constants["rho"]),
     "scale_or_scales": _scale_or_scales,
     "scales": _scales,
@@ -285,7 +259,7 @@ READERS: dict[str, Callable[[Objective], Part]] = {
     "target_params": _target_params,
     "teacher": lambda o: {"teacher": _folder(o, "teacher", "a trained diffusion teacher")},
     "velocity_head": lambda o: _value("velocity_head", bool(o.spec.net.get("velocity_head"))),
-    "warmup": _warmup,
+    "warmup": lambda o: _by_step("warmup", o.fields.call("warmup", WARMUPS), recorded_as="tangent_warmup"),
     "weight": _weight,
     "weight_head": _weight_head,
     "weight_of_t": partial(_weight, of_t_alone=True),

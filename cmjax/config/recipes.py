@@ -5,7 +5,6 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,7 @@ from cmjax.config.renamed import new_name, with_new_names
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-FOLDER = Path("configs")
-"""The folder of the recipes that are called by name."""
+FOLDER = Path("configs")  # the folder of the recipes that are called by name
 OWN_DATA = (
     "For images of your own (docs/howto/data.md has the commands):",
     "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
@@ -69,14 +67,8 @@ def load_recipe(text: str) -> "ConfigDict":
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise ConfigError(f"--config={text}: get_config() gave {kind}, and not an ml_collections.ConfigDict")
-    return ConfigDict(renamed) if (renamed := with_new_names(config.to_dict())) != config.to_dict() else config
-
-
-def load_fields(values: Mapping[str, Any]) -> "ConfigDict":
-    """Makes a configuration of the fields alone that a mode reads, where no recipe is named."""
-    from ml_collections import ConfigDict
-
-    return ConfigDict(values)
+    renamed = with_new_names(config.to_dict())
+    return config if renamed == config.to_dict() else ConfigDict(renamed)
 
 
 def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
@@ -108,24 +100,21 @@ def change(config: "ConfigDict", name: str, text: str | None) -> None:
     Raises: ConfigError where there is no such field, or its value is of another kind.
     """
     name = new_name(name)
-    section: Any = config
-    holder: Any = config
-    old: Any = None
+    section: Any = None
+    old: Any = config
     places = name.split(".")
     for depth, place in enumerate(places):
-        path = ".".join(places[:depth])
+        section, path = old, ".".join(["config", *places[:depth]])
         if not hasattr(section, "keys"):
-            problem = f"config.{path}={section!r} has no fields: write --config.{path}=<value>"
-            raise ConfigError(f"--config.{name}: {problem}")
+            raise ConfigError(f"--config.{name}: {path}={section!r} has no fields: write --{path}=<value>")
         if place not in section:
-            owner = f"config.{path}" if path else "config"
             hint, fields = suggestion(place, section.keys()), ", ".join(section.keys())
-            raise ConfigError(f"--config.{name}: {owner} has no field {place}{hint}; it has {fields}")
-        old, holder, section = section[place], section, section[place]
+            raise ConfigError(f"--config.{name}: {path} has no field {place}{hint}; it has {fields}")
+        old = section[place]
     if hasattr(old, "keys") and "name" not in old:
         raise ConfigError(f"--config.{name}: it is a section: change one of its fields, {', '.join(old.keys())}")
     with config.ignore_type():
-        holder[places[-1]] = _value(name, text, old)
+        section[places[-1]] = _value(name, text, old)
 
 
 def _value(name: str, text: str | None, old: Any) -> Any:
@@ -139,27 +128,16 @@ def _value(name: str, text: str | None, old: Any) -> Any:
     if text is None:
         raise ConfigError(f"--config.{name}: give it a value, as --config.{name}={old}")
     if isinstance(old, int | float):
-        if (number := _number(text)) is not None:
-            return float(number) if isinstance(old, float) else number
-        if "," not in text:
-            raise ConfigError(f"--config.{name}={text}: must be a number, as {old}")
+        try:
+            number = float(text)
+            return int(number) if isinstance(old, int) and number.is_integer() else number
+        except ValueError:
+            if "," not in text:
+                raise ConfigError(f"--config.{name}={text}: must be a number, as {old}") from None
         old = ()
     if isinstance(old, tuple | list):
         return tuple(_literal(part) for part in _parts(text))
     return text if isinstance(old, str) or hasattr(old, "keys") else _literal(text)
-
-
-def _number(text: str) -> int | float | None:
-    """The number that is written, whole where it is: 1e3 too; None where it is none."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) if number.is_integer() else number
 
 
 def _parts(text: str) -> list[Any]:

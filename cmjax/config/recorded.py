@@ -12,8 +12,7 @@ from cmjax.config.renamed import with_new_names
 from cmjax.config.samples import SamplingOptions, read_samples, scales_of
 from cmjax.nets import NETS, defaults
 
-ITS_TEACHER = "teacher"
-"""The `init_from` of a run that starts from the model that it distils."""
+ITS_TEACHER = "teacher"  # the `init_from` of a run that starts from the model that it distils
 
 
 @dataclass(frozen=True)

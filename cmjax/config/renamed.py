@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-FIELDS = {"figures": "metrics", "objective.share": "objective.fraction"}
-"""Old name -> new name."""
+FIELDS = {"figures": "metrics", "objective.share": "objective.fraction"}  # old name -> new name
 SUMMARY = {"figures": "metrics", "figures_of": "metrics_of"}
 VALUES = {name: f"{name}_pixels" for name in ("precision", "recall", "density", "coverage")}
 """Metrics of pixels at the end of a run: name in earlier summaries -> present name."""

@@ -15,7 +15,7 @@ from cmjax.config.fields import Fields
 from cmjax.config.methods import read_spec
 from cmjax.config.model import ModelSpec, NetworkModel
 from cmjax.config.objective import read_method
-from cmjax.config.optimizer import read_optimizer, read_skip_nonfinite
+from cmjax.config.optimizer import read_optimizer
 from cmjax.config.recorded import ITS_TEACHER
 from cmjax.config.samples import SamplingOptions, read_samples
 from cmjax.core.times import part_of
@@ -110,10 +110,9 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     spec = read_spec(fields)
     method = read_method(fields.section("objective"), spec, steps)
     _check_together(fields, spec, method, batch_size // parts)
-    of_method = {"target_rate": method.target_rate, "stages": method.stages, "network": net.text("name")}
-    optimizer, learning_rate = read_optimizer(
-        fields.section("optimizer"), steps=steps, batch_size=batch_size, **of_method
-    )
+    of_optimizer, network = fields.section("optimizer"), net.text("name")
+    by = {"target_rate": method.target_rate, "stages": method.stages, "steps": steps, "batch_size": batch_size}
+    optimizer, learning_rate = read_optimizer(of_optimizer, network=network, **by)
     run = Run(
         seed=fields.integer("seed", at_least=0),
         steps=steps,
@@ -130,7 +129,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         model_spec=spec,
         method=method,
         optimizer=optimizer,
-        skip_nonfinite=read_skip_nonfinite(fields.section("optimizer")),
+        skip_nonfinite=of_optimizer.integer("skip_nonfinite", at_least=0, absent=0),
         schedules={**method.schedules, "learning_rate": learning_rate},
         checkpoint=_read_checkpoints(fields.section("checkpoint")),
         log=_read_log(fields.section("log")),
@@ -170,9 +169,8 @@ def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) 
     section = fields.section("data")
     if method.guided_by and not (method.teacher or fields.text("init_from") or section.number("label_dropout")):
         field = f"config.objective.{method.guided_by}={fields.section('objective').value(method.guided_by)!r}"
-        raise section.error(
-            "label_dropout", f"{field} needs a network that learns to go without a label: set it to 0.1"
-        )
+        problem = f"{field} needs a network that learns to go without a label: set it to 0.1"
+        raise section.error("label_dropout", problem)
     name = fields.section("objective").text("name")
     for field, taken, what in (
         ("guided", method.guidance is not None, "gives no scale of guidance"),

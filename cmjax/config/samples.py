@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import ModelSpec, NetworkModel
@@ -60,12 +58,8 @@ SAMPLERS: dict[str, Callable[..., float | None]] = {"multistep": multistep, "cha
 _PLACES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 
-EDIT_STEPS = 40
-"""Points of the grid that an edit descends, unless --times names others."""
-
-
-OF_MULTISTEP = ("full_noise", "clip")
-"""Fields that a chain has not: it makes no estimates of the clean data on its way."""
+EDIT_STEPS = 40  # points of the grid that an edit descends, unless --times names others
+OF_MULTISTEP = ("full_noise", "clip")  # fields that a chain has not: it makes no estimates of the clean data on its way
 CHOICES = ("full_noise", "unit_start", "clip", "guidance_interval", "autoguidance")
 """Fields of `SamplingOptions` that are recorded where they are not the default."""
 
@@ -125,6 +119,7 @@ class SamplingOptions:
 
 def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
     """The section `samples` of a configuration."""
+    t_min, t_max = spec.constants["t_min"], spec.constants["t_max"]
     samples = SamplingOptions(
         every=fields.integer("every", at_least=0),
         num=fields.integer("num", at_least=1, at_most=10_000),
@@ -132,23 +127,20 @@ def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
     )
     if samples.guidance != 1 and not spec.net["class_conditional"]:
         raise fields.error("guidance", "is by labels: set config.net.class_conditional=True, or leave it at 1")
-    interval = read_interval(fields, spec.constants["t_min"], spec.constants["t_max"])
+    interval = read_interval(fields, t_min, t_max)
     if interval and samples.guidance == 1:
         raise fields.error("guidance_interval", "has nothing to limit where config.samples.guidance=1")
     samples = replace(samples, guidance_interval=interval, clip=fields.boolean("clip", absent=False))
     if spec.kind == "denoiser":
-        name, solver = read_solver(fields, spec.path, spec.constants["t_max"])
+        name, solver = read_solver(fields, spec.path, t_max)
         samples = replace(samples, solver=solver, solver_name=name)
         if not fields.has("times"):
             return replace(samples, solver_steps=fields.integer("solver_steps", at_least=2, at_most=10**5))
     times = fields.numbers("times")
-    try:
-        check_times(times, spec.constants["t_min"], spec.constants["t_max"])
-    except ConfigError as error:
-        raise fields.error("times", str(error)) from error
-    samples = replace(samples, times=times, gamma=read_sampler(fields, spec.kind))
+    if problem := times_problem(times, t_min, t_max):
+        raise fields.error("times", problem)
     noise = {name: fields.boolean(name, absent=False) for name in ("full_noise", "unit_start")}
-    samples = replace(samples, **noise)
+    samples = replace(samples, times=times, gamma=read_sampler(fields, spec.kind), **noise)
     for name in OF_MULTISTEP:
         if getattr(samples, name) and samples.gamma is not None:
             raise fields.error(name, "is of multistep sampling: set config.samples.sampler='multistep'")
@@ -187,14 +179,11 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
         raise fields.error("solver", f"steps by noise level, which has no end at t_max={t_max}: set it a little lower")
     if row.library and not is_installed(row.library):
         raise fields.error("solver", f"needs {row.library}: {how_to_install(row.library)}")
+    # Traced once and not computed: a parameter out of its range is an error of this field.
+    x, times = jax.ShapeDtypeStruct((1, 1), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
     with fields.naming("solver"):
-        jax.eval_shape(lambda: _try_out(solver.make))
+        jax.eval_shape(lambda x, times: solver.make(lambda x, t: x, x, times, lambda index: x, path=paths.ve), x, times)
     return str(solver), solver.make
-
-
-def _try_out(solver: Solver) -> Array:
-    x, times = jnp.zeros((1, 1)), jnp.linspace(2.0, 1.0, 2)
-    return solver(lambda x, t: x, x, times, lambda index: x, path=paths.ve)
 
 
 def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:
@@ -205,20 +194,14 @@ def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:
 
     Raises: ConfigError with a message that starts with "--times".
     """
-    if text.startswith("idx:"):
-        return _from_places(text, model.grid)
-    try:
-        times = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--times={text}: must be numbers, as 80,0.8, or places, as idx:0,22,39/40") from None
-    try:
-        check_times(times, model.constants["t_min"], model.constants["t_max"])
-    except ConfigError as error:
-        raise ConfigError(f"--{error}") from error
-    return times
-
-
-def _from_places(text: str, grid: Callable[[int], np.ndarray]) -> tuple[float, ...]:
+    if not text.startswith("idx:"):
+        try:
+            times = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise ConfigError(f"--times={text}: must be numbers, as 80,0.8, or places, as idx:0,22,39/40") from None
+        if problem := times_problem(times, model.constants["t_min"], model.constants["t_max"]):
+            raise ConfigError(f"--{problem}")
+        return times
     match = _PLACES.fullmatch(text.replace(" ", ""))
     if match is None:
         raise ConfigError(f"--times={text}: must be places on a grid and its size, as idx:0,22,39/40")
@@ -231,16 +214,16 @@ def _from_places(text: str, grid: Callable[[int], np.ndarray]) -> tuple[float, .
         raise ConfigError(f"--times={text}: places must ascend, from the largest noise level on")
     if len(places) > 1 and places[-1] == n - 1:
         places.pop()
-    descending = grid(n)[::-1]
+    descending = model.grid(n)[::-1]
     return tuple(float(descending[place]) for place in places)
 
 
-def check_times(times: Sequence[float], t_min: float, t_max: float) -> None:
-    """Raise ConfigError where sampling times do not descend within [t_min, t_max]."""
+def times_problem(times: Sequence[float], t_min: float, t_max: float) -> str | None:
+    """What is wrong with sampling times that do not descend within [t_min, t_max]; None for others."""
     if any(t <= r for t, r in pairwise(times)):
-        raise ConfigError(f"times must descend, got {', '.join(map(str, times))}")
-    if not all(t_min <= t <= t_max for t in times):
-        raise ConfigError(f"times must lie in [{t_min}, {t_max}], got {', '.join(map(str, times))}")
+        return f"times must descend, got {', '.join(map(str, times))}"
+    inside = all(t_min <= t <= t_max for t in times)
+    return None if inside else f"times must lie in [{t_min}, {t_max}], got {', '.join(map(str, times))}"
 
 
 def beyond_scales(scale: float, trained: tuple[float, float] | None) -> str:

@@ -1,6 +1,7 @@
 """Evaluates a run as it trains: a row in its `evaluation.jsonl` every so many steps."""
 
 from cmjax.config.fields import ConfigError
+from cmjax.config.optimizer import average_texts
 from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import make_evaluator
@@ -14,10 +15,8 @@ from cmjax.training.loop import Callback
 from cmjax.training.state import TrainState
 
 
-def evaluation_callback(run_samples: RunSamples, data: DataSets, average: str) -> Callback:
+def evaluation_callback(run_samples: RunSamples) -> Callback:
     """Makes the callback that evaluates a run's samples by its section `evaluate`, each sampler's of the same noise.
-
-    average: of the parameters that sample, as it is written.
 
     Raises: ConfigError or DataError where they cannot be evaluated: before the run begins, not at its end.
     """
@@ -27,6 +26,7 @@ def evaluation_callback(run_samples: RunSamples, data: DataSets, average: str) -
         raise ConfigError(
             f"config.evaluate.every={evaluation.every}: metrics are of images, not {run_samples.source.shape}"
         )
+    data, average = DataSets(run.data.name, run.open_source), average_texts(run.config)[0]
     evaluator = make_evaluator(evaluation, data, num=evaluation.num, reference=None, cache_dir=cache_of(workdir))
     labels = {"labels": evaluation.labels} if run_samples.model.class_conditional else {}
     random_seed = run.seed if evaluation.labels == "random" else None
