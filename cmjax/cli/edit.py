@@ -19,7 +19,7 @@ from cmjax.generation.arguments import edit_labels, edit_times, read_images, rea
 from cmjax.generation.editing import ALL_TASKS, IMAGES_NEEDED, TASKS, TaskSettings, edit_images
 from cmjax.generation.files import check_results, write_strip
 from cmjax.generation.interpolation import Ends, find_ends, interpolate, seeded_ends
-from cmjax.generation.sampling import guided_as_trained
+from cmjax.generation.sampling import guided_by
 from cmjax.runs.trained import Trained, open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
@@ -118,7 +118,7 @@ def run(
     if flow_map.shape[-1] not in (1, 3):
         raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no images")
     grid = edit_times(times, trained)
-    flow_map, conditions = guided_as_trained(flow_map, _conditions(label, task, num, trained), trained)
+    flow_map, conditions = guided_by(flow_map, _conditions(label, task, num, trained), trained.samples, trained.model)
     show_progress = partial(progress, f"{task}, evaluations")
     if task == "interpolation":
         by = {"time": grid[0], "conditions": conditions}

@@ -16,7 +16,7 @@ import jax
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.generation.samplers import named_sampler
-from cmjax.generation.sampling import SampleSequence, class_labels, guided_as_trained
+from cmjax.generation.sampling import SampleSequence, class_labels, guided_by
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.page import PAGE, report
 from cmjax.runs.trained import Trained, open_trained
@@ -85,7 +85,7 @@ def _save_grid(trained: Trained, count: int) -> None:
     else:
         chosen = named_sampler(replace(samples, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
     labels = class_labels(samples.num, trained.num_classes)
-    flow_map, conditions = guided_as_trained(trained.load(mesh=make_mesh()), labels, trained)
+    flow_map, conditions = guided_by(trained.load(mesh=make_mesh()), labels, trained.samples, trained.model)
     seed = 0 if trained.imported else trained.run().seed
     images = SampleSequence(chosen.sampler, flow_map, seed, conditions).images(0, samples.num)
     try:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,9 @@ from cmjax.system.progress import Update, progress
 
 log = logging.getLogger(__name__)
 
-PART = 1024
-"""Images that are in memory at one time: an even number, for pairs."""
-
-VERSION = 1
-"""A higher version accumulates every cached reference anew."""
-
-SAVE_SECONDS = 60
-"""How often accumulators are written, so that a stopped evaluation goes on from there."""
+PART = 1024  # images that are in memory at one time: an even number, for pairs
+VERSION = 1  # a higher one accumulates every cached reference anew
+SAVE_SECONDS = 60  # how often accumulators are written, so that a stopped evaluation goes on from there
 
 ImagesOf = Callable[[int, int], np.ndarray]
 """(start, stop) -> those images of a numbered set, (stop − start, h, w, c) uint8."""
@@ -91,6 +86,7 @@ def accumulate_split(
     cached = load_cached(path, Accumulator.of_arrays) if is_first() else None
     if on_first_process(lambda: cached is not None):
         return cached or Accumulator(), text
+    # a data set may be sorted by class, of which `most` would be the first ones
     order = shuffled(len(source), seed=0)
     with progress(f"{network.name} of {text}", num) as update:
 
@@ -117,12 +113,19 @@ def accumulate_images(
     Every process must call it; the first has the accumulators. keep: a file from which a stopped call goes on.
     """
     accumulators = {name: Accumulator() for name in networks}
+
+    def save(path: Path, done: int) -> None:
+        by_name: Any = {name: accumulator.arrays() for name, accumulator in accumulators.items()}
+        arrays: Any = flatten_dict(by_name, sep=":")
+        save_cached(path, {"done": np.array(done), **arrays})
+
     done, saved = on_first_process(lambda: _resume(keep, accumulators)), time.monotonic()
     for start in range(done, num, PART):
         stop = min(start + PART, num)
         images = images_of(start, stop)
         for name, network in networks.items():
             outputs = network.outputs_for(images, needed[name])
+            # the others keep nothing: a covariance of 2048 features takes 34 MB
             if is_first():
                 accumulators[name].add(outputs)
         update(stop, "")
@@ -130,7 +133,7 @@ def accumulate_images(
             continue
         # the first process's clock decides for all: `on_first_process` waits for every one of them
         if on_first_process(lambda saved=saved: time.monotonic() - saved > SAVE_SECONDS):
-            on_first_process(lambda stop=stop: _save(keep, stop, accumulators))
+            on_first_process(partial(save, keep, stop))
             saved = time.monotonic()
     if keep is not None and is_first():
         with contextlib.suppress(OSError):  # of a folder that is only read
@@ -151,9 +154,3 @@ def _resume(keep: Path | None, accumulators: dict[str, Accumulator]) -> int:
         return 0
     accumulators.update(saved[0])
     return saved[1]
-
-
-def _save(keep: Path, done: int, accumulators: Mapping[str, Accumulator]) -> None:
-    by_name: Any = {name: accumulator.arrays() for name, accumulator in accumulators.items()}
-    arrays: Any = flatten_dict(by_name, sep=":")
-    save_cached(keep, {"done": np.array(done), **arrays})

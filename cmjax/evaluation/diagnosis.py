@@ -32,11 +32,8 @@ from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
 
-TIMES = 40
-"""Points of a trajectory."""
-
-KEPT_AT_ONCE = 2**22
-"""Pixels of all points of the trajectories that are followed together, on one device."""
+TIMES = 40  # points of a trajectory
+KEPT_AT_ONCE = 2**22  # pixels of all points of the trajectories that are followed together, on one device
 
 
 class Diagnosis(NamedTuple):
@@ -207,6 +204,7 @@ def second_times(trained: Trained, flow_map: BoundModel, metric: str) -> Diagnos
         log.warning("no times: %s", error)
         return None
     grid, score = grid_of(trained), score_along(trained, flow_map, metric)
+    # every fourth place: each takes a thousand samples
     seconds, values = [grid[place] for place in range(1, GRID - 1, 4)], []
     with progress("second times", len(seconds) + 2) as update:
         for second in seconds:

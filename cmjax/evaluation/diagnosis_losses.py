@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from cmjax.config.fields import ConfigError
@@ -30,12 +29,11 @@ from cmjax.runs.workdir import Workdir
 from cmjax.system.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.system.progress import progress
 from cmjax.training.checkpoint import restore_average
-from cmjax.training.method import TEACHER, Method
+from cmjax.training.method import TEACHER
 from cmjax.training.optimizer import EMA, TARGET
 
 BINS = 12
-TRIES = 1024
-"""Pairs that are sampled for each place of a batch, to find one of a bin."""
+TRIES = 1024  # pairs that are sampled for each place of a batch, to find one of a bin
 
 RARE = 0.25
 """A bin is left out if it fills less than this fraction of a batch: its gradient would be that of a smaller batch."""
@@ -51,11 +49,18 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     edges = bin_edges(model, BINS)
     size = max(min(num, run.batch_size // run.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
     batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
-    teacher, frozen = _load_needed(run.method, mesh)
+    try:
+        frozen = {name: weights.load() for name, weights in run.method.frozen.items()}
+        frozen = move(frozen, parameter_shardings(frozen, mesh))
+        teacher = load(run.method.teacher, mesh=mesh) if run.method.teacher else None
+    except (ConfigError, OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"config.objective: what it needs cannot be loaded: {error}") from error
+    frozen |= {} if teacher is None else {TEACHER: teacher.params}
     target = None
     if run.method.target_rate is not None:
         shapes = parameter_shapes(model.module, flow_map.shape)
         target = restore_average(workdir / "checkpoints", shapes, TARGET, step=trained.step, mesh=mesh)
+    # the schedules stand where they stood in the last step that was made
     models, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1
     measure = jax.jit(
         partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step),
@@ -70,17 +75,6 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
             rows.append(_row(edges[place : place + 2].tolist(), *np.array(measured, np.float64).T, size=size))
             update(place + 1, "")
     return Diagnosis({"batch_size": size, "parameters": EMA, "bins": rows}, _panels(trained.title, rows, size))
-
-
-def _load_needed(method: Method, mesh: Mesh) -> tuple[BoundModel | None, dict[str, Any]]:
-    """Loads the objective's teacher and its frozen networks."""
-    try:
-        frozen = {name: weights.load() for name, weights in method.frozen.items()}
-        frozen = move(frozen, parameter_shardings(frozen, mesh))
-        teacher = load(method.teacher, mesh=mesh) if method.teacher else None
-    except (ConfigError, OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"config.objective: what it needs cannot be loaded: {error}") from error
-    return teacher, frozen | ({} if teacher is None else {TEACHER: teacher.params})
 
 
 def _measure(models, batch, key_data, place, *, run: Run, model: NetworkModel, teacher, edges: np.ndarray, step: int):

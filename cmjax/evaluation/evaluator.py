@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,8 @@ from cmjax.system.progress import Update
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("features", "spatial")
-"""The needs of metrics that a file of statistics satisfies."""
-
-OF_DATA = ("dataset", PIXELS)
-"""Features that are compared with held-out images, unless another reference is named."""
+MOMENTS = ("features", "spatial")  # the needs of metrics that a file of statistics satisfies
+OF_DATA = ("dataset", PIXELS)  # features that are compared with held-out images, unless another reference is named
 
 
 @dataclass(frozen=True)
@@ -62,13 +59,23 @@ class Evaluator:
 
     def values(self, accumulators: Mapping[str, Accumulator]) -> dict[str, float]:
         """Computes the metrics' values by name. Every process must call it."""
-        return on_first_process(lambda: self._values(accumulators))
+
+        def compute() -> dict[str, float]:
+            values = {}
+            for metric, network in self.network_of.items():
+                if network in accumulators:
+                    values |= METRICS[metric].of(accumulators[network], self.references[network])
+            for name in [name for name, value in values.items() if not math.isfinite(value)]:
+                log.warning("%s is %s, and is left out", name, values.pop(name))
+            return values
+
+        return on_first_process(compute)
 
     @cached_property
     def of_real(self) -> dict[str, float]:
         """The values of real images, as many as there are samples or as the data have; without metrics of samples
         alone."""
-        return on_first_process(lambda: self._values(self.real))
+        return self.values(self.real)
 
     def reference_statistics(self) -> dict[str, OfNetwork]:
         """Collects what `write_statistics` writes; in the first process alone."""
@@ -79,15 +86,6 @@ class Evaluator:
                 pairs: dict[str, Pair] = {kind: accumulator.statistics(kind) for kind in sorted(kinds)}
                 statistics[name] = OfNetwork(pairs, self.networks[name].key)
         return statistics
-
-    def _values(self, accumulators: Mapping[str, Accumulator]) -> dict[str, float]:
-        values = {}
-        for metric, network in self.network_of.items():
-            if network in accumulators:
-                values |= METRICS[metric].of(accumulators[network], self.references[network])
-        for name in [name for name, value in values.items() if not math.isfinite(value)]:
-            log.warning("%s is %s, and is left out", name, values.pop(name))
-        return values
 
 
 def make_evaluator(
@@ -105,6 +103,7 @@ def make_evaluator(
     networks, needed, references, real, about = {}, {}, {}, {}, {}
     for name in dict.fromkeys(network_of.values()):
         metrics = [metric for metric, used in network_of.items() if used == name]
+        # the classifier of the data has seen the training images
         split = reference if reference in ("train", "test") else "test" if name in OF_DATA else "train"
         needed[name] = tuple(sorted({METRICS[metric].needs for metric in metrics}))
         needs = {METRICS[metric].needs for metric in metrics if not METRICS[metric].without_reference}
@@ -126,14 +125,15 @@ def make_evaluator(
             references[name].known = _checked(str(reference), from_file[name], network, data)
             text = f"{Path(str(reference)).name}{text and '; rows: '}{text}"
         about[name] = {"network": name, "of": network.about, "reference": text}
+        # real images are compared as samples are: none of them is in the reference
         other = "train" if split == "test" else "test"
         others = None if data is None else data.split(other)
         if data is not None and others is not None and not too_few(metrics, min(num, len(others))):
             real[name], about[name]["real"] = accumulate_split(network, needed[name], data, other, cache_dir, most=num)
-    rules = {
-        metric: {"rule": METRICS[metric].rule, **about[name], "hash": _hash_of(references[name], METRICS[metric].needs)}
-        for metric, name in network_of.items()
-    }
+    rules = {}
+    for metric, name in network_of.items():
+        digest = on_first_process(partial(_hash_of, references[name], METRICS[metric].needs))
+        rules[metric] = {"rule": METRICS[metric].rule, **about[name], "hash": digest}
     protocol = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": rules}
     return Evaluator(networks, needed, network_of, references, real, protocol)
 
@@ -197,14 +197,7 @@ def _check_number(data: DataSets, split: str, metrics: Sequence[str]) -> None:
 
 def _hash_of(reference: Accumulator, needs: str) -> str | None:
     """Hashes the means and covariances, or the rows, that a metric compares with; None where it compares with none."""
-
-    def digest() -> str | None:
-        if needs == "rows":
-            arrays = reference.rows
-        elif needs in reference.known or needs in reference.moments:
-            arrays = list(reference.statistics(needs))
-        else:
-            return None
-        return content_key(*arrays)
-
-    return on_first_process(digest)
+    if needs == "rows":
+        return content_key(*reference.rows)
+    there = needs in reference.known or needs in reference.moments
+    return content_key(*reference.statistics(needs)) if there else None

@@ -16,11 +16,8 @@ from cmjax.evaluation.accumulation import ImagesOf
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import to_path
 
-LARGEST_IN_MEMORY = 2**30
-"""Bytes of an .npz from which on its images stay in the file."""
-
-LOOKED_AT = 16
-"""Files that are read, to see whether they are dark."""
+LARGEST_IN_MEMORY = 2**30  # bytes of an .npz from which on its images stay in the file
+LOOKED_AT = 16  # files that are read, to see whether they are dark
 
 NAMES = ("images", "arr_0", "samples")
 """What their array is called; any other name does where it is the only one of images."""

@@ -80,6 +80,7 @@ def dataset_network(open_train: Callable[[], Source], held_out: Source | None, c
         about = "a classifier of the training images" if held_out is None else in_words(features, held_out)
         return FeatureNetwork("dataset", about, features.key, outputs)
 
+    # the first process trains and caches it, and all read the file; a network is no JSON to be sent
     on_first_process(lambda: make() and None)
     return make()
 
@@ -165,12 +166,12 @@ def _clip(params: Any, images: Array) -> dict[str, Array]:
     return {"features": embedded / jnp.linalg.norm(embedded, axis=-1, keepdims=True)}
 
 
-LEAST_SIDE = 64
-"""Smaller images are enlarged for LPIPS: four poolings leave nothing of them."""
+LEAST_SIDE = 64  # smaller images are enlarged for LPIPS: four poolings leave nothing of them
 
 
 def _pairs(params: Any, images: Array) -> dict[str, Array]:
     """Of every image its distance to the other of its pair."""
+    # a value for every image, as rows that are joined need it
     pixels = preprocess(images, jnp.zeros(()), horizontal_flip=False)
     return {"distances": jnp.repeat(lpips(params, pixels[0::2], pixels[1::2], resize=LEAST_SIDE), 2)}
 

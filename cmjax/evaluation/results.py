@@ -35,19 +35,12 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             row = json.loads(line)
-            rows.append(row | {"metrics": dict(row["metrics"]), "protocol": _with_new_names(dict(row["protocol"]))})
+            for rule in row["protocol"].get("metrics", {}).values():
+                rule["network"] = OLD_FEATURES.get(rule.get("network"), rule.get("network"))
+            rows.append(row | {"metrics": dict(row["metrics"])})
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("line %d of %s is no row, and is left out", number, path)
     return rows
-
-
-def _with_new_names(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol of a row, with the present names of features."""
-    metrics = {
-        name: rule | {"network": OLD_FEATURES.get(rule.get("network"), rule.get("network"))}
-        for name, rule in protocol.get("metrics", {}).items()
-    }
-    return protocol | ({"metrics": metrics} if metrics else {})
 
 
 def add_row(path: Path, row: Row) -> None:
@@ -72,6 +65,7 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
 def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping[str, Any]) -> Row | None:
     """Finds the newest row of that setting and content whose metrics were computed by that protocol; None without one.
     The log says where there is a row of other content."""
+    # rows come from a file: tuples and numpy numbers are equal to theirs as JSON alone
     setting, protocol = json.loads(json.dumps([setting, protocol]))
     same = [row for row in reversed(rows) if _same_setting(row, setting)]
     trusted = [row for row in same if row.get(CONTENT) == setting.get(CONTENT)]

@@ -37,22 +37,21 @@ def edit_labels(labels: Sequence[str | int], num: int, trained: Trained) -> dict
     if not chosen:
         known = in_words(trained.class_names)
         raise ConfigError(f"--label is missing: the model has {trained.num_classes} classes, numbered from 0: {known}")
+    # repeats one class for all results
     return {"label": np.resize(np.array(chosen, np.int32), num)}
 
 
-Size = tuple[int, int]
-"""(height, width)."""
+Size = tuple[int, int]  # (height, width)
 
 
 def read_images(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:
     """Reads images, (n, h, w, c) uint8 of the model's shape, and their sizes. The log says how they were fitted."""
     if not files or len(files) != needed:
         raise ConfigError(f"--image={','.join(files or [])}: {needed} image{'s' if needed > 1 else ''} must be given")
-    read = [_read_image("image", file, shape) for file in files]
-    for file, (image, size) in zip(files, read, strict=True):
-        _log_fitting(file, size, shape)
+    images, sizes = zip(*(_read_image("image", file, shape) for file in files), strict=True)
+    for file, image in zip(files, images, strict=True):
         say_if_dark(image, file)
-    return np.stack([image for image, _ in read]), [size for _, size in read]
+    return np.stack(images), list(sizes)
 
 
 def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.ndarray:
@@ -68,7 +67,6 @@ def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.nd
             f"--mask={file}: {_as_text(size)} pixels; it must have the size of the image, {' or '.join(of_images)}, "
             f"or of the model's images, {model}"
         )
-    _log_fitting(file, size, shape)
     kept = image >= 128
     if kept.all() or not kept.any():
         colour = "white" if kept.all() else "black"
@@ -78,14 +76,12 @@ def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.nd
 
 def _read_image(flag: str, file: str, shape: tuple[int, ...], *, background: str = "white") -> tuple[np.ndarray, Size]:
     try:
-        return read_image(to_path(file), (shape[0], shape[1], shape[2]), background=background)
+        image, size = read_image(to_path(file), (shape[0], shape[1], shape[2]), background=background)
     except DataError as error:
         raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
-
-
-def _log_fitting(file: str, size: Size, shape: tuple[int, ...]) -> None:
     if how := how_fitted(size, (shape[0], shape[1])):
         log.info("%s: %s pixels, %s", file, _as_text(size), how)
+    return image, size
 
 
 def how_fitted(size: Size, model: Size) -> str:

@@ -41,24 +41,20 @@ def weaker_model(trained: Trained, folder: str | None, average: int) -> WeakerMo
         weak = open_trained(folder)
     except ConfigError as error:
         raise ConfigError(f"--autoguidance={error}") from error
-    _check(flag, trained, weak)
-    if average >= (kept := len(weak.recorded.averages)):
-        raise ConfigError(f"--autoguidance_average={average}: {folder} keeps {kept} average(s), numbered from 0")
-    return WeakerModel(weak, average)
-
-
-def _check(flag: str, trained: Trained, weak: Trained) -> None:
-    """Raises ConfigError where the two are not models of the same data, path and times."""
     for what, here, there in (
-        ("kind", trained.model.kind, weak.model.kind),
+        ("kind", model.kind, weak.model.kind),
         ("shape", trained.shape, weak.shape),
         ("number of classes", trained.num_classes or 0, weak.num_classes or 0),
         ("path", trained.recorded.path, weak.recorded.path),
     ):
         if here != there:
             raise ConfigError(f"{flag}: its {what} is {there}; that of --workdir={trained.folder} is {here}")
-    ours, other = trained.model.constants, weak.model.constants
-    if trained.model.path != weak.model.path or ours["t_min"] < other["t_min"] or ours["t_max"] > other["t_max"]:
+    # the weaker model is evaluated at every time of the other: its times must reach as far
+    ours, other = model.constants, weak.model.constants
+    if model.path != weak.model.path or ours["t_min"] < other["t_min"] or ours["t_max"] > other["t_max"]:
         raise ConfigError(f"{flag}: it was trained at other times than --workdir={trained.folder}")
     if weak.step is None and weak.newest_step is None:
         raise ConfigError(f"{flag}: it has no checkpoint yet")
+    if average >= (kept := len(weak.recorded.averages)):
+        raise ConfigError(f"--autoguidance_average={average}: {folder} keeps {kept} average(s), numbered from 0")
+    return WeakerModel(weak, average)

@@ -27,10 +27,8 @@ from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import keys_of, over_devices, rows_in_chunks
 from cmjax.system.progress import ProgressBar, no_progress
 
-STROKE_LEVELS = (5.38, 2.24)
-"""Noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]"""
-LEAST_HEIGHT = 64
-"""Smaller images take less noise in proportion: their structures have fewer pixels to average it over."""
+STROKE_LEVELS = (5.38, 2.24)  # noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]
+LEAST_HEIGHT = 64  # smaller images take less noise in proportion: their structures have fewer pixels to average it over
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSetti
     if (rows, columns) == (h, w):
         raise ConfigError(f"--margin={settings.margin:g}: adds no pixel to the model's {w}x{h}; name a larger fraction")
     top, left = (h - rows) // 2, (w - columns) // 2
+    # lanczos3 overshoots at edges
     smaller = jnp.clip(jax.image.resize(images, (b, rows, columns, c), "lanczos3"), -1, 1)
     within = ((0, 0), (top, h - rows - top), (left, w - columns - left), (0, 0))
     known = jnp.pad(jnp.ones((1, rows, columns, 1)), within)
@@ -122,6 +121,7 @@ def _blending(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings
     operator = inpainting(jnp.asarray(_mask(settings, "blending")))
     pasted = operator.combine(images[0::2], images[1::2])
     highest = _stroke_times(images, settings.path)[0]
+    # the pasted image starts at the level of the strokes; above it nothing of it would be left
     below = tuple(t for t in grid if t <= highest) or grid[-1:]
     return Edit(images[0::2], operator, below, start=pasted, degraded=pasted)
 
@@ -137,8 +137,7 @@ TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], TaskSettings], Edit]] =
 """The tasks that are loops of `edit`; denoising and interpolation are one evaluation."""
 
 ALL_TASKS = (*TASKS, "denoising", "interpolation")
-IMAGES_NEEDED = {"blending": 2}
-"""How many images an edit takes; one of any other task."""
+IMAGES_NEEDED = {"blending": 2}  # how many images an edit takes; one of any other task
 
 
 def edit_images(
@@ -158,10 +157,21 @@ def edit_images(
     keys = keys_of(settings.seed, np.arange(len(images) // IMAGES_NEEDED.get(task, 1)))
     rows = {"keys": keys, "labels": settings.label}
     if task == "denoising":
-        sigma, t = _sigma_and_time(flow_map, settings)
+        sigma = settings.sigma
+        if sigma is None:
+            raise ConfigError("--sigma is missing: the std of the image's noise, where black to white is 2")
+        low, high = (float(flow_map.path.noise_level(t)) for t in (flow_map.t_min, flow_map.t_max))
+        if not low <= sigma <= high:
+            raise ConfigError(f"--sigma={sigma}: must lie in [{low:.4g}, {high:.4g}]")
         noise = gaussian(jax.random.wrap_key_data(jnp.asarray(keys)), originals.shape)
         noisy = originals + sigma * noise if settings.add_noise else originals
-        results = _evaluate(_denoise, flow_map, rows | {"x": noisy}, [np.asarray(t, np.float32)], show_progress)
+
+        def denoise(model, rows):
+            flow_map, t = model
+            return flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"])
+
+        time = np.asarray(flow_map.path.time_at(sigma), np.float32)
+        results = _evaluate(denoise, flow_map, rows | {"x": noisy}, [time], show_progress)
         return Edited(*map(np.asarray, (originals, noisy if settings.add_noise else originals[:0], results)))
     edit = TASKS[task](originals, grid, settings)
     operator = edit.operator
@@ -180,15 +190,11 @@ def edit_images(
     return Edited(*map(np.asarray, (originals, degraded, results)))
 
 
-def _denoise(model: Any, rows: Any) -> jax.Array:
-    flow_map, t = model
-    return flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"])
-
-
 def _evaluate(
     function: Callable, flow_map: BoundModel, rows: dict, steps: Sequence[Any], show_progress: ProgressBar
 ) -> np.ndarray:
-    """Repeats x ← function((flow_map, step), rows), x = rows["x"], for each of the steps, compiled for a single one."""
+    """Repeats x ← function((flow_map, step), rows), x = rows["x"], for each of the steps."""
+    # a step is an argument of what is compiled: a loop inside would compile anew for every number of steps
     compiled, number, finished = over_devices(function), len(rows["keys"]), []
     with show_progress(number * len(steps)) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
@@ -199,17 +205,6 @@ def _evaluate(
                 update(before * len(steps) + here * (i + 1), "")
             finished.append(part["x"])
     return np.concatenate(finished)[:number]
-
-
-def _sigma_and_time(flow_map: BoundModel, settings: TaskSettings) -> tuple[float, jax.Array]:
-    """The noise that denoising removes, and its time on the path."""
-    sigma = settings.sigma
-    if sigma is None:
-        raise ConfigError("--sigma is missing: the std of the image's noise, where black to white is 2")
-    low, high = (float(flow_map.path.noise_level(t)) for t in (flow_map.t_min, flow_map.t_max))
-    if not low <= sigma <= high:
-        raise ConfigError(f"--sigma={sigma}: must lie in [{low:.4g}, {high:.4g}]")
-    return sigma, flow_map.path.time_at(sigma)
 
 
 def _mask(settings: TaskSettings, task: str) -> np.ndarray:

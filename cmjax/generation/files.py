@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,9 @@ from cmjax.system.progress import progress
 
 log = logging.getLogger(__name__)
 
-PART = 1024
-"""Samples of a part: a number that no device count changes, so that another machine can continue."""
-
+PART = 1024  # samples of a part: a number that no device count changes, so that another machine can continue
 RECORD = "settings.json"
-VERSION = 1
-"""Of how samples are made: parts of a lower one are not continued."""
-
+VERSION = 1  # of how samples are made: parts of a lower one are not continued
 MOST_IN_A_GRID = 10_000
 MOST_PIXELS = 100_000_000
 """Of a grid: more images than anyone can look at, or more pixels than a viewer opens, are refused."""
@@ -46,6 +43,7 @@ def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:
                 f"{MOST_PIXELS:,} pixels are shown; write an array, as --out=x.npz"
             )
         return
+    # twice: the samples, and the bytes of the file
     needed, free = 2 * num * math.prod(shape) * (1 if shape[-1] in (1, 3) else 4), free_on_host()
     if free is not None and needed > free:
         raise ConfigError(
@@ -75,31 +73,37 @@ def write_array(path: Path, num: int, sample: Callable[[int, int], np.ndarray], 
     """
     folder = path.with_name(f"{path.name}.parts")
     settings = dict(settings) | {"num": num, "part": PART, "version": VERSION}
+    # a single part would be written twice
     if num <= PART:
         on_first_process(lambda: _remove_others(folder, settings))
         images = sample(0, num)
         on_first_process(lambda: _write_npz(path, images))
         return
-    on_first_process(lambda: _claim(folder, settings))
+
+    def claim() -> list[int]:
+        """Makes the folder of the parts, or continues one of the same settings. Returns: the parts to be made."""
+        if _settings(folder) == json.loads(to_json(settings)):
+            log.info("continuing from the parts in %s", folder)
+        else:
+            _remove_others(folder, settings)
+            write_atomically(folder / RECORD, to_json(settings))
+        return [start for start, file in files.items() if not file.exists()]
+
+    def add(start: int, images: np.ndarray) -> None:
+        content = io.BytesIO()
+        np.save(content, images, allow_pickle=False)
+        write_atomically(files[start], content.getvalue())
+
+    def join() -> None:
+        _write_npz(path, np.concatenate([_read_npy(file) for file in files.values()]))
+        # last: until the array is there, a kill leaves the parts to go on from
+        remove_folder(folder)
+
     files = {start: folder / f"{start:08d}.npy" for start in range(0, num, PART)}
-    for start in on_first_process(lambda: [place for place, file in files.items() if not file.exists()]):
+    for start in on_first_process(claim):
         images = sample(start, min(start + PART, num))
-        on_first_process(lambda start=start, images=images: write_atomically(files[start], _npy(images)))
-    on_first_process(lambda: _join(path, list(files.values()), folder))
-
-
-def _join(path: Path, files: list[Path], folder: Path) -> None:
-    _write_npz(path, np.concatenate([_read_npy(file) for file in files]))
-    remove_folder(folder)
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder of the parts, or continues one of the same settings."""
-    if _settings(folder) == json.loads(to_json(settings)):
-        log.info("continuing from the parts in %s", folder)
-        return
-    _remove_others(folder, settings)
-    write_atomically(folder / RECORD, to_json(settings))
+        on_first_process(partial(add, start, images))
+    on_first_process(join)
 
 
 def _remove_others(folder: Path, settings: dict[str, Any]) -> None:
@@ -131,12 +135,6 @@ def _read_npy(path: Path) -> np.ndarray:
         raise ConfigError(f"{path} is damaged: remove it, and the same command makes this part anew") from error
 
 
-def _npy(array: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    return content.getvalue()
-
-
 def _write_npz(path: Path, images: np.ndarray) -> None:
     write_atomically(path, npz_bytes({"images": images}))
 
@@ -163,7 +161,15 @@ def write_strip(path: Path, columns: Mapping[str, np.ndarray], results: np.ndarr
     strip = np.concatenate(list(columns.values()))
 
     def write() -> None:
-        _remove_earlier(path, [*files, *inputs])
+        # the results of an earlier edit of more images would look like results of this one
+        of_results = re.compile(re.escape(path.stem) + r"-result(-(0|[1-9]\d*))?\.png")
+        kept = set(map(_place, [*files, *inputs]))
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        stale = [file for file in beside if of_results.fullmatch(file.name) and _place(file) not in kept]
+        for file in stale:
+            file.unlink()
+        if stale:
+            log.info("removed %d results of an earlier edit beside %s", len(stale), path)
         save_png(path, image_grid(to_uint8(strip), columns=len(strip)))
         for file, result in zip(files, to_uint8(results), strict=True):
             save_png(file, np.broadcast_to(result, (*result.shape[:2], 3)))
@@ -180,20 +186,8 @@ def result_files(path: Path, num: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-result{number}.png") for number in numbers]
 
 
-def _remove_earlier(path: Path, kept: Sequence[Path]) -> None:
-    """Removes the results that an earlier edit wrote beside the strip `path`, so that old and new ones do not mix."""
-    of_results = re.compile(re.escape(path.stem) + r"-result(-(0|[1-9]\d*))?\.png")
-    beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
-    places = set(map(_place, kept))
-    stale = [file for file in beside if of_results.fullmatch(file.name) and _place(file) not in places]
-    for file in stale:
-        file.unlink()
-    if stale:
-        log.info("removed %d results of an earlier edit beside %s", len(stale), path)
-
-
 def _place(file: Path) -> Path:
-    """The file itself, the same for each of its names."""
+    # the same for each name of a file, as of a link
     return file if is_bucket(file) else file.resolve()
 
 

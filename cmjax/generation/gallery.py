@@ -12,15 +12,13 @@ from cmjax.data.base import DataError
 from cmjax.generation.arguments import read_images
 from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_images
 from cmjax.generation.interpolation import interpolate, seeded_ends
-from cmjax.generation.sampling import class_labels, guided_as_trained
+from cmjax.generation.sampling import class_labels, guided_by
 from cmjax.runs.dependencies import check_classes
 from cmjax.runs.trained import Trained
 
 log = logging.getLogger(__name__)
 
-COLUMNS = 4
-"""Images in a row, each under these headings."""
-
+COLUMNS = 4  # images in a row, each under these headings
 HEADINGS = ("original", "degraded", "result")
 
 
@@ -42,8 +40,10 @@ def gallery_rows(
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
     half[:, :, w // 2 :] = 0
     fitting = [p for p in (4, 2, 7, 3) if h % p == 0 and w % p == 0 and p < h // 2]
+    # so that at least twelve large pixels are left along the height, where one fits
     patch = next((p for p in fitting if h // p >= 12), min(fitting, default=0))
-    model, known = guided_as_trained(flow_map, {} if labels is None else {"label": labels}, trained)
+    guidance = trained.samples, trained.model
+    model, known = guided_by(flow_map, {} if labels is None else {"label": labels}, *guidance)
     base = TaskSettings(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
     for task in ALL_TASKS:
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
@@ -51,7 +51,7 @@ def gallery_rows(
             continue
         if task == "interpolation":
             shown = class_labels(2, trained.num_classes, 0)
-            chosen, shown = guided_as_trained(flow_map, shown, trained)
+            chosen, shown = guided_by(flow_map, shown, *guidance)
             ends = seeded_ends(chosen, (seed, seed + 1))
             yield task, interpolate(chosen, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
             continue

@@ -13,12 +13,9 @@ from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import over_devices, rows_in_chunks
 from cmjax.system.progress import ProgressBar, no_progress, progress
 
-STARTS = 4
-"""Latents that the descent starts from for each image; the one that ends nearest is kept."""
-
+STARTS = 4  # latents that the descent starts from for each image; the one that ends nearest is kept
 RATES = np.geomspace(0.2, 0.005, 12)
-STEPS = 25
-"""The descent: so many steps with each learning rate."""
+STEPS = 25  # the descent: so many steps with each learning rate
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ def find_ends(
         (flow_map, rate), (targets, latents, labels) = model, rows
         return invert(flow_map, targets, latents, time=time, steps=STEPS, learning_rate=rate, **labels)
 
+    # the rate is an argument: all of the descent is one compiled function
     compiled = over_devices(descend)
     latents, errors = gaussian(jax.random.key(seed), targets.shape), np.zeros(len(targets))
     with progress("finding the images' noise", len(RATES)) as update:
@@ -88,6 +86,7 @@ def interpolate(
     def sample_rows(f, rows):
         x = f.path.b(jnp.asarray(time)) * rows["z"]
         one = f(x, time, **rows["classes"][0])
+        # one class at both ends needs one evaluation
         if not between:
             return one
         w = rows["fraction"].reshape(-1, *(1,) * (x.ndim - 1))

@@ -57,13 +57,6 @@ def conditioned(
     return guided_by(flow_map, labels, samples, trained.model)
 
 
-def networks_evaluated(samples: SamplingOptions, model: NetworkModel) -> int:
-    """The number of network evaluations of a guided estimate: with a label and without, unless the network takes the
-    scale; or the model and a weaker one."""
-    by_labels = samples.guidance != 1 and model.class_conditional and not model.guided
-    return 2 if by_labels or samples.autoguidance else 1
-
-
 @dataclass(frozen=True)
 class NamedSampler:
     """A sampler with its name, its descending noise levels, and its number of network evaluations, those of guidance
@@ -84,16 +77,20 @@ class NamedSampler:
 
 def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler:
     """The sampler of the model along all of the times of `samples`."""
-    levels, twice = samples.levels(model), networks_evaluated(samples, model)
+    levels = samples.levels(model)
+    # guidance is an estimate with the label and one without, or one of the model and one of a weaker model
+    by_labels = samples.guidance != 1 and model.class_conditional and not model.guided
+    networks = 2 if by_labels or samples.autoguidance else 1
     name, count = samples.name(model.kind, len(levels)), samples.evaluations(model.kind, len(levels))
     of_denoiser = model.kind == "denoiser"
     sampler = diffusion_sampler(samples, levels) if of_denoiser else consistency_sampler(levels, samples)
-    return NamedSampler(samples, sampler, name, levels, count and twice * count)
+    return NamedSampler(samples, sampler, name, levels, count and networks * count)
 
 
 def run_samplers(samples: SamplingOptions, model: NetworkModel) -> list[NamedSampler]:
     """The samplers of a run's grids and metrics: of a consistency model one evaluation, and all of the times."""
     times = samples.levels(model)
+    # a grid of one time is sampled once
     along = [times] if model.kind == "denoiser" else dict.fromkeys((times[:1], times))
     return [named_sampler(replace(samples, times=levels), model) for levels in along]
 
@@ -131,7 +128,11 @@ def samples_from_flags(
         raise ConfigError("--times and --steps both set the steps of a solver: give one of them")
     if steps is not None and steps < 2:
         raise ConfigError(f"--steps={steps}: must be at least 2")
-    samples = _with_solver(samples if clip is None else replace(samples, clip=clip), trained.model, solver)
+    samples = samples if clip is None else replace(samples, clip=clip)
+    if solver is not None:
+        fields = Fields({"solver": solver}, prefix="--")
+        name, chosen = read_solver(fields, trained.model.path, trained.model.constants["t_max"])
+        samples = replace(samples, solver=chosen, solver_name=name)
     if times:
         return replace(samples, times=parse_times(times, trained.model))
     return replace(samples, times=None, solver_steps=steps) if steps else samples
@@ -149,20 +150,17 @@ def _with_guidance(
     if autoguidance and samples.guidance == 1:
         raise ConfigError(f"--autoguidance={autoguidance}: has no effect at guidance 1: name a scale, as --guidance=2")
     if interval is not None:
-        fields = Fields({"guidance_interval": _numbers(interval)}, prefix="--")
+        try:
+            fields = Fields({"guidance_interval": tuple(map(float, interval))}, prefix="--")
+        except ValueError:
+            raise ConfigError(f"--guidance_interval={','.join(interval)}: must be two times, as 0.3,5") from None
         samples = replace(samples, guidance_interval=read_interval(fields, constants["t_min"], constants["t_max"]))
         if samples.guidance == 1:
             raise ConfigError(
                 f"--guidance_interval={','.join(interval)}: has no effect at guidance 1: name a --guidance"
             )
+    # at scale 1 an interval changes nothing, and would tell equal settings apart in records
     return samples if samples.guidance != 1 else replace(samples, guidance_interval=None)
-
-
-def _numbers(texts: list[str]) -> tuple[float, ...]:
-    try:
-        return tuple(float(text) for text in texts)
-    except ValueError:
-        raise ConfigError(f"--guidance_interval={','.join(texts)}: must be two times, as 0.3,5") from None
 
 
 def _with_sampler(samples: SamplingOptions, kind: str, sampler: str | None, gamma: float | None) -> SamplingOptions:
@@ -175,10 +173,3 @@ def _with_sampler(samples: SamplingOptions, kind: str, sampler: str | None, gamm
     elif gamma is None:
         gamma = samples.gamma
     return replace(samples, gamma=gamma, **({} if gamma is None else dict.fromkeys(OF_MULTISTEP, False)))
-
-
-def _with_solver(samples: SamplingOptions, model: NetworkModel, solver: str | None) -> SamplingOptions:
-    if solver is None:
-        return samples
-    name, chosen = read_solver(Fields({"solver": solver}, prefix="--"), model.path, model.constants["t_max"])
-    return replace(samples, solver=chosen, solver_name=name)

@@ -18,7 +18,6 @@ from cmjax.core.guidance import autoguided, guided, limited
 from cmjax.core.model import BoundModel
 from cmjax.core.sampling import gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.data.batches import to_uint8
-from cmjax.runs.trained import Trained
 from cmjax.system.environment import tracing_for
 from cmjax.system.mesh import batch_sharding, chunks, distribute, in_chunks, make_mesh, replicated
 from cmjax.system.progress import Update
@@ -43,11 +42,11 @@ def consistency_sampler(times: tuple[float, ...], samples: SamplingOptions) -> S
 
 def consistency_samplers(samples: SamplingOptions) -> Callable[[tuple[float, ...]], Sampler]:
     """`consistency_sampler`, compiled once for all times of the same number."""
-    sharded = _sampling(consistency_sample(samples))
+    compiled = over_devices(_with_keys(consistency_sample(samples)))
 
     def along(times):
-        levels = np.asarray(times, np.float32)
-        return lambda flow_map, keys, conditions: sharded((flow_map, levels), keys, conditions)
+        levels = np.asarray(times, np.float32)  # an argument, not a constant: other times compile nothing anew
+        return lambda flow_map, keys, conditions: compiled((flow_map, levels), (keys, conditions))
 
     return along
 
@@ -70,7 +69,8 @@ def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
 
 def diffusion_sampler(samples: SamplingOptions, times: tuple[float, ...]) -> Sampler:
     """Samples a denoiser along the descending `times`, by the solver of `samples`."""
-    return _sampling(diffusion_sample(samples, times))
+    compiled = over_devices(_with_keys(diffusion_sample(samples, times)))
+    return lambda flow_map, keys, conditions: compiled(flow_map, (keys, conditions))
 
 
 def diffusion_sample(samples: SamplingOptions, times: tuple[float, ...]) -> Callable[..., Any]:
@@ -131,12 +131,12 @@ class SampleSequence:
         )
 
 
-def chunk_of(num: int, shape: tuple[int, ...], devices: int, *, pixels: int = PIXELS_AT_ONCE, least: int = 16) -> int:
+def chunk_of(num: int, shape: tuple[int, ...], devices: int, *, pixels: int | None = None, least: int = 16) -> int:
     """The number of samples, of `num`, that are made at once: a multiple of the devices.
 
-    pixels: of all samples of one device, unless that is fewer than `least` samples.
+    pixels: of all samples of one device, `PIXELS_AT_ONCE` by default, unless that is fewer than `least` samples.
     """
-    most = max(pixels // math.prod(shape), least) * devices
+    most = max((pixels or PIXELS_AT_ONCE) // math.prod(shape), least) * devices
     count = -(-num // most)  # of equal size, so that the last one is not run for a few samples
     return -(-num // (count * devices)) * devices
 
@@ -151,6 +151,7 @@ def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
 
 def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
     """The data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
+    # fold_in, not split: a key does not depend on how many are asked for
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
     return np.asarray(jax.random.key_data(keys))
 
@@ -191,14 +192,19 @@ def with_guidance(
     A network that `takes` the scale has it as an input, and so the interval; any other with classes is evaluated
     twice, unless the scale is 1.
     """
+    # at scale 1 the guided estimate is the conditional one, for half the cost
     if not takes and guidance == 1:
         return flow_map, conditions
     if takes_interval and interval is not None:
         ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
         conditions, interval = {**conditions, "interval": ends}, None
     denoiser = flow_map.function if takes else _guided(flow_map.function)
-    scaled = replace(flow_map, function=_within(denoiser, interval))
-    return scaled, {**conditions, "guidance": np.full(len(conditions["label"]), guidance, np.float32)}
+    if interval is not None:
+        denoiser = _limited(denoiser, low=interval[0], high=interval[1])
+    return replace(flow_map, function=denoiser), {
+        **conditions,
+        "guidance": np.full(len(conditions["label"]), guidance, np.float32),
+    }
 
 
 def with_autoguidance(
@@ -209,13 +215,11 @@ def with_autoguidance(
     interval: Interval = None,
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """Guides the model by a weaker one of its shape, path and conditions. scales: of each sample."""
-    denoiser = _within(_autoguided(flow_map.function, weak.function), interval)
+    denoiser = _autoguided(flow_map.function, weak.function)
+    if interval is not None:
+        denoiser = _limited(denoiser, low=interval[0], high=interval[1])
     both = replace(flow_map, params=(flow_map.params, weak.params), function=denoiser)
     return both, {**conditions, "guidance": scales}
-
-
-def _within(denoiser: Callable[..., Any], interval: Interval) -> Callable[..., Any]:
-    return denoiser if interval is None else _limited(denoiser, low=interval[0], high=interval[1])
 
 
 def guided_by(
@@ -224,13 +228,6 @@ def guided_by(
     """`with_guidance` as `samples` says, of a network of `model`."""
     takes = {"takes": model.guided, "takes_interval": model.guided_interval}
     return with_guidance(flow_map, conditions, samples.guidance, interval=samples.guidance_interval, **takes)
-
-
-def guided_as_trained(
-    flow_map: BoundModel, conditions: dict[str, np.ndarray], trained: Trained
-) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """`with_guidance` as the run samples itself."""
-    return guided_by(flow_map, conditions, trained.samples, trained.model)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -244,6 +241,7 @@ def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     jitted = _spread(function, mesh)
 
     def call(model, rows):
+        # every device has equally many rows
         size = -(-len(jax.tree.leaves(rows)[0]) // mesh.size) * mesh.size
         return in_chunks(lambda chunk: jitted(model, distribute(chunk, batch_sharding(mesh))), rows, size)
 
@@ -257,18 +255,14 @@ def trace_sampler(sample: Callable[..., Any], model: Any, rows: tuple[Any, dict]
 
 
 def _spread(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
+    # None: the parameters stay as they lie, split over `fsdp` or whole
     return jax.jit(function, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def _with_keys(sample: Callable) -> Callable[[Any, Any], Any]:
+    # key data, and not typed keys, are laid over the devices: host arrays hold no typed keys
     def with_keys(model, rows):
         key_data, conditions = rows
         return sample(model, jax.random.wrap_key_data(key_data), conditions)
 
     return with_keys
-
-
-def _sampling(sample: Callable) -> Sampler:
-    """A sampler from a function of typed keys."""
-    compiled = over_devices(_with_keys(sample))
-    return lambda model, key_data, conditions: compiled(model, (key_data, conditions))

@@ -25,13 +25,9 @@ from cmjax.system.progress import progress
 log = logging.getLogger(__name__)
 
 RECORD = "times.json"
-VERSION = 1
-"""Of the search: a higher one makes what is kept anew."""
-GRID = 40
-"""Points of the Karras grid whose levels are tried."""
-
-SAMPLES = 1000
-"""Samples of each try, always of the same noise."""
+VERSION = 1  # of the search: a higher one makes what is kept anew
+GRID = 40  # points of the Karras grid whose levels are tried
+SAMPLES = 1000  # samples of each try, always of the same noise
 
 
 def find_times(
@@ -152,6 +148,7 @@ def _search(
 ) -> tuple[list[float], dict[str, float]]:
     """Searches the levels; returns them, and the metric of every choice that was tried, by its levels."""
     sign = -1 if better(metric) == "larger" else 1
+    # the first time is t_max, where the noise is
     places, tried = [GRID - 1], {}
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):
@@ -164,6 +161,7 @@ def _search(
                 update(len(tried), f"{name}: {tried[name]:.3f}")
                 return sign * tried[name]
 
+            # the search takes it that the metric falls and then rises between two times
             places.append(ternary_search(cost_at, 1, places[-1] - 1))
     return [grid[place] for place in places], tried
 

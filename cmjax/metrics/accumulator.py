@@ -11,11 +11,8 @@ from jaxtyping import Float64, Num, Shaped
 
 from cmjax.metrics.functional import Statistics, probability_sums, score_of_sums, squared_radii
 
-KEPT = 10_000
-"""Rows of features that are kept for distances between single images; moments are of all rows."""
-
-SPLIT = 5000
-"""Images a split of the Inception Score.   [Dhariwal & Nichol 2021]"""
+KEPT = 10_000  # rows of features that are kept for distances between single images; moments are of all rows
+SPLIT = 5000  # images a split of the Inception Score.   [Dhariwal & Nichol 2021]
 
 Outputs = Mapping[str, Shaped[np.ndarray, "..."]]
 """Outputs of a network for a batch, those that metrics need: "features" (b, d) and "spatial" (b, e), whose moments are

@@ -27,17 +27,14 @@ from cmjax.system.npz import load_cached, save_cached
 from cmjax.system.progress import progress
 from cmjax.training.optimizer import as_matrices
 
-Labels = Integer[np.ndarray, " _"]
-"""(n,): the class of each image; any integers."""
+Labels = Integer[np.ndarray, " _"]  # (n,): the class of each image; any integers
 Arrays = Mapping[str, np.ndarray]
 
 PERCEPTRON, RESIDUAL = "perceptron, 1", "patches, muon"
 """Name each network and its training in keys and cached files: a change of either needs another name."""
-PERCEPTRON_IMAGES, RESIDUAL_IMAGES = 4096, 512
-"""Images that go through a network at one time."""
+PERCEPTRON_IMAGES, RESIDUAL_IMAGES = 4096, 512  # images that go through a network at one time
 BATCH, PEAK_RATE, DECAY = 128, 1e-2, 0.05
-SHIFT = 2
-"""Pixels by which the residual network's training images are moved, at most."""
+SHIFT = 2  # pixels by which the residual network's training images are moved, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +107,7 @@ def perceptron(
             return np.concatenate([activations(images[start : start + PERCEPTRON_IMAGES]) for start in starts])
 
         shape = images.shape[1:]
+        # of the weights, not of the settings: another machine may train others from the same
         key = content_key(PERCEPTRON, weights, biases, shape)
         return Classifier(in_blocks, weights[-1], biases[-1], classes, shape, key)
 
@@ -199,6 +197,7 @@ def _train_residual(
     module: ResidualClassifier, images: np.ndarray, places: np.ndarray, epochs: int, seed: int
 ) -> dict[str, np.ndarray]:
     """One cycle of Muon over images that are mirrored and moved at random."""
+    # one step more for the schedule, whose end is a rate near 0
     rng, steps = np.random.default_rng(seed), max(epochs * (len(images) // BATCH), 1)
     rule = optax.contrib.muon(
         optax.schedules.cosine_onecycle_schedule(steps + 1, PEAK_RATE),

@@ -4,7 +4,7 @@ The images are few enough to be in memory; `cmjax.evaluation` streams any number
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,17 @@ from cmjax.metrics.dataset_features import (
     some_of,
 )
 from cmjax.metrics.functional import Images, check_images, fitted_gaussian, statistics
-from cmjax.metrics.registry import METRIC_OF, METRICS, PIXELS
+from cmjax.metrics.registry import METRIC_OF, METRICS, PIXELS, Metric
 
 log = logging.getLogger(__name__)
 
-RUN_METRICS = ("fd", "prdc_pixels")
-"""The metrics of `METRICS` that every run ends with."""
+RUN_METRICS = ("fd", "prdc_pixels")  # the metrics of `METRICS` that every run ends with
 RUN_VALUES = tuple(value for metric in RUN_METRICS for value in METRICS[metric].values)
-LEAST = max(METRICS[metric].least for metric in RUN_METRICS)
-"""Images that they need of each set."""
-
-FITTED_TO = 10_000
-"""Training images that the Gaussian is fitted to, at most."""
-
-REAL, GAUSSIAN = "training images", "fitted Gaussian"
-"""The rows beside those of samples."""
-
-FeaturesOf = Callable[[np.ndarray], np.ndarray]
-"""Images (n, h, w, c) uint8 -> features (n, d)."""
-Table = dict[str, dict[str, float | None]]
-"""Row -> name of a value -> value; None where it cannot be had."""
+LEAST = max(METRICS[metric].least for metric in RUN_METRICS)  # images that they need of each set
+FITTED_TO = 10_000  # training images that the Gaussian is fitted to, at most
+REAL, GAUSSIAN = "training images", "fitted Gaussian"  # the rows beside those of samples
+FeaturesOf = Callable[[np.ndarray], np.ndarray]  # images (n, h, w, c) uint8 -> features (n, d)
+Table = dict[str, dict[str, float | None]]  # row -> name of a value -> value; None where it cannot be had
 
 
 def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: FeaturesOf | None) -> Table:
@@ -62,32 +53,41 @@ def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: Fe
     for name, images in {**rows, "held_out": held_out}.items():
         if len(images) < LEAST:
             raise ValueError(f"{name} must hold at least {LEAST} images, got {len(images)}")
-    known = {PIXELS: _pixels} if features is None else {PIXELS: _pixels, "dataset": features}
-    usable = [metric for metric in RUN_METRICS if METRICS[metric].features in known]
-    references = {metric: _accumulated(metric, held_out, known) for metric in usable}
+    values_of = _against(held_out, features, RUN_METRICS)
     smallest = min(map(len, rows.values()), default=0)
     table: Table = {}
     for name, images in rows.items():
         if len(images) > smallest:
             images = images[np.random.default_rng(0).permutation(len(images))[:smallest]]
-        table[name] = dict.fromkeys(RUN_VALUES)
-        for metric in usable:
-            table[name] |= METRICS[metric].of(_accumulated(metric, images, known), references[metric])
+        table[name] = dict.fromkeys(RUN_VALUES) | values_of(images)
     return table
 
 
-def _accumulated(metric: str, images: np.ndarray, known: Mapping[str, FeaturesOf]) -> Accumulator:
-    features = known[str(METRICS[metric].features)](images)
-    accumulator = Accumulator(most_rows=len(images))
-    if METRICS[metric].needs == "features":  # of all at once, which keeps more digits than sums over batches
-        accumulator.known["features"] = statistics(features)
-    else:
-        accumulator.add({METRICS[metric].needs: features})
-    return accumulator
+def _against(
+    held_out: Images, features: FeaturesOf | None, metrics: Sequence[str]
+) -> Callable[[np.ndarray], dict[str, float]]:
+    """Makes the function of images that computes those of the metrics whose features are there."""
+    known: dict[str | None, FeaturesOf] = {PIXELS: lambda images: images.reshape(len(images), -1)}
+    known |= {} if features is None else {"dataset": features}
 
+    def accumulated(metric: Metric, images: np.ndarray) -> Accumulator:
+        rows, accumulator = known[metric.features](images), Accumulator(most_rows=len(images))
+        if metric.needs == "features":  # of all at once, which keeps more digits than sums over batches
+            accumulator.known["features"] = statistics(rows)
+        else:
+            accumulator.add({metric.needs: rows})
+        return accumulator
 
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1)
+    usable = [METRICS[name] for name in metrics if METRICS[name].features in known]
+    references = [accumulated(metric, held_out) for metric in usable]
+
+    def values_of(images: np.ndarray) -> dict[str, float]:
+        values = {}
+        for metric, reference in zip(usable, references, strict=True):
+            values |= metric.of(accumulated(metric, images), reference)
+        return values
+
+    return values_of
 
 
 def run_metrics(
@@ -113,6 +113,7 @@ def compare(samples: Mapping[str, np.ndarray], train: Source, held_out: Source, 
     real = some_of(train, max(num, FITTED_TO))["image"]
     reference = some_of(held_out, MOST_HELD_OUT)["image"]
     rows = {**samples, REAL: real[:num]}
+    # the Gaussian takes the square of the pixels in memory
     if reference[0].size <= LARGEST_PIXELS:
         rows[GAUSSIAN] = fitted_gaussian(real, num, 0)
     return compare_images(rows, held_out=reference, features=dataset_classifier(train, cache_dir=cache_dir))
@@ -135,14 +136,14 @@ def metric_against(held_out: Source, train: Source, value: str, *, cache_dir: Pa
 
     Raises: DataError where it needs features of the data set, and these have neither labels nor few enough pixels.
     """
-    metric, known = METRIC_OF[value], dict[str, FeaturesOf]({PIXELS: _pixels})
+    metric, features = METRIC_OF[value], None
     if METRICS[metric].features == "dataset":
         try:
-            known["dataset"] = dataset_features(train, cache_dir=cache_dir)
+            features = dataset_features(train, cache_dir=cache_dir)
         except DataError as error:
             raise DataError(f"{error}: name the times yourself") from error
-    reference = _accumulated(metric, some_of(held_out, MOST_HELD_OUT)["image"], known)
-    return lambda images: METRICS[metric].of(_accumulated(metric, images, known), reference)[value]
+    values_of = _against(some_of(held_out, MOST_HELD_OUT)["image"], features, (metric,))
+    return lambda images: values_of(images)[value]
 
 
 def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:

@@ -9,24 +9,20 @@ from cmjax.metrics.classifier import Classifier, perceptron, residual
 from cmjax.metrics.functional import Images
 from cmjax.system.files import AnyPath
 
-LEAST_SIDE = 16
-"""Of images that a convolutional network is worth its time for."""
+LEAST_SIDE = 16  # of images that a convolutional network is worth its time for
 
 RESIDUAL_TRAINED_ON, PERCEPTRON_TRAINED_ON = 20_000, 10_000
 """Images that a classifier is trained on, at most; a random choice where there are more. Features need no more, and a
 CPU has no more time."""
 
-MOST_HELD_OUT = 2000
-"""Held-out images that are compared with, at most; a random choice where the data set has more."""
+MOST_HELD_OUT = 2000  # held-out images that are compared with, at most; a random choice where the data set has more
 
 WEAK, PER_FEATURE = 0.7, 2
 """The accuracy of a classifier, and the images for each of its features, below which distances of its features are a
 matter of luck: less than this fraction is known of the data, or most directions of the covariance are noise."""
 
 REMEDY = "Have more labelled data, or measure by a published network, as --mode=evaluate --metrics=fid does"
-
-LARGEST_PIXELS = 4096
-"""Elements of an image beyond which its pixels are too many for a covariance."""
+LARGEST_PIXELS = 4096  # elements of an image beyond which its pixels are too many for a covariance
 
 
 def dataset_classifier(train: Source, *, cache_dir: AnyPath) -> Classifier | None:

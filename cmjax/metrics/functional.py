@@ -9,12 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Num, Shaped, UInt8
 
-Features = Num[np.ndarray, "_ _"]
-"""(n, d): one row for each image."""
-
-Images = Shaped[np.ndarray, "_ _ _ _"]
-"""(n, h, w, c) uint8, 0 to 255."""
-
+Features = Num[np.ndarray, "_ _"]  # (n, d): one row for each image
+Images = Shaped[np.ndarray, "_ _ _ _"]  # (n, h, w, c) uint8, 0 to 255
 # 64 MiB of float64: large enough for the matrix product to run at full rate, small beside the data
 BLOCK_ELEMENTS = 2**23
 

@@ -10,22 +10,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from cmjax.system.files import write_atomically
 
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
-
-BETWEEN_GROUPS = 14
-"""Pixels that are added between two groups of a row of a sheet."""
-
-DPI = 100
+BETWEEN_GROUPS = 14  # pixels that are added between two groups of a row of a sheet
+WIDTH, DPI = 960, 100
 COLOURS = ("#005aa0", "#d65e00", "#00916e", "#be5096", "#6e6e6e")
 PALE = "#b9cde4"
-MOST_DOTS = 60
-"""A curve of more points has no dots."""
-
-Curve = tuple[Sequence[float], Sequence[float | None]]
-"""The points' x and y."""
+MOST_DOTS = 60  # a curve of more points has no dots
+Curve = tuple[Sequence[float], Sequence[float | None]]  # the points' x and y
 
 
 def image_grid(
@@ -51,6 +46,7 @@ def image_grid(
     n, (height, width) = len(rgb), cell_size(images.shape[1:3], gap=gap, min_side=min_side)
     across = min(n, math.ceil(math.sqrt(n * height / width)) if columns is None else columns)
     rows = math.ceil(n / across)
+    # the gap lies above and left of each image; the last two edges are padded
     cells = np.full((rows * across, height, width, 3), GREY, np.uint8)
     cells[:n, gap:, gap:] = rgb
     grid = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2).reshape(rows * height, across * width, 3)
@@ -80,8 +76,6 @@ def _rgb(images: np.ndarray) -> np.ndarray:
 
 def with_captions(grid: UInt8[np.ndarray, "h w 3"], captions: list[str]) -> UInt8[np.ndarray, "h w2 3"]:
     """Adds a caption, of one line or more, left of each row of a grid, whose rows are equally high."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(size=15)
     width = 16 + math.ceil(max(font.getlength(line) for caption in captions for line in caption.split("\n")))
     margin = Image.new("RGB", (width, grid.shape[0]), "white")
@@ -108,20 +102,14 @@ def sheet(
     captioned = with_captions(grid, list(captions))
     left, cell = captioned.shape[1] - grid.shape[1], (width - 2) / size
     starts = [left + 1 + i * (width + BETWEEN_GROUPS) for i in range(len(groups))]
-    places = {start + (j + 0.5) * cell: heading for start in starts for j, heading in enumerate(headings)}
-    return np.concatenate([_head(captioned.shape[1], title, places), captioned])
-
-
-def _head(width: int, title: str, headings: dict[float, str]) -> UInt8[np.ndarray, "height width 3"]:
-    """Makes a white strip with a title, and headings around these places from the left."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    strip = Image.new("RGB", (width, 58), "white")
-    draw = ImageDraw.Draw(strip)
+    head = Image.new("RGB", (captioned.shape[1], 58), "white")
+    draw = ImageDraw.Draw(head)
     draw.text((8, 8), title, fill="black", font=ImageFont.load_default(size=17))
-    for place, heading in headings.items():
-        draw.text((place, 52), heading, fill="black", font=ImageFont.load_default(size=13), anchor="ms")
-    return np.asarray(strip)
+    for start in starts:
+        for j, heading in enumerate(headings):
+            place = (start + (j + 0.5) * cell, 52)
+            draw.text(place, heading, fill="black", font=ImageFont.load_default(size=13), anchor="ms")
+    return np.concatenate([np.asarray(head), captioned])
 
 
 def line_plot(
@@ -133,7 +121,6 @@ def line_plot(
     log_x: bool = True,
     log_y: bool = True,
     faint: Collection[str] = (),
-    width: int = 960,
     height: int = 400,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Plots curves over one pair of axes, named at their right.
@@ -142,31 +129,38 @@ def line_plot(
             one is asked for, is left out; the axis of x covers it all the same. A curve of one point is a ring, to mark
             a place. Of more curves than there are colours all are shades, in their order. A single curve has no name.
             faint: names of curves that lie pale behind the others.
-            width, height: of the plot, in pixels.
+            height: of the plot, in pixels; its width is `WIDTH`.
     Raises: ValueError where no point is left.
     """
-    points = {name: _finite(curve, log_x, log_y) for name, curve in curves.items()}
+    points = {}
+    for name, (x, y) in curves.items():
+        xy = np.array([(a, np.nan if b is None else b) for a, b in zip(x, y, strict=True)], np.float64).reshape(-1, 2)
+        visible = np.isfinite(xy) & ((xy > 0) | ~np.array([log_x, log_y]))
+        points[name] = xy[visible.all(axis=1)]
+    # an axis with ticks needs a point
     every = np.concatenate(list(points.values()))
     if not len(every):
         raise ValueError(f"{title}: no point of the curves can be plotted")
     import matplotlib
+
+    # not pyplot: it chooses a display, and keeps all its figures
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where its cache of fonts is new
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a plot does not depend on the user's matplotlibrc
-        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
         canvas = FigureCanvasAgg(figure)
         left, right, top, bottom = 80, 240 if len(points) > 1 else 30, 48, 54  # pixels around the axes, for words
-        inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        inside = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
         axes = figure.add_axes(inside)
         _add_curves(axes, points, faint)
         across = np.concatenate([np.asarray(x, np.float64) for x, _ in curves.values()])
         _set_axis(axes, "x", across[np.isfinite(across) & (across > 0 if log_x else True)], log_x)
         _set_axis(axes, "y", every[:, 1], log_y)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.set_title(textwrap.fill(title, width // 9), loc="left", fontsize=11)
+        axes.set_title(textwrap.fill(title, WIDTH // 9), loc="left", fontsize=11)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         canvas.draw()
@@ -174,12 +168,15 @@ def line_plot(
 
 
 def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[str]) -> None:
-    """Adds the curves, and their names beside the axes where there are several."""
+    import matplotlib
+
+    many = len(points) > len(COLOURS)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(points)))  # without its yellow, pale on white
     ring = {"marker": "o", "markersize": 10, "markeredgewidth": 2, "fillstyle": "none", "clip_on": False}
     dots = {"marker": "o", "markersize": 3.5}
     for i, (name, xy) in enumerate(points.items()):
         marker = ring if len(xy) == 1 else dots if len(xy) <= MOST_DOTS else {}
-        colour = PALE if name in faint else _colour(i, len(points))
+        colour = PALE if name in faint else shades[i] if many else COLOURS[i]
         axes.plot(*xy.T, color=colour, label=name, zorder=2 if name in faint else 3, **marker)
     if len(points) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize=9)
@@ -204,25 +201,11 @@ def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
     getattr(axes, f"set_{which}lim")(low, high)
 
 
-def _finite(curve: Curve, log_x: bool, log_y: bool) -> np.ndarray:
-    """The points that can be plotted, (n, 2)."""
-    xy = np.array([(x, np.nan if y is None else y) for x, y in zip(*curve, strict=True)], np.float64).reshape(-1, 2)
-    return xy[np.isfinite(xy).all(axis=1) & ((xy > 0) | ~np.array([log_x, log_y])).all(axis=1)]
-
-
-def _colour(i: int, n: int) -> Any:
-    import matplotlib
-
-    return COLOURS[i] if n <= len(COLOURS) else matplotlib.colormaps["viridis"](0.9 * i / (n - 1))
-
-
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"], **words: str) -> None:
     """Writes an RGB image; its folder is made where missing, and no reader ever sees half a file.
 
     words: text that the file holds beside the image, by name.
     """
-    from PIL import Image, PngImagePlugin
-
     encoded, metadata = BytesIO(), PngImagePlugin.PngInfo()
     for name, text in words.items():
         metadata.add_text(name, text)

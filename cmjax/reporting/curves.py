@@ -6,18 +6,12 @@ from typing import Any
 
 import numpy as np
 
-MOST = 800
-"""Points of a curve; where there are more records, each point is the mean of its neighbours."""
-
-LONG = 22
-"""Letters of a name that needs a line of the legend for itself."""
-LINE = 28
-"""Pixels of a line of the legend."""
-
+MOST = 800  # points of a curve; where there are more records, each point is the mean of its neighbours
+LONG = 22  # letters of a name that needs a line of the legend for itself
+LINE = 28  # pixels of a line of the legend
 BIN = re.compile(r"loss_bin_(\d+)")
 FIRST = ("loss", "learning_rate", "images_per_second")
-LEFT_OUT = ("step", "nimg", "step_seconds")
-"""Fields that are another's scale."""
+LEFT_OUT = ("step", "nimg", "step_seconds")  # fields that are another's scale
 
 GREY = "#808890"
 """Of axes and words: readable over white and over black."""
@@ -84,6 +78,7 @@ def plot_of(
     from bokeh.palettes import turbo
     from bokeh.plotting import figure
 
+    # a loss with a learned weight may fall below 0
     positive = all((y > 0).all() for _, y in curves.values())
     columns = 1 if max(map(len, curves)) > LONG else 2
     legend_height = LINE * -(-len(curves) // columns) + 16 if len(curves) > 1 else 0

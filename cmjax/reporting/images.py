@@ -10,17 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MOST_FRAMES = 12
-"""Steps of which the page shows samples, evenly chosen among those that the run has."""
-
-LARGE = 2.0
-"""The room of a plot or a gallery, relative to a grid of samples."""
-
-SMALLEST = 64
-"""Pixels below which no side of an image is made smaller."""
-
-NAME = re.compile(r"(\d+)-(.+)\.png")
-"""Of a grid of samples: its step and its sampler."""
+MOST_FRAMES = 12  # steps of which the page shows samples, evenly chosen among those that the run has
+LARGE = 2.0  # the room of a plot or a gallery, relative to a grid of samples
+SMALLEST = 64  # pixels below which no side of an image is made smaller
+NAME = re.compile(r"(\d+)-(.+)\.png")  # of a grid of samples: its step and its sampler
 
 
 @dataclass(frozen=True)

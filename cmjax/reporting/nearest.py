@@ -13,13 +13,9 @@ from cmjax.plotting.plots import GREY, cell_size, image_grid
 from cmjax.reporting.images import EmbeddedImage, exact, grids_of
 
 SHOWN = 8
-MOST_SEARCHED = 10_000
-"""Training images that are searched, evenly chosen where there are more."""
-
+MOST_SEARCHED = 10_000  # training images that are searched, evenly chosen where there are more
 PIXELS_AT_ONCE = 2**22
-GAP = 2
-"""Of `image_grid`, as a run's grids of samples are made."""
-
+GAP = 2  # of `image_grid`, as a run's grids of samples are made
 Images = UInt8[np.ndarray, "_ _ _ _"]
 
 
@@ -80,7 +76,9 @@ def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarr
     for start in range(0, len(rows), at_once):
         here = rows[start : start + at_once]
         images = source.gather(here)["image"].reshape(len(here), -1).astype(np.float64)
+        # ‖a − b‖² by one matrix product
         squares = np.sum(wanted**2, 1)[:, None] - 2 * wanted @ images.T + np.sum(images**2, 1)
+        # an image is not its own neighbour
         squares[excluded[:, None] == here] = np.inf
         nearest = squares.argmin(1)
         value = squares[np.arange(len(wanted)), nearest]

@@ -1,9 +1,10 @@
 """Writes a page about a run, or several side by side: a single HTML file that needs no network."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,8 @@ from cmjax.system.libraries import how_to_install, is_installed, require
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-MOST_CHARACTERS = 4_800_000
-"""Of the page."""
-FOR_WORDS = 200_000
-"""Of these, for all but the curves and the images."""
+MOST_CHARACTERS = 4_800_000  # of the page
+FOR_WORDS = 200_000  # of these, for all but the curves and the images
 HERE = Path(__file__).parent
 
 
@@ -39,13 +38,8 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
     """
     require("bokeh", "--mode=report")
 
-    def opener(workdir: Path) -> Callable[[], Source] | None:
-        here = source
-        if here is not None:
-            return lambda: here
-        if data_dir is None:
-            return None
-        return lambda: open_trained(workdir, data_dir=data_dir).run().open_source("train")
+    def open_source(workdir: Path) -> Source:
+        return open_trained(workdir, data_dir=data_dir).run().open_source("train") if source is None else source
 
     names = [absolute(workdir).name or str(workdir) for workdir in workdirs]
     if len(set(names)) < len(names):
@@ -55,7 +49,7 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
         status = read_status(workdir, read_record(workdir))
         if status.finished:  # the process that writes the page of its own run is still there
             status = replace(status, mark=None, alive=False)
-        parts.append(read_part(name, workdir, status, opener(workdir)))
+        parts.append(read_part(name, workdir, status, partial(open_source, workdir)))
     page = render(parts).encode()
     write_atomically(out, page)
     return len(page)

@@ -38,7 +38,7 @@ class Part:
     """A run on a page.
 
     name: of its folder. rows: facts about it, in words. changes: fields of the recipe with the file's value and the
-    run's; compared: whether the file was there to compare. levels: labels of the noise levels of its records. grids:
+    run's; None where there was no file to compare. levels: labels of the noise levels of its records. grids:
     files by sampler and step. diagnostics: caption -> file. notes: what is missing and why.
     """
 
@@ -46,8 +46,7 @@ class Part:
     workdir: Path
     status: Status
     rows: dict[str, str]
-    changes: list[Change]
-    compared: bool
+    changes: list[Change] | None
     levels: list[str]
     grids: Mapping[str, Mapping[int, Path]]
     nearest: Nearest | None
@@ -74,10 +73,9 @@ class Part:
         return self.status.summary.get("metrics") or {}
 
 
-def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[], Source] | None) -> Part:
-    """Reads what the page shows of a run. open_source: opens its training images, by default those of its record."""
+def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[], Source]) -> Part:
+    """Reads what the page shows of a run. open_source: opens its training images."""
     notes: list[str] = []
-    changes, compared = _changes(status.record, notes)
     folder, gallery = workdir / "diagnostics", workdir / "gallery.png"
     diagnostics = {caption: folder / f"{stem}.png" for stem, caption in DIAGNOSTICS.items()}
     return Part(
@@ -85,8 +83,7 @@ def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[]
         workdir=workdir,
         status=status,
         rows=_rows(workdir, status),
-        changes=changes,
-        compared=compared,
+        changes=_changes(status.record, notes),
         levels=_levels(workdir, status),
         grids=grids_of(workdir),
         nearest=_nearest(workdir, open_source, notes),
@@ -103,8 +100,7 @@ def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[]
 
 def _rows(workdir: Path, status: Status) -> dict[str, str]:
     rows = dict(rows_of(workdir, status))
-    rows["recipe"] = status.record.get("recipe") or "not recorded"
-    rows["device"] = status.record.get("device") or "not recorded"
+    rows |= {name: status.record.get(name) or "not recorded" for name in ("recipe", "device")}
     if "took" not in rows and "train_seconds" in status.summary:  # of a run that kept no history yet
         seconds = status.summary["train_seconds"]
         rows["time"] = f"{duration(seconds)} of training, at {number(status.summary['images_per_second'])} images/s"
@@ -118,11 +114,10 @@ def _rows(workdir: Path, status: Status) -> dict[str, str]:
     return rows
 
 
-def _changes(record: Mapping[str, Any], notes: list[str]) -> tuple[list[Change], bool]:
-    """The changes of the run's configuration to the recipe's file, and whether that file was there to compare."""
+def _changes(record: Mapping[str, Any], notes: list[str]) -> list[Change] | None:
     name = record.get("recipe")
     if not isinstance(name, str):
-        return [], False
+        return None
     try:
         # a recipe is run: none but those of configs/ here, whatever a record may name
         stems = [stem for stem in list_recipes() if name == stem or name.startswith(f"{stem}-")]
@@ -133,9 +128,9 @@ def _changes(record: Mapping[str, Any], notes: list[str]) -> tuple[list[Change],
         written = load_recipe(f"{stem}:{variant}" if variant else stem).to_dict()
     except ConfigError as error:
         notes.append(f"no comparison with the recipe's file: {error}")
-        return [], False
+        return None
     changes = differences(record["config"], written)
-    return [(field, _shown(of_file), _shown(used)) for field, (used, of_file) in changes], True
+    return [(field, _shown(of_file), _shown(used)) for field, (used, of_file) in changes]
 
 
 def configurations_differ(parts: Sequence[Part]) -> list[tuple[str, list[str]]]:
@@ -166,12 +161,12 @@ def _levels(workdir: Path, status: Status) -> list[str]:
     return [f"{low:.2g} to {high:.2g}" for low, high in pairwise(edges)]
 
 
-def _nearest(workdir: Path, open_source: Callable[[], Source] | None, notes: list[str]) -> Nearest | None:
+def _nearest(workdir: Path, open_source: Callable[[], Source], notes: list[str]) -> Nearest | None:
     try:
         trained = open_trained(workdir)
         if trained.imported or not trained.recorded.has_data:
             raise DataError("no run here trained these weights, and their data are not known")
-        return nearest_of(workdir, open_source() if open_source else trained.run().open_source("train"))
+        return nearest_of(workdir, open_source())
     except (ConfigError, DataError, OSError, ImportError, ValueError, KeyError) as error:
         notes.append(f"no nearest training images: {' '.join(str(error).split())}")
     return None
