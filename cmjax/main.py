@@ -103,6 +103,7 @@ def _join(mode: str) -> None:
 
 def _end(code: int, message: str | None) -> NoReturn:
     """Print the message and exit; one of several processes does not wait for the others, which may wait for it."""
+    # Without jax there is one process, and importing it here would take a second.
     if "jax" in sys.modules:
         import jax
 

@@ -76,6 +76,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         for text in (value,) if isinstance(value, str) else value or ():
             if problem := path_problem(text):
                 raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
+    # A mode that reads a run's record takes one change without a recipe: where the data are now.
     recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)
     alone = getattr(module, "WITHOUT_RECIPE", None)
     if recipe is None and alone is None:

@@ -93,6 +93,7 @@ def run(
         model = _config(foreign), foreign.shape, getattr(foreign.module, "num_classes", 0) or None, foreign.params
         kept = {"imported": {"from": str(path), "format": peer, "licence": foreign.licence}}
         report = _report(path, workdir, foreign, peer)
+    # Before anything is written: a network that does not run would leave a folder that nothing can read.
     _evaluate_once(*model)
     write_model(workdir, *model, **kept, option="--workdir")
     print(report)

@@ -103,7 +103,8 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
     keep_record = partial(write_record, workdir, config, setup.shape, setup.source.num_classes, **about_run)
     for change in on_first_process(keep_record):
         log.warning("going on with another config.%s", change)
-    on_first_process(setup.warn)  # of a folder that is this run's
+    # Warnings come after the record is checked: of a folder of another run they would mislead.
+    on_first_process(setup.warn)
     run_samples = RunSamples(run, setup.model, setup.source, workdir)
     evaluate = None
     if run.evaluation.every:

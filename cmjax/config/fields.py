@@ -49,6 +49,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], path: str = "", *, prefix: str = "config."):
         self._values, self._path, self._prefix = values, path, prefix
+        # A field that stays here is a mistake, such as a misspelt one that has a default: `done` names it.
         self._unread = set(values)
         self._sections: dict[str, Fields] = {}
 
@@ -100,6 +101,7 @@ class Fields:
         absent: float | None = None,
     ) -> float:
         value = self.value(field, absent=absent)
+        # A bool is an int to Python, and True would be the number 1.
         if isinstance(value, bool) or not isinstance(value, int | float):
             hint = ""
             with suppress(TypeError, ValueError):  # a text that was meant as a number, such as "1e-3" of a recipe
@@ -179,6 +181,7 @@ class Fields:
         name, written = self._named(field, value, choices)
         if name not in choices:
             raise self.error(field, f"must be one of {', '.join(choices)}{suggestion(name, choices)}")
+        # What the reader gives is no parameter of a recipe: it may not be written, and need not be.
         parameters = list(inspect.signature(choices[name]).parameters.values())
         settable = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY or p.default is not p.empty]
         free = [p for p in settable if p not in known]

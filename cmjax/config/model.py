@@ -127,6 +127,7 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
     scale = chosen.make
     if chosen.name == "trig_edm" and not constants["t_min"]:
         raise section.error("t_min", "must be above 0 with preconditioning trig_edm: its network takes ln σ")
+    # Traced, not computed: reading a configuration touches no device.
     try:
         jax.eval_shape(scale, *(2 if kind == "flow_map" else 1) * (jax.ShapeDtypeStruct((1,), jnp.float32),))
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range

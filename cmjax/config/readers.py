@@ -116,6 +116,7 @@ def _by_distance(keyword: str, chosen: Choice, make: Callable[[Distance], Any]) 
     """Makes an argument of a distance: of LPIPS once its weights are loaded, of the others here."""
     if chosen.name != "lpips":
         return _value(keyword, make(chosen.make))
+    # Weights are an argument of the compiled step: as constants they would be a part of the program.
     distance, weights = chosen.make()
     made = {keyword: lambda frozen: make(partial(distance, frozen["lpips"]))}
     return {"by_frozen": made, "frozen": {"lpips": weights}}

@@ -166,6 +166,7 @@ def _literal(part: Any) -> Any:
 
 def _run(file: Path) -> ModuleType:
     """The module of a file, which may import its neighbours, as `from configs import common`."""
+    # At the end of the path: a recipe's neighbour must not hide an installed module.
     for folder in (os.getcwd(), str(file.absolute().parent.parent)):
         if folder not in sys.path:
             sys.path.append(folder)

@@ -110,6 +110,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     spec = read_spec(fields)
     method = read_method(fields.section("objective"), spec, steps)
     _check_together(fields, spec, method, batch_size // parts)
+    # The averages of the parameters hold the target's too, whose rate is the method's.
     of_optimizer, network = fields.section("optimizer"), net.text("name")
     by = {"target_rate": method.target_rate, "stages": method.stages, "steps": steps, "batch_size": batch_size}
     optimizer, learning_rate = read_optimizer(of_optimizer, network=network, **by)

@@ -212,6 +212,7 @@ def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:
         raise ConfigError(f"--times={text}: a grid of {n} points has the places 0 to {n - 1}, not {max(places)}")
     if any(a >= b for a, b in pairwise(places)):
         raise ConfigError(f"--times={text}: places must ascend, from the largest noise level on")
+    # The released codes' lists end at t_min, where the model is the identity: that step is none here.
     if len(places) > 1 and places[-1] == n - 1:
         places.pop()
     descending = model.grid(n)[::-1]
