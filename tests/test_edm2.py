@@ -15,7 +15,7 @@ from cmjax.config.run import read_run
 from cmjax.interop.edm import read_edm2
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.nets.edm2 import EDM2, SIZES
-from cmjax.nets.heads import WeightHead
+from cmjax.nets.inputs import WeightHead
 from cmjax.nets.magnitude import MPConv, MPLinear, mp_concat, mp_silu, mp_sum, normalize, normalize_weights
 from cmjax.training.optimizer import averages, make_optimizer
 from configs import common, digits_ct

@@ -31,6 +31,7 @@ def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np
         raise ValueError(f"rho must be at least 1, got {rho}")
     root = np.linspace(t_min ** (1 / rho), t_max ** (1 / rho), n)
     grid = root**rho
+    # The power of a root is rounded, and consistency functions are the identity at t_min itself.
     grid[0], grid[-1] = t_min, t_max
     return grid
 

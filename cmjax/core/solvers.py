@@ -14,17 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmjax import checks
-from cmjax.core.ode import (
-    ddim_step,
-    euler_step,
-    heun_step,
-    midpoint_step,
-    ode_velocity,
-    solve,
-    solve_to_tolerance,
-)
+from cmjax.core.ode import ddim_step, euler_step, heun_step, midpoint_step, ode_velocity, solve, solve_to_tolerance
 from cmjax.core.paths import Path
-from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Samples, TimeGrid
+from cmjax.core.typing import BoundDenoiser, Integrator, Noises, Samples, TimeGrid
 from cmjax.ranges import AtLeastOne, NotNegative, Within
 
 Tolerance = Annotated[float, Within(1e-12, 1)]
@@ -50,14 +42,14 @@ def euler(
     denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """Euler's method: first order, N evaluations for N times; DDIM on the `ve` path.   [Karras et al. 2022, alg. 1]"""
-    return by_ode(denoise, x, times, noises, path=path, integrate=_along(euler_step), to_zero=to_zero)
+    return by_ode(denoise, x, times, noises, path=path, integrate=partial(solve, ode_step=euler_step), to_zero=to_zero)
 
 
 def ddim(
     denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """DDIM: first order, N evaluations; exact if D is constant on a trajectory.   [Song et al. 2021, DDIM, eq. 12]"""
-    integrate = _along(partial(ddim_step, path=path))
+    integrate = partial(solve, ode_step=partial(ddim_step, path=path))
     return by_ode(denoise, x, times, noises, path=path, integrate=integrate, to_zero=to_zero)
 
 
@@ -65,7 +57,7 @@ def heun(
     denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
     """Heun's method: second order, 2N − 1 evaluations; the step to 0 is Euler's.   [Karras et al. 2022, alg. 1]"""
-    return by_ode(denoise, x, times, noises, path=path, integrate=_along(heun_step), to_zero=to_zero)
+    return by_ode(denoise, x, times, noises, path=path, integrate=partial(solve, ode_step=heun_step), to_zero=to_zero)
 
 
 def midpoint(
@@ -84,15 +76,8 @@ def midpoint(
     """
     if rho < 1:
         raise ValueError(f"rho must be at least 1, got {rho}")
-
-    def step(velocity, x, t, r):
-        return midpoint_step(velocity, x, t, r, rho=rho)
-
-    return by_ode(denoise, x, times, noises, path=path, integrate=_along(step), to_zero=to_zero)
-
-
-def _along(ode_step: OdeStep) -> Integrator:
-    return lambda velocity, x, times: solve(velocity, x, times, ode_step=ode_step)
+    integrate = partial(solve, ode_step=partial(midpoint_step, rho=rho))
+    return by_ode(denoise, x, times, noises, path=path, integrate=integrate, to_zero=to_zero)
 
 
 def tsit5(
@@ -107,10 +92,7 @@ def tsit5(
     to_zero: bool = True,
 ) -> Samples:
     """Tsitouras' method with as many steps as the tolerances need, see `solve_to_tolerance`; it needs diffrax."""
-
-    def integrate(velocity, x, times):
-        return solve_to_tolerance(velocity, x, times, rtol=rtol, atol=atol)
-
+    integrate = partial(solve_to_tolerance, rtol=rtol, atol=atol)
     return by_ode(denoise, x, times, noises, path=path, integrate=integrate, to_zero=to_zero)
 
 

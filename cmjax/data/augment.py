@@ -100,6 +100,7 @@ def augment(
 
 def draw(key: Key[Array, ""], shape: tuple[int, ...], *, probabilities: Probabilities) -> Draws:
     """Samples the amounts for images of `shape` (b, h, w, c), of each augmentation independently of the others."""
+    # A key for each, whether the pipe has it or not: its amounts do not depend on what else a pipe has.
     keys = dict(zip(Draws._fields, jax.random.split(key, len(Draws._fields)), strict=True))
 
     def amounts(name: str, probability: float) -> Array:

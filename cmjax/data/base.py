@@ -139,6 +139,12 @@ def known_labels(source: Source) -> np.ndarray | None:
     return known_labels(source.source) if isinstance(source, OfAnother) else getattr(source, "labels", None)
 
 
+def check_split(split: str) -> None:
+    """Raises DataError for another split than "train" and "test"."""
+    if split not in ("train", "test"):
+        raise DataError(f'split must be "train" or "test", got "{split}"')
+
+
 def shuffled(num: int, *, seed: int, epoch: int = 0) -> np.ndarray:
     """A permutation of range(num), int64, that depends on (seed, epoch) alone.
 

@@ -106,6 +106,7 @@ class Batches:
             log.info("config.data.workers=%d: these data are kept in memory, and decoded by this process", self.workers)
         try:
             while True:
+                # One more than PREFETCH, for the first of them is taken at once.
                 while len(ahead) <= PREFETCH and (stop is None or step < stop):
                     ahead.append(thread.submit(self.at, step) if decoded is None else thread.submit(next, decoded))
                     step += self.steps_per_call

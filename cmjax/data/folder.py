@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmjax.data.base import DataError, Source
+from cmjax.data.base import DataError, Source, check_split
 from cmjax.data.crops import CROPS
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, Damage, OnDemandSource, kept_if_small, parallel_map
@@ -47,8 +47,7 @@ def folder(
     Raises: DataError naming the folder or argument, where nothing can be read from it, or its layout can be read in
             several ways. The source's `gather` raises it where more than `max_corrupt` are damaged.
     """
-    if split not in ("train", "test"):
-        raise DataError(f'split must be "train" or "test", got "{split}"')
+    check_split(split)
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 or 3, got {channels}")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

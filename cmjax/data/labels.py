@@ -52,12 +52,10 @@ def number_labels(labels: np.ndarray, where: str, *, names: Sequence[str] | None
 
 def held_out(names: Sequence[str], labels: Sequence[object] | np.ndarray | None) -> np.ndarray:
     """Chooses the examples to hold out, (n,) of bool: a tenth, by a hash of their names, never all of a class."""
-    held = np.array([_hashed(name) % 10 == 0 for name in names])
+    # Python's own hash of a text differs from process to process.
+    digests = (hashlib.sha256(name.encode()).digest() for name in names)
+    held = np.array([int.from_bytes(digest[:8], "big") % 10 == 0 for digest in digests])
     if labels is None:
         labels = np.zeros(len(names), int)
     kept = {label for label, out in zip(labels, held, strict=True) if not out}
     return held & np.array([label in kept for label in labels])
-
-
-def _hashed(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,18 +63,18 @@ def read_split(root: AnyPath, split: str) -> Split:
     if split == "train":
         _say_what_is_left_out(top, train, _within(root, others, tops.train)[1])
     classes = _class_of_each(top, train)
+    if split == "test" and tops.test is not None:
+        return _test_split(root, images, others, tops, classes)
+    chosen = list(range(len(train)))
     if tops.test is None:
         held = held_out(["/".join(image.parts) for image in train], classes)
-        chosen = [i for i in range(len(train)) if held[i] == (split == "test")]
+        chosen = [i for i in chosen if held[i] == (split == "test")]
         if not chosen:
             raise DataError(
                 f'{root}: none of its {len(train)} images falls into split "{split}" (a tenth is held out by a hash '
                 'of the name); add images, or make the subfolders "train" and "test"'
             )
-        return _numbered(train, classes, chosen, classes)
-    if split == "train":
-        return _numbered(train, classes, range(len(train)), classes)
-    return _test_split(root, images, others, tops, classes)
+    return _numbered(train, classes, chosen, classes)
 
 
 def list_files(top: AnyPath) -> tuple[list[File], list[File]]:
@@ -83,10 +83,12 @@ def list_files(top: AnyPath) -> tuple[list[File], list[File]]:
     Raises: DataError where a folder cannot be listed.
     """
     try:
-        files = [File(path, _parts(path, top)) for path in files_below(top, skip=is_tools_own)]
+        paths = list(files_below(top, skip=is_tools_own))
     except PermissionError as error:
         raise DataError(f"{error.filename or top}: cannot be read: permission denied") from error
-    files.sort(key=lambda file: file.parts)
+    # Some systems decompose letters in names: one spelling, so that order and split are the same everywhere.
+    names = [[unicodedata.normalize("NFC", part) for part in path.relative_to(top).parts] for path in paths]
+    files = sorted(map(File, paths, map(tuple, names)), key=lambda file: file.parts)
     return [file for file in files if is_image(file.path)], [file for file in files if not is_image(file.path)]
 
 
@@ -98,10 +100,6 @@ def is_image(file: AnyPath) -> bool:
 def is_tools_own(name: str) -> bool:
     """Whether a file or folder is a tool's or an operating system's, and none of the data."""
     return name.startswith(".") or name in TOOLS
-
-
-def _parts(path: AnyPath, top: AnyPath) -> tuple[str, ...]:
-    return tuple(unicodedata.normalize("NFC", part) for part in path.relative_to(top).parts)
 
 
 def _within(root: AnyPath, files: Sequence[File], parts: tuple[str, ...]) -> tuple[AnyPath, list[File]]:
@@ -134,13 +132,9 @@ def _test_split(
 
 
 def _numbered(
-    files: list[File],
-    classes: Sequence[str | int] | None,
-    chosen: Iterable[int],
-    known: Sequence[str | int] | None,
+    files: list[File], classes: Sequence[str | int] | None, chosen: list[int], known: Sequence[str | int] | None
 ) -> Split:
     """The chosen files. known: the class of each image to train on, by which the classes are numbered."""
-    chosen = list(chosen)
     paths = [files[i].path for i in chosen]
     if classes is None or known is None:
         return Split(paths)
@@ -163,7 +157,6 @@ def _class_of_each(top: AnyPath, images: list[File]) -> Sequence[str | int] | No
 
 
 def _labels_of_tool(path: AnyPath, images: list[File]) -> list[int] | None:
-    """The label of each image in dataset_tool's file; None where it says that there are none."""
     try:
         written = json.loads(path.read_text())["labels"]
         labels = None if written is None else dict(written)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmjax.data.base import ArraySource, DataError, Source, Subset, shuffled
+from cmjax.data.base import ArraySource, DataError, Source, Subset, check_split, shuffled
 from cmjax.data.folder import folder
 from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
@@ -26,21 +26,17 @@ def digits(split: str) -> ArraySource:
 
     Raises: DataError for another split, or without scikit-learn.
     """
-    _check_split(split)
-    table = _digits_table()
+    check_split(split)
+    # Importing scikit-learn, whose file this is, would take longer than the whole start of a small run.
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError("the digits are a file of scikit-learn's: pip install scikit-learn")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=int)  # (1797, 65): 64 levels and the label
     order = shuffled(len(table), seed=0)
     chosen = table[np.sort(order[:1500] if split == "train" else order[1500:])]
     images = np.rint(chosen[:, :-1].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     return ArraySource(images, chosen[:, -1], 10)
-
-
-def _digits_table() -> np.ndarray:
-    """A row for each digit: 64 levels and the label (1797, 65). Importing scikit-learn, whose file this is, would take
-    longer than the whole start of a small run."""
-    package = find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise DataError("the digits are a file of scikit-learn's: pip install scikit-learn")
-    return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=int)
 
 
 def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
@@ -53,7 +49,7 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
             is not compressed.
     Raises: DataError naming the file, the array and what is wrong with it.
     """
-    _check_split(split)
+    check_split(split)
     contents = read_npz(to_path(path).expanduser(), memory_limit_bytes=memory_limit_bytes)
     if "images" not in contents:
         raise DataError(f'{path}: has no array "images"; it has {", ".join(contents) or "none"}')
@@ -66,9 +62,11 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
     train, test = _tenth(labels, len(images))
     classes = None
     if labels is not None:
-        names = _texts(path, contents.get("class_names"))
-        to_train_on = labels if apart else labels[train]
-        classes = number_labels(to_train_on, f'{path}: "labels"', names=names, say=split == "train")
+        names, to_train_on = contents.get("class_names"), labels if apart else labels[train]
+        if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(np.unique(names)) < len(names)):
+            raise DataError(f'{path}: "class_names" must be one text for each class, all of them different')
+        listed = None if names is None else names.tolist()
+        classes = number_labels(to_train_on, f'{path}: "labels"', names=listed, say=split == "train")
     if not apart:
         return _rows_of(path, images, labels, train if split == "train" else test, classes)
     others, other_labels = _read_pair(path, contents, "test_images", "test_labels", warn=False)
@@ -82,7 +80,6 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
 def _read_pair(
     path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str, *, warn: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images as they can be trained on, and their labels (n,) as they are written."""
     fitted, written = fitting(contents[images], f'{path}: "{images}"', warn=warn), contents.get(labels)
     if written is None:
         return fitted, None
@@ -92,12 +89,6 @@ def _read_pair(
             f"got shape {written.shape} and {written.dtype}"
         )
     return fitted, np.asarray(written)
-
-
-def _texts(path: str | AnyPath, names: np.ndarray | None) -> list[str] | None:
-    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names)):
-        raise DataError(f'{path}: "class_names" must be one text for each class, all of them different')
-    return None if names is None else names.tolist()
 
 
 def _tenth(labels: np.ndarray | None, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,8 +122,3 @@ def _rows_of(
         return Subset(ArraySource(images, known, count, names), rows)
     whole = len(rows) == len(images)
     return ArraySource(images if whole else images[rows], None if numbers is None else numbers[rows], count, names)
-
-
-def _check_split(split: str) -> None:
-    if split not in ("train", "test"):
-        raise DataError(f'split must be "train" or "test", got "{split}"')

@@ -68,10 +68,16 @@ def tfds(
     if is_bucket(data_dir):
         raise DataError(f"{data_dir}: TFDS's files are read from a disk; copy them to one, and name that folder")
     root = Path(data_dir).expanduser()
+    if not is_prepared(root, name):
+        if name not in BUILDERS:
+            raise DataError(
+                f'{root / name}: no data set "{name}" is prepared there. Prepared in {root}: '
+                f"{', '.join(names_in(root)) or 'none'}; can be downloaded: {', '.join(BUILDERS)}"
+            )
+        from cmjax.data.builders.preparing import prepare
+
+        prepare(getattr(importlib.import_module(f"cmjax.data.builders.{name}"), BUILDERS[name]), root)
     prepared = _prepared(root, name)
-    if prepared is None:
-        _prepare(root, name)
-        prepared = _prepared(root, name)
     if prepared is None:
         raise DataError(f"{root / name}: TFDS prepared it, yet no dataset_info.json is to be found there")
     source = _open(prepared, split, max_corrupt, image_size, crop)
@@ -100,18 +106,6 @@ def _prepared(root: Path, name: str) -> Path | None:
 def _version(name: str) -> tuple[int, ...]:
     parts = name.split(".")
     return tuple(int(part) for part in parts) if len(parts) == 3 and all(part.isdigit() for part in parts) else ()
-
-
-def _prepare(root: Path, name: str) -> None:
-    if name not in BUILDERS:
-        raise DataError(
-            f'{root / name}: no data set "{name}" is prepared there. Prepared in {root}: '
-            f"{', '.join(names_in(root)) or 'none'}; can be downloaded: {', '.join(BUILDERS)}"
-        )
-    from cmjax.data.builders.preparing import prepare
-
-    builder_class = getattr(importlib.import_module(f"cmjax.data.builders.{name}"), BUILDERS[name])
-    prepare(builder_class, root)
 
 
 def _open(

@@ -98,11 +98,14 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
         return _converted(images, np.uint8, where)
     if images.shape[-1] in (1, 3):
         _check_float_images(there, where, warn=warn)
-    elif there.low >= 0 and there.high > LARGEST_LATENT and _are_whole(images):
-        raise DataError(
-            f"{where}: whole numbers from {there.low:.4g} to {there.high:.4g}, as pixels are, in {images.shape[-1]} "
-            "channels, which have 1 or 3: save images[..., :3].astype(np.uint8), or latents of about 1"
-        )
+    elif there.low >= 0 and there.high > LARGEST_LATENT:
+        _, block = next(_blocks(images))
+        if (block == np.rint(block)).all():
+            raise DataError(
+                f"{where}: whole numbers from {there.low:.4g} to {there.high:.4g}, as pixels are, in "
+                f"{images.shape[-1]} channels, which have 1 or 3: save images[..., :3].astype(np.uint8), or latents of "
+                "about 1"
+            )
     return images if images.dtype == np.float32 else _converted(images, np.float32, where)
 
 
@@ -149,7 +152,6 @@ def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
 
 
 def _check_levels(there: Range, where: str) -> None:
-    """Raises DataError unless whole numbers lie in 0..255."""
     if there.low < 0:
         raise DataError(f"{where}[{there.low_at}] has the value {there.low:.0f}; images are uint8 from 0 to 255")
     if there.high > 255:
@@ -196,8 +198,7 @@ def _check_float_images(there: Range, where: str, *, warn: bool) -> None:
 
 
 def _converted(images: np.ndarray, dtype: type, where: str) -> np.ndarray:
-    """The array of another type. Raises: DataError where it is mapped from its file, which is not read whole."""
-    if isinstance(images, np.memmap):
+    if isinstance(images, np.memmap):  # it stays in its file, for it is larger than the memory that it may take
         raise DataError(
             f"{where}: is {images.dtype}, and larger than config.data.memory_limit_gb; save "
             f"images.astype(np.{dtype.__name__})"
@@ -215,20 +216,10 @@ def range_of(images: np.ndarray, where: str) -> Range:
             finite = np.isfinite(block).all(axis=(1, 2, 3))
             raise DataError(f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew")
         if least < low[0]:
-            low = least, int(rows[_row_of(block.argmin(), block)])
+            low = least, int(rows[block.argmin() // block[0].size])
         if most > high[0]:
-            high = most, int(rows[_row_of(block.argmax(), block)])
+            high = most, int(rows[block.argmax() // block[0].size])
     return Range(*low, *high)
-
-
-def _are_whole(images: np.ndarray) -> bool:
-    """Whether the first block holds whole numbers alone."""
-    _, block = next(_blocks(images))
-    return bool((block == np.rint(block)).all())
-
-
-def _row_of(place: np.intp, block: np.ndarray) -> int:
-    return int(place) // block[0].size
 
 
 def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

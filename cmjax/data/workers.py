@@ -40,7 +40,8 @@ def in_processes(
     iterator = iter(results.mp_prefetch(options, worker_init_fn=_depend_on_parent))
     try:
         for result in iterator:
-            yield jax.tree.map(_copied, result)
+            # Out of the memory that the processes share, which is then free again.
+            yield jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, result)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -59,19 +60,17 @@ def check_grain(workers: int) -> None:
         require("grain", f"config.data.workers={workers}:")
 
 
-def _copied(value: Any) -> Any:
-    """Copies an array out of the memory that the processes share, which is then free again."""
-    return np.array(value) if isinstance(value, np.ndarray) else value
-
-
 def _depend_on_parent(_worker: int, _workers: int) -> None:
-    """Leaves signals, which a terminal and a scheduler send to all processes, to the parent; end when it does."""
+    # A terminal and a scheduler send signals to all processes: what they mean is the parent's to decide.
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
-    if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True, name="parent").start()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
+    # A parent that is killed can end nobody.
+    def end_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
-def _end_with(sentinel: Any) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True, name="parent").start()

@@ -62,6 +62,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
             raise ValueError("it is a zip archive without data.pkl" if not pickles else "it has several data.pkl")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in archive.infolist()):
             raise ValueError("its zip archive is compressed or encrypted, which torch.save never does")
+        # Members that are stored as they are can only hold more than the file where they overlap, as a zip bomb's do.
         if sum(info.file_size for info in archive.infolist()) > size:
             raise ValueError("its zip archive claims more content than it has")
         prefix = pickles[0].removesuffix("data.pkl")

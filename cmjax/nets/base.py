@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax import checks
-from cmjax.nets.heads import WeightHead
-from cmjax.nets.inputs import added_scalars
+from cmjax.nets.inputs import WeightHead, added_scalars
 from cmjax.ranges import Rate
 from cmjax.system.mesh import with_auto_axes
 

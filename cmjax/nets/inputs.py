@@ -1,10 +1,11 @@
-"""Optional scalar inputs of networks: a second time, a scale and an interval of guidance."""
+"""Optional parts of networks: a second time, a scale and an interval of guidance as inputs, a loss weight as output."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.nets.layers import Uniform
+from cmjax.nets.magnitude import Fourier, MPLinear
 
 ADDED = frozenset({"time_s", "guidance", "first", "last", "weight_head"})
 """Modules that leave a network's function as it is at the start: `added_scalars`' embeddings, and the loss weight.
@@ -60,3 +61,22 @@ class AddedEmbedding(nn.Module):
     def __call__(self, waves: Float[Array, "b f"]) -> Float[Array, "b width"]:
         h = nn.silu(nn.Dense(self.width, kernel_init=self.kernel_init, name="dense_0")(waves))
         return nn.Dense(self.width, kernel_init=nn.initializers.zeros, name="dense_1")(h)
+
+
+class WeightHead(nn.Module):
+    """w(c_noise) = a·Fourier(c_noise) + b: the log variance u of EDM2's loss, the w of sCM's.
+
+    features: of c_noise; the published networks have 128.
+    normalized: EDM2's form, whose a has norm 1 and whose b is absent; otherwise w starts at zero.
+    [Karras et al. 2024, eq. 21; Lu & Song 2025, eq. 8]
+    """
+
+    features: int = 128
+    normalized: bool = False
+
+    @nn.compact
+    def __call__(self, c_noise: Float[Array, " b"]) -> Float[Array, " b"]:
+        waves = Fourier(self.features, name="fourier")(c_noise)
+        if self.normalized:
+            return MPLinear(1, name="linear")(waves)[:, 0]
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="linear")(waves)[:, 0]

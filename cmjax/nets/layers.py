@@ -198,6 +198,7 @@ def group_norm(
 
     x = x.astype(jnp.float32)
     mean, square = moment(x), moment(x**2)
+    # Of neighbouring values rounding can bring the difference below 0.
     slope = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + eps)
     shift = bias[None] - mean * slope
     return x * slope[:, None, None] + shift[:, None, None]

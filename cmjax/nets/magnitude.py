@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -88,28 +88,18 @@ class MPLinear(nn.Module):
     dtype: Any = jnp.float32
 
     kernel_init = staticmethod(Normal())
+    window: ClassVar[tuple[int, ...]] = ()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*dims c"], gain: Float[Array, ""] | float = 1.0) -> Float[Array, "*dims d"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return at_every_position(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype))
+        kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features))
+        fan_in = kernel.size // kernel.shape[-1]
+        # The gain goes into the kernel, in float32: there is less of it than of the output.
+        unit = (normalize(kernel, tuple(range(kernel.ndim - 1))) * (gain / fan_in**0.5)).astype(self.dtype)
+        return convolve(x.astype(self.dtype), unit, 1) if self.window else at_every_position(x.astype(self.dtype), unit)
 
 
-class MPConv(nn.Module):
+class MPConv(MPLinear):
     """3×3 convolution by gain·w, where w is the kernel with unit norm for each output; zeros outside. No bias."""
 
-    features: int
-    dtype: Any = jnp.float32
-
-    kernel_init = staticmethod(Normal())
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], gain: Float[Array, ""] | float = 1.0) -> Float[Array, "b h w d"]:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
-        return convolve(x.astype(self.dtype), _unit(kernel, gain).astype(self.dtype), 1)
-
-
-def _unit(kernel: Array, gain: Array | float) -> Array:
-    """The kernel (..., in, out) with norm `gain` for each output."""
-    fan_in = kernel.size // kernel.shape[-1]
-    return normalize(kernel, tuple(range(kernel.ndim - 1))) * (gain / fan_in**0.5)
+    window = (3, 3)

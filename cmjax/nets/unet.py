@@ -111,7 +111,12 @@ class UNetEmbedding(Embedding):
         return nn.initializers.normal(self.fourier_scale)
 
     def waves(self) -> Callable[[Array], Array]:
-        frequencies = self._frequencies(self.channels * self.channel_mult // 2)
+        half = self.channels * self.channel_mult // 2
+        if self.kind == "positional":
+            frequencies = jnp.asarray(np.logspace(0, -4, half), jnp.float32)
+        else:  # a constant that a checkpoint must carry: among the parameters, and never trained
+            sampled = self.param("frequencies", self.frequencies_init, (half,))
+            frequencies = 2 * np.pi * jax.lax.stop_gradient(sampled)
 
         def waves(time: Array) -> Array:
             angles = time[:, None] * frequencies[None]
@@ -119,13 +124,6 @@ class UNetEmbedding(Embedding):
             return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
         return waves
-
-    def _frequencies(self, n: int) -> Array:
-        """Radians per unit of c_noise, (n,)."""
-        if self.kind == "positional":
-            return jnp.asarray(np.logspace(0, -4, n), jnp.float32)
-        # A constant that a checkpoint must carry: among the parameters, and never trained.
-        return 2 * np.pi * jax.lax.stop_gradient(self.param("frequencies", self.frequencies_init, (n,)))
 
 
 DDPMPP = {"embedding": "positional", "noise_channel_mult": 1, "encoder": "standard", "resample_filter": (1, 1)}

@@ -66,6 +66,7 @@ def alphaflow(
         u, du_dt = mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
         return regress(u, v - per_sample(t - s, v) * du_dt, jnp.ones_like(t))
 
+    # Both are traced and one runs: the derivative is not paid for while α is above 0.
     return jax.lax.cond(alpha > 0, discrete, limit)
 
 

@@ -15,16 +15,7 @@ from cmjax.core.distances import pseudo_huber
 from cmjax.core.model import Model, check_path
 from cmjax.core.paths import Path, as_time, flat, per_sample, widened
 from cmjax.core.times import part_of
-from cmjax.core.typing import (
-    Denoiser,
-    Distance,
-    Params,
-    PerSample,
-    PRNGKey,
-    Samples,
-    Time,
-    Weight,
-)
+from cmjax.core.typing import Denoiser, Distance, Params, PerSample, PRNGKey, Samples, Time, Weight
 from cmjax.core.weightings import inverse_gap
 from cmjax.ranges import Positive
 from cmjax.system.mesh import with_auto_axes

@@ -41,34 +41,27 @@ def prepare(builder_class: Any, data_dir: Path) -> None:
         raise
     except Exception as error:
         if builder is None or not (builder.data_path / "dataset_info.json").exists():
-            raise DataError(_explain(builder_class, data_dir, error)) from error
+            message = f"{builder_class.name} could not be prepared in {data_dir}: {error}"
+            if "wrong checksum" in str(error):
+                message += (
+                    "\nThe file is damaged or not the official one. Delete it and run again, or put the right one into "
+                    f"{data_dir / 'downloads' / 'manual'}: {', '.join(builder_class.URLS)}"
+                )
+            raise DataError(message) from error
         # Another process of the run on this machine finished the same work first.
 
 
-def _explain(builder_class: Any, data_dir: Path, error: Exception) -> str:
-    message = f"{builder_class.name} could not be prepared in {data_dir}: {error}"
-    if "wrong checksum" in str(error):
-        message += (
-            f"\nThe file is damaged or not the official one. Delete it and run again, or put the right one into "
-            f"{data_dir / 'downloads' / 'manual'}: {', '.join(builder_class.URLS)}"
-        )
-    return message
-
-
-def _manual_path(builder_class: Any, data_dir: Path, url: str) -> Path:
-    """Where TFDS looks for a file before it downloads it."""
-    return data_dir / "downloads" / "manual" / builder_class.url_infos[url].filename
-
-
 def _require_files(builder_class: Any, data_dir: Path) -> None:
-    """Raises at once where a file is neither here nor to be had."""
-    for url in builder_class.URLS:
-        cached = resource.get_dl_fname(url, builder_class.url_infos[url].checksum)
-        if _manual_path(builder_class, data_dir, url).is_file() or any((data_dir / "downloads").rglob(cached)):
+    # TFDS looks here for a file before it downloads it.
+    infos, folder = builder_class.url_infos, data_dir / "downloads" / "manual"
+    manual = {url: folder / infos[url].filename for url in builder_class.URLS}
+    for url, path in manual.items():
+        cached = resource.get_dl_fname(url, infos[url].checksum)
+        if path.is_file() or any((data_dir / "downloads").rglob(cached)):
             continue
         trouble = why_unreachable(url, deadline_seconds=DEADLINE_SECONDS)
         if trouble is not None:
-            places = [f"  {each} -> {_manual_path(builder_class, data_dir, each)}" for each in builder_class.URLS]
+            places = [f"  {each} -> {place}" for each, place in manual.items()]
             raise DataError(
                 f"{builder_class.name} is not in {data_dir} and cannot be downloaded: {url}: {trouble}.\n"
                 "Connect to the network, or download elsewhere and put here:\n" + "\n".join(places)

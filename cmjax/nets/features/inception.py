@@ -66,15 +66,12 @@ def conv(name: str, channels: int, size: Size, stride: int = 1, padding: str | N
     return lambda x: nn.relu(layer(x))
 
 
+DOUBLE = (("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3))
+
+
 def _a(pool: int) -> dict[str, Any]:
     five = (("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5))
-    three = (("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3))
-    return {"branches": ((("branch1x1", 64, 1),), five, three), "pool": "avg", "pool_channels": pool}
-
-
-def _b() -> dict[str, Any]:
-    three = (("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3))
-    return {"branches": ((("branch3x3", 384, 3),), three), "pool": "max", "stride": 2}
+    return {"branches": ((("branch1x1", 64, 1),), five, DOUBLE), "pool": "avg", "pool_channels": pool}
 
 
 def _c(width: int) -> dict[str, Any]:
@@ -102,7 +99,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "Mixed_5b": _a(32),
     "Mixed_5c": _a(64),
     "Mixed_5d": _a(64),
-    "Mixed_6a": _b(),
+    "Mixed_6a": {"branches": ((("branch3x3", 384, 3),), DOUBLE), "pool": "max", "stride": 2},
     "Mixed_6b": _c(128),
     "Mixed_6c": _c(160),
     "Mixed_6d": _c(160),
