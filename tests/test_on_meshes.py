@@ -55,19 +55,19 @@ FIELDS = {
     "adm": {**TINY, "head_channels": 8, "resample": "conv"},
     "dit": {"width": 16, "depth": 1, "heads": 2},
     "edm2": {**TINY, "head_channels": 8},
+    "imf_dit": {"width": 16, "depth": 2, "heads": 2, "head_depth": 1, "two_times": False, "velocity_head": True},
 }
 """Of small networks of 8x8 pixels; every network of `NETS` is among them."""
 
 
 def network(name):
-    module = NETS[name.split()[0]](
-        **FIELDS[name], num_classes=3, dropout=0.1, guided=True, two_times=True, weight_head=4
-    )
+    fields = {"two_times": True, **FIELDS[name]}
+    module = NETS[name.split()[0]](**fields, num_classes=3, dropout=0.1, guided=True, weight_head=4)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), parameter_shapes(module, (8, 8, 3)))
     net = as_net(module)
 
     def value_and_gradient(x, t, label):
-        given = {"label": label, "c_noise_s": t, "guidance": t}
+        given = {"label": label, "guidance": t} | ({"c_noise_s": t} if module.two_times else {})
         out, pull = jax.vjp(lambda params: net(params, x, t, key=KEY, return_weight=True, **given), params)
         return out, pull(out)
 

@@ -50,6 +50,7 @@ def declare(flags: Flags) -> None:
     flags.integer("arch-second_time_from", None, "First block that sees the second time.", at_least=1)
     flags.texts("arch-attention_resolutions", "As 32,16,8.")
     flags.texts("arch-resample_filter", "Taps, as 1,3,3,1.")
+    flags.number("arch-noise_scale", None, "Factor of pMF's noise.", 1e-3, 1e3)
     flags.text("arch-average", None, "Which average of a Flax checkpoint that has several, as 1000.")
 
 

@@ -22,14 +22,20 @@ from cmjax.core.paths import Path
 from cmjax.core.typing import Params, PRNGKey
 from cmjax.nets import NETS
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
-from cmjax.ranges import LARGE, NotNegative, Within
+from cmjax.ranges import LARGE, NotNegative, Positive, Within
 
 Size = Annotated[int, Within(0, 2**14)]  # the range of a network's whole numbers, unless its module says more
+
+
+def _linear(*, noise_scale: Positive = 1.0) -> Path:
+    return paths.linear if noise_scale == 1 else paths.linear_to(noise_scale=noise_scale)
+
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PATHS: dict[str, Callable[..., Path]] = {
     "ve": lambda: paths.ve,
     "trig": paths.trig,
-    "linear": lambda: paths.linear,
+    "linear": _linear,
     "vp": paths.vp,
     "ddpm": paths.ddpm,
 }
@@ -50,14 +56,15 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "linear": {
         "denoiser": {"linear": scalings.linear},
         "consistency": {"linear": scalings.linear},
-        "flow_map": {**_FLOWS, "edm_flow": scalings.linear_flow},
+        "flow_map": {**_FLOWS, "edm_flow": scalings.linear_flow, "clean_gap": scalings.linear_flow},
     },
     "vp": _DISCRETE,
     "ddpm": _DISCRETE,
 }
-"""By the path and by the kind of model. `edm_flow` is `linear_flow` of the velocity that an EDM network gives."""
+"""By the path and by the kind of model. `edm_flow` and `clean_gap` are `linear_flow` of the velocity that follows from
+an EDM network, and from a network of the gap that gives images."""
 OF_BOTH_ENDS = "linear_ends"  # the preconditioning of a flow map whose network takes t and s, and not t and t − s
-OF_THE_GAP = "linear_gap"  # the preconditioning of a flow map whose network takes one time, t − s
+OF_THE_GAP = ("linear_gap", "clean_gap")  # those of a flow map whose network takes one time, t − s
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,8 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
         raise section.error("path", f"{made_by} needs {able[0]}")
     chosen = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
     scale = chosen.make
+    if chosen.name == "edm_flow" and path != paths.linear:
+        raise section.error("preconditioning", "edm_flow needs config.model.path=linear, of noise_scale 1")
     if chosen.name == "trig_edm" and not constants["t_min"]:
         raise section.error("t_min", "must be above 0 with preconditioning trig_edm: its network takes ln σ")
     # Traced, not computed: reading a configuration touches no device.
@@ -153,6 +162,8 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
         network = as_net(module)
         if chosen.name == "edm_flow":
             network = scalings.edm_velocity(network, sigma_data=constants["sigma_data"])
+        if chosen.name == "clean_gap":
+            network = scalings.clean_velocity(network)
         function = core.Model(network, path, scale)
         return NetworkModel(module, function, kind, constants, grid, conditional)
 
@@ -162,7 +173,7 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
 
 def _check_inputs(net: Fields, knobs: Mapping[str, Any], preconditioning: str, kind: Kind, made_by: str) -> None:
     """Raises ConfigError where a network's times are not those that the preconditioning gives it."""
-    two_times = kind == "flow_map" and preconditioning != OF_THE_GAP
+    two_times = kind == "flow_map" and preconditioning not in OF_THE_GAP
     if bool(knobs.get("two_times")) != two_times:
         why = made_by if kind != "flow_map" else f"config.model.preconditioning={preconditioning}"
         raise net.error("two_times", f"{why} gives it {'two times' if two_times else 'one time'}")

@@ -57,6 +57,7 @@ class Path:
     `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for functions that need times outside a grid.
     `spaced_by_level`: True where samplers space their steps by noise level, as Karras et al. do, and not by time.
     `signal_ends`: the time at which a = 0 and the noise level is infinite; inf where there is no such time.
+    `straight`: True where x_t is (1 − t)·x0 + t·noise·k, so that the velocity of one sample does not change.
     `name`: as which it is shown.
     """
 
@@ -67,6 +68,7 @@ class Path:
     time_of: Callable[[Array], Array] | None = field(default=None, kw_only=True)
     spaced_by_level: bool = field(default=False, kw_only=True)
     signal_ends: float = field(default=math.inf, kw_only=True)
+    straight: bool = field(default=False, kw_only=True)
     name: str = field(default="Path(…)", kw_only=True)
 
     def __repr__(self) -> str:
@@ -147,9 +149,23 @@ linear = Path(
     db=jnp.ones_like,
     time_of=lambda level: level / (1 + level),
     signal_ends=1.0,
+    straight=True,
     name="paths.linear",
 )
 """x_t = (1 − t)·x0 + t·noise, t in [0, 1]: flow matching.   [Lipman et al. 2023; Liu et al. 2023]"""
+
+
+@lru_cache
+def linear_to(*, noise_scale: Positive) -> Path:
+    """x_t = (1 − t)·x0 + t·k·noise, t in [0, 1], with k the `noise_scale`: `linear` for images of many pixels, whose
+    neighbours are alike.   [Lu et al. 2026, pMF, the released code]"""
+    return replace(
+        linear,
+        b=lambda t: noise_scale * t,
+        db=lambda t: jnp.full_like(t, noise_scale),
+        time_of=lambda level: level / (noise_scale + level),
+        name=f"paths.linear_to(noise_scale={noise_scale:g})",
+    )
 
 
 def check_is_path(path: Any) -> None:

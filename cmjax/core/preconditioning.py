@@ -112,6 +112,24 @@ def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most:
     return velocity
 
 
+def clean_velocity(net: Net, *, t_least: float = 0.05) -> Net:
+    """The velocity (x − F)/max(t, t_least) of a network F(x, t − s) that gives images, as a network of `linear_flow`.
+
+    Both outputs of a network with a velocity head become velocities.   [Lu et al. 2026, pMF, the released code]
+    """
+
+    def velocity(params: Params, x: Samples, c_noise: Array, *, c_noise_s: Array, **inputs: Any) -> Any:
+        scale = per_sample(1 / jnp.maximum(c_noise, t_least), x)
+        out = net(params, x, c_noise_s, **inputs)
+        if inputs.get("return_velocity"):
+            return tuple(scale * (x - clean.astype(x.dtype)) for clean in out)
+        first, *rest = out if isinstance(out, tuple) else (out,)
+        first = scale * (x - first.astype(x.dtype))
+        return (first, *rest) if rest else first
+
+    return velocity
+
+
 def epsilon(t: Array, *, path: Path) -> Scalings:
     """(x − b·F)/a, where F is the noise: what DDPM predicts.   [Ho et al. 2020, eq. 11]"""
     a = path.a(t)

@@ -1,6 +1,6 @@
 """MeanFlow's JAX checkpoints: a DiT that takes the times t and t − r, whose output is noise − data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from cmjax.interop.keys import (
     ForeignError,
     Path,
     Source,
-    UndeterminedError,
     assemble,
     check_shapes_shown,
+    refuse,
     width,
 )
 from cmjax.nets.dit import SIZES, DiT
@@ -50,19 +50,30 @@ def read_meanflow(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     arrays = {key: array for key, array in arrays.items() if key != "pos_embed"}  # computed, where a file has it
     patch, _, channels, size = np.shape(arrays["x_embedder/proj/kernel"])
     side, head = overrides.get("image_size"), overrides.get("head_channels", _published_head(size))
-    if head is not None and size % head:
-        raise ForeignError(f"head_channels={head} does not divide the width, {size}")
-    network = _network(arrays, size // (head or size))
-    # The size of the latents and the heads are in no array's shape: what is wrong with the arrays is said first.
-    shape = (side or patch, side or patch, channels)
-    params = assemble(arrays, network, shape, _source)
-    open_facts = {
+    options = {
         "--arch-image_size=N, the height and width of the latents, 32 for images of 256": side is None,
         f"--arch-head_channels=N, the width of an attention head, a divisor of {size}": head is None,
     }
-    if any(open_facts.values()):
-        raise UndeterminedError(*(option for option, is_open in open_facts.items() if is_open))
+    problems: list[str] = []
+    if head is not None and size % head:
+        problems.append(f"head_channels={head} does not divide the width, {size}")
+        head = None
+    network = _network(arrays, size // (head or size))
+    # No array's shape shows the size of the latents and the heads: the others are checked whatever these are.
+    shape = (side or patch, side or patch, channels)
+    params = assembled(arrays, network, shape, _source, problems)
+    refuse(problems, [option for option, is_open in options.items() if is_open])
     return Foreign(network, params, shape, "flow_map", LICENCE, TIMES, MODEL)
+
+
+def assembled(
+    arrays: Arrays, network: Any, shape: tuple[int, int, int], source: Callable[[Path], Source], problems: list[str]
+) -> Any:
+    """As `assemble`; what is wrong is added to the problems."""
+    try:
+        return assemble(arrays, network, shape, source)
+    except ForeignError as error:
+        problems.append(str(error))
 
 
 def _network(arrays: Arrays, heads: int) -> DiT:

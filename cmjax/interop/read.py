@@ -14,6 +14,7 @@ from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_s
 from cmjax.interop.dit import PEERS, peer_of, read_dit
 from cmjax.interop.edm import read_edm, read_edm2
 from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip, read_flax
+from cmjax.interop.imf import read_imf
 from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError, refuse
 from cmjax.interop.meanflow import read_meanflow
 from cmjax.interop.modules import init_arguments, state_dict
@@ -33,6 +34,8 @@ READERS: dict[str, Callable[[Arrays, Mapping[str, Any]], Foreign]] = {
     "edm2": read_edm2,
     **{peer: partial(read_dit, peer=peer) for peer in PEERS},
     "meanflow": read_meanflow,
+    "imf": partial(read_imf, peer="imf"),
+    "pmf": partial(read_imf, peer="pmf"),
 }
 TELLTALES = {
     "input_blocks.0.0.weight": "openai",
@@ -41,6 +44,8 @@ TELLTALES = {
     "emb_fourier.freqs": "edm2",
     "x_embedder.proj.weight": "dit",
     "blocks/layers_0/attn/qkv/_flax_linear/kernel": "meanflow",
+    "x_embedder/proj2/kernel": "pmf",
+    "omega_tokens": "imf",
 }
 """A key that a peer's file has, without the prefix of what its network was wrapped in."""
 
@@ -53,10 +58,12 @@ OPTIONS = {
     **{peer: ("image_size", "head_channels") for peer in PEERS},
     "dmf": ("image_size", "head_channels", "second_time_from"),
     "meanflow": ("image_size", "head_channels", "average"),
+    "imf": ("image_size", "average"),
+    "pmf": ("image_size", "noise_scale", "average"),
 }
 """The facts that may be stated beside a file, by its format: the others stand in the file."""
 
-KNOWN_KIND = ("edm", "edm2", *PEERS, "meanflow")
+KNOWN_KIND = ("edm", "edm2", *PEERS, "meanflow", "imf", "pmf")
 """Formats whose readers know the kind of the network."""
 KIND = "--arch-kind=denoiser (a diffusion teacher) or --arch-kind=consistency"
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from cmjax.nets.adm import ADM
 from cmjax.nets.dit import DiT
 from cmjax.nets.edm2 import EDM2
+from cmjax.nets.imf_dit import IMFDiT
 from cmjax.nets.mlp import MLP
 from cmjax.nets.unet import UNet
 
-NETS: dict[str, Any] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "mlp": MLP, "unet": UNet}
+NETS: dict[str, Any] = {"adm": ADM, "dit": DiT, "edm2": EDM2, "imf_dit": IMFDiT, "mlp": MLP, "unet": UNet}
 UNLISTED = {"adm": {"heads"}, "unet": {"skip_scale"}}
 """Fields that recipes do not list, by the network: imported networks alone set them."""
 

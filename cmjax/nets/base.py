@@ -99,6 +99,13 @@ class Network(nn.Module, kw_only=True):
     def check(self, x: Array) -> None:
         """Raises ValueError naming a field whose value is wrong, or does not fit x."""
 
+    def guidance_seen(self, guidance: Array) -> Array:
+        """What the embedding sees of the scale of guidance ω, (b,): arcsinh(ω)/2.
+
+        Smooth, near linear up to 1 and logarithmic above, it takes [0, 15] to [0, 1.7], which is where times lie.
+        """
+        return jnp.arcsinh(guidance) / 2
+
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
         """The vector that conditions every block, (b, e).
 

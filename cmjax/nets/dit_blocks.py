@@ -29,6 +29,7 @@ class TimeEmbedding(nn.Module):
     scale: float
     last_init: Any = SMALL
     rounded: bool = False
+    first_init: Any = SMALL
 
     @nn.compact
     def __call__(self, time: Float[Array, " b"]) -> Float[Array, "b width"]:
@@ -36,7 +37,7 @@ class TimeEmbedding(nn.Module):
         # Cosines of large angles: float32 whatever the dtype of computation.
         angles = self.scale * time.astype(jnp.float32)[:, None] * frequencies[None]
         h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
-        h = nn.silu(nn.Dense(self.width, kernel_init=SMALL, name="dense_0")(h))
+        h = nn.silu(nn.Dense(self.width, kernel_init=self.first_init, name="dense_0")(h))
         return nn.Dense(self.width, kernel_init=self.last_init, name="dense_1")(h)
 
 
@@ -127,7 +128,14 @@ def modulated(
 def rotated(x: Float[Array, "b n heads c"], rows: int, columns: int) -> Float[Array, "b n heads c"]:
     """Rotates each pair of neighbouring channels by its angle of `rotations`.   [Su et al. 2021, RoPE, eq. 34]"""
     angles = rotations(rows, columns, x.shape[-1])
-    cos, sin = (jnp.asarray(wave, x.dtype)[None, :, None] for wave in (np.cos(angles), np.sin(angles)))
+    return turned(x, *(jnp.asarray(wave, x.dtype) for wave in (np.cos(angles), np.sin(angles))))
+
+
+def turned(
+    x: Float[Array, "b n heads c"], cos: Float[Array, "n half"], sin: Float[Array, "n half"]
+) -> Float[Array, "b n heads c"]:
+    """Rotates each pair of neighbouring channels by the angle of these cosines and sines."""
+    cos, sin = cos[None, :, None], sin[None, :, None]
     even, odd = x[..., ::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
 

@@ -22,8 +22,7 @@ def added_scalars(
     """Checks and scales the inputs of `module` beside c_noise, (b,) each, under the names of its embeddings: "time_s",
     "guidance", and "first" and "last" of the interval of guidance (b, 2), by default all times, from 0 to 1.
 
-    The second time stays in the units of c_noise. Of a guidance scale ω the embedding sees arcsinh(ω)/2: smooth,
-    near linear up to 1 and logarithmic above, it takes [0, 15] to [0, 1.7], which is where times lie.
+    The second time stays in the units of c_noise. Of a guidance scale the embedding sees `module.guidance_seen` of it.
 
     Raises: ValueError naming an input that was given to a network without its field, `two_times` or `guided`, or that
             is missing where the network has it. While parameters are initialized c_noise stands for what is missing.
@@ -41,7 +40,7 @@ def added_scalars(
         if taken:
             scalars[name] = c_noise if value is None else value
     if "guidance" in scalars:
-        scalars["guidance"] = jnp.arcsinh(scalars["guidance"]) / 2
+        scalars["guidance"] = module.guidance_seen(scalars["guidance"])
     taken = module.guided_interval
     if interval is not None and not taken:
         raise ValueError("interval was given to a network with guided_interval=False")

@@ -64,20 +64,23 @@ class Conv(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """1×1 convolution with a bias: the same matrix at every position."""
+    """1×1 convolution, with a bias by default: the same matrix at every position."""
 
     features: int
     kernel_init: Uniform = Xavier()
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     bias_init = staticmethod(nn.initializers.zeros)
 
     @nn.compact
     def __call__(self, x: Float[Array, "*dims c"]) -> Float[Array, "*dims d"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = at_every_position(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
+        if not self.use_bias:
+            return y
         bias = self.param("bias", self.bias_init, (self.features,))
-        bias = bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-        return at_every_position(x.astype(self.dtype), jnp.asarray(kernel, self.dtype)) + bias
+        return y + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def at_every_position(x: Float[Array, "*dims c"], kernel: Float[Array, "c d"]) -> Float[Array, "*dims d"]:

@@ -14,7 +14,7 @@ from cmjax.core.batch import Batch
 from cmjax.core.derivatives import Derivative, within
 from cmjax.core.guidance import NO_LABEL, mix
 from cmjax.core.model import Model
-from cmjax.core.paths import linear, per_sample
+from cmjax.core.paths import per_sample
 from cmjax.core.times import part_of
 from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
 from cmjax.ranges import Positive
@@ -169,10 +169,10 @@ def shortcut(
 
 def on_line(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples, Samples]:
     """t, s, x_t, and the velocity noise − x0 of each sample. Raises: ValueError where the path is not linear."""
-    if model.path != linear:
+    if not model.path.straight:
         raise ValueError("this loss is of the path paths.linear, where a flow map is x − (t − s)·u")
     t, s = batch.times.t, batch.times.destination
-    return t, s, batch.noised(linear, t), linear.conditional_velocity(batch.x0, batch.noise, t)
+    return t, s, batch.noised(model.path, t), model.path.conditional_velocity(batch.x0, batch.noise, t)
 
 
 def mean_velocity(
