@@ -6,8 +6,6 @@ sampler reads the averages alone.
 
 import logging
 import os
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 from cmjax.core.typing import Params
 from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, write_atomically
 from cmjax.system.mesh import move, parameter_shardings, reading_shardings, shapes_on
-from cmjax.system.processes import all_agree, is_first, on_first_process
+from cmjax.system.processes import all_agree, on_first_process
 from cmjax.training.optimizer import AveragesState
-from cmjax.training.saved import (
-    COMMITTED,
-    CheckpointError,
-    newest_readable,
-    saved_steps,
-    why_failed,
-    write_checksums,
-    write_checksums_once_committed,
-)
+from cmjax.training.saved import COMMITTED, CheckpointError, newest_readable, saved_steps, why_failed, write_checksums
 from cmjax.training.state import TrainState
 
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -52,11 +42,11 @@ class Checkpointer:
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        self._kept = policies.AnyPreservationPolicy(kept)
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+        )
         self._manager = self._make_manager()
-        self._checksum_worker = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._checksums: Future | None = None
-        self._gave_up = threading.Event()
         self._under_way: int | None = None
         self._problem: str | None = None
 
@@ -67,24 +57,21 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._close()
+            why_failed(self._manager.close)
 
     def save(self, state: TrainState, step: int) -> None:
         """Copy the state from the devices and write it in the background; a step that is saved stays as it is. A
         failure logs a warning at the next call."""
         self._settle()
         if self._problem is not None:
-            on_first_process(lambda: _remove_unfinished(self.folder))  # what was still being written when it failed
+            # TensorStore went on writing for a moment after the save failed
+            on_first_process(lambda: _remove_unfinished(self.folder))
             self._problem = None
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._under_way = step
         self._problem = why_failed(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
-        if self._problem is None and is_first() and not is_bucket(self.folder):
-            self._checksums = self._checksum_worker.submit(
-                write_checksums_once_committed, self.folder / str(step), self._gave_up
-            )
 
     def wait(self) -> None:
         """Wait until every save is on disk, its checksums included.
@@ -102,33 +89,23 @@ class Checkpointer:
         """Wait for the save under way; log a warning if it failed."""
         if self._under_way is None:
             return
-        step, self._under_way = self._under_way, None
         problem = self._problem or why_failed(self._manager.wait_until_finished)
+        step, self._under_way = self._under_way, None
         if not all_agree(problem is None):
             self._problem = problem or "another process could not save its part"
             log.warning("checkpoint %s could not be saved: %s", self.folder / str(step), self._problem)
-            self._start_anew()
-        elif self._checksums is not None:
-            if problem := why_failed(self._checksums.result):
-                log.warning("checkpoint %s is saved without checksums: %s", self.folder / str(step), problem)
-            self._checksums = None
-
-    def _start_anew(self) -> None:
-        """Replace the manager, since one whose save failed reports it at every call."""
-        self._close()
-        self._checksum_worker = ThreadPoolExecutor(1, thread_name_prefix="checksums")
-        self._checksums, self._gave_up = None, threading.Event()
-        self._manager = self._make_manager()
-
-    def _close(self) -> None:
-        self._gave_up.set()
-        why_failed(self._manager.close)
-        self._checksum_worker.shutdown()
+            why_failed(self._manager.close)
+            self._manager = self._make_manager()  # one whose save failed reports it at every call
 
     def _make_manager(self) -> ocp.CheckpointManager:
         on_first_process(lambda: _remove_unfinished(self.folder))
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept)
-        return ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(self.folder, options=self._options)
+
+    def _write_checksums(self) -> None:
+        """Called by Orbax in the first process, when all is written and before the folder has its final name."""
+        written = self.folder / f"{self._under_way}{UNFINISHED}"
+        if not is_bucket(self.folder) and (problem := why_failed(lambda: write_checksums(written))):
+            log.warning("checkpoint %s is saved without checksums: %s", self.folder / str(self._under_way), problem)
 
     def restore(self, like: TrainState, mesh: Mesh) -> TrainState | None:
         """Restore the newest checkpoint that is whole, laid over the mesh; None in an empty folder. Damaged ones are
@@ -197,15 +174,11 @@ def restore_average(
     target = {name: shapes_on(like, shardings)}
 
     def steps() -> list[int]:
-        saved = saved_steps(folder)
-        return saved if step is None else [s for s in saved if s == step]
+        return [saved for saved in saved_steps(folder) if step in (None, saved)]
 
     def read(step: int) -> Params:
-        arguments = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder / str(step) / "averages", args=arguments)[name]
 
@@ -225,8 +198,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     optimizer = items["optimizer"]
+    # Orbax gives NamedTuples back as dicts
     rest = jax.tree.unflatten(jax.tree.structure(tuple(like.opt_state[:-1])), jax.tree.leaves(optimizer["rest"]))
-    last = AveragesState(optimizer["count"], items["averages"])
-    return TrainState(
-        step=optimizer["step"], params=items["params"], opt_state=(*rest, last), finite=jnp.ones((), bool)
-    )
+    opt_state = (*rest, AveragesState(optimizer["count"], items["averages"]))
+    return TrainState(step=optimizer["step"], params=items["params"], opt_state=opt_state, finite=jnp.ones((), bool))

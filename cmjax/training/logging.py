@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.system.errors import UserError
-from cmjax.system.files import is_bucket, to_path, write_atomically
+from cmjax.system.files import is_bucket, read_json_lines, to_path, write_atomically
 from cmjax.system.libraries import how_to_install, is_installed
 from cmjax.system.processes import on_first_process
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 WANDB_ID = "wandb-id"
 """The file of a run's folder that holds its id at Weights & Biases, under which it resumes."""
+REWRITE_SECONDS = 30.0
 
 
 class MirrorError(UserError, RuntimeError):
@@ -34,14 +35,20 @@ class MetricsWriter:
         """
         path = to_path(workdir) / "metrics.jsonl"
         if path.exists():
-            _drop_records_after(path, resume_step)
+            kept = [record for record in read_json_lines(path) if record["step"] <= resume_step]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = _BucketRecords(path) if is_bucket(path) else _DiskRecords(path)
         self._mirrors: list[Callable[[int, Mapping[str, float]], Any]] = []
-        self._closers: list[Callable[[], None]] = [self._file.close]
+        self._open = contextlib.ExitStack()
+        self._open.callback(self._file.close)
         if tensorboard and is_bucket(path):
             log.info("no TensorBoard files: they are written on disks alone; metrics.jsonl has the same numbers")
         elif tensorboard and is_installed("tensorboardX"):
-            self._add_tensorboard(workdir, resume_step)
+            from cmjax.training.tensorboard import EventFiles
+
+            files = EventFiles(workdir, resume_step=resume_step)
+            self._mirrors.append(files.write)
+            self._open.callback(files.close)
         elif tensorboard:
             log.info("no TensorBoard files: they need tensorboardX: %s", how_to_install("tensorboardX"))
         if wandb:
@@ -57,28 +64,17 @@ class MetricsWriter:
         self._file.flush()
 
     def close(self) -> None:
-        for close in self._closers:
-            close()
-
-    def _add_tensorboard(self, workdir: str | Path, resume_step: int) -> None:
-        from cmjax.training.tensorboard import EventFiles
-
-        files = EventFiles(workdir, resume_step=resume_step)
-        self._mirrors.append(files.write)
-        self._closers.append(files.close)
+        self._open.close()
 
     def _add_wandb(self, workdir: str | Path, config: Mapping, resume_step: int) -> None:
         import wandb
 
         try:
-            run = wandb.init(
-                project="cmjax",
-                dir=None if is_bucket(workdir) else str(workdir),
-                name=to_path(workdir).name,
-                config=dict(config),
-                id=_wandb_id(to_path(workdir) / WANDB_ID, resume_step),
-                resume="allow",
-            )
+            id_file, folder = to_path(workdir) / WANDB_ID, None if is_bucket(workdir) else str(workdir)
+            if not resume_step or not id_file.exists():  # a training from step 0 is another run there
+                write_atomically(id_file, uuid.uuid4().hex[:12])
+            about = {"dir": folder, "name": to_path(workdir).name, "config": dict(config)}
+            run = wandb.init(project="cmjax", id=id_file.read_text().strip(), resume="allow", **about)
         except Exception as error:  # of a login, a key, a mode or the network
             self.close()
             raise MirrorError(
@@ -87,15 +83,7 @@ class MetricsWriter:
                 "WANDB_MODE=offline, or set it to False"
             ) from error
         self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
-        self._closers.append(run.finish)
-
-
-def _wandb_id(path: Path, resume_step: int) -> str:
-    """Read the run's id from its folder; a training from step 0 gets a new one."""
-    if resume_step and path.exists():
-        return path.read_text().strip()
-    write_atomically(path, new := uuid.uuid4().hex[:12])
-    return new
+        self._open.callback(run.finish)
 
 
 @contextlib.contextmanager
@@ -115,8 +103,7 @@ class _DiskRecords:
 
     def __init__(self, path: Path):
         self._path, self._file = path, path.open("ab", buffering=0)
-        self._waiting = b""
-        self._failed = False
+        self._waiting, self._failed = b"", False
 
     def write(self, line: str) -> None:
         self._waiting += line.encode()
@@ -138,16 +125,15 @@ class _DiskRecords:
 
 
 class _BucketRecords:
-    """Keeps the lines of an object in a bucket. Objects cannot be appended to: it is rewritten every `every_s`."""
+    """Keeps the lines of an object in a bucket. Objects cannot be appended to: it is rewritten now and then."""
 
-    def __init__(self, path: Path, *, every_s: float = 30.0):
-        self._path, self._every_s = path, every_s
-        self._text = path.read_text() if path.exists() else ""
+    def __init__(self, path: Path):
+        self._path, self._text = path, path.read_text() if path.exists() else ""
         self._written = time.monotonic()
 
     def write(self, line: str) -> None:
         self._text += line
-        if time.monotonic() - self._written > self._every_s:
+        if time.monotonic() - self._written > REWRITE_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -155,12 +141,3 @@ class _BucketRecords:
         self._written = time.monotonic()
 
     close = flush
-
-
-def _drop_records_after(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_atomically(path, "".join(kept))

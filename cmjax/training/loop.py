@@ -176,15 +176,10 @@ class _LateMetrics:
         record = {name: value for name, leaf in metrics.items() if math.isfinite(value := float(leaf))}
         if self._losses:
             record["loss"] = sum(self._losses) / len(self._losses)
-        record |= _mean_of_bins(self._loss_bins)
+        if self._loss_bins:
+            sums, counts = np.asarray(jax.device_get(self._loss_bins), np.float64).sum(axis=0)
+            # a bin without samples has no mean
+            record |= {f"loss_bin_{i:02d}": float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
         record |= {"step_seconds": seconds, **self._speed.at(seconds)}
         self._write_record(done, record | {"nimg": done * self._speed.batch_size})
         self._losses, self._loss_bins, self._steps, self._window_start = [], [], 0, now
-
-
-def _mean_of_bins(bin_sums: list[jax.Array]) -> dict[str, float]:
-    """Mean loss of each bin, from sums and counts (2, bins) of some steps; none for a bin without samples."""
-    if not bin_sums:
-        return {}
-    sums, counts = np.asarray(jax.device_get(bin_sums), np.float64).sum(axis=0)
-    return {f"loss_bin_{i:02d}": float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}

@@ -77,15 +77,13 @@ class Method:
         """The method with its teacher, which is carried to the student's path if that is another."""
         if teacher is None:
             return self
-        same = teacher.path == path
-        function = teacher.function if same else carry(teacher.function, teacher.path, path)
-        return replace(self, teacher_function=function)
+        carried = teacher.function if teacher.path == path else carry(teacher.function, teacher.path, path)
+        return replace(self, teacher_function=carried)
 
     def on(self, mesh: Mesh) -> "Method":
         """The method for batches that lie over the mesh: for its coupling every device has all of the batch, so that
         they exchange nothing in its rounds."""
-        coupling = self.coupling
-        if coupling is None:
+        if (coupling := self.coupling) is None:
             return self
         everywhere = partial(with_sharding_constraint, shardings=replicated(mesh))
         return replace(self, coupling=lambda *batch: everywhere(coupling(*everywhere(batch))))

@@ -27,10 +27,10 @@ def average_name(index: int) -> str:
 
 EMA = average_name(0)
 """The average that samples are made with unless another is asked for."""
-
-
 NEGLIGIBLE = 1e-6
 """A fraction of an average that counts as none."""
+SLOW = 1e-3
+"""A weight of the updated parameters below which rounding would stop an average."""
 
 
 class AveragesState(NamedTuple):
@@ -66,23 +66,16 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
-SLOW = 1e-3
-"""A weight of the updated parameters below which rounding would stop an average."""
-
-
 def _average(weight: Array, step: Array, average: Array, updated: Array) -> Array:
     weight = jnp.asarray(weight, average.dtype)  # of a schedule in float64, where that is enabled
     size = jnp.abs(average)
     unit = jnp.nextafter(size, jnp.full_like(size, jnp.inf)) - size
-    slow = average + (weight * (updated - average) + _dither(step).astype(average.dtype) * unit)
+    # the dither, in [−1/2, 1/2): multiples of the golden ratio, whose fraction of 2³² this is, fill it evenly
+    turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)
+    dither = (turned >> 8).astype(jnp.float32) / 2**24 - 0.5
+    slow = average + (weight * (updated - average) + dither.astype(average.dtype) * unit)
     quick = (1 - weight) * average + weight * updated
     return jnp.where(weight >= SLOW, quick, jnp.where(weight > 0, slow, average))
-
-
-def _dither(step: Array) -> Array:
-    """The dither of a step, in [−1/2, 1/2): multiples of the golden ratio, which fill the interval evenly."""
-    turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)  # of 2³² the golden ratio's fraction
-    return (turned >> 8).astype(jnp.float32) / 2**24 - 0.5
 
 
 def fraction_of_first(rate: Schedule, updates: int, *, first: int) -> float:
@@ -107,16 +100,9 @@ def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive =
 
     Args: beta: rate of the momentum. b1, b2: of Adam's moments. eps: added to the divisors of both.
     """
+    choices = {"beta": beta, "eps": eps, "adam_b1": b1, "adam_b2": b2, "consistent_rms": 0.2}
     # A learning rate of -1 leaves the gradient's sign, as other rules do: `make_optimizer` applies the real one.
-    return contrib.muon(
-        -1.0,
-        beta=beta,
-        eps=eps,
-        adam_b1=b1,
-        adam_b2=b2,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=as_matrices,
-    )
+    return contrib.muon(-1.0, muon_weight_dimension_numbers=as_matrices, **choices)
 
 
 def as_matrices(params: Params) -> Any:
@@ -182,24 +168,21 @@ def make_optimizer(
     Args: rule: such as `optax.scale_by_radam()`. clip_norm: largest global gradient norm; 0 does not clip.
           projection: of the updated parameters, onto those that the network is to have; None for no such step.
     """
+
+    def update(updates, state, params=None):
+        # Optax's rules raise a rate to the power of an int32 count, which JAX refuses where it promotes no types
+        with jax.numpy_dtype_promotion("standard"):
+            return rule.update(updates, state, params)
+
+    # identity, not left out: the state's structure, and so its checkpoints, stays the same without it
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        _promoting(rule),
+        optax.GradientTransformation(rule.init, update),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
         *([project(projection)] if projection else []),
         track_averages(average_rates),
     )
-
-
-def _promoting(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The rule where JAX promotes no types: Optax's own raise a rate to the power of an int32 count."""
-
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return rule.update(updates, state, params)
-
-    return optax.GradientTransformation(rule.init, update)
 
 
 def constant_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:

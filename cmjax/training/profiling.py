@@ -88,17 +88,15 @@ class TracedSteps:
         with self._scratch as written:
             jax.profiler.stop_trace()
             self._scratch = None
+            session = self._folder / "plugins" / "profile" / f"steps-{self._steps.start}-{self._steps.stop}"
+            name = f"process-{jax.process_index()}"  # for that of the host, which several processes may share
             try:
-                self._keep(Path(written))
+                for ending in ENDINGS:
+                    for path in Path(written).rglob(f"*.{ending}"):
+                        write_atomically(session / f"{name}.{ending}", path.read_bytes())
             except OSError as error:  # as of a full disk: no reason to end the run
                 log.warning("the trace could not be written to %s: %s", self._folder, error)
-
-    def _keep(self, written: Path) -> None:
-        session = self._folder / "plugins" / "profile" / f"steps-{self._steps.start}-{self._steps.stop}"
-        name = f"process-{jax.process_index()}"  # for that of the host, which several processes may share
-        for ending in ENDINGS:
-            for path in written.rglob(f"*.{ending}"):
-                write_atomically(session / f"{name}.{ending}", path.read_bytes())
+                return
         if is_first():
             log.info("traced steps %d to %d: xprof --logdir=%s", self._first, self._next, self._folder)
             log.info("or open %s in https://ui.perfetto.dev", session / f"{name}.{ENDINGS[1]}")

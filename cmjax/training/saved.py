@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +20,9 @@ COMMITTED = "commit_success.txt"
 """Orbax writes it into a checkpoint's folder in a bucket when the checkpoint is whole."""
 
 CHECKSUMS = "checksums.json"
+
+STAMPED = "_CHECKPOINT_METADATA"
+"""Orbax writes the time into it when it renames the folder, after the checksums."""
 
 log = logging.getLogger(__name__)
 
@@ -76,30 +78,17 @@ def newest_readable(
     return None
 
 
-def write_checksums_once_committed(step_folder: Path, gave_up: threading.Event) -> None:
-    """Wait until Orbax renames the finished folder to `step_folder`, then write its checksums."""
-    while not step_folder.is_dir():
-        if gave_up.wait(0.02):
-            return
-    write_checksums(step_folder)
-
-
 def write_checksums(step_folder: Path) -> None:
     """Write the checksums of a checkpoint's files beside them: Orbax restores flipped bits silently."""
-    files = (path for path in step_folder.rglob("*") if path.is_file() and CHECKSUMS not in path.name)
-    checksums = {str(path.relative_to(step_folder)): _crc32(path) for path in sorted(files)}
+    files = sorted(path for path in step_folder.rglob("*") if path.is_file() and path.name != STAMPED)
+    checksums = {str(path.relative_to(step_folder)): _crc32(path) for path in files}
     write_atomically(step_folder / CHECKSUMS, to_json(checksums))
 
 
 def verify_checksums(step_folder: Path) -> None:
-    """Compare every file of a checkpoint with its checksum.
-
-    A checkpoint whose checksums were never written (the process was killed just after the commit) passes.
-
-    Raises: ValueError naming the file that is missing or has changed.
-    """
+    """Raise ValueError naming the first file of a checkpoint that is missing, or does not fit its checksum."""
     recorded = step_folder / CHECKSUMS
-    if not recorded.exists():
+    if not recorded.exists():  # of a bucket's checkpoint, or earlier code was killed before it wrote them
         return
     for name, expected in json.loads(recorded.read_text()).items():
         path = step_folder / name

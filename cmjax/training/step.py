@@ -1,7 +1,7 @@
 """The train step: a pure function (state, frozen, batch) -> (state, metrics), and its jitted form on a mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,13 +66,9 @@ def make_method_step(
             bin_sums = {} if bin_of is None else {"loss_bins": _sums_by_bin(losses, bin_of(batch.times.t), bins)}
             return jnp.mean(losses), bin_sums
 
+        value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
         (loss, bin_sums), grads = _accumulate(
-            jax.value_and_grad(mean_loss, has_aux=True),
-            state.params,
-            method_key,
-            x0,
-            inputs,
-            parts=grad_accumulation,
+            value_and_grad, state.params, method_key, x0, inputs, parts=grad_accumulation
         )
         reported = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
         state, of_update = _update(state, optimizer, loss, grads, skip_nonfinite=skip_nonfinite)
@@ -94,15 +90,11 @@ def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainStat
     metrics = {"loss": jnp.where(good, loss, jnp.nan), "grad_norm": grad_norm, "finite": finite}
     if skip_nonfinite:
         metrics["skipped"] = state.skipped + (finite & ~good).astype(jnp.int32)
-    state = _only_if(good, update, state)
-    return state.replace(step=state.step + finite.astype(jnp.int32), finite=finite), metrics
-
-
-def _only_if(condition, function, state):
-    """function(state) where the condition holds, else `state` itself."""
     if platform() == "cpu":  # a branch, in place: choosing between two states takes longer than Adam
-        return jax.lax.cond(condition, function, lambda state: state, state)
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), function(state), state)
+        state = jax.lax.cond(good, update, lambda state: state, state)
+    else:
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), update(state), state)
+    return state.replace(step=state.step + finite.astype(jnp.int32), finite=finite), metrics
 
 
 def prepare_inputs(
@@ -187,18 +179,17 @@ class CompiledStep:
 
     def __init__(self, executable: Any, mesh: Mesh, *, flops: float):
         """Args: flops: operations of a step on all devices, those of matrix products and convolutions."""
-        self.executable, self.flops = executable, flops
-        self._votes = lru_cache(partial(_votes, mesh))
+        self.executable, self.flops, self._mesh = executable, flops, mesh
+        self._votes: dict[int, Array] = {}
 
     def __call__(self, state: TrainState, frozen: Params, batch: Examples, stop: int = 0) -> tuple[TrainState, Metrics]:
         """One step. `stop`: what this process votes for, a signal's number or 0; the largest of all is among the
         metrics as `stop`."""
-        return self.executable(state, frozen, batch, self._votes(stop))
-
-
-def _votes(mesh: Mesh, vote: int) -> Array:
-    """One vote for each device of the mesh, those of this process alone."""
-    return jax.make_array_from_callback((mesh.size,), batch_sharding(mesh), lambda index: np.full(1, vote, np.int32))
+        if stop not in self._votes:  # one for each device, of which this process makes its own alone
+            vote = np.full(1, stop, np.int32)
+            sharding = batch_sharding(self._mesh)
+            self._votes[stop] = jax.make_array_from_callback((self._mesh.size,), sharding, lambda index: vote)
+        return self.executable(state, frozen, batch, self._votes[stop])
 
 
 def compile_train_step(
