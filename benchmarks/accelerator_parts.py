@@ -147,8 +147,7 @@ def _loop(ect: Program, record: Record) -> None:
     from cmjax.data.base import ArraySource
     from cmjax.data.batches import Batches
     from cmjax.system.mesh import batch_sharding, make_mesh
-    from cmjax.training.loop import run_loop
-    from cmjax.training.speed import speed_on
+    from cmjax.training.loop import run_loop, speed_on
 
     step, steps, mesh = ect.compiled_step(), 20, make_mesh()
     source = ArraySource(programs.image_batch(ect.case, copies=8))

@@ -5,7 +5,7 @@ import pytest
 
 from cmjax.system.chips import CHIPS, GIB, chip_of
 from cmjax.system.mesh import make_mesh
-from cmjax.training.speed import Speed, speed_on
+from cmjax.training.loop import Speed, speed_on
 from cmjax.training.step import CompiledStep
 
 

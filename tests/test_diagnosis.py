@@ -29,10 +29,9 @@ from cmjax.runs.record import read_record
 from cmjax.runs.trained import load, open_trained
 from cmjax.runs.weights import write_model
 from cmjax.system.mesh import make_mesh
-from cmjax.training.loop import _LateMetrics
+from cmjax.training.loop import Speed, _LateMetrics
 from cmjax.training.method import Method
 from cmjax.training.optimizer import make_optimizer
-from cmjax.training.speed import Speed
 from cmjax.training.step import compile_train_step, init_state, make_method_step
 from configs import digits_cd, digits_edm, digits_meanflow
 

@@ -126,6 +126,6 @@ def test_every_library_that_cmjax_imports_is_a_dependency_or_has_an_extra():
 def test_xla_flags_change_where_it_helps_and_nowhere_else(monkeypatch, flags, jaxlib, plugins, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setattr(environment, "find_spec", lambda name: name in plugins or None)
-    monkeypatch.setattr(environment, "_jaxlib", lambda: jaxlib)
+    monkeypatch.setattr(environment, "version_of", lambda package: jaxlib)
     environment.prefer_fast_convolutions()
     assert os.environ["XLA_FLAGS"] == expected

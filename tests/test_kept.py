@@ -23,9 +23,9 @@ from cmjax.generation import files, search
 from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.registry import METRICS
 from cmjax.plotting.plots import save_png
-from cmjax.runs.stale import remove_later
 from cmjax.runs.trained import open_trained
 from cmjax.runs.weights import write_model
+from cmjax.runs.workdir import remove_later
 from cmjax.system.content import content_key, files_key
 from configs import digits_ct
 from tests.in_process import do

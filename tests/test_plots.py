@@ -9,7 +9,7 @@ from PIL import Image
 
 from cmjax.plotting import plots
 from cmjax.plotting.plots import BETWEEN_GROUPS, GREY, cell_size, image_grid, line_plot, save_png, sheet
-from cmjax.runs import loss_curve
+from cmjax.runs import summary
 
 ONE_PIXEL = np.zeros((1, 1, 3), np.uint8)
 
@@ -110,18 +110,16 @@ def records(folder, *lines):
 
 def test_the_losses_of_all_records_are_sampled(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(
-        loss_curve, "line_plot", lambda curves, **words: drawn.update(curves=curves, **words) or ONE_PIXEL
-    )
+    monkeypatch.setattr(summary, "line_plot", lambda curves, **words: drawn.update(curves=curves, **words) or ONE_PIXEL)
     few = records(
         tmp_path, {"step": 1, "loss": 4.0}, {"step": 2}, {"step": 3, "loss": float("nan")}, {"step": 4, "loss": 2}
     )
-    assert loss_curve.save_losses(few, 4) == str(tmp_path / "losses.png")
+    assert summary.losses_of(few, 4) == {"losses": str(tmp_path / "losses.png")}
     assert drawn["curves"] == {"recorded": ([1.0, 4.0], [4.0, 2.0])}
     assert drawn["log_y"]
     assert drawn["title"] == f"{tmp_path.name}, step 4: loss in training"
     many = records(tmp_path, *({"step": i, "loss": -float(i)} for i in range(1, 5001)))
-    loss_curve.save_losses(many, 5000)
+    summary.losses_of(many, 5000)
     assert not drawn["log_y"]
     assert drawn["faint"] == ("recorded",)
     for name in ("recorded", "mean within 10%"):
@@ -133,8 +131,8 @@ def test_the_losses_of_all_records_are_sampled(tmp_path, monkeypatch):
 
 
 def test_a_run_without_losses_has_no_curve(tmp_path):
-    assert loss_curve.save_losses(tmp_path, 0) is None
-    assert loss_curve.save_losses(records(tmp_path, {"step": 5}), 5) is None
+    assert summary.losses_of(tmp_path, 0) == {}
+    assert summary.losses_of(records(tmp_path, {"step": 5}), 5) == {}
     assert not (tmp_path / "losses.png").exists()
 
 

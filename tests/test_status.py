@@ -15,7 +15,7 @@ from cmjax.cli import status
 from cmjax.config.fields import ConfigError
 from cmjax.runs.record import write_record
 from cmjax.system.lock import MARK, this_process
-from cmjax.training.speed import Speed
+from cmjax.training.loop import Speed
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {

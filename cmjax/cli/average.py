@@ -10,10 +10,9 @@ from pathlib import Path
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import with_power_average
-from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.classes import recorded_classes
 from cmjax.runs.trained import open_trained
-from cmjax.runs.weights import check_new, write_model
+from cmjax.runs.weights import check_new, post_hoc, width_of, write_model
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_path
 

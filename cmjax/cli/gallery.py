@@ -13,9 +13,8 @@ from cmjax.generation.arguments import edit_times
 from cmjax.generation.editing import ALL_TASKS
 from cmjax.generation.gallery import HEADINGS, gallery_images, gallery_rows
 from cmjax.plotting.plots import save_png, sheet
-from cmjax.runs.stale import CHECKPOINT
 from cmjax.runs.trained import open_for_sampling
-from cmjax.runs.workdir import output, writing
+from cmjax.runs.workdir import CHECKPOINT, output, writing
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import on_first_process, say

@@ -25,14 +25,12 @@ from cmjax.generation.run_samples import RunSamples
 from cmjax.metrics.comparison import run_metrics
 from cmjax.runs.about_data import about_data
 from cmjax.runs.dependencies import check_others
-from cmjax.runs.history import Session
-from cmjax.runs.provenance import devices
+from cmjax.runs.history import Session, devices
 from cmjax.runs.record import as_trained, keep_config, write_record
 from cmjax.runs.setup import Setup, check_num_metrics, count_parameters, set_up
-from cmjax.runs.stale import remove_later
 from cmjax.runs.summary import losses_of, summary_text, write_summary
 from cmjax.runs.train_step import compile_step
-from cmjax.runs.workdir import Workdir, cache_compilations
+from cmjax.runs.workdir import Workdir, cache_compilations, remove_later
 from cmjax.system.files import cache_of, make_cache, to_path
 from cmjax.system.libraries import require
 from cmjax.system.processes import on_first_process
@@ -40,9 +38,8 @@ from cmjax.system.progress import progress
 from cmjax.system.signals import Stopped
 from cmjax.training.checkpoint import Checkpointer
 from cmjax.training.logging import MetricsWriter, open_writer
-from cmjax.training.loop import Callback, in_turn, run_loop
+from cmjax.training.loop import Callback, in_turn, run_loop, speed_on
 from cmjax.training.profiling import read_steps, traced
-from cmjax.training.speed import speed_on
 from cmjax.training.state import TrainState
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
 from cmjax.generation.samplers import NamedSampler, conditioned
 from cmjax.generation.sampling import SampleSequence
-from cmjax.runs.averages import post_hoc, width_of
 from cmjax.runs.trained import Trained
+from cmjax.runs.weights import post_hoc, width_of
 from cmjax.runs.workdir import Workdir
 from cmjax.system.content import content_key
 from cmjax.system.mesh import make_mesh, move, parameter_shardings

@@ -23,7 +23,7 @@ def in_words(names: Sequence[str]) -> str:
 
 def differing_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> str:
     """Describe the first difference between classes; "" where they are the same, or one side has only numbers."""
-    if old is None or new is None or list(old) == list(new) or not (_are_names(old) and _are_names(new)):
+    if old is None or new is None or list(old) == list(new) or not (are_names(old) and are_names(new)):
         return ""
     pairs = enumerate(zip(old, new, strict=False))
     place = next((i for i, (one, other) in pairs if one != other), min(len(old), len(new)))
@@ -31,8 +31,9 @@ def differing_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> s
     return f"class {place} is {one} there, and {other} in these data"
 
 
-def _are_names(names: Sequence[str]) -> bool:
-    return list(names) != list(map(str, range(len(names))))
+def are_names(classes: Sequence[str]) -> bool:
+    """Whether the classes have names, and not only their numbers."""
+    return list(classes) != list(map(str, range(len(classes))))
 
 
 def class_of(label: str | int, names: Sequence[str]) -> int:

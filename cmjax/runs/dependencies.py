@@ -24,22 +24,14 @@ log = logging.getLogger(__name__)
 def check_others(run: Run) -> None:
     """Raise ConfigError where another run that this one needs is absent, or did not learn what the objective needs.
     Starts no device."""
-    for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
-        if name:
-            _named(name, field, open_trained)
-    if run.method.guided_by and not run.label_dropout:
-        _check_goes_without_labels(run)
-
-
-def _check_goes_without_labels(run: Run) -> None:
-    """Raise ConfigError where the network that guides the target was never trained without labels.
-
-    That is the teacher, or without one the run `init_from`. The record of imported weights does not say, so for them
-    there is only a warning.
-    """
-    name, field = (run.method.teacher, _teacher_field(run)) if run.method.teacher else (run.init_from, "init_from")
+    others = _others(run)
+    for name, field in others:
+        _named(name, field, open_trained)
+    if not run.method.guided_by or run.label_dropout:
+        return
+    name, field = others[0]  # the teacher guides the target, or without one the run that this one starts from
     recorded, guided_by = open_trained(name).recorded, f"config.objective.{run.method.guided_by}"
-    if not recorded.has_data:
+    if not recorded.has_data:  # imported weights do not say how they were trained
         log.warning("%s: nothing says whether config.%s=%r learned to go without a label", guided_by, field, name)
     elif not recorded.learned_without_labels:
         where = "that run" if run.method.teacher else "this run or that one"
@@ -49,22 +41,27 @@ def _check_goes_without_labels(run: Run) -> None:
         )
 
 
+def _others(run: Run) -> list[tuple[str, str]]:
+    """The folders of the other runs, the teacher's first, each with the field that names it."""
+    named = ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from"))
+    return [(name, field) for name, field in named if name]
+
+
 def load_teacher(run: Run, mesh: Mesh) -> BoundModel:
     """Load the teacher. If it uses dropout in the objective, its rate is the student's."""
-    if not run.method.teacher_drops_out:
-        return load_other(run.method.teacher, _teacher_field(run), mesh)
-    rate = run.model_spec.net.get("dropout", 0.0)
-    return _named(
-        run.method.teacher, _teacher_field(run), lambda name: open_trained(name).dropping_out(rate).load(mesh=mesh)
-    )
+
+    def read(name: str) -> BoundModel:
+        teacher = open_trained(name)
+        if run.method.teacher_drops_out:
+            teacher = teacher.dropping_out(run.model_spec.net.get("dropout", 0.0))
+        return teacher.load(mesh=mesh)
+
+    return _named(run.method.teacher, _teacher_field(run), read)
 
 
-def load_other(workdir: str, field: str, mesh: Mesh) -> BoundModel:
-    """Load the model of another run, to start from or to distil.
-
-    Raises: ConfigError naming the field that names its folder.
-    """
-    return _named(workdir, field, partial(load, mesh=mesh))
+def load_first(run: Run, mesh: Mesh) -> BoundModel:
+    """Load the model of the run `init_from`. Raises: ConfigError."""
+    return _named(run.init_from, "init_from", partial(load, mesh=mesh))
 
 
 def check_teacher(run: Run, teacher: BoundModel, student: NetworkModel, shape: tuple[int, ...]) -> None:
@@ -83,18 +80,14 @@ def check_teacher(run: Run, teacher: BoundModel, student: NetworkModel, shape: t
         )
 
 
-def check_classes_of_others(run: Run, student: NetworkModel, source: Source) -> None:
-    """Raise ConfigError where the labels of a teacher, or of the run `init_from`, mean other classes than these."""
-    for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
-        if name and student.class_conditional:
-            check_classes(open_trained(name), source, f"config.{field}={name!r}")
-
-
-def check_latents_of_others(run: Run, source: Source) -> None:
-    """Raise ConfigError where a teacher, or the run `init_from`, learned the latents of another autoencoder."""
-    for name, field in ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from")):
-        if name and (problem := other_autoencoder(open_trained(name).record, autoencoder_key(source))):
-            raise ConfigError(f"config.{field}={name!r}: was trained on latents of {problem}")
+def check_data_of_others(run: Run, student: NetworkModel, source: Source) -> None:
+    """Raise ConfigError where another run's labels mean other classes, or its latents are of another autoencoder."""
+    for name, field in _others(run):
+        other, where = open_trained(name), f"config.{field}={name!r}"
+        if student.class_conditional:
+            check_classes(other, source, where)
+        if problem := other_autoencoder(other.record, autoencoder_key(source)):
+            raise ConfigError(f"{where}: was trained on latents of {problem}")
 
 
 def check_classes(trained: Trained, source: Source, where: str) -> None:
@@ -111,12 +104,13 @@ def check_classes(trained: Trained, source: Source, where: str) -> None:
 def network_differences(name: str, module: Any, shape: tuple[int, ...]) -> str:
     """Describe how another run's network differs from this one, as "; net.width is 32 there and 64 here"."""
     other = open_trained(name)
-    theirs, ours = ({f.name: getattr(m, f.name) for f in fields(m)} for m in (other.model.module, module))
-    theirs["name"], ours["name"] = (type(m).__name__.lower() for m in (other.model.module, module))
-    names = [field for field in ours if field in theirs and field != "parent"]
-    pairs = {f"net.{field}": (theirs[field], ours[field]) for field in names if theirs[field] != ours[field]}
-    pairs |= {"a sample": (other.shape, tuple(shape))} if other.shape != tuple(shape) else {}
-    return "".join(f"; {field} is {there!r} there and {here!r} here" for field, (there, here) in pairs.items())
+    theirs, ours = ({f"net.{f.name}": getattr(m, f.name) for f in fields(m)} for m in (other.model.module, module))
+    # a Linen module's own fields: its name in the tree, and what holds it
+    theirs["net.name"], ours["net.name"] = (type(m).__name__.lower() for m in (other.model.module, module))
+    names = [field for field in ours if field in theirs and field != "net.parent"]
+    theirs["a sample"], ours["a sample"] = other.shape, tuple(shape)
+    differing = [field for field in (*names, "a sample") if theirs[field] != ours[field]]
+    return "".join(f"; {field} is {theirs[field]!r} there and {ours[field]!r} here" for field in differing)
 
 
 def _teacher_field(run: Run) -> str:

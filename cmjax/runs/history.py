@@ -1,9 +1,10 @@
-"""A run's history, `history.jsonl`: a line for each start, with its command, its steps and their time."""
+"""A run's history, `history.jsonl`: a line for each start, with what made it, its steps and their time."""
 
 import contextlib
 import json
 import logging
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from signal import Signals
 from types import TracebackType
 from typing import Any
 
-from cmjax.runs.provenance import provenance
 from cmjax.runs.workdir import Workdir
 from cmjax.system.files import write_atomically
+from cmjax.system.libraries import version_of
 from cmjax.system.processes import is_first
 from cmjax.system.signals import Stopped
 
+PACKAGES = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+"""Libraries whose versions a run records."""
 SPEEDS = ("compile_seconds", "train_seconds")
 """Fields of a line that a summary adds up over the starts of a run, beside `seconds`."""
 
@@ -33,7 +36,7 @@ command until then. ended: "finished", a signal or an error; None while it runs,
 """
 
 
-class Session:
+class Session(contextlib.AbstractContextManager):
     """Writes the line of one start, again with each save and at the end. A context manager around the whole start. Only
     the first process writes."""
 
@@ -47,7 +50,8 @@ class Session:
 
     def begin(self, step: int, **fields: Any) -> None:
         """Write the line of a run that starts from this step, with more fields."""
-        self._earlier = _read(self._run)
+        with contextlib.suppress(OSError):  # a history that cannot be read is no reason to end
+            self._earlier = self._run.read_history()
         command = shlex.join(["cmjax", *sys.argv[1:]]) if sys.argv[0].endswith(("cmjax", "main.py")) else None
         self._start |= {"command": command, "recipe": self.recipe, **fields, **provenance()}
         self._start |= {"from": step, "to": step, "ended": None}
@@ -74,9 +78,6 @@ class Session:
         self._keep()
         return totals([*self._earlier, self._start])
 
-    def __enter__(self) -> "Session":
-        return self
-
     def __exit__(self, _: type | None, error: BaseException | None, __: TracebackType | None) -> None:
         if "from" in self._start:
             how = "finished" if error is None else type(error).__name__
@@ -97,12 +98,6 @@ class Session:
             log.warning("%s cannot be written: %s", self._run.history, error.strerror or error)
 
 
-def _read(run: Workdir) -> list[Start]:
-    with contextlib.suppress(OSError):  # a history that cannot be read is no reason to end
-        return run.read_history()
-    return []
-
-
 def of_state(starts: Sequence[Start]) -> list[Start]:
     """The starts that made the present state: from the newest one at step 0 on."""
     first = max((i for i, start in enumerate(starts) if start["from"] == 0), default=0)
@@ -115,3 +110,20 @@ def totals(starts: Sequence[Start]) -> dict[str, Any]:
     sums = {name: sum(start.get(name) or 0 for start in made) for name in (*SPEEDS, "seconds")}
     sums["total_seconds"] = sums.pop("seconds")
     return {"starts": len(made), **{name: round(value, 2) for name, value in sums.items()}}
+
+
+def provenance() -> dict[str, Any]:
+    """The record's entries "versions" and "git_commit"."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # an installed package is in no checkout
+        commit = None
+    return {"versions": {name: version_of(name) for name in PACKAGES}, "git_commit": commit}
+
+
+def devices() -> str:
+    """Describe the devices of all processes, as `8 x TPU v4`."""
+    import jax
+
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from cmjax.config.fields import ConfigError
 from cmjax.config.recorded import completed, is_class_conditional, is_of_training, shapes_state, with_free_fields
 from cmjax.runs.classes import differing_classes, other_autoencoder
-from cmjax.runs.provenance import provenance
+from cmjax.runs.history import provenance
 from cmjax.runs.workdir import FORMAT, RECORD, Workdir, unwritable
 from cmjax.system.files import to_json, to_path, write_atomically
 
@@ -43,19 +45,19 @@ def write_record(
         probe.unlink(missing_ok=True)  # another process of the run may have been here
     except OSError as error:
         raise unwritable(workdir, error) from error
-    record = {"config": config, "shape": list(shape), "num_classes": num_classes, "format": FORMAT}
-    record |= provenance()
-    record |= {"imported": imported} if imported else {}
-    record |= {"recipe": recipe} if recipe else {}
-    record |= {"device": device} if device else {}
-    record |= classes or {}
+    record = {"config": config, "shape": list(shape), "num_classes": num_classes, "format": FORMAT, **provenance()}
+    optional = {"imported": imported, "recipe": recipe, "device": device}
+    record |= {name: value for name, value in optional.items() if value} | dict(classes or {})
     changed: list[str] = []
     if (workdir / RECORD).exists():
         old = read_record(workdir)
         changed = _checked(workdir, old, record)
         if step is None:
             return changed
-        record |= _changes(old, dict(differences(old["config"], config)), step)
+        differing = dict(differences(old["config"], config))
+        fields = {field: list(pair) for field, pair in differing.items() if is_of_training(field)}
+        changes = [*old.get("changes", []), *([{"step": step, "fields": fields}] if fields else [])]
+        record |= {"changes": changes} if step and changes else {}  # a training from step 0 has no earlier values
     write_atomically(workdir / RECORD, to_json(record))
     return changed
 
@@ -97,13 +99,6 @@ def _refuse_other_states(workdir: Path, differing: Mapping[str, tuple[Any, Any]]
         )
 
 
-def _changes(old: Mapping[str, Any], differing: Mapping[str, tuple[Any, Any]], step: int) -> dict[str, Any]:
-    """The record's entry "changes": the values before `step`; none for a training from step 0."""
-    fields = {field: list(pair) for field, pair in differing.items() if is_of_training(field)}
-    changes = [*old.get("changes", []), *([{"step": step, "fields": fields}] if fields else [])]
-    return {"changes": changes} if step and changes else {}
-
-
 def as_trained(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run whose steps are all done: `config` for fields that training does not depend on, the
     recorded one for all others. Warns of values that have no effect any more.
@@ -135,7 +130,8 @@ def read_record(workdir: str | Path) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Yield the fields that differ, with their old and new values; None for a missing field."""
-    before, after = dict(_leaves(old)), dict(_leaves(json.loads(to_json(new))))
+    # through JSON, as the recorded ones went: tuples are lists there
+    before, after = flatten_dict(old, sep="."), flatten_dict(json.loads(to_json(new)), sep=".")
     for field in sorted(before.keys() | after.keys()):
         if before.get(field) != after.get(field):
             yield field, (before.get(field), after.get(field))
@@ -143,11 +139,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
 
 def _change(old: Any, new: Any) -> str:
     return f"{old!r} -> {new!r}"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -23,14 +23,7 @@ from cmjax.data.sources import DataError, Source
 from cmjax.metrics.comparison import LEAST, why_not_compared
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
-from cmjax.runs.dependencies import (
-    check_classes_of_others,
-    check_latents_of_others,
-    check_teacher,
-    load_other,
-    load_teacher,
-    network_differences,
-)
+from cmjax.runs.dependencies import check_data_of_others, check_teacher, load_first, load_teacher, network_differences
 from cmjax.system.chips import GIB
 from cmjax.system.memory import FOR_PARAMETERS, too_little
 from cmjax.system.mesh import batch_sharding, bytes_per_device, make_mesh, move, parameter_shardings
@@ -78,20 +71,24 @@ class Setup:
 
     def warn(self) -> None:
         """Log a warning of what a run that may begin will not do as its configuration says."""
-        _warn_without_metrics(self.run, self.source)
-        self.run.warn_of_no_effect(self.shape)
-        _warn_of_averages(self.run)
+        run, why = self.run, None
+        if run.num_metrics and self.shape[-1] in (1, 3):
+            try:
+                why = why_not_compared(self.source, num=run.num_metrics, held_out=run.data.count("test"))
+            except DataError as error:
+                why = f"there are no held-out images ({error})"
+        if why:
+            log.warning("the run will end without metrics: %s; set config.metrics.num=0 if none are wanted", why)
+        run.warn_of_no_effect(self.shape)
+        # averages that will still contain the initial parameters at the end
+        long = [long_average(run.config, i, run.steps) for i, _ in enumerate(average_texts(run.config))]
+        for warning in filter(None, [*long, long_target(run.config, run.method.target_rate, run.steps)]):
+            log.warning("%s", warning)
 
     def batches(self) -> Batches:
-        run = self.run
-        return Batches(
-            self.source,
-            run.batch_size,
-            run.seed,
-            sharding=batch_sharding(self.mesh),
-            workers=run.workers,
-            steps_per_call=run.steps_per_call,
-        )
+        run, sharding = self.run, batch_sharding(self.mesh)
+        parallel = {"sharding": sharding, "workers": run.workers, "steps_per_call": run.steps_per_call}
+        return Batches(self.source, run.batch_size, run.seed, **parallel)
 
     def state_shapes(self) -> TrainState:
         """The state's shapes, into which a checkpoint is restored."""
@@ -102,9 +99,8 @@ class Setup:
         run = self.run
         params = self.model.init(jax.random.key(run.seed), self.shape)
         if run.init_from:
-            other = load_other(run.init_from, "init_from", self.mesh)
             differences = partial(network_differences, run.init_from, self.model.module, self.shape)
-            params = started_from(other.params, params, run.init_from, differences)
+            params = started_from(load_first(run, self.mesh).params, params, run.init_from, differences)
         return init_state(params, run.optimizer, self.mesh)
 
 
@@ -116,7 +112,10 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     mesh = mesh_of(run)
     teacher = load_teacher(run, mesh) if run.method.teacher else None
     frozen = _load_frozen(run, teacher, mesh)
-    source = _open_first_on_one(lambda: open_source("train"))
+    opened: list[Source] = []
+    # the first process goes ahead: the others find what it prepares on a shared disk
+    on_first_process(lambda: opened.append(open_source("train")))
+    source = opened[0] if opened else open_source("train")
     if run.batch_size > len(source):
         raise ConfigError(
             f"config.batch_size={run.batch_size}: the data have {len(source)} images to train on; set it to at most "
@@ -126,8 +125,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     check_network(model.module, tuple(source.shape))
     if teacher is not None:
         check_teacher(run, teacher, model, tuple(source.shape))
-    check_classes_of_others(run, model, source)
-    check_latents_of_others(run, source)
+    check_data_of_others(run, model, source)
     setup = Setup(run, mesh, source, model, teacher, frozen)
     _check_memory(setup)
     return setup
@@ -145,38 +143,11 @@ def _check_memory(setup: Setup) -> None:
         raise ConfigError(f"config: {problem}")
 
 
-def _open_first_on_one(open_source: Callable[[], Source]) -> Source:
-    """Open the data in the first process, then in the others: they find what it prepares on a shared disk."""
-    opened: list[Source] = []
-    on_first_process(lambda: opened.append(open_source()))
-    return opened[0] if opened else open_source()
-
-
 def check_num_metrics(run: Run) -> None:
     """Raise ConfigError where a run is to measure fewer samples than its metrics need."""
     if 0 < run.num_metrics < LEAST:
         problem = f"metrics need at least {LEAST} samples; 0 leaves them out"
         raise ConfigError(f"config.metrics.num={run.num_metrics}: {problem}")
-
-
-def _warn_without_metrics(run: Run, source: Source) -> None:
-    """Warn, before a run trains, where it will end without metrics of images."""
-    if not run.num_metrics or source.shape[-1] not in (1, 3):
-        return
-    try:
-        held_out = run.data.count("test")
-        why = why_not_compared(source, num=run.num_metrics, held_out=held_out)
-    except DataError as error:
-        why = f"there are no held-out images ({error})"
-    if why:
-        log.warning("the run will end without metrics: %s; set config.metrics.num=0 if none are wanted", why)
-
-
-def _warn_of_averages(run: Run) -> None:
-    """Warn where an average of the parameters will still contain the initial ones at the end."""
-    warnings = [long_average(run.config, i, run.steps) for i, _ in enumerate(average_texts(run.config))]
-    for warning in filter(None, [*warnings, long_target(run.config, run.method.target_rate, run.steps)]):
-        log.warning("%s", warning)
 
 
 def _load_frozen(run: Run, teacher: BoundModel | None, mesh: Mesh) -> dict[str, Params]:

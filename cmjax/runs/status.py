@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.description import Description, describe
-from cmjax.runs.classes import in_words
+from cmjax.runs.classes import are_names, in_words
 from cmjax.runs.history import of_state, totals
 from cmjax.runs.workdir import Workdir
 from cmjax.system.files import changed_at, read_json
@@ -73,54 +73,42 @@ def read_status(workdir: Path, record: Mapping[str, Any] | None = None) -> Statu
     record = run.read_record() if record is None else record
     mark = read_json(run.mark) or None
     written = [changed_at(path) for path in (run.record, run.metrics, run.summary) if path.exists()]
+    if mark and mark.get("place") == this_place():
+        alive = is_alive(mark)
+    else:  # on another machine: its last touch of the mark decides, by the disk's clock
+        alive = mark is not None and time.time() - changed_at(run.mark) < SILENT_SECONDS
     return Status(
         record=record,
         records=run.read_metrics(),
         age=time.time() - max(written),
         mark=mark,
-        alive=mark is not None and _is_alive(mark, run.mark),
+        alive=alive,
         summary=run.read_summary(),
         saved=run.steps,
         starts=run.read_history(),
     )
 
 
-def _is_alive(mark: Mapping[str, Any], path: Path) -> bool:
-    """Whether the marked process runs. For one on another machine the last touch of its mark decides, by the disk's
-    clock."""
-    if mark.get("place") == this_place():
-        return is_alive(mark)
-    return time.time() - changed_at(path) < SILENT_SECONDS
-
-
 def rows_of(workdir: Path, status: Status) -> list[tuple[str, str]]:
     """Describe the run, its progress and its speed, as (name, text)."""
-    rows = [("run", _title(workdir, status)), *_made_with(status)]
-    if "imported" in status.record:
-        return [*rows, _origin(status)]
-    return [*rows, *_progress(status), *_time(status), *_speed(status)]
+    if imported := status.record.get("imported"):
+        origin = f"from {imported['from']} (licence: {imported['licence']}); no training here"
+        return [*_made_with(workdir, status), ("weights", origin)]
+    return [*_made_with(workdir, status), *_progress(status), *_time(status), *_speed(status)]
 
 
-def _title(workdir: Path, status: Status) -> str:
-    name = status.record.get("recipe") or workdir.name
-    count = f", {status.summary['parameters']:,} parameters" if "parameters" in status.summary else ""
-    return f"{name}: {status.description.method}, network {status.description.network}{count}"
-
-
-def _made_with(status: Status) -> Rows:
+def _made_with(workdir: Path, status: Status) -> Rows:
     record, description = status.record, status.description
+    name = record.get("recipe") or workdir.name
+    count = f", {status.summary['parameters']:,} parameters" if "parameters" in status.summary else ""
+    yield "run", f"{name}: {description.method}, network {description.network}{count}"
     height, width, channels = record["shape"]
     classes = f", {record['num_classes']} classes" if record["num_classes"] else ""
     yield "data", f"{description.data}, {height}x{width}x{channels}{classes}"
-    if (names := record.get("class_names")) and names != list(map(str, range(len(names)))):
+    if (names := record.get("class_names")) and are_names(names):
         yield "classes", in_words(names)
     if description.teacher:
         yield "teacher", description.teacher
-
-
-def _origin(status: Status) -> tuple[str, str]:
-    imported = status.record["imported"]
-    return "weights", f"from {imported['from']} (licence: {imported['licence']}); no training here"
 
 
 def _progress(status: Status) -> Rows:
@@ -136,7 +124,11 @@ def _state(status: Status) -> str:
     ago, mark = f"it wrote {duration(status.age)} ago", status.mark
     who = f"process {mark.get('pid')} on {mark.get('host')}" if mark else ""
     if mark and status.alive:
-        return f"running{_since(mark)}: {who}; {ago}"
+        try:
+            since = f" for {duration(time.time() - datetime.fromisoformat(mark['started']).timestamp())}"
+        except (KeyError, TypeError, ValueError):  # a mark that another version wrote
+            since = ""
+        return f"running{since}: {who}; {ago}"
     if status.finished:
         return f"finished {duration(status.age)} ago"
     if status.saved and status.saved[-1] >= status.total:
@@ -156,13 +148,6 @@ def _time(status: Status) -> Rows:
     since = f" since step {made[0]['from']:,}" if made[0]["from"] else ""
     training = f", {duration(sums['train_seconds'])} of them in training" if sums["train_seconds"] else ""
     yield "took", f"{duration(sums['total_seconds'])} in {starts}{since}{training}"
-
-
-def _since(mark: Mapping[str, Any]) -> str:
-    try:
-        return f" for {duration(time.time() - datetime.fromisoformat(mark['started']).timestamp())}"
-    except (KeyError, TypeError, ValueError):  # a mark that another version wrote
-        return ""
 
 
 def _speed(status: Status) -> Rows:
@@ -194,10 +179,10 @@ def duration(seconds: float) -> str:
     """Write a time in its two largest units: `12 s`, `3 min 5 s`, `2 h 10 min`, `4 days 3 h`."""
     left, parts = max(round(seconds), 0), []
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        parts.append((left // size, unit))
+        if parts or left >= size or unit == "s":
+            parts.append(f"{left // size} {unit}")
         left %= size
-    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
+    return " ".join(parts[:2])
 
 
 def number(value: float) -> str:

@@ -49,6 +49,10 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
 
 def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh) -> TrainStep:
     """Make the train step of a configuration, not yet compiled."""
+    by_level: dict[str, Any] = {}
+    if bins := run.log.bins:
+        edges = bin_edges(model, bins)
+        by_level = {"bins": bins, "bin_of": lambda t: bin_of(model.path.noise_level(t), edges)}
     return make_method_step(
         model.function,
         run.method.with_teacher(teacher, model.path).on(mesh),
@@ -58,7 +62,7 @@ def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mes
         grad_accumulation=run.grad_accumulation,
         skip_nonfinite=run.skip_nonfinite,
         schedules=run.schedules,
-        **_bins(run, model),
+        **by_level,
     )
 
 
@@ -79,11 +83,3 @@ def inputs_of(run: Run, model: NetworkModel) -> Callable[[Examples, PRNGKey], tu
 def bin_edges(model: NetworkModel, bins: int) -> np.ndarray:
     """The noise levels (bins + 1,) that bound the bins of a run's losses."""
     return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])
-
-
-def _bins(run: Run, model: NetworkModel) -> dict[str, Any]:
-    """The arguments by which the train step sums its losses by noise level, where the configuration asks for it."""
-    if not run.log.bins:
-        return {}
-    edges = bin_edges(model, run.log.bins)
-    return {"bins": run.log.bins, "bin_of": lambda t: bin_of(model.path.noise_level(t), edges)}

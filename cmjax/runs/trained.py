@@ -131,7 +131,9 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
 
     Raises: ConfigError where the path is no run's folder.
     """
-    folder, step = split_checkpoint(workdir_or_checkpoint)
+    folder, step = to_path(workdir_or_checkpoint), None
+    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+        folder, step = folder.parent.parent, int(folder.name)
     record = read_record(folder)
     trained = Trained(folder, step, record, read_recorded(record["config"], record["num_classes"]))
     if data_dir is None or not trained.recorded.has_data:
@@ -158,11 +160,3 @@ def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | No
     Raises:  ConfigError where the path is no run's folder; CheckpointError where no checkpoint can be read.
     """
     return open_trained(workdir_or_checkpoint).load(average=average, mesh=mesh)
-
-
-def split_checkpoint(workdir_or_checkpoint: str | Path) -> tuple[Path, int | None]:
-    """Split `runs/x/checkpoints/400` into (`runs/x`, 400); a run's folder gives (itself, None)."""
-    path = to_path(workdir_or_checkpoint)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return path.parent.parent, int(path.name)
-    return path, None

@@ -5,9 +5,9 @@ import errno
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +25,27 @@ FORMAT = 2
 LEFT_BY_A_KILL = (MARK, f".{MARK}", ".writable")
 """Beginnings of the names of files that a killed run may leave in a folder that holds nothing else."""
 
+GRID = re.compile(r"(\d{7,})-.+\.png")
+"""The file of a grid of samples: its step and its sampler."""
+CHECKPOINT = "checkpoint"
+"""The key, in a PNG's text and in JSON, of the step of the parameters that a file was made of."""
+
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Workdir:
-    """One run's folder, on a disk or in a bucket. Reading it needs no jax and no device."""
+    """One run's folder, on a disk or in a bucket. Reading it needs no jax and no device.
 
-    path: Path
+    record: the file of the configuration, and of what the run was made with. metrics: a line of losses and speeds every
+    `config.log.every` steps. history: a line for each start. summary: the results of a run that ended or was stopped.
+    mark: the process at work in the folder.
+    """
 
-    @property
-    def record(self) -> Path:
-        """`config.json`: the configuration, and what the run was made with."""
-        return self.path / RECORD
-
-    @property
-    def metrics(self) -> Path:
-        """`metrics.jsonl`: a line of losses and speeds every `config.log.every` steps."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def history(self) -> Path:
-        """`history.jsonl`: a line for each start."""
-        return self.path / "history.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """`summary.json`: the results of a run that ended or was stopped."""
-        return self.path / "summary.json"
-
-    @property
-    def mark(self) -> Path:
-        """`running.json`: the process at work in the folder."""
-        return self.path / MARK
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def __init__(self, path: Path):
+        self.path = path
+        self.record, self.mark, self.summary = path / RECORD, path / MARK, path / "summary.json"
+        self.metrics, self.history = path / "metrics.jsonl", path / "history.jsonl"
+        self.checkpoints = path / "checkpoints"
 
     @property
     def steps(self) -> list[int]:
@@ -81,25 +65,22 @@ class Workdir:
         try:
             record = json.loads(self.record.read_text())
             if record.get("format", 1) > FORMAT:
-                raise ConfigError(self._newer(record))
+                version = record.get("versions", {}).get("cmjax") or "version unknown"
+                raise ConfigError(
+                    f"{self.path} is of a newer cmjax ({version}): its {RECORD} has format {record['format']}, and "
+                    f"this one reads up to {FORMAT}; update cmjax"
+                )
             config = with_new_names(record["config"])
             describe(config)  # it raises for what another program wrote
             return record | {"config": config}
+        except ConfigError:  # a ValueError too
+            raise
         except FileNotFoundError:
             raise ConfigError(f"{self.path} is not a run's folder: it has no {RECORD}") from None
-        except ConfigError:
-            raise
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.record} cannot be read: {error}") from error
         except (KeyError, TypeError, AttributeError):
             raise ConfigError(f"{self.path} is not a run's folder: its {RECORD} is of another program") from None
-
-    def _newer(self, record: dict[str, Any]) -> str:
-        version = record.get("versions", {}).get("cmjax")
-        return (
-            f"{self.path} is of a newer cmjax ({version or 'version unknown'}): its {RECORD} has format "
-            f"{record['format']}, and this one reads up to {FORMAT}; update cmjax"
-        )
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of `metrics.jsonl`; [] where there is no such file."""
@@ -142,30 +123,58 @@ class Workdir:
         It must be new, empty or a run's, and apart from the folder of the run's data (on a disk; "" for none): a run
         would be trained on its own samples.
         """
+        problem = ""
         with writing(self.path, "--workdir"):
-            self._check_content()
-        if data_dir and not is_bucket(data_dir) and not is_bucket(self.path):
-            data, place = to_path(data_dir).resolve(), self.path.resolve()
+            place = None if is_bucket(self.path) else self.path.resolve()
+            if place is not None and place == Path(place.anchor):
+                problem = "is the root of the disk; name a folder"
+            elif self.path.exists() and not self.path.is_dir():
+                problem = "is a file; name a folder"
+            elif self.path.exists() and not self.record.exists():
+                others = sorted(path.name for path in self.path.iterdir() if not path.name.startswith(LEFT_BY_A_KILL))
+                listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+                if others:
+                    problem = f"is neither empty nor a run's: it holds {listed}, and no {RECORD}; name a new folder"
+        if place is not None and data_dir and not is_bucket(data_dir) and not problem:
+            data = to_path(data_dir).resolve()
             relations = {"is": place == data, "lies in": data in place.parents, "holds": place in data.parents}
             for relation in (name for name, true in relations.items() if true):
-                raise ConfigError(
-                    f"--workdir={self.path} {relation} the run's data, config.data.data_dir={data_dir}; name another"
-                )
+                problem = f"{relation} the run's data, config.data.data_dir={data_dir}; name another"
+        if problem:
+            raise ConfigError(f"--workdir={self.path} {problem}")
 
-    def _check_content(self) -> None:
-        if not is_bucket(self.path) and self.path.resolve() == Path(self.path.resolve().anchor):
-            raise ConfigError(f"--workdir={self.path} is the root of the disk; name a folder")
-        if not self.path.exists() or self.record.exists():
-            return
-        if not self.path.is_dir():
-            raise ConfigError(f"--workdir={self.path} is a file; name a folder")
-        others = sorted(path.name for path in self.path.iterdir() if not path.name.startswith(LEFT_BY_A_KILL))
-        if others:
-            listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            raise ConfigError(
-                f"--workdir={self.path} is neither empty nor a run's: it holds {listed}, and no {RECORD}; name a new "
-                "folder"
-            )
+
+def remove_later(workdir: Path, step: int) -> None:
+    """Remove what was made of the parameters of steps after `step`: grids of samples, diagnostics, the gallery and the
+    summary. A training that goes on from `step` makes new ones, and the old ones must not be mistaken for them."""
+    later = [path for path, made_of in _made(workdir) if made_of > step]
+    for path in later:
+        path.unlink(missing_ok=True)
+    if later:
+        names = ", ".join(str(path.relative_to(workdir)) for path in later[:3])
+        more = f" and {len(later) - 3} more" if len(later) > 3 else ""
+        log.warning("made of parameters of steps after %d, and removed: %s%s", step, names, more)
+
+
+def _made(workdir: Path) -> Iterator[tuple[Path, int]]:
+    """Yield files that were made of a run's parameters, with the steps of these."""
+    for path in sorted((workdir / "samples").glob("*.png")):
+        if match := GRID.fullmatch(path.name):
+            yield path, int(match[1])
+    for path in sorted((workdir / "diagnostics").glob("*.json")):
+        if isinstance(made_of := read_json(path).get(CHECKPOINT), int):
+            yield path, made_of
+            yield path.with_suffix(".png"), made_of
+    run = Workdir(workdir)
+    if isinstance(made_of := run.read_summary().get("steps"), int):
+        yield run.summary, made_of
+    from PIL import Image
+
+    gallery, step = workdir / "gallery.png", ""
+    with contextlib.suppress(OSError), gallery.open("rb") as opened, Image.open(opened) as image:
+        step = str(image.info.get(CHECKPOINT, ""))
+    if step.isdigit():
+        yield gallery, int(step)
 
 
 def cache_compilations(workdir: Path) -> None:

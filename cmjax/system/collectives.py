@@ -126,12 +126,7 @@ def _result_bytes(result: str, kind: str, *, started: bool) -> dict[str, int]:
         arrays = arrays[len(arrays) // 2 :]
     sizes: dict[str, int] = defaultdict(int)
     for element, size in arrays:
-        sizes[element] += size * _width(element)
+        bits = re.match(r"[a-z]+(\d+)", element)
+        # elements of four bits count as a byte
+        sizes[element] += size * WIDTHS.get(element, max(int(bits[1]) // 8, 1) if bits else 0)
     return dict(sizes)
-
-
-def _width(element: str) -> int:
-    if element in WIDTHS:
-        return WIDTHS[element]
-    bits = re.match(r"[a-z]+(\d+)", element)
-    return max(int(bits[1]) // 8, 1) if bits else 0

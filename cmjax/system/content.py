@@ -14,9 +14,6 @@ from jax.experimental import multihost_utils
 
 from cmjax.system.files import AnyPath
 
-BLOCK = 2**22
-"""Bytes of a file that are read at once."""
-
 DIGITS = 16
 """Hexadecimal digits of a key."""
 
@@ -48,22 +45,16 @@ def _add(digest: Any, value: Any) -> None:
         for one in value:
             _add(digest, one)
     elif isinstance(value, np.ndarray | jax.Array):
-        array = np.ascontiguousarray(_on_host(value))
+        if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+            value = multihost_utils.process_allgather(value, tiled=True)
+        array = np.ascontiguousarray(value)
+        # not the array's shape: a scalar has become a row of one
         digest.update(f"{array.dtype.name}{value.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8))
     else:
         digest.update(f"{value!r};".encode())
 
 
-def _on_host(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
-
-
 def _file_key(file: AnyPath) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from cmjax.system.errors import UserError
 from cmjax.system.files import path_problem
+from cmjax.system.libraries import version_of
 
 
 class EnvironmentVariableError(UserError, ValueError):
@@ -30,8 +30,17 @@ REFUSED = {
 def check_environment() -> None:
     """Raise EnvironmentVariableError, naming the variable, where JAX or XLA does not accept its value."""
     names = [name for name in os.environ if name.startswith("JAX_")]
-    if names:
-        _check_jax(names)
+    try:
+        if names:
+            import jax  # noqa: F401  # it reads its variables then
+    except ValueError as error:
+        problem = str(error)
+        name = next((name for name in names if re.search(rf"\b{name}\b", problem, re.IGNORECASE)), None)
+        if name is None:
+            raise
+        kind = "must be true or false" if "truth value" in problem else "JAX knows no such value of it"
+        message = f"{name}={os.environ[name]}: {kind}; leave the variable out for JAX's own"
+        raise EnvironmentVariableError(message) from error
     for pattern, (values, why) in REFUSED.items():
         for name in names:
             if re.fullmatch(pattern, name) and re.fullmatch(values, os.environ[name].lower()):
@@ -42,21 +51,6 @@ def check_environment() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if flags and (complaint := _complaint_of_xla(flags)):
         raise EnvironmentVariableError(f"XLA_FLAGS={flags}: {complaint}")
-
-
-def _check_jax(names: list[str]) -> None:
-    """Import JAX, which reads its variables then."""
-    try:
-        import jax  # noqa: F401
-    except ValueError as error:
-        problem = str(error)
-        name = next((name for name in names if re.search(rf"\b{name}\b", problem, re.IGNORECASE)), None)
-        if name is None:
-            raise
-        kind = "must be true or false" if "truth value" in problem else "JAX knows no such value of it"
-        raise EnvironmentVariableError(
-            f"{name}={os.environ[name]}: {kind}; leave the variable out for JAX's own"
-        ) from error
 
 
 @lru_cache
@@ -109,16 +103,10 @@ def prefer_fast_convolutions() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     accelerated = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
     of_a_file = flags.strip() and not flags.strip().startswith("-")
-    if FUSIONS in flags or of_a_file or accelerated or not _jaxlib().startswith(SLOW_CONVOLUTIONS):
+    if FUSIONS in flags or of_a_file or accelerated:
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE".strip()
-
-
-def _jaxlib() -> str:
-    try:
-        return version("jaxlib")
-    except PackageNotFoundError:
-        return ""
+    if (version_of("jaxlib") or "").startswith(SLOW_CONVOLUTIONS):
+        os.environ["XLA_FLAGS"] = f"{flags} {FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE".strip()
 
 
 _planned: ContextVar[str | None] = ContextVar("planned", default=None)

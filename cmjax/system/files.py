@@ -81,31 +81,22 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
     return sorted(iterate_files(folder, skip))
 
 
-def iterate_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
-    """As `files_below` for a folder on a disk, as an iterator."""
+def iterate_files(
+    folder: str | Path, skip: Callable[[str], bool] = lambda name: False, read: set[str] | None = None
+) -> Iterator[Path]:
+    """As `files_below` for a folder on a disk, as an iterator. read: the folders that were read already."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not skip(entry.name):
-                yield from _files_of(entry, skip, {os.path.realpath(folder)})
-
-
-def _files_of(entry: os.DirEntry[str], skip: Callable[[str], bool], read: set[str]) -> Iterator[Path]:
-    if not _is_folder(entry):
-        if entry.is_symlink() or entry.is_file():
-            yield Path(entry.path)
-    elif (real := os.path.realpath(entry)) not in read:
-        read.add(real)
-        with os.scandir(entry) as entries:
-            for inner in entries:
-                if not skip(inner.name):
-                    yield from _files_of(inner, skip, read)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+            if skip(entry.name):
+                continue
+            # of a link `isdir`: `is_dir` raises for one that leads to itself
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
+                known = {os.path.realpath(folder)} if read is None else read
+                if (real := os.path.realpath(entry)) not in known:
+                    known.add(real)
+                    yield from iterate_files(entry.path, skip, known)
+            elif entry.is_symlink() or entry.is_file():
+                yield Path(entry.path)
 
 
 def _bucket_files() -> Any:
@@ -156,11 +147,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
 
 def remove_folder(path: Path) -> None:
     """Remove a folder and its content, if it exists."""
-    if is_bucket(path):
-        if path.exists():
-            cast(Any, path).rmtree()
-        return
-    shutil.rmtree(path, ignore_errors=True)
+    if not is_bucket(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        cast(Any, path).rmtree()
 
 
 def size_of(path: Path) -> int:
@@ -182,23 +172,16 @@ def changed_at(path: Path) -> float:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file; {} where there is no file, or a kill cut it short."""
-    return next(iter(_objects([_text_of(path)])), {})
+    return next(iter(read_json_lines(path, whole=True)), {})
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line, without lines that a kill cut short; [] where there is no file."""
-    return _objects(_text_of(path).splitlines())
-
-
-def _text_of(path: Path) -> str:
-    return path.read_bytes().decode(errors="replace") if path.exists() else ""
-
-
-def _objects(texts: list[str]) -> list[dict[str, Any]]:
-    values = []
-    for text in texts:
+def read_json_lines(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line, without lines that a kill cut short; [] where there is no file. whole: the
+    file is one object instead."""
+    text, values = path.read_bytes().decode(errors="replace") if path.exists() else "", []
+    for part in [text] if whole else text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            values.append(json.loads(text))
+            values.append(json.loads(part))
     return [value for value in values if isinstance(value, dict)]
 
 

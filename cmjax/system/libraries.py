@@ -1,5 +1,6 @@
 """Optional libraries, and the extra of cmjax that installs each."""
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from cmjax.system.errors import UserError
@@ -28,6 +29,14 @@ def is_installed(library: str) -> bool:
         return find_spec(library) is not None
     except ValueError:  # it is imported, and has no file
         return True
+
+
+def version_of(package: str) -> str | None:
+    """The version that is installed; None where none is."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def require(library: str, what: str) -> None:

@@ -30,7 +30,7 @@ class AlreadyRunning(RuntimeError):
     """Another process is at work in the folder; the message names it."""
 
 
-class FolderLock:
+class FolderLock(contextlib.AbstractContextManager):
     """Holds a folder by the file `running.json`. A context manager, which removes it.
 
     On a disk two processes cannot both create the file. A bucket has no exclusive creation: there the last writer wins,
@@ -49,16 +49,10 @@ class FolderLock:
         self._path, self._on_lost = folder / MARK, on_lost
         self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
         self._on_disk = isinstance(folder, Path)
-        self._mark: Mark = {
-            **this_process(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "token": uuid.uuid4().hex,
-        }
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._mark: Mark = {**this_process(), "started": started, "token": uuid.uuid4().hex}
         self._made_folder = False
         self._done, self._touching = threading.Event(), threading.Lock()
-
-    def __enter__(self) -> "FolderLock":
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.release()
@@ -221,12 +215,8 @@ def _pulse(path: Path) -> tuple[str, int] | None:
 
 def this_process() -> dict[str, Any]:
     """Describe this process, for JSON. A process number alone may belong to another process later."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "place": this_place(),
-        "process_start": process_start(os.getpid()),
-    }
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "place": this_place(), "process_start": process_start(pid)}
 
 
 def this_place() -> list[str]:
@@ -254,6 +244,6 @@ def is_alive(process: Mapping[str, Any]) -> bool:
         os.kill(process["pid"], 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True

@@ -1,8 +1,8 @@
 """The free memory of devices and the host, and messages for where it is too small."""
 
+import contextlib
 import os
 import resource
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,40 +65,31 @@ def out_of_memory(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         reason = " ".join(text.split()).removeprefix("RESOURCE_EXHAUSTED: ")[:200]
-        return (
-            f"out of memory on {jax.local_devices()[0].device_kind} ({reason}): {FOR_ACTIVATIONS}; or {FOR_PARAMETERS}"
-        )
+        kind = jax.local_devices()[0].device_kind
+        return f"out of memory on {kind} ({reason}): {FOR_ACTIVATIONS}; or {FOR_PARAMETERS}"
     return None
 
 
 def _available() -> int | None:
     """MemAvailable on Linux; elsewhere the whole memory."""
-    try:
-        lines: Iterable[str] = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    try:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def _left_in_cgroup() -> int | None:
     """A container's limit, less what is used and cannot be reclaimed."""
     for limit, used in CGROUPS:
-        try:
-            taken = int(used.read_text()) - _reclaimable(used.with_name("memory.stat"))
-            return int(limit.read_text()) - taken
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
+        with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
+            fields = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
+            # cached files, which a container gives up when it needs the memory
+            reclaimable = int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+            return int(limit.read_text()) - int(used.read_text()) + reclaimable
     return None
-
-
-def _reclaimable(stat: Path) -> int:
-    """Bytes of cached files, which a container gives up when it needs the memory."""
-    fields = dict(line.split() for line in stat.read_text().splitlines())
-    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
 
 
 def _left_of_addresses() -> int | None:

@@ -49,26 +49,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
-    """For each leaf of a tree of arrays (or shapes) its sharding: the longest axis that `fsdp` divides is split over
-    it. Leaves of fewer than `SMALL` elements, and those that cannot be split, are replicated."""
-    return jax.tree.map(lambda leaf: _longest_axis_split(leaf.shape, mesh, ("fsdp",), SMALL), tree)
+def parameter_shardings(tree: Any, mesh: Mesh, *, over: tuple[str, ...] = ("fsdp",)) -> Any:
+    """For each leaf of a tree of arrays (or shapes) its sharding: the longest axis that the mesh's axes `over` divide
+    is split over them. Leaves of fewer than `SMALL` elements, and those that cannot be split, are replicated."""
+    parts = math.prod(mesh.shape[axis] for axis in over)
 
+    def sharding(leaf: Any) -> NamedSharding:
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or math.prod(leaf.shape) < SMALL or not divisible:
+            return replicated(mesh)
+        spec: list[tuple[str, ...] | None] = [None] * len(leaf.shape)
+        spec[max(divisible, key=leaf.shape.__getitem__)] = over
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
-def reading_shardings(tree: Any, mesh: Mesh) -> Any:
-    """As `parameter_shardings`, over all devices: each process reads its own part of a file, and `move` then lays the
-    arrays as they are used."""
-    return jax.tree.map(lambda leaf: _longest_axis_split(leaf.shape, mesh, ("data", "fsdp"), SMALL), tree)
-
-
-def _longest_axis_split(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...], small: int) -> NamedSharding:
-    parts = math.prod(mesh.shape[axis] for axis in axes)
-    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or math.prod(shape) < small or not divisible:
-        return replicated(mesh)
-    spec: list[tuple[str, ...] | None] = [None] * len(shape)
-    spec[max(divisible, key=shape.__getitem__)] = axes
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.tree.map(sharding, tree)
 
 
 def shapes_on(tree: Any, shardings: Any) -> Any:
@@ -125,7 +119,7 @@ def with_auto_axes(function: Callable[..., Any], *, rows_from: int = 0) -> Calla
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
-        mesh = next((mesh for leaf in leaves if (mesh := _explicit_mesh(leaf)) is not None), None)
+        mesh = _explicit_mesh(leaves)
         if mesh is None:
             return function(*args, **kwargs)
         axes = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
@@ -150,8 +144,7 @@ def whole(x: Array) -> Array:
 
 def split_as(x: Array, others: Any) -> Array:
     """x (n, ...), its samples split over the devices as those of a tree of arrays are, where n divides."""
-    mesh = next((mesh for other in jax.tree.leaves(others) if (mesh := _explicit_mesh(other)) is not None), None)
-    axes = _axes_of_rows(others)
+    mesh, axes = _explicit_mesh(others), _axes_of_rows(others)
     if mesh is None or axes is None:
         return x
     parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
@@ -160,14 +153,18 @@ def split_as(x: Array, others: Any) -> Array:
 
 def _axes_of_rows(tree: Any) -> Any:
     """The Explicit axes over which the first axis of the tree's arrays is split; None where it is not."""
-    split = (jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(tree) if _explicit_mesh(leaf) is not None)
-    return next((spec[0] for spec in split if spec and spec[0] is not None), None)
+    return next((sharding.spec[0] for sharding in _explicit(tree) if sharding.spec[0] is not None), None)
 
 
-def _explicit_mesh(x: Any) -> Any:
-    """The mesh over whose Explicit axes x is split; None where it is not."""
-    if not isinstance(x, jax.Array):
-        return None
-    sharding = jax.typeof(x).sharding
-    split = any(axis is not None for axis in sharding.spec)
-    return sharding.mesh if split and AxisType.Explicit in sharding.mesh.axis_types else None
+def _explicit_mesh(tree: Any) -> Any:
+    return next((sharding.mesh for sharding in _explicit(tree)), None)
+
+
+def _explicit(tree: Any) -> Iterator[Any]:
+    """Yield the shardings of the tree's arrays that are split over Explicit axes."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            sharding = jax.typeof(leaf).sharding
+            split = any(axis is not None for axis in sharding.spec)
+            if split and AxisType.Explicit in sharding.mesh.axis_types:
+                yield sharding

@@ -35,7 +35,11 @@ def load_npz(
     Raises: ValueError naming the file and what is wrong with it; OSError where it cannot be opened.
     """
     with path.open("rb") as file:
-        check_head(path, file.read(6))
+        head = file.read(6)
+        if head == b"\x93NUMPY":
+            raise ValueError(f"{path}: is an .npy file, which holds one array; save an .npz by numpy.savez")
+        if not head.startswith(b"PK"):
+            raise ValueError(f"{path}: is no .npz file; numpy.savez writes one")
         file.seek(0)
         try:
             if not is_bucket(path) and path.stat().st_size > memory_limit_bytes:
@@ -43,8 +47,8 @@ def load_npz(
                     return mapped
                 log.warning("%s is compressed, and is read into memory whole; np.savez writes files that are not", path)
             with zipfile.ZipFile(file) as members:
-                wanted = [member for member in members.infolist() if _name(member) not in without]
-                return {_name(member): _array(path, members, member) for member in wanted}
+                names = {name.removesuffix(".npy"): name for name in members.namelist()}
+                return {name: _array(path, members, names[name]) for name in names if name not in without}
         except (OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: is damaged, or only a part of it is here") from error
 
@@ -68,14 +72,6 @@ def save_cached(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
         log.warning("%s is not written: %s", path, error.strerror or error)
 
 
-def check_head(path: AnyPath, head: bytes) -> None:
-    """Raise ValueError where a file that begins with `head`, at least 6 bytes of it, is no .npz."""
-    if head == b"\x93NUMPY":
-        raise ValueError(f"{path}: is an .npy file, which holds one array; save an .npz by numpy.savez")
-    if not head.startswith(b"PK"):
-        raise ValueError(f"{path}: is no .npz file; numpy.savez writes one")
-
-
 def read_header(path: AnyPath, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """The shape, the order (True for Fortran's) and the dtype of the array that begins here in a file.
 
@@ -91,18 +87,15 @@ def read_header(path: AnyPath, name: str, file: IO[bytes]) -> tuple[tuple[int, .
     return shape, fortran, dtype
 
 
-def _name(member: zipfile.ZipInfo) -> str:
-    return member.filename.removesuffix(".npy")
-
-
-def _array(path: AnyPath, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
-    with members.open(member) as file:
-        read_header(path, _name(member), file)
-    with members.open(member) as file:
+def _array(path: AnyPath, members: zipfile.ZipFile, name: str) -> Any:
+    with members.open(name) as file:
+        read_header(path, name.removesuffix(".npy"), file)
+    with members.open(name) as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
         except ValueError as error:  # fewer bytes than the header states
-            raise ValueError(f'{path}: "{_name(member)}" is damaged, or only a part of it is here') from error
+            shown = name.removesuffix(".npy")
+            raise ValueError(f'{path}: "{shown}" is damaged, or only a part of it is here') from error
 
 
 def _mapped(path: AnyPath, file: IO[bytes]) -> dict[str, np.ndarray] | None:

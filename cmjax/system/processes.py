@@ -4,7 +4,6 @@ jax is imported where it is used: what only reads files imports this module too.
 """
 
 import glob
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cmjax.system.errors import OtherProcessError
+from cmjax.system.libraries import is_installed
 
 HEARTBEAT_SECONDS = 20
 """A process that is silent for so long counts as dead, and the others end."""
@@ -47,16 +47,14 @@ def _number(variable: str, absent: str = "") -> int:
 
 
 def _launched_with_others() -> bool:
-    in_slurm_step = "SLURM_STEP_NODELIST" in os.environ and _number("SLURM_NTASKS", "1") > 1
-    in_mpi = _number("OMPI_COMM_WORLD_SIZE", "1") > 1
-    return in_slurm_step or in_mpi or _on_a_tpu()
-
-
-def _on_a_tpu() -> bool:
-    """Whether this machine's TPU will be used. JAX then asks the cloud which machines belong to its slice."""
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    if "SLURM_STEP_NODELIST" in os.environ and _number("SLURM_NTASKS", "1") > 1:
+        return True
+    if _number("OMPI_COMM_WORLD_SIZE", "1") > 1:
+        return True
+    # a TPU that will be used: JAX then asks the cloud which machines belong to its slice
+    wanted = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu").split(",")
     there = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in wanted and bool(there) and importlib.util.find_spec("libtpu") is not None
+    return wanted and bool(there) and is_installed("libtpu")
 
 
 def _initialize(**processes: Any) -> None:
@@ -80,6 +78,8 @@ def on_first_process(action: Callable[[], Any]) -> Any:
     Raises:  in the first process what `action` raises, and OtherProcessError in the others.
     """
     import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
         return action()
@@ -89,23 +89,16 @@ def on_first_process(action: Callable[[], Any]) -> Any:
             answer = {"result": action()}
         except Exception as raised:
             error, answer = raised, {"error": str(raised)}
-    answer = json.loads(_from_first(json.dumps(answer).encode()))
+    content = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    # its size goes first: all must broadcast arrays of one shape
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    buffer = content if is_first() else np.zeros(size, np.uint8)
+    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
     if error is not None:
         raise error
     if "error" in answer:
         raise OtherProcessError(answer["error"])
     return answer["result"]
-
-
-def _from_first(content: bytes) -> bytes:
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    buffer = np.zeros(size, np.uint8)
-    if is_first():
-        buffer[:] = np.frombuffer(content, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
 
 
 def say(text: str) -> None:

@@ -64,7 +64,8 @@ def compile_program(traced: jax.stages.Traced) -> Program:
             raise
         raise _does_not_fit(str(error)) from error
     memory: Any = compiled.memory_analysis()
-    cost, text = _one(compiled.cost_analysis()), compiled.as_text() or ""
+    cost, text = compiled.cost_analysis() or {}, compiled.as_text() or ""
+    cost = cost[0] if isinstance(cost, list) else cost
     return Program(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -79,23 +80,15 @@ def compile_program(traced: jax.stages.Traced) -> Program:
     )
 
 
-def _one(cost: Any) -> dict[str, float]:
-    return cost[0] if isinstance(cost, list) else cost or {}
-
-
 def _does_not_fit(message: str) -> DoesNotFitError:
     first = message.strip().split("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
-    if (found := _TEMPORARIES.search(message)) is not None:
-        return DoesNotFitError(first, temporaries=_bytes(*found.group(1, 2)), total=None,
-                               available=_bytes(*found.group(3, 4)))  # fmt: skip
-    if (found := _TOTAL.search(message)) is not None:
-        return DoesNotFitError(first, temporaries=None, total=_bytes(*found.group(1, 2)),
-                               available=_bytes(*found.group(3, 4)))  # fmt: skip
-    return DoesNotFitError(first, temporaries=None, total=None, available=None)
-
-
-def _bytes(number: str, unit: str) -> int:
-    return round(float(number) * _UNITS[unit])
+    sizes: dict[str, int | None] = {"temporaries": None, "total": None, "available": None}
+    for name, pattern in (("temporaries", _TEMPORARIES), ("total", _TOTAL)):
+        if sizes["available"] is None and (found := pattern.search(message)):
+            needed, unit, available, its_unit = found.groups()
+            sizes[name] = round(float(needed) * _UNITS[unit])
+            sizes["available"] = round(float(available) * _UNITS[its_unit])
+    return DoesNotFitError(first, **sizes)
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> float:
@@ -114,17 +107,13 @@ def jaxpr_flops(jaxpr: Any) -> float:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
         elif eqn.primitive.name == "conv_general_dilated":
-            total += _conv_flops(eqn)
+            kernel, spec = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
+            # zeros that dilation inserts between the points are not counted; those of the padding are
+            spread = math.prod(eqn.params["lhs_dilation"])
+            total += 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
         total += repeats * sum(map(jaxpr_flops, _inner(eqn.params)))
     return float(total)
-
-
-def _conv_flops(eqn: Any) -> float:
-    """Zeros that dilation inserts between the points are not counted; those of the padding are."""
-    kernel, spec = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
-    spread = math.prod(eqn.params["lhs_dilation"])
-    return 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:

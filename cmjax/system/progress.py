@@ -45,27 +45,13 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
 
 @contextlib.contextmanager
 def _bar(description: str, total: int, start: int) -> Iterator[Update]:
+    # here, not above: most programs that import this have no terminal
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+    numbers = (parts.BarColumn(), parts.MofNCompleteColumn(), parts.TimeElapsedColumn())
+    columns = ("{task.description}", *numbers, "elapsed,", parts.TimeRemainingColumn(), "left", "{task.fields[text]}")
+    with parts.Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task(description, total=total, completed=start, text="")
         yield lambda done, text: bar.update(task, completed=done, text=text)
 

@@ -35,16 +35,13 @@ class _Listener:
     not: shells ignore it for background jobs."""
 
     def __init__(self, exit_now: ExitNow):
-        self.exit_now = exit_now
-        self.holding = False
-        self.noted: int = 0
-        self._ear, mouth = socket.socketpair()
-        mouth.setblocking(False)
-        self._mouth = mouth
+        self.exit_now, self.holding, self.noted = exit_now, False, 0
+        self._ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)  # `set_wakeup_fd` refuses one that blocks
         # Python wakes the thread up only for signals that have a handler
         heard = [n for n in NUMBERS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
         self._handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
-        self._wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, daemon=True, name="signals")
         self._thread.start()
 

@@ -4,6 +4,7 @@ A step's folder holds three items: `params`, `averages` (by name) and `optimizer
 sampler reads the averages alone.
 """
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
 from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, write_atomically
-from cmjax.system.mesh import move, parameter_shardings, reading_shardings, shapes_on
+from cmjax.system.mesh import move, parameter_shardings, shapes_on
 from cmjax.system.processes import all_agree, on_first_process
 from cmjax.training.optimizer import AveragesState
 from cmjax.training.saved import COMMITTED, CheckpointError, newest_readable, saved_steps, why_failed, write_checksums
@@ -25,11 +26,13 @@ from cmjax.training.state import TrainState
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 """A part of the name of a checkpoint's folder on a disk until it is whole."""
+EVERY_DEVICE = ("data", "fsdp")
+"""What arrays are read over: each process reads its own part of a file, and `move` then lays them as they are used."""
 
 log = logging.getLogger(__name__)
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores the checkpoints of one run. A context manager: leaving it waits for saves under way.
 
     A save that fails, as on a full disk, logs a warning, and the next one tries again. Only for the last save a failure
@@ -49,9 +52,6 @@ class Checkpointer:
         self._manager = self._make_manager()
         self._under_way: int | None = None
         self._problem: str | None = None
-
-    def __enter__(self) -> "Checkpointer":
-        return self
 
     def __exit__(self, *_: Any) -> None:
         try:
@@ -114,7 +114,7 @@ class Checkpointer:
         Args:   like: the state's shapes.
         Raises: CheckpointError where there are checkpoints but none is whole.
         """
-        target = shapes_on(like, reading_shardings(like, mesh))
+        target = shapes_on(like, parameter_shardings(like, mesh, over=EVERY_DEVICE))
         items = {name: ocp.args.StandardRestore(item) for name, item in _items(target).items()}
 
         def read(step: int) -> TrainState:
@@ -170,7 +170,10 @@ def restore_average(
     """
     folder = absolute(to_path(folder))
     device = SingleDeviceSharding(jax.local_devices()[0])
-    shardings = jax.tree.map(lambda _: device, like) if mesh is None else reading_shardings(like, mesh)
+    if mesh is None:
+        shardings = jax.tree.map(lambda _: device, like)
+    else:
+        shardings = parameter_shardings(like, mesh, over=EVERY_DEVICE)
     target = {name: shapes_on(like, shardings)}
 
     def steps() -> list[int]:

@@ -100,9 +100,16 @@ def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive =
 
     Args: beta: rate of the momentum. b1, b2: of Adam's moments. eps: added to the divisors of both.
     """
-    choices = {"beta": beta, "eps": eps, "adam_b1": b1, "adam_b2": b2, "consistent_rms": 0.2}
     # A learning rate of -1 leaves the gradient's sign, as other rules do: `make_optimizer` applies the real one.
-    return contrib.muon(-1.0, muon_weight_dimension_numbers=as_matrices, **choices)
+    return contrib.muon(
+        -1.0,
+        beta=beta,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=as_matrices,
+    )
 
 
 def as_matrices(params: Params) -> Any:
