@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
-from types import TracebackType
 from typing import Any
 
 from cmjax.runs.workdir import Workdir
@@ -78,7 +77,8 @@ class Session(contextlib.AbstractContextManager):
         self._keep()
         return totals([*self._earlier, self._start])
 
-    def __exit__(self, _: type | None, error: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        # an error before `begin` is of no start of this run
         if "from" in self._start:
             how = "finished" if error is None else type(error).__name__
             self._start["ended"] = Signals(error.number).name if isinstance(error, Stopped) else how

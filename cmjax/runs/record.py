@@ -42,7 +42,8 @@ def write_record(
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process of the run may have been here
+        # another process of the run may have been here
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(workdir, error) from error
     record = {"config": config, "shape": list(shape), "num_classes": num_classes, "format": FORMAT, **provenance()}
@@ -74,6 +75,7 @@ def _checked(workdir: Path, old: Mapping[str, Any], record: Mapping[str, Any]) -
         raise ConfigError(f"--workdir={workdir} was made with data of shape {was}, and these are {now}; name another")
     if problem := other_autoencoder(old, record.get("autoencoder")):
         raise ConfigError(f"--workdir={workdir} was trained on latents of {problem}; name another")
+    # of a model without classes a label means nothing
     renamed = differing_classes(old.get("class_names"), record.get("class_names"))
     if renamed and is_class_conditional(record["config"]):
         raise ConfigError(
@@ -84,6 +86,7 @@ def _checked(workdir: Path, old: Mapping[str, Any], record: Mapping[str, Any]) -
     _refuse_other_states(workdir, differing)
     changed = [f"{field}: {_change(*pair)}" for field, pair in differing.items()]
     changed += [f"data: {renamed}"] if renamed else []
+    # of data that are too large to read whole there is no key
     keys = old.get("data_key"), record.get("data_key")
     return changed if None in keys or keys[0] == keys[1] else [*changed, "data: other images or labels than before"]
 

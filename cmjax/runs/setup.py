@@ -97,6 +97,7 @@ class Setup:
     def first_state(self) -> TrainState:
         """Make the state of step 0, its parameters fresh or those of the run `config.init_from`."""
         run = self.run
+        # also where another run's follow: they lack the parameters of modules that are new
         params = self.model.init(jax.random.key(run.seed), self.shape)
         if run.init_from:
             differences = partial(network_differences, run.init_from, self.model.module, self.shape)
@@ -136,6 +137,7 @@ def _check_memory(setup: Setup) -> None:
     state, run = setup.state_shapes(), setup.run
     shapes = {"state": state, "gradients": state.params}
     bytes_of = {name: bytes_per_device(tree, parameter_shardings(tree, setup.mesh)) for name, tree in shapes.items()}
+    # images in float32, though they are stored as bytes
     bytes_of["a batch"] = 4 * math.prod(setup.source.shape) * run.batch_size // run.grad_accumulation // setup.mesh.size
     parts = ", ".join(f"{name} {size / GIB:,.1f}" for name, size in bytes_of.items())
     what = f"training {count_parameters(state.params):,} parameters (GiB: {parts})"
@@ -151,13 +153,13 @@ def check_num_metrics(run: Run) -> None:
 
 
 def _load_frozen(run: Run, teacher: BoundModel | None, mesh: Mesh) -> dict[str, Params]:
-    """Load what the objective uses and training leaves alone, over the mesh."""
     frozen = {}
     for name, weights in run.method.frozen.items():
         try:
             frozen[name] = weights.load()
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(f"config.objective.distance: the weights of {name} cannot be loaded: {error}") from error
+    # the teacher's lie over the mesh already
     frozen = move(frozen, parameter_shardings(frozen, mesh))
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 

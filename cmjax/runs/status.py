@@ -139,7 +139,6 @@ def _state(status: Status) -> str:
 
 
 def _time(status: Status) -> Rows:
-    """The time that the run took, over all its starts."""
     sums = totals(status.starts)
     if not sums["total_seconds"]:
         return

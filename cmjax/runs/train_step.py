@@ -36,6 +36,7 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
     Raises: ConfigError where the devices have no room for what it computes.
     """
     run = setup.run
+    # before it, since compiling may take minutes
     log.info("compiling the train step of %s parameters", f"{count_parameters(state.params):,}")
     began = time.perf_counter()
     train_step = train_step_of(run, setup.model, setup.teacher, setup.mesh)

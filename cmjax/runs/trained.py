@@ -98,7 +98,8 @@ class Trained:
 
         Raises: ConfigError where no run here trained the weights.
         """
-        from cmjax.config.run import read_run  # loading a model reads no data, objective or metrics
+        # here, not above: loading a model reads no data, objective or metrics
+        from cmjax.config.run import read_run
 
         return read_run(self.record["config"])
 
@@ -136,6 +137,7 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
         folder, step = folder.parent.parent, int(folder.name)
     record = read_record(folder)
     trained = Trained(folder, step, record, read_recorded(record["config"], record["num_classes"]))
+    # the record of imported weights has no section of data
     if data_dir is None or not trained.recorded.has_data:
         return trained
     return replace(trained, record={**record, "config": changed(record["config"], "data.data_dir", data_dir)})

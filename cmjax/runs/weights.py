@@ -46,6 +46,7 @@ def write_model(
     Args:   folder: absent or empty. imported, classes: as in `write_record`. option: the one that named the folder.
     Raises: ConfigError where it cannot be written.
     """
+    # a rename makes it whole at once; a bucket has none
     partial = folder if is_bucket(folder) else folder.with_name(f".{folder.name}.partial")
     try:
         remove_folder(partial)

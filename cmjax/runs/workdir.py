@@ -24,7 +24,6 @@ FORMAT = 2
 """Of a record. Runs of format 1, which do not say so, did not correct their averages for their start."""
 LEFT_BY_A_KILL = (MARK, f".{MARK}", ".writable")
 """Beginnings of the names of files that a killed run may leave in a folder that holds nothing else."""
-
 GRID = re.compile(r"(\d{7,})-.+\.png")
 """The file of a grid of samples: its step and its sampler."""
 CHECKPOINT = "checkpoint"
@@ -71,7 +70,8 @@ class Workdir:
                     f"this one reads up to {FORMAT}; update cmjax"
                 )
             config = with_new_names(record["config"])
-            describe(config)  # it raises for what another program wrote
+            # it raises for what another program wrote
+            describe(config)
             return record | {"config": config}
         except ConfigError:  # a ValueError too
             raise
@@ -147,6 +147,7 @@ class Workdir:
 def remove_later(workdir: Path, step: int) -> None:
     """Remove what was made of the parameters of steps after `step`: grids of samples, diagnostics, the gallery and the
     summary. A training that goes on from `step` makes new ones, and the old ones must not be mistaken for them."""
+    # a list: what is removed must not change what is still to be listed
     later = [path for path, made_of in _made(workdir) if made_of > step]
     for path in later:
         path.unlink(missing_ok=True)
@@ -157,7 +158,6 @@ def remove_later(workdir: Path, step: int) -> None:
 
 
 def _made(workdir: Path) -> Iterator[tuple[Path, int]]:
-    """Yield files that were made of a run's parameters, with the steps of these."""
     for path in sorted((workdir / "samples").glob("*.png")):
         if match := GRID.fullmatch(path.name):
             yield path, int(match[1])
@@ -223,6 +223,7 @@ def output_of_one(path: Path, option: str = "--out") -> None:
         if path.suffix and path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         folder = path.parent if path.suffix else path
+        # the nearest folder that is there: the others are made when there is something to write
         while not os.path.lexists(folder):
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):

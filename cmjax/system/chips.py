@@ -67,6 +67,7 @@ def chip_of(device_kind: str) -> Chip | None:
     and a chip that is not in the table."""
     if " MIG " in device_kind:
         return None
+    # not within a word: "NVIDIA L4" is no beginning of "NVIDIA L40S"
     begun = [name for name in CHIPS if re.match(re.escape(name) + r"(?![\w.])", device_kind)]
     return CHIPS[max(begun, key=len)] if begun else None
 
@@ -104,6 +105,7 @@ def topology_devices(name: str) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
+    # libtpu reads them when it is loaded
     for variable, value in _WITHOUT_HARDWARE.items():
         os.environ.setdefault(variable, value)
     if not os.environ.get("JAX_PLATFORMS"):

@@ -54,6 +54,7 @@ def read_collectives(text: str) -> list[Collective]:
             if (operation := _OPERATION.search(line)) is None:
                 continue
             kind, result, started = operation[1], line[: operation.start()], operation[2] is not None
+            # of one exchange's parts the largest counts
             chain = _TPU_CHAIN.search(line)
             key = (kind, chain[0]) if chain else (name, place)
             if name.startswith(_TPU_REDUCE_SCATTER):
@@ -92,13 +93,15 @@ def _computations(text: str) -> tuple[dict[str, list[str]], dict[str, str], str]
 
 
 def _executions(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """Count how often each computation runs. The text has callees before their callers."""
+    """Count how often each computation runs."""
     times = dict.fromkeys(computations, 0)
     times[entry] = 1
+    # callers first: the text has them behind their callees
     for name in reversed(computations):
         for line in computations[name] if times[name] else ():
             body = _BODY.search(line)
             trips = _trips(line, computations) if body else 1
+            # it names the computation that its start called
             if _WAITING.search(line):
                 continue
             called = _CALLED.findall(line)
@@ -119,7 +122,7 @@ def _trips(loop: str, computations: dict[str, list[str]]) -> int:
 
 
 def _result_bytes(result: str, kind: str, *, started: bool) -> dict[str, int]:
-    """Bytes by element type. The result of a started exchange also holds its operands, and may hold counters."""
+    # a started exchange's result also holds its operands, and may hold counters
     arrays = [(element, math.prod(map(int, filter(None, size.split(","))))) for element, size in _ARRAY.findall(result)]
     if started and kind != "all-reduce" and len(arrays) > 1:
         arrays = [array for array in arrays if array not in (("u32", 1), ("s32", 1))]

@@ -56,7 +56,8 @@ def check_environment() -> None:
 @lru_cache
 def _complaint_of_xla(flags: str) -> str | None:
     """XLA's complaint about XLA_FLAGS; None where it accepts them. XLA aborts on bad flags, so a subprocess asks."""
-    ask = "from jaxlib import xla_client; xla_client.CompileOptions()"  # reads the flags
+    # XLA reads the flags then, and no device is started
+    ask = "from jaxlib import xla_client; xla_client.CompileOptions()"
     answer = subprocess.run([sys.executable, "-c", ask], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)
     if not answer.returncode:
         return None
@@ -102,6 +103,7 @@ def prefer_fast_convolutions() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     accelerated = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
+    # XLA_FLAGS may name a file of flags instead
     of_a_file = flags.strip() and not flags.strip().startswith("-")
     if FUSIONS in flags or of_a_file or accelerated:
         return
@@ -132,7 +134,8 @@ def tracing_for(name: str) -> Iterator[None]:
 
 LEVELS = {
     **dict.fromkeys(("jax", "orbax", "gcsfs", "fsspec"), logging.ERROR),
-    **dict.fromkeys(("absl", "asyncio"), logging.CRITICAL),  # Orbax logs a page for each failed save
+    # Orbax logs a page for each failed save
+    **dict.fromkeys(("absl", "asyncio"), logging.CRITICAL),
 }
 
 

@@ -75,7 +75,8 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
     Links are followed; a folder that several lead to is read once in each subfolder of `folder`, so that circles end.
     A link that leads nowhere is among the files: who opens it says so.
     """
-    if is_bucket(folder):  # in one request, where walking asks for each subfolder
+    if is_bucket(folder):
+        # in one request, where walking asks for each subfolder
         paths = [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
         return [path for path in paths if not any(map(skip, path.relative_to(folder).parts))]
     return sorted(iterate_files(folder, skip))
@@ -132,7 +133,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
     Raises: OSError where the folder cannot be made or written.
     """
     path, content = to_path(path), content.encode() if isinstance(content, str) else content
-    if is_bucket(path):  # an object appears whole
+    if is_bucket(path):
+        # an object appears whole
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,7 @@ class FolderLock(contextlib.AbstractContextManager):
         """
         self._made_folder = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # neither works where another process makes, replaces or removes its mark meanwhile
         while not (self._make() or self._take_over()):
             time.sleep(0.01)
         threading.Thread(target=self._beat, daemon=True, name="running").start()
@@ -73,6 +74,7 @@ class FolderLock(contextlib.AbstractContextManager):
         """Remove this process's mark, and the folder if `take` made it and it is still empty."""
         self._done.set()
         _held.discard(self)
+        # not between a beat's look at the mark and its touch, which would write it again
         with self._touching, contextlib.suppress(OSError):
             if self._is_mine():
                 self._path.unlink()
@@ -103,10 +105,8 @@ class FolderLock(contextlib.AbstractContextManager):
             )
         if not (self._replace(other) if self._on_disk else self._write_and_settle()):
             return False
-        log.info(
-            "process %s on %s is dead; going on in %s in its place",
-            other.get("pid"), other.get("host"), self._path.parent,
-        )  # fmt: skip
+        who = other.get("pid"), other.get("host")
+        log.info("process %s on %s is dead; going on in %s in its place", *who, self._path.parent)
         return True
 
     def _replace(self, other: Mark) -> bool:
@@ -115,7 +115,8 @@ class FolderLock(contextlib.AbstractContextManager):
         while not _make_exclusively(claim, ""):
             time.sleep(0.01)
             if time.monotonic() - waited_from > self._silent_seconds:
-                claim.unlink(missing_ok=True)  # its owner died
+                # its owner died
+                claim.unlink(missing_ok=True)
         try:
             if (_read(self._path) or {}).get("token") != other.get("token"):
                 return False
@@ -128,8 +129,8 @@ class FolderLock(contextlib.AbstractContextManager):
 
     def _moves(self, other: Mark) -> bool:
         """Wait and see whether the mark changes. Compares no clocks of two machines."""
-        log.info("waiting up to %.0f s for a sign of process %s on %s", self._silent_seconds, other.get("pid"),
-                 other.get("host"))  # fmt: skip
+        who = other.get("pid"), other.get("host")
+        log.info("waiting up to %.0f s for a sign of process %s on %s", self._silent_seconds, *who)
         first, deadline = _pulse(self._path), time.monotonic() + self._silent_seconds
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._silent_seconds / 10))
@@ -144,7 +145,8 @@ class FolderLock(contextlib.AbstractContextManager):
             try:
                 with self._touching:
                     lost = not self._touch(number)
-            except Exception as error:  # the libraries of buckets raise errors of many kinds
+            # the libraries of buckets raise errors of many kinds
+            except Exception as error:
                 log.warning("%s cannot be touched: %s", self._path, error)
                 continue
             if lost:
@@ -156,7 +158,8 @@ class FolderLock(contextlib.AbstractContextManager):
         if self._done.is_set():
             return True
         if not self._is_mine():
-            return self._make()  # somebody may have removed it
+            # somebody may have removed it
+            return self._make()
         if self._on_disk:
             os.utime(self._path)
         else:
@@ -230,9 +233,11 @@ def this_place() -> list[str]:
 def process_start(pid: int) -> int | None:
     """Ticks from the machine's boot to the start of a process; None where it is gone or this is unknown."""
     try:
+        # behind the program's name, which may hold blanks and brackets   [proc(5)]
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    # Z and X: it ended, and its parent has not asked yet
     return None if fields[0] in "ZX" else int(fields[19])
 
 

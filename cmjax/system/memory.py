@@ -46,6 +46,7 @@ def program_bytes(compiled: Any) -> int:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
+    # results that take an argument's place need no memory of their own
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return analysis.temp_size_in_bytes + max(results, 0) + analysis.generated_code_size_in_bytes
 

@@ -89,6 +89,7 @@ def chunks(rows: Any, size: int) -> Iterator[Any]:
 
 def in_chunks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
     """Applies `function` to the `chunks` of rows, and joins its results: a tree of host arrays (n, ...)."""
+    # without the rows that filled up the last chunk
     num = len(jax.tree.leaves(rows)[0])
     results = [jax.tree.map(np.asarray, function(chunk)) for chunk in chunks(rows, size)]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *results)
@@ -130,6 +131,7 @@ def with_auto_axes(function: Callable[..., Any], *, rows_from: int = 0) -> Calla
             args, kwargs = jax.tree.unflatten(tree, all_leaves)
             return function(*args, **kwargs)
 
+        # numbers and functions among the arguments are no arrays that lie anywhere
         arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
         return jax.sharding.auto_axes(of_arrays, axes=axes, out_sharding=rows)(arrays)
 

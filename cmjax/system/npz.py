@@ -88,6 +88,7 @@ def read_header(path: AnyPath, name: str, file: IO[bytes]) -> tuple[tuple[int, .
 
 
 def _array(path: AnyPath, members: zipfile.ZipFile, name: str) -> Any:
+    # first: NumPy's error for Python objects is a ValueError too, as that of a damaged file
     with members.open(name) as file:
         read_header(path, name.removesuffix(".npy"), file)
     with members.open(name) as file:

@@ -114,7 +114,8 @@ def _dtype(code: Any, *_: Any) -> Unbuilt:
 def _array(raw: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     if not isinstance(dtype, np.dtype) or not all(map(is_natural, of_type(shape, tuple))) or len(shape) > 32:
         raise ValueError("it has a NumPy array whose shape is not understood")
-    raw = _bytes(raw)  # Python 2 wrote text
+    # Python 2 wrote text
+    raw = _bytes(raw)
     if len(raw) != math.prod(shape) * dtype.itemsize:
         raise ValueError("it has a NumPy array whose shape does not fit its data")
     array = np.ndarray(shape, dtype, (booleans(raw) if dtype.kind == "b" else raw) if raw else None, order=order)

@@ -60,7 +60,8 @@ def _launched_with_others() -> bool:
 def _initialize(**processes: Any) -> None:
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `signals`
+    # it would take SIGTERM from `signals`
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(**processes, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
@@ -84,6 +85,7 @@ def on_first_process(action: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return action()
     error, answer = None, {}
+    # an error is broadcast too: the others would wait for a result that never comes
     if is_first():
         try:
             answer = {"result": action()}
@@ -125,4 +127,5 @@ def leave_at_once(exit_code: int) -> NoReturn:
     """
     if is_first():
         time.sleep(2)
+    # not sys.exit: JAX's own exit handler waits for the other processes
     os._exit(exit_code)

@@ -111,6 +111,7 @@ def jaxpr_flops(jaxpr: Any) -> float:
             # zeros that dilation inserts between the points are not counted; those of the padding are
             spread = math.prod(eqn.params["lhs_dilation"])
             total += 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
+        # a while loop's trips are not in a jaxpr: its body counts once
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
         total += repeats * sum(map(jaxpr_flops, _inner(eqn.params)))
     return float(total)

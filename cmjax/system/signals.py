@@ -60,7 +60,9 @@ class _Listener:
     def close(self) -> None:
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not of Python
+            # None: of a handler that Python did not set, and cannot set again
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        # the thread then reads an end
         self._mouth.close()
         self._thread.join()
         self._ear.close()
@@ -103,7 +105,8 @@ def stop_requests() -> Iterator[Callable[[], int]]:
     listener, temporary = _listener, None
     if listener is None and threading.current_thread() is threading.main_thread():
         listener = temporary = _Listener(_exit_unsaved)
-    if listener is None:  # another thread of somebody's program, whose main thread owns the signals
+    # another thread of somebody's program, whose main thread owns the signals
+    if listener is None:
         yield lambda: 0
         return
     listener.noted, listener.holding = 0, True

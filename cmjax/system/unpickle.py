@@ -74,6 +74,7 @@ def check_state(state: Any) -> None:
 
 def check_key(key: Any) -> Any:
     """A key of a dictionary or set: a scalar, or a tuple of some. Others could take for ever to hash or compare."""
+    # by type, not isinstance: a subclass may hash as it likes
     for part in key if type(key) is tuple and len(key) <= 16 else (key,):
         if type(part) is int and abs(part) >= 2**64:
             raise ValueError("a key in it is a huge number")
@@ -187,6 +188,7 @@ class Machine:
         if isinstance(target, Unbuilt):
             if target.build is None:
                 raise ValueError("an object in it is built twice")
+            # references that came before its content mean the object that it now is
             value, target.build = target.build(state), None
             self.memo |= {slot: value for slot in target.slots if self.memo[slot] is target}
             target = value

@@ -67,6 +67,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             # TensorStore went on writing for a moment after the save failed
             on_first_process(lambda: _remove_unfinished(self.folder))
             self._problem = None
+        # Orbax raises an error for a step that is there
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
@@ -144,6 +145,7 @@ def save_average(folder: str | Path, params: Params, name: str) -> None:
     step_folder = absolute(to_path(folder)) / "0"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(step_folder / "averages", {name: params})
+    # no manager wrote it: what makes it whole to a reader is written here
     if is_bucket(step_folder):
         write_atomically(step_folder / COMMITTED, "")
     else:
@@ -180,6 +182,7 @@ def restore_average(
         return [saved for saved in saved_steps(folder) if step in (None, saved)]
 
     def read(step: int) -> Params:
+        # partial: the checkpoint holds other averages, which are not read
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

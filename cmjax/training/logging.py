@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,14 @@ class MetricsWriter:
         self._open.callback(run.finish)
 
 
-@contextlib.contextmanager
-def open_writer(workdir: Path, **arguments: Any) -> Iterator[MetricsWriter | None]:
+def open_writer(workdir: Path, **arguments: Any) -> contextlib.AbstractContextManager[MetricsWriter | None]:
     """Open a `MetricsWriter` with these arguments in the first process; None in the others. Every process must call it.
 
     Raises: MirrorError, as `MetricsWriter`.
     """
     opened: list[MetricsWriter] = []
     on_first_process(lambda: opened.append(MetricsWriter(workdir, **arguments)))
-    with contextlib.closing(opened[0]) if opened else contextlib.nullcontext():
-        yield opened[0] if opened else None
+    return contextlib.closing(opened[0]) if opened else contextlib.nullcontext()
 
 
 class _DiskRecords:
@@ -111,6 +109,7 @@ class _DiskRecords:
 
     def flush(self) -> None:
         try:
+            # a write may take a part of the bytes, on a disk that is nearly full
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
             self._failed = False

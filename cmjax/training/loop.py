@@ -104,11 +104,13 @@ def run_loop(
     with _resume_advice(checkpointer, start), stop_requests() as stop_requested:
         try:
             for step, batch in zip(range(start, total_steps, steps_per_call), batches, strict=True):
+                # the vote goes with the step: processes that stopped at different ones would wait for ever
                 state, metrics = train_step(state, frozen, batch, stop_requested())
                 late.push(step, metrics)
                 done, stop = step + steps_per_call, late.stop
                 if stop or done % save_every == 0 or done == total_steps:
-                    late.flush()  # never save a state under a step that it did not reach
+                    # never save a state under a step that it did not reach
+                    late.flush()
                     before_save(done)
                     checkpointer.save(state, done)
                 if stop:
@@ -117,6 +119,7 @@ def run_loop(
                     callback(state, done)
         finally:
             checkpointer.wait()
+        # a signal that came after the last step's vote
         if not all_agree(not stop_requested()):
             raise Stopped(total_steps, stop_requested() or signal.SIGTERM)
     return state
@@ -165,8 +168,10 @@ class _LateMetrics:
         self.stop = 0
         self._pending: tuple[int, Metrics] | None = None
         self._losses: list[float] = []
-        self._steps = 0  # since the last record, with those that were skipped
-        self._loss_bins: list[jax.Array] = []  # left on the device until they are recorded
+        # since the last record, with those that were skipped
+        self._steps = 0
+        # left on the device until they are recorded
+        self._loss_bins: list[jax.Array] = []
         self._window_start = time.perf_counter()
 
     def push(self, step: int, metrics: Metrics) -> None:
@@ -181,6 +186,7 @@ class _LateMetrics:
         self.stop = max(self.stop, int(metrics.pop("stop")))
         if self._steps_per_call == 1:
             return self._read(step, metrics)
+        # one transfer for all of its steps
         metrics = jax.device_get(metrics)
         for i in range(self._steps_per_call):
             self._read(step + i, {name: values[i] for name, values in metrics.items()})

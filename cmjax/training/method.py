@@ -90,6 +90,7 @@ class Method:
 
     def sample_batch(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
         """The batch that the loss is evaluated on, with its noise and times, and the key of the dropout masks."""
+        # each extra sample splits the key anew, so that methods without it keep their numbers
         times_key, key = jax.random.split(key)
         if self.guidance is not None:
             guidance_key, key = jax.random.split(key)

@@ -73,6 +73,7 @@ def _average(weight: Array, step: Array, average: Array, updated: Array) -> Arra
     # the dither, in [−1/2, 1/2): multiples of the golden ratio, whose fraction of 2³² this is, fill it evenly
     turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)
     dither = (turned >> 8).astype(jnp.float32) / 2**24 - 0.5
+    # the difference first: (1 − weight)·average is rounded, by more than what is added
     slow = average + (weight * (updated - average) + dither.astype(average.dtype) * unit)
     quick = (1 - weight) * average + weight * updated
     return jnp.where(weight >= SLOW, quick, jnp.where(weight > 0, slow, average))
@@ -84,9 +85,11 @@ def fraction_of_first(rate: Schedule, updates: int, *, first: int) -> float:
     It is Π μ(k) over k = first … updates − 1.
     """
     rates, fraction, stop = jax.jit(jax.vmap(rate)), 1.0, updates
-    while stop > first and fraction > NEGLIGIBLE:  # the last ones first: most averages forget soon
+    # the last ones first: most averages forget soon
+    while stop > first and fraction > NEGLIGIBLE:
         start = max(stop - 2**16, first)
-        steps = np.arange(stop - 2**16, stop).clip(0)  # of one size, to compile once
+        # of one size, to compile once
+        steps = np.arange(stop - 2**16, stop).clip(0)
         fraction *= float(np.prod(np.asarray(rates(steps), np.float64)[start - stop :]))
         stop = start
     return fraction
@@ -245,7 +248,8 @@ def ema(*, rate: Rate, batch_size: int, corrected: bool = True) -> Schedule:
     log_rate = math.log(rate)
 
     def corrected_rate(step):
-        done = jnp.asarray(step, float)  # 1 − μ^k in float32 keeps few digits while k is small
+        # 1 − μ^k in float32 keeps few digits while k is small
+        done = jnp.asarray(step, float)
         return rate * jnp.expm1(done * log_rate) / jnp.expm1((done + 1) * log_rate)
 
     return corrected_rate
@@ -276,6 +280,7 @@ def power(*, std: Positive, batch_size: int) -> Schedule:
 
     def rate(step):
         done = jnp.asarray(step, float) + 1
-        return jnp.exp((exponent + 1) * jnp.log1p(-1 / done))  # 1 − 1/t in float32 keeps few digits of 1/t
+        # 1 − 1/t in float32 keeps few digits of 1/t
+        return jnp.exp((exponent + 1) * jnp.log1p(-1 / done))
 
     return rate

@@ -42,9 +42,10 @@ def coefficients(steps: Sequence[float], stds: Sequence[float], *, step: float, 
         raise ValueError(f"steps and stds must be as many, and steps at least 1, got {steps}, {stds} and {step}")
     exponents, wanted = np.array([exponent(width) for width in stds]), np.float64(exponent(std))
     norms, norm = (np.sqrt(_product(t, g, t, g)) for t, g in ((times, exponents), (wanted_time, wanted)))
-    # Profiles scaled to norm 1, as late ones are low and long. lstsq: a width that is tracked twice is no harm.
+    # profiles scaled to norm 1, as late ones are low and long
     gram = _product(times[:, None], exponents[:, None], times, exponents) / np.outer(norms, norms)
     overlap = _product(times, exponents, wanted_time, wanted) / (norms * norm)
+    # not solve: a width that is tracked twice makes the matrix singular
     weights = np.linalg.lstsq(gram, overlap)[0] * norm / norms
     weights /= weights.sum()
     scaled = weights * norms / norm
@@ -54,6 +55,7 @@ def coefficients(steps: Sequence[float], stds: Sequence[float], *, step: float, 
 def _product(time_a, exponent_a, time_b, exponent_b):
     """∫ p_a(τ) p_b(τ) dτ, elementwise.   [Karras et al. 2024, eq. 151]"""
     later = np.maximum(time_a, time_b)
-    power = np.where(time_a > time_b, exponent_a, exponent_b)  # of the profile that goes on beyond the other's end
+    # of the profile that goes on beyond the other's end
+    power = np.where(time_a > time_b, exponent_a, exponent_b)
     fraction = (np.minimum(time_a, time_b) / later) ** power
     return (exponent_a + 1) * (exponent_b + 1) / (exponent_a + exponent_b + 1) * fraction / later

@@ -71,6 +71,7 @@ class TracedSteps:
         if self._next <= self._steps.start or step >= self._steps.stop:
             return self._train_step(state, frozen, batch, stop)
         if self._scratch is None:
+            # what was dispatched before must not run into the trace
             jax.block_until_ready((state, batch))
             self._scratch = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._scratch.name)

@@ -18,9 +18,7 @@ from cmjax.system.processes import all_agree, on_first_process
 
 COMMITTED = "commit_success.txt"
 """Orbax writes it into a checkpoint's folder in a bucket when the checkpoint is whole."""
-
 CHECKSUMS = "checksums.json"
-
 STAMPED = "_CHECKPOINT_METADATA"
 """Orbax writes the time into it when it renames the folder, after the checksums."""
 
@@ -53,6 +51,7 @@ def newest_readable(
 
     Raises: CheckpointError where there are steps and none can be read.
     """
+    # a network disk may show a new file to one host before the others
     ask = (lambda action: action()) if alone else on_first_process
     damaged = []
     for step in ask(lambda: sorted((int(step) for step in list_steps()), reverse=True)):
@@ -64,6 +63,7 @@ def newest_readable(
             except Exception as error:  # Orbax raises many kinds for what is unreadable
                 problem = _in_a_line(error)
         if problem is None if alone else all_agree(problem is None):
+            # only now: where none can be read, nothing is renamed
             for step in damaged:
                 on_damaged(step)
             return restored
@@ -116,6 +116,7 @@ def why_failed(action: Callable[[], Any]) -> str | None:
 
 
 def _in_a_line(error: Exception) -> str:
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's last words, after a page of others
+    # TensorStore's last words, after a page of others
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(number[1]))
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -54,6 +54,7 @@ def make_method_step(
     """
 
     def train_step(state, frozen, batch):
+        # a function of the step alone, not of the keys before it: a resumed run samples as the whole one
         data_key, method_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         x0, inputs = prepare(batch, data_key)
         target_params = averages(state.opt_state).get(TARGET)
@@ -62,6 +63,7 @@ def make_method_step(
             target = params if target_params is None else target_params
             batch, dropout_key = method.sample_batch(key, x0, state.step, conditions)
             arguments = method.arguments(state.step, target, frozen)
+            # one key: student and target share their masks of dropout
             losses = method.loss(model, params, dropout_key, batch, **arguments)
             bin_sums = {} if bin_of is None else {"loss_bins": _sums_by_bin(losses, bin_of(batch.times.t), bins)}
             return jnp.mean(losses), bin_sums
@@ -81,6 +83,7 @@ def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainStat
     """The state after the optimizer's update, or before it where the loss or the gradient is not finite."""
     grad_norm = optax.tree.norm(grads)
     good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    # a skipped step is no end: the next batch may be finite
     finite = good | state.finite & (state.skipped < skip_nonfinite)
 
     def update(state):
@@ -138,7 +141,8 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
     if parts == 1:
         return value_and_grad(params, key, x0, conditions)
 
-    def slices(array):  # strided, so that each slice stays spread over all devices
+    def slices(array):
+        # strided, so that each slice stays spread over all devices
         return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 
     def add(total, part):
@@ -167,6 +171,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 def _first_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        # the train step is donated its state, and these parameters may still be another's
         params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         finite=jnp.ones((), bool),
@@ -185,7 +190,8 @@ class CompiledStep:
     def __call__(self, state: TrainState, frozen: Params, batch: Examples, stop: int = 0) -> tuple[TrainState, Metrics]:
         """One step. `stop`: what this process votes for, a signal's number or 0; the largest of all is among the
         metrics as `stop`."""
-        if stop not in self._votes:  # one for each device, of which this process makes its own alone
+        if stop not in self._votes:
+            # one for each device, of which this process makes its own alone
             vote = np.full(1, stop, np.int32)
             sharding = batch_sharding(self._mesh)
             self._votes[stop] = jax.make_array_from_callback((self._mesh.size,), sharding, lambda index: vote)
@@ -232,5 +238,6 @@ def trace_train_step(
         out_shardings=(state_shardings, replicated(mesh)),
     )
     votes = jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
+    # a mesh of another machine's devices: networks ask for the platform while they are traced
     with tracing_for(mesh.devices.flat[0].platform):
         return jitted.trace(state, frozen, batch, votes)

@@ -20,7 +20,6 @@ class EventFiles:
     are in `metrics.jsonl`."""
 
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int):
-        """resume_step: TensorBoard then hides the values of later steps in older files."""
         self._folder, self._resume_step = Path(folder), resume_step
         self._file: RecordWriter | None = None
         self._flushed, self._failed = 0.0, -FLUSH_SECONDS
@@ -36,6 +35,7 @@ class EventFiles:
                 self._file.flush()
                 self._flushed = time.monotonic()
         except OSError:
+            # what a full disk cut short is the end of that file
             self.close()
             self._failed = time.monotonic()
 
@@ -51,6 +51,7 @@ class EventFiles:
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
         file = RecordWriter(str(self._folder / name))
         file.write(_event(file_version="brain.Event:2"))
+        # TensorBoard then hides the values of later steps in older files
         if self._resume_step:
             file.write(_event(step=self._resume_step, session_log=SESSION(status=SESSION.START)))
         return file
