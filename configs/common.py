@@ -124,11 +124,13 @@ def few_steps(*, every: int, times: tuple[float, ...]) -> ConfigDict:
 
 
 def _samples(every: int, **by: Any) -> ConfigDict:
-    """`guidance`: scale of classifier-free guidance, 1 for none; at the times of `guidance_interval`, () for all.
+    """`guidance`: scale of classifier-free guidance, 1 for none; at the times of `guidance_interval`, () for all, and
+    of so many of the first channels as `guidance_channels`, 0 for all.
 
     `clip`: every estimate of the image to [-1, 1], as OpenAI's released code does.
     """
-    return ConfigDict({"every": every, "num": 64, **by, "guidance": 1.0, "guidance_interval": (), "clip": False})
+    guidance = {"guidance": 1.0, "guidance_interval": (), "guidance_channels": 0}
+    return ConfigDict({"every": every, "num": 64, **by, **guidance, "clip": False})
 
 
 def optimizer(

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 import cmjax
 from cmjax.cli import importing
 from cmjax.config.fields import ConfigError
+from cmjax.core.guidance import guided, limited
 from cmjax.interop import dit
 from cmjax.interop.dit import VELOCITY, read_dit
 from cmjax.interop.keys import ForeignError, UndeterminedError
@@ -108,6 +109,25 @@ def test_recorded_noise_of_dit_without_its_variance(folder):
     times = io["t"].astype(np.float32) / 1000
     out = quick_jit(as_net(foreign.module))(foreign.params, io["x"], times, label=io["y"])
     assert_near(out, io["out"][..., :4])
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "interval"),
+    [("sit", "cfg", None), ("dit", "cfg", None), ("lightningdit", "cfg", 0.89), ("lightningdit", "cfg_below", 0.89)],
+)
+def test_recorded_guidance_of_three_channels(folder, name, part, interval):
+    """The first half of their batch has labels, the other none. Guided from their time .11 on, to .89 of ours."""
+    foreign, _ = read_foreign(folder / f"{name}.pt", "auto", HEADS.get(name, {}))
+    io, half = recorded(folder, name), slice(0, 2)
+    t = jnp.asarray(io[f"{part}_t"][half] / 1000 if name == "dit" else 1 - io[f"{part}_t"][half], jnp.float32)
+    estimate = guided(as_net(foreign.module), channels=3)
+    estimate = estimate if interval is None else limited(estimate, low=0.0, high=interval)
+    inputs = {"guidance": float(io["cfg_scale"]), "label": jnp.asarray(io[f"{part}_y"][half], jnp.int32)}
+    out = quick_jit(partial(estimate, **inputs))(foreign.params, jnp.asarray(io[f"{part}_x"][half]), t)
+    expected = io[f"{part}_out"][half][..., : out.shape[-1]] * (1 if name == "dit" else -1)
+    assert_near(out, expected)
+    plain = quick_jit(partial(guided(as_net(foreign.module)), **inputs))(foreign.params, io[f"{part}_x"][half], t)
+    assert np.abs(plain[..., 3:] - expected[..., 3:]).max() > 0.01 * np.abs(expected).max()
 
 
 def test_an_imported_sit_is_a_denoiser_on_the_linear_path(folder, tmp_path):

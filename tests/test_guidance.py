@@ -75,6 +75,21 @@ def test_guidance_mixes_the_two_denoisers():
 
 
 @pytest.mark.usefixtures("x64")
+def test_only_the_first_channels_may_be_guided():
+    x, t, label = (
+        jax.random.normal(jax.random.key(0), (6, 2), jnp.float64),
+        jnp.linspace(0.1, 2.0, 6),
+        jnp.arange(6) % 2,
+    )
+    every, none = (guided(classes)({}, x, t, guidance=w, label=label) for w in (3.0, 1.0))
+    for channels in (1, 2):
+        ours = guided(classes, channels=channels)({}, x, t, guidance=3.0, label=label)
+        np.testing.assert_array_equal(ours[:, :channels], every[:, :channels])
+        np.testing.assert_allclose(ours[:, channels:], none[:, channels:], rtol=1e-13)
+    assert np.abs(every - none).max(0).min() > 0.1
+
+
+@pytest.mark.usefixtures("x64")
 def test_velocities_and_scores_mix_as_the_denoisers_do():
     """Of the guided velocity at w: v + (w − 1)·(v − v of no label)."""
     x, t = jax.random.normal(jax.random.key(0), (6, 2), jnp.float64), jnp.linspace(0.1, 2.0, 6)

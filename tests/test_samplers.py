@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -21,7 +22,13 @@ from cmjax.core.model import BoundModel
 from cmjax.core.paths import ve
 from cmjax.evaluation.results import read_rows, row_there, table
 from cmjax.generation import files, search
-from cmjax.generation.sampling import class_labels, consistency_sampler, diffusion_sampler, sample_images, with_guidance
+from cmjax.generation.sampling import (
+    class_labels,
+    consistency_sampler,
+    diffusion_sampler,
+    sample_images,
+    with_guidance,
+)
 from cmjax.runs.trained import open_trained
 from cmjax.runs.weights import write_model
 from configs import digits_classes, digits_edm, digits_meanflow, digits_trig
@@ -246,6 +253,16 @@ def test_a_row_names_what_its_samples_depend_on(runs):
         ("classes", ["--guidance_interval=a,b", "--guidance=2"], r"--guidance_interval=a,b: must be two times, as"),
         ("classes", ["--guidance_interval=90,99", "--guidance=2"], r"enclose some of \[0.002, 80.0\]"),
         ("classes", ["--guidance_interval=0.3,5"], r"--guidance_interval=0.3,5: has no effect at guidance 1"),
+        (
+            "classes",
+            ["--guidance_channels=3"],
+            r"channels=3: has no effect at guidance 1.*; the samples have 1 channels",
+        ),
+        (
+            "classes",
+            ["--guidance_channels=1", "--guidance=2", "--autoguidance={classes}"],
+            r"--guidance_channels=1: is of guidance by labels",
+        ),
         ("classes", ["--autoguidance={classes}"], r"--autoguidance=.*: has no effect at guidance 1: name a scale"),
         ("classes", ["--autoguidance={edm}", "--guidance=2"], r"its number of classes is 0; that of .*classes is 10"),
         ("edm", ["--autoguidance={flow}", "--guidance=2"], r"its kind is flow_map; that of .*edm is denoiser"),
@@ -271,6 +288,12 @@ def test_mistakes_of_guidance_labels_and_clipping_are_named(runs, mode, name, ar
     [
         ("digits_guided_cd", "guidance_interval", (5.0,), r"config.samples.guidance_interval=.*: must be two times"),
         ("digits_classes", "guidance_interval", (0.3, 5.0), r"guidance_interval=.*: has nothing to limit where"),
+        (
+            "digits_classes",
+            "guidance_channels",
+            3,
+            r"guidance_channels=3: has nothing to limit where config.samples.gui",
+        ),
         ("digits_meanflow", "clip", True, r"config.samples.clip=True: is of multistep sampling"),
         ("digits_edm", "clip", "yes", r"config.samples.clip='yes': must be True or False"),
     ],
@@ -291,6 +314,17 @@ def test_parts_of_a_large_draw_depend_on_every_choice(runs, tmp_path, monkeypatc
     for way in ways:
         do("sample", f"--workdir={runs / 'classes'}", "--num=12", f"--out={tmp_path / 'x.npz'}", *way.split())
     assert len({json.dumps(settings) for settings in written}) == len(ways)
+
+
+def test_samples_are_guided_in_so_many_channels():
+    def model(params, x, t, *, label):
+        return x * jnp.where(label < 0, 1.0, 2.0)[:, None]
+
+    flow_map, labels = BoundModel({}, model, (3,), 0.0, 1.0, "denoiser", ve), {"label": np.array([0, 1])}
+    guided_map, conditions = with_guidance(flow_map, labels, 4.0, takes=False, channels=2)
+    conditions = jax.tree.map(jnp.asarray, conditions)
+    np.testing.assert_array_equal(guided_map(jnp.ones((2, 3)), 0.5, **conditions), [[5, 5, 2]] * 2)
+    assert SamplingOptions(guidance_channels=2).choices == {"guidance_channels": 2}
 
 
 def test_a_network_that_takes_the_interval_of_guidance_is_given_it():

@@ -50,6 +50,8 @@ class Flags:
         of_run = "of a model with classes. Default: the run's."
         self.number("guidance", None, f"Scale of classifier-free guidance, {of_run}")
         self.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
+        limit = "How many of the first channels are guided, 0 for all. Default: the run's, or all."
+        self.integer("guidance_channels", None, limit, at_least=0)
         weaker = "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
         self.text("autoguidance", None, weaker)
         self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)

@@ -60,7 +60,7 @@ _PLACES = re.compile(r"idx:(\d+(?:,\d+)*)/(\d+)")
 
 EDIT_STEPS = 40  # points of the grid that an edit descends, unless --times names others
 OF_MULTISTEP = ("full_noise", "clip")  # fields that a chain has not: it makes no estimates of the clean data on its way
-CHOICES = ("full_noise", "unit_start", "clip", "guidance_interval", "autoguidance")
+CHOICES = ("full_noise", "unit_start", "clip", "guidance_interval", "guidance_channels", "autoguidance")
 """Fields of `SamplingOptions` that are recorded where they are not the default."""
 
 
@@ -72,8 +72,9 @@ class SamplingOptions:
     solver, solver_name, solver_steps: of a denoiser. times: descending; None: a denoiser's grid of `solver_steps`, and
     a consistency model's one evaluation. gamma: of a flow map's chain; None: multistep consistency sampling.
     full_noise, clip: as in `sample_fn`. unit_start: samples start from a unit Gaussian, and not from b(T) times one.
-    guidance_interval: times between which samples are guided, see `limited`; None: everywhere. autoguidance: the name
-    of the weaker model that guides them, "" for none.
+    guidance_interval: times between which samples are guided, see `limited`; None: everywhere. guidance_channels: how
+    many of the first channels are guided, see `mix`; 0: all. autoguidance: the name of the weaker model that guides
+    them, "" for none.
     """
 
     every: int = 0
@@ -88,6 +89,7 @@ class SamplingOptions:
     unit_start: bool = False
     clip: bool = False
     guidance_interval: tuple[float, float] | None = None
+    guidance_channels: int = 0
     autoguidance: str = ""
 
     def levels(self, model: NetworkModel) -> tuple[float, ...]:
@@ -130,7 +132,12 @@ def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
     interval = read_interval(fields, t_min, t_max)
     if interval and samples.guidance == 1:
         raise fields.error("guidance_interval", "has nothing to limit where config.samples.guidance=1")
-    samples = replace(samples, guidance_interval=interval, clip=fields.boolean("clip", absent=False))
+    channels = fields.integer("guidance_channels", at_least=0, absent=0)
+    if channels and (samples.guidance == 1 or spec.net.get("guided")):
+        why = "config.samples.guidance=1" if samples.guidance == 1 else "the network takes the scale"
+        raise fields.error("guidance_channels", f"has nothing to limit where {why}")
+    samples = replace(samples, guidance_interval=interval, guidance_channels=channels)
+    samples = replace(samples, clip=fields.boolean("clip", absent=False))
     if spec.kind == "denoiser":
         name, solver = read_solver(fields, spec.path, t_max)
         samples = replace(samples, solver=solver, solver_name=name)

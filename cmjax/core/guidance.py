@@ -52,29 +52,42 @@ def sample_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b
     return jnp.where((s < t)[:, None], intervals, jnp.array([[0, 1]], t.dtype))
 
 
-def mix(conditional: Samples, unconditional: Samples, guidance: Time) -> Samples:
+def mix(conditional: Samples, unconditional: Samples, guidance: Time, *, channels: int | None = None) -> Samples:
     """The guided estimate (1 − w)·unconditional + w·conditional; w = 1 means no guidance.
 
-    [Ho & Salimans 2022, eq. 6; our w is their w + 1]
+    channels: only so many of the first are guided, the others are the conditional's; None: all. DiT's, SiT's and
+    LightningDiT's released code guide three, of latents too, and their published metrics are of that.
+    [Ho & Salimans 2022, eq. 6; our w is their w + 1. Peebles & Xie 2023, the released code]
     """
     w = per_sample(guidance, conditional)
-    return unconditional + w * (conditional - unconditional)
+    mixed = unconditional + w * (conditional - unconditional)
+    if channels is None:
+        return mixed
+    first = jnp.arange(conditional.shape[-1]).reshape((1,) * (conditional.ndim - 1) + (-1,)) < channels
+    return jnp.where(first, mixed, conditional)
 
 
-def _guided(denoiser: Callable[..., Samples], *args: Any, guidance: Time, label: Int[Array, " b"], **inputs: Any):
+def _guided(
+    denoiser: Callable[..., Samples],
+    channels: int | None,
+    *args: Any,
+    guidance: Time,
+    label: Int[Array, " b"],
+    **inputs: Any,
+) -> Samples:
     conditional = denoiser(*args, label=label, **inputs)
     unconditional = denoiser(*args, label=jnp.full_like(label, NO_LABEL), **inputs)
-    return mix(conditional, unconditional, guidance)
+    return mix(conditional, unconditional, guidance, channels=channels)
 
 
-def guided(denoiser: Callable[..., Samples]) -> Callable[..., Samples]:
+def guided(denoiser: Callable[..., Samples], *, channels: int | None = None) -> Callable[..., Samples]:
     """The denoiser with two more arguments, `guidance` and `label` (b,): the `mix` of D with and without the label.
 
     `guidance`: a scalar or (b,); 1 gives the conditional denoiser. A call takes two evaluations. On any Gaussian path
     the velocity of the mix is the mix of the two velocities, and likewise for the score. The denoiser may take
-    parameters first or have them bound. A flow map can take its place.
+    parameters first or have them bound. A flow map can take its place. channels: how many are guided, see `mix`.
     """
-    return partial(_guided, denoiser)
+    return partial(_guided, denoiser, channels)
 
 
 def _autoguided(

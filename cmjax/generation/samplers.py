@@ -105,6 +105,7 @@ def samples_from_flags(
     gamma: float | None = None,
     guidance: float | None = None,
     guidance_interval: list[str] | None = None,
+    guidance_channels: int | None = None,
     autoguidance: str = "",
     clip: bool | None = None,
 ) -> SamplingOptions:
@@ -113,6 +114,7 @@ def samples_from_flags(
     Raises: ConfigError where an option does not fit the model or another option.
     """
     samples, kind = _with_guidance(trained, guidance, guidance_interval, autoguidance), trained.model.kind
+    samples = _with_channels(trained, samples, guidance_channels)
     if kind != "denoiser":
         if solver is not None or steps is not None:
             raise ConfigError("--solver and --steps are for teachers; this is a consistency model: use --times")
@@ -159,8 +161,23 @@ def _with_guidance(
             raise ConfigError(
                 f"--guidance_interval={','.join(interval)}: has no effect at guidance 1: name a --guidance"
             )
-    # at scale 1 an interval changes nothing, and would tell equal settings apart in records
-    return samples if samples.guidance != 1 else replace(samples, guidance_interval=None)
+    # at scale 1 limits change nothing, and would tell equal settings apart in records
+    return samples if samples.guidance != 1 else replace(samples, guidance_interval=None, guidance_channels=0)
+
+
+def _with_channels(trained: Trained, samples: SamplingOptions, channels: int | None) -> SamplingOptions:
+    """The samples with so many guided channels; None leaves the setting of the run."""
+    if channels is None:
+        return samples if not samples.autoguidance else replace(samples, guidance_channels=0)
+    reasons = {
+        "has no effect at guidance 1: name a --guidance": samples.guidance == 1,
+        "is of guidance by labels, and not by --autoguidance": samples.autoguidance,
+        "has no effect on a network that takes the scale of guidance": trained.model.guided,
+        f"the samples have {trained.shape[-1]} channels": channels > trained.shape[-1],
+    }
+    if problems := [reason for reason, holds in reasons.items() if holds]:
+        raise ConfigError(f"--guidance_channels={channels}: {'; '.join(problems)}")
+    return replace(samples, guidance_channels=channels)
 
 
 def _with_sampler(samples: SamplingOptions, kind: str, sampler: str | None, gamma: float | None) -> SamplingOptions:

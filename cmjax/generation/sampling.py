@@ -186,11 +186,12 @@ def with_guidance(
     takes: bool,
     interval: Interval = None,
     takes_interval: bool = False,
+    channels: int = 0,
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """Guides the model by that scale, at the times of the interval alone. Returns: the model and its conditions.
 
     A network that `takes` the scale has it as an input, and so the interval; any other with classes is evaluated
-    twice, unless the scale is 1.
+    twice, unless the scale is 1. channels: how many of the first are guided; 0: all.
     """
     # at scale 1 the guided estimate is the conditional one, for half the cost
     if not takes and guidance == 1:
@@ -198,7 +199,7 @@ def with_guidance(
     if takes_interval and interval is not None:
         ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
         conditions, interval = {**conditions, "interval": ends}, None
-    denoiser = flow_map.function if takes else _guided(flow_map.function)
+    denoiser = flow_map.function if takes else _guided(flow_map.function, channels=channels or None)
     if interval is not None:
         denoiser = _limited(denoiser, low=interval[0], high=interval[1])
     return replace(flow_map, function=denoiser), {
@@ -227,7 +228,8 @@ def guided_by(
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """`with_guidance` as `samples` says, of a network of `model`."""
     takes = {"takes": model.guided, "takes_interval": model.guided_interval}
-    return with_guidance(flow_map, conditions, samples.guidance, interval=samples.guidance_interval, **takes)
+    limits = {"interval": samples.guidance_interval, "channels": samples.guidance_channels}
+    return with_guidance(flow_map, conditions, samples.guidance, **limits, **takes)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
