@@ -228,8 +228,8 @@ def guided_by(
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
     """`with_guidance` as `samples` says, of a network of `model`."""
     takes = {"takes": model.guided, "takes_interval": model.guided_interval}
-    limits = {"interval": samples.guidance_interval, "channels": samples.guidance_channels}
-    return with_guidance(flow_map, conditions, samples.guidance, **limits, **takes)
+    interval, channels = samples.guidance_interval, samples.guidance_channels
+    return with_guidance(flow_map, conditions, samples.guidance, interval=interval, channels=channels, **takes)
 
 
 def over_devices(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
