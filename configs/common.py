@@ -24,6 +24,7 @@ def base() -> ConfigDict:
     config.data.workers = 0  # processes that decode what is not kept in memory; 0: a thread of this one
     config.data.horizontal_flip = False
     config.data.label_dropout = 0.0  # fraction of the labels that training leaves out, for classifier-free guidance
+    config.data.autoencoder = ""  # a folder that decodes latents; "": the one that encoded them; "none": no one
     config.data.augment = ""  # changes of images that the network takes as net.augment_dim numbers
     config.model = ConfigDict(
         {"path": "ve", "preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}

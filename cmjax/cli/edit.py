@@ -16,7 +16,8 @@ from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
 from cmjax.generation.arguments import edit_labels, edit_times, read_images, read_mask
-from cmjax.generation.editing import ALL_TASKS, IMAGES_NEEDED, TASKS, TaskSettings, edit_images
+from cmjax.generation.decoding import Decoder, check_are_images, decoder_of
+from cmjax.generation.editing import ALL_TASKS, IMAGES_NEEDED, OF_PIXELS, TASKS, TaskSettings, edit_images
 from cmjax.generation.files import check_results, write_strip
 from cmjax.generation.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.generation.sampling import guided_by
@@ -51,6 +52,7 @@ def declare(flags: Flags) -> None:
     flags.texts("label", "The class, by number or name, of a class-conditional model; of interpolation, or two.")
     flags.text("times", None, "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
     flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
+    flags.autoencoder()
     flags.text("out", None, "The strip of images, x.png. Default: <workdir>/edits/<task>.png.")
     flags.group("Of one task")
     flags.text("mask", None, "inpainting, blending: white pixels are kept; of the size of the image or of the model's.")
@@ -97,6 +99,7 @@ def run(
     seeds: list[str] | None = None,
     label: Labels = None,
     seed: int = 0,
+    autoencoder: str | None = None,
     **options: Any,
 ) -> None:
     """Edits an image: `run("runs/mnist_ct", task="inpainting", images=["3.png"], mask="hole.png")`.
@@ -104,35 +107,54 @@ def run(
     Writes the strip original | degraded | results to `out`, and each result alone beside it. workdir: a run's folder,
     or a checkpoint's. options: fields of `TaskSettings`. All arguments are the mode's flags; images are their files.
     """
-    if task not in ALL_TASKS:
-        raise ConfigError(f"--task={task}: must be one of {', '.join(ALL_TASKS)}")
-    if task == "interpolation" and times and "," in times:
-        raise ConfigError(f"--times={times}: interpolation is one evaluation; name one noise level")
+    task = _checked(task, times)
     trained = open_for_sampling(workdir)
     path = to_path(out or trained.folder / "edits" / f"{trained.named}{task}.png")
     inputs = check_results(path, [file for file in (*(images or ()), mask) if file], num)
     output(path)
+    decoder = _decoder(trained, autoencoder, task)
     flow_map = trained.load(mesh=make_mesh())
-    if flow_map.kind == "denoiser":
-        raise ConfigError(f"--workdir={workdir}: it is a diffusion teacher; editing needs a consistency model")
-    if flow_map.shape[-1] not in (1, 3):
-        raise ConfigError(f"--workdir={workdir}: its samples, {flow_map.shape}, are no images")
     grid = edit_times(times, trained)
     flow_map, conditions = guided_by(flow_map, _conditions(label, task, num, trained), trained.samples, trained.model)
-    show_progress = partial(progress, f"{task}, evaluations")
+    show_progress, needed = partial(progress, f"{task}, evaluations"), IMAGES_NEEDED.get(task, 1)
     if task == "interpolation":
         by = {"time": grid[0], "conditions": conditions}
-        ends = _ends(images, seeds, flow_map, seed=seed, **by)
+        ends = _ends(images, seeds, flow_map, decoder, seed=seed, **by)
         results = interpolate(flow_map, ends.latents, num, show_progress=show_progress, **by)
         columns = {"image": ends.images[:1], "on the way": results, "other image": ends.images[1:]}
     else:
-        originals, sizes = read_images(images, flow_map.shape, IMAGES_NEEDED.get(task, 1))
-        known = None if mask is None else read_mask(mask, flow_map.shape, sizes)
+        originals, sizes = read_images(images, trained.shape if decoder is None else decoder.shape, needed)
+        known = None if mask is None else read_mask(mask, originals.shape[1:], sizes)
+        if decoder is not None:
+            originals, known = decoder.encode(originals), None if known is None else decoder.of_latents(known)
+            options["clip"] = False  # it is to [-1, 1], the range of pixels
         taken = {"times": grid if times else None, "mask": known, "label": conditions, "path": flow_map.path}
         settings = TaskSettings(seed=seed, **taken, **options)
         edited = edit_images(flow_map, np.tile(originals, (num, 1, 1, 1)), task, settings, grid, show_progress)
         columns, results = edited.columns(len(originals)), edited.results
+    if decoder is not None:
+        columns = {name: decoder(part) for name, part in columns.items() if len(part)}
+        results = decoder(results)
     write_strip(path, columns, results, inputs)
+
+
+def _checked(task: str | None, times: str | None) -> str:
+    if task not in ALL_TASKS:
+        raise ConfigError(f"--task={task}: must be one of {', '.join(ALL_TASKS)}")
+    if task == "interpolation" and times and "," in times:
+        raise ConfigError(f"--times={times}: interpolation is one evaluation; name one noise level")
+    return task
+
+
+def _decoder(trained: Trained, autoencoder: str | None, task: str) -> Decoder | None:
+    """What encodes and decodes the run's latents. Raises: ConfigError where the task is not of its samples."""
+    if trained.model.kind == "denoiser":
+        raise ConfigError(f"--workdir={trained.folder}: it is a diffusion teacher; editing needs a consistency model")
+    decoder = decoder_of(trained, autoencoder)
+    check_are_images(trained, decoder)
+    if decoder is not None and task in OF_PIXELS:
+        raise ConfigError(f"--task={task}: is of pixels, and --workdir={trained.folder} samples latents")
+    return decoder
 
 
 def _conditions(label: Labels, task: str, num: int, trained: Trained) -> dict[str, np.ndarray]:
@@ -143,7 +165,9 @@ def _conditions(label: Labels, task: str, num: int, trained: Trained) -> dict[st
     return edit_labels(labels, 2 if task == "interpolation" else num, trained)
 
 
-def _ends(images: list[str] | None, seeds: list[str] | None, flow_map: BoundModel, **by: Any) -> Ends:
+def _ends(
+    images: list[str] | None, seeds: list[str] | None, flow_map: BoundModel, decoder: Decoder | None, **by: Any
+) -> Ends:
     """The ends that interpolation goes between: of two seeds, or found for two images. by: as in `find_ends`."""
     if images and seeds:
         raise ConfigError("--seeds and --image: interpolation goes between two seeds or two images, not both")
@@ -155,8 +179,10 @@ def _ends(images: list[str] | None, seeds: list[str] | None, flow_map: BoundMode
         if not (0 <= first < 2**31 and 0 <= last < 2**31):
             raise ConfigError(f"--seeds={','.join(seeds or [])}: must be two whole numbers from 0 on, as 3,8")
         return seeded_ends(flow_map, (first, last))
-    two, _ = read_images(images, flow_map.shape, 2)
+    two, _ = read_images(images, flow_map.shape if decoder is None else decoder.shape, 2)
+    two = two if decoder is None else decoder.encode(two)
     ends = find_ends(flow_map, two, **by)
     for file, error in zip(images, ends.errors, strict=True):
-        say(f"{file}: found again with an error of {error:.3f} (RMS; black to white is 2)")
+        scale = "black to white is 2" if decoder is None else "of latents"
+        say(f"{file}: found again with an error of {error:.3f} (RMS; {scale})")
     return ends

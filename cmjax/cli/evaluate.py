@@ -20,6 +20,7 @@ from cmjax.cli.flags import Flags, Options
 from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
+from cmjax.data.base import DataError
 from cmjax.data.batches import RULES, UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import Evaluator, make_evaluator
@@ -29,6 +30,7 @@ from cmjax.evaluation.networks import networks_of
 from cmjax.evaluation.results import CONTENT, ROWS, Row, curves, notes, table
 from cmjax.evaluation.sweep import SampleSet, evaluate_once, evaluate_setting, weights_of
 from cmjax.generation.autoguidance import weaker_model
+from cmjax.generation.decoding import Decoder, check_are_images, decoder_of
 from cmjax.generation.samplers import named_sampler, samples_from_flags
 from cmjax.interop.statistics import write_statistics
 from cmjax.metrics.registry import METRICS, too_few
@@ -56,6 +58,7 @@ def declare(flags: Flags) -> None:
     flags.guidance()
     flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
     flags.one_of("labels", None, LABELS, "Classes in turn, or at random, as EDM does. Default: balanced.")
+    flags.autoencoder()
     flags.text("checkpoint", "newest", "newest, all, or steps as 4000,6000.")
     flags.texts("average", "Which of the run's averages, numbered from 0. Default: 0.")
     flags.texts("std", "Post-hoc averages of these widths at the newest checkpoint, as 0.05,0.1.")
@@ -95,13 +98,14 @@ def run(
     num: int | None = None,
     seed: int = 0,
     labels: str | None = None,
+    autoencoder: str | None = None,
     **settings: Any,
 ) -> list[Row]:
     """Evaluates samples of the run in `workdir`, or the `images` of any program; keeps and prints the rows.
 
     Args:    config: a recipe, whose data take the place of the run's. data_dir: where the data are now.
-             num: None for 1000 samples, or all of `images`. settings: the other flags of the mode; times, sampler,
-             steps, average and std are sequences. All arguments are written as on the command line.
+             num: None for 1000 samples, or all of `images`. autoencoder: as in `decoder_of`. settings: the other flags
+             of the mode; times, sampler, steps, average and std are sequences. All are written as on the command line.
     Returns: the rows of `evaluation.jsonl`, one a setting; none with `check`.
     Raises:  ConfigError or DataError naming what cannot be used.
     """
@@ -110,7 +114,7 @@ def run(
     trained = None
     if workdir is not None and (config is None or (to_path(workdir) / RECORD).exists()):
         trained = open_trained(to_path(workdir), data_dir=data_dir)
-    data = _data(config, trained)
+    data = _data(config, trained, reference)
     folder = to_path(workdir or to_path(images or "").expanduser().parent) if trained is None else trained.folder
     if save_reference:
         output(to_path(save_reference), "--save_reference")
@@ -118,20 +122,31 @@ def run(
     evaluator = partial(_make_evaluator, evaluation, data, reference, save_reference, folder)
     if images is not None:
         beside = to_path(images).expanduser().parent if trained is None else trained.folder
-        shape = None if data is None else data.train.shape if trained is None else trained.shape
+        shape = None if data is None else data.train.shape if trained is None else trained.images_shape
         return [_evaluate_images(images, num, evaluation, evaluator, shape, beside / ROWS)]
-    if data is None:
-        raise ConfigError("--workdir is of an imported model: name its data with --config")
-    if check:
+    if data is None and (check or reference in (None, "train", "test")):
+        raise ConfigError("--workdir is of an imported model: name its data with --config, or a file by --reference")
+    if check and data is not None:
         check_evaluator(evaluator(evaluation.num), data, evaluation.num, folder / "diagnostics")
         return []
     if trained is None:
         raise ConfigError(f"--workdir={workdir} is not a run's folder: it has no {RECORD}")
     if labels and not trained.num_classes:
         raise ConfigError(f"--labels={labels}: the model has no classes")
-    if trained.shape[-1] not in (1, 3):
-        raise ConfigError(f"--workdir={trained.folder} samples {trained.shape}: metrics are of images")
-    return _evaluate_run(trained, evaluation, evaluator, seed, **settings)
+    decoder = _decoder(trained, autoencoder, data)
+    return _evaluate_run(trained, evaluation, evaluator, seed, decoder=decoder, **settings)
+
+
+def _decoder(trained: Trained, autoencoder: str | None, data: DataSets | None) -> Decoder | None:
+    """Raises ConfigError where the samples are no images, or images of another size than the data's."""
+    decoder = decoder_of(trained, autoencoder)
+    check_are_images(trained, decoder)
+    if decoder is not None and data is not None and data.train.shape != decoder.shape:
+        raise ConfigError(
+            f"--autoencoder={decoder.path}: decodes images {decoder.shape}, and those of {data.name} are "
+            f"{data.train.shape}; name others by --config"
+        )
+    return decoder
 
 
 def _evaluate_run(
@@ -148,6 +163,7 @@ def _evaluate_run(
     steps: Sequence[str] | None = (),
     autoguidance: str | None = None,
     autoguidance_average: int = 0,
+    decoder: Decoder | None = None,
     **choices: Any,
 ) -> list[Row]:
     """Evaluates each of the run's weights with each sampler, and shows the rows."""
@@ -160,7 +176,7 @@ def _evaluate_run(
         of = {"sampler": name, "times": levels, "steps": None if text is None else int(text)}
         samplers.append(named_sampler(samples_from_flags(trained, **of, **choices), trained.model))
     made = evaluator(evaluation.num)
-    samples = SampleSet(evaluation.num, seed, evaluation.labels, evaluation.uint8, weaker and weaker.load())
+    samples = SampleSet(evaluation.num, seed, evaluation.labels, evaluation.uint8, weaker and weaker.load(), decoder)
     rows = []
     # The weights are outside: each is loaded once, and only one of them is in memory.
     for weights in weights_of(trained, checkpoint, average or (), std or ()):
@@ -176,15 +192,21 @@ def _evaluate_run(
     return rows
 
 
-def _data(config: Mapping[str, Any] | None, trained: Trained | None) -> DataSets | None:
+def _data(config: Mapping[str, Any] | None, trained: Trained | None, reference: str | None) -> DataSets | None:
     """The recipe's data where one is named, else the run's; None where the run has none recorded."""
     if config is not None:
         data = read_run(config).data
-    elif trained is None or trained.imported or not trained.recorded.has_data:
+        return DataSets(data.name, data.open)
+    if trained is None or trained.imported or not trained.recorded.has_data:
         return None
-    else:
-        data = trained.run().data
-    return DataSets(data.name, data.open)
+    data = DataSets(trained.images_name, trained.open_images)
+    if trained.of_latents and reference not in (None, "train", "test"):
+        try:  # the images may be elsewhere, and a file of statistics is enough
+            data.split("train")
+        except (ConfigError, DataError) as error:
+            log.info("real images are left out: %s", error)
+            return None
+    return data
 
 
 def _make_evaluator(

@@ -56,6 +56,11 @@ class Flags:
         self.text("autoguidance", None, weaker)
         self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
 
+    def autoencoder(self) -> None:
+        """Declare the flag that names what decodes a run's latents."""
+        help = "The folder of what decodes latents; none leaves them as they are. Default: the one that encoded them."
+        self.text("autoencoder", None, help)
+
     def texts(self, name: str, help: str) -> None:
         """Declare a flag of one or more values, separated by commas."""
         absl_flags.DEFINE_list(name, None, help, self._named(name))

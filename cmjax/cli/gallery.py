@@ -10,6 +10,7 @@ from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import to_uint8
 from cmjax.generation.arguments import edit_times
+from cmjax.generation.decoding import check_are_images, decoder_of
 from cmjax.generation.editing import ALL_TASKS
 from cmjax.generation.gallery import HEADINGS, gallery_images, gallery_rows
 from cmjax.plotting.plots import save_png, sheet
@@ -29,6 +30,7 @@ def declare(flags: Flags) -> None:
     flags.texts("image", "Images to begin with. Default: some of the run's held-out data.")
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
     flags.text("times", None, "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
+    flags.autoencoder()
     flags.text("out", None, "x.png. Default: <workdir>/gallery.png.")
 
 
@@ -44,6 +46,7 @@ def run(
     out: str | None = None,
     seed: int = 0,
     times: str | None = None,
+    autoencoder: str | None = None,
     data_dir: str | None = None,
 ) -> None:
     """Makes the gallery of a checkpoint, `workdir` or the newest of that folder: `run("runs/mnist_ct")`.
@@ -55,13 +58,17 @@ def run(
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     output(path)
-    flow_map = trained.load(mesh=make_mesh())
-    if flow_map.kind == "denoiser" or flow_map.shape[-1] not in (1, 3):
+    decoder = decoder_of(trained, autoencoder)
+    shape = trained.shape if decoder is None else decoder.shape
+    if trained.model.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of images")
-    originals, labels = gallery_images(trained, images, seed)
+    check_are_images(trained, decoder)
+    flow_map = trained.load(mesh=make_mesh())
+    originals, labels = gallery_images(trained, images, seed, shape)
     rows = {}
     with progress("gallery", len(ALL_TASKS)) as update:
-        for task, row in gallery_rows(flow_map, trained, originals, labels, seed=seed, grid=edit_times(times, trained)):
+        by = {"seed": seed, "grid": edit_times(times, trained), "decoder": decoder}
+        for task, row in gallery_rows(flow_map, trained, originals, labels, **by):
             rows[task] = to_uint8(row)
             update(len(rows), task)
     captions = [LEFT_TO_RIGHT if task == "interpolation" else task for task in rows]

@@ -15,6 +15,7 @@ import jax
 
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
+from cmjax.generation.decoding import decoder_of
 from cmjax.generation.samplers import named_sampler
 from cmjax.generation.sampling import SampleSequence, class_labels, guided_by
 from cmjax.plotting.plots import image_grid, save_png
@@ -87,7 +88,8 @@ def _save_grid(trained: Trained, count: int) -> None:
     labels = class_labels(samples.num, trained.num_classes)
     flow_map, conditions = guided_by(trained.load(mesh=make_mesh()), labels, trained.samples, trained.model)
     seed = 0 if trained.imported else trained.run().seed
-    images = SampleSequence(chosen.sampler, flow_map, seed, conditions).images(0, samples.num)
+    decoder = decoder_of(trained)
+    images = SampleSequence(chosen.sampler, flow_map, seed, conditions, decode=decoder).images(0, samples.num)
     try:
         save_png(path, image_grid(images))
     except OSError as error:

@@ -15,6 +15,7 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.samples import SOLVERS
 from cmjax.generation.arguments import read_label
 from cmjax.generation.autoguidance import weaker_model
+from cmjax.generation.decoding import decoder_of
 from cmjax.generation.files import check_size, write_samples
 from cmjax.generation.samplers import conditioned, named_sampler, samples_from_flags
 from cmjax.generation.sampling import SampleSequence
@@ -45,6 +46,8 @@ def declare(flags: Flags) -> None:
     flags.group("Diffusion teachers")
     flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")
     flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.", at_most=10**5)
+    flags.group("Latents")
+    flags.autoencoder()
     flags.group("Guidance")
     flags.guidance()
 
@@ -64,6 +67,7 @@ def run(
     labels: str | None = None,
     autoguidance: str | None = None,
     autoguidance_average: int = 0,
+    autoencoder: str | None = None,
     data_dir: str | None = None,
     **options: Any,
 ) -> None:
@@ -83,20 +87,24 @@ def run(
         raise ConfigError(f"--labels={labels}: the model has no classes")
     if labels is not None and label is not None:
         raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
-    check_size(path, num, trained.shape)
+    decoder = decoder_of(trained, autoencoder)
+    check_size(path, num, trained.shape if decoder is None else decoder.shape)
     output(path)
     flow_map, label = trained.load(mesh=make_mesh()), read_label(label, trained)
-    random_seed = seed if labels == "random" else None
-    by = {"label": label, "random_seed": random_seed, "weaker": weaker and weaker.load()}
+    by = {"label": label, "random_seed": seed if labels == "random" else None, "weaker": weaker and weaker.load()}
     guided_map, conditions = conditioned(flow_map, trained, samples, num, **by)
     if searched:
-        samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples))
+        times_found = find_times(trained, flow_map, searched, samples=samples, decoder=decoder)
+        samples = replace(samples, times=times_found)
     chosen = named_sampler(samples, trained.model)
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
     settings |= {"labels": labels or "balanced"} if trained.num_classes else {}
+    settings |= {"autoencoder": decoder.key} if decoder else {}
     settings |= {**chosen.setting, "parameters": content_key(guided_map.params)}
-    write_samples(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions), settings)
-    say(f"{num} images of {workdir}: {path}")
+    write_samples(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions, decode=decoder), settings)
+    undecoded = decoder is None and trained.of_latents
+    remedy = "; to decode them name their autoencoder, as --autoencoder=FOLDER" if undecoded else ""
+    say(f"{num} {'latents' if undecoded else 'images'} of {workdir}: {path}{remedy}")
 
 
 def _searched(times: str | None) -> int | None:

@@ -18,9 +18,10 @@ from typing import Any
 
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.run import Run, read_run
-from cmjax.data.base import Source
+from cmjax.config.run import read_run
+from cmjax.data.base import DataError
 from cmjax.evaluation.results import ROWS, drop_rows_after
+from cmjax.generation.decoding import decoder_for, images_for
 from cmjax.generation.run_samples import RunSamples
 from cmjax.metrics.comparison import run_metrics
 from cmjax.runs.about_data import about_data
@@ -102,7 +103,7 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
         log.warning("going on with another config.%s", change)
     # Warnings come after the record is checked: of a folder of another run they would mislead.
     on_first_process(setup.warn)
-    run_samples = RunSamples(run, setup.model, setup.source, workdir)
+    run_samples = RunSamples(run, setup.model, setup.source, workdir, decoder_for(run, setup.source))
     evaluate = None
     if run.evaluation.every:
         # here, not above: most runs read no feature networks and no weights of other programs
@@ -202,13 +203,22 @@ def _finish(
     rounded = {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
     entries = {"samples": run_samples.save_grids(images, step), "parameters": count_parameters(state.params)}
     entries |= {**rounded, **session.totals()}
-    on_first_process(lambda: _report(run, step, setup.source, run_samples.workdir, images, entries))
+    on_first_process(lambda: _report(run_samples, step, images, entries))
 
 
-def _report(run: Run, step: int, source: Source, workdir: Path, images, entries: Mapping[str, Any]) -> None:
+def _report(run_samples: RunSamples, step: int, images: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
     """Compare the images with held-out ones; write `summary.json` and the page, and print the summary."""
+    run, workdir = run_samples.run, run_samples.workdir
     compared = {name: batch[: run.num_metrics] for name, batch in images.items()} if run.num_metrics else {}
-    metrics = run_metrics(compared, source, partial(run.open_source, "test"), cache_dir=cache_of(workdir))
+    source = run_samples.source
+    _, open_images = images_for(run, source, run_samples.decoder)
+    if compared and run_samples.decoder is not None:
+        try:
+            source = open_images("train")
+        except (DataError, ConfigError) as error:
+            log.warning("no metrics: the images of the latents cannot be opened: %s", error)
+            compared = {}
+    metrics = run_metrics(compared, source, partial(open_images, "test"), cache_dir=cache_of(workdir))
     summary = write_summary(run, workdir, step, {**losses_of(workdir, step), **entries, **metrics})
     page = None
     if run.report:

@@ -1,6 +1,6 @@
 """Reads the section `data`: where images come from, and what is done to them and to their labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from cmjax.config.fields import ConfigError, Fields, by_name, suggestion
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
+from cmjax.data.crops import CROPS
 from cmjax.data.folder import check_folder, image_sizes
 from cmjax.data.latents import MANIFEST, latents, split_folder
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
@@ -21,11 +22,15 @@ from cmjax.system.files import is_bucket, to_path
 
 AUGMENTATIONS = by_name(augment.edm, augment.meanflow)
 USUAL_SIZES = (8, 16, 28, 32, 64)  # heights and widths that models of pixels are trained at
+MEMORY_LIMIT_BYTES = 4 * 10**9  # what images that are kept in memory may take, where nothing else is said
+MOST_CORRUPT = 10  # how many examples may be damaged
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data."""
+    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data.
+    autoencoder: the folder of what decodes latents; "" for the one that they were encoded by, "none" for none.
+    """
 
     name: str
     data_dir: str
@@ -34,6 +39,7 @@ class Data:
     memory_limit_bytes: int
     max_corrupt: int
     crop: str = "lanczos"
+    autoencoder: str = ""
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -88,6 +94,21 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "latents": _latents,
 }
 """The readers of data by name; any other name is that of a data set of TFDS."""
+OF_LATENTS = ("latents", "arrays")
+"""The names of data that may be latents."""
+
+
+def images_of(encoding: Mapping[str, Any]) -> Data:
+    """The data set that latents were encoded from, as `LatentSource.encoding` has it.
+
+    Raises: DataError where it is not known.
+    """
+    if "images" not in encoding:
+        raise DataError("nothing says which images the latents are of")
+    name, data_dir, crop, shape = (encoding["images"][field] for field in ("name", "data_dir", "crop", "shape"))
+    height, width, channels = shape
+    crop = crop if crop in CROPS else Data.crop
+    return Data(name, data_dir, (height, width), channels, MEMORY_LIMIT_BYTES, MOST_CORRUPT, crop)
 
 
 def read_data(fields: Fields, *, there: bool = True) -> Data:
@@ -101,11 +122,14 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     size, channels = _read_size(fields), fields.integer("channels", at_least=0, at_most=4096)
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
-    limit = int(1e9 * fields.number("memory_limit_gb", above=0, absent=4.0))
-    corrupt = fields.integer("max_corrupt", at_least=0, absent=10)
+    limit = int(1e9 * fields.number("memory_limit_gb", above=0, absent=MEMORY_LIMIT_BYTES / 1e9))
+    corrupt = fields.integer("max_corrupt", at_least=0, absent=MOST_CORRUPT)
+    autoencoder = fields.path("autoencoder") if fields.has("autoencoder") else ""
+    if autoencoder and name not in OF_LATENTS:
+        raise fields.error("autoencoder", f"decodes latents, and the data {name!r} are images; leave it empty")
     if name == "folder" and not size:
         raise fields.error("image_size", f"must be given for a folder of images, in pixels{_usual_size(data_dir)}")
-    return Data(name, data_dir, size, channels, limit, corrupt)
+    return Data(name, data_dir, size, channels, limit, corrupt, autoencoder=autoencoder)
 
 
 def _read_size(fields: Fields) -> tuple[int, int] | None:

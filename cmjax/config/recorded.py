@@ -21,8 +21,8 @@ class Recorded:
 
     averages, path, preconditioning: as they are written. learned_without_labels: whether training left some labels
     out. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
-    whether the data set is recorded, which it is not for weights that no run here trained. scales: of guidance, the
-    least and the largest in training; None where the network takes none.
+    whether the data set is recorded, which it is not for weights that no run here trained. autoencoder: of
+    `config.data`. scales: of guidance, the least and the largest in training; None where the network takes none.
     """
 
     model: NetworkModel
@@ -33,6 +33,7 @@ class Recorded:
     teacher: str
     init_from: str
     has_data: bool
+    autoencoder: str
     scales: tuple[float, float] | None
 
     @property
@@ -54,6 +55,7 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         teacher=teacher,
         init_from=teacher if config.get("init_from") == ITS_TEACHER else config.get("init_from", ""),
         has_data="data" in config,
+        autoencoder=config.get("data", {}).get("autoencoder", ""),
         scales=scales_of(config),
     )
 
@@ -86,7 +88,7 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
 
 
 BESIDE_TRAINING = ("samples", "metrics", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
-BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt")
+BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt", "autoencoder")
 """Sections and fields that change no parameter: what is sampled, written and logged, and where data and devices are."""
 
 
@@ -115,4 +117,5 @@ def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
         config = {**config, "optimizer": {**optimizer, "averages": uncorrected(optimizer["averages"])}}
     net = config.get("net", {})
     network = defaults(net["name"]) if net.get("name") in NETS else {}
-    return {**config, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}
+    data = {"data": {"autoencoder": "", **config["data"]}} if "data" in config else {}
+    return {**config, **data, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}

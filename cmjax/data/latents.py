@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ class LatentSource(OnDemandSource):
     """Latents in a network's units: "image" is their mean, beside it "std", and of the mirrored image "mirrored" and
     "mirrored_std", each where the folder has it. `sample_latents` makes one array of them.
 
-    autoencoder: the key of its weights, where it is recorded.
+    autoencoder: the key of its weights, where it is recorded. encoding: what decodes them, JSON: "scale" and "shift" of
+    each channel, and where they are known "autoencoder", its folder, and "images", the data set that was encoded.
     """
 
     autoencoder: str | None = None
+    encoding: Mapping[str, Any] = field(default_factory=dict)
 
 
 def latents(data_dir: str | Path, split: str, *, max_corrupt: int | None = None) -> LatentSource:
@@ -75,9 +77,19 @@ def latents(data_dir: str | Path, split: str, *, max_corrupt: int | None = None)
         autoencoder=manifest["autoencoder"],
         records=records,
         manifest=manifest,
+        encoding=_encoding(manifest),
     )
     check_latents(source, str(folder))
     return source
+
+
+def _encoding(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    origin, made = manifest.get("origin", {}), manifest.get("preprocessing", {})
+    entries = {"scale": manifest["scale"], "shift": manifest["shift"], "autoencoder": origin.get("autoencoder", "")}
+    if "data" in manifest and "image_shape" in made:
+        images = {"name": manifest["data"], "data_dir": origin.get("data_dir", ""), "crop": made.get("crop", "none")}
+        entries["images"] = {**images, "shape": made["image_shape"]}
+    return entries
 
 
 def split_folder(data_dir: str | Path, split: str) -> Path:
@@ -141,9 +153,17 @@ def check_latents(source: Source, where: str) -> None:
 
 def autoencoder_key(source: Source) -> str | None:
     """The key of the autoencoder that encoded a source's examples; None of images, and where it is not recorded."""
+    return about_latents(source).get("autoencoder")
+
+
+def about_latents(source: Source) -> dict[str, Any]:
+    """A record's entries of latents: "autoencoder", the key of its weights, where that is recorded, and "encoding", as
+    `LatentSource` has it; {} of images."""
     while isinstance(source, OfAnother):
         source = source.source
-    return getattr(source, "autoencoder", None)
+    if not isinstance(source, LatentSource):
+        return {}
+    return {"encoding": dict(source.encoding)} | ({"autoencoder": source.autoencoder} if source.autoencoder else {})
 
 
 def sample_latents(batch: Mapping[str, Array | np.ndarray], key: Array) -> dict[str, Any]:

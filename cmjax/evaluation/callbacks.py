@@ -6,10 +6,10 @@ from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import make_evaluator
 from cmjax.evaluation.results import CONTENT, ROWS
-from cmjax.evaluation.sweep import evaluate_once
+from cmjax.evaluation.sweep import content_of, evaluate_once
+from cmjax.generation.decoding import images_for
 from cmjax.generation.run_samples import RunSamples
 from cmjax.generation.sampling import SampleSequence
-from cmjax.system.content import content_key
 from cmjax.system.files import cache_of
 from cmjax.training.loop import Callback
 from cmjax.training.state import TrainState
@@ -22,22 +22,25 @@ def evaluation_callback(run_samples: RunSamples) -> Callback:
     """
     run, workdir = run_samples.run, run_samples.workdir
     evaluation = run.evaluation
-    if run_samples.source.shape[-1] not in (1, 3):
+    if run_samples.decoder is None and run_samples.source.shape[-1] not in (1, 3):
         raise ConfigError(
-            f"config.evaluate.every={evaluation.every}: metrics are of images, not {run_samples.source.shape}"
+            f"config.evaluate.every={evaluation.every}: metrics are of images, not {run_samples.source.shape}; name "
+            "what decodes them by config.data.autoencoder"
         )
-    data, average = DataSets(run.data.name, run.open_source), average_texts(run.config)[0]
+    data = DataSets(*images_for(run, run_samples.source, run_samples.decoder))
+    average = average_texts(run.config)[0]
     evaluator = make_evaluator(evaluation, data, num=evaluation.num, reference=None, cache_dir=cache_of(workdir))
     labels = {"labels": evaluation.labels} if run_samples.model.class_conditional else {}
     random_seed = run.seed if evaluation.labels == "random" else None
 
     def callback(state: TrainState, step: int) -> None:
         flow_map, conditions = run_samples.conditioned(state, evaluation.num, random_seed=random_seed)
-        content = content_key(flow_map.params)
+        content = content_of(flow_map, run_samples.decoder)
         for chosen in run_samples.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
             setting |= {"num": evaluation.num, "seed": run.seed, **labels, CONTENT: content}
-            sequence = SampleSequence(chosen.sampler, flow_map, run.seed, conditions, UINT8[evaluation.uint8])
+            shown = UINT8[evaluation.uint8], run_samples.decoder
+            sequence = SampleSequence(chosen.sampler, flow_map, run.seed, conditions, *shown)
             evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
 
     return callback

@@ -12,6 +12,7 @@ from cmjax.core.model import BoundModel
 from cmjax.data.batches import UINT8
 from cmjax.evaluation.evaluator import Evaluator
 from cmjax.evaluation.results import CONTENT, ROWS, SETTING, Row, add_row, read_rows, row_there
+from cmjax.generation.decoding import Decoder
 from cmjax.generation.samplers import NamedSampler, conditioned
 from cmjax.generation.sampling import SampleSequence
 from cmjax.runs.trained import Trained
@@ -77,13 +78,14 @@ def _steps(trained: Trained, checkpoint: str) -> list[int]:
 @dataclass(frozen=True)
 class SampleSet:
     """Which samples are evaluated: how many, of which seed. labels: of `LABELS`. uint8: the rule for pixels.
-    weaker: the model that guides them, if any."""
+    weaker: the model that guides them, if any. decoder: of latents."""
 
     num: int
     seed: int
     labels: str
     uint8: str
     weaker: BoundModel | None = None
+    decoder: Decoder | None = None
 
 
 def evaluate_setting(
@@ -104,10 +106,15 @@ def evaluate_setting(
         "num": samples.num,
         "seed": samples.seed,
         **labels,
-        CONTENT: content_key(flow_map.params),
+        CONTENT: content_of(flow_map, samples.decoder),
     }
-    sequence = SampleSequence(chosen.sampler, flow_map, samples.seed, conditions, UINT8[samples.uint8])
+    sequence = SampleSequence(chosen.sampler, flow_map, samples.seed, conditions, UINT8[samples.uint8], samples.decoder)
     return evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
+
+
+def content_of(flow_map: BoundModel, decoder: Decoder | None) -> str:
+    """The key of what samples are made of: the parameters, and the weights that decode latents."""
+    return content_key(flow_map.params, *([] if decoder is None else [decoder.key]))
 
 
 def evaluate_once(path: Path, setting: Row, evaluator: Evaluator, images_of: Any) -> Row:

@@ -137,6 +137,7 @@ TASKS: dict[str, Callable[[jax.Array, tuple[float, ...], TaskSettings], Edit]] =
 """The tasks that are loops of `edit`; denoising and interpolation are one evaluation."""
 
 ALL_TASKS = (*TASKS, "denoising", "interpolation")
+OF_PIXELS = ("outpainting", "colorization", "super_resolution")  # whose operator makes no sense of latents
 IMAGES_NEEDED = {"blending": 2}  # how many images an edit takes; one of any other task
 
 
@@ -150,7 +151,8 @@ def edit_images(
 ) -> Edited:
     """Edits each of the images, or for blending each pair of them, by one compiled function.
 
-    images: (n, h, w, c) uint8. settings.label: as long as the results. grid: the model's descending noise levels.
+    images: (n, h, w, c) uint8, or float32 latents in the model's units. settings.label: as long as the results.
+    grid: the model's descending noise levels.
     show_progress: counts the evaluations of each result.
     """
     originals = preprocess(jnp.asarray(images), jax.random.key(0), horizontal_flip=False)

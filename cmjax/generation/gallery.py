@@ -4,13 +4,17 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.core.model import BoundModel
 from cmjax.data.base import DataError
+from cmjax.data.batches import preprocess
 from cmjax.generation.arguments import read_images
-from cmjax.generation.editing import ALL_TASKS, TaskSettings, edit_images
+from cmjax.generation.decoding import Decoder
+from cmjax.generation.editing import ALL_TASKS, OF_PIXELS, TaskSettings, edit_images
 from cmjax.generation.interpolation import interpolate, seeded_ends
 from cmjax.generation.sampling import class_labels, guided_by
 from cmjax.runs.dependencies import check_classes
@@ -30,12 +34,17 @@ def gallery_rows(
     *,
     seed: int,
     grid: tuple[float, ...],
+    decoder: Decoder | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Edits the images by every task: its name and its row, (3·COLUMNS, h, w, c) in [-1, 1], under `HEADINGS`.
 
-    Tasks that the images do not allow are left out. images, labels: as `gallery_images` gives them.
+    Tasks that the images do not allow are left out. images, labels: as `gallery_images` gives them. decoder: of
+    latents, which are edited in place of the images.
     """
     h, w, c = flow_map.shape
+    originals = np.asarray(preprocess(jnp.asarray(images), jax.random.key(0), horizontal_flip=False))
+    images = images if decoder is None else decoder.encode(images)
+    shown = decoder or np.asarray
     hole, half = np.ones((1, h, w, 1), np.float32), np.ones((1, h, w, 1), np.float32)
     hole[:, h // 4 : -(h // 4), w // 4 : -(w // 4)] = 0
     half[:, :, w // 2 :] = 0
@@ -45,40 +54,45 @@ def gallery_rows(
     guidance = trained.samples, trained.model
     model, known = guided_by(flow_map, {} if labels is None else {"label": labels}, *guidance)
     base = TaskSettings(seed=seed, patch=patch, sigma=0.5, add_noise=True, mask=hole, label=known, path=flow_map.path)
+    base = replace(base, clip=decoder is None)
     for task in ALL_TASKS:
+        if decoder is not None and task in OF_PIXELS:
+            log.info("%s: left out, it is of pixels", task)
+            continue
         if (task == "colorization" and c != 3) or (task == "super_resolution" and not patch):
             log.info("%s: left out, the images are %dx%d in %s", task, w, h, "colour" if c == 3 else "grey")
             continue
         if task == "interpolation":
-            shown = class_labels(2, trained.num_classes, 0)
-            chosen, shown = guided_by(flow_map, shown, *guidance)
+            chosen, labelled = guided_by(flow_map, class_labels(2, trained.num_classes, 0), *guidance)
             ends = seeded_ends(chosen, (seed, seed + 1))
-            yield task, interpolate(chosen, ends.latents, 3 * COLUMNS, time=grid[0], conditions=shown)
+            yield task, shown(interpolate(chosen, ends.latents, 3 * COLUMNS, time=grid[0], conditions=labelled))
             continue
         edited, settings = images, base
         if task == "blending":
             edited = np.stack([images, np.roll(images, -1, axis=0)], axis=1).reshape(-1, h, w, c)
             settings = replace(base, mask=half)
         made = edit_images(model, edited, task, settings, grid)
-        originals = made.originals[:: len(edited) // COLUMNS]
         # Three cells for each: what a task takes nothing away from is shown twice.
-        cells = (originals, made.degraded if len(made.degraded) else originals, made.results)
-        yield task, np.stack(cells, axis=1).reshape(3 * COLUMNS, h, w, c)
+        cells = (originals, shown(made.degraded) if len(made.degraded) else originals, shown(made.results))
+        yield task, np.stack(cells, axis=1).reshape(3 * COLUMNS, *originals.shape[1:])
 
 
-def gallery_images(trained: Trained, files: list[str] | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """COLUMNS images, uint8, of these files or held out from the run's data, and labels where the model has classes.
+def gallery_images(
+    trained: Trained, files: list[str] | None, seed: int, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """COLUMNS images of `shape`, uint8, of these files or held out from the run's data, and labels where the model has
+    classes.
 
     Raises: ConfigError or DataError where there are none.
     """
     conditional = trained.model.class_conditional
     if files:
-        read, _ = read_images(files, trained.shape, len(files))
+        read, _ = read_images(files, shape, len(files))
         chosen = read[np.arange(COLUMNS) % len(read)]
         return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
     if not trained.recorded.has_data:
         raise ConfigError("--image is missing: an imported model has no held-out images; name some, as --image=a.png")
-    source = trained.run().open_source("test")
+    source = trained.open_images("test")
     if len(source) < COLUMNS:
         raise DataError(f"the run's data hold out {len(source)} images; {COLUMNS} are needed: give them by --image")
     check_classes(trained, source, f"--workdir={trained.folder}")

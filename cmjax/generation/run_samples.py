@@ -11,6 +11,7 @@ from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.data.sources import Source
+from cmjax.generation.decoding import Decoder
 from cmjax.generation.samplers import NamedSampler, run_samplers
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
 from cmjax.plotting.plots import image_grid, save_png
@@ -23,12 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSamples:
-    """Samples a run by each of its samplers, always from the same noise, as its parameters change."""
+    """Samples a run by each of its samplers, always from the same noise, as its parameters change. decoder: of latents,
+    which without one are shown as they are."""
 
     run: Run
     model: NetworkModel
     source: Source
     workdir: Path
+    decoder: Decoder | None = None
     samplers: dict[str, NamedSampler] = field(init=False)
 
     def __post_init__(self):
@@ -49,10 +52,8 @@ class RunSamples:
 
     def sample(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         flow_map, conditions = self.conditioned(state, num)
-        return {
-            name: sample_images(named.sampler, flow_map, num, seed=self.run.seed, conditions=conditions)
-            for name, named in self.samplers.items()
-        }
+        how = {"seed": self.run.seed, "conditions": conditions, "decode": self.decoder}
+        return {name: sample_images(named.sampler, flow_map, num, **how) for name, named in self.samplers.items()}
 
     def save_grids(self, images: Mapping[str, np.ndarray], step: int) -> dict[str, str]:
         """Writes PNGs into the run's folder. Returns: name -> path."""

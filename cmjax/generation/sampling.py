@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 Sampler = Callable[[Any, Any, dict], Any]
 """(flow_map, key data (b, ...) on the host, conditions) -> images (b, h, w, c), jitted over all devices."""
 
+Decode = Callable[[np.ndarray], np.ndarray]
+"""Latents (n, h, w, l) -> images (n, H, W, c) in [-1, 1]."""
+
 PIXELS_AT_ONCE = 2**18
 
 _OF_LABELS = 2**32 - 1
@@ -94,28 +97,39 @@ def sample_images(
     first: int = 0,
     update_progress: Update = lambda done, text: None,
     to_pixels: Callable[..., np.ndarray] = to_uint8,
+    decode: Decode | None = None,
 ) -> np.ndarray:
     """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents.
 
-    Samples with neither 1 nor 3 channels are latents. conditions: (num, ...).
+    Samples with neither 1 nor 3 channels are latents, unless they are decoded. conditions: (num, ...).
     """
+    shown = _shown(to_pixels, decode)
     size, parts = chunk_of(num, flow_map.shape, jax.device_count()), []
     for indices, within in chunks((np.arange(first, first + num), conditions), size):
-        parts.append(sampler(flow_map, keys_of(seed, indices), within))
+        parts.append(shown(sampler(flow_map, keys_of(seed, indices), within)))
         update_progress(min(len(parts) * size, num), "")
-    images = np.concatenate(parts)[:num]
-    return to_pixels(images) if images.shape[-1] in (1, 3) else images
+    return np.concatenate(parts)[:num]
+
+
+def _shown(to_pixels: Callable[..., np.ndarray], decode: Decode | None) -> Callable[[np.ndarray], np.ndarray]:
+    def shown(samples: np.ndarray) -> np.ndarray:
+        images = samples if decode is None else decode(samples)
+        return to_pixels(images) if images.shape[-1] in (1, 3) else images
+
+    return shown
 
 
 @dataclass(frozen=True)
 class SampleSequence:
-    """A numbered sequence of samples. conditions: of all samples, (num, ...). to_pixels: turns [-1, 1] into uint8."""
+    """A numbered sequence of samples. conditions: of all samples, (num, ...). to_pixels: turns [-1, 1] into uint8.
+    decode: of latents."""
 
     sampler: Sampler
     flow_map: BoundModel
     seed: int
     conditions: dict[str, np.ndarray]
     to_pixels: Callable[..., np.ndarray] = to_uint8
+    decode: Decode | None = None
 
     def images(self, start: int, stop: int, update: Update = lambda done, text: None) -> np.ndarray:
         """Samples start … stop − 1, as `sample_images`."""
@@ -128,6 +142,7 @@ class SampleSequence:
             first=start,
             update_progress=lambda done, text: update(start + done, text),
             to_pixels=self.to_pixels,
+            decode=self.decode,
         )
 
 

@@ -12,6 +12,7 @@ from cmjax.config.samples import SamplingOptions
 from cmjax.core.model import BoundModel
 from cmjax.data.base import DataError
 from cmjax.data.on_demand import fingerprint
+from cmjax.generation.decoding import Decoder
 from cmjax.generation.samplers import conditioned
 from cmjax.generation.sampling import consistency_samplers, sample_images
 from cmjax.metrics.comparison import metric_against, why_not_compared
@@ -31,11 +32,17 @@ SAMPLES = 1000  # samples of each try, always of the same noise
 
 
 def find_times(
-    trained: Trained, flow_map: BoundModel, count: int, *, metric: str = "fd", samples: SamplingOptions | None = None
+    trained: Trained,
+    flow_map: BoundModel,
+    count: int,
+    *,
+    metric: str = "fd",
+    samples: SamplingOptions | None = None,
+    decoder: Decoder | None = None,
 ) -> tuple[float, ...]:
     """Gives `count` descending noise levels, the first t_max: those in the run's folder, or the result of a search.
 
-    samples: how the model samples, by default as the run does; each sampler has times for itself.
+    samples: how the model samples, by default as the run does; each sampler has times for itself. decoder: of latents.
 
     One level after another: each is placed on the grid below the last by ternary search for the best of `metric`, the
     Fréchet distance to the held-out data unless another of `RUN_VALUES` is named, as if there were one optimum.
@@ -47,11 +54,13 @@ def find_times(
     if not 2 <= count <= 8:
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
     samples = samples or trained.samples
-    path, about = trained.folder / RECORD, _about(trained, flow_map, samples)
+    path, about = trained.folder / RECORD, _about(trained, flow_map, samples, decoder)
     searches = on_first_process(lambda: _kept(path, about))
     name = _name(trained, samples, count, metric)
     if name not in searches:
-        times, tried = _search(score_along(trained, flow_map, metric, samples), grid_of(trained), count, metric)
+        times, tried = _search(
+            score_along(trained, flow_map, metric, samples, decoder), grid_of(trained), count, metric
+        )
         searches[name] = {"times": times, "frechet_distance" if metric == "fd" else metric: tried}
         on_first_process(lambda: _keep(path, {"checkpoint": trained.used_step, **about, "found": searches}))
     times = tuple(searches[name]["times"])
@@ -59,14 +68,19 @@ def find_times(
     return times
 
 
-def _about(trained: Trained, flow_map: BoundModel, samples: SamplingOptions) -> dict[str, str | None]:
+def _about(
+    trained: Trained, flow_map: BoundModel, samples: SamplingOptions, decoder: Decoder | None
+) -> dict[str, str | None]:
     """Makes the keys of what a search depends on: the model and how it samples, and the held-out images, None where
     they are not at hand. Every process must call it."""
-    model = content_key(VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices)
+    decoded = [] if decoder is None else [decoder.key]
+    model = content_key(
+        VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices, *decoded
+    )
 
     def data() -> str | None:
         try:
-            return fingerprint(trained.run().open_source("test"))
+            return fingerprint(trained.open_images("test"))
         except (ConfigError, DataError):  # data that were moved since do not make the times wrong
             return None
 
@@ -105,23 +119,26 @@ def _name(trained: Trained, samples: SamplingOptions, count: int, metric: str) -
 
 
 def score_along(
-    trained: Trained, flow_map: BoundModel, metric: str, samples: SamplingOptions | None = None
+    trained: Trained,
+    flow_map: BoundModel,
+    metric: str,
+    samples: SamplingOptions | None = None,
+    decoder: Decoder | None = None,
 ) -> Callable[[tuple[float, ...]], float]:
     """Makes the function of times that samples `SAMPLES` images along them and computes the metric.
 
-    samples: as in `find_times`.
+    samples, decoder: as in `find_times`.
 
     Raises: ConfigError where the samples are no images, or the run has no data to compare with.
     """
-    if flow_map.shape[-1] not in (1, 3):
+    if decoder is None and trained.of_latents:
         raise ConfigError(f"--times=auto: the search is by metrics of images, which {flow_map.shape} are none")
     if not trained.recorded.has_data:
         raise ConfigError("--times=auto: an imported model has no data to search with; name the times")
-    open_source = trained.run().open_source
 
     @cache
     def score():  # made by the first process alone, which scores for all
-        held_out, train = open_source("test"), open_source("train")
+        held_out, train = trained.open_images("test"), trained.open_images("train")
         if why := why_not_compared(train, num=SAMPLES, held_out=len(held_out)):
             raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
         return metric_against(held_out, train, metric, cache_dir=cache_of(trained.folder))
@@ -132,7 +149,7 @@ def score_along(
     along = consistency_samplers(samples)
 
     def score_of(times: tuple[float, ...]) -> float:
-        images = sample_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions)
+        images = sample_images(along(times), flow_map, SAMPLES, seed=0, conditions=conditions, decode=decoder)
         return on_first_process(lambda: float(score()(images)))
 
     return score_of

@@ -68,6 +68,7 @@ def lightning_latents(folder: Path) -> LatentSource:
         ends=ends,
         scale=scale,
         shift=shift,
+        encoding={"scale": scale.tolist(), "shift": shift.tolist()},
     )
     std = source.gather(spread(len(source), SAMPLED))["image"].std()
     if not 1 / FARTHEST <= std <= FARTHEST:

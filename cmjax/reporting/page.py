@@ -39,7 +39,7 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
     require("bokeh", "--mode=report")
 
     def open_source(workdir: Path) -> Source:
-        return open_trained(workdir, data_dir=data_dir).run().open_source("train") if source is None else source
+        return open_trained(workdir, data_dir=data_dir).open_images("train") if source is None else source
 
     names = [absolute(workdir).name or str(workdir) for workdir in workdirs]
     if len(set(names)) < len(names):

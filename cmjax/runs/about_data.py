@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from cmjax.data.base import ArraySource, Source, class_names, known_labels
-from cmjax.data.latents import LatentSource, autoencoder_key
+from cmjax.data.latents import LatentSource, about_latents
 from cmjax.data.on_demand import KeptSource, fingerprint
 
 
@@ -20,9 +20,8 @@ def classes_of(source: Source) -> dict[str, Any]:
 
 
 def about_data(source: Source) -> dict[str, Any]:
-    """A record's entries of the data: `classes_of`, `data_key_of`, and of latents "autoencoder", the weights' key."""
-    autoencoder = autoencoder_key(source)
-    return classes_of(source) | data_key_of(source) | ({} if autoencoder is None else {"autoencoder": autoencoder})
+    """A record's entries of the data: `classes_of`, `data_key_of`, and `about_latents`."""
+    return classes_of(source) | data_key_of(source) | about_latents(source)
 
 
 def data_key_of(source: Source) -> dict[str, str]:

@@ -26,6 +26,7 @@ from cmjax.training.saved import CheckpointError
 if TYPE_CHECKING:
     from cmjax.config.run import Run
     from cmjax.config.samples import SamplingOptions
+    from cmjax.data.base import Source
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class Trained:
         return tuple(self.record.get("class_names") or map(str, range(classes)))[:classes]
 
     @property
+    def of_latents(self) -> bool:
+        """Whether its samples are latents, as far as that is known."""
+        return "encoding" in self.record or self.shape[-1] not in (1, 3)
+
+    @property
     def imported(self) -> Mapping[str, str] | None:
         """The origin of the weights; None where this run trained them."""
         return self.record.get("imported")
@@ -102,6 +108,31 @@ class Trained:
         from cmjax.config.run import read_run
 
         return read_run(self.record["config"])
+
+    @property
+    def images_shape(self) -> tuple[int, ...] | None:
+        """The shape of an image, (h, w, c); None where its samples are latents, and nothing says what was encoded."""
+        if not self.of_latents:
+            return self.shape
+        shape = self.record.get("encoding", {}).get("images", {}).get("shape")
+        return None if shape is None else tuple(shape)
+
+    @property
+    def images_name(self) -> str:
+        """The name of the data set of `open_images`."""
+        images = self.record.get("encoding", {}).get("images", {})
+        return images.get("name") or self.run().data.name
+
+    def open_images(self, split: str) -> "Source":
+        """Open the images of a split that samples are compared with: the run's data, or those that its latents were
+        encoded from.
+
+        Raises: DataError where they are not there.
+        """
+        from cmjax.config.data import images_of
+
+        encoding = self.record.get("encoding")
+        return self.run().open_source(split) if encoding is None else images_of(encoding).open(split)
 
     def parameter_shapes(self) -> Params:
         return parameter_shapes(self.model.module, self.shape)

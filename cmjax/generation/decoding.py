@@ -1,0 +1,158 @@
+"""Decodes the latents of a run as images, over all devices, by the autoencoder that its data were encoded by."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from cmjax.config.data import images_of
+from cmjax.config.fields import ConfigError, about
+from cmjax.config.run import Run
+from cmjax.data.base import Source
+from cmjax.data.batches import preprocess
+from cmjax.data.latents import about_latents
+from cmjax.generation.sampling import over_devices
+from cmjax.runs.trained import Trained
+from cmjax.system.mesh import distribute, in_chunks, make_mesh, replicated
+
+if TYPE_CHECKING:
+    from cmjax.nets.latents import Autoencoder
+
+log = logging.getLogger(__name__)
+
+NONE = "none"
+"""In place of a folder: latents are left as they are."""
+PIXELS_AT_ONCE = 2**19
+"""Of images that one device decodes together: 8 of 256x256, whose activations take about 2 GiB in float32."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes latents in a network's units. path: the autoencoder's folder. key: of its weights and its scale.
+
+    autoencoder: its parameters stay in the host's memory: while a run trains they take none of the devices'.
+    shape: (h, w, c) of an image.
+    """
+
+    autoencoder: "Autoencoder"
+    path: str
+    key: str
+    shape: tuple[int, int, int]
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        """Decodes latents (n, h, w, l) as images (n, H, W, c) float32, in about [-1, 1] and not clipped."""
+        return self._in_parts(self._decode, latents)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Encodes images (n, H, W, c) uint8 as the means of their latents (n, h, w, l), in a network's units."""
+        return self._in_parts(self._encode, images)
+
+    def of_latents(self, mask: np.ndarray) -> np.ndarray:
+        """The mask (1, h, w, 1) of latents that a mask (1, H, W, 1) of pixels leaves: those of kept pixels alone.
+
+        Raises: ConfigError where it leaves none.
+        """
+        factor, (_, height, width, _) = self.autoencoder.factor, mask.shape
+        known = mask.reshape(1, height // factor, factor, width // factor, factor, 1).min((2, 4))
+        if not known.any():
+            raise ConfigError(f"--mask: no square of {factor}x{factor} pixels, as latents stand for, is white")
+        return known
+
+    def _in_parts(self, function: Callable[[Any, Any], Any], rows: np.ndarray) -> np.ndarray:
+        mesh = make_mesh()
+        height, width, _ = self.shape
+        most = max(1, PIXELS_AT_ONCE // (height * width))
+        size = min(most, -(-len(rows) // mesh.size)) * mesh.size
+        weights = distribute(self.autoencoder, replicated(mesh))
+        return in_chunks(lambda part: function(weights, part), rows, size)
+
+    @cached_property
+    def _decode(self) -> Callable[[Any, Any], Any]:
+        return over_devices(lambda autoencoder, latents: autoencoder.decode(autoencoder.unscaled(latents)))
+
+    @cached_property
+    def _encode(self) -> Callable[[Any, Any], Any]:
+        def encode(autoencoder: "Autoencoder", images: Array) -> Array:
+            pixels = preprocess(images, jax.random.key(0), horizontal_flip=False)
+            return autoencoder.scaled(autoencoder.encode(pixels)[0])
+
+        return over_devices(encode)
+
+
+def decoder_of(trained: Trained, named: str | None = None) -> Decoder | None:
+    """Loads the decoder of a run's samples; None where there is none, and the log says why.
+
+    Args:   named: the folder of --autoencoder; None for the one that the run knows; "none" for latents as they are.
+    Raises: ConfigError where the one that is named, here or in the run's recipe, cannot be read, or is another one than
+            the run's latents are of.
+    """
+    field = "config.data.autoencoder" if named is None else "--autoencoder"
+    return _decoder(field, named or trained.recorded.autoencoder, trained.record, trained.shape)
+
+
+def decoder_for(run: Run, source: Source) -> Decoder | None:
+    """The same of a run that is to be trained on `source`."""
+    return _decoder("config.data.autoencoder", run.data.autoencoder, about_latents(source), tuple(source.shape))
+
+
+def _decoder(field: str, named: str, entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder | None:
+    """entries: of a run's record, as `about_latents` makes them."""
+    encoding = entries.get("encoding", {})
+    path = named or encoding.get("autoencoder")
+    if not path or path == NONE:
+        return None
+    try:
+        return _load(path, encoding, entries, shape)
+    except ValueError as error:
+        if named:
+            raise ConfigError(about(field, path, error)) from error
+        log.warning("samples are latents, for their autoencoder cannot decode them: %s", about("it", path, error))
+        return None
+
+
+def _load(path: str, encoding: Mapping[str, Any], entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder:
+    from cmjax.interop.autoencoder import load_autoencoder  # most runs are of images, and read no foreign files
+
+    scaled = {name: encoding.get(name) for name in ("scale", "shift")}
+    autoencoder = load_autoencoder(path, **scaled)
+    known, key = entries.get("autoencoder"), autoencoder.weights_key
+    if known not in (None, key):
+        raise ConfigError(f"its weights have the key {key}, and the run's latents are of those with the key {known}")
+    if shape[-1] != autoencoder.latent_channels:
+        raise ConfigError(f"it decodes latents of {autoencoder.latent_channels} channels, and the run's are {shape}")
+    if autoencoder.scale is None or autoencoder.shift is None:
+        raise ConfigError("its file does not say how networks see its latents; put latents_stats.pt beside it")
+    height, width, _ = shape
+    sides = height * autoencoder.factor, width * autoencoder.factor
+    key = f"{key} {autoencoder.scale} {autoencoder.shift}"
+    return Decoder(jax.device_get(autoencoder), path, key, (*sides, autoencoder.module.out_channels))
+
+
+def check_are_images(trained: Trained, decoder: Decoder | None) -> None:
+    """Raises ConfigError where a run's samples are latents, and nothing decodes them."""
+    if decoder is None and trained.of_latents:
+        raise ConfigError(
+            f"--workdir={trained.folder} samples latents {trained.shape}, and images are needed: name what decodes "
+            "them, as --autoencoder=FOLDER"
+        )
+
+
+def images_for(run: Run, source: Source, decoder: Decoder | None) -> tuple[str, Callable[[str], Source]]:
+    """The images that a run's samples are compared with: their name, and the function that opens a split of them.
+
+    They are the run's own data, or with a decoder those that its latents were encoded from. The function raises
+    DataError where they are not there.
+    """
+    if decoder is None:
+        return run.data.name, run.open_source
+    encoding = about_latents(source).get("encoding", {})
+    return encoding.get("images", {}).get("name", run.data.name), partial(_open_encoded, encoding)
+
+
+def _open_encoded(encoding: Mapping[str, Any], split: str) -> Source:
+    return images_of(encoding).open(split)
