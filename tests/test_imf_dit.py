@@ -168,6 +168,8 @@ def test_an_imf_recipe_trains_every_parameter(model):
 def test_its_preconditioning_is_of_the_gap():
     with pytest.raises(ConfigError, match=r"config\.net\.two_times=False: .*linear_flow gives it two times"):
         read_run(recipe(preconditioning="linear_flow"), data_there=False)
+    with pytest.raises(ConfigError, match=r"edm_flow needs .*=linear, of noise_scale 1"):
+        read_run(recipe(preconditioning="edm_flow", path="linear(noise_scale=2.0)"), data_there=False)
     with pytest.raises(ConfigError, match=r"config\.model\.path.*noise_scale"):
         read_run(recipe(path="linear(noise_scale=0.0)"), data_there=False)
 
