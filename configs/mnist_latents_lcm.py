@@ -1,7 +1,7 @@
 """A latent consistency model: the guided teacher's DDIM steps, 20 of its 1000 at once, distilled.   [Luo et al. 2023]
 
-python -m cmjax.main --config=configs/mnist_latents_ddpm.py --config.data.data_dir=latents/latents.npz
-python -m cmjax.main --config=configs/mnist_latents_lcm.py --config.data.data_dir=latents/latents.npz
+python -m cmjax.main --config=configs/mnist_latents_ddpm.py --config.data.data_dir=latents
+python -m cmjax.main --config=configs/mnist_latents_lcm.py --config.data.data_dir=latents
 """
 
 from configs import common, mnist_latents_ddpm

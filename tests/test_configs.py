@@ -18,7 +18,13 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.setup import started_from
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "folder": (64, 64, 3), "arrays": (4, 4, 4)}
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "folder": (64, 64, 3),
+    "latents": (7, 7, 4),
+}
 """Of one sample, by the name of the data."""
 BATCH = 8
 

@@ -1,4 +1,11 @@
-"""The example that trains an autoencoder, on scikit-learn's digits."""
+"""A latent model from images to images: the example that trains an autoencoder, and the commands of its page, run on
+scikit-learn's digits."""
+
+import contextlib
+import json
+import re
+import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +18,12 @@ from cmjax.data.sources import digits
 from cmjax.interop.autoencoder import load_autoencoder
 from cmjax.nets.latents import Autoencoder
 from examples import train_autoencoder
+from tests.in_process import do
 
+ROOT = Path(__file__).parents[1]
 SMALL = ("--name=digits", "--steps=3", "--batch_size=16", "--widths=8,8")
+BRIEF = ("--config.steps=3", "--config.batch_size=16", "--config.net.width=16", "--config.net.depth=1")
+BRIEF += ("--config.samples.num=4", "--config.metrics.num=0", "--config.report=False", "--config.log.tensorboard=False")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +65,35 @@ def test_the_loss_is_the_absolute_difference_and_the_divergence(autoencoder):
     l1 = jnp.mean(jnp.abs(loaded.decode(z) - images))
     kl = jnp.mean((mean**2 + std**2 - 1) / 2 - jnp.log(std))
     np.testing.assert_allclose([parts["l1"], parts["kl"], total], [l1, kl, l1 + 0.1 * kl], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands of the page have been run: the digits for MNIST, three updates each."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    page = (ROOT / "docs" / "howto" / "latents.md").read_text()
+    for line in re.search(r"```sh\n(.*?)```", page, flags=re.DOTALL)[1].replace("\\\n", "").splitlines():
+        _python, *arguments = shlex.split(line)
+        arguments = [a.replace("name=mnist", "name=digits") for a in arguments if "tensorflow_datasets" not in a]
+        with contextlib.chdir(folder):
+            if arguments[0] == "examples/train_autoencoder.py":
+                train_autoencoder.main([*arguments[1:], *SMALL])
+            else:
+                do(*arguments[2:], *(BRIEF if "--config=" in line else ()))
+    return folder
+
+
+def test_the_page_s_commands_make_latents_models_and_images(folder):
+    manifest = json.loads((folder / "latents" / "train" / "manifest.json").read_text())
+    assert manifest["autoencoder"] == load_autoencoder(folder / "autoencoder").weights_key
+    for name in ("sit", "scm_cd", "meanflow"):
+        record = json.loads((folder / "runs" / f"mnist_latents_{name}" / "config.json").read_text())
+        assert record["autoencoder"] == manifest["autoencoder"]
+    with Image.open(folder / "digits.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (10 * 66 + 2, 10 * 66 + 2, 3)
+    np.testing.assert_array_equal(pixels, np.repeat(pixels[..., :1], 3, axis=2))  # latents would be in colours
 
 
 @pytest.mark.slow

@@ -1,18 +1,13 @@
-"""Latent consistency models: LCM's own formulas, the example's latents, and the commands of their page, run."""
+"""Latent consistency models: LCM's own formulas, and teachers and students of the recipes."""
 
-import contextlib
-import re
-import shlex
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from cmjax import Model, Times
 from cmjax.config.run import read_run
@@ -20,13 +15,9 @@ from cmjax.core.guidance import NO_LABEL
 from cmjax.core.pairs import skipping_pairs
 from cmjax.core.paths import ddpm, ve, vp
 from cmjax.core.preconditioning import epsilon, lcm, v_prediction
-from cmjax.data.sources import arrays, digits
 from cmjax.training.method import TEACHER
 from configs import mnist_latents_ddpm, mnist_latents_lcm
-from examples import mnist_latents
-from tests.in_process import do
 
-ROOT = Path(__file__).parents[1]
 STABLE = ddpm(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 SIGNAL = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 """ᾱ of Stable Diffusion's thousand steps."""
@@ -35,7 +26,7 @@ SIGNAL = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 def recipe(module, **model):
     """A recipe of the latents as a dictionary, with a small network."""
     config = module.get_config()
-    config.data.data_dir, config.net.width, config.net.depth = "latents.npz", 16, 1
+    config.data.data_dir, config.net.width, config.net.depth = "latents", 16, 1
     config.model.update(model)
     return config.to_dict()
 
@@ -214,57 +205,3 @@ def test_a_teacher_that_predicts_v_learns_and_teaches(path):
         norms = jax.tree.map(jnp.linalg.norm, gradient)
         assert np.isfinite(float(loss))
         assert 0 < sum(jax.tree.leaves(norms)) < np.inf
-
-
-def test_what_pca_leaves_out_is_all_that_a_round_trip_loses():
-    images = digits("train").images
-    flat = images.reshape(len(images), -1) / 127.5 - 1
-    variances = np.linalg.eigvalsh(np.cov(flat, rowvar=False, ddof=0))[::-1]
-    for shape, kept in (((2, 2, 4), 16), ((4, 4, 4), 64)):
-        pca = mnist_latents.fit(images, shape)
-        latents = mnist_latents.encode(pca, images)
-        assert (latents.shape, latents.dtype) == ((len(images), *shape), np.float32)
-        assert latents.std() == pytest.approx(1, rel=1e-3)
-        np.testing.assert_allclose(latents.mean(axis=0), 0, atol=1e-5)
-        lost = np.sum((mnist_latents.decode(pca, latents).reshape(flat.shape) - flat) ** 2, axis=1).mean()
-        assert lost == pytest.approx(variances[kept:].sum(), rel=1e-5, abs=1e-9)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the commands of the page on latents have been run: scikit-learn's digits for MNIST, five steps each."""
-    folder = tmp_path_factory.mktemp("latents")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    train, test = digits("train"), digits("test")
-    np.savez(
-        folder / "digits.npz",
-        images=train.images, labels=train.labels, test_images=test.images, test_labels=test.labels,
-    )  # fmt: skip
-    section = (ROOT / "docs" / "howto" / "latents.md").read_text()
-    lines = re.search(r"```sh\n(.*?)```", section, flags=re.DOTALL)[1].replace("\\\n", "").splitlines()
-    small = ["--config.steps=5", "--config.net.width=32", "--config.net.depth=1", "--config.batch_size=32"]
-    for line in lines:
-        _python, *arguments = shlex.split(line.replace("~/tensorflow_datasets", "digits.npz"))
-        if "--config=" in line:
-            arguments += [*small, "--config.samples.num=4", "--config.log.tensorboard=False", "--config.report=False"]
-        with contextlib.chdir(folder):
-            if arguments[:2] == ["-m", "cmjax.main"]:
-                do(*arguments[2:])
-            else:
-                assert arguments[0] == "examples/mnist_latents.py"
-                mnist_latents.main(arguments[1:])
-    return folder
-
-
-def test_the_pages_commands_make_latents_models_and_images(folder):
-    latents = arrays(folder / "latents" / "latents.npz", "train")
-    assert (len(latents), latents.shape, latents.num_classes) == (1500, (4, 4, 4), 10)
-    samples = np.load(folder / "samples.npz")["images"]
-    assert (samples.shape[1:], samples.dtype) == ((4, 4, 4), np.float32)
-    with Image.open(folder / "digits.png") as picture:
-        pixels = np.asarray(picture)
-    side = -(-28 // 8) * 8 + 2  # an 8×8 digit, enlarged to 28 pixels or more, and the gap
-    assert pixels.shape == (len(samples) // 10 * side + 2, 10 * side + 2, 3)
-    pca = mnist_latents.PCA(**np.load(folder / "latents" / "pca.npz"))
-    first = np.clip((mnist_latents.decode(pca, samples[:1])[0, :, :, 0] + 1) * 127.5, 0, 255)
-    np.testing.assert_allclose(pixels[2:34:4, 2:34:4, 0], first, atol=0.51)

@@ -124,7 +124,7 @@ def test_data_that_is_not_here_is_known_or_assumed_or_asked_for():
     data = abstract.data_shapes(run)
     assert (data.shape, data.num_classes) == ((64, 64, 3), 1000)
     assert "1000 classes" in data.assumed
-    with pytest.raises(ConfigError, match=r"config\.data\.image_size=0: .*'arrays' is not here"):
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size=0: .*'latents' is not here"):
         abstract.data_shapes(run_of(mnist_latents_ddpm))
 
 
