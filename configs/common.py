@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from cmjax.nets import defaults
 from cmjax.nets.adm import OPENAI
+from cmjax.nets.dit import SIZES as DIT_SIZES
 from cmjax.nets.unet import NCSNPP
 
 
@@ -184,3 +185,32 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     config.checkpoint.save_every, config.log.every = 4, 1
     config.samples.every, config.samples.num, config.metrics.num = 0, 16, 0
     return config
+
+
+SIZES = ("B4", "B2", "L2", "XL2")
+"""Of the DiTs of latents, by the letter of their width and depth and the side of a patch."""
+
+
+def on_latents(config: ConfigDict, variant: str, *, sizes: tuple[str, ...] = SIZES, **net: Any) -> ConfigDict:
+    """A recipe of ImageNet-256's latents, 32×32×4: a DiT of the size `variant`, XL/2 where it is "", and `net` of it.
+
+    `:tiny` is small enough for a few steps on a laptop, and its latents may have any size.
+    """
+    if variant not in ("", "tiny", *sizes):
+        raise ValueError(f"the recipe has the variants {', '.join(f':{size}' for size in sizes)} and :tiny")
+    tiny, size = variant == "tiny", variant or "XL2"
+    fields = {"width": 32, "depth": 2, "heads": 2} if tiny else DIT_SIZES[size[:-1]]
+    patch = 1 if tiny else int(size[-1])
+    config.net = dit(**fields, patch=patch, time_scale=1.0, class_conditional=True, **net)
+    if not tiny:
+        config.data.image_size, config.data.channels = 32, 4
+        return config
+    config.data.image_size = config.data.channels = 0
+    config.steps, config.batch_size, config.checkpoint.save_every, config.log.every = 4, 8, 4, 1
+    config.samples.every, config.samples.num = 0, 16
+    return config
+
+
+def run_of(recipe: str, variant: str) -> str:
+    """The folder of a recipe's run, of the variant that this one's starts from."""
+    return f"runs/{recipe}-{variant}" if variant not in ("", "XL2") else f"runs/{recipe}"
