@@ -96,6 +96,13 @@ def test_the_page_s_commands_make_latents_models_and_images(folder):
     np.testing.assert_array_equal(pixels, np.repeat(pixels[..., :1], 3, axis=2))  # latents would be in colours
 
 
+def test_its_samples_are_measured_against_the_images(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    do("evaluate", "--workdir=runs/mnist_latents_scm_cd", "--times=1", "--num=40", "--metrics=fd")
+    row = json.loads((folder / "runs" / "mnist_latents_scm_cd" / "evaluation.jsonl").read_text())
+    assert row["metrics"]["fd"] > row["real"]["fd"] > 0
+
+
 @pytest.mark.slow
 def test_reconstructions_come_near_the_images(tmp_path):
     train_autoencoder.main(["--name=digits", "--steps=200", "--widths=16,32", f"--out={tmp_path}"])
