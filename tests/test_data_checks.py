@@ -285,7 +285,7 @@ def test_images_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
         ("aray", "(did you mean arrays?)"),
         (
             "celebrities",
-            "must be one of digits, arrays, folder, latents, cifar10, mnist, or a TFDS data set prepared in data_dir",
+            "must be one of digits, arrays, folder, tars, latents, cifar10, mnist, or a TFDS data set prepared in",
         ),
     ],
 )
@@ -369,7 +369,9 @@ def test_the_fewest_images_that_have_metrics(tmp_path):
 def test_a_search_says_that_too_few_images_are_held_out(tmp_path):
     np.savez(tmp_path / "x.npz", images=PIXELS[:50])
     run = read_run(data_of("arrays", tmp_path / "x.npz"))
-    trained: Any = SimpleNamespace(run=lambda: run, recorded=SimpleNamespace(has_data=True), folder=tmp_path)
+    trained: Any = SimpleNamespace(
+        open_images=run.open_source, recorded=SimpleNamespace(has_data=True), folder=tmp_path, of_latents=False
+    )
     flow_map: Any = SimpleNamespace(shape=(4, 4, 3))
     with pytest.raises(ConfigError, match="metrics need at least 6 held-out images, and there are 5; name them"):
         search.score_along(trained, flow_map, "fd")

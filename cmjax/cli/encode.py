@@ -15,7 +15,7 @@ import jax
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.data import read_data
 from cmjax.config.fields import ConfigError, Fields, about
-from cmjax.data.base import DataError
+from cmjax.data.base import DataError, crop_of
 from cmjax.data.crops import CROPS
 from cmjax.generation.encoding import check_fits, encode_source
 from cmjax.interop.autoencoder import load_autoencoder
@@ -99,8 +99,7 @@ def run(
         check_fits(source, loaded)
     except DataError as error:
         raise ConfigError(f"--autoencoder={autoencoder}: {error}") from error
-    crop = getattr(getattr(source, "read", None), "crop", None) or "none"
-    preprocessing = {"crop": crop, "image_shape": list(source.shape)}
+    preprocessing = {"crop": crop_of(source) or "none", "image_shape": list(source.shape)}
     entries = {"split": split, "preprocessing": preprocessing, "data": data.name, **data_key_of(source)}
     entries["origin"] = {"autoencoder": str(autoencoder), "data_dir": data.data_dir, "dtype": dtype}
     sizes = {"batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}

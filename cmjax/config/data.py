@@ -15,6 +15,7 @@ from cmjax.data.checks import check_source
 from cmjax.data.crops import CROPS
 from cmjax.data.folder import check_folder, image_sizes
 from cmjax.data.latents import MANIFEST, latents, split_folder
+from cmjax.data.tars import find_tars
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
 from cmjax.data.values import check_is_file
 from cmjax.data.workers import check_grain
@@ -69,9 +70,9 @@ class Data:
         return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split))
 
 
-def _folder(data: Data, split: str) -> sources.Source:
+def _images(open_source: Callable[..., sources.Source], data: Data, split: str) -> sources.Source:
     images = {"image_size": data.image_size or (0, 0), "channels": data.channels or 3}
-    return sources.folder(data.data_dir, split, **images, **data.reading)
+    return open_source(data.data_dir, split, **images, **data.reading)
 
 
 def _tfds(data: Data, split: str) -> sources.Source:
@@ -90,10 +91,13 @@ def _latents(data: Data, split: str) -> sources.Source:
 SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "digits": lambda data, split: sources.digits(split),
     "arrays": lambda data, split: sources.arrays(data.data_dir, split, memory_limit_bytes=data.memory_limit_bytes),
-    "folder": _folder,
+    "folder": partial(_images, sources.folder),
+    "tars": partial(_images, sources.tars),
     "latents": _latents,
 }
 """The readers of data by name; any other name is that of a data set of TFDS."""
+OF_ANY_SIZE = ("folder", "tars")
+"""The names of data whose images are resized."""
 OF_LATENTS = ("latents", "arrays")
 """The names of data that may be latents."""
 
@@ -127,8 +131,9 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     autoencoder = fields.path("autoencoder") if fields.has("autoencoder") else ""
     if autoencoder and name not in OF_LATENTS:
         raise fields.error("autoencoder", f"decodes latents, and the data {name!r} are images; leave it empty")
-    if name == "folder" and not size:
-        raise fields.error("image_size", f"must be given for a folder of images, in pixels{_usual_size(data_dir)}")
+    if name in OF_ANY_SIZE and not size:
+        usual = _usual_size(data_dir) if name == "folder" else ""
+        raise fields.error("image_size", f"must be given for a folder of images, in pixels{usual}")
     return Data(name, data_dir, size, channels, limit, corrupt, autoencoder=autoencoder)
 
 
@@ -156,6 +161,8 @@ def _check_there(fields: Fields, name: str, data_dir: str) -> None:
             check_folder(data_dir)
         elif name == "arrays":
             check_is_file(to_path(data_dir).expanduser())
+        elif name == "tars":
+            find_tars(to_path(data_dir).expanduser())
         elif name == "latents":
             split_folder(data_dir, "train")
     except (DataError, ImportError) as error:

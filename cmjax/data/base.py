@@ -139,6 +139,13 @@ def known_labels(source: Source) -> np.ndarray | None:
     return known_labels(source.source) if isinstance(source, OfAnother) else getattr(source, "labels", None)
 
 
+def crop_of(source: Source) -> str | None:
+    """The name of the crop by which a source's images are resized; None where they are taken as they are."""
+    while isinstance(source, OfAnother):
+        source = source.source
+    return getattr(source, "crop", None)
+
+
 def check_split(split: str) -> None:
     """Raises DataError for another split than "train" and "test"."""
     if split not in ("train", "test"):

@@ -48,16 +48,12 @@ def folder(
             several ways. The source's `gather` raises it where more than `max_corrupt` are damaged.
     """
     check_split(split)
-    if channels not in (1, 3):
-        raise DataError(f"channels must be 1 or 3, got {channels}")
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise DataError(f"image_size must be at least 1, got {image_size}")
+    shape = check_images(image_size, channels)
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
     listed = read_split(root, split)
     source = FolderSource(
-        shape=(height, width, channels),
+        shape=shape,
         length=len(listed.files),
         damage=Damage(str(root), max_corrupt),
         class_names=listed.class_names,
@@ -67,6 +63,16 @@ def folder(
         crop=crop,
     )
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
+
+
+def check_images(image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
+    """The shape (height, width, channels) of images. Raises: DataError naming the argument that is out of range."""
+    if channels not in (1, 3):
+        raise DataError(f"channels must be 1 or 3, got {channels}")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise DataError(f"image_size must be at least 1, got {image_size}")
+    return height, width, channels
 
 
 def check_folder(data_dir: str | AnyPath) -> None:
@@ -147,12 +153,36 @@ def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Ima
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSource(OnDemandSource):
-    """Examples of image files below `root`, resized by `crop`."""
+class ImageSource(OnDemandSource):
+    """Examples of encoded images, each resized by `crop`. A subclass says where an image is."""
+
+    crop: str
+
+    def file(self, index: int) -> AnyPath | bytes:
+        """The path or the content of an image."""
+        raise NotImplementedError
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Source.gather`."""
+
+        def image(index: int) -> tuple[np.ndarray, int]:
+            return read_image(self.file(index), self.shape, crop=self.crop)[0], index
+
+        # The place of the image that was read comes with it: it may be another than was asked for, with another label.
+        examples = parallel_map(partial(self.first_whole, image), indices.tolist(), run=4)
+        images = [image for image, _ in examples]
+        batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
+        if self.labels is not None:
+            batch["label"] = self.labels[[place for _, place in examples]]
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource(ImageSource):
+    """Examples of image files below `root`."""
 
     root: AnyPath
     files: list[AnyPath]
-    crop: str
 
     def key(self) -> str:
         """A key of the files' content and their labels."""
@@ -162,16 +192,6 @@ class FolderSource(OnDemandSource):
         """The file's path from the folder on."""
         return str(self.files[index].relative_to(self.root))
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Source.gather`."""
-
-        def image(index: int) -> tuple[np.ndarray, int]:
-            return read_image(self.files[index], self.shape, crop=self.crop)[0], index
-
-        # The place of the file that was read comes with it: it may be another than was asked for, with another label.
-        examples = parallel_map(partial(self.first_whole, image), indices.tolist(), run=4)
-        images = [image for image, _ in examples]
-        batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
-        if self.labels is not None:
-            batch["label"] = self.labels[[place for _, place in examples]]
-        return batch
+    def file(self, index: int) -> AnyPath:
+        """See `ImageSource`."""
+        return self.files[index]

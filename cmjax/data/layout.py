@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def list_files(top: AnyPath) -> tuple[list[File], list[File]]:
     return [file for file in files if is_image(file.path)], [file for file in files if not is_image(file.path)]
 
 
-def is_image(file: AnyPath) -> bool:
+def is_image(file: PurePath) -> bool:
     """Checks by its name whether a file is an image."""
     return file.suffix.lower() in SUFFIXES
 

@@ -1,4 +1,4 @@
-"""Opens every source of images: the embedded digits, TFDS, a folder of image files, an .npz of arrays."""
+"""Opens every source of images: the embedded digits, TFDS, a folder of image files or of tars, an .npz of arrays."""
 
 import logging
 from importlib.util import find_spec
@@ -10,13 +10,14 @@ from cmjax.data.base import ArraySource, DataError, Source, Subset, check_split,
 from cmjax.data.folder import folder
 from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
+from cmjax.data.tars import tars
 from cmjax.data.tfds import tfds
 from cmjax.data.values import fitting, read_npz
 from cmjax.system.files import AnyPath, to_path
 
 log = logging.getLogger(__name__)
 
-__all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
+__all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tars", "tfds"]
 
 
 def digits(split: str) -> ArraySource:

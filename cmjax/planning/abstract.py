@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cmjax.config.data import OF_ANY_SIZE
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model_like
 from cmjax.config.model import NetworkModel
@@ -52,14 +53,14 @@ def data_shapes(run: Run) -> DataShapes:
         shape, num_classes = KNOWN[data.name]
         return DataShapes(shape, np.uint8, num_classes)
     there = data.data_dir and Path(data.data_dir).expanduser().exists()
-    if there and not (data.name == "folder" and data.image_size):
+    if there and not (data.name in OF_ANY_SIZE and data.image_size):
         try:
             source = run.open_source("train")
         except DataError as error:
             raise ConfigError(f"config.data.data_dir={data.data_dir!r}: {error}") from error
         dtype = source.gather(np.zeros(1, np.int64))["image"].dtype
         return DataShapes(tuple(source.shape), dtype, source.num_classes)
-    if not data.image_size or not (data.channels or data.name == "folder"):
+    if not data.image_size or not (data.channels or data.name in OF_ANY_SIZE):
         missing = "config.data.image_size" if not data.image_size else "config.data.channels"
         raise ConfigError(f"{missing}=0: the data set {data.name!r} is not here and not known: set it, for the plan")
     shape = (*data.image_size, data.channels or 3)
