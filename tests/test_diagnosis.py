@@ -4,6 +4,8 @@ whole mode on small runs."""
 import dataclasses
 import json
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -299,9 +301,10 @@ def test_a_teacher_has_a_loss_alone(runs):
 
 
 def test_latents_have_no_second_time(runs):
+    trained: Any = SimpleNamespace(of_latents=True)
     latents = dataclasses.replace(load(runs / "cd"), shape=(4, 4, 4))
     with pytest.raises(ConfigError, match=r"metrics of images, which \(4, 4, 4\) are none"):
-        times_mode.score_along(open_trained(runs / "cd"), latents, "fd")
+        times_mode.score_along(trained, latents, "fd")
 
 
 def test_an_average_of_another_width_has_times_and_no_loss(runs):

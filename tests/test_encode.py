@@ -450,7 +450,7 @@ def test_the_command_line_encodes_trains_and_samples(run, vae, tmp_path):
     assert record["autoencoder"] == load_autoencoder(vae).weights_key
     do("sample", f"--workdir={workdir}", "--num=3", f"--out={tmp_path / 'samples.npz'}", "--steps=2")
     samples = np.load(tmp_path / "samples.npz")["images"]
-    assert (samples.shape, samples.dtype) == ((3, 4, 4, 4), np.float32)
+    assert (samples.shape, samples.dtype) == ((3, 8, 8, 3), np.uint8)
     for field in ("horizontal_flip=True", "augment=edm(0.1)"):
         with pytest.raises(ConfigError, match="latents cannot be changed as the image"):
             do(

@@ -163,7 +163,7 @@ def test_times_are_searched_for_and_kept_for_each_sampler(runs, monkeypatch):
     trained = open_trained(runs / "flow")
     searched = []
 
-    def score_along(trained, flow_map, metric, samples):
+    def score_along(trained, flow_map, metric, samples, decoder):
         searched.append(samples.gamma)
         best = 0.3 if samples.gamma is None else 0.6
         return lambda times: abs(times[1] - best)

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--mode={arguments[0]}", *arguments[1:]]
     mode = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")
         if name in ("--mode", "-mode"):
             mode = value if equals else following  # the last one counts, as with every flag

@@ -60,7 +60,7 @@ def _of_network(asked: Asked) -> Reasons:
         alone = "there is no attention but in the middle: " if len(absent) == len(heights) else ""
         there = ", ".join(map(str, levels))
         yield "net.attention_resolutions", f"{alone}for these images the levels are {there} rows high"
-    learned = value("objective.name") == "edm2" or value("objective.learned_weight")
+    learned = value("objective.name") in ("edm2", "dmf") or value("objective.learned_weight")
     if value("net.weight_head") and not learned:
         yield "net.weight_head", "the objective learns no weight"
     scale, embedding = value("net.fourier_scale"), value("net.embedding")
@@ -74,7 +74,7 @@ def _of_network(asked: Asked) -> Reasons:
 def _of_objective(asked: Asked) -> Reasons:
     steps, interval = asked.steps, asked.value("objective.guidance_interval")
     limited = interval is not None and interval != "drawn" and tuple(interval) != (0.0, 1.0)
-    if limited and asked.value("objective.guidance") == 1:
+    if limited and asked.value("objective.guidance") == 1 and not asked.value("objective.blend"):
         yield "objective.guidance_interval", "config.objective.guidance=1 is no guidance"
     if asked.parameter("objective.stages", "count", {"equal": equal_stages}, total_steps=steps) > steps:
         yield "objective.stages", f"the run has {steps} steps"
