@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         guidance,
         likelihood,
         losses,
+        map_pairs,
         ode,
         oracles,
         pairs,
@@ -44,8 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch", "BoundModel", "Model", "Times", "averages", "couplings", "curricula", "derivatives", "distances",
     "editing", "ema_rates", "grids", "guidance", "karras_grid", "likelihood", "load", "load_autoencoder", "losses",
-    "make_train_step", "ode", "oracles", "pairs", "paths", "preconditioning", "sample_chain", "sample_denoiser",
-    "sample_fn", "sampling", "solvers", "times", "track_averages", "typing", "weightings",
+    "make_train_step", "map_pairs", "ode", "oracles", "pairs", "paths", "preconditioning", "sample_chain",
+    "sample_denoiser", "sample_fn", "sampling", "solvers", "times", "track_averages", "typing", "weightings",
 ]  # fmt: skip
 
 _FROM = {

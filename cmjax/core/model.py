@@ -58,13 +58,13 @@ class Model:
         return call_net(self.net, params, x, self._scalings(x, t, s), key=key, **conditions)
 
     def weighted_output(
-        self, params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any
+        self, params: Params, x: Samples, t: Time, s: Time | None = None, *, key: Any = None, **conditions: Any
     ) -> tuple[Samples, PerSample]:
         """F (b, ...) and the output of the network's weight head (b,).
 
         Raises: TypeError where the network has no such head.
         """
-        c = self._scalings(x, t, None)
+        c = self._scalings(x, t, s)
         outputs = call_net(self.net, params, x, c, key=key, return_weight=True, **conditions)
         return _pair(outputs, "weight", "(b,)")
 

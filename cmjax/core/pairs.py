@@ -116,7 +116,7 @@ def shrinking_gap(
         raise ValueError(f"q must be above 1, got {q}")
     if adjust not in ("sigmoid", "constant"):
         raise ValueError(f"adjust must be sigmoid or constant, got {adjust!r}")
-    _check_fraction("ratio_limit", ratio_limit)
+    check_fraction("ratio_limit", ratio_limit)
 
     def ratio(t, step):
         adjustment = 1 + k * jax.nn.sigmoid(-b * t) if adjust == "sigmoid" else 1.0
@@ -139,10 +139,10 @@ def sorted_pairs(
     [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers]
     Raises: ValueError where apart lies outside [0, 1].
     """
-    _check_fraction("apart", apart)
+    check_fraction("apart", apart)
 
     def sample(key, batch_size, step):
-        one, other, differ = _two_samples(key, batch_size, times, times_s, apart, exact)
+        one, other, differ = two_samples(key, batch_size, times, times_s, apart, exact)
         larger = jnp.maximum(one, other)
         t = jnp.where(differ, larger, one) if single else larger
         return Times(t=t, s=jnp.where(differ, jnp.minimum(one, other), t))
@@ -158,16 +158,17 @@ def capped_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, e
     [Geng et al. 2025, MeanFlow; the second form of the released samplers, for CIFAR-10]
     Raises: ValueError where apart lies outside [0, 1].
     """
-    _check_fraction("apart", apart)
+    check_fraction("apart", apart)
 
     def sample(key, batch_size, step):
-        t, other, differ = _two_samples(key, batch_size, times, times_s, apart, exact)
+        t, other, differ = two_samples(key, batch_size, times, times_s, apart, exact)
         return Times(t=t, s=jnp.where(differ, jnp.minimum(t, other), t))
 
     return sample
 
 
-def _two_samples(key, batch_size, times, times_s, apart, exact):
+def two_samples(key, batch_size, times, times_s, apart, exact):
+    """A time of each distribution, (b,), and where both count: for the fraction `apart`, the last ones if `exact`."""
     t_key, s_key, apart_key = jax.random.split(key, 3)
     if exact:
         differ = jnp.arange(batch_size) >= part_of(1 - apart, batch_size)
@@ -176,7 +177,8 @@ def _two_samples(key, batch_size, times, times_s, apart, exact):
     return times(t_key, batch_size), times_s(s_key, batch_size), differ
 
 
-def _check_fraction(name: str, fraction: float) -> None:
+def check_fraction(name: str, fraction: float) -> None:
+    """Raises ValueError where the fraction lies outside [0, 1]."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {fraction}")
 
@@ -205,7 +207,7 @@ def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> PairSa
     levels = round(math.log2(max(steps, 1)))
     if steps < 2 or 2**levels != steps:
         raise ValueError(f"steps must be a power of two from 2 on, got {steps}")
-    _check_fraction("fraction", fraction)
+    check_fraction("fraction", fraction)
 
     def sample(key, batch_size, step):
         level_key, place_key = jax.random.split(key)

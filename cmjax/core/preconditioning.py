@@ -91,6 +91,25 @@ def linear_gap(t: Array, s: Array) -> Scalings:
     return linear_flow(t, s)._replace(c_noise=t - s, c_noise_s=None)
 
 
+def linear_expanded(t: Array, s: Array) -> Scalings:
+    """`linear_flow` of a network of one time, for s = 0 and s = t alone: −t is the time of s = t.
+
+    [Peng et al. 2025, FACM, sec. 4.2]
+    """
+    return linear_flow(t, s)._replace(c_noise=jnp.where(s < t, t, -t), c_noise_s=None)
+
+
+def ctm(t: Array, s: Array, *, sigma_data: float) -> Scalings:
+    """CTM's flow map on the `ve` path, s/t·x + (1 − s/t)·(c_skip·x + c_out·F), with the coefficients of `edm`.
+
+    [Kim et al. 2024, CTM, eq. 3 and app. D]
+    """
+    base, rest = edm(t, sigma_data=sigma_data), s / t
+    return base._replace(
+        c_skip=rest + (1 - rest) * base.c_skip, c_out=(1 - rest) * base.c_out, c_noise_s=jnp.log(s) / 4
+    )
+
+
 def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most: float = 80 / 81) -> Net:
     """The velocity (x − D)/t of an EDM denoiser D on the linear path, as a network of x (b, ...) and t (b,) in [0, 1]:
     for parameters that were trained on the `ve` path.

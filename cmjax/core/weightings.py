@@ -46,3 +46,8 @@ def inverse_c_out(t: PerSample, r: PerSample, *, scalings: Preconditioning) -> P
     [Karras et al. 2022, app. B.6]
     """
     return scalings(t).c_out ** -2
+
+
+def tan_gap(t: PerSample, s: PerSample) -> PerSample:
+    """The weight 1 + tan((1 − (t − s))·π/2.5) of a flow map from t to s, 1 to 4.1.   [Sun et al. 2025, RCGM]"""
+    return 1 + jnp.tan((1 - (t - s)) * jnp.pi / 2.5)

@@ -93,7 +93,10 @@ class Network(nn.Module, kw_only=True):
                 return out, velocity
         if not self.weight_head:
             return out
-        weight = WeightHead(self.weight_head, self.normalized_head, name="weight_head")(c_noise)
+        second = None
+        if self.two_times:
+            second = jnp.zeros_like(c_noise) if c_noise_s is None else c_noise_s
+        weight = WeightHead(self.weight_head, self.normalized_head, name="weight_head")(c_noise, second)
         return (out, weight) if return_weight else out
 
     def check(self, x: Array) -> None:

@@ -65,6 +65,8 @@ class AddedEmbedding(nn.Module):
 class WeightHead(nn.Module):
     """w(c_noise) = a·Fourier(c_noise) + b: the log variance u of EDM2's loss, the w of sCM's.
 
+    A flow map's weight is a function of both of its times.
+
     features: of c_noise; the published networks have 128.
     normalized: EDM2's form, whose a has norm 1 and whose b is absent; otherwise w starts at zero.
     [Karras et al. 2024, eq. 21; Lu & Song 2025, eq. 8]
@@ -74,8 +76,10 @@ class WeightHead(nn.Module):
     normalized: bool = False
 
     @nn.compact
-    def __call__(self, c_noise: Float[Array, " b"]) -> Float[Array, " b"]:
+    def __call__(self, c_noise: Float[Array, " b"], c_noise_s: Float[Array, " b"] | None = None) -> Float[Array, " b"]:
         waves = Fourier(self.features, name="fourier")(c_noise)
+        if c_noise_s is not None:
+            waves = jnp.concatenate([waves, Fourier(self.features, name="fourier_s")(c_noise_s)], axis=1)
         if self.normalized:
             return MPLinear(1, name="linear")(waves)[:, 0]
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="linear")(waves)[:, 0]

@@ -13,31 +13,46 @@ The other inputs of a method are keyword arguments; `functools.partial` binds th
 """
 
 from cmjax.core.losses.alpha_flow import alphaflow
+from cmjax.core.losses.anchored import dmf, facm
 from cmjax.core.losses.consistency import ct, ect, ict, multistep_ct, sct, tcm
 from cmjax.core.losses.continuous import continuous_cd, continuous_ct, scm_cd, scm_ct
 from cmjax.core.losses.diffusion import denoising, edm2
 from cmjax.core.losses.distillation import cd, guided_cd, lcm, pd
+from cmjax.core.losses.distilled_maps import ayf, ctm
 from cmjax.core.losses.flow_maps import imf, meanflow, shortcut
+from cmjax.core.losses.recursive import rcgm
+from cmjax.core.losses.self_distillation import esd, lsd, psd, tvm
+from cmjax.core.losses.soflow import soflow
 
 __all__ = [
     "alphaflow",
+    "ayf",
     "cd",
     "continuous_cd",
     "continuous_ct",
     "ct",
+    "ctm",
     "denoising",
+    "dmf",
     "ect",
     "edm2",
+    "esd",
+    "facm",
     "guided_cd",
     "ict",
     "imf",
     "lcm",
+    "lsd",
     "meanflow",
     "multistep_ct",
     "pd",
+    "psd",
+    "rcgm",
     "scm_cd",
     "scm_ct",
     "sct",
     "shortcut",
+    "soflow",
     "tcm",
+    "tvm",
 ]

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from cmjax.core.batch import Batch
 from cmjax.core.derivatives import Derivative, within
-from cmjax.core.guidance import NO_LABEL, mix
-from cmjax.core.model import Model
+from cmjax.core.guidance import NO_LABEL, guided, mix
+from cmjax.core.model import Model, check_path
 from cmjax.core.paths import per_sample
 from cmjax.core.times import part_of
-from cmjax.core.typing import Distance, Params, PerSample, PRNGKey, Samples, Time
+from cmjax.core.typing import BoundDenoiser, Conditions, Distance, Params, PerSample, PRNGKey, Samples, Time
 from cmjax.ranges import Positive
 from cmjax.system.mesh import split_as, whole
 
@@ -101,7 +101,7 @@ def imf(
 
     along = velocity(label=kept)
     if not _is(scale, 1):
-        label = _labels(batch)
+        label = labels_of(batch)
         apart = along - velocity(label=jnp.full_like(label, NO_LABEL), guidance=jnp.ones_like(t))
         v = v + per_sample(jnp.where(label == NO_LABEL, 0, 1 - 1 / w), v) * apart
     u, du_dt, *head = within(derivative, s, jnp.ones_like(s))(
@@ -154,7 +154,7 @@ def shortcut(
         u = model.output(target_params, x, t, s, **inputs)
         if _is(guidance, 1):
             return u
-        nothing = jnp.full_like(first(_labels(batch)), NO_LABEL)
+        nothing = jnp.full_like(first(labels_of(batch)), NO_LABEL)
         without = model.output(target_params, x, t, s, **{**inputs, "label": nothing})
         return mix(u, without, jnp.where(finest, guidance, 1.0))
 
@@ -171,8 +171,29 @@ def on_line(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples, 
     """t, s, x_t, and the velocity noise − x0 of each sample. Raises: ValueError where the path is not linear."""
     if not model.path.straight:
         raise ValueError("this loss is of the path paths.linear, where a flow map is x − (t − s)·u")
+    return on_path(model, batch)
+
+
+def on_path(model: Model, batch: Batch) -> tuple[PerSample, PerSample, Samples, Samples]:
+    """t, s, x_t, and the velocity a'·x0 + b'·noise of each sample, which is right on average."""
     t, s = batch.times.t, batch.times.destination
     return t, s, batch.noised(model.path, t), model.path.conditional_velocity(batch.x0, batch.noise, t)
+
+
+def velocity_at(model: Model, params: Params, key: Any, x: Samples, t: PerSample, conditions: Conditions) -> Samples:
+    """The velocity v(x, t) = ∂_s Φ(x, t, s) at s = t of a flow map: c_skip'·x + c_out'·F, since c_out is 0 there."""
+    slope = jax.jvp(lambda s: model.scalings(t, s), (t,), (jnp.ones_like(t),))[1]
+    out = model.output(params, x, t, t, key=key, **conditions)
+    return per_sample(slope.c_skip, x) * x + per_sample(slope.c_out, x) * out
+
+
+def learned_weight(model: Model, params: Params, key: Any, batch: Batch, error: PerSample, weighted: bool) -> PerSample:
+    """e^−w·error + w with the network's weight head w(t, s), or the error itself where it is not `weighted`."""
+    if not weighted:
+        return error
+    t, s = batch.times.t, batch.times.destination
+    w = model.weighted_output(params, batch.noised(model.path, t), t, s, key=key, **batch.conditions)[1]
+    return jnp.exp(-w) * error + w
 
 
 def mean_velocity(
@@ -203,16 +224,16 @@ def guided_velocity(
     blend: Time,
     interval: Interval,
 ) -> Samples:
-    """The velocity w·v + (1 − w − κ)·u⁻(x_t, t, t, no label) + κ·u⁻(x_t, t, t), w being `guidance` and κ `blend`.
+    """The velocity w·v + (1 − w − κ)·v⁻(x_t, t, no label) + κ·v⁻(x_t, t), w being `guidance` and κ `blend`.
 
     It is v for samples without a label, and at times t outside the interval.   [Geng et al. 2025, MeanFlow, eq. 21]
     """
     if _is(guidance, 1) and _is(blend, 0):
         return v
-    t, label = batch.times.t, _labels(batch)
+    t, label = batch.times.t, labels_of(batch)
 
     def velocity(label):
-        return model.output(params, x_t, t, t, key=key, **{**batch.conditions, "label": label})
+        return velocity_at(model, params, key, x_t, t, {**batch.conditions, "label": label})
 
     w, kappa = per_sample(guidance, v), per_sample(blend, v)
     mixed = w * v + (1 - w - kappa) * velocity(jnp.full_like(label, NO_LABEL))
@@ -222,7 +243,24 @@ def guided_velocity(
     return jax.lax.stop_gradient(jnp.where(per_sample(changes, v), mixed, v))
 
 
-def _labels(batch: Batch) -> jax.Array:
+def teacher_velocity(
+    teacher: BoundDenoiser, model: Model, batch: Batch, x_t: Samples, *, guidance: Time, interval: Interval
+) -> Samples:
+    """The velocity of the teacher's ODE at x_t, guided by the scale `guidance` at times t in the interval.
+
+    Raises: ValueError where the teacher is of another path than the model, or guidance is asked for without labels.
+    """
+    check_path(model, teacher)
+    t = batch.times.t
+    if _is(guidance, 1):
+        denoised = teacher(x_t, t, **batch.conditions)
+    else:
+        scale = jnp.where((interval[0] <= t) & (t <= interval[1]), guidance, 1.0)
+        denoised = guided(teacher)(x_t, t, guidance=scale, **{**batch.conditions, "label": labels_of(batch)})
+    return jax.lax.stop_gradient(model.path.velocity(x_t, denoised, t))
+
+
+def labels_of(batch: Batch) -> jax.Array:
     if "label" not in batch.conditions:
         raise ValueError("guidance is by labels: the batch's conditions have no 'label'")
     return batch.conditions["label"]
