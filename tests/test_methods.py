@@ -170,6 +170,20 @@ WRONG = [
     ("continuous_cd", {"objective.distance": "pseudo_huber(c=0.1)"}, "objective.distance=", "linf, lpips, norm"),
     ("continuous_cd", {"objective.stop_gradient": "no"}, "objective.stop_gradient=", "True or False"),
     ("alphaflow", {"objective.alpha": "sigmoid(steepness='x')"}, "objective.alpha=", "'x'"),
+    ("soflow", {"objective.gap": "falling(start=0.1, end=0.5)"}, "objective.gap=", "0 < end <= start"),
+    ("soflow", {"objective.guidance": 2.0}, "objective.guidance=", "class_cond"),
+    ("lsd", {"objective.learned_weight": True}, "objective.name=", "set config.net.weight_head"),
+    ("psd", {"objective.split": "half"}, "objective.split=", "uniform, middle"),
+    ("esd", {"objective.pairs": "sorted(apart=1.5)"}, "objective.pairs=", "apart must"),
+    ("tvm", {"objective.guidance": (1.0, 4.0)}, "objective.name=", "set config.net.guided"),
+    ("facm", {"objective.power": 0.0}, "objective.power=", "above 0"),
+    ("facm", {"model.preconditioning": "linear_expanded"}, "net.two_times=", "gives it one time"),
+    ("dmf", {"net.weight_head": 0}, "objective.name=", "set config.net.weight_head"),
+    ("rcgm", {"objective.order": 0}, "objective.order=", "at least 1"),
+    ("rcgm", {"objective.weight": "karras"}, "objective.weight=", "uniform, tan_gap"),
+    ("ayf", {"objective.teacher": ""}, "objective.teacher=", "must name the workdir"),
+    ("ctm", {"objective.num_scales": 2}, "objective.num_scales=", "at least 3"),
+    ("ctm", {"model": RECIPES["meanflow"]["model"]}, "objective.name=", "needs config.model.path=ve"),
 ]  # fmt: skip
 
 

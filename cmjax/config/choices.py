@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cmjax.config.fields import by_name
 from cmjax.config.methods import NO_AVERAGE
-from cmjax.core import couplings, curricula, distances, ema_rates, ode, pairs, times, weightings
+from cmjax.core import couplings, curricula, distances, ema_rates, map_pairs, ode, pairs, times, weightings
 from cmjax.core.derivatives import central_difference
 from cmjax.core.losses import alpha_flow, tangents
 from cmjax.ranges import Within
@@ -20,12 +20,14 @@ INTERVALS = {"uniform": pairs.uniform_intervals, "lognormal": pairs.lognormal_in
 DISCRETE_PAIRS = {"skipping": pairs.skipping_pairs, "ddim_grid": pairs.ddim_grid_pairs}
 CURRICULA = by_name(curricula.constant, curricula.square_root_growth, curricula.doubling)
 COUPLINGS = {"independent": lambda: None, "minibatch_ot": couplings.minibatch_ot}
-PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs}
+PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs, "long": map_pairs.long_pairs}
 RATES = {NO_AVERAGE: lambda: None, "ema": ema_rates.constant_rate}
 RATES_BY_GRID = RATES | {"scheduled_ema": ema_rates.scheduled_rate}
 WEIGHTINGS_OF_VE = by_name(weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
 """They take the time for the noise level."""
 WEIGHTINGS = by_name(weightings.uniform, weightings.inverse_gap, weightings.inverse_c_out) | WEIGHTINGS_OF_VE
+MAP_WEIGHTINGS = by_name(weightings.uniform, weightings.tan_gap)
+"""Weights of a flow map's loss, of t and the destination s."""
 ALPHA_WEIGHTS = {"inverse": alpha_flow.inverse_alpha, "adaptive": alpha_flow.adaptive_alpha}
 ODE_STEPS = {"ddim": ode.ddim_step, "euler": ode.euler_step, "heun": ode.heun_step, "midpoint": ode.midpoint_step}
 NORMALIZATIONS = by_name(tangents.unit_norm, tangents.unit_rms, tangents.clipped) | {"none": tangents.unchanged}

@@ -51,11 +51,22 @@ METHODS: dict[str, Row] = {
     "continuous_cd": Row("consistency", "single", instead=_OF_ONE_TIME),
     "scm_ct": Row("consistency", "single", "trig linear"),
     "scm_cd": Row("consistency", "single", "trig linear", also=("guided_teacher",)),
-    "meanflow": Row("flow_map", "two", also=("drops_first",)),
-    "imf": Row("flow_map", "two", instead={"guidance": "scale_or_scales", "interval": "interval_or_intervals"},
+    "meanflow": Row("flow_map", "two", "linear", also=("drops_first",)),
+    "imf": Row("flow_map", "two", "linear",
+               instead={"guidance": "scale_or_scales", "interval": "interval_or_intervals"},
                also=("drops_first", "keeps_label")),
-    "shortcut": Row("flow_map", "dyadic"),
-    "alphaflow": Row("flow_map", "between", instead={"weight": "alpha_weight", "target_params": None}),
+    "shortcut": Row("flow_map", "dyadic", "linear"),
+    "alphaflow": Row("flow_map", "between", "linear", instead={"weight": "alpha_weight", "target_params": None}),
+    "soflow": Row("flow_map", "near", "linear"),
+    "lsd": Row("flow_map", "two", "linear"),
+    "psd": Row("flow_map", "parted", "linear"),
+    "esd": Row("flow_map", "two", "linear"),
+    "tvm": Row("flow_map", "two", "linear", also=("optional_scales",)),
+    "facm": Row("flow_map", "single", "linear", instead={"teacher": "optional_teacher"}),
+    "dmf": Row("flow_map", "two", "linear", instead={"teacher": "optional_teacher"}, also=("weight_head",)),
+    "rcgm": Row("flow_map", "two", "linear", instead={"weight": "map_weight"}),
+    "ayf": Row("flow_map", "two", "linear", also=("optional_scales",)),
+    "ctm": Row("flow_map", "skipping_grid", "ve", instead={"weight": "weight_of_t"}),
 }  # fmt: skip
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}
 """Methods by the names that older runs have recorded."""
@@ -71,7 +82,8 @@ def method_name(objective: Fields) -> str:
 def read_spec(fields: Fields) -> ModelSpec:
     """The model of a whole configuration, checked, as far as it is known without the data set."""
     name = method_name(fields.section("objective"))
-    return read_model_spec(fields, METHODS[name].kind, made_by=f"config.objective.name={name!r}")
+    row = METHODS[name]
+    return read_model_spec(fields, row.kind, made_by=f"config.objective.name={name!r}", made_for=row.paths.split())
 
 
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> NetworkModel:

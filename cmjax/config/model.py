@@ -42,7 +42,7 @@ PATHS: dict[str, Callable[..., Path]] = {
 LAST_TIMES = {"trig": math.pi / 2, "linear": 1.0, "vp": 1.0, "ddpm": 1.0}
 """Where a path is noise alone, or its schedule ends."""
 _TRIG = by_name(scalings.trig, scalings.trig_edm)
-_FLOWS = by_name(scalings.linear_flow, scalings.linear_gap, scalings.linear_ends)
+_FLOWS = by_name(scalings.linear_flow, scalings.linear_gap, scalings.linear_expanded, scalings.linear_ends)
 _DISCRETE = {
     "denoiser": {"epsilon": scalings.epsilon, "v": scalings.v_prediction},
     "consistency": {"lcm": scalings.lcm},
@@ -51,6 +51,7 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "ve": {
         "denoiser": by_name(scalings.edm, scalings.consistency),
         "consistency": by_name(scalings.consistency, scalings.piecewise, scalings.edm),
+        "flow_map": {"ctm": scalings.ctm},
     },
     "trig": {"denoiser": _TRIG, "consistency": _TRIG},
     "linear": {
@@ -64,7 +65,7 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
 """By the path and by the kind of model. `edm_flow` and `clean_gap` are `linear_flow` of the velocity that follows from
 an EDM network, and from a network of the gap that gives images."""
 OF_BOTH_ENDS = "linear_ends"  # the preconditioning of a flow map whose network takes t and s, and not t and t − s
-OF_THE_GAP = ("linear_gap", "clean_gap")  # those of a flow map whose network takes one time, t − s
+OF_ONE_TIME = ("linear_gap", "clean_gap", "linear_expanded")  # those of a flow map whose network takes one time
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,16 @@ class NetworkModel:
         return BoundModel(params, self.function, tuple(shape), c["t_min"], c["t_max"], self.kind, self.path)
 
 
-def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
+def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Sequence[str] = ()) -> ModelSpec:
     """The model as far as it is known without its data set, checked.
 
-    Args: kind: as in `BoundModel`. made_by: what of the configuration makes it that, for errors.
+    Args: kind: as in `BoundModel`. made_by: what of the configuration makes it that, for errors. made_for: the paths
+          that this is for, () for all.
     """
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)
     if kind not in PRECONDITIONINGS[path_name]:
-        able = [name for name, kinds in PRECONDITIONINGS.items() if kind in kinds]
+        able = [name for name in made_for or PRECONDITIONINGS if kind in PRECONDITIONINGS[name]]
         raise section.error("path", f"{made_by} needs {able[0]}")
     chosen = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
     scale = chosen.make
@@ -173,7 +175,7 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str) -> ModelSpec:
 
 def _check_inputs(net: Fields, knobs: Mapping[str, Any], preconditioning: str, kind: Kind, made_by: str) -> None:
     """Raises ConfigError where a network's times are not those that the preconditioning gives it."""
-    two_times = kind == "flow_map" and preconditioning not in OF_THE_GAP
+    two_times = kind == "flow_map" and preconditioning not in OF_ONE_TIME
     if bool(knobs.get("two_times")) != two_times:
         why = made_by if kind != "flow_map" else f"config.model.preconditioning={preconditioning}"
         raise net.error("two_times", f"{why} gives it {'two times' if two_times else 'one time'}")

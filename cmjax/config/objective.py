@@ -12,8 +12,8 @@ from cmjax.config import choices
 from cmjax.config.fields import Fields, value_problem
 from cmjax.config.methods import METHODS, method_name
 from cmjax.config.model import ModelSpec
-from cmjax.config.readers import READERS, Objective, Part, read_alpha, read_fraction
-from cmjax.core import curricula, ema_rates, losses, pairs, times
+from cmjax.config.readers import READERS, Objective, Part, read_alpha, read_fraction, read_grid
+from cmjax.core import curricula, ema_rates, losses, map_pairs, pairs, times
 from cmjax.core.pairs import PairSampler
 from cmjax.core.typing import Samples, TimeSampler
 from cmjax.training.method import Method
@@ -149,6 +149,25 @@ def _two_times(o: Objective) -> PairSampler:
         return o.fields.choice("pairs", choices.PAIRS).make(*samplers)
 
 
+def _parted(o: Objective) -> Part:
+    """t and s, and r between them at random or in the middle."""
+    return {
+        "times": map_pairs.parted(_two_times(o), middle=o.fields.one_of("split", ("uniform", "middle")) == "middle")
+    }
+
+
+def _near(o: Objective) -> Part:
+    """t and s, and r a fraction of the way from t, which falls with the run."""
+    gap = o.fields.call("gap", {"falling": map_pairs.falling_fraction}, total_steps=o.steps)
+    return {"times": map_pairs.near(_two_times(o), gap), "schedules": {"gap": gap}}
+
+
+def _skipping_grid(o: Objective) -> Part:
+    """Three times on a grid, and for a fraction of the batch, which learns to denoise, one time of a distribution."""
+    grid = read_grid(o)
+    return {"times": map_pairs.skipping_grid_pairs(grid, read_time_sampler(o), fraction=read_fraction(o))}
+
+
 def _dyadic(o: Objective) -> Part:
     t_max = o.spec.constants["t_max"]
     return {"times": o.fields.call("pairs", {"dyadic": pairs.dyadic_pairs}, fraction=read_fraction(o), t_max=t_max)}
@@ -165,4 +184,7 @@ TIMES: dict[str, Callable[[Objective], Part]] = {
     "two": lambda o: {"times": _two_times(o)},
     "between": lambda o: {"times": pairs.between(_two_times(o), read_alpha(o))},
     "dyadic": _dyadic,
+    "parted": _parted,
+    "near": _near,
+    "skipping_grid": _skipping_grid,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax.config import choices
 from cmjax.config.fields import Choice, Fields
@@ -50,12 +51,32 @@ def read_alpha(o: Objective) -> Schedule:
     return alpha
 
 
+def read_grid(o: Objective) -> np.ndarray:
+    """The grid of `num_scales` points, ascending, which CTM's times and its loss both take."""
+    return o.spec.grid(o.fields.integer("num_scales", at_least=3, at_most=10**4))
+
+
 def _value(name: str, value: Any) -> Part:
     return {"choices": {name: value}}
 
 
 def _by_step(keyword: str, schedule: Schedule, *, recorded_as: str) -> Part:
     return {"by_step": {keyword: schedule}, "schedules": {recorded_as: schedule}}
+
+
+def _optional_teacher(o: Objective) -> Part:
+    """A teacher where the field names one; else the method learns from data alone."""
+    folder = o.fields.path("teacher") if o.fields.has("teacher") else ""
+    return {"teacher": folder} if folder else {}
+
+
+def _optional_scales(o: Objective) -> Part:
+    """The scales of guidance that the network takes, where the field `guidance` has two; none where it is ()."""
+    return _scales(o, above=0) if o.fields.value("guidance") else {}
+
+
+def _map_weight(o: Objective) -> Part:
+    return _value("weight", o.fields.choice("weight", choices.MAP_WEIGHTINGS).make)
 
 
 def _first_stage(o: Objective) -> Part:
@@ -245,6 +266,7 @@ READERS: dict[str, Callable[[Objective], Part]] = {
     "first_stage": _first_stage,
     "fraction": lambda o: {"choices": {"fraction": read_fraction(o)}, "fraction": read_fraction(o)},
     "gain": lambda o: _value("gain", choices.GAINS[o.spec.path_name]),
+    "grid": lambda o: _value("grid", read_grid(o)),
     "guidance": _guidance,
     "guided_teacher": _guided_teacher,
     "interval": _interval,
@@ -253,6 +275,9 @@ READERS: dict[str, Callable[[Objective], Part]] = {
     "keeps_label": lambda o: {"labels": {"keep_labels": _of_labels(o, "keeps_label")}},
     "normalize": lambda o: _tried(o, "normalize", choices.NORMALIZATIONS, lambda: (jnp.ones((2, 3)),)),
     "ode_step": lambda o: _value("ode_step", o.fields.choice("ode_step", choices.ODE_STEPS, path=o.spec.path).make),
+    "map_weight": _map_weight,
+    "optional_scales": _optional_scales,
+    "optional_teacher": _optional_teacher,
     "rho": lambda o: _value("rho", o.spec.constants["rho"]),
     "scale_or_scales": _scale_or_scales,
     "scales": _scales,

@@ -1,0 +1,24 @@
+"""ESD: a flow map whose end does not move along the flow, from data alone.   [Boffi et al. 2025, self-distillation]
+
+python -m cmjax.main --config=configs/digits_esd.py
+
+It fails on the digits: the samples are none (docs/methods.md). It is here to be compared and improved.
+"""
+
+from configs import common, digits_meanflow
+
+
+def get_config():
+    config = digits_meanflow.get_config()
+    config.objective = common.ConfigDict(
+        {
+            "name": "esd",
+            "times": "logit_normal(mean=0.0, std=1.6)",
+            "times_s": "logit_normal(mean=-2.0, std=1.6)",
+            "pairs": "sorted(apart=0.5)",
+            "distance": "l2",
+            "learned_weight": False,
+            "target": "stop_gradient",
+        }
+    )
+    return config
