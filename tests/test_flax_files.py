@@ -1,6 +1,8 @@
 """Flax's checkpoints: the average is read, from any container, as data; what is damaged or no checkpoint is said so."""
 
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -108,20 +110,36 @@ def test_numbers_that_are_not_finite_and_other_values_are_refused(tree, tmp_path
         read_foreign(path, "auto", STATED)
 
 
-# TensorStore's other reads end after Orbax has closed its event loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def problem_of(path):
+    """The error of reading a folder, in a process of its own.
+
+    TensorStore's other reads end after Orbax has closed its event loop, and would be warnings of a later test.
+    """
+    program = """
+import sys
+from pathlib import Path
+from cmjax.interop.keys import ForeignError
+from cmjax.interop.read import read_foreign
+try:
+    read_foreign(Path(sys.argv[1]), "auto", {"image_size": 8, "head_channels": 8})
+except ForeignError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
 def test_a_damaged_orbax_folder_is_said_so_in_one_line(unpacked):
     (large,) = (file for file in (unpacked / "ocdbt.process_0" / "d").iterdir() if file.stat().st_size > 10**5)
     content = large.read_bytes()
     for damage in (content[: len(content) // 2], b""):
         large.write_bytes(damage)
-        with pytest.raises(ForeignError, match="no whole Orbax checkpoint") as caught:
-            read_foreign(unpacked, "auto", STATED)
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 500
+        problem = problem_of(unpacked)
+        assert "no whole Orbax checkpoint" in problem
+        assert problem.count("\n") == 1
+        assert len(problem) < 500
     (unpacked / "_METADATA").unlink()
-    with pytest.raises(ForeignError, match="no whole Orbax checkpoint"):
-        read_foreign(unpacked, "auto", STATED)
+    assert "no whole Orbax checkpoint" in problem_of(unpacked)
 
 
 def test_damaged_zips_and_several_checkpoints_are_refused(folder, unpacked, tmp_path):
