@@ -299,3 +299,24 @@ def test_a_method_has_one_name():
 
 def test_a_run_of_before_is_read_by_its_old_name():
     assert read_run(changed(RECIPES["pd"], {"objective.name": "progressive"})).method.target_rate is not None
+
+
+@pytest.mark.parametrize("name", ["scm_cd", "ayf"])
+def test_a_guided_student_has_a_teacher_that_is_guided_by_its_scale(name):
+    """The teacher is asked with the label and without, and takes no scale itself."""
+    changes = {"objective.guidance": (2.0, 3.0), "net.guided": True, "net.class_conditional": True,
+               "data.label_dropout": 0.1}  # fmt: skip
+    run = read_run(changed(RECIPES[name], changes))
+    model, labels = run.model_spec.make(10), []
+
+    def teacher(x, t, *, label):
+        labels.append(label)
+        return 0.5 * x
+
+    params = model.init(jax.random.key(0), (8, 8, 1))
+    x0, step = jnp.zeros((8, 8, 8, 1)), jnp.zeros((), int)
+    batch, key = run.method.sample_batch(jax.random.key(1), x0, step, {"label": jnp.arange(8)})
+    arguments = {**run.method.arguments(step, params, {}), "teacher": teacher}
+    each = run.method.loss(model.function, params, key, batch, **arguments)
+    assert np.all(np.isfinite(each))
+    assert [label.tolist() for label in labels] == [list(range(8)), [-1] * 8]

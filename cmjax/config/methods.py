@@ -65,7 +65,7 @@ METHODS: dict[str, Row] = {
     "facm": Row("flow_map", "single", "linear", instead={"teacher": "optional_teacher"}),
     "dmf": Row("flow_map", "two", "linear", instead={"teacher": "optional_teacher"}, also=("weight_head",)),
     "rcgm": Row("flow_map", "two", "linear", instead={"weight": "map_weight"}),
-    "ayf": Row("flow_map", "two", "linear", also=("optional_scales",)),
+    "ayf": Row("flow_map", "two", "linear", also=("guided_teacher",)),
     "ctm": Row("flow_map", "skipping_grid", "ve", instead={"weight": "weight_of_t"}),
 }  # fmt: skip
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}

@@ -14,11 +14,13 @@ import numpy as np
 
 from cmjax.config import choices
 from cmjax.config.fields import Choice, Fields
+from cmjax.config.methods import method_name
 from cmjax.config.model import ModelSpec
+from cmjax.core import losses
 from cmjax.core.curricula import Curriculum
 from cmjax.core.distances import curvature_speed, speed_by
 from cmjax.core.guidance import guided, sample_guidance, sample_interval
-from cmjax.core.losses import alpha_flow, scm_cd, tangents
+from cmjax.core.losses import alpha_flow, tangents
 from cmjax.core.typing import Distance, PerSample, Schedule
 
 WARMUPS = {"ramp": tangents.ramp}
@@ -204,11 +206,15 @@ def _scales(o: Objective, *, above: float | None = None) -> Part:
 
 def _guided_teacher(o: Objective) -> Part:
     """With `guidance`, two numbers, the teacher is guided by a scale between them, an input of the student."""
-    return {"loss": _guided_scm_cd, **_scales(o)} if o.fields.value("guidance") else {}
+    if not o.fields.value("guidance"):
+        return {}
+    return {"loss": partial(_with_guided_teacher, getattr(losses, method_name(o.fields))), **_scales(o)}
 
 
-def _guided_scm_cd(*inputs: Any, teacher: Callable[..., Any], **choices: Any) -> PerSample:
-    return scm_cd(*inputs, teacher=guided(teacher), **choices)
+def _with_guided_teacher(
+    loss: Callable[..., PerSample], *inputs: Any, teacher: Callable[..., Any], **choices: Any
+) -> PerSample:
+    return loss(*inputs, teacher=guided(teacher), **choices)
 
 
 def _interval(o: Objective) -> Part:

@@ -51,9 +51,9 @@ def tars(
     shape = check_images(image_size, channels)
     root = to_path(data_dir).expanduser()
     train, test = find_tars(root)
-    class_names = tuple(tar.stem for tar in train)
+    number = {tar.stem: i for i, tar in enumerate(train)}
     members = _members(train if split == "train" or not test else test)
-    labels = np.array([class_names.index(member.tar.stem) for member in members], np.int32)
+    labels = np.array([number[member.tar.stem] for member in members], np.int32)
     if not test:
         held = held_out([f"{member.tar.stem}/{member.name}" for member in members], labels)
         chosen = np.flatnonzero(held == (split == "test"))
@@ -64,7 +64,7 @@ def tars(
         shape=shape,
         length=len(members),
         damage=Damage(str(root), max_corrupt),
-        class_names=class_names,
+        class_names=tuple(number),
         labels=labels,
         members=members,
         crop=crop,

@@ -81,7 +81,7 @@ ALIGNMENT, LOSS_WEIGHT = "projectors.", "logvar_linear."
 
 
 def peer_of(arrays: Arrays, name: str) -> str | None:
-    """Tells whose file it is by its keys, or by its name, where they are several peers'; None if neither does."""
+    """Finds whose file it is by its keys, or by its name, where they are several peers'; None if neither does."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     if SWIGLU in arrays:
         if AUXILIARY not in arrays and ("facm" in words or re.search(r"\dep-stg2\b", name)):

@@ -24,12 +24,12 @@ Tree = dict[str, Any]
 
 
 def is_flax_folder(path: Path) -> bool:
-    """Tells whether the folder is a checkpoint of Orbax, or holds some."""
+    """Checks whether the folder is a checkpoint of Orbax, or holds some."""
     return bool(_folders(path))
 
 
 def is_flax_zip(path: Path) -> bool:
-    """Tells whether the file is a zip of a Flax checkpoint. Raises: ForeignError for a .zip that is none or is cut."""
+    """Checks whether the file is a zip of a Flax checkpoint. Raises: ForeignError for a .zip that is none or is cut."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition("/")[2] in MARKS or MSGPACK.search(name) for name in archive.namelist())
@@ -59,7 +59,7 @@ def read_flax(path: Path, average: str | None) -> tuple[dict[str, np.ndarray], t
 
 
 def is_zip(path: Path) -> bool:
-    """Tells a zip archive by its first bytes."""
+    """Checks by its first bytes whether a file is a zip archive."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 

@@ -14,6 +14,7 @@ from cmjax.core.losses.flow_maps import (
     Interval,
     guided_velocity,
     labels_of,
+    mean_velocity,
     on_line,
     on_path,
     teacher_velocity,
@@ -45,7 +46,7 @@ def facm(
     both at each pixel. v is the velocity of the `teacher`, else of the sample, guided by the scale `guidance` at times
     in the `interval`. Its times: `single`.   [Peng et al. 2025, FACM, eq. 8 to 11 and alg. 1]
 
-    The network tells both uses apart by its second time, or by an expanded time (`preconditioning.linear_expanded`).
+    The network knows both uses by its second time, or by an expanded time (`preconditioning.linear_expanded`).
     """
     batch = Batch(batch.x0, batch.noise, batch.times._replace(s=jnp.zeros_like(batch.times.t)), batch.conditions)
     t, s, x_t, v = on_line(model, batch)
@@ -61,11 +62,7 @@ def facm(
     matched = velocity_at(model, params, key, x_t, t, batch.conditions)
     anchor = l2(matched, v) + cosine_gap(matched, v)
 
-    def u(x, t):
-        return model.output(params, x, t, s, key=key, **batch.conditions)
-
-    direction = (v.astype(x_t.dtype), jnp.ones_like(t))
-    out, slope = within(derivative, s, jnp.ones_like(s))(u, (x_t, t), direction)
+    out, slope = mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
     gap = jnp.clip(out - (v - per_sample(t, v) * slope), -clip, clip)
     target = jax.lax.stop_gradient(out - per_sample(1 - (1 - t) ** power, gap) * gap)
     error = l2(out, target)
