@@ -41,6 +41,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     def __init__(self, folder: str | Path, *, keep: int = 3, keep_every: int | None = None):
         """Args: keep: how many of the newest to keep. keep_every: multiples of this step are kept for good."""
+        # Orbax takes absolute paths alone
         self.folder = absolute(to_path(folder))
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every:
@@ -57,6 +58,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         try:
             self.wait()
         finally:
+            # closing raises the error of a failed save once more, which `wait` has reported
             why_failed(self._manager.close)
 
     def save(self, state: TrainState, step: int) -> None:
@@ -92,6 +94,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             return
         problem = self._problem or why_failed(self._manager.wait_until_finished)
         step, self._under_way = self._under_way, None
+        # a checkpoint is whole only if every process wrote its part of it
         if not all_agree(problem is None):
             self._problem = problem or "another process could not save its part"
             log.warning("checkpoint %s could not be saved: %s", self.folder / str(step), self._problem)
@@ -118,6 +121,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         target = shapes_on(like, parameter_shardings(like, mesh, over=EVERY_DEVICE))
         items = {name: ocp.args.StandardRestore(item) for name, item in _items(target).items()}
 
+        # the step is an argument: where the newest is damaged, `newest_readable` calls again with the one before
         def read(step: int) -> TrainState:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             return move(_join(like, {name: restored[name] for name in items}), parameter_shardings(like, mesh))
@@ -156,6 +160,7 @@ def _remove_unfinished(folder: Path) -> None:
     """Remove the saves that a kill or a full disk cut short."""
     whole = saved_steps(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
+        # a bucket has no rename: there a save that was cut short has the name of a whole one
         if UNFINISHED in path.name or (path.name.isdigit() and int(path.name) not in whole):
             remove_folder(path)
 
@@ -196,6 +201,7 @@ def restore_average(
     return restored if mesh is None else move(restored, parameter_shardings(like, mesh))
 
 
+# the averages are the last member of the chain (`make_optimizer`), and here an item that samplers read alone
 def _items(state: TrainState) -> dict[str, Any]:
     *rest, last = state.opt_state
     optimizer = {"step": state.step, "count": last.count, "rest": tuple(rest)}
@@ -207,4 +213,5 @@ def _join(like: TrainState, items: dict[str, Any]) -> TrainState:
     # Orbax gives NamedTuples back as dicts
     rest = jax.tree.unflatten(jax.tree.structure(tuple(like.opt_state[:-1])), jax.tree.leaves(optimizer["rest"]))
     opt_state = (*rest, AveragesState(optimizer["count"], items["averages"]))
+    # `finite` is not saved: the loop saves no state whose loss was not finite
     return TrainState(step=optimizer["step"], params=items["params"], opt_state=opt_state, finite=jnp.ones((), bool))

@@ -35,6 +35,7 @@ class MetricsWriter:
         """
         path = to_path(workdir) / "metrics.jsonl"
         if path.exists():
+            # a torn last line, as a kill leaves, is no record either
             kept = [record for record in read_json_lines(path) if record["step"] <= resume_step]
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = _BucketRecords(path) if is_bucket(path) else _DiskRecords(path)

@@ -55,6 +55,7 @@ class Speed:
 def speed_on(mesh: Mesh, train_step: CompiledStep, *, batch_size: int) -> Speed:
     """The speed of a train step on the chips of a mesh."""
     chip = chip_of(mesh.devices.flat[0].device_kind)
+    # a device of an unknown kind has no peak, and so no fraction of it
     return Speed(batch_size, mesh.size, train_step.flops / mesh.size, chip and chip.peak_flops)
 
 
@@ -107,6 +108,7 @@ def run_loop(
                 # the vote goes with the step: processes that stopped at different ones would wait for ever
                 state, metrics = train_step(state, frozen, batch, stop_requested())
                 late.push(step, metrics)
+                # `late.stop` comes from the metrics of the step before, so every process stops after the same step
                 done, stop = step + steps_per_call, late.stop
                 if stop or done % save_every == 0 or done == total_steps:
                     # never save a state under a step that it did not reach
@@ -183,6 +185,7 @@ class _LateMetrics:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
+        # the highest signal wins: a `stop` once read is kept until the loop acts on it
         self.stop = max(self.stop, int(metrics.pop("stop")))
         if self._steps_per_call == 1:
             return self._read(step, metrics)
@@ -209,6 +212,7 @@ class _LateMetrics:
     def _record(self, done: int, metrics: Metrics) -> None:
         now = time.perf_counter()
         seconds = (now - self._window_start) / self._steps
+        # what is not finite, as the gradient's norm at a skipped step, is no number in JSON
         record = {name: value for name, leaf in metrics.items() if math.isfinite(value := float(leaf))}
         if self._losses:
             record["loss"] = sum(self._losses) / len(self._losses)

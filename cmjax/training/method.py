@@ -74,22 +74,22 @@ class Method:
     guided_by: str = ""
 
     def with_teacher(self, teacher: BoundModel | None, path: Path) -> "Method":
-        """The method with its teacher, which is carried to the student's path if that is another."""
+        """Gives the method with its teacher, which is carried to the student's path if that is another."""
         if teacher is None:
             return self
         carried = teacher.function if teacher.path == path else carry(teacher.function, teacher.path, path)
         return replace(self, teacher_function=carried)
 
     def on(self, mesh: Mesh) -> "Method":
-        """The method for batches that lie over the mesh: for its coupling every device has all of the batch, so that
-        they exchange nothing in its rounds."""
+        """Gives the method for batches that lie over the mesh. Its coupling runs on the whole batch in every device, so
+        that the devices exchange nothing in its rounds."""
         if (coupling := self.coupling) is None:
             return self
         everywhere = partial(with_sharding_constraint, shardings=replicated(mesh))
         return replace(self, coupling=lambda *batch: everywhere(coupling(*everywhere(batch))))
 
     def sample_batch(self, key: PRNGKey, x0: Samples, step: Step, conditions: Conditions) -> tuple[Batch, PRNGKey]:
-        """The batch that the loss is evaluated on, with its noise and times, and the key of the dropout masks."""
+        """Gives the batch that the loss is evaluated on, with its noise and times, and the key of the dropout masks."""
         # each extra sample splits the key anew, so that methods without it keep their numbers
         times_key, key = jax.random.split(key)
         if self.guidance is not None:
@@ -101,15 +101,17 @@ class Method:
             interval_key, dropout_key = jax.random.split(dropout_key)
             conditions = {**conditions, "interval": self.interval(interval_key, times.t, times.destination)}
         if self.coupling is not None:
+            # last, so that a method without a coupling has the same noise
             noise = self.coupling(x0, noise, times.t, conditions.get("label"))
         return Batch(x0, noise, times, conditions), dropout_key
 
     def arguments(self, step: Step, target_params: Params, frozen: Mapping[str, Params]) -> dict[str, Any]:
-        """The arguments of the loss at this step. `frozen` holds the teacher's parameters as `TEACHER`."""
+        """Gives the arguments of the loss at this step. `frozen` holds the teacher's parameters as `TEACHER`."""
         arguments = {**self.choices, **{name: schedule(step) for name, schedule in self.by_step.items()}}
         arguments |= {name: make(frozen) for name, make in self.by_frozen.items()}
         if self.target_rate is not None:
             arguments["target_params"] = target_params
+        # the teacher's parameters are bound here, inside the trace: they are an argument of the step, never a constant
         if self.teacher_function is not None:
             arguments[self.teacher_as] = partial(self.teacher_function, frozen[TEACHER])
         return arguments

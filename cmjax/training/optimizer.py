@@ -34,6 +34,7 @@ SLOW = 1e-3
 
 
 class AveragesState(NamedTuple):
+    # updates done: the step of an update that was skipped is not counted
     count: Int[Array, ""]
     averages: dict[str, Params]
 
@@ -69,6 +70,7 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
 def _average(weight: Array, step: Array, average: Array, updated: Array) -> Array:
     weight = jnp.asarray(weight, average.dtype)  # of a schedule in float64, where that is enabled
     size = jnp.abs(average)
+    # a unit in the last place: the distance to the next float32 number
     unit = jnp.nextafter(size, jnp.full_like(size, jnp.inf)) - size
     # the dither, in [−1/2, 1/2): multiples of the golden ratio, whose fraction of 2³² this is, fill it evenly
     turned = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(2654435769)
@@ -76,11 +78,12 @@ def _average(weight: Array, step: Array, average: Array, updated: Array) -> Arra
     # the difference first: (1 − weight)·average is rounded, by more than what is added
     slow = average + (weight * (updated - average) + dither.astype(average.dtype) * unit)
     quick = (1 - weight) * average + weight * updated
+    # at weight 0 the dither alone would move the average
     return jnp.where(weight >= SLOW, quick, jnp.where(weight > 0, slow, average))
 
 
 def fraction_of_first(rate: Schedule, updates: int, *, first: int) -> float:
-    """The weight that the parameters of the `first` updates and earlier have in an average after `updates` updates.
+    """Gives the weight that the parameters of the `first` updates and earlier have in an average after `updates`.
 
     It is Π μ(k) over k = first … updates − 1.
     """
@@ -90,6 +93,7 @@ def fraction_of_first(rate: Schedule, updates: int, *, first: int) -> float:
         start = max(stop - 2**16, first)
         # of one size, to compile once
         steps = np.arange(stop - 2**16, stop).clip(0)
+        # entries below `start` lie before the first update, or were counted already: the slice leaves them out
         fraction *= float(np.prod(np.asarray(rates(steps), np.float64)[start - stop :]))
         stop = start
     return fraction
@@ -116,7 +120,8 @@ def muon(*, beta: Rate = 0.95, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive =
 
 
 def as_matrices(params: Params) -> Any:
-    """For each parameter the axes of its matrix, all but the last by the last; None for what is none."""
+    """Gives the axes of each parameter's matrix: its inputs are all axes but the last, its outputs the last. None for
+    vectors and numbers, which Adam updates."""
 
     def axes(parameter: Array) -> contrib.MuonDimensionNumbers | None:
         if parameter.ndim < 2:
@@ -132,13 +137,14 @@ class RestartedState(NamedTuple):
 
 
 def restarted(rule: optax.GradientTransformation, starts: Sequence[int]) -> optax.GradientTransformation:
-    """The rule, which forgets its state before each of the updates `starts`, as if a run began there."""
+    """Makes a rule that forgets its state before each of the updates `starts`, as if a run began there."""
 
     def init(params):
         return RestartedState(jnp.zeros((), jnp.int32), rule.init(params))
 
     def update(updates, state, params=None):
         begins = jnp.any(state.count == jnp.asarray(starts, jnp.int32))
+        # a rule may be called without parameters; the updates have their shapes
         first = rule.init(updates if params is None else params)
         kept = jax.tree.map(lambda new, old: jnp.where(begins, new, old), first, state.state)
         updates, kept = rule.update(updates, kept, params)
@@ -157,7 +163,7 @@ def project(projection: Callable[[Params], Params]) -> optax.GradientTransformat
 
 
 def averages(opt_state: Any) -> dict[str, Params]:
-    """The averages held by the last member of the chain, by name."""
+    """Gives the averages that are held by the last member of the chain, by name."""
     last = opt_state[-1]
     if not isinstance(last, AveragesState):
         raise ValueError("the optimizer state does not end in the averages of the parameters")
@@ -190,6 +196,7 @@ def make_optimizer(
         optax.GradientTransformation(rule.init, update),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
+        # after the learning rate: it must see the parameters that would result
         *([project(projection)] if projection else []),
         track_averages(average_rates),
     )
@@ -220,6 +227,7 @@ def inverse_sqrt_schedule(
         raise ValueError(f"flat_steps must be positive and warmup_mimg at least 0, got {flat_steps}, {warmup_mimg}")
 
     def rate(step):
+        # as int32, step · batch_size would overflow at 2³¹ images
         step = jnp.asarray(step, float)
         warm = jnp.minimum(step * batch_size / (warmup_mimg * 1e6), 1) if warmup_mimg else 1.0
         return peak * warm / jnp.sqrt(jnp.maximum(step / flat_steps, 1))
@@ -232,6 +240,7 @@ def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
         raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
     if warmup_steps:
         schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), schedule], [warmup_steps])
+    # an int32 count in a schedule's arithmetic is refused where JAX promotes no types
     return lambda step: schedule(jnp.asarray(step, float))
 
 
@@ -243,6 +252,7 @@ def ema(*, rate: Rate, batch_size: int, corrected: bool = True) -> Schedule:
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must lie in [0, 1), got {rate}")
+    # μ = 0 copies the parameters, and has no logarithm
     if not corrected or rate == 0:
         return lambda step: jnp.asarray(rate, float)
     log_rate = math.log(rate)
@@ -265,6 +275,7 @@ def half_life(*, mimg: Positive, batch_size: int, ramp_up: NotNegative = 0.05) -
         images = mimg * 1e6
         if ramp_up:
             images = jnp.minimum(images, ramp_up * batch_size * jnp.asarray(step, jnp.float32))
+        # no images seen: μ = 0, so that the first update replaces the parameters that training starts from
         return 0.5 ** (batch_size / jnp.maximum(images, 1e-8))
 
     return rate

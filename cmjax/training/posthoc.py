@@ -45,9 +45,11 @@ def coefficients(steps: Sequence[float], stds: Sequence[float], *, step: float, 
     # profiles scaled to norm 1, as late ones are low and long
     gram = _product(times[:, None], exponents[:, None], times, exponents) / np.outer(norms, norms)
     overlap = _product(times, exponents, wanted_time, wanted) / (norms * norm)
+    # least squares without the constraint Σ weights = 1, which follows by a division
     # not solve: a width that is tracked twice makes the matrix singular
     weights = np.linalg.lstsq(gram, overlap)[0] * norm / norms
     weights /= weights.sum()
+    # ‖p* − Σ w·p‖² multiplied out, in units of ‖p*‖²; rounding may take it below 0
     scaled = weights * norms / norm
     return weights, float(np.sqrt(max(scaled @ gram @ scaled - 2 * scaled @ overlap + 1, 0.0)))
 

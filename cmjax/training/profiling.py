@@ -68,6 +68,7 @@ class TracedSteps:
 
     def __call__(self, state: TrainState, frozen: Params, batch: Examples, stop: int = 0) -> tuple[TrainState, Metrics]:
         step, self._next = self._next, self._next + self._steps_per_call
+        # a call of several steps is traced if any of them is to be
         if self._next <= self._steps.start or step >= self._steps.stop:
             return self._train_step(state, frozen, batch, stop)
         if self._scratch is None:

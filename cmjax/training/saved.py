@@ -62,6 +62,7 @@ def newest_readable(
                 restored = read(step)
             except Exception as error:  # Orbax raises many kinds for what is unreadable
                 problem = _in_a_line(error)
+        # files may be whole for one process and unreadable for another: all must restore the same step
         if problem is None if alone else all_agree(problem is None):
             # only now: where none can be read, nothing is renamed
             for step in damaged:
@@ -101,6 +102,7 @@ def verify_checksums(step_folder: Path) -> None:
 def _crc32(path: Path) -> int:
     value = 0
     with path.open("rb") as file:
+        # in blocks: a file may be larger than the memory that is left
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return value

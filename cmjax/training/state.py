@@ -10,8 +10,8 @@ from cmjax.core.typing import Params
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` counts optimizer updates and the steps `skipped`; the averages of the parameters live in `opt_state` (see
-    `optimizer`).
+    """Holds what a run goes on from. `step` counts optimizer updates and the steps `skipped`; the averages of the
+    parameters live in `opt_state` (see `optimizer`).
 
     `finite` turns False at a loss that is not finite and may not be skipped; the rest then stays as it was before.
     """

@@ -57,6 +57,7 @@ def make_method_step(
         # a function of the step alone, not of the keys before it: a resumed run samples as the whole one
         data_key, method_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         x0, inputs = prepare(batch, data_key)
+        # None where the method's target is the student itself
         target_params = averages(state.opt_state).get(TARGET)
 
         def mean_loss(params, key, x0, conditions):
@@ -82,6 +83,7 @@ def make_method_step(
 def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainState, Metrics]:
     """The state after the optimizer's update, or before it where the loss or the gradient is not finite."""
     grad_norm = optax.tree.norm(grads)
+    # one number for all leaves: their norm is finite only if each of them is
     good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     # a skipped step is no end: the next batch may be finite
     finite = good | state.finite & (state.skipped < skip_nonfinite)
@@ -121,6 +123,7 @@ def prepare_inputs(
     preprocess_key, augment_key, label_key = jax.random.split(key, 3)
     x0 = preprocess(batch["image"], preprocess_key)
     inputs = {name: batch[name] for name in conditions}
+    # before labels are left out below
     if keep_labels:
         inputs["kept_label"] = inputs["label"]
     if label_dropout:
@@ -132,6 +135,7 @@ def prepare_inputs(
 
 def _sums_by_bin(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:
     """The sum of the losses in each bin, and their number."""
+    # (bins, b): whether a sample lies in a bin
     within = places[None] == jnp.arange(bins)[:, None]
     return jnp.stack([jnp.sum(jnp.where(within, losses[None], 0), axis=1), jnp.sum(within, axis=1, dtype=losses.dtype)])
 
@@ -149,6 +153,7 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
 
     inputs = (jax.random.split(key, parts), slices(x0), jax.tree.map(slices, conditions))
+    # the shapes of one part's losses and gradients, from which the sum starts
     one = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda array: array[0], inputs))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
     # A convolution's weight gradient inside a scan is some 50 times slower on a CPU: unrolled there.
@@ -164,6 +169,7 @@ def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> Tra
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state at step 0, laid out over the mesh. `params` are host arrays that every process holds alike, or lie
     over the mesh; they are copied."""
+    # laid out by what makes it: a state that is split over `fsdp` need not fit on one device
     shardings = parameter_shardings(state_shapes(params, optimizer), mesh)
     return jax.jit(partial(_first_state, optimizer), out_shardings=shardings)(params)
 
@@ -190,6 +196,7 @@ class CompiledStep:
     def __call__(self, state: TrainState, frozen: Params, batch: Examples, stop: int = 0) -> tuple[TrainState, Metrics]:
         """One step. `stop`: what this process votes for, a signal's number or 0; the largest of all is among the
         metrics as `stop`."""
+        # kept by signal, as most steps vote 0: no transfer in every step
         if stop not in self._votes:
             # one for each device, of which this process makes its own alone
             vote = np.full(1, stop, np.int32)
@@ -223,6 +230,7 @@ def trace_train_step(
             state, metrics = jax.lax.scan(lambda state, batch: train_step(state, frozen, batch), state, batch)
         else:
             state, metrics = train_step(state, frozen, batch)
+        # a maximum over the mesh: each process reads the same number
         return state, {**metrics, "stop": jnp.max(votes)}
 
     state_shardings, by_device = parameter_shardings(state, mesh), batch_sharding(mesh)

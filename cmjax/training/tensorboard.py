@@ -22,6 +22,7 @@ class EventFiles:
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int):
         self._folder, self._resume_step = Path(folder), resume_step
         self._file: RecordWriter | None = None
+        # the first write may come at once, at whatever time the clock starts
         self._flushed, self._failed = 0.0, -FLUSH_SECONDS
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
