@@ -1,6 +1,8 @@
 """Tars of images, a tar for each class: read in place, as a folder of the same images is."""
 
 import io
+import logging
+import os
 import tarfile
 
 import numpy as np
@@ -11,6 +13,7 @@ from cmjax.cli import encode
 from cmjax.config.data import images_of
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
+from cmjax.data import tar_index
 from cmjax.data.base import DataError, class_names
 from cmjax.data.folder import folder
 from cmjax.data.latents import latents
@@ -107,6 +110,85 @@ def test_what_is_no_folder_of_tars_is_refused_in_one_line(tmp_path):
     refused("b.tar: cannot be read as an uncompressed tar")
     second.write_bytes(second.read_bytes()[:100])
     refused("b.tar: cannot be read")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the tars whose headers are read."""
+    names, headers = [], tar_index._headers
+    monkeypatch.setattr(tar_index, "_headers", lambda tar: names.append(tar.name) or headers(tar))
+    return names
+
+
+def test_headers_are_read_once(classes, opened):
+    """Until a tar changes, and then of that one alone."""
+
+    def members():
+        return tars(classes / "tars", "train", image_size=8, memory_limit_bytes=1).members
+
+    first = members()
+    assert opened == ["cat.tar", "dog.tar", "owl.tar"]
+    assert members() == first
+    assert len(opened) == 3
+    write_tar(classes / "tars" / "dog.tar", {"new.png": encoded(images(1, 5)[0])})
+    assert [member.name for member in members() if member.tar.stem == "dog"] == ["new.png"]
+    assert opened[3:] == ["dog.tar"]
+    os.utime(classes / "tars" / "cat.tar", (0, 0))
+    members()
+    assert opened[4:] == ["cat.tar"]
+
+
+def test_an_index_has_every_file_of_a_tar(tmp_path):
+    """Captions too, for other readers of shards; folders and links are no files."""
+    content = {"0.txt": b"a caption", "0.jpg": b"bytes"}
+    shard = write_tar(tmp_path / "shard.tar", content)
+    with tarfile.open(shard, "a") as tar:
+        link = tarfile.TarInfo("1.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        tar.addfile(link)
+    for _ in range(2):
+        (members,) = tar_index.members_of([shard]).values()
+        raw = shard.read_bytes()
+        assert {name: raw[offset : offset + size] for _, name, offset, size in members} == content
+
+
+@pytest.mark.parametrize("damage", [b"", b"no JSON\n", b'{"tar": "cat.tar"}\n', b"\xff\xfe\n", None])
+def test_a_damaged_index_is_made_anew(classes, opened, damage):
+    index = classes / "tars" / tar_index.INDEX
+    tars(classes / "tars", "train", image_size=8)
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-40] if damage is None else damage)
+    tars(classes / "tars", "train", image_size=8)
+    assert len(opened) == (4 if damage is None else 6)
+    assert index.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_has_its_index_in_the_cache(classes, opened, monkeypatch, caplog):
+    def write(path, content, refused=(classes / "tars",)):
+        if any(path.is_relative_to(folder) for folder in refused):
+            raise PermissionError(13, "Permission denied")
+        return written(path, content)
+
+    written = tar_index.write_atomically
+    monkeypatch.setattr(tar_index, "write_atomically", write)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(classes / "cache"))
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            tars(classes / "tars", "train", image_size=8)
+    assert len(opened) == 3
+    (index,) = (classes / "cache" / "cmjax" / "tars").iterdir()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{classes / 'tars'} cannot be written; the index of its tars is in {index}"
+    ]
+    index.unlink()
+    caplog.clear()
+    monkeypatch.setattr(tar_index, "write_atomically", lambda *args: write(*args, refused=(classes,)))
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            tars(classes / "tars", "train", image_size=8)
+    assert len(opened) == 9
+    assert len(caplog.records) == 2
+    assert "cannot be kept" in caplog.text
 
 
 def test_a_run_takes_tars(classes, tmp_path):

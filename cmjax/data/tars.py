@@ -1,10 +1,7 @@
 """Opens tars of images as a source, a tar for each class, as ImageNet comes; nothing is unpacked."""
 
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,20 +10,11 @@ from cmjax.data.folder import ImageSource, check_images
 from cmjax.data.labels import held_out
 from cmjax.data.layout import is_image, is_tools_own
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, Damage, kept_if_small
+from cmjax.data.tar_index import Member, members_of
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import AnyPath, to_path
-from cmjax.system.progress import progress
 
 TEST_FOLDERS = ("test", "val", "validation")
-
-
-class Member(NamedTuple):
-    """An image in a tar: where its bytes are."""
-
-    tar: AnyPath
-    name: str
-    offset: int
-    size: int
 
 
 def tars(
@@ -41,8 +29,9 @@ def tars(
 ) -> Source:
     """Opens the images of a folder's tars, whose labels are the names of the tars, sorted: n01440764.tar, ….
 
-    The tars are read in place: of each, the headers once at the start, then the bytes of one image at a time. They must
-    not be compressed. Splits are the folders train and test or val, else about a tenth by a hash of the names.
+    The tars are read in place, the bytes of one image at a time. Their headers are read at the first start alone, see
+    `tar_index`. They must not be compressed. Splits are the folders train and test or val, else about a tenth by a hash
+    of the names.
 
     Args:   data_dir: the folder. The others: as of `folder.folder`.
     Raises: DataError naming the folder or the tar, where nothing can be read from it.
@@ -52,7 +41,7 @@ def tars(
     root = to_path(data_dir).expanduser()
     train, test = find_tars(root)
     number = {tar.stem: i for i, tar in enumerate(train)}
-    members = _members(train if split == "train" or not test else test)
+    members = _images(train if split == "train" or not test else test)
     labels = np.array([number[member.tar.stem] for member in members], np.int32)
     if not test:
         held = held_out([f"{member.tar.stem}/{member.name}" for member in members], labels)
@@ -96,31 +85,20 @@ def _tars_in(folder: AnyPath) -> list[AnyPath]:
     return sorted((path for path in there if path.suffix == ".tar" and not is_tools_own(path.name)), key=str)
 
 
-def _members(files: list[AnyPath]) -> list[Member]:
+def _images(files: list[AnyPath]) -> list[Member]:
     """The images of tars, in the order in which they stand. Raises: DataError naming the tar that has none."""
-    members: list[Member] = []
-    with progress("reading the headers of tars", len(files)) as update:
-        for done, tar in enumerate(files, 1):
-            known = len(members)
-            try:
-                members += _images_of(tar)
-            except (tarfile.TarError, OSError, EOFError) as error:
-                raise DataError(f"{tar}: cannot be read as an uncompressed tar: {error}") from error
-            if len(members) == known:
-                raise DataError(f"{tar}: holds no PNG or JPEG files")
-            update(done, tar.name)
-    return members
-
-
-def _images_of(tar: AnyPath) -> Iterator[Member]:
-    # Mode "r:" refuses compressed tars, in which no image can be reached without all before it.
-    with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
-        for member in opened:
+    images: list[Member] = []
+    for tar, members in members_of(files).items():
+        known = len(images)
+        for member in members:
             name = PurePosixPath(member.name)
-            if member.isfile() and is_image(name) and not any(map(is_tools_own, name.parts)):
-                yield Member(tar, member.name, member.offset_data, member.size)
-            elif member.isfile() and name.suffix in (".txt", ".cls"):
+            if is_image(name) and not any(map(is_tools_own, name.parts)):
+                images.append(member)
+            elif name.suffix in (".txt", ".cls"):
                 raise DataError(f"{tar}: has {name} beside images: it is a shard of samples, and not a class")
+        if len(images) == known:
+            raise DataError(f"{tar}: holds no PNG or JPEG files")
+    return images
 
 
 @dataclass(frozen=True, kw_only=True)

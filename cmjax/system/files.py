@@ -117,6 +117,11 @@ def cache_of(workdir: Path) -> Path:
     beside = absolute(workdir).parent / ".cache"
     if is_bucket(workdir) or (beside.is_dir() and os.access(beside, os.W_OK)):
         return beside
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """The cache folder of the user, which need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmjax"
 
 
