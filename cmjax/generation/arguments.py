@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def edit_times(text: str | None, trained: Trained) -> tuple[float, ...]:
-    """The noise levels of an edit: those of --times, or all of a grid, descending."""
+    """Gives the noise levels of an edit, descending: those of --times, or all of a grid."""
     return parse_times(text, trained.model) if text else tuple(trained.model.grid(EDIT_STEPS)[::-1].tolist())
 
 
@@ -61,12 +61,14 @@ def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.nd
             left to be kept or made.
     """
     image, size = _read_image("mask", file, (*shape[:2], 1), background="black")
+    # without repeats: images of one size are named once
     of_images, model = dict.fromkeys(map(_as_text, sizes)), _as_text((shape[0], shape[1]))
     if _as_text(size) not in (*of_images, model):
         raise ConfigError(
             f"--mask={file}: {_as_text(size)} pixels; it must have the size of the image, {' or '.join(of_images)}, "
             f"or of the model's images, {model}"
         )
+    # a mask that was resized has greys along its edges
     kept = image >= 128
     if kept.all() or not kept.any():
         colour = "white" if kept.all() else "black"
@@ -85,7 +87,8 @@ def _read_image(flag: str, file: str, shape: tuple[int, ...], *, background: str
 
 
 def how_fitted(size: Size, model: Size) -> str:
-    """How `read_image` fits an image of this size to the model's: it crops and resizes, and stretches nothing."""
+    """Says how `read_image` fits an image of this size to the model's: it crops and resizes, and never stretches."""
+    # the larger of the two factors covers the model's size; what sticks out is cropped
     scale = max(new / old for new, old in zip(model, size, strict=True))
     middle = (round(model[0] / scale), round(model[1] / scale))
     done = [f"cropped to its middle {_as_text(middle)}"] * (middle != size)

@@ -10,14 +10,14 @@ from cmjax.system.mesh import make_mesh
 
 @dataclass(frozen=True)
 class WeakerModel:
-    """A run's folder or checkpoint, with one of its averages, by number."""
+    """Holds a run's folder or checkpoint, and the number of one of its averages."""
 
     trained: Trained
     average: int
 
     @property
     def name(self) -> str:
-        """Its name in records: the checkpoint, and the average as its recipe writes it."""
+        """Gives its name in records: the checkpoint, and the average as its recipe writes it."""
         folder, step = self.trained.folder, self.trained.used_step
         return f"{folder}/checkpoints/{step} {self.trained.recorded.averages[self.average]}"
 

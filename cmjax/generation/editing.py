@@ -73,6 +73,7 @@ class Edit:
 
 def _inpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
     operator = inpainting(jnp.asarray(_mask(settings, "inpainting")))
+    # the missing pixels are shown as 0, the middle grey of [-1, 1]
     return Edit(images, operator, grid, degraded=operator.combine(images, jnp.zeros_like(images)))
 
 
@@ -80,6 +81,7 @@ def _outpainting(images: jax.Array, grid: tuple[float, ...], settings: TaskSetti
     b, h, w, c = images.shape
     if not 0 < settings.margin < 0.5:
         raise ConfigError(f"--margin={settings.margin:g}: must be above 0 and below 0.5")
+    # the margin is taken off both sides
     rows, columns = (max(1, round(n * (1 - 2 * settings.margin))) for n in (h, w))
     if (rows, columns) == (h, w):
         raise ConfigError(f"--margin={settings.margin:g}: adds no pixel to the model's {w}x{h}; name a larger fraction")
@@ -109,6 +111,7 @@ def _super_resolution(images: jax.Array, grid: tuple[float, ...], settings: Task
 
 
 def _strokes(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
+    # SDEdit: no coordinate is known for sure, so the strokes only set the start, and later steps may change them all
     return Edit(images, nothing_known(), _stroke_times(images, settings.path), start=images)
 
 
@@ -119,6 +122,7 @@ def _stroke_times(images: jax.Array, path: Path) -> tuple[float, ...]:
 
 def _blending(images: jax.Array, grid: tuple[float, ...], settings: TaskSettings) -> Edit:
     operator = inpainting(jnp.asarray(_mask(settings, "blending")))
+    # images come in pairs: the first is kept where the mask is white, the second fills the rest
     pasted = operator.combine(images[0::2], images[1::2])
     highest = _stroke_times(images, settings.path)[0]
     # the pasted image starts at the level of the strokes; above it nothing of it would be left
@@ -170,6 +174,7 @@ def edit_images(
 
         def denoise(model, rows):
             flow_map, t = model
+            # x_t = a·x0 + b·z = a·(x0 + σ·z): the noisy image, scaled to the model's path
             return flow_map(flow_map.path.a(t) * rows["x"], t, **rows["labels"])
 
         time = np.asarray(flow_map.path.time_at(sigma), np.float32)
@@ -184,6 +189,7 @@ def edit_images(
             flow_map, key, rows["images"], operator, rows["x"], step, clip=settings.clip, **rows["labels"]
         )  # fmt: skip
 
+    # inpainting starts from the known pixels alone, and strokes or blending from an image
     start = operator.degrade(edit.images) if edit.start is None else edit.start
     steps = jax.device_get(edit_steps(flow_map.path, settings.times or edit.times, flow_map.t_min))
     each = [EditStep(*values) for values in zip(*steps, strict=True)]
@@ -201,6 +207,7 @@ def _evaluate(
     with show_progress(number * len(steps)) as update:
         for part in rows_in_chunks(rows, flow_map.shape):
             before = len(finished) * len(part["keys"])
+            # rows repeated to fill the last part do not count in the bar
             here = min(len(part["keys"]), number - before)
             for i, step in enumerate(steps):
                 part["x"] = compiled((flow_map, step), part)

@@ -47,8 +47,8 @@ def encode_source(
     shard_size: int = 4096,
     bar: ProgressBar = no_progress,
 ) -> dict[str, Any]:
-    """Writes mean and std of each image's latents in float16, goes on with a folder that was begun. Returns the
-    manifest. Every process must call it, with one folder for all.
+    """Writes mean and std of each image's latents in float16. Continues a folder that was begun. Returns the manifest.
+    Every process must call it, with one folder for all.
 
     Where the autoencoder leaves its scale open, latents are scaled to mean 0 and std 1 in each channel.
 
@@ -72,6 +72,7 @@ def encode_source(
     with lock:
         on_first_process(lambda: _begin(folder, manifest))
         shards = shards_of(manifest)
+        # shards go to the processes in turn; one whose facts are written is whole, and stays
         assigned = [i for i in range(len(shards)) if i % jax.process_count() == jax.process_index()]
         missing = [i for i in assigned if facts_of(folder / shards[i]) is None]
         rows, done = [_rows(i, manifest) for i in missing], 0
@@ -124,6 +125,7 @@ def _manifest(source: Source, autoencoder: Autoencoder, mirrored: bool, shard_si
 def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Checks what is in the folder, removes what a kill left, and writes the manifest where there is none."""
     try:
+        # temporary files of writers that were killed
         for left in folder.glob(".latents-*"):
             left.unlink(missing_ok=True)
         if (folder / MANIFEST).exists():
@@ -131,6 +133,7 @@ def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
         elif others := sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "running"))):
             raise ConfigError(f"--out={folder}: holds {others[0]} and no {MANIFEST}; name another folder")
         absent = [i for i, name in enumerate(shards_of(manifest)) if facts_of(folder / name) is None]
+        # refused now, and not when the disk is full after hours
         size = record_type(manifest["shape"], mirrored=manifest["mirrored"]).itemsize + SPARE
         needed, free = size * sum(len(_rows(i, manifest)) for i in absent), shutil.disk_usage(folder).free
         if needed > free:
@@ -149,6 +152,7 @@ def _check_same(folder: Path, manifest: Mapping[str, Any]) -> None:
         old = read_manifest(folder)
     except DataError as error:
         raise ConfigError(f"--out={error}") from error
+    # through JSON, as the file went: tuples are lists there
     new = json.loads(to_json(manifest))
     for name in (name for name in {**old, **new} if name not in CHANGEABLE and old.get(name) != new.get(name)):
         there, here = (str(one.get(name))[:100] for one in (old, new))
@@ -186,6 +190,7 @@ def _moments(autoencoder: Autoencoder, images: Array, *, mirrored: bool) -> Arra
     parts = []
     for side in (images, images[:, :, ::-1])[: 1 + mirrored]:
         mean, logvar = autoencoder.encode(side)
+        # the encoder gives the log of the variance
         parts += [mean, jnp.exp(logvar / 2)]
     return jnp.stack(parts, axis=1).astype(jnp.float32)
 
@@ -201,12 +206,16 @@ def _encoded(
             batch, start = ahead.result(), number * batch_size
             if number + 1 < len(parts):
                 ahead = thread.submit(source.gather, parts[number + 1])
+            # the last batch is filled up with repeats, which are no examples
             moments = np.asarray(encode(batch["image"]))[: len(rows) - start]
+            # records are float16, where larger values would turn into inf
             good = (np.abs(moments) <= LARGEST).all(axis=(1, 2, 3, 4))
             if not good.all():
                 raise DataError(f"example {part[np.argmin(good)]}: its latents are not finite, or beyond float16")
             records = np.empty(len(moments), layout)
+            # -1 stands for no label
             records["label"] = batch["label"][: len(moments)] if "label" in batch else -1
+            # the first field is the label
             for place, name in enumerate((layout.names or ())[1:]):
                 records[name] = moments[:, place]
             yield records
@@ -222,6 +231,7 @@ def _finish(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     height, width, _ = manifest["shape"]
     values = manifest["count"] * height * width
     mean = sum(np.array(known["sums"]) for known in whole) / values
+    # the variance of latents as training samples them: E[mean² + std²] − E[mean]², per channel
     std = np.sqrt(np.maximum(sum(np.array(known["squares"]) for known in whole) / values - mean**2, 0))
     scale, shift = manifest["scale"], manifest["shift"]
     if scale is None:

@@ -100,6 +100,7 @@ def write_array(path: Path, num: int, sample: Callable[[int, int], np.ndarray], 
         remove_folder(folder)
 
     files = {start: folder / f"{start:08d}.npy" for start in range(0, num, PART)}
+    # every process makes its rows of each part, and the first one writes it
     for start in on_first_process(claim):
         images = sample(start, min(start + PART, num))
         on_first_process(partial(add, start, images))
@@ -147,6 +148,7 @@ def check_results(path: Path, files: Sequence[str], num: int) -> list[Path]:
     if path.suffix != ".png":
         raise ConfigError(f"--out={path}: must end in .png")
     inputs = [to_path(file) for file in files]
+    # compared by place: an input may have another name, as by a link
     if written := {_place(file) for file in inputs} & {_place(file) for file in (path, *result_files(path, num))}:
         raise ConfigError(f"--out={path}: it would write over {min(written)}, its own image; name another")
     return inputs
@@ -172,6 +174,7 @@ def write_strip(path: Path, columns: Mapping[str, np.ndarray], results: np.ndarr
             log.info("removed %d results of an earlier edit beside %s", len(stale), path)
         save_png(path, image_grid(to_uint8(strip), columns=len(strip)))
         for file, result in zip(files, to_uint8(results), strict=True):
+            # grey results are written as RGB, as every grid is
             save_png(file, np.broadcast_to(result, (*result.shape[:2], 3)))
 
     with _writing(path):

@@ -69,6 +69,7 @@ def gallery_rows(
             continue
         edited, settings = images, base
         if task == "blending":
+            # pairs (an image, the next one), one behind the other as `edit_images` takes them
             edited = np.stack([images, np.roll(images, -1, axis=0)], axis=1).reshape(-1, h, w, c)
             settings = replace(base, mask=half)
         made = edit_images(model, edited, task, settings, grid)
@@ -88,7 +89,9 @@ def gallery_images(
     conditional = trained.model.class_conditional
     if files:
         read, _ = read_images(files, shape, len(files))
+        # fewer files than columns: they come again in turn
         chosen = read[np.arange(COLUMNS) % len(read)]
+        # files have no classes, and a class-conditional model needs one
         return chosen, np.zeros(COLUMNS, np.int32) if conditional else None
     if not trained.recorded.has_data:
         raise ConfigError("--image is missing: an imported model has no held-out images; name some, as --image=a.png")

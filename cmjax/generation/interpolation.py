@@ -20,8 +20,11 @@ STEPS = 25  # the descent: so many steps with each learning rate
 
 @dataclass(frozen=True)
 class Ends:
-    """The two ends of an interpolation: latents (2, h, w, c); their images in [-1, 1], if they were found for some, and
-    the RMS distance of f(T·z, T) from those."""
+    """Holds the two ends of an interpolation: latents (2, h, w, c).
+
+    images, errors: of a search for two images, these in [-1, 1], and the RMS distance of f(T·z, T) from them; empty for
+    the latents of seeds.
+    """
 
     latents: jax.Array
     images: np.ndarray
@@ -42,6 +45,7 @@ def find_ends(
     conditions: of each image, (2, ...).
     """
     images = np.asarray(preprocess(jnp.asarray(images), jax.random.key(0), horizontal_flip=False))
+    # (2 · STARTS, h, w, c): each image once for each of its starts
     targets = np.repeat(images, STARTS, axis=0)
     labels = {name: np.repeat(values, STARTS, axis=0) for name, values in conditions.items()}
 
@@ -58,6 +62,7 @@ def find_ends(
             update(i + 1, f"error {errors.min():.3f}")
     by_image = errors.reshape(len(images), STARTS)
     best = by_image.argmin(axis=1)
+    # of each image the start that ended nearest, as a row of all
     chosen = jnp.asarray(latents[np.arange(len(images)) * STARTS + best])
     return Ends(chosen, images, by_image.min(axis=1))
 
@@ -84,6 +89,7 @@ def interpolate(
     between = any((values[0] != values[1]).any() for values in conditions.values())
 
     def sample_rows(f, rows):
+        # at t_max x_t is noise alone: nothing of x0 is left
         x = f.path.b(jnp.asarray(time)) * rows["z"]
         one = f(x, time, **rows["classes"][0])
         # one class at both ends needs one evaluation

@@ -29,6 +29,7 @@ def write_shard(path: Path, batches: Iterable[np.ndarray], *, count: int, update
     digest, sums, squares, done = hashlib.sha256(), 0.0, 0.0, 0
     try:
         with _in_one_line(path):
+            # one record in a group: an example is read without its neighbours
             writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for records in batches:
             with _in_one_line(path):
@@ -40,6 +41,7 @@ def write_shard(path: Path, batches: Iterable[np.ndarray], *, count: int, update
             update(done := done + len(records))
         with _in_one_line(path):
             writer.close()
+            # counted before the rename: a shard that lacks examples must not get its name
             if (there := ArrayRecordReader(str(temporary)).num_records()) != count:
                 raise OSError(f"it holds {there} of {count} examples")
             facts = {"bytes": temporary.stat().st_size, "key": digest.hexdigest()[:DIGITS]}
@@ -53,6 +55,7 @@ def write_shard(path: Path, batches: Iterable[np.ndarray], *, count: int, update
 def facts_of(shard: Path) -> dict[str, Any] | None:
     """Reads the facts of a shard; None unless it is whole."""
     facts = read_json(_facts_file(shard))
+    # a shard of another size was cut short, or belongs to another encoding
     whole = facts and shard.is_file() and shard.stat().st_size == facts.get("bytes")
     return facts if whole else None
 

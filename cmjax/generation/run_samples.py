@@ -36,6 +36,7 @@ class RunSamples:
 
     def __post_init__(self):
         samplers = run_samplers(self.run.samples, self.model)
+        # the class is frozen, and this field follows from the others
         object.__setattr__(self, "samplers", {sampler.name: sampler for sampler in samplers})
 
     def flow_map(self, state: TrainState) -> BoundModel:
@@ -61,6 +62,7 @@ class RunSamples:
         for name, batch in images.items():
             path = self.workdir / "samples" / f"{step:07d}-{name}.png"
             paths[name] = str(path)
+            # every process has the images; one writes them
             if is_first():
                 save_png(path, image_grid(batch[: self.run.samples.num]))
         return paths

@@ -84,6 +84,7 @@ def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler
     name, count = samples.name(model.kind, len(levels)), samples.evaluations(model.kind, len(levels))
     of_denoiser = model.kind == "denoiser"
     sampler = diffusion_sampler(samples, levels) if of_denoiser else consistency_sampler(levels, samples)
+    # `and`: no number of evaluations, where a tolerance decides it, stays None
     return NamedSampler(samples, sampler, name, levels, count and networks * count)
 
 
@@ -137,6 +138,7 @@ def samples_from_flags(
         samples = replace(samples, solver=chosen, solver_name=name)
     if times:
         return replace(samples, times=parse_times(times, trained.model))
+    # given steps replace the times of the recipe too
     return replace(samples, times=None, solver_steps=steps) if steps else samples
 
 
@@ -168,6 +170,7 @@ def _with_guidance(
 def _with_channels(trained: Trained, samples: SamplingOptions, channels: int | None) -> SamplingOptions:
     """The samples with so many guided channels; None leaves the setting of the run."""
     if channels is None:
+        # the run's guided channels are of guidance by labels
         return samples if not samples.autoguidance else replace(samples, guidance_channels=0)
     reasons = {
         "has no effect at guidance 1: name a --guidance": samples.guidance == 1,
@@ -189,4 +192,5 @@ def _with_sampler(samples: SamplingOptions, kind: str, sampler: str | None, gamm
         gamma = read_sampler(Fields({"sampler": sampler}, prefix="--"), kind)
     elif gamma is None:
         gamma = samples.gamma
+    # a chain has none of the options of multistep sampling
     return replace(samples, gamma=gamma, **({} if gamma is None else dict.fromkeys(OF_MULTISTEP, False)))

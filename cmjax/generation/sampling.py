@@ -58,6 +58,7 @@ def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
     """The function that `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
 
     def sample(flow_map_and_times, keys, conditions):
+        # times are traced, so their number alone is compiled in
         flow_map, times = flow_map_and_times
         shape = (len(keys), *flow_map.shape)
         conditions = {**conditions, "start": gaussian(keys, shape) if samples.unit_start else None}
@@ -114,6 +115,7 @@ def sample_images(
 def _shown(to_pixels: Callable[..., np.ndarray], decode: Decode | None) -> Callable[[np.ndarray], np.ndarray]:
     def shown(samples: np.ndarray) -> np.ndarray:
         images = samples if decode is None else decode(samples)
+        # pixels are rounded to bytes; latents stay as they are
         return to_pixels(images) if images.shape[-1] in (1, 3) else images
 
     return shown
@@ -182,6 +184,7 @@ def class_labels(
     if not num_classes:
         return {}
     if random_seed is not None:
+        # keys are made as data on the host, and become typed keys here
         keys = jax.random.wrap_key_data(jnp.asarray(keys_of(random_seed, np.arange(num))))
         of_label = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(_OF_LABELS))
         labels = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(of_label))
@@ -212,6 +215,7 @@ def with_guidance(
     if not takes and guidance == 1:
         return flow_map, conditions
     if takes_interval and interval is not None:
+        # (n, 2): a condition has a row for each sample
         ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
         conditions, interval = {**conditions, "interval": ends}, None
     denoiser = flow_map.function if takes else _guided(flow_map.function, channels=channels or None)
@@ -234,6 +238,7 @@ def with_autoguidance(
     denoiser = _autoguided(flow_map.function, weak.function)
     if interval is not None:
         denoiser = _limited(denoiser, low=interval[0], high=interval[1])
+    # both trees of parameters are one argument, so that the pair is compiled and laid out as one model
     both = replace(flow_map, params=(flow_map.params, weak.params), function=denoiser)
     return both, {**conditions, "guidance": scales}
 

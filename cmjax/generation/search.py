@@ -71,8 +71,8 @@ def find_times(
 def _about(
     trained: Trained, flow_map: BoundModel, samples: SamplingOptions, decoder: Decoder | None
 ) -> dict[str, str | None]:
-    """Makes the keys of what a search depends on: the model and how it samples, and the held-out images, None where
-    they are not at hand. Every process must call it."""
+    """Gives the keys of what a search depends on: the model and how it samples, and the held-out images, or None where
+    they cannot be read. Every process must call it."""
     decoded = [] if decoder is None else [decoder.key]
     model = content_key(
         VERSION, flow_map.params, grid_of(trained), SAMPLES, samples.guidance, samples.choices, *decoded
@@ -143,6 +143,7 @@ def score_along(
             raise ConfigError(f"no times can be searched for: {why}; name them, as --times=80,0.8")
         return metric_against(held_out, train, metric, cache_dir=cache_of(trained.folder))
 
+    # made before any sampling, so that errors come first; it stays in this process, which alone can use it
     on_first_process(lambda: score() and None)
     samples = samples or trained.samples
     flow_map, conditions = conditioned(flow_map, trained, samples, SAMPLES)
@@ -167,9 +168,11 @@ def _search(
     sign = -1 if better(metric) == "larger" else 1
     # the first time is t_max, where the noise is
     places, tried = [GRID - 1], {}
+    # a guess for the bar: some 9 rounds take a grid of 40 to 3 places by a third each, with 2 evaluations
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):
 
+            # rounds ask for some places again
             @cache
             def cost_at(place: int) -> float:
                 times = tuple(grid[p] for p in (*places, place))
@@ -186,8 +189,10 @@ def _search(
 def ternary_search(value: Callable[[int], float], low: int, high: int) -> int:
     """Finds the whole number in [low, high] where `value`, which falls and then rises, is least."""
     while high - low > 2:
+        # two inner places divide what is left in thirds; at most three places are tried one by one
         left, right = low + (high - low) // 3, high - (high - low) // 3
         if value(left) <= value(right):
+            # equal values: the least lies between the two
             high = right - 1 if value(left) < value(right) else right
         else:
             low = left + 1
