@@ -81,8 +81,10 @@ def accumulate_split(
         raise DataError(f"{data.name} has no {split} images; name another --reference")
     num = min(most if most is not None else len(source), len(source))
     text = f"{num} {split} images of {data.name}"
+    # whatever changes the features changes the key: the network's weights, the images, how many, and this code
     key = content_key(VERSION, network.key, data.key(split, source), num)
     path = cache_dir / f"reference-{'-'.join(needed)}-{key}.npz"
+    # the first process alone reads the cache, and decides for all: another may see another disk
     cached = load_cached(path, Accumulator.of_arrays) if is_first() else None
     if on_first_process(lambda: cached is not None):
         return cached or Accumulator(), text
@@ -115,6 +117,7 @@ def accumulate_images(
     accumulators = {name: Accumulator() for name in networks}
 
     def save(path: Path, done: int) -> None:
+        # an .npz has one level of names: `network:statistic`
         by_name: Any = {name: accumulator.arrays() for name, accumulator in accumulators.items()}
         arrays: Any = flatten_dict(by_name, sep=":")
         save_cached(path, {"done": np.array(done), **arrays})
@@ -125,7 +128,7 @@ def accumulate_images(
         images = images_of(start, stop)
         for name, network in networks.items():
             outputs = network.outputs_for(images, needed[name])
-            # the others keep nothing: a covariance of 2048 features takes 34 MB
+            # the other processes keep nothing: a covariance of 2048 features takes 34 MB
             if is_first():
                 accumulators[name].add(outputs)
         update(stop, "")
@@ -149,6 +152,7 @@ def _resume(keep: Path | None, accumulators: dict[str, Accumulator]) -> int:
         made = {name: Accumulator.of_arrays(parts[name]) for name in accumulators}
         return made, int(arrays["done"])
 
+    # None also where the file cannot be read: the images are then sampled from the first one on
     saved = None if keep is None else load_cached(keep, make)
     if saved is None:
         return 0

@@ -29,12 +29,14 @@ def evaluation_callback(run_samples: RunSamples) -> Callback:
         )
     data = DataSets(*images_for(run, run_samples.source, run_samples.decoder))
     average = average_texts(run.config)[0]
+    # here and not at the first call: a missing weight or reference ends the run before it trains
     evaluator = make_evaluator(evaluation, data, num=evaluation.num, reference=None, cache_dir=cache_of(workdir))
     labels = {"labels": evaluation.labels} if run_samples.model.class_conditional else {}
     random_seed = run.seed if evaluation.labels == "random" else None
 
     def callback(state: TrainState, step: int) -> None:
         flow_map, conditions = run_samples.conditioned(state, evaluation.num, random_seed=random_seed)
+        # once for all samplers: a hash of all parameters
         content = content_of(flow_map, run_samples.decoder)
         for chosen in run_samples.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}

@@ -37,14 +37,14 @@ KEPT_AT_ONCE = 2**22  # pixels of all points of the trajectories that are follow
 
 
 class Diagnosis(NamedTuple):
-    """numbers: for a JSON file. panels: images (h, w, 3) of plots, all of one width."""
+    """Holds the results: numbers for a JSON file, and panels, images (h, w, 3) of plots, all of one width."""
 
     numbers: dict[str, Any]
     panels: list[np.ndarray]
 
 
 class ConsistencyErrors(NamedTuple):
-    """Mean squares over samples and pixels, for the n times of a trajectory.
+    """Holds mean squares over samples and pixels, for the n times of a trajectory.
 
     step: of f(x_t, t) − f(x_r, r), r the time after t. end: of f(x_t, t) − the trajectory's end. teacher_end: of
     D(x_t, t) − the end, by which the teacher's estimate is off.
@@ -79,10 +79,12 @@ def consistency_errors(
         t, r = interval
         return ode_step(velocity, x, t, r), (consistency_fn(x, t), denoise(x, t))
 
+    # (n − 1, b, h, w, c) each: f and D before every step; the last time follows below
     last, (estimates, denoised) = jax.lax.scan(look, x, (times[:-1], times[1:]))
     at_last = denoise(last, times[-1])
     estimates = jnp.concatenate([estimates, consistency_fn(last, times[-1])[None]])
     end = at_last if to_clean else last
+    # self-consistency (sec. 3): f is the same at neighbouring times, and is the trajectory's end
     return ConsistencyErrors(
         step=_mean_square(estimates[:-1] - estimates[1:]),
         end=_mean_square(estimates - end[None]),
@@ -139,6 +141,7 @@ def consistency(
     ranges = [level_range(model.path, model.t_min, model.t_max) for model in (student, teacher)]
     levels = max(low for low, _ in ranges), min(high for _, high in ranges)
     times = trajectory_times(TIMES, path, levels, rho=trained.model.constants["rho"])
+    # both networks must see the same x_t: the teacher is carried to the student's path
     if teacher.path != path:
         teacher = replace(teacher, function=carry(teacher.function, teacher.path, path), path=path)
     # a model whose end lies below the last time is compared with clean data, the ODE's end
@@ -150,6 +153,7 @@ def consistency(
         return consistency_errors(
             lambda x, t: student(x, t, **conditions),
             lambda x, t: teacher(x, t, **of_teacher),
+            # the prior at the highest level that both models were trained for
             path.b(jnp.asarray(times[0])) * gaussian(keys, (len(keys), *student.shape)),
             jnp.asarray(times, jnp.float32),
             path=path,
@@ -179,6 +183,7 @@ def _in_parts(
 ) -> tuple[ConsistencyErrors, int]:
     """Applies `measure` to parts of the trajectories, and averages its errors; returns the number of trajectories, too:
     `num`, or a few more so that the parts are equal. Both models are guided as the run's samples are."""
+    # the scan keeps a sample's estimates at all times: each takes the memory of TIMES images
     size = chunk_of(num, (TIMES, *student.shape), jax.device_count(), pixels=KEPT_AT_ONCE, least=1)
     num = -(-num // size) * size
     labels, guidance = class_labels(num, trained.num_classes), trained.samples.guidance
@@ -192,6 +197,7 @@ def _in_parts(
         for rows in chunks((keys, (conditions, of_teacher)), size):
             errors.append(jax.device_get(compiled((student, teacher), distribute(rows, batch_sharding(mesh)))))
             update(len(errors) * size, "")
+    # the parts are equally long: the mean of their means is that of all
     return jax.tree.map(lambda *values: np.mean(values, axis=0), *errors), num
 
 

@@ -47,6 +47,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     """
     mesh, model, workdir = make_mesh(), trained.model, trained.folder
     edges = bin_edges(model, BINS)
+    # at most what one part of a training batch holds: no more memory than training takes
     size = max(min(num, run.batch_size // run.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
     batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
     try:
@@ -90,6 +91,7 @@ def _measure(models, batch, key_data, place, *, run: Run, model: NetworkModel, t
         within=lambda t: bin_of(model.path.noise_level(t), edges) == place,
         tries=TRIES,
     )
+    # the method samples its noise as ever, at the times chosen above
     method = replace(run.method, times=lambda *_: times).with_teacher(teacher, model.path)
     sampled, dropout_key = method.sample_batch(method_key, x0, jnp.asarray(step), inputs)
 
@@ -103,7 +105,9 @@ def _measure(models, batch, key_data, place, *, run: Run, model: NetworkModel, t
 
 def _row(edges, loss, norm, count, fraction, *, size: int) -> dict[str, Any]:
     """Joins one bin's numbers of the batches (n,): None where its samples are too rare, or a value is not finite."""
+    # over all rounds: a bin may be empty in one batch and not in the next
     enough = count.sum() >= RARE * size * len(count)
+    # rounds are weighted by their samples; a norm is of one batch, and has no such sum
     values = {"loss": np.sum(loss * count) / max(count.sum(), 1), "gradient_norm": np.mean(norm)}
     shown = {name: float(value) if enough and np.isfinite(value) else None for name, value in values.items()}
     return {"from": edges[0], "to": edges[1], "fraction": float(fraction.mean()), "samples": int(count.sum()), **shown}
@@ -173,7 +177,9 @@ def times_within(
     Returns: the times, whether one lies within (b,), and the fraction of all tries within. Elsewhere t lies anywhere.
     """
     sampled = jax.vmap(lambda key: times(key, batch_size, step))(jax.random.split(key, tries))
+    # (tries, b): times and hits for every place of the batch
     hits = jax.vmap(within)(sampled.t)
+    # the first hit of each place; 0 where it has none, which `any` reports
     first = jnp.argmax(hits, axis=0)
     chosen = jax.tree.map(lambda values: values[first, jnp.arange(batch_size)], sampled)
     return chosen, jnp.any(hits, axis=0), jnp.mean(hits, dtype=jnp.float32)
@@ -185,6 +191,7 @@ def loss_and_gradient_norm(
     """Computes the mean of losses(params) over the samples that are counted, and the l2 norm of its gradient."""
 
     def mean_loss(params):
+        # a bin without samples gives 0, and not nan
         return jnp.sum(jnp.where(counted, losses(params), 0)) / jnp.maximum(jnp.sum(counted), 1)
 
     loss, gradient = jax.value_and_grad(mean_loss)(params)

@@ -107,6 +107,7 @@ def make_evaluator(
         split = reference if reference in ("train", "test") else "test" if name in OF_DATA else "train"
         needed[name] = tuple(sorted({METRICS[metric].needs for metric in metrics}))
         needs = {METRICS[metric].needs for metric in metrics if not METRICS[metric].without_reference}
+        # what the file has needs no data
         needs -= from_file[name].pairs.keys() if name in from_file else set()
         if needs and data is None:
             raise ConfigError(
@@ -134,6 +135,7 @@ def make_evaluator(
     for metric, name in network_of.items():
         digest = on_first_process(partial(_hash_of, references[name], METRICS[metric].needs))
         rules[metric] = {"rule": METRICS[metric].rule, **about[name], "hash": digest}
+    # the protocol is compared with that of kept rows: another rule, reference or version makes a value anew
     protocol = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": rules}
     return Evaluator(networks, needed, network_of, references, real, protocol)
 
@@ -172,12 +174,14 @@ def _read(reference: str, network_of: Mapping[str, str]) -> dict[str, OfNetwork]
 
 def _checked(reference: str, of: OfNetwork, network: FeatureNetwork, data: DataSets | None) -> dict[str, Statistics]:
     """Gives the statistics of a file for a network. Raises: ConfigError where they are of other features."""
+    # files of other programs have no key; for published networks they are trusted, and the length is checked below
     if of.key != network.key and (of.key or network.name == "dataset"):
         raise ConfigError(
             f"--reference={reference}: is of other features ({of.key or 'it does not say which'}) than those of "
             f"{network.about} ({network.key}); --save_reference writes a file of these"
         )
     shape = (32, 32, 3) if data is None else data.train.shape
+    # the length of the features, by two black images: LPIPS takes no single one
     features = network.outputs_for(np.zeros((2, *shape), np.uint8), tuple(of.pairs))
     for kind, (mean, _) in of.pairs.items():
         if len(mean) != features[kind].shape[1]:

@@ -25,6 +25,7 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
     Raises: ConfigError where the data are too few.
     """
     source = data.train
+    # two halves without a common image: a shared one would make the distances too small
     half = min(num, len(source) // 2)
     if why := too_few(evaluator.network_of, half):
         raise ConfigError(f"--check: {why} in half of {data.name}")
@@ -36,6 +37,7 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
         done = 0
         for kind, strengths in STRENGTHS.items():
             for strength in strengths:
+                # labels, for the damage that mixes or drops classes
                 images = damaged(kind, second["image"], second.get("label"), strength)
                 for name, value in against.values(against.accumulate(_of(images), half)).items():
                     by_metric.setdefault(name, {}).setdefault(kind, []).append(value)

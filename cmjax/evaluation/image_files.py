@@ -48,6 +48,7 @@ def images_in(path: str, shape: tuple[int, ...] | None, to_pixels: Callable[...,
         arrays = read_npz(where, memory_limit_bytes=LARGEST_IN_MEMORY)
     except DataError as error:
         raise ConfigError(about("--images", path, error)) from error
+    # names that other programs use come first; an .npz may hold labels beside the images
     candidates = [arrays[name] for name in NAMES if name in arrays] or [a for a in arrays.values() if a.ndim == 4]
     if len(candidates) != 1:
         names = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -79,11 +80,13 @@ def _in_folder(folder: Path, shape: tuple[int, ...] | None) -> Images:
         if not listed:
             raise ConfigError(f"--images={without_images(folder, others)}")
         files = [file.path for file in listed]
+        # the second result is the file's own size, whatever it is fitted to
         height, width, channels = shape or (*read_image(files[0], (1, 1, 3))[1], 3)
 
         def images_of(start: int, stop: int) -> np.ndarray:
             return np.stack([_read(file, (height, width, channels)) for file in files[start:stop]])
 
+        # over the whole folder, since neighbouring files may be alike
         some = [_read(files[i], (height, width, channels)) for i in spread(len(files), LOOKED_AT)]
         say_if_dark(np.stack(some), f"--images={folder}")
         return Images(images_of, len(files), (height, width, channels), lambda: files_key(files))

@@ -45,6 +45,7 @@ class FeatureNetwork:
     def outputs_for(self, images: np.ndarray, needed: tuple[str, ...]) -> Outputs:
         """Computes what an `Accumulator` takes in for the needs of metrics."""
         outputs = self.outputs(images)
+        # rows are features too, kept one by one
         return {need: outputs["features" if need == "rows" else need] for need in needed}
 
 
@@ -142,9 +143,11 @@ def through(
     """
     spread = over_devices(apply)
     at_once = batch * jax.device_count()
+    # moved to the device once, and not with every part
     params = jax.tree.map(jnp.asarray, params)
 
     def outputs(images: np.ndarray) -> dict[str, np.ndarray]:
+        # grey images are seen as RGB; an odd last one has no partner
         images = np.broadcast_to(images, (*images.shape[:3], 3))[: len(images) // 2 * 2 if pairs else None]
         if pairs and not len(images):  # one that is left over
             return {"distances": np.zeros(0, np.float32)}
@@ -163,6 +166,7 @@ def _dinov2(params: Any, images: Array) -> dict[str, Array]:
 
 def _clip(params: Any, images: Array) -> dict[str, Array]:
     embedded = jnp.asarray(CLIP.apply({"params": params}, clip_inputs(images, CLIP.side)))
+    # CMMD compares embeddings of unit norm
     return {"features": embedded / jnp.linalg.norm(embedded, axis=-1, keepdims=True)}
 
 
@@ -170,7 +174,7 @@ LEAST_SIDE = 64  # smaller images are enlarged for LPIPS: four poolings leave no
 
 
 def _pairs(params: Any, images: Array) -> dict[str, Array]:
-    """Of every image its distance to the other of its pair."""
+    """Gives for each image its distance to the other image of its pair."""
     # a value for every image, as rows that are joined need it
     pixels = preprocess(images, jnp.zeros(()), horizontal_flip=False)
     return {"distances": jnp.repeat(lpips(params, pixels[0::2], pixels[1::2], resize=LEAST_SIDE), 2)}

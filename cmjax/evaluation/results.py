@@ -35,6 +35,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             row = json.loads(line)
+            # features had other names in earlier versions
             for rule in row["protocol"].get("metrics", {}).values():
                 rule["network"] = OLD_FEATURES.get(rule.get("network"), rule.get("network"))
             rows.append(row | {"metrics": dict(row["metrics"])})
@@ -76,6 +77,7 @@ def row_there(rows: Sequence[Row], setting: Mapping[str, Any], protocol: Mapping
     for row in trusted:
         rules = row["protocol"]
         if all(rules.get(name) == rule for name, rule in protocol.items() if name != "metrics"):
+            # a row may hold more metrics than are asked for
             known = rules.get("metrics", {})
             if all(known.get(metric) == rule for metric, rule in protocol["metrics"].items()):
                 return row
@@ -115,6 +117,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
         parts += [f"guidance {row['guidance']:g}"] if row["guidance"] != 1 else []
         parts += [f"{name} {row[name]}" for name in ("labels", *CHOICES) if row.get(name, "balanced") != "balanced"]
         names.append(parts)
+    # what all rows share says nothing about one of them
     same = set.intersection(*map(set, names)) if len(names) > 1 else set()
     # the sampler stands in every name, so that none is empty
     return ["  ".join(part for part in parts if part not in same or part in parts[2:3]) for parts in names]
@@ -123,6 +126,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 def curves(rows: Sequence[Row], title: str) -> np.ndarray | None:
     """Plots a panel for each metric, over what differs first: step, width of the average, or evaluations; None where
     nothing does."""
+    # an adaptive solver has no number of evaluations to plot over
     rows = [row for row in rows if row["evaluations"] is not None]
     places: dict[str, Callable[[Row], float | None]] = {
         "step": lambda row: row["step"],

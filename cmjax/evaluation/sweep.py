@@ -43,6 +43,7 @@ def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds:
     Raises: ConfigError where there is none such.
     """
     mesh = make_mesh()
+    # widths alone: no average that was tracked is evaluated beside them
     for step in _steps(trained, checkpoint) if averages or not stds else ():
         at_step = replace(trained, step=step)
         for number in averages or ("0",):
@@ -58,6 +59,7 @@ def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds:
         for width, params in zip(widths, made.params, strict=True):
             params = move(params, parameter_shardings(params, mesh))
             flow_map = trained.model.bind(params, trained.shape)
+            # no checkpoint holds such an average
             yield Weights(made.steps[-1], None, f"power(std={width})", flow_map)
 
 
@@ -113,7 +115,7 @@ def evaluate_setting(
 
 
 def content_of(flow_map: BoundModel, decoder: Decoder | None) -> str:
-    """The key of what samples are made of: the parameters, and the weights that decode latents."""
+    """Gives the key of what samples are made of: the parameters, and the weights that decode latents."""
     return content_key(flow_map.params, *([] if decoder is None else [decoder.key]))
 
 
@@ -125,6 +127,7 @@ def evaluate_once(path: Path, setting: Row, evaluator: Evaluator, images_of: Any
     keep = path.parent / ".cache" / f"evaluation-{_key(setting, evaluator)}.npz"
     with progress(f"{setting['sampler']}, step {setting['step']}", num) as update:
         accumulators = evaluator.accumulate(images_of, num, keep=keep, update=update)
+    # `of_real` is computed once, however many settings are evaluated
     metrics = {"metrics": evaluator.values(accumulators), "real": evaluator.of_real, "protocol": evaluator.protocol}
     row = {**setting, **metrics, "seconds": round(time.perf_counter() - began, 2)}
     on_first_process(lambda: _keep(path, row))

@@ -171,7 +171,6 @@ def _search(
     # a guess for the bar: some 9 rounds take a grid of 40 to 3 places by a third each, with 2 evaluations
     with progress("searching times", (count - 1) * 2 * 9) as update:
         for _ in range(1, count):
-
             # rounds ask for some places again
             @cache
             def cost_at(place: int) -> float:
