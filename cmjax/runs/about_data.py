@@ -10,8 +10,8 @@ from cmjax.data.on_demand import KeptSource, fingerprint
 
 
 def classes_of(source: Source) -> dict[str, Any]:
-    """A record's entries of the classes: "class_names", and "class_counts" where these are known without reading the
-    examples; {} without classes."""
+    """Gives a record's entries of the classes: "class_names", and "class_counts" where these are known without reading
+    the examples; {} without classes."""
     names, labels = class_names(source), known_labels(source)
     if names is None:
         return {}
@@ -20,7 +20,7 @@ def classes_of(source: Source) -> dict[str, Any]:
 
 
 def about_data(source: Source) -> dict[str, Any]:
-    """A record's entries of the data: `classes_of`, `data_key_of`, and `about_latents`."""
+    """Gives a record's entries of the data: `classes_of`, `data_key_of`, and `about_latents`."""
     return classes_of(source) | data_key_of(source) | about_latents(source)
 
 

@@ -41,8 +41,10 @@ def class_of(label: str | int, names: Sequence[str]) -> int:
 
     Raises: ConfigError where there is no such class, or the name of one is the number of another.
     """
+    # one spelling of letters: a terminal may compose them otherwise than a file system did
     text = unicodedata.normalize("NFC", str(label))
     kind, colon, rest = text.partition(":")
+    # "name:3" and "number:3" say which is meant, unless a class is called so
     by = kind if colon and kind in ("name", "number") and text not in names else ""
     text = rest if by else text
     number = int(text) if by != "name" and text.isdecimal() and int(text) < len(names) else None

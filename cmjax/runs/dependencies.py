@@ -94,6 +94,7 @@ def check_classes(trained: Trained, source: Source, where: str) -> None:
     """Raise ConfigError where a run with classes was trained with others than those of the data."""
     if not trained.model.class_conditional or source.num_classes is None:
         return
+    # a record of an earlier version may have no names; the numbers must agree in any case
     theirs = trained.record["num_classes"]
     if theirs != source.num_classes:
         raise ConfigError(f"{where}: it was trained with {theirs} classes, and the data have {source.num_classes}")
@@ -122,6 +123,7 @@ def _named(workdir: str, field: str, read: Callable[[str], Any]) -> Any:
     try:
         return read(workdir)
     except (ConfigError, RuntimeError) as error:
+        # by default a run's folder has the name of its recipe, and its variant behind a dash
         recipe, _, variant = Path(workdir).name.partition("-")
         raise ConfigError(
             f"{about(f'config.{field}', repr(workdir), error)}. Train it first, as with\n"

@@ -51,6 +51,7 @@ class Session(contextlib.AbstractContextManager):
         """Write the line of a run that starts from this step, with more fields."""
         with contextlib.suppress(OSError):  # a history that cannot be read is no reason to end
             self._earlier = self._run.read_history()
+        # used as a library, or in a test, no command of cmjax was typed
         command = shlex.join(["cmjax", *sys.argv[1:]]) if sys.argv[0].endswith(("cmjax", "main.py")) else None
         self._start |= {"command": command, "recipe": self.recipe, **fields, **provenance()}
         self._start |= {"from": step, "to": step, "ended": None}
@@ -68,6 +69,7 @@ class Session(contextlib.AbstractContextManager):
 
     def trained(self) -> float:
         """Note that the steps end now. Returns: their seconds."""
+        # before the sum, so that the line has the last steps' time
         self._keep()
         seconds, self._training_since = time.perf_counter() - (self._training_since or 0.0), None
         return seconds
@@ -89,6 +91,7 @@ class Session(contextlib.AbstractContextManager):
             return
         now = time.perf_counter()
         self._start["seconds"] = round(now - self._began, 2)
+        # grows until the steps end, and then stays
         if self._training_since is not None:
             self._start["train_seconds"] = round(now - self._training_since, 2)
         try:
@@ -99,7 +102,7 @@ class Session(contextlib.AbstractContextManager):
 
 
 def of_state(starts: Sequence[Start]) -> list[Start]:
-    """The starts that made the present state: from the newest one at step 0 on."""
+    """Gives the starts that made the present state: from the newest one at step 0 on."""
     first = max((i for i, start in enumerate(starts) if start["from"] == 0), default=0)
     return list(starts[first:])
 

@@ -40,6 +40,7 @@ def write_record(
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # `mkdir` also succeeds where the folder exists and is only read
         probe = workdir / ".writable"
         probe.touch()
         # another process of the run may have been here
@@ -57,6 +58,7 @@ def write_record(
             return changed
         differing = dict(differences(old["config"], config))
         fields = {field: list(pair) for field, pair in differing.items() if is_of_training(field)}
+        # changes of what shapes the state were refused above; these are what training may change on its way
         changes = [*old.get("changes", []), *([{"step": step, "fields": fields}] if fields else [])]
         record |= {"changes": changes} if step and changes else {}  # a training from step 0 has no earlier values
     write_atomically(workdir / RECORD, to_json(record))

@@ -128,6 +128,7 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
         check_teacher(run, teacher, model, tuple(source.shape))
     check_data_of_others(run, model, source)
     setup = Setup(run, mesh, source, model, teacher, frozen)
+    # now, and not after minutes of compiling
     _check_memory(setup)
     return setup
 
@@ -175,6 +176,7 @@ def started_from(other: Params, fresh: Params, name: str, differences: Callable[
     Raises: ConfigError, with the `differences` of the networks, where the others do not fit.
     """
     ours, theirs = flatten_dict(fresh), flatten_dict(other)
+    # some modules are new with the objective, such as the head of a learned weight: an older run has none
     added = {path: leaf for path, leaf in ours.items() if path not in theirs and ADDED & set(path)}
     started: dict[Any, Any] = theirs | added
     if jax.tree.map(np.shape, started) != jax.tree.map(np.shape, ours):

@@ -50,6 +50,7 @@ class Status:
     @property
     def step(self) -> int:
         """The step that the training has reached."""
+        # whichever is newer: a run may be killed between a save and its next record
         return max([0, *self.saved[-1:], *(record["step"] for record in self.records[-1:])])
 
     @property
@@ -156,6 +157,7 @@ def _speed(status: Status) -> Rows:
     rate = status.description.batch_size / seconds
     text = f"{number(rate)} images/s, {number(1 / seconds)} steps/s"
     if "images_per_second_per_chip" in newest:
+        # no record has the number of chips: it follows from the two rates
         chips = round(newest["images_per_second"] / newest["images_per_second_per_chip"])
         text += f"; {number(rate / chips)} images/s for each of {chips} chips" if chips > 1 else " on one chip"
     if "peak_share" in newest:

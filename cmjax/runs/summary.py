@@ -69,6 +69,7 @@ def _curve(steps: np.ndarray, losses: np.ndarray, title: str) -> np.ndarray:
     curves, many = {"recorded": losses}, len(steps) > MANY
     if many:
         # each window's mean is a difference of two running sums: one pass, however long the run
+        # (n + 1,): the sum of the first i losses at place i
         sums = np.concatenate([[0.0], np.cumsum(losses)])
         first, last = np.searchsorted(steps, steps / 1.1, "left"), np.searchsorted(steps, steps * 1.1, "right")
         curves = {"mean within 10%": (sums[last] - sums[first]) / (last - first), **curves}

@@ -41,6 +41,7 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
     began = time.perf_counter()
     train_step = train_step_of(run, setup.model, setup.teacher, setup.mesh)
     compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh, steps_per_call=run.steps_per_call)
+    # the memory that the executable asks for, before its first call fails without a remedy
     if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
         raise ConfigError(f"config: {problem}")
     seconds = time.perf_counter() - began

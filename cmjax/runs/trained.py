@@ -164,6 +164,7 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
     Raises: ConfigError where the path is no run's folder.
     """
     folder, step = to_path(workdir_or_checkpoint), None
+    # checkpoints/<step> is one checkpoint of the run above it
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         folder, step = folder.parent.parent, int(folder.name)
     record = read_record(folder)

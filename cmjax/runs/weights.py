@@ -109,6 +109,7 @@ def post_hoc(trained: Trained, stds: Sequence[float]) -> PostHoc:
             f"--workdir={workdir} has {len(steps)} checkpoint(s), and an average is made of two or more; train with "
             "--config.checkpoint.keep_every set, as to a tenth of the steps"
         )
+    # one snapshot for each pair of a checkpoint and a tracked width
     snapshots = [(step, name) for step in steps for name in kept]
     times, tracked = [step for step, _ in snapshots], [kept[name] for _, name in snapshots]
     fits = [coefficients(times, tracked, step=steps[-1], std=std) for std in stds]

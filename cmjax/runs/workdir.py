@@ -89,6 +89,7 @@ class Workdir:
     def read_history(self) -> list[dict[str, Any]]:
         """Read the lines of `history.jsonl`; [] where there is no such file."""
         lines = read_json_lines(self.history)
+        # a line that somebody edited may lack them
         return [line for line in lines if all(isinstance(line.get(name), int) for name in ("from", "to"))]
 
     def read_summary(self) -> dict[str, Any]:
@@ -125,6 +126,7 @@ class Workdir:
         """
         problem = ""
         with writing(self.path, "--workdir"):
+            # links resolved: a folder has one place
             place = None if is_bucket(self.path) else self.path.resolve()
             if place is not None and place == Path(place.anchor):
                 problem = "is the root of the disk; name a folder"
@@ -173,6 +175,7 @@ def _made(workdir: Path) -> Iterator[tuple[Path, int]]:
     gallery, step = workdir / "gallery.png", ""
     with contextlib.suppress(OSError), gallery.open("rb") as opened, Image.open(opened) as image:
         step = str(image.info.get(CHECKPOINT, ""))
+    # a gallery whose PNG does not say its step is left alone
     if step.isdigit():
         yield gallery, int(step)
 
@@ -192,7 +195,7 @@ def cache_compilations(workdir: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError, option: str = "--workdir") -> ConfigError:
-    """The error of a file or folder that cannot be written."""
+    """Makes the error of a file or folder that cannot be written."""
     return ConfigError(f"{option}={path} cannot be written: {error.strerror or error}; name another")
 
 
