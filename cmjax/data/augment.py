@@ -79,7 +79,7 @@ def meanflow(*, probability: Fraction) -> Probabilities:
 
 
 def label_size(probabilities: Probabilities) -> int:
-    """The number of labels of a sample."""
+    """Gives the number of labels of a sample."""
     return sum(1 + (name in PAIRS) for name in probabilities)
 
 
@@ -122,6 +122,7 @@ def _amount(name: str, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
             return jax.random.randint(key, (b,), 0, 4).astype(float)
         case "shift":
             reach = SHIFT_MAX * jnp.array([[w, h]], float)
+            # whole pixels, as fractions of the furthest shift
             return jnp.round(jax.random.uniform(key, (b, 2), minval=-1, maxval=1) * reach) / reach
         case "rotation" | "hue":
             return _angle(key, b)
@@ -142,15 +143,17 @@ def _angle(key: Key[Array, ""], num: int) -> Array:
 
 
 def labels(draws: Draws) -> Float[Array, "b n"]:
-    """The labels of the amounts, in EDM's order: zeros where no augmentation happens."""
+    """Gives the labels of the amounts, in EDM's order: zeros where no augmentation happens."""
     columns = []
     for name, x in draws._asdict().items():
         if x is None:
             continue
         match name:
             case "quarter_turns":
+                # the two mirrors of which the turn is made, as in `_move_pixels`
                 columns += [((x == 1) | (x == 2)).astype(x.dtype), ((x == 2) | (x == 3)).astype(x.dtype)]
             case "rotation" | "hue":
+                # −1, so that no turn has the label zero
                 columns += [jnp.cos(x) - 1, jnp.sin(x)]
             case "stretch":
                 columns += [x[:, 0] * jnp.cos(x[:, 1]), x[:, 0] * jnp.sin(x[:, 1])]
@@ -163,6 +166,7 @@ def apply(images: Float[Array, "b h w c"], draws: Draws) -> Float[Array, "b h w 
     """Augments images by these amounts; an image whose amounts are zero keeps its every bit."""
     images = _move_pixels(images, draws)
     if moved := _drawn(draws, GEOMETRY):
+        # one resampling for all of these: each would blur the image
         inverse = _inverse(draws, *images.shape[1:3])
         images = _where(functools.reduce(jnp.logical_or, moved), warp(images, inverse), images)
     if recolored := _drawn(draws, COLOR):
@@ -192,12 +196,14 @@ def _move_pixels(images: Array, draws: Draws) -> Array:
 
 def _reflected(start: Int[Array, " b"], size: int) -> Int[Array, "b n"]:
     """The indices start … start + size − 1 of a signal that is continued by reflection."""
+    # reflected without the edge pixel twice: n, n − 2, n − 3, …
     period = max(2 * size - 2, 1)
     return size - 1 - jnp.abs(size - 1 - (jnp.arange(size)[None] + start[:, None]) % period)
 
 
 def _inverse(draws: Draws, height: int, width: int) -> Float[Array, "b 3 3"]:
     """G⁻¹ of G = translation · R(−a) · stretch · R(a) · R(−rotation) · scale, as `warp` takes it."""
+    # inverses, in the reverse order of G's factors
     factors = []
     if draws.scale is not None:
         factor = jnp.exp2(-SCALE_STD * draws.scale)
@@ -211,6 +217,7 @@ def _inverse(draws: Draws, height: int, width: int) -> Float[Array, "b 3 3"]:
     if draws.translation is not None:
         right, down = TRANSLATION_STD * draws.translation.T
         factors += [_translation(-width * right, -height * down)]
+    # a GPU's or TPU's lower default precision would misplace pixels
     return functools.reduce(functools.partial(jnp.matmul, precision="highest"), factors)
 
 
@@ -235,10 +242,11 @@ def _matrix(*rows: list) -> Array:
 
 
 def _recolor(images: Array, draws: Draws) -> Array:
-    """A color's grey part (its mean) and the rest, which is turned about the grey axis v = (1, 1, 1)/√3 and scaled."""
+    """Turns the rest of a color, beside its grey part (the mean), about the grey axis v = (1, 1, 1)/√3; scales both."""
     if images.shape[3] not in (1, 3):
         raise ValueError(f"colors: images must have 1 or 3 channels, got {images.shape[3]}")
     zeros = jnp.zeros(len(images), images.dtype)
+    # an augmentation that the pipe lacks acts with amount 0
     amounts = {name: zeros if (x := getattr(draws, name)) is None else x for name in COLOR}
     brightness, contrast, luma_flip, hue, saturation = (_over(amounts[name], images) for name in COLOR)
     grey = jnp.mean(images, axis=3, keepdims=True)
@@ -250,7 +258,7 @@ def _recolor(images: Array, draws: Draws) -> Array:
 
 
 def _drawn(draws: Draws, names: tuple[str, ...]) -> list[Array]:
-    """For each of the augmentations that the pipe has, which samples it changes, (b,)."""
+    """Gives for each of the augmentations that the pipe has which samples it changes, (b,)."""
     amounts = (x for name in names if (x := getattr(draws, name)) is not None)
     return [jnp.any(x.reshape(len(x), -1) != 0, axis=1) for x in amounts]
 
@@ -260,7 +268,7 @@ def _where(chosen: Array, yes: Array, no: Array) -> Array:
 
 
 def _over(per_sample: Array, x: Array) -> Array:
-    """(b,) with further axes, to go with x (b, ...)."""
+    """Gives (b,) further axes, to go with x (b, ...)."""
     return per_sample.reshape(-1, *(1,) * (x.ndim - 1))
 
 

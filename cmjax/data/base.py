@@ -58,6 +58,7 @@ class ArraySource:
         if 0 in images.shape:
             raise DataError(f"images must hold at least one example, got shape {images.shape}")
         if labels is None:
+            # without labels, a number of classes would promise a condition that no batch has
             object.__setattr__(self, "num_classes", None)
             return
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):

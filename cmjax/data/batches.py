@@ -52,6 +52,7 @@ def batch_indices(step: int, *, seed: int, batch_size: int, num_examples: int) -
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     order = shuffled(num_examples, seed=seed, epoch=epoch)
+    # it is cached: a caller that changed it would change later batches
     order.flags.writeable = False
     return order
 
@@ -136,6 +137,7 @@ class Batches:
         if self.sharding is None:
             return HostRows(self.source, self.seed, self.batch_size, ((0, self.batch_size),), self.steps_per_call)
         indices = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
+        # a set: devices that hold the same rows, as over `fsdp`, need them once
         ranges = {index[0].indices(self.batch_size)[:2] for index in indices if index is not None}
         return HostRows(self.source, self.seed, self.batch_size, tuple(sorted(ranges)), self.steps_per_call)
 

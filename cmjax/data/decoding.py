@@ -25,6 +25,7 @@ def decode_image(data: bytes, shape: Shape) -> np.ndarray:
 
     height, width, channels = shape
     if (idat := _plain_png(data, shape)) is not None:
+        # "zip" is Pillow's decoder of PNG's compressed rows
         image = Image.frombytes(MODES[channels], (width, height), idat, "zip", MODES[channels])
         return np.asarray(image).reshape(shape)
     if channels in MODES and _jpeg_shape(data) == shape:
@@ -41,10 +42,12 @@ def _plain_png(data: bytes, shape: Shape) -> bytes | None:
     """
     if data[:8] != PNG_START or len(data) < 33:
         return None
+    # the content of IHDR: width, height, bits, colour type, compression, filter, interlacing
     width, height, *kind = struct.unpack_from(">II5B", data, 16)
     colour_type = {1: 0, 3: 2}.get(shape[2])
     if (height, width) != shape[:2] or kind != [8, colour_type, 0, 0, 0]:
         return None
+    # behind the signature (8 bytes) and IHDR (25)
     parts, position = [], 33
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -53,6 +56,7 @@ def _plain_png(data: bytes, shape: Shape) -> bytes | None:
             parts.append(data[position + 8 : position + 8 + length])
         elif name == b"IEND":
             return b"".join(parts)
+        # length, name and checksum take 12 bytes
         position += 12 + length
     return None
 
@@ -66,5 +70,6 @@ def _jpeg_shape(data: bytes) -> Shape | None:
         if data[position + 1] in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
             height, width, channels = struct.unpack_from(">HHB", data, position + 5)
             return height, width, channels
+        # the length counts its own two bytes, and not the marker's
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None

@@ -186,6 +186,7 @@ class FolderSource(ImageSource):
 
     def key(self) -> str:
         """A key of the files' content and their labels."""
+        # the first crop is not named, so that it keeps the keys that it had alone
         return content_key(files_key(self.files), self.labels, *([] if self.crop == "lanczos" else [self.crop]))
 
     def name(self, index: int) -> str:

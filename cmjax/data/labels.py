@@ -21,6 +21,7 @@ class Numbering:
 
     def numbers(self, labels: np.ndarray) -> np.ndarray:
         """The class of each label (n,), from 0; -1 where the label is of no class."""
+        # a label above all others would have its place beyond the end
         places = np.minimum(np.searchsorted(self.values, labels), len(self.values) - 1)
         return np.where(self.values[places] == labels, places, -1).astype(np.int32)
 
@@ -57,5 +58,6 @@ def held_out(names: Sequence[str], labels: Sequence[object] | np.ndarray | None)
     held = np.array([int.from_bytes(digest[:8], "big") % 10 == 0 for digest in digests])
     if labels is None:
         labels = np.zeros(len(names), int)
+    # a class whose every example is chosen keeps them all for training
     kept = {label for label, out in zip(labels, held, strict=True) if not out}
     return held & np.array([label in kept for label in labels])

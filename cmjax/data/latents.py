@@ -172,6 +172,7 @@ def sample_latents(batch: Mapping[str, Array | np.ndarray], key: Array) -> dict[
     It is the mirrored image's with probability 1/2, where the batch has that. A batch of images stays as it is.
     """
     images, std = batch["image"], batch.get("std")
+    # split even without a mirrored side: the noise is the same with and without it
     side_key, noise_key = jax.random.split(key)
     if "mirrored" in batch:
         side = jax.random.bernoulli(side_key, shape=(len(images), 1, 1, 1))
@@ -195,6 +196,7 @@ class _Shards(LatentSource):
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         scale, shift = (np.asarray(self.manifest[name], np.float32) for name in ("scale", "shift"))
         rows = self._rows(indices.tolist())
+        # a network's units, (x − shift)·scale; a deviation is not shifted
         batch = {"image": (rows["mean"].astype(np.float32) - shift) * scale, "std": rows["std"] * scale}
         if self.manifest["mirrored"]:
             batch["mirrored"] = (rows["mirrored_mean"].astype(np.float32) - shift) * scale

@@ -99,7 +99,7 @@ def is_image(file: PurePath) -> bool:
 
 
 def is_tools_own(name: str) -> bool:
-    """Whether a file or folder is a tool's or an operating system's, and none of the data."""
+    """Says whether a file or folder belongs to a tool or an operating system, and not to the data."""
     return name.startswith(".") or name in TOOLS
 
 
@@ -139,6 +139,7 @@ def _numbered(
     paths = [files[i].path for i in chosen]
     if classes is None or known is None:
         return Split(paths)
+    # numbered by the classes of training, so that both splits mean the same by a number
     number = {name: i for i, name in enumerate(sorted(set(known)))}
     labels = np.array([number[classes[i]] for i in chosen], np.int32)
     return Split(paths, labels, tuple(map(str, number)))
@@ -171,6 +172,7 @@ def _labels_of_tool(path: AnyPath, images: list[File]) -> list[int] | None:
     for image in images:
         if (label := labels.get("/".join(image.parts))) is None:
             raise DataError(f"{path}: has no label of {'/'.join(image.parts)}")
+        # True is an int to Python
         if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise DataError(f"{path}: the label of {'/'.join(image.parts)} is {label!r}, not a whole number from 0 on")
         numbers.append(label)
@@ -178,7 +180,7 @@ def _labels_of_tool(path: AnyPath, images: list[File]) -> list[int] | None:
 
 
 def _in_numbered_parts(images: list[File]) -> bool:
-    """Whether folders hold a thousand images each by their numbers, 00003/img00003127.png: such are no classes."""
+    """Says whether folders hold a thousand images each by their numbers, 00003/img00003127.png: such are no classes."""
     for _, parts in images:
         number = re.search(r"(\d+)$", parts[-1].rpartition(".")[0])
         if len(parts) != 2 or not re.fullmatch(r"\d{5}", parts[0]) or not number or len(number[1]) < 5:
@@ -189,7 +191,7 @@ def _in_numbered_parts(images: list[File]) -> bool:
 
 
 def _empty_folders(top: AnyPath, images: list[File]) -> list[str]:
-    """The names of the subfolders without images, sorted. A bucket has no empty ones."""
+    """Lists the names of the subfolders without images, sorted. A bucket has no empty ones."""
     if is_bucket(top):
         return []
     names = {unicodedata.normalize("NFC", sub.name) for sub in top.iterdir() if sub.is_dir()}

@@ -117,6 +117,7 @@ class OnDemandSource:
         for here in (place % self.length for place in range(index, index + self.length)):
             try:
                 return decode(here)
+            # no fault of the example
             except MemoryError:
                 raise
             except Exception as error:  # what is damaged raises errors of many kinds
@@ -156,6 +157,7 @@ class KeptSource(OfAnother):
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See `Source.gather`."""
+        # each once, though a batch may hold an example twice
         new = np.unique(indices[~self.kept[indices]])
         for start in range(0, len(new), CHUNK):
             self._keep(new[start : start + CHUNK])
@@ -180,6 +182,7 @@ def kept_if_small(source: OnDemandSource, *, memory_limit_bytes: int) -> Source:
     """
     small = len(source) * math.prod(source.shape) <= memory_limit_bytes
     chosen = KeptSource(source) if small else source
+    # data that cannot be decoded fail here, and not in a thread at the first step
     chosen.gather(np.zeros(1, np.int64))
     return chosen
 

@@ -35,6 +35,7 @@ def digits(split: str) -> ArraySource:
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     table = np.loadtxt(path, delimiter=",", dtype=int)  # (1797, 65): 64 levels and the label
     order = shuffled(len(table), seed=0)
+    # in the file's order: the permutation only chooses
     chosen = table[np.sort(order[:1500] if split == "train" else order[1500:])]
     images = np.rint(chosen[:, :-1].reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     return ArraySource(images, chosen[:, -1], 10)
@@ -119,7 +120,9 @@ def _rows_of(
     names = None if classes is None else classes.names
     count = None if names is None else len(names)
     if isinstance(images, np.memmap):
+        # examples of no class are not among `rows`: any number serves them
         known = None if numbers is None else np.maximum(numbers, 0)
         return Subset(ArraySource(images, known, count, names), rows)
+    # no copy where all rows are taken
     whole = len(rows) == len(images)
     return ArraySource(images if whole else images[rows], None if numbers is None else numbers[rows], count, names)

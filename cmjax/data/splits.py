@@ -15,6 +15,7 @@ WORDS = {
     "train": r"train(?:ing)?|trn",
     "test": r"test(?:ing)?|tst|val(?:id(?:ation)?)?|dev|eval(?:uation)?|hold[-_ ]?out|held[-_ ]?out",
 }
+# the word stands alone, or has a number or a letter a or b behind it, as val2017 and trainA
 _WORD = {
     kind: re.compile(rf"(?<![a-z])(?:{words})(?:set|data|images?)?(?=[^a-z]|[ab]?$)") for kind, words in WORDS.items()
 }
@@ -50,6 +51,7 @@ def find_splits(root: AnyPath, images: Iterable[tuple[str, ...]], empty: Sequenc
     Args:   empty: subfolders without images. say: whether to log them.
     Raises: DataError where names of splits stand beside others, or within classes.
     """
+    # by the parts of a folder, the names of its subfolders
     below = defaultdict(set)
     for parts in images:
         for depth in range(len(parts) - 1):
@@ -108,6 +110,7 @@ def _of_pair(root: AnyPath, pair: list[str], deep: set[str], *, say: bool) -> To
     test = [name for name in pair if name not in train]
     if len(train) > 1:
         raise DataError(f"{root}: {some(train)} are both named like the training split; leave one")
+    # one that has classes where training has, then "test" before "val", then by name
     chosen = min(test, key=lambda name: ((name in deep) != (train[0] in deep), "test" not in name.casefold(), name))
     if say:
         rest = [name for name in test if name != chosen]
@@ -122,6 +125,7 @@ def _paired(names: Iterable[str]) -> dict[str, list[str]]:
     for name in sorted(names):
         if (named := split_of(name)) is not None:
             pairs[named[1]].append(name)
+    # of both kinds, however many there are of one
     return {rest: there for rest, there in pairs.items() if len({(split_of(name) or "")[0] for name in there}) == 2}
 
 

@@ -154,6 +154,7 @@ def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(prepared)
+    # both splits are numbered by the classes of training
     split = "train" if "train" in builder.info.splits else split
     names = builder.info.features[label_key].names
     named = Numbering(np.arange(len(names)), tuple(names))

@@ -99,6 +99,7 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
     if images.shape[-1] in (1, 3):
         _check_float_images(there, where, warn=warn)
     elif there.low >= 0 and there.high > LARGEST_LATENT:
+        # the first block is enough to tell pixels from latents
         _, block = next(_blocks(images))
         if (block == np.rint(block)).all():
             raise DataError(
@@ -145,6 +146,7 @@ def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
     if 0 in shape:
         raise DataError(f"{where}: images must hold at least one example, got shape {shape}")
     height, width, channels = shape[1:]
+    # (n, c, h, w) read as (n, h, w, c): a "height" of 1 or 3 and many "channels"
     if height in (1, 3) and channels > 4 and (width == channels or images.dtype.kind != "f"):
         raise DataError(f"{wanted}: {shape} have channels first; save images.transpose(0, 2, 3, 1)")
     if warn and channels > 4 and width > 1 and (width == channels != height or height <= 4 < min(width, channels)):
@@ -207,15 +209,17 @@ def _converted(images: np.ndarray, dtype: type, where: str) -> np.ndarray:
 
 
 def range_of(images: np.ndarray, where: str) -> Range:
-    """The range of an array (n, h, w, c) of numbers. Raises: DataError where one is not finite."""
+    """Gives the range of an array (n, h, w, c) of numbers. Raises: DataError where one is not finite."""
     low, high = (np.inf, -1), (-np.inf, -1)
     for rows, block in _blocks(images):
+        # NaN in a minimum warns; it is reported below, with its place
         with np.errstate(invalid="ignore"):
             least, most = float(block.min()), float(block.max())
         if not (np.isfinite(least) and np.isfinite(most)):
             finite = np.isfinite(block).all(axis=(1, 2, 3))
             raise DataError(f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew")
         if least < low[0]:
+            # a flat index in the block, as the number of its image
             low = least, int(rows[block.argmin() // block[0].size])
         if most > high[0]:
             high = most, int(rows[block.argmax() // block[0].size])
@@ -223,7 +227,7 @@ def range_of(images: np.ndarray, where: str) -> Range:
 
 
 def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (m,) and the images there (m, h, w, c): of all, or of some where the array is mapped from its file."""
+    """Indices (m,) and the images there (m, h, w, c): all, or some where the array is mapped from its file."""
     if isinstance(images, np.memmap):
         rows = spread(len(images), SAMPLED)
         yield rows, np.asarray(images[rows])
@@ -235,5 +239,5 @@ def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def spread(length: int, most: int) -> np.ndarray:
-    """At most `most` indices of range(length), evenly spaced, the first and the last among them."""
+    """Gives at most `most` indices of range(length), evenly spaced, the first and the last among them."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64))

@@ -38,6 +38,7 @@ def warp(images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]) -> Flo
     height, width = images.shape[1:3]
     fine = _upsample(_upsample(images, axis=1), axis=2)
     x, y = _grid(width), _grid(height)
+    # (3, rows, columns): the fine grid in homogeneous coordinates
     points = np.stack([*np.meshgrid(x, y), np.ones((len(y), len(x)))])
     source = jnp.einsum("bij,jyx->biyx", inverse[:, :2], jnp.asarray(points, inverse.dtype), precision="highest")
     # The reflected image's centre is between the fine pixels 3n − 3 and 3n − 2 of its 2·(3n − 2); fine pixel 2j + 1
@@ -54,12 +55,14 @@ def _grid(size: int) -> np.ndarray:
 def _upsample(x: Array, axis: int) -> Array:
     """The reflected signal of 3n − 2 samples at twice the rate: yₘ = Σⱼ hₘ₊₅₋₂ⱼ xⱼ, each phase with half the taps."""
     size = 3 * x.shape[axis] - 2
+    # a reflection reaches n − 1 samples; the filter's taps beyond see zeros
     x = _pad(_pad(x, axis, x.shape[axis] - 1, mode="reflect"), axis, PHASE_TAPS // 2, mode="constant")
 
     def phase(taps: tuple[float, ...], last: int) -> Array:
         slices = (jax.lax.slice_in_dim(x, last - a, last - a + size, axis=axis) for a in range(len(taps)))
         return _weighted_sum(taps, slices)
 
+    # samples of odd and even places see every other tap
     phases = [phase(SYM6[1::2], PHASE_TAPS - 1), phase(SYM6[0::2], PHASE_TAPS)]
     return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
 

@@ -34,6 +34,7 @@ def in_processes(
 
     if not flags.FLAGS.is_parsed():  # grain reads flags of its own, in programs without any, too
         flags.FLAGS.mark_as_parsed()
+    # grain asks for a length: no run gets to the end of this one
     steps = grain.MapDataset.range(start, 2**62 if stop is None else stop, every)
     results = steps.map(result_of).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
