@@ -36,6 +36,7 @@ def files_key(files: Iterable[AnyPath]) -> str:
 
 def _add(digest: Any, value: Any) -> None:
     if isinstance(value, Mapping):
+        # kind and length first: other nestings of the same values must not give the same bytes
         digest.update(b"{%d" % len(value))
         for name in sorted(value):
             _add(digest, name)
@@ -45,6 +46,7 @@ def _add(digest: Any, value: Any) -> None:
         for one in value:
             _add(digest, one)
     elif isinstance(value, np.ndarray | jax.Array):
+        # a part of the array would give every process another key
         if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
             value = multihost_utils.process_allgather(value, tiled=True)
         array = np.ascontiguousarray(value)

@@ -62,6 +62,7 @@ def _complaint_of_xla(flags: str) -> str | None:
     if not answer.returncode:
         return None
     errors = answer.stderr.decode(errors="replace").splitlines()
+    # a line of XLA's log begins with a letter and the date, and its message stands behind a bracket
     lines = [line.partition("] ")[2] for line in errors if re.match(r"[EF]\d{4} ", line)]
     return next(filter(None, lines), "XLA does not take them")
 
@@ -115,8 +116,8 @@ _planned: ContextVar[str | None] = ContextVar("planned", default=None)
 
 
 def platform() -> str:
-    """The platform that traced code will run on: "cpu", "gpu" or "tpu". It is that of the devices here, unless another
-    machine is planned for."""
+    """Gives the platform that traced code will run on: "cpu", "gpu" or "tpu". It is that of the devices here, unless
+    code is traced for another machine."""
     import jax
 
     return _planned.get() or jax.default_backend()

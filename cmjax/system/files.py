@@ -28,7 +28,7 @@ class PathError(UserError, ValueError):
 
 
 def path_problem(text: str) -> str | None:
-    """What is wrong with the name of a file or folder; None where nothing is."""
+    """Says what is wrong with the name of a file or folder; None where nothing is."""
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text):
         if scheme[1] == "file":
             return "write it without file://"
@@ -44,7 +44,7 @@ def path_problem(text: str) -> str | None:
 
 
 def to_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder, a bucket's as gs://bucket/name; ~ is the user's home.
+    """Gives the path of a file or folder, a bucket's as gs://bucket/name; ~ is the user's home.
 
     Raises: PathError where it is none; MissingLibrary where it is a bucket's, and what reaches buckets is missing.
     """
@@ -93,6 +93,7 @@ def iterate_files(
             # of a link `isdir`: `is_dir` raises for one that leads to itself
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
                 known = {os.path.realpath(folder)} if read is None else read
+                # by real path: links may lead to one folder twice, or in a circle
                 if (real := os.path.realpath(entry)) not in known:
                     known.add(real)
                     yield from iterate_files(entry.path, skip, known)
@@ -107,7 +108,7 @@ def _bucket_files() -> Any:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root of the disk; a bucket's is one already."""
+    """Gives the path from the root of the disk; a bucket's is one already."""
     return path if is_bucket(path) else path.absolute()
 
 
@@ -115,6 +116,7 @@ def cache_of(workdir: Path) -> Path:
     """The cache folder of a run: `.cache` beside it, where training made that, else the user's cache, so that nothing
     appears beside a run that was moved."""
     beside = absolute(workdir).parent / ".cache"
+    # in a bucket nothing is asked: each question would be a request
     if is_bucket(workdir) or (beside.is_dir() and os.access(beside, os.W_OK)):
         return beside
     return user_cache()

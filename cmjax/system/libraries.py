@@ -32,7 +32,7 @@ def is_installed(library: str) -> bool:
 
 
 def version_of(package: str) -> str | None:
-    """The version that is installed; None where none is."""
+    """Gives the version that is installed; None where none is."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -46,6 +46,6 @@ def require(library: str, what: str) -> None:
 
 
 def how_to_install(library: str) -> str:
-    """The command that installs it."""
+    """Gives the command that installs it."""
     library = library.partition(".")[0]
     return f"pip install 'cmjax[{EXTRAS[library]}]'" if library in EXTRAS else f"pip install {library}"

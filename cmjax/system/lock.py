@@ -48,6 +48,7 @@ class FolderLock(contextlib.AbstractContextManager):
         """Args: folder: on a disk or in a bucket. on_lost: called in a thread when another process took the folder."""
         self._path, self._on_lost = folder / MARK, on_lost
         self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
+        # a bucket's path has the methods of `Path`, but is none
         self._on_disk = isinstance(folder, Path)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self._mark: Mark = {**this_process(), "started": started, "token": uuid.uuid4().hex}
@@ -95,8 +96,10 @@ class FolderLock(contextlib.AbstractContextManager):
     def _take_over(self) -> bool:
         """Replace the mark of a dead process. Returns: whether it is this process's now."""
         other = _read(self._path)
+        # it was removed meanwhile: `take` tries to make its own
         if other is None:
             return False
+        # on this machine the process is looked up; on another one only the beats of its mark show that it lives
         if is_alive(other) if other.get("place") == self._mark["place"] else self._moves(other):
             other = _read(self._path) or other
             raise AlreadyRunning(
@@ -118,6 +121,7 @@ class FolderLock(contextlib.AbstractContextManager):
                 # its owner died
                 claim.unlink(missing_ok=True)
         try:
+            # another process took over first, and this claim came too late
             if (_read(self._path) or {}).get("token") != other.get("token"):
                 return False
             mine = self._path.with_name(f".{MARK}.{self._mark['token']}")
@@ -135,6 +139,7 @@ class FolderLock(contextlib.AbstractContextManager):
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._silent_seconds / 10))
             if (now := _pulse(self._path)) != first:
+                # a mark that vanished was removed by its owner, which ended
                 return now is not None
         return False
 

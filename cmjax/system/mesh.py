@@ -71,7 +71,7 @@ def shapes_on(tree: Any, shardings: Any) -> Any:
 
 
 def distribute(tree: Any, sharding: NamedSharding) -> Any:
-    """A tree of host arrays that every process holds alike, each array split over the devices as `sharding` says."""
+    """Lays out a tree of host arrays that every process holds alike, each split over the devices as `sharding` says."""
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), tree)
 
 
@@ -98,11 +98,12 @@ def in_chunks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
 def move(tree: Any, shardings: Any) -> Any:
     """A tree of global arrays, or of host arrays that every process holds alike, laid out anew over the devices. Every
     process must call it."""
+    # a compiled identity, since parts may have to travel between processes
     return jax.jit(lambda tree: tree, out_shardings=shardings)(tree)
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:
-    """What one device holds of a tree of arrays, or shapes, that lie so."""
+    """Counts the bytes that one device holds of a tree of arrays, or shapes, that lie so."""
     return sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
@@ -155,6 +156,7 @@ def split_as(x: Array, others: Any) -> Array:
 
 def _axes_of_rows(tree: Any) -> Any:
     """The Explicit axes over which the first axis of the tree's arrays is split; None where it is not."""
+    # the first array that is split decides: all arrays of a batch lie alike
     return next((sharding.spec[0] for sharding in _explicit(tree) if sharding.spec[0] is not None), None)
 
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The content of an .npz file of these arrays."""
+    """Gives the content of an .npz file of these arrays."""
     content = io.BytesIO()
     np.savez(content, **dict[str, Any](arrays))
     return content.getvalue()

@@ -104,6 +104,7 @@ def _dtype(code: Any, *_: Any) -> Unbuilt:
         raise ValueError("it has a NumPy array of something else than numbers")
 
     def build(state):
+        # (version, byte order, subarray, names, fields, …): of numbers, the middle three are empty   [numpy.dtype]
         if any(field is not None for field in of_type(state, tuple)[2:5]) or state[1] not in ("<", ">", "|", "="):
             raise ValueError("it has a NumPy array of something else than numbers")
         return np.dtype(code).newbyteorder(state[1])
@@ -126,6 +127,7 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.nda
 def _reconstruct(kind: Any, *_: Any) -> Unbuilt:
     if kind is not NDARRAY:
         raise ValueError("it has a NumPy array of a class of its own")
+    # (version, shape, dtype, whether in Fortran's order, bytes)   [numpy.ndarray]
     return Unbuilt(lambda state: _array(state[4], state[2], state[1], "F" if state[3] else "C"))
 
 

@@ -65,6 +65,7 @@ def compile_program(traced: jax.stages.Traced) -> Program:
         raise _does_not_fit(str(error)) from error
     memory: Any = compiled.memory_analysis()
     cost, text = compiled.cost_analysis() or {}, compiled.as_text() or ""
+    # some versions of JAX give a list of one
     cost = cost[0] if isinstance(cost, list) else cost
     return Program(
         arguments=memory.argument_size_in_bytes,
@@ -110,6 +111,7 @@ def jaxpr_flops(jaxpr: Any) -> float:
             kernel, spec = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
             # zeros that dilation inserts between the points are not counted; those of the padding are
             spread = math.prod(eqn.params["lhs_dilation"])
+            # inputs and places of the kernel: `spec[0]` is its axis of outputs
             total += 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
         # a while loop's trips are not in a jaxpr: its body counts once
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1

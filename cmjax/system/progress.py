@@ -36,6 +36,7 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
         if now - last < every_s:
             return
         last = now
+        # a resumed run is as fast as the parts that it did itself
         elapsed, left = _clock(now - began), _clock((now - began) * (total - done) / max(done - start, 1))
         fraction = 100 * done / total
         log.info("%s %d/%d (%.0f%%), %s elapsed, %s left  %s", description, done, total, fraction, elapsed, left, text)

@@ -46,6 +46,7 @@ class _Listener:
         self._thread.start()
 
     def _listen(self) -> None:
+        # Python writes a byte for each signal: its number
         while heard := self._ear.recv(1):
             number = heard[0]
             if number not in self._handlers:

@@ -76,6 +76,7 @@ def check_key(key: Any) -> Any:
     """A key of a dictionary or set: a scalar, or a tuple of some. Others could take for ever to hash or compare."""
     # by type, not isinstance: a subclass may hash as it likes
     for part in key if type(key) is tuple and len(key) <= 16 else (key,):
+        # hashing a number takes time in its length
         if type(part) is int and abs(part) >= 2**64:
             raise ValueError("a key in it is a huge number")
         if type(part) not in (str, int, float, bool, bytes, type(None)):
@@ -138,6 +139,7 @@ class Machine:
         if self.stack:
             self.stack.pop()
         else:
+            # an empty frame: POP takes its mark away
             self.pop_mark()
 
     def pop_last(self, count: int) -> list[Any]:
