@@ -48,7 +48,7 @@ class Data:
         return {name: getattr(self, name) for name in ("memory_limit_bytes", "max_corrupt", "crop")}
 
     def open(self, split: str) -> sources.Source:
-        """The examples of a split.
+        """Opens the examples of a split.
 
         Raises: DataError where they cannot be read, or the training images are all the same; ConfigError where the
                 images are of another size than asked for.
@@ -65,7 +65,7 @@ class Data:
         return source
 
     def count(self, split: str) -> int:
-        """The number of examples of a split, of which as few as possible are read. Raises: DataError, as `open`."""
+        """Counts the examples of a split, and reads as few of them as possible. Raises: DataError, as `open`."""
         limit = self.memory_limit_bytes if self.name == "arrays" else 0  # a compressed array is read whole either way
         return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split))
 
@@ -81,6 +81,7 @@ def _tfds(data: Data, split: str) -> sources.Source:
 
 def _latents(data: Data, split: str) -> sources.Source:
     folder = split_folder(data.data_dir, split)
+    # cmjax's own shards have a manifest; a folder of LightningDiT's has safetensors alone
     if not (folder / MANIFEST).is_file() and any(folder.glob("*.safetensors")):
         from cmjax.interop.lightning_latents import lightning_latents
 
@@ -103,7 +104,7 @@ OF_LATENTS = ("latents", "arrays")
 
 
 def images_of(encoding: Mapping[str, Any]) -> Data:
-    """The data set that latents were encoded from, as `LatentSource.encoding` has it.
+    """Gives the data set that latents were encoded from, as `LatentSource.encoding` has it.
 
     Raises: DataError where it is not known.
     """
@@ -111,6 +112,7 @@ def images_of(encoding: Mapping[str, Any]) -> Data:
         raise DataError("nothing says which images the latents are of")
     name, data_dir, crop, shape = (encoding["images"][field] for field in ("name", "data_dir", "crop", "shape"))
     height, width, channels = shape
+    # images that all had one size were not cropped, and any crop leaves them as they are
     crop = crop if crop in CROPS else Data.crop
     return Data(name, data_dir, (height, width), channels, MEMORY_LIMIT_BYTES, MOST_CORRUPT, crop)
 
@@ -187,6 +189,7 @@ def _check_name(fields: Fields, name: str, data_dir: str) -> None:
 
 def _usual_size(data_dir: str) -> str:
     """Describes the sizes of a folder's images, and suggests one for training; "" where they are not known."""
+    # a bucket's headers are not read for a suggestion: each would be a request
     there = data_dir and not is_bucket(data_dir) and Path(data_dir).expanduser().is_dir()
     sizes = sorted(set(image_sizes(data_dir)), key=lambda size: size[0] * size[1]) if there else []
     if not sizes:
@@ -198,7 +201,7 @@ def _usual_size(data_dir: str) -> str:
 
 
 def read_label_dropout(data: Fields, net: Fields) -> float:
-    """The fraction of labels that training leaves out, for classifier-free guidance."""
+    """Reads the fraction of labels that training leaves out, for classifier-free guidance."""
     rate = data.number("label_dropout", at_least=0)
     if rate >= 1:
         raise data.error("label_dropout", "must be below 1: the fraction of labels that are left out")

@@ -19,6 +19,7 @@ class Description:
 
 def describe(config: Mapping[str, Any]) -> Description:
     """Describe the configuration in a record."""
+    # the record of imported weights has neither data nor an objective
     data, objective = config.get("data", {}), config.get("objective", {})
     return Description(
         method=objective.get("name") or config.get("model", {}).get("kind", "consistency"),

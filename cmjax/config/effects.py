@@ -45,13 +45,14 @@ class Asked:
 
 
 def without_effect(config: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, str]:
-    """The fields that have no effect, with the reason."""
+    """Gives the fields that have no effect, with the reason."""
     asked = Asked(config, shape)
     return dict(_of_network(asked)) | dict(_of_objective(asked)) | dict(_of_the_rest(asked))
 
 
 def _of_network(asked: Asked) -> Reasons:
     value = asked.value
+    # rows of pixels or of patches at the top, and half as many at each level below
     top, depth = asked.shape[0] // value("net.patch", 1), len(value("net.channel_mult", ()))
     levels = [top >> level for level in range(depth)]
     heights = value("net.attention_resolutions", ())
@@ -63,6 +64,7 @@ def _of_network(asked: Asked) -> Reasons:
     learned = value("objective.name") in ("edm2", "dmf") or value("objective.learned_weight")
     if value("net.weight_head") and not learned:
         yield "net.weight_head", "the objective learns no weight"
+    # every such network has a default of this field: only a value that somebody chose is reported
     scale, embedding = value("net.fourier_scale"), value("net.embedding")
     if scale is not None and embedding != "fourier" and scale != defaults(value("net.name"))["fourier_scale"]:
         yield "net.fourier_scale", f"config.net.embedding={embedding!r} has no random frequencies"
@@ -72,6 +74,7 @@ def _of_network(asked: Asked) -> Reasons:
 
 
 def _of_objective(asked: Asked) -> Reasons:
+    # "drawn": sampled for each sample, so it limits some
     steps, interval = asked.steps, asked.value("objective.guidance_interval")
     limited = interval is not None and interval != "drawn" and tuple(interval) != (0.0, 1.0)
     if limited and asked.value("objective.guidance") == 1 and not asked.value("objective.blend"):

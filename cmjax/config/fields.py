@@ -54,7 +54,7 @@ class Fields:
         self._sections: dict[str, Fields] = {}
 
     def name(self, field: str) -> str:
-        """The field with the sections it stands in, as the command line spells it."""
+        """Gives the field with the sections it stands in, as the command line spells it."""
         return f"{self._path}.{field}" if self._path else field
 
     def error(self, field: str, problem: str) -> ConfigError:
@@ -77,7 +77,7 @@ class Fields:
         return sorted(self._unread)
 
     def value(self, field: str, *, absent: Any = None) -> Any:
-        """The value as it is written. A field that is missing, as in an older record, is `absent`, if that is set."""
+        """Gives the value as written. A field that is missing, as in an older record, is `absent`, if that is set."""
         if field not in self._values:
             if absent is not None:
                 return absent
@@ -157,11 +157,11 @@ class Fields:
         return value
 
     def choice(self, field: str, choices: Mapping[str, Callable], **known: Any) -> Choice:
-        """The chosen function, and its parameters: those written, and those of `known` that it takes."""
+        """Reads the chosen function and its parameters: those written, and those of `known` that it takes."""
         return self._bound(field, self.value(field), choices, known)
 
     def call(self, field: str, choices: Mapping[str, Callable], **known: Any) -> Any:
-        """The result of calling the chosen function, with what it raises named by the field."""
+        """Gives the result of calling the chosen function, with what it raises named by the field."""
         return self.called(field, self.choice(field, choices, **known))
 
     def choices(self, field: str, choices: Mapping[str, Callable], **known: Any) -> list[Choice]:
@@ -173,7 +173,7 @@ class Fields:
         return [self._bound(field, one, choices, known) for one in written]
 
     def called(self, field: str, choice: Choice) -> Any:
-        """The result of calling a choice of this field, with what it raises named by the field."""
+        """Gives the result of calling a choice of this field, with what it raises named by the field."""
         with self.naming(field):
             return choice.make()
 
@@ -210,6 +210,7 @@ class Fields:
 
     def _parse_call(self, field: str, text: str) -> tuple[str, dict[str, Any]]:
         try:
+            # parsed, and never evaluated: no code in a recipe's text or a flag is run
             node = ast.parse(text.strip(), mode="eval").body
             if isinstance(node, ast.Name):
                 return node.id, {}
@@ -244,6 +245,7 @@ def value_problem(value: Any, annotation: Any) -> str | None:
         return None if value is None else value_problem(value, next(o for o in options if o is not type(None)))
     if get_origin(annotation) is Literal:
         return None if value in options else f"must be one of {', '.join(options)}{suggestion(str(value), options)}"
+    # Annotated[int, Within(0, 8)]: the type, then its ranges
     kind, ranges = (options[0], options[1:]) if get_origin(annotation) is Annotated else (annotation, ())
     if kind is bool or kind is str:
         return None if isinstance(value, kind) else f"must be {'True or False' if kind is bool else 'a text'}"
@@ -258,7 +260,7 @@ def value_problem(value: Any, annotation: Any) -> str | None:
 
 
 def changed(config: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
-    """The configuration with another value of the field, whose sections are separated by dots: "net.remat"."""
+    """Gives the configuration with another value of the field, whose sections are separated by dots: "net.remat"."""
     section, dot, rest = field.partition(".")
     return {**config, section: changed(config[section], rest, value) if dot else value}
 

@@ -28,6 +28,7 @@ Size = Annotated[int, Within(0, 2**14)]  # the range of a network's whole number
 
 
 def _linear(*, noise_scale: Positive = 1.0) -> Path:
+    # one object for the usual path: paths are compared
     return paths.linear if noise_scale == 1 else paths.linear_to(noise_scale=noise_scale)
 
 
@@ -187,7 +188,7 @@ def _check_inputs(net: Fields, knobs: Mapping[str, Any], preconditioning: str, k
 
 
 def _read_path(section: Fields, kind: Kind) -> tuple[str, Path, dict[str, float]]:
-    """The path's name, the path, and the constants of the section `model`."""
+    """Reads the path's name, the path, and the constants of the section `model`."""
     constants = {name: section.number(name, above=0, at_most=LARGE) for name in ("sigma_data", "t_max")}
     constants["rho"] = section.number("rho", at_least=1, at_most=100)
     chosen = section.choice("path", PATHS, **constants)
@@ -205,13 +206,14 @@ def _read_path(section: Fields, kind: Kind) -> tuple[str, Path, dict[str, float]
 
 
 def _network_field(fields: Fields, name: str, field: dataclasses.Field, choices: Mapping[str, Sequence[str]]) -> Any:
-    """The value of a network's field, of its kind and in its range."""
+    """Reads the value of a network's field, of its kind and in its range."""
     if name in choices:
         return fields.one_of(name, choices[name])
     if isinstance(field.default, bool):
         return fields.boolean(name)
     if isinstance(field.default, tuple):
         numbers = fields.numbers(name, may_be_empty=name == "attention_resolutions")
+        # a command line gives floats, where a network's numbers of channels are whole
         return tuple(int(v) if v == int(v) else v for v in numbers)
     kind: Any = {int: Size, float: NotNegative}.get(field.type, field.type)
     if problem := value_problem(fields.value(name), kind):

@@ -20,7 +20,7 @@ from cmjax.training.method import Method
 
 
 def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
-    """The method that the section `objective` names, of a run of so many steps."""
+    """Reads the method that the section `objective` names, of a run of so many steps."""
     name = method_name(fields)
     row, loss, objective = METHODS[name], getattr(losses, name), Objective(fields, spec, steps)
     if row.paths and spec.path_name not in row.paths.split():
@@ -31,6 +31,7 @@ def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
     if coupling is not None and (row.independent or "teacher" in keywords):
         raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
     made = TIMES[row.times](objective)
+    # the rate of a target average may follow the number of points N(k)
     objective = replace(objective, curriculum=made.get("schedules", {}).get("num_scales"))
     for keyword in keywords.values():
         made = _joined(made, _keyword(objective, keyword, row.instead))
@@ -76,6 +77,7 @@ def _guided_by(fields: Fields) -> str:
 
     In a target ω·(…) + κ·u(x | c) + (1 − ω − κ)·u(x) it has no part where ω + κ = 1.   [Geng et al. 2025, MeanFlow]
     """
+    # fields that the loss did not read are named as mistakes later, and do not count here
     read = [name for name in ("guidance", "blend") if fields.has(name) and name not in fields.remaining()]
     written = {name: fields.value(name) for name in read}
     guidance, blend = written.get("guidance") or 1, written.get("blend") or 0
@@ -91,6 +93,7 @@ def read_time_sampler(o: Objective, name: str = "times", **known: float) -> Time
     chosen = o.fields.choice(name, choices.TIME_SAMPLERS, path=o.spec.path, **constants, **known)
     sampler = o.fields.called(name, chosen)
     with o.fields.naming(name):
+        # traced once, and not computed: a parameter out of its range is an error of this field
         jax.eval_shape(lambda: sampler(jax.random.key(0), 2))
     if chosen.name == "logit_normal" and o.spec.path_name in ("ve", "trig"):
         raise o.fields.error(name, f"gives times from 0 to 1, which are not of the path {o.spec.path_name}")
@@ -122,6 +125,7 @@ def _on_grid(o: Objective, curriculum: curricula.Curriculum, probabilities: Call
 
 
 def _segments(o: Objective) -> Part:
+    # n segments have n + 1 edges
     edges = o.spec.grid(o.fields.integer("segments", at_least=1, at_most=10**5) + 1)
     part = _grid(o)
     return {**part, "times": pairs.segmented(part["times"], edges)}

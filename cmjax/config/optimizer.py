@@ -43,7 +43,7 @@ def read_optimizer(
     target_rate: Schedule | None = None,
     stages: Sequence[int] = (),
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer with all averages that it tracks, and its learning rate.
+    """Makes the optimizer with all averages that it tracks, and its learning rate.
 
     Args: network: its name. target_rate, stages: those of the `Method`.
     """
@@ -53,6 +53,7 @@ def read_optimizer(
         if not stages:
             problem = "config.objective has no stages with a teacher of their own, as pd has"
             raise fields.error("restart_each_stage", problem)
+        # the first stage begins with the run, where the rule's state is new anyhow
         starts, rule = stages, optimizers.restarted(rule, stages[1:])
     known = {"peak": fields.number("learning_rate", above=0), "batch_size": batch_size}
     # Each stage's schedule ends where the next begins; without restarts there is one stage.
@@ -74,7 +75,7 @@ def read_optimizer(
 
 
 def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The averages that a recorded configuration keeps, as they are written."""
+    """Lists the averages that a recorded configuration keeps, as they are written."""
     written = config["optimizer"]["averages"]
     return (str(written),) if isinstance(written, str | Mapping) else tuple(map(str, written))
 
@@ -112,6 +113,7 @@ def _too_much_of_first(rate: Schedule, updates: int) -> str | None:
 
 def same_but_for_start(old: Any, new: Any) -> bool:
     """Whether two fields `averages` differ at most in how their averages are corrected for their start."""
+    # the correction is set aside: it does not change what a checkpoint holds
     old, new = (
         [(one.name, {**one.parameters, "corrected": None}) for one in _chosen(written, batch_size=1)]
         for written in (old, new)
@@ -139,5 +141,5 @@ def _chosen(written: Any, batch_size: int) -> list[Choice]:
 
 
 def with_power_average(config: Mapping[str, Any], std: float) -> dict[str, Any]:
-    """The configuration that keeps one power-function average, of width `std`."""
+    """Gives the configuration that keeps one power-function average, of width `std`."""
     return {**config, "optimizer": {**config["optimizer"], "averages": [f"power(std={std})"]}}

@@ -27,7 +27,7 @@ YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
 def find_recipe(text: str) -> tuple[Path, str]:
-    """The file and the variant of `--config=<text>`: a path, or the name of a recipe in configs/, as cifar_ct:tiny.
+    """Finds the file and variant of `--config=<text>`: a path, or the name of a recipe in configs/, as cifar_ct:tiny.
 
     Raises: ConfigError where there is no such file.
     """
@@ -45,7 +45,7 @@ def find_recipe(text: str) -> tuple[Path, str]:
 
 
 def load_recipe(text: str) -> "ConfigDict":
-    """The configuration of the recipe that `--config=<text>` names.
+    """Loads the configuration of the recipe that `--config=<text>` names.
 
     Raises: ConfigError where it cannot be run, or gives no configuration.
     """
@@ -113,6 +113,7 @@ def change(config: "ConfigDict", name: str, text: str | None) -> None:
         old = section[place]
     if hasattr(old, "keys") and "name" not in old:
         raise ConfigError(f"--config.{name}: it is a section: change one of its fields, {', '.join(old.keys())}")
+    # ConfigDict would refuse another type with an error of its own; `read_run` names what the field must be
     with config.ignore_type():
         section[places[-1]] = _value(name, text, old)
 
@@ -134,6 +135,7 @@ def _value(name: str, text: str | None, old: Any) -> Any:
         except ValueError:
             if "," not in text:
                 raise ConfigError(f"--config.{name}={text}: must be a number, as {old}") from None
+        # "80,0.8" for a field that has one number
         old = ()
     if isinstance(old, tuple | list):
         return tuple(_literal(part) for part in _parts(text))

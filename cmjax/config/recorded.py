@@ -99,7 +99,7 @@ def is_of_training(field: str) -> bool:
 
 
 def with_free_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The old configuration with all that is not of training as the new one has it."""
+    """Gives the old configuration with all that is not of training as the new one has it."""
     free = {name: new[name] for name in BESIDE_TRAINING if name in new}
     data = {name: new["data"][name] for name in BESIDE_TRAINING_OF_DATA if name in new.get("data", {})}
     return {**old, **free, **({"data": {**old["data"], **data}} if "data" in old else {})}
@@ -111,11 +111,12 @@ def is_class_conditional(config: Mapping[str, Any]) -> bool:
 
 
 def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
-    """The configuration with the fields that older runs did not record, as they were before there were choices."""
+    """Gives the configuration with the fields that older runs did not record, as they were without a choice."""
     config = with_new_names(config)
     if record_format < 2 and "averages" in (optimizer := config.get("optimizer", {})):
         config = {**config, "optimizer": {**optimizer, "averages": uncorrected(optimizer["averages"])}}
     net = config.get("net", {})
+    # a field that a network got later has the default that leaves older networks as they are
     network = defaults(net["name"]) if net.get("name") in NETS else {}
     data = {"data": {"autoencoder": "", **config["data"]}} if "data" in config else {}
     return {**config, **data, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}

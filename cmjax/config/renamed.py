@@ -10,7 +10,7 @@ VALUES = {name: f"{name}_pixels" for name in ("precision", "recall", "density", 
 
 
 def new_name(field: str) -> str:
-    """The present name of a field, as "metrics.num" for "figures.num"."""
+    """Gives the present name of a field, as "metrics.num" for "figures.num"."""
     for old, new in FIELDS.items():
         if field == old or field.startswith(f"{old}."):
             return new + field.removeprefix(old)
@@ -18,7 +18,7 @@ def new_name(field: str) -> str:
 
 
 def with_new_names(config: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """The configuration with every field under its present name."""
+    """Gives the configuration with every field under its present name."""
     renamed = {}
     for name, value in config.items():
         field = f"{section}{name}"

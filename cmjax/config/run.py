@@ -76,10 +76,11 @@ class Run:
     config: Mapping[str, Any]
 
     def open_source(self, split: str) -> Source:
-        """The examples of a split, as `Data.open`. A warning says where their std is not the model's."""
+        """Opens the examples of a split, as `Data.open`. A warning says where their std is not the model's."""
         source = self.data.open(split)
         if split == "train":
             by_sigma = self.model_spec.path_name in ("ve", "trig")
+            # on the other paths the noise has std 1, and so should the data
             expected = self.model_spec.constants["sigma_data"] if by_sigma else 1.0
             field = "config.model.sigma_data" if by_sigma else f"the path {self.model_spec.path_name}"
             check_spread(source, self.data.data_dir or self.data.name, expected, field)
@@ -140,6 +141,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         report=fields.boolean("report", absent=True),
         config=config,
     )
+    # last: only now is it known which fields nobody read
     _check_calls(fields, run)
     return run
 
@@ -164,6 +166,7 @@ def _check_calls(fields: Fields, run: Run) -> None:
 
 def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) -> None:
     """Raise ConfigError where the method does not fit the network, or a part of the batch of `part` samples."""
+    # a part's first samples learn in another way: some must, and some must not
     if method.fraction and not 0 < part_of(method.fraction, part) < part:
         problem = f"config.objective.fraction={method.fraction} of a part of {part} must leave samples of both kinds"
         raise fields.error("grad_accumulation", problem)

@@ -93,7 +93,7 @@ class SamplingOptions:
     autoguidance: str = ""
 
     def levels(self, model: NetworkModel) -> tuple[float, ...]:
-        """The descending times. A grid is computed here, on a device."""
+        """Gives the descending times. A grid is computed here, on a device."""
         if self.times is not None:
             return self.times
         if model.kind == "denoiser":
@@ -107,8 +107,9 @@ class SamplingOptions:
         return f"{count}-step" + ("" if self.gamma is None else f"-chain-{self.gamma}" if self.gamma else "-chain")
 
     def evaluations(self, kind: str, count: int) -> int | None:
-        """The number of network evaluations along so many times; None where a tolerance decides it."""
+        """Counts the network evaluations along so many times; None where a tolerance decides it."""
         per_step = SOLVERS[self.solver_name.partition("(")[0]].evaluations if kind == "denoiser" else 1
+        # the last step, to time 0, takes one evaluation of any solver
         return per_step and per_step * (count - 1) + 1
 
     @property
@@ -120,7 +121,7 @@ class SamplingOptions:
 
 
 def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
-    """The section `samples` of a configuration."""
+    """Reads the section `samples` of a configuration."""
     t_min, t_max = spec.constants["t_min"], spec.constants["t_max"]
     samples = SamplingOptions(
         every=fields.integer("every", at_least=0),
@@ -155,7 +156,7 @@ def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
 
 
 def read_interval(fields: Fields, t_min: float, t_max: float) -> tuple[float, float] | None:
-    """The field `guidance_interval`, two times; None where it is empty or missing."""
+    """Reads the field `guidance_interval`, two times; None where it is empty or missing."""
     if not fields.has("guidance_interval") or fields.value("guidance_interval") in ((), []):
         return None
     numbers = fields.numbers("guidance_interval")
@@ -166,7 +167,7 @@ def read_interval(fields: Fields, t_min: float, t_max: float) -> tuple[float, fl
 
 
 def read_sampler(fields: Fields, kind: str) -> float | None:
-    """The field `sampler`, as `SamplingOptions.gamma`; where it is missing, as in older runs, multistep sampling."""
+    """Reads `sampler`, as `SamplingOptions.gamma`; where it is missing, as in older runs, multistep sampling."""
     if not fields.has("sampler"):
         return None
     if kind == "denoiser":
@@ -178,8 +179,9 @@ def read_sampler(fields: Fields, kind: str) -> float | None:
 
 
 def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
-    """The field `solver`: as it is written, and the solver with its parameters bound, for sampling from t_max."""
+    """Reads the field `solver`: as it is written, and the solver with its parameters bound, for sampling from t_max."""
     functions = {name: row.solve for name, row in SOLVERS.items()}
+    # a solver's grid ends at t_min, and its samples at time 0
     solver = fields.choice("solver", functions, path=path, to_zero=True)
     row = SOLVERS[solver.name]
     if row.by_level and t_max >= path.signal_ends:
@@ -194,7 +196,7 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
 
 
 def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:
-    """Times as --times has them: numbers, "80,0.8", or places on a descending grid of the model, "idx:0,22,39/40".
+    """Parses --times: numbers, "80,0.8", or places on a descending grid of the model, "idx:0,22,39/40".
 
     The places are those of the released codes' `ts`, 0 for t_max and n − 1 for t_min, of n. A last place at t_min,
     where a consistency model is the identity, says where their samples end and costs no evaluation here.
@@ -227,7 +229,7 @@ def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:
 
 
 def times_problem(times: Sequence[float], t_min: float, t_max: float) -> str | None:
-    """What is wrong with sampling times that do not descend within [t_min, t_max]; None for others."""
+    """Says what is wrong with sampling times that do not descend within [t_min, t_max]; None for others."""
     if any(t <= r for t, r in pairwise(times)):
         return f"times must descend, got {', '.join(map(str, times))}"
     inside = all(t_min <= t <= t_max for t in times)
