@@ -15,6 +15,7 @@ from cmjax.cli import exporting, report, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.recipes import load_recipe
 from cmjax.config.run import read_run
+from cmjax.interop.tokens import load_tokenizer
 from cmjax.system import environment
 from cmjax.system.libraries import EXTRAS, MissingLibrary
 
@@ -66,6 +67,7 @@ def without(monkeypatch):
         ("grain", lambda run: train.run(recipe({"data.workers": 2}), run), "config.data.workers=2: needs grain: pip"),
         ("diffrax", lambda run: train.run(recipe({"samples.solver": "tsit5"}, "digits_edm"), run), "needs diffrax"),
         ("safetensors", lambda run: exporting.run(run, "diffusers", None), "--format=diffusers needs safetensors"),
+        ("tokenizers", load_tokenizer, "needs tokenizers: pip install 'cmjax[text]'"),
         ("bokeh", lambda run: report.run([run]), "--mode=report needs bokeh: pip install 'cmjax[report]'"),
         ("gcsfs", lambda run: read_run(recipe({"data.name": "folder", "data.data_dir": "gs://a"})), "needs gcsfs: pip"),
     ],

@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict
 
 from cmjax.interop.autoencoder_config import CLASS, config_from_shapes, config_of, latents_affine, network, read_fields
 from cmjax.interop.diffusers import WEIGHTS, read_config
+from cmjax.interop.folders import content_of, weights_file
 from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch
-from cmjax.interop.read import read_safetensors
 from cmjax.interop.torch_files import read_torch
 from cmjax.nets.latents import Autoencoder
 from cmjax.system.files import is_bucket, to_json, to_path, write_atomically
@@ -24,8 +24,6 @@ from cmjax.system.libraries import require
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-INDEX = ".index.json"
 STATISTICS = "latents_stats.pt"
 """Mean and std of each channel of latents, as LightningDiT writes them."""
 ENTRIES = ("ema", "state_dict", "model")
@@ -142,38 +140,18 @@ def _find(path: FilePath) -> tuple[FilePath, dict[str, Any] | None]:
     fields = None if config is None else read_fields(config, folder / "config.json")
     if path.is_file():
         return path, fields
-    stem = WEIGHTS.removesuffix(".safetensors")
-    kinds = [f"{variant}{suffix}" for variant in ("", ".fp16") for suffix in SUFFIXES[:2]]
-    for name in [f"{stem}{kind}{index}" for kind in kinds for index in ("", INDEX)]:
-        if (folder / name).is_file():
-            return folder / name, fields
-    names = sorted(file.name for file in folder.iterdir())
-    weights = [name for name in names if name.endswith(SUFFIXES) and name != STATISTICS]
-    if len(weights) == 1:
-        return folder / weights[0], fields
-    raise ForeignError(
-        f"{folder} is no autoencoder's folder, with {WEIGHTS} or one other file of weights; it has "
-        f"{', '.join(names) or 'nothing'}"
-    )
+    file = weights_file(folder, beside=(STATISTICS,))
+    if file is None:
+        there = ", ".join(sorted(each.name for each in folder.iterdir())) or "nothing"
+        raise ForeignError(
+            f"{folder} is no autoencoder's folder, with {WEIGHTS} or one other file of weights; it has {there}"
+        )
+    return file, fields
 
 
 def _read(file: FilePath) -> Mapping[str, Any]:
-    """The content of a file by key, the state dict where it holds more, or of all files that an index names."""
-    if file.name.endswith(INDEX):
-        names = read_config(file).get("weight_map")
-        if not isinstance(names, dict) or not all(type(name) is str and "/" not in name for name in names.values()):
-            raise ForeignError(f"{file} is no index of files: it has no weight_map")
-        shards = sorted(set(names.values()))
-        if missing := [name for name in shards if not (file.parent / name).is_file()]:
-            raise ForeignError(f"{file} names files that are missing: {', '.join(missing)}")
-        return {key: array for name in shards for key, array in _read(file.parent / name).items()}
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)[0]
-    try:
-        content = read_torch(file)
-    except (ValueError, OSError) as error:
-        raise ForeignError(str(error)) from error
-    content = content if isinstance(content, dict) else {}
+    """The content of a file by key, the state dict where it holds more."""
+    content: Any = content_of(file)
     if _prefixes(content):
         return content
     found = {name: entry for name, entry in content.items() if isinstance(entry, dict) and _prefixes(entry)}

@@ -1,12 +1,24 @@
 """The config.json of diffusers' AutoencoderKL: its fields checked, the network that they describe, and the reverse."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from cmjax.interop.fields import (
+    COUNT,
+    FLAG,
+    Field,
+    all_of,
+    checked_fields,
+    is_count,
+    is_number,
+    is_positive,
+    one_of,
+    optional,
+)
 from cmjax.interop.keys import Arrays, ForeignError
 from cmjax.nets.autoencoder import ACTIVATIONS, AutoencoderKL
 from cmjax.nets.latents import Autoencoder
@@ -20,51 +32,26 @@ Affine = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 """Scale and shift of latents, a number for each channel; None where they are not known."""
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and bool(np.isfinite(value))
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
-def _flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _all(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list | tuple) and bool(value) and all(map(fits, value))
-
-
-def _optional(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
-COUNT, FLAG = (_count, "a whole number above 0"), (_flag, "true or false")
-FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+FIELDS: dict[str, Field] = {
     "in_channels": (3, *COUNT),
     "out_channels": (3, *COUNT),
     "latent_channels": (4, *COUNT),
-    "block_out_channels": ([64], _all(_count), "a list of widths"),
-    "stem": (0, lambda value: value == 0 or _count(value), "a width"),
+    "block_out_channels": ([64], all_of(is_count), "a list of widths"),
+    "stem": (0, lambda value: value == 0 or is_count(value), "a width"),
     "layers_per_block": (1, *COUNT),
     "norm_num_groups": (32, *COUNT),
-    "act_fn": ("silu", tuple(ACTIVATIONS).__contains__, f"one of {', '.join(ACTIVATIONS)}"),
-    "down_block_types": (None, _optional(_all(BLOCKS["down"].__contains__)), f"of {' and '.join(BLOCKS['down'])}"),
-    "up_block_types": (None, _optional(_all(BLOCKS["up"].__contains__)), f"of {' and '.join(BLOCKS['up'])}"),
+    "act_fn": one_of("silu", ACTIVATIONS),
+    "down_block_types": (None, optional(all_of(BLOCKS["down"].__contains__)), f"of {' and '.join(BLOCKS['down'])}"),
+    "up_block_types": (None, optional(all_of(BLOCKS["up"].__contains__)), f"of {' and '.join(BLOCKS['up'])}"),
     "mid_block_add_attention": (True, *FLAG),
     "use_quant_conv": (True, *FLAG),
     "use_post_quant_conv": (True, *FLAG),
     "force_upcast": (True, *FLAG),
-    "scaling_factor": (0.18215, _optional(_positive), "a number above 0"),
-    "shift_factor": (None, _optional(_number), "null or a number"),
-    "latents_mean": (None, _optional(_all(_number)), "null or a list of numbers"),
-    "latents_std": (None, _optional(_all(_positive)), "null or a list of numbers above 0"),
-    "sample_size": (32, lambda value: _count(value) or _all(_count)(value), "a size in pixels"),
+    "scaling_factor": (0.18215, optional(is_positive), "a number above 0"),
+    "shift_factor": (None, optional(is_number), "null or a number"),
+    "latents_mean": (None, optional(all_of(is_number)), "null or a list of numbers"),
+    "latents_std": (None, optional(all_of(is_positive)), "null or a list of numbers above 0"),
+    "sample_size": (32, lambda value: is_count(value) or all_of(is_count)(value), "a size in pixels"),
 }
 """Of each field that the network depends on: diffusers' default, a check of the value, and what it must be.
 
@@ -80,10 +67,8 @@ def read_fields(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
     """
     if config.get("_class_name") != CLASS:
         raise ForeignError(f"{where} is of the class {config.get('_class_name')}; {CLASS} is the one that can be read")
-    fields = {name: config.get(name, default) for name, (default, _, _) in FIELDS.items()}
-    wrong = [name for name, (_, fits, _) in FIELDS.items() if not fits(fields[name])]
-    problems = [f"{name}={fields[name]!r} must be {FIELDS[name][2]}" for name in wrong]
-    if problems := problems or _contradictions(fields):
+    fields = checked_fields(config, FIELDS, where)
+    if problems := _contradictions(fields):
         raise ForeignError(f"{where}: {'; '.join(problems)}")
     return fields
 

@@ -13,6 +13,7 @@ EXTRAS = {
     "libtpu": "tpu",
     "safetensors": "interop",
     "tensorboardX": "tensorboard",
+    "tokenizers": "text",
     "torch": "torch",
     "wandb": "wandb",
 }

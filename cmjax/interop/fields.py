@@ -1,0 +1,66 @@
+"""Checks of the fields of a peer's config.json: each has a default, a check of its value, and what it must be."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cmjax.interop.keys import ForeignError
+
+Fits = Callable[[Any], bool]
+Field = tuple[Any, Fits, str]
+"""The peer's default, a check of the value, and what it must be."""
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and bool(np.isfinite(value))
+
+
+def is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def all_of(fits: Fits) -> Fits:
+    return lambda value: isinstance(value, list | tuple) and bool(value) and all(map(fits, value))
+
+
+def optional(fits: Fits) -> Fits:
+    return lambda value: value is None or fits(value)
+
+
+def one_or_all(fits: Fits) -> Fits:
+    return lambda value: fits(value) or all_of(fits)(value)
+
+
+def one_of(default: str, choices: Iterable[str]) -> Field:
+    """The field whose value is one of these names."""
+    choices = tuple(choices)
+    return default, choices.__contains__, f"one of {', '.join(choices)}"
+
+
+COUNT, FLAG, POSITIVE = (
+    (is_count, "a whole number above 0"),
+    (is_flag, "true or false"),
+    (is_positive, "a number above 0"),
+)
+
+
+def checked_fields(config: Mapping[str, Any], fields: Mapping[str, Field], where: Any) -> dict[str, Any]:
+    """Reads the values of `fields`, defaults where the config has none.
+
+    Raises: ForeignError naming all that cannot be.
+    """
+    values = {name: config.get(name, default) for name, (default, _, _) in fields.items()}
+    wrong = [name for name, (_, fits, _) in fields.items() if not fits(values[name])]
+    if wrong:
+        problems = "; ".join(f"{name}={values[name]!r} must be {fields[name][2]}" for name in wrong)
+        raise ForeignError(f"{where}: {problems}")
+    return values
