@@ -47,6 +47,7 @@ def run(workdir: str | Path, *, stds: Sequence[str] | None, out: str | None) -> 
     if out is None:
         raise ConfigError("--out is missing: name the folder for the average, as --out=runs/x_ema")
     widths = {to_path(out if len(stds) == 1 else f"{out}-{text.strip()}"): width_of(text) for text in stds}
+    # every folder is checked before anything is computed
     for folder in widths:
         check_new(folder, "--out")
     trained = open_trained(workdir)

@@ -41,7 +41,7 @@ USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 
 
 def module_of(mode: str) -> ModuleType:
-    """The module of a mode, which has the mode's name where Python allows it."""
+    """Imports the module of a mode, which has the mode's name where Python allows it."""
     name = {"import": "importing", "export": "exporting"}.get(mode, mode)
     return importlib.import_module(f"cmjax.cli.{name}")
 
@@ -62,6 +62,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     module, flags = module_of(chosen), declared(chosen)
     arguments, changes = _changes(arguments)
     try:
+        # absl takes the first argument for the program's name
         rest = flags.values([USAGE, *arguments])[1:]
     except absl_flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown(error.flagname, chosen, flags)) from error
@@ -96,6 +97,7 @@ def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | Non
         elif not name.startswith("--config.") or not argument.startswith("-"):
             rest.append(argument)
         else:
+            # as with absl's flags, the value may be the next argument
             follows = not equals and arguments and not arguments[0].startswith("--")
             changes.append((name.removeprefix("--config."), value if equals else arguments.pop(0) if follows else None))
     return rest, changes
@@ -141,7 +143,8 @@ def declared(mode: str) -> Flags:
 
 
 def _unknown(name: str, mode: str, flags: Flags) -> str:
-    """The error of an unknown flag: the modes that have it, or a similar flag."""
+    """Makes the error of an unknown flag: it names the modes that have it, or a similar flag."""
+    # --noclip is the flag clip
     for flag in (name.removeprefix("no"), name):
         if others := [f"--mode={other}" for other in MODES if other != mode and flag in declared(other).names]:
             return f"--{flag}: only {', '.join(others)}; this is --mode={mode}\n{_see(mode)}"

@@ -130,6 +130,7 @@ def run(
             options["clip"] = False  # it is to [-1, 1], the range of pixels
         taken = {"times": grid if times else None, "mask": known, "label": conditions, "path": flow_map.path}
         settings = TaskSettings(seed=seed, **taken, **options)
+        # each result is an edit of the same images, with noise of its own
         edited = edit_images(flow_map, np.tile(originals, (num, 1, 1, 1)), task, settings, grid, show_progress)
         columns, results = edited.columns(len(originals)), edited.results
     if decoder is not None:
@@ -147,7 +148,7 @@ def _checked(task: str | None, times: str | None) -> str:
 
 
 def _decoder(trained: Trained, autoencoder: str | None, task: str) -> Decoder | None:
-    """What encodes and decodes the run's latents. Raises: ConfigError where the task is not of its samples."""
+    """Loads what encodes and decodes the run's latents. Raises: ConfigError where the task is not of its samples."""
     if trained.model.kind == "denoiser":
         raise ConfigError(f"--workdir={trained.folder}: it is a diffusion teacher; editing needs a consistency model")
     decoder = decoder_of(trained, autoencoder)
@@ -175,6 +176,7 @@ def _ends(
         try:
             first, last = map(int, seeds or ("0", "1"))
         except ValueError:
+            # no two numbers: refused below, as those out of range
             first = last = -1
         if not (0 <= first < 2**31 and 0 <= last < 2**31):
             raise ConfigError(f"--seeds={','.join(seeds or [])}: must be two whole numbers from 0 on, as 3,8")

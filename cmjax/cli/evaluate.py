@@ -76,6 +76,7 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
+    # a run beside --images must be named: the default folder of a recipe may not be there
     named = options.images is None or options.is_set("workdir") or options.is_set("config")
     config = options.recipe if options.is_set("config") else None
     workdir = options.workdir if named else None
@@ -193,7 +194,7 @@ def _evaluate_run(
 
 
 def _data(config: Mapping[str, Any] | None, trained: Trained | None, reference: str | None) -> DataSets | None:
-    """The recipe's data where one is named, else the run's; None where the run has none recorded."""
+    """Gives the recipe's data where one is named, else the run's; None where the run has none recorded."""
     if config is not None:
         data = read_run(config).data
         return DataSets(data.name, data.open)

@@ -84,6 +84,7 @@ class Flags:
         absl_flags.DEFINE_enum(name, default, list(choices), help, flag_values=self._named(name))
 
     def _named(self, name: str) -> absl_flags.FlagValues:
+        # a flag belongs to the group that was begun last
         next(reversed(self.groups.values())).append(name)
         return self.values
 
@@ -97,6 +98,7 @@ class Options:
     config: "ConfigDict | None"
     data_dir: str | None = None  # the new folder of the data, where a run's record names another
 
+    # only names that are neither a field nor a property come here: the mode's flags
     def __getattr__(self, name: str) -> Any:
         return self.declared.values[name].value
 
@@ -146,6 +148,7 @@ class Options:
     def workdirs(self) -> list[Path]:
         """The folders of `--workdir=a,b,c`, or the one folder of that name."""
         workdir = self.declared.values["workdir"].value
+        # a folder whose own name has commas is one folder
         if workdir is None or to_path(workdir).is_dir():
             return [self.workdir]
         names = [name.strip() for name in workdir.split(",")]

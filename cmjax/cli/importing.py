@@ -122,6 +122,7 @@ def _config(foreign: Foreign) -> dict[str, Any]:
     model = foreign.model or {"path": "ve", "preconditioning": PRECONDITIONINGS[kind]}
     return {
         "net": {"name": name, "class_conditional": conditional, "dtype": jnp.dtype(module.dtype).name, **net},
+        # the kind is recorded, for there is no method from which it would follow
         "model": {"kind": kind, **constants, **model},
         "optimizer": {"averages": ["imported"]},
     }
@@ -160,6 +161,6 @@ def _fields(foreign: Foreign) -> dict[str, tuple[Any, Any]]:
 
 
 def _count(params: Any) -> int:
-    """The number of trained parameters: the fixed frequencies of a Fourier embedding are none."""
+    """Counts the trained parameters: the fixed frequencies of a Fourier embedding are none."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return sum(np.size(leaf) for path, leaf in leaves if path[-1].key not in FIXED)

@@ -76,6 +76,7 @@ def run(
     refused = _plan_training(report, planned, chip, folder)
     if samplers and not refused:
         report["samplers"] = dict(_plan_samplers(planned, chip))
+    # also of a step that does not fit: the page says what would
     write_atomically(folder / "plan.json", to_json(report))
     write_atomically(folder / "plan.md", page(report))
     print(page(report))

@@ -84,6 +84,7 @@ def _save_grid(trained: Trained, count: int) -> None:
             raise ConfigError(f"--evaluations={count}: of the teacher in {trained.folder} at least 2")
         chosen = named_sampler(replace(samples, times=None, solver_steps=count), model)
     else:
+        # of count + 1 ascending points all but t_min, from t_max down
         chosen = named_sampler(replace(samples, times=tuple(model.grid(count + 1)[:0:-1].tolist())), model)
     labels = class_labels(samples.num, trained.num_classes)
     flow_map, conditions = guided_by(trained.load(mesh=make_mesh()), labels, trained.samples, trained.model)

@@ -85,6 +85,7 @@ def run(
         if newest is not None and newest > run.steps:
             problem = f"{workdir} has reached step {newest}: there is nothing to train"
             raise ConfigError(f"config.steps={run.steps}: {problem}")
+        # all steps are done: from here on the new configuration counts only where it changes none of them
         if newest == run.steps:
             config = on_first_process(lambda: as_trained(workdir, config))
             run = read_run(config)
@@ -95,6 +96,7 @@ def run(
 def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range | None, *, new: bool) -> None:
     """Restore or initialise the state, train it to the end, and report."""
     run, config = setup.run, setup.run.config
+    # before the record is written: a run that cannot start from its `init_from` leaves no folder behind
     state = setup.first_state() if new else None
     about = on_first_process(lambda: about_data(setup.source))
     about_run = {"recipe": session.recipe, "device": devices(), "classes": about}
@@ -128,6 +130,7 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
         step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
         on_first_process(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
         raise
+    # the loop calls back between steps, and not after the last one
     if evaluate is not None:
         evaluate(state, int(state.step))
     _finish(setup, state, run_samples, speed, session)
@@ -151,6 +154,7 @@ def _train(
     with open_writer(workdir, resume_step=start, config=run.config, **mirrors) as writer:
         compiled, compile_seconds = compile_step(setup, state, batches.at(start))
         session.train(compile_seconds)
+        # only now: a run that does not compile keeps what is there
         on_first_process(lambda: _forget_after(workdir, start))
         speed = speed_on(setup.mesh, compiled, batch_size=run.batch_size)
         trace = traced(compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call)

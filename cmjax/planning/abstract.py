@@ -66,6 +66,7 @@ def data_shapes(run: Run) -> DataShapes:
     shape = (*data.image_size, data.channels or 3)
     classes = CLASSES if run.model_spec.net["class_conditional"] else None
     assumed = f"images of {shape}" + (f" in {classes} classes" if classes else "")
+    # images are stored as bytes, latents as floats
     return DataShapes(shape, np.uint8 if shape[2] in (1, 3) else np.float32, classes, assumed)
 
 

@@ -64,11 +64,13 @@ def advise(planned: AbstractRun, memory: Memory, operations: float) -> list[dict
     for fsdp in sorted({2, 8, _fsdps(devices)[-1]} & set(_fsdps(devices))):
         if fsdp > run.fsdp:
             row(f"mesh.fsdp={fsdp}", fsdp=fsdp)
+    # the first is the present one
     for parts in _parts(planned)[1:3]:
         row(f"grad_accumulation={parts}", parts=parts)
     if run.batch_size % (2 * devices * run.grad_accumulation) == 0:
         row(f"batch_size={run.batch_size // 2}", fraction=0.5)
     if run.model_spec.net.get("remat") is False:
+        # what recomputing saves is known only to the compiler
         recomputing = AbstractRun.of(changed(run.config, "net.remat", True), list(planned.mesh.devices.flat))
         rows.append({"option": "--config.net.remat=True", "memory": None, "operations": recomputing.operations})
     return rows
@@ -81,6 +83,7 @@ def what_fits(planned: AbstractRun, memory: Memory) -> str:
     # the estimate may then be half of what is needed.
     room = (memory.available or 0) / (2 if memory.refused else 1)
     fsdps = [run.fsdp, *(fsdp for fsdp in _fsdps(planned.mesh.size) if fsdp > run.fsdp)]
+    # the first pair is the present setting
     choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(planned)][1:]
     for fsdp, parts in sorted(choices, key=lambda choice: (choice[0] * choice[1], choice[0])):
         total = _estimate(planned, memory, fsdp=fsdp, parts=parts)
