@@ -49,6 +49,7 @@ class Moments:
             raise ValueError(f"a covariance needs at least two images, got {self.count}")
         mean = self.total / self.count
         cov = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        # rounding leaves the two halves a little different, and `eigh` reads one of them
         return Statistics(mean + self.shift, (cov + cov.T) / 2)
 
 
@@ -75,6 +76,7 @@ class Accumulator:
                 self.moments.setdefault(name, Moments(rows.shape[1])).add(rows)
         if "rows" in outputs and (room := self.most_rows - sum(map(len, self.rows))) > 0:
             self.rows.append(np.asarray(outputs["rows"][:room], np.float32))  # 82 MB of 2048 features
+            # distances to k-th neighbours among fewer rows
             self.radii.clear()
         if "probabilities" in outputs:
             self._add_probabilities(np.asarray(outputs["probabilities"], np.float64))

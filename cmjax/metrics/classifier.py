@@ -132,13 +132,14 @@ def residual(
         return Classifier(in_parts, head["kernel"], head["bias"], classes, shape, content_key(RESIDUAL, params, shape))
 
     name = f"residual-{content_key(RESIDUAL, images, labels, epochs, seed)}.npz"
+    # the network's outputs are numbered from 0, in the order of the sorted classes
     return _cached(
         cache_dir, name, make, lambda: _train_residual(module, images, np.searchsorted(classes, labels), epochs, seed)
     )
 
 
 def _checked(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The classes, and the labels as int64. Raises: ValueError where they or the images are none."""
+    """Gives the classes, and the labels as int64. Raises: ValueError where they or the images are none."""
     check_images(images, "images")
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be ({len(images)},) integers, got {labels.shape} {labels.dtype}")
@@ -151,7 +152,7 @@ def _checked(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 def _cached(
     cache_dir: AnyPath | None, name: str, make: Callable[[Arrays], Classifier], train: Callable[[], Arrays]
 ) -> Classifier:
-    """The classifier of the cached file, or a newly trained one, which is cached then."""
+    """Gives the classifier of the cached file, or a newly trained one, which is cached then."""
     path = None if cache_dir is None else to_path(cache_dir) / name
     cached = None if path is None else load_cached(path, make)
     if cached is not None:
@@ -221,6 +222,7 @@ def _train_residual(
     with progress("training the classifier", steps) as update:
         while done < steps:
             order = rng.permutation(len(images))
+            # whole batches of one shape, which compile once; fewer images than one are a batch
             for start in range(0, max(len(images) - BATCH + 1, 1), BATCH):
                 chosen = order[start : start + BATCH]
                 params, state, value = step(params, state, _varied(images[chosen], rng), places[chosen])

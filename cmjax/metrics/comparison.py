@@ -58,6 +58,7 @@ def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: Fe
     table: Table = {}
     for name, images in rows.items():
         if len(images) > smallest:
+            # at random, since a set may be sorted by class
             images = images[np.random.default_rng(0).permutation(len(images))[:smallest]]
         table[name] = dict.fromkeys(RUN_VALUES) | values_of(images)
     return table

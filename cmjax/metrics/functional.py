@@ -56,6 +56,7 @@ def frechet_distance(x: Features | Statistics, y: Features | Statistics) -> floa
         raise ValueError(f"x and y must have equally many dimensions, got {len(x.mean)} and {len(y.mean)}")
     # V, not V Vᵀ: rotating Cx^½ Cy Cx^½ into Cx's eigenvectors leaves its eigenvalues and saves two products
     variances, vectors = np.linalg.eigh(x.cov)
+    # rounding takes the zero eigenvalues of a singular covariance below 0
     scaled = vectors * np.sqrt(np.maximum(variances, 0))
     product = np.linalg.eigvalsh(scaled.T @ y.cov @ scaled)
     cross = np.sum(np.sqrt(np.maximum(product, 0)))
@@ -164,6 +165,7 @@ def kid(x: Features, y: Features) -> float:
         return sum(float(np.sum((a[rows] @ b.T / a.shape[1] + 1) ** 3)) for rows in _row_blocks(len(a), len(b)))
 
     def within(a: np.ndarray) -> float:
+        # the pairs of a row with itself, which the unbiased mean leaves out
         diagonal = np.sum((np.sum(a**2, axis=1) / a.shape[1] + 1) ** 3)
         return (kernel_sum(a, a) - float(diagonal)) / (len(a) * (len(a) - 1))
 

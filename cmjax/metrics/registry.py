@@ -59,7 +59,7 @@ _FIRST = f"the first {KEPT} images of each set at most"
 
 
 def _prdc(values: tuple[str, ...], features: str | None = None, *, k: int) -> Metric:
-    """The metric of the first of the values of `prdc`, under these names."""
+    """Makes the metric of the first of the values of `prdc`, under these names."""
 
     def compute(images: Accumulator, reference: Accumulator) -> tuple[float, ...]:
         radii = reference.squared_radii(k)
@@ -110,7 +110,7 @@ METRIC_OF = {value: name for name, metric in METRICS.items() for value in metric
 
 
 def better(value: str) -> str:
-    """The direction in which a value improves: "larger" or "smaller"; "" of a name that no metric has."""
+    """Says in which direction a value improves: "larger" or "smaller"; "" of a name that no metric has."""
     if value not in METRIC_OF:
         return ""
     return "larger" if METRICS[METRIC_OF[value]].larger_is_better else "smaller"

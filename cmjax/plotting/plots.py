@@ -69,6 +69,7 @@ def _rgb(images: np.ndarray) -> np.ndarray:
     if not np.all(np.isfinite(shown)):
         raise ValueError(f"images must be finite, got {int(np.sum(~np.isfinite(shown)))} values that are not")
     low, high = shown.min(axis=(0, 1, 2)), shown.max(axis=(0, 1, 2))
+    # a constant channel has no range, and is shown black
     scaled = (shown - low) / np.where(high > low, high - low, 1)
     padded = np.pad(scaled, ((0, 0), (0, 0), (0, 0), (0, 3 - shown.shape[3])))
     return np.rint(255 * padded).astype(np.uint8)
@@ -98,8 +99,10 @@ def sheet(
         groups.append(image_grid(group, columns=size))
     height, width, _ = groups[0].shape
     gap = np.full((height, BETWEEN_GROUPS, 3), GREY, np.uint8)
+    # no gap before the first group
     grid = np.concatenate([part for group in groups for part in (gap, group)][1:], axis=1)
     captioned = with_captions(grid, list(captions))
+    # `image_grid` leaves a gap of 2 pixels at its right edge
     left, cell = captioned.shape[1] - grid.shape[1], (width - 2) / size
     starts = [left + 1 + i * (width + BETWEEN_GROUPS) for i in range(len(groups))]
     head = Image.new("RGB", (captioned.shape[1], 58), "white")

@@ -22,7 +22,8 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def fields_of(runs: Mapping[str, Records]) -> list[str]:
-    """The names of the numbers that the runs recorded, without those of single noise levels."""
+    """Lists the names of the numbers that the runs recorded, without those of single noise levels."""
+    # a few records of each run are enough to see its fields
     named = dict.fromkeys(
         name
         for records in runs.values()
@@ -37,7 +38,7 @@ def fields_of(runs: Mapping[str, Records]) -> list[str]:
 
 
 def points(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps and the values of a field, at most MOST of them; not finite ones are left out."""
+    """Gives the steps and the values of a field, at most MOST of them, without values that are not finite."""
     xy = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
     x, y = np.array(xy, np.float64).reshape(-1, 2).T
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
@@ -87,10 +88,12 @@ def plot_of(
         y_axis_type="log" if log and positive else "linear", **_range_of_one_value([y for _, y in curves.values()]),
         tools=[box := BoxZoomTool(), PanTool(), WheelZoomTool(), ResetTool()], active_drag=box,
     )  # fmt: skip
+    # the ends of the palette are too dark for a page of either brightness
     colours = turbo(len(curves) + 2)[1:-1] if shades else COLOURS
     for i, (name, (x, y)) in enumerate(curves.items()):
         named: dict[str, Any] = {"legend_label": name} if len(curves) > 1 else {}
         line = plot.line(x, y, color=colours[i % len(colours)], line_width=1.8, name=name, **named)
+        # a line through one point is not seen
         if len(x) == 1:
             plot.scatter(x, y, color=colours[i % len(colours)], size=6, **named)
         tooltips = [("step", "@x{0,0}"), (name if len(curves) > 1 else y_label, "@y{%.4g}")]
@@ -100,7 +103,7 @@ def plot_of(
 
 
 def _range_of_one_value(values: Sequence[np.ndarray]) -> dict[str, Any]:
-    """The axis of curves that all have one value, but for rounding: it stands in the middle, a tenth from each end."""
+    """Sets the axis of curves with one value, but for rounding: it stands in the middle, a tenth from each end."""
     every = np.concatenate(values)
     low, high = every.min(), every.max()
     if high - low > 1e-6 * max(abs(low), abs(high)):

@@ -27,7 +27,7 @@ class EmbeddedImage:
 
 
 def grids_of(workdir: Path) -> dict[str, dict[int, Path]]:
-    """A run's grids of samples: sampler -> step -> file, steps ascending."""
+    """Lists a run's grids of samples: sampler -> step -> file, steps ascending."""
     grids: dict[str, dict[int, Path]] = {}
     folder = workdir / "samples"
     for path in folder.iterdir() if folder.is_dir() else ():

@@ -46,12 +46,14 @@ def nearest_of(workdir: Path, source: Source) -> Nearest:
         raise DataError("the run has no samples")
     if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
         raise DataError("the data are no uint8 images")
+    # samplers are sorted by their evaluations: of those with the newest step, the one with the most
     sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
     samples = images_in(steps[max(steps)].read_bytes(), source.shape, SHOWN)
     if samples is None:
         raise DataError(f"{steps[max(steps)].name} is not a grid of the run's images")
     total = len(source)
     rows = np.unique(np.linspace(0, total - 1, min(total, MOST_SEARCHED)).astype(np.int64))
+    # some training images are searched for too, each without itself: their distances are the usual ones
     others = rows[np.unique(np.linspace(0, len(rows) - 1, SHOWN).astype(np.int64))]
     queries = np.concatenate([samples, source.gather(others)["image"]])
     excluded = np.concatenate([np.full(len(samples), -1), others])

@@ -56,7 +56,7 @@ def report(workdirs: Sequence[Path], out: Path, *, source: Source | None = None,
 
 
 def report_at_end(workdir: Path, source: Source) -> str | None:
-    """Writes the page of a run that has ended. Returns: its path, or None, the reason in the log."""
+    """Writes the page of a run that has ended. Returns: its path; None where it cannot, with a warning."""
     path = workdir / PAGE
     if not is_installed("bokeh"):
         log.info("no %s: it needs bokeh: %s", PAGE, how_to_install("bokeh"))
@@ -70,7 +70,7 @@ def report_at_end(workdir: Path, source: Source) -> str | None:
 
 
 def render(parts: Sequence[Part]) -> str:
-    """The page's HTML. Raises: ConfigError where two of the folders are one."""
+    """Makes the page's HTML. Raises: ConfigError where two of the folders are one."""
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, FileSystemLoader

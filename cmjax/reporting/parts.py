@@ -57,7 +57,7 @@ class Part:
 
     @property
     def evaluation_notes(self) -> list[str]:
-        """The features and the reference of the newest evaluation's metrics."""
+        """Says which features and which reference the metrics of the newest evaluation are of."""
         try:
             metrics = self.evaluations[-1]["protocol"]["metrics"]
             texts = {name: f"{one['of']}, against {one['reference']}" for name, one in metrics.items()}
@@ -134,7 +134,7 @@ def _changes(record: Mapping[str, Any], notes: list[str]) -> list[Change] | None
 
 
 def configurations_differ(parts: Sequence[Part]) -> list[tuple[str, list[str]]]:
-    """The fields in which the runs' configurations differ, with each run's value."""
+    """Lists the fields in which the runs' configurations differ, with each run's value."""
     first = parts[0].status.record["config"]
     changed = [dict(differences(first, part.status.record["config"])) for part in parts]
     rows = []
@@ -149,7 +149,7 @@ def _shown(value: Any) -> str:
 
 
 def _levels(workdir: Path, status: Status) -> list[str]:
-    """The noise levels by whose numbers the records sort the losses: `0.1 to 0.5`."""
+    """Gives the noise levels by whose numbers the records sort the losses: `0.1 to 0.5`."""
     if not any(name.startswith("loss_bin_") for record in status.records[-50:] for name in record):
         return []
     try:

@@ -18,7 +18,7 @@ class Table:
 
 
 def _table(parts: Sequence[Part], heads: Sequence[str], rows: Sequence[tuple[Part, list[str]]]) -> Table | None:
-    """The table of these rows; None without any. Where there are several runs, the first column names them."""
+    """Makes the table of these rows; None without any. Where there are several runs, the first column names them."""
     if not rows:
         return None
     if len(parts) == 1:
@@ -27,14 +27,14 @@ def _table(parts: Sequence[Part], heads: Sequence[str], rows: Sequence[tuple[Par
 
 
 def overview(parts: Sequence[Part]) -> Table:
-    """The facts about each run, a column for each."""
+    """Shows the facts about each run, a column for each."""
     names = list(dict.fromkeys(name for part in parts for name in part.rows))
     rows = [([name, *(part.rows.get(name, "–") for part in parts)], False) for name in names]
     return Table([part.name for part in parts] if len(parts) > 1 else [""], rows)
 
 
 def final_metrics(parts: Sequence[Part]) -> Table | None:
-    """The metrics at the runs' ends; None where there are none. Real images stand last of each run."""
+    """Shows the metrics at the runs' ends; None where there are none. Real images stand last of each run."""
     columns = list(dict.fromkeys(name for part in parts for row in part.metrics.values() for name in row))
     rows = []
     for part in parts:
@@ -45,7 +45,7 @@ def final_metrics(parts: Sequence[Part]) -> Table | None:
 
 
 def evaluations(parts: Sequence[Part]) -> Table | None:
-    """The metrics of `--mode=evaluate`, each beside that of as many real images; None where there are none."""
+    """Shows the metrics of `--mode=evaluate`, each beside that of as many real images; None where there are none."""
     every = [(part, row) for part in parts for row in part.evaluations]
     metrics = list(dict.fromkeys(name for _, row in every for name in row["metrics"]))
     rows = []
@@ -62,7 +62,7 @@ def evaluations(parts: Sequence[Part]) -> Table | None:
 
 
 def starts(parts: Sequence[Part]) -> Table | None:
-    """The runs' starts: their steps, what they took and ran on, and what each changed; None without any."""
+    """Shows the runs' starts: their steps, what they took and ran on, and what each changed; None without any."""
     rows = []
     for part in parts:
         for start in part.status.starts:
