@@ -58,7 +58,8 @@ def exchanged(costs: Float[Array, "n n"], group: Int[Array, " n"], sweeps: Count
     rows = jnp.arange(len(costs))
 
     def one_round(columns, number):
-        """All rows in pairs: i with number − i."""
+        """Takes all rows in pairs: i with number − i."""
+        # an involution: the partner's partner is i; who is paired with itself keeps its noise
         others = (number - rows) % len(costs)
         theirs = columns[others]
         now = costs[rows, columns] + costs[others, theirs]

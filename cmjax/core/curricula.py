@@ -80,6 +80,7 @@ def halving(*, start: Count, end: Count, total_steps: int, doubled: Annotated[in
     Raises: ValueError where start is not end times a power of two, doubled is above the number of stages, or
             total_steps is below it, with doubled stages counted twice.
     """
+    # 0.5 is no whole number, and refused below
     count = math.log2(start / end) + 1 if start >= end >= 1 else 0.5
     if count != int(count):
         raise ValueError(f"start must be end times a power of two, got {start} and {end}")
@@ -111,6 +112,6 @@ def _check_growth(s0: int, s1: int, total_steps: int) -> None:
 
 
 def _stages(starts: list[int], num_scales: list[int]) -> Curriculum:
-    """The curriculum of these stages. In a short run several may start at one step: only the last of them is kept."""
+    """Makes the curriculum. In a short run several stages may start at one step: only the last of them is kept."""
     kept = [i for i in range(len(starts)) if i + 1 == len(starts) or starts[i] < starts[i + 1]]
     return Curriculum(np.array(starts, np.int32)[kept], np.array(num_scales, np.int32)[kept])

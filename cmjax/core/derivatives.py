@@ -33,6 +33,7 @@ class Differences:
                 end = jnp.clip(end, *self.between)
                 h = end - primals[-1]
             moved = [x + per_sample(h, x) * d for x, d in zip(primals, directions, strict=True)]
+            # the end exactly, which x + h·1 may miss by rounding
             if self.between is not None:
                 moved[-1] = end
             out = function(*(jnp.asarray(to, x.dtype) for to, x in zip(moved, primals, strict=True)))
@@ -40,6 +41,7 @@ class Differences:
 
         (after, above), (before, below) = at(self.step), at(-self.step)
         length = jnp.asarray(after - before)
+        # no interval is left where first = last: the slope is 0 there, and not nan
         slope = (above - below) / per_sample(jnp.where(length > 0, length, 1), above)
         out = function(*primals)
         return (out[0], slope, out[1]) if has_aux else (out, slope)

@@ -43,6 +43,7 @@ def pseudo_huber(x: Samples, y: Samples, *, c: NotNegative) -> PerSample:
     The paper's choice is c = 0.00054·√D for D elements. The gradient is finite everywhere, also at c = 0, x = y.
     """
     squared = jnp.sum(flat((x - y) ** 2), axis=1) + c**2
+    # the inner `where` as well: the derivative of √ at 0 is inf, and times the outer one's 0 it would be nan
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0) - c
 
@@ -53,6 +54,7 @@ def huber(x: Samples, y: Samples, *, c: Positive) -> PerSample:
     In `pseudo_huber` the root is of the whole sample's norm.   [Luo et al. 2023, LCM, released code, with c = 0.001]
     """
     squared = flat((x - y) ** 2)
+    # √(Δ² + c²) − c, without the cancellation for small Δ
     return jnp.mean(squared / (jnp.sqrt(squared + c**2) + c), axis=1)
 
 
@@ -89,6 +91,7 @@ def curvature_speed(distance: Distance) -> Speed:
             return jax.jvp(along, (step,), (jnp.ones_like(step),))[1]
 
         start = jnp.zeros((), f.dtype)
+        # derivatives by one number, twice: H itself is never made
         return jax.jvp(rate, (start,), (jnp.ones_like(start),))[1] / 2
 
     return speed

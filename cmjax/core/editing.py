@@ -159,6 +159,7 @@ def super_resolution(patch: int) -> Operator:
         b, h, w, c = x.shape
         if h % patch or w % patch:
             raise ValueError(f"patch={patch} does not divide the image's {h}x{w} pixels")
+        # (b, rows, columns, c, patch, patch): the pixels of a square come last
         squares = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 5, 2, 4)
         return turn.forward(squares.reshape(b, h // patch, w // patch, c, patch**2))
 
@@ -209,8 +210,10 @@ def invert(
 
     def descend(state, count):
         z, mean, square = state
+        # samples do not depend on each other: the sum's gradient has each one's own
         slope = jax.grad(lambda z: jnp.sum(squares(z)))(z)
         mean = 0.9 * mean + 0.1 * slope
+        # (b, 1, …): one second moment for each sample
         square = 0.99 * square + 0.01 * jnp.mean(slope**2, axes, keepdims=True)
         change = mean / (1 - 0.9**count) / (jnp.sqrt(square / (1 - 0.99**count)) + 1e-8)
         return (typical(z - learning_rate * change), mean, square), None

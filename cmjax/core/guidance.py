@@ -37,6 +37,7 @@ def sample_guidance(
     power = 0 is uniform [Luo et al. 2023, LCM, alg. 1]; 1, from 1 to 8, is log-uniform [Geng et al. 2025, iMF].
     """
     u = jax.random.uniform(key, (batch_size,))
+    # the inverse of the distribution function, which is a logarithm at power 1
     if power == 1:
         return low * jnp.exp(u * math.log(high / low))
     first, last = low ** (1 - power), high ** (1 - power)

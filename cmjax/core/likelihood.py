@@ -73,6 +73,7 @@ def log_likelihood(
         slope, divergence = _with_divergence(velocity, state[:, :-1].reshape(x.shape), t, probes)
         return jnp.concatenate([flat(slope), divergence[:, None]], axis=1)
 
+    # (b, d + 1): the last column collects the integral of the divergence
     start = jnp.concatenate([flat(x), jnp.zeros_like(flat(x)[:, :1])], axis=1)
     end = integrate(joint, start, times[::-1])
     x_T = end[:, :-1].reshape(x.shape)
@@ -95,6 +96,7 @@ def _with_divergence(velocity: Velocity, x: Samples, t: Any, probes: Array) -> t
         slope, derivative = jax.jvp(lambda x: velocity(x, t), (x,), (e,))
         return slope, jnp.sum(flat(e * derivative), axis=1)
 
+    # the velocity is the same for all probes; the estimates are (p, b)
     slope, estimates = jax.vmap(push, out_axes=(None, 0))(probes)
     return slope, estimates.mean(0)
 

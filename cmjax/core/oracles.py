@@ -43,6 +43,7 @@ def mixture_denoiser(
     """D(x, t) for data Σ_k w_k N(μ_k, λ_k I): the components' denoisers, averaged by their posterior probabilities."""
     log_joint, total, offsets = _components(x, t, weights, means, variances)
     posterior = jax.nn.softmax(log_joint, axis=1)
+    # (b, k, d): the denoiser of each component
     shrunk = means[None] + (variances[None] / total)[..., None] * offsets
     return jnp.einsum("bk,bkd->bd", posterior, shrunk)
 
@@ -103,6 +104,7 @@ def mixture_flow_map_1d(
         low, high = bracket
         middle = (low + high) / 2
         lower, upper = log_tails(middle, s)
+        # by the smaller tail, whose logarithm keeps its digits far from the centre
         below = jnp.where(lower_tail < upper_tail, lower < lower_tail, upper > upper_tail)
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 

@@ -59,7 +59,9 @@ def grid_pairs(
     """
     stages = [karras_grid(int(n), t_min=t_min, t_max=t_max, rho=rho) for n in curriculum.num_scales]
     longest = max(len(grid) for grid in stages)
+    # rows of one length: a shorter grid repeats its last point, which is never sampled
     grids = np.stack([np.pad(grid, (0, longest - len(grid)), mode="edge") for grid in stages])
+    # 1 from the last interval of a grid on: no uniform number lies beyond it
     cumulative = np.ones((len(stages), longest - 1))
     for row, grid in zip(cumulative, stages, strict=True):
         row[: len(grid) - 2] = np.cumsum(probabilities(grid))[:-1]
@@ -171,6 +173,7 @@ def two_samples(key, batch_size, times, times_s, apart, exact):
     """A time of each distribution, (b,), and where both count: for the fraction `apart`, the last ones if `exact`."""
     t_key, s_key, apart_key = jax.random.split(key, 3)
     if exact:
+        # a number of samples, and not a chance for each: the first ones have s = t
         differ = jnp.arange(batch_size) >= part_of(1 - apart, batch_size)
     else:
         differ = jax.random.uniform(apart_key, (batch_size,)) < apart

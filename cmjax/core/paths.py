@@ -197,6 +197,7 @@ def vp(*, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> Path:
 
     def time_of(level):  # the positive root of slope·t²/2 + β_min·t = ln(1 + level²)
         target = 2 * jnp.log1p(level**2)
+        # the root as 2c/(b + √…): (√… − b)/a cancels at small levels
         return target / (beta_min + jnp.sqrt(beta_min**2 + slope * target))
 
     name = f"paths.vp(beta_min={beta_min:g}, beta_max={beta_max:g})"
@@ -263,6 +264,7 @@ def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable
         return jnp.exp(log_signal(t) / 2)
 
     def noise(t):
+        # √(1 − a²), without the cancellation near t = 0, where a is 1
         return jnp.sqrt(-jnp.expm1(log_signal(t)))
 
     return Path(signal, noise, _derivative(signal), _derivative(noise), time_of=time_of, name=name)
@@ -276,6 +278,7 @@ def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
 def _carried(denoiser: Denoiser, source: Path, path: Path, params: Params, x: Samples, t: Time, **inputs: Any):
     t = as_time(t, x)
     source_t = source.time_at(path.noise_level(t))
+    # the state that both paths share is x_t/a(t)
     scale = per_sample(source.a(source_t) / path.a(t), x)
     return denoiser(params, scale * x, source_t, **inputs).astype(x.dtype)
 

@@ -166,10 +166,12 @@ def sample_chain(
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     ends = times[1:]
     x, noises = _started(key, shape, path, times[0], start, noises, len(times) - 1, conditions)
+    # without new noise the map goes to the end itself, and not to its time by way of a noise level
     reached = path.time_at((1 - gamma**2) ** 0.5 * path.b(ends) / path.a(ends)) if gamma else ends
 
     def jump(x, step):
         index, t, r, s = step
+        # from s to r > s by new noise alone: the state there is scaled as the signal is
         x = path.a(r) / path.a(s) * flow_map(x, t, s, **conditions)
         return (x + gamma * path.b(r) * noises(index) if gamma else x), None
 
@@ -201,6 +203,7 @@ def sample_denoiser(
     Raises: ValueError as `sample_fn`.
     """
     path = _path_of(denoiser, path)
+    # the last time is also evaluated where the solver goes on to zero
     lowest, highest = getattr(denoiser, "t_min", 0.0) if to_zero else 0.0, _end(denoiser, path)
     times = checks.descending(times, lowest=lowest, highest=highest, positive=to_zero)
     x, noises = _started(key, shape, path, times[0], start, noises, len(times) - 1, conditions)

@@ -115,6 +115,7 @@ def dpmpp_2m(
         denoised = denoise(x, t)
         return (path.ddim(x, denoised + factor * (denoised - previous), t, r), denoised), None
 
+    # the first factor is 0: the zeros in place of an earlier estimate do not count
     (x, _), _ = jax.lax.scan(advance, (x, jnp.zeros_like(x)), (times[:-1], times[1:], lookback))
     return denoise(x, times[-1]) if to_zero else x
 
@@ -151,6 +152,7 @@ def churn(
     gammas = jnp.where((levels >= s_min) & (levels <= s_max), most, 0.0).astype(times.dtype)
     raised = jnp.where(gammas > 0, path.time_at((1 + gammas) * levels), times)  # exact where no noise is added
     kept = path.a(raised) / path.a(times)
+    # √(σ̂² − σ²) = σ·√(γ·(2 + γ)), without cancellation
     added = path.a(raised) * levels * jnp.sqrt(gammas * (2 + gammas)) * s_noise
     velocity = ode_velocity(denoise, path)
 
@@ -180,6 +182,7 @@ def ancestral(
         index, t, r = step
         ratio = path.b(r) / path.b(t)
         q = ratio * path.a(t) / path.a(r)
+        # 1 − q², without cancellation
         renewed = (1 - q) * (1 + q)
         x = path.a(r) * renewed * denoise(x, t) + q * ratio * x + path.b(r) * jnp.sqrt(renewed) * noises(index)
         return x, None

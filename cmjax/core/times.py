@@ -41,8 +41,10 @@ def student(
     if highest <= lowest:
         raise ValueError(f"highest must be above lowest={lowest}, got {highest}")
     grid = np.linspace(math.log(lowest), math.log(highest), points)
+    # up to a constant factor, which the division below removes
     log_density = -(df + 1) / 2 * np.log1p((grid / scale) ** 2 / df)
     density = np.exp(log_density - log_density.max())
+    # the trapezoid rule on evenly spaced points
     cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     cumulative /= cumulative[-1]
 
