@@ -90,6 +90,7 @@ def _draw(initialiser: Any, key: Any, path: tuple[str, ...], leaf: jax.ShapeDtyp
     """One parameter. The usual initialisers in numpy, since jax compiles a program for each shape; the rest by jax."""
     if initialiser in (nn.initializers.zeros, nn.initializers.ones):
         return np.full(leaf.shape, float(initialiser is nn.initializers.ones), leaf.dtype)
+    # from its own path: a parameter's numbers do not depend on which others a network has
     salt = zlib.crc32("/".join(path).encode())
     rng = np.random.default_rng([salt, *np.asarray(jax.random.key_data(key)).ravel().tolist()])
     if isinstance(initialiser, Normal):

@@ -132,6 +132,7 @@ class Half(Part, kw_only=True):
         levels = list(enumerate(self.widths))[:: -1 if ups else 1]
         middle = self.part(Middle, "mid_block", attends=self.mid_attention)
         h = self.conv(self.stem or levels[0][1], "conv_in")(x)
+        # the middle stands at the smallest size: behind the encoder's levels, and before the decoder's
         h = middle(h) if ups else h
         for i, (level, width) in enumerate(levels):
             fields = {"width": width, "blocks": self.blocks, "attends": level in self.attention}

@@ -95,6 +95,7 @@ class Network(nn.Module, kw_only=True):
             return out
         second = None
         if self.two_times:
+            # None only while parameters are initialised
             second = jnp.zeros_like(c_noise) if c_noise_s is None else c_noise_s
         weight = WeightHead(self.weight_head, self.normalized_head, name="weight_head")(c_noise, second)
         return (out, weight) if return_weight else out
@@ -127,5 +128,6 @@ class Network(nn.Module, kw_only=True):
 
 
 def block_class(kind: Any, *, remat: bool) -> Any:
-    """The class of a block called with (h, embedding, deterministic), whose backward pass recomputes it if `remat`."""
+    """Gives the class of a block of (h, embedding, deterministic), whose backward pass recomputes it if `remat`."""
+    # counting self, argument 3 is `deterministic`, by which the block is traced
     return nn.remat(kind, static_argnums=(3,)) if remat else kind

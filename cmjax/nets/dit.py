@@ -88,10 +88,12 @@ class DiT(Network):
         of_time, times, added = embed(name="time"), [c_noise], dict(scalars)
         if self.second_time_from:
             times.append(added.pop("time_s"))
+        # (b, times, width): of one time, or of both for `second_time_from`
         embedding = jnp.stack([of_time(time) for time in times], axis=1)
         for name, value in added.items():
             embedding += embed(last_init=ZEROS, name=name)(value)[:, None]
         if self.num_classes:
+            # the table's last entry is that of no class
             none = self.num_classes
             index = jnp.where(label < 0, none, label)
             embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)[:, None]
@@ -108,6 +110,7 @@ class DiT(Network):
         else:
             places = positions(rows, columns, self.width)
         h += jnp.asarray(places, self.dtype)[None]
+        # with one embedding both are the same
         first, last = embedding[:, 0], embedding[:, -1]
         kind = block_class(Block, remat=self.remat)
         options = {"norm": self.norm, "qk_norm": self.qk_norm, "mlp": self.mlp}

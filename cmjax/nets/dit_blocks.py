@@ -63,6 +63,7 @@ class Block(nn.Module):
         self, h: Float[Array, "b n width"], embedding: Float[Array, "b width"], deterministic: bool
     ) -> Float[Array, "b n width"]:
         width = h.shape[-1]
+        # adaLN-Zero: (b, 1, width) each, all zero at the start
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(
             nn.Dense(6 * width, kernel_init=ZEROS, dtype=self.dtype, name="modulation")(embedding)[:, None], 6, axis=-1
         )
@@ -74,6 +75,7 @@ class Block(nn.Module):
     def _inner(self, h: Array) -> Array:
         if self.mlp == "gelu":
             return nn.gelu(self._dense(int(self.mlp_ratio * h.shape[-1]), "mlp_0")(h), approximate=True)
+        # its three matrices then have about as many parameters as the two of gelu
         hidden = round(self.mlp_ratio * h.shape[-1] * 2 / 3)
         gate, values = jnp.split(self._dense(2 * hidden, "mlp_0")(h), 2, axis=-1)
         return nn.silu(gate) * values

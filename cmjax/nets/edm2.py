@@ -63,10 +63,12 @@ class EDM2(UNetBase):
         for name, value in scalars.items():
             added, gain = AddedLinear(width, name=name)(waves(value))
             embedding, variance = embedding + added, variance + gain**2
+        # each term adds gain² to a variance of 1, which the sum must keep
         if scalars:
             embedding /= jnp.sqrt(variance)
         if self.num_classes:
             one_hot = jax.nn.one_hot(label, self.num_classes)  # -1 encodes to zeros.
+            # √classes: a one-hot vector of mean square 1
             classes = MPLinear(width, name="label")(one_hot * self.num_classes**0.5)
             embedding = mp_sum(embedding, classes, self.label_balance)
         return mp_silu(embedding)

@@ -150,6 +150,7 @@ def _in_squares(autoencoder: Autoencoder, latents: Array, tile: int, overlap: fl
         part = autoencoder.decode(jax.lax.dynamic_slice(latents, (0, y, x, 0), (b, height, width, channels)))
         weight = (down[row][:, None] * across[column][None])[None, :, :, None]
         corner = (0, y * factor, x * factor, 0)
+        # squares overlap: each adds its weighted part to what is there
         so_far = jax.lax.dynamic_slice(images, corner, part.shape)
         return jax.lax.dynamic_update_slice(images, so_far + part * weight.astype(part.dtype), corner), None
 
@@ -166,8 +167,10 @@ def _squares(length: int, side: int, overlap: float, factor: int) -> tuple[Array
     step = max(1, math.floor(side * (1 - overlap)))
     count = 1 + math.ceil((length - side) / step)
     starts = np.round(np.linspace(0, length - side, count)).astype(int)
+    # from 0 to 1 over the overlap
     slope = np.minimum((np.arange(side * factor) + 0.5) / max(1.0, overlap * side * factor), 1)
     weights = np.ones((count, side * factor))
+    # the image's own edges have no slope
     weights[1:] *= slope[None]
     weights[:-1] *= slope[None, ::-1]
     pixels = starts[:, None] * factor + np.arange(side * factor)[None]

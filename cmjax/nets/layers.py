@@ -140,6 +140,7 @@ def _down(x: Array, axis: int, taps: Filter, padding: int | None) -> Array:
 def _up(x: Array, axis: int, taps: Filter) -> Array:
     """Even outputs take the odd taps and odd outputs the even ones, each a weighted sum of shifted inputs."""
     size, reach = x.shape[axis], len(taps) // 2 - 1
+    # twice, since every other point between is zero
     weights = 2 * np.array(taps) / sum(taps)
     x = _pad(x, axis, (reach + 1) // 2)
 

@@ -100,11 +100,13 @@ class UNetBase(Network, kw_only=True):
                 skips.append(h)
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             name = f"decoder_{level}"
+            # the smallest level begins with two blocks more, of which the first attends
             if not levels:
                 h = apply(f"{name}_in_0", h, h.shape[-1], attends=True)
                 h = apply(f"{name}_in_1", h, h.shape[-1], attends=False)
             else:
                 h = apply(f"{name}_up", h, h.shape[-1], "up")
+            # one more than in the encoder, for the skip of the stem or of the halving
             for i in range(self.blocks + 1):
                 attends = False if self.last_attends_alone and i < self.blocks else None
                 h = apply(f"{name}_block_{i}", self.join(h, skips.pop()), self.channels * mult, attends=attends)

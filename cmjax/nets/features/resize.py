@@ -15,6 +15,7 @@ def tf1_bilinear(inputs: int, outputs: int) -> Float64[np.ndarray, "outputs inpu
     places = np.arange(outputs) * (inputs / outputs)
     low = np.minimum(places.astype(np.int64), inputs - 1)
     weights = np.zeros((outputs, inputs))
+    # `add.at`, since at the last pixel both neighbours are one
     np.add.at(weights, (np.arange(outputs), low), 1 - (places - low))
     np.add.at(weights, (np.arange(outputs), np.minimum(low + 1, inputs - 1)), places - low)
     return weights

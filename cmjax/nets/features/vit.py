@@ -33,6 +33,7 @@ class Layer(nn.Module):
         h = nn.LayerNorm(epsilon=self.eps, name="norm2")(x)
         h = nn.Dense(4 * width, precision=EXACT, name="fc1")(h)
         h = h * jax.nn.sigmoid(1.702 * h) if self.quick_gelu else jax.nn.gelu(h, approximate=False)
+        # the pair that `nn.scan` asks for: what is carried on, and what is collected
         return x + self._scale("scale2", width) * nn.Dense(width, precision=EXACT, name="fc2")(h), None
 
     def _scale(self, name: str, width: int) -> Any:
@@ -64,6 +65,7 @@ class ViT(nn.Module):
         x = jnp.concatenate([tokens, x.reshape(len(images), count, self.width)], axis=1) + positions[None]
         if self.clip:
             x = nn.LayerNorm(epsilon=self.eps, name="pre_norm")(x)
+        # one layer is traced; the parameters of all are stacked along a first axis
         layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
         x, _ = layers(self.heads, self.eps, not self.clip, self.clip, name="layers")(x, None)
         x = nn.LayerNorm(epsilon=self.eps, name="norm")(x[:, 0])
