@@ -115,6 +115,7 @@ def read_dit(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> 
     problems = _take_tables(arrays, grid, network.width // network.heads)
     fixed = positions(grid, grid, network.width)[None]
     if "pos_embed" in arrays and network.patch * grid == side:
+        # computed places are no parameters of ours; any others were learned
         if np.allclose(arrays["pos_embed"], fixed, atol=1e-5):
             del arrays["pos_embed"]
         else:
@@ -147,6 +148,7 @@ def _described(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -
         problems.append(f"pos_embed is of latents of {places}x{places}, not of --arch-image_size={side}")
     if head is not None and size % head:
         problems.append(f"head_channels={head} does not divide the width, {size}")
+    # twice the channels: the network predicts a variance, too
     if outputs not in (channels, 2 * channels):
         problems.append(f"final_layer.linear.weight has {outputs:g} channels for each of {channels}, not one or two")
     open_facts = {
@@ -165,11 +167,13 @@ def _network(arrays: Arrays, **fields: Any) -> DiT:
     """The network whose fields are these and those that the arrays show."""
     size, patch = (width(arrays, "x_embedder.proj.weight", axis) for axis in (0, 2))
     swiglu = SWIGLU in arrays
+    # w12 is two layers of two thirds of the hidden width each: 4/3 of it
     hidden = width(arrays, SWIGLU) * 3 // 4 if swiglu else width(arrays, "blocks.0.mlp.fc1.weight")
     ratio = hidden / size
     return DiT(
         patch=patch,
         width=size,
+        # the network rounds down, and the ratio just above gives the same width back
         mlp_ratio=ratio if int(ratio * size) == hidden else float(np.nextafter(ratio, np.inf)),
         norm="rms" if "blocks.0.norm1.weight" in arrays else "layer",
         qk_norm=any(key.startswith("blocks.0.attn.q_norm.") for key in arrays),
@@ -196,6 +200,7 @@ def _take_tables(arrays: dict[str, np.ndarray], grid: int, head: int) -> list[st
     problems = []
     for key, wave in ROTATIONS.items():
         if key in arrays and head % 4 == 0:
+            # theirs has each angle twice, once for each channel of a pair
             ours = np.repeat(wave(rotations(grid, grid, head)), 2, axis=1)
             theirs = arrays.pop(key)
             if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=1e-5):
@@ -217,6 +222,7 @@ def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> Source:
     if modules[0] in EMBEDDINGS:
         read = flipped_time if peer.flipped and modules[1] == "dense_0" else np.transpose
         return Source((f"{EMBEDDINGS[modules[0]]}.{EMBEDDING_LAYERS[modules[1]]}.{end}",), read)
+    # a flipped peer predicts data − noise
     read = {
         "patches": _patches,
         "label": np.asarray,
@@ -245,4 +251,5 @@ def flipped_time(array: np.ndarray) -> np.ndarray:
         return array
     of_cos, of_sin = np.split(array.T.astype(np.float64), 2)
     cos, sin = np.cos(ROUNDED_FREQUENCIES)[:, None], np.sin(ROUNDED_FREQUENCIES)[:, None]
+    # cos f(1 − t) = cos f·cos ft + sin f·sin ft, and sin f(1 − t) = sin f·cos ft − cos f·sin ft
     return np.concatenate([cos * of_cos + sin * of_sin, sin * of_cos - cos * of_sin])

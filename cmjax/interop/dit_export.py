@@ -82,6 +82,7 @@ def _theirs(path: Path, array: np.ndarray, network: DiT, channels: int) -> np.nd
     if path == ("patches", "kernel"):
         return array.reshape(network.patch, network.patch, channels, -1).transpose(3, 2, 0, 1)
     if modules[0] == "out":
+        # SiT predicts data − noise; the rows of its variance are zeros
         rows = -array.T.reshape(network.patch**2, channels, *array.shape[:-1])
         return np.concatenate([rows, np.zeros_like(rows)], axis=1).reshape(-1, *array.shape[:-1])
     if path == ("time", "dense_0", "kernel"):

@@ -132,6 +132,7 @@ def _song_fields(arrays: Arrays, channels: int, filters: list, overrides: Mappin
     levels_with_images = sum(bool(re.match(r"dec\.\d+x\d+_aux_conv\.weight", key)) for key in arrays)
     taps = overrides.get("resample_filter")
     if taps is None and filters:
+        # a filter is the outer product of its taps: any row is proportional to them
         first_row = np.asarray(filters[0], np.float64).reshape(np.shape(filters[0])[-2:])[0]
         taps = tuple(int(tap) for tap in np.rint(first_row / first_row[0]))
     if taps is None:

@@ -184,6 +184,7 @@ def _layer(take: _Arrays, prefix: str, names: Mapping[str, str]) -> ByPath:
     parameters: ByPath = {}
     for ours, theirs in names.items():
         weight = take(f"{prefix}.{theirs}.weight")
+        # a vector's transpose is the vector
         parameters[ours, "kernel" if weight.ndim == 2 else "scale"] = weight.T
         parameters[ours, "bias"] = take(f"{prefix}.{theirs}.bias")
     return parameters

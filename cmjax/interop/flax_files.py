@@ -81,6 +81,7 @@ def _of_zip(archive: zipfile.ZipFile, path: Path, folder: Path, average: str | N
 
 def _folders(path: Path) -> list[Path]:
     """The Orbax checkpoints at the folder, or the nearest ones below it."""
+    # the nearest depth that has some: folders below a checkpoint are parts of it
     for depth in range(4):
         below = {mark.parent for name in MARKS for mark in path.glob("*/" * depth + name)}
         if below:
@@ -102,6 +103,7 @@ def _of_orbax(folder: Path, path: Path, average: str | None) -> tuple[dict[str, 
         except Exception as error:  # orbax and tensorstore raise many kinds for what is damaged
             raise ForeignError(f"{path} is no whole Orbax checkpoint: {_short(error)}") from error
         chosen, names = _chosen(tree, path, average)
+        # these leaves alone are read, and neither the optimizer's nor other averages
         part = unflatten_dict({keys: _at(tree, keys) for keys in chosen})
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
         restore = ocp.args.PyTreeRestore(item=part, restore_args=arguments, partial_restore=True)

@@ -151,6 +151,7 @@ class LightningSource(LatentSource):
     def _scaled(self, name: str, indices: np.ndarray) -> np.ndarray:
         kind, shape, _ = self.places[0][name]
         rows = np.empty((len(indices), *shape[1:]), np.dtype(TYPES[kind]))
+        # the file of each index, and the index at which each file begins
         files, starts = np.searchsorted(self.ends, indices, side="right"), np.concatenate([[0], self.ends])
         for file in np.unique(files):  # each is mapped once
             here = files == file

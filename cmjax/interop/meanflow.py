@@ -57,6 +57,7 @@ def read_meanflow(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     problems: list[str] = []
     if head is not None and size % head:
         problems.append(f"head_channels={head} does not divide the width, {size}")
+        # the arrays are checked all the same, with one head
         head = None
     network = _network(arrays, size // (head or size))
     # No array's shape shows the size of the latents and the heads: the others are checked whatever these are.

@@ -56,9 +56,11 @@ def read_openai(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     levels, blocks = _depth(state_dict)
     size = overrides.get("image_size", 8 * 2 ** (levels - 1))
     channels = width(state_dict, "time_embed.0.weight", 1)
+    # block 0 is the stem; a level has its blocks, and one more that halves
     firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
     widths = [width(state_dict, f"{first}.0.out_layers.3.weight") for first in firsts]
     attended = [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in state_dict]
+    # twice the width: a scale beside the shift
     modulated = width(state_dict, f"{firsts[0]}.0.emb_layers.1.weight") // widths[0]
     image_channels, out_channels = width(state_dict, "input_blocks.0.0.weight", 1), width(state_dict, "out.2.weight")
     network = ADM(
@@ -117,5 +119,6 @@ def _block(name: str, levels: int, blocks: int, attended: list[int]) -> tuple[st
         return f"middle_block.{2 * index}", "middle_block.1"
     above = (levels - 1 - level) * (blocks + 1)
     if kind == "up":
+        # the block that doubles stands behind the attention, where its level has some
         return f"output_blocks.{above - 1}.{1 + ((level + 1) in attended)}", ""
     return f"output_blocks.{above + index}.0", f"output_blocks.{above + index}.1"

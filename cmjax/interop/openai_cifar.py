@@ -69,6 +69,7 @@ def _depth(arrays: Arrays) -> tuple[int, int, list[int]]:
     kernels = [np.shape(arrays.get(f"{BLOCK}_{i}/Conv_0/kernel", np.zeros((3, 3, 0, 0)))) for i in indices]
     resampling = [i for i in indices if f"{BLOCK}_{i}/Conv_2/kernel" in arrays and kernels[i][2] == kernels[i][3]]
     levels = len(resampling) // 2 + 1
+    # L·b blocks down, L·(b + 1) up, 2·(L − 1) that resample and 2 in the middle: 2·L·b + 3·L
     blocks, rest = divmod(len(indices) - 3 * levels, 2 * levels)
     if rest or blocks < 1 or indices != list(range(len(indices))):
         raise ForeignError(f"the file has {len(indices)} residual blocks for {levels} levels: it is no NCSN++")
