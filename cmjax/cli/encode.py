@@ -82,6 +82,7 @@ def run(
         raise ConfigError("--autoencoder is missing: name its folder, as --autoencoder=sd-vae-ft-ema")
     if out is None:
         raise ConfigError("--out is missing: name the folder for the latents, as --out=latents")
+    # flags are checked by now; these are the values of a caller from Python
     for name, value, choices in (("split", split, SPLITS), ("crop", crop, CROPS), ("dtype", dtype, DTYPES)):
         if value not in choices:
             raise ConfigError(f"--{name}={value}: must be one of {', '.join(choices)}")

@@ -169,8 +169,10 @@ def _evaluate_run(
 ) -> list[Row]:
     """Evaluates each of the run's weights with each sampler, and shows the rows."""
     weaker = weaker_model(trained, autoguidance, autoguidance_average)
+    # the weaker model's name is a part of the setting: with another one it is another row
     choices["autoguidance"] = weaker.name if weaker else ""
     samplers = []
+    # every combination of the flags that were repeated
     for name, levels, text in product(sampler or (None,), times or (None,), steps or (None,)):
         if text is not None and not str(text).isdigit():
             raise ConfigError(f"--steps={text}: must be a whole number")

@@ -92,6 +92,7 @@ def _plan_training(report: dict[str, Any], planned: AbstractRun, chip: Chip | No
     log.info("tracing the train step of %s parameters, for %d devices", f"{report['parameters']:,}", devices)
     operations = planned.operations
     compiled = _compiled(planned, folder)
+    # all that is known where the compiler refuses the program
     step = {"operations": operations, "operations_per_device": operations / devices}
     if isinstance(compiled, Program):
         step = _of_program(compiled, operations, chip, devices, repeated=run.grad_accumulation > 1)

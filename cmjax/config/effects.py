@@ -24,7 +24,7 @@ class Asked:
     shape: tuple[int, ...]
 
     def value(self, field: str, absent: Any = None) -> Any:
-        """The value of a field, as "net.width"."""
+        """Gives the value of a field, as "net.width"."""
         value: Any = self.config
         for part in field.split("."):
             if part not in value:
@@ -33,7 +33,7 @@ class Asked:
         return value
 
     def parameter(self, field: str, name: str, choices: Mapping[str, Callable], **known: Any) -> float:
-        """A parameter of what the field chose; 0 where it has none of this name, or there is no such field."""
+        """Gives a parameter of what the field chose; 0 where it has none of this name, or there is no such field."""
         if self.value(field) is None:
             return 0
         section, _, field = field.rpartition(".")

@@ -136,7 +136,7 @@ class Fields:
         return value
 
     def path(self, field: str) -> str:
-        """The name of a file or folder, "" for none."""
+        """Reads the name of a file or folder, "" for none."""
         value = self.text(field)
         if problem := path_problem(value):
             raise self.error(field, problem)
@@ -165,7 +165,7 @@ class Fields:
         return self.called(field, self.choice(field, choices, **known))
 
     def choices(self, field: str, choices: Mapping[str, Callable], **known: Any) -> list[Choice]:
-        """As `choice`, for a field that holds one choice or more."""
+        """Does the same as `choice` for a field that holds one choice or more."""
         written = self.value(field)
         written = [written] if isinstance(written, str | Mapping) else written
         if not isinstance(written, Iterable) or not (written := list(written)):
@@ -199,7 +199,7 @@ class Fields:
         return Choice(name, written, make)
 
     def _named(self, field: str, value: Any, choices: Iterable[str]) -> tuple[str, dict[str, Any]]:
-        """The name and the parameters of a choice as it is written, a text or a section."""
+        """Gives the name and the parameters of a choice as it is written, a text or a section."""
         if isinstance(value, str):
             return self._parse_call(field, value)
         if not isinstance(value, Mapping):
@@ -231,7 +231,7 @@ class Fields:
 
 
 def by_name(*functions: Callable) -> dict[str, Callable]:
-    """The choices of these functions, each by its own name."""
+    """Makes a dict of the choices of these functions, each by its own name."""
     return {function.__name__: function for function in functions}
 
 
@@ -272,7 +272,8 @@ def suggestion(word: str, choices: Iterable[str], *, prefix: str = "") -> str:
 
 
 def about(field: str, value: str, error: Exception) -> str:
-    """An error of a field or a flag, "--teacher=x: it has …", that does not say the value again where it begins so."""
+    """Writes an error of a field or a flag, "--teacher=x: it has …", that does not say the value again where it begins
+    so."""
     said, name = str(error), value.strip("'")
     again = said.removeprefix(f"{name} ")
     return f"{field}={value} {again}" if again != said else f"{field}={value}: {said.removeprefix(f'{name}: ')}"

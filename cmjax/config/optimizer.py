@@ -122,7 +122,7 @@ def same_but_for_start(old: Any, new: Any) -> bool:
 
 
 def uncorrected(written: Any) -> Any:
-    """The field `averages` of a run whose code had no correction for the start, as that is written now."""
+    """Gives the field `averages` of a run whose code had no correction for the start, as that is written now."""
     if isinstance(written, Mapping):
         return {**written, "corrected": False} if written.get("name") == "ema" else written
     if isinstance(written, str):
@@ -131,7 +131,8 @@ def uncorrected(written: Any) -> Any:
 
 
 def power_widths(config: Mapping[str, Any]) -> dict[str, float]:
-    """The power-function averages that a recorded configuration keeps: their names in a checkpoint, and widths."""
+    """Lists the power-function averages that a recorded configuration keeps: their names in a checkpoint, and
+    widths."""
     chosen = enumerate(_chosen(config["optimizer"]["averages"], batch_size=1))
     return {optimizers.average_name(i): one.parameters["std"] for i, one in chosen if one.name == "power"}
 

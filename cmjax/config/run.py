@@ -92,7 +92,7 @@ class Run:
             log.warning("not as asked: %s", "; ".join(f"config.{field}: {why}" for field, why in reasons.items()))
 
     def make_model(self, num_classes: int | None) -> NetworkModel:
-        """The model for a data set of so many classes."""
+        """Makes the model for a data set of so many classes."""
         return self.model_spec.make(num_classes)
 
 
@@ -147,7 +147,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
 
 
 def _read_init_from(fields: Fields, method: Method) -> str:
-    """The folder of the run whose parameters this one starts from, "" for none."""
+    """Reads the folder of the run whose parameters this one starts from, "" for none."""
     name = fields.path("init_from")
     if name == ITS_TEACHER and not method.teacher:
         raise fields.error("init_from", "config.objective distils no teacher: name a run's folder")

@@ -244,7 +244,7 @@ def beyond_scales(scale: float, trained: tuple[float, float] | None) -> str:
 
 
 def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The least and the largest scale of guidance in training; None where the network takes none."""
+    """Gives the least and the largest scale of guidance in training; None where the network takes none."""
     scales = config.get("objective", {}).get("guidance")
     if not config["net"].get("guided") or not isinstance(scales, list | tuple) or len(scales) != 2:
         return None

@@ -64,6 +64,7 @@ def mix(conditional: Samples, unconditional: Samples, guidance: Time, *, channel
     mixed = unconditional + w * (conditional - unconditional)
     if channels is None:
         return mixed
+    # (1, …, c): which channels are guided
     first = jnp.arange(conditional.shape[-1]).reshape((1,) * (conditional.ndim - 1) + (-1,)) < channels
     return jnp.where(first, mixed, conditional)
 

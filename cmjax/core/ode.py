@@ -52,6 +52,7 @@ def solve(velocity: Velocity, x: Samples, times: Float[Array, " n"], *, ode_step
     times = as_time(times, x)
 
     def advance(x, interval):
+        # the state that the scan carries keeps its dtype, whatever the velocity's
         return ode_step(velocity, x, *interval).astype(times.dtype), None
 
     return jax.lax.scan(advance, x.astype(times.dtype), (times[:-1], times[1:]))[0].astype(x.dtype)

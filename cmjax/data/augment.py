@@ -195,7 +195,7 @@ def _move_pixels(images: Array, draws: Draws) -> Array:
 
 
 def _reflected(start: Int[Array, " b"], size: int) -> Int[Array, "b n"]:
-    """The indices start … start + size − 1 of a signal that is continued by reflection."""
+    """Gives the indices start … start + size − 1 of a signal that is continued by reflection."""
     # reflected without the edge pixel twice: n, n − 2, n − 3, …
     period = max(2 * size - 2, 1)
     return size - 1 - jnp.abs(size - 1 - (jnp.arange(size)[None] + start[:, None]) % period)

@@ -29,8 +29,8 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` (n,), in that order: "image" (n, h, w, c) uint8, or float32 for latents that are
-        used as they are, and "label" (n,) int32 where there are labels."""
+        """Reads the examples at `indices` (n,), in that order: "image" (n, h, w, c) uint8, or float32 for latents that
+        are used as they are, and "label" (n,) int32 where there are labels."""
         ...
 
 
@@ -124,7 +124,7 @@ class Subset(OfAnother):
 
 
 def class_names(source: Source) -> tuple[str, ...] | None:
-    """The names of a source's classes, by their numbers; None where its examples have no labels."""
+    """Gives the names of a source's classes, by their numbers; None where its examples have no labels."""
     if source.num_classes is None:
         return None
     while isinstance(source, OfAnother):
@@ -133,7 +133,7 @@ def class_names(source: Source) -> tuple[str, ...] | None:
 
 
 def known_labels(source: Source) -> np.ndarray | None:
-    """The label (n,) of each example; None where there are none, or an example must be read for it."""
+    """Gives the label (n,) of each example; None where there are none, or an example must be read for it."""
     if isinstance(source, Subset):
         inner = known_labels(source.source)
         return None if inner is None else inner[source.rows]
@@ -141,7 +141,7 @@ def known_labels(source: Source) -> np.ndarray | None:
 
 
 def crop_of(source: Source) -> str | None:
-    """The name of the crop by which a source's images are resized; None where they are taken as they are."""
+    """Gives the name of the crop by which a source's images are resized; None where they are taken as they are."""
     while isinstance(source, OfAnother):
         source = source.source
     return getattr(source, "crop", None)
@@ -154,7 +154,7 @@ def check_split(split: str) -> None:
 
 
 def shuffled(num: int, *, seed: int, epoch: int = 0) -> np.ndarray:
-    """A permutation of range(num), int64, that depends on (seed, epoch) alone.
+    """Makes a permutation of range(num), int64, that depends on (seed, epoch) alone.
 
     It sorts Philox's raw bits, which numpy keeps from version to version; `Generator.permutation` is not promised.
     """

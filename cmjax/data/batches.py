@@ -26,7 +26,7 @@ PREFETCH = 2
 
 
 def batch_indices(step: int, *, seed: int, batch_size: int, num_examples: int) -> Int64[np.ndarray, " b"]:
-    """The examples of batch `step`: positions step·b … (step+1)·b − 1 of an endless sequence of shuffled epochs.
+    """Gives the examples of batch `step`: positions step·b … (step+1)·b − 1 of an endless sequence of shuffled epochs.
 
     Batches run across the ends of epochs, and a batch may be larger than the data set.
 
@@ -122,7 +122,7 @@ class Batches:
     def _decoded_elsewhere(
         self, source: OnDemandSource, start: int, stop: int | None
     ) -> Generator[dict[str, jax.Array]]:
-        """The batches, of rows that other processes decode, which also send the names of damaged examples."""
+        """Yields the batches, of rows that other processes decode, which also send the names of damaged examples."""
         # A sharding, with its devices, cannot be sent to a process: `_host_rows` has the numbers of rows alone.
         rows_at = functools.partial(_rows_and_damage, self._host_rows)
         results = in_processes(rows_at, start, stop, self.workers, every=self.steps_per_call)
@@ -193,7 +193,7 @@ def _rows_and_damage(rows_at: HostRows, step: int) -> tuple[Rows, dict[str, str]
 def batch_shapes(
     shape: tuple[int, ...], dtype: Any, num_classes: int | None, batch_size: int, *, steps_per_call: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of `Batches.at` of a source of examples like these."""
+    """Gives the shapes of `Batches.at` of a source of examples like these."""
     rows = (steps_per_call, batch_size) if steps_per_call > 1 else (batch_size,)
     labels = {} if num_classes is None else {"label": jax.ShapeDtypeStruct(rows, np.dtype(np.int32))}
     return {"image": jax.ShapeDtypeStruct((*rows, *shape), np.dtype(dtype)), **labels}

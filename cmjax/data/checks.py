@@ -89,7 +89,7 @@ def check_spread(source: Source, where: str, expected: float, field: str) -> Non
 
 
 def _parts(source: Source) -> Iterator[np.ndarray]:
-    """All images, some at a time."""
+    """Yields all images, some at a time."""
     size = max(1, BLOCK_VALUES // math.prod(source.shape))
     for start in range(0, len(source), size):
         yield source.gather(np.arange(start, min(start + size, len(source))))["image"]

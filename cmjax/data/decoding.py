@@ -36,7 +36,7 @@ def decode_image(data: bytes, shape: Shape) -> np.ndarray:
 
 
 def _plain_png(data: bytes, shape: Shape) -> bytes | None:
-    """The compressed pixels of a grey or RGB file of 8 bits without interlacing; None of any other.
+    """Finds the compressed pixels of a grey or RGB file of 8 bits without interlacing; None of any other.
 
     [Portable Network Graphics Specification, sec. 5 and 11.2]
     """

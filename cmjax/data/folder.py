@@ -66,7 +66,8 @@ def folder(
 
 
 def check_images(image_size: int | tuple[int, int], channels: int) -> tuple[int, int, int]:
-    """The shape (height, width, channels) of images. Raises: DataError naming the argument that is out of range."""
+    """Gives the shape (height, width, channels) of images. Raises: DataError naming the argument that is out of
+    range."""
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 or 3, got {channels}")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -134,7 +135,7 @@ def read_image(
 
 
 def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Image":
-    """The image in 8-bit grey or RGB, what is transparent laid over `background`."""
+    """Converts an image to 8-bit grey or RGB, what is transparent laid over `background`."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` clips instead of scaling
@@ -159,7 +160,7 @@ class ImageSource(OnDemandSource):
     crop: str
 
     def file(self, index: int) -> AnyPath | bytes:
-        """The path or the content of an image."""
+        """Gives the path or the content of an image."""
         raise NotImplementedError
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -185,12 +186,12 @@ class FolderSource(ImageSource):
     files: list[AnyPath]
 
     def key(self) -> str:
-        """A key of the files' content and their labels."""
+        """Computes a key of the files' content and their labels."""
         # the first crop is not named, so that it keeps the keys that it had alone
         return content_key(files_key(self.files), self.labels, *([] if self.crop == "lanczos" else [self.crop]))
 
     def name(self, index: int) -> str:
-        """The file's path from the folder on."""
+        """Gives the file's path from the folder on."""
         return str(self.files[index].relative_to(self.root))
 
     def file(self, index: int) -> AnyPath:

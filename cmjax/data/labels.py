@@ -20,7 +20,7 @@ class Numbering:
     names: tuple[str, ...]
 
     def numbers(self, labels: np.ndarray) -> np.ndarray:
-        """The class of each label (n,), from 0; -1 where the label is of no class."""
+        """Gives the class of each label (n,), from 0; -1 where the label is of no class."""
         # a label above all others would have its place beyond the end
         places = np.minimum(np.searchsorted(self.values, labels), len(self.values) - 1)
         return np.where(self.values[places] == labels, places, -1).astype(np.int32)

@@ -30,7 +30,7 @@ def record_type(shape: Sequence[int], *, mirrored: bool) -> np.dtype:
 
 
 def shards_of(manifest: Mapping[str, Any]) -> list[str]:
-    """The names of a folder's shards; shard i has the examples from i·shard_size on."""
+    """Lists the names of a folder's shards; shard i has the examples from i·shard_size on."""
     number = -(-manifest["count"] // manifest["shard_size"])
     return [f"latents-{i:05d}-of-{number:05d}.array_record" for i in range(number)]
 
@@ -93,7 +93,7 @@ def _encoding(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_folder(data_dir: str | Path, split: str) -> Path:
-    """The folder of a split: the subfolder of that name; `data_dir` itself is "train" where it holds the files.
+    """Finds the folder of a split: the subfolder of that name; `data_dir` itself is "train" where it holds the files.
 
     Raises: DataError where there is none.
     """
@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _whole_shards(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
-    """The paths of all shards. Raises: DataError where one is missing or has another size than was written."""
+    """Lists the paths of all shards. Raises: DataError where one is missing or has another size than was written."""
     paths, sizes, keys = ([folder / name for name in shards_of(manifest)], *map(manifest.get, ("bytes", "keys")))
     if not isinstance(sizes, list) or not isinstance(keys, list) or not len(sizes) == len(keys) == len(paths):
         raise DataError(f"{folder / MANIFEST}: does not have the bytes and keys of its {len(paths)} shards")
@@ -152,13 +152,14 @@ def check_latents(source: Source, where: str) -> None:
 
 
 def autoencoder_key(source: Source) -> str | None:
-    """The key of the autoencoder that encoded a source's examples; None of images, and where it is not recorded."""
+    """Gives the key of the autoencoder that encoded a source's examples; None of images, and where it is not
+    recorded."""
     return about_latents(source).get("autoencoder")
 
 
 def about_latents(source: Source) -> dict[str, Any]:
-    """A record's entries of latents: "autoencoder", the key of its weights, where that is recorded, and "encoding", as
-    `LatentSource` has it; {} of images."""
+    """Gives a record's entries of latents: "autoencoder", the key of its weights, where that is recorded, and
+    "encoding", as `LatentSource` has it; {} of images."""
     while isinstance(source, OfAnother):
         source = source.source
     if not isinstance(source, LatentSource):

@@ -63,6 +63,7 @@ def read_split(root: AnyPath, split: str) -> Split:
         raise DataError(without_images(top, _within(root, others, tops.train)[1]))
     if split == "train":
         _say_what_is_left_out(top, train, _within(root, others, tops.train)[1])
+    # for the test split, too: classes are those of the training images
     classes = _class_of_each(top, train)
     if split == "test" and tops.test is not None:
         return _test_split(root, images, others, tops, classes)
@@ -104,7 +105,7 @@ def is_tools_own(name: str) -> bool:
 
 
 def _within(root: AnyPath, files: Sequence[File], parts: tuple[str, ...]) -> tuple[AnyPath, list[File]]:
-    """A subfolder and the files below it."""
+    """Gives a subfolder and the files below it."""
     depth = len(parts)
     return root.joinpath(*parts), [
         File(path, there[depth:]) for path, there in files if there[:depth] == parts and len(there) > depth
@@ -114,7 +115,8 @@ def _within(root: AnyPath, files: Sequence[File], parts: tuple[str, ...]) -> tup
 def _test_split(
     root: AnyPath, images: list[File], others: list[File], tops: Tops, known: Sequence[str | int] | None
 ) -> Split:
-    """A folder of held-out images, without those whose class is not among the `known`, of the images to train on."""
+    """Reads a folder of held-out images. Leaves out those whose class is not among the `known`, those of the images to
+    train on."""
     where = tops.test or ()
     top, test = _within(root, images, where)
     if not test:
@@ -135,7 +137,7 @@ def _test_split(
 def _numbered(
     files: list[File], classes: Sequence[str | int] | None, chosen: list[int], known: Sequence[str | int] | None
 ) -> Split:
-    """The chosen files. known: the class of each image to train on, by which the classes are numbered."""
+    """Makes a split of the chosen files. known: the class of each image to train on, which number the classes."""
     paths = [files[i].path for i in chosen]
     if classes is None or known is None:
         return Split(paths)
@@ -146,7 +148,7 @@ def _numbered(
 
 
 def _class_of_each(top: AnyPath, images: list[File]) -> Sequence[str | int] | None:
-    """The class of each image: what dataset.json says, else its subfolder. None where there are no classes."""
+    """Gives the class of each image: what dataset.json says, else its subfolder. None where there are no classes."""
     if (top / LABELS).is_file():
         return _labels_of_tool(top / LABELS, images)
     in_class = [len(image.parts) > 1 for image in images]
@@ -199,7 +201,7 @@ def _empty_folders(top: AnyPath, images: list[File]) -> list[str]:
 
 
 def without_images(top: AnyPath, others: list[File] | None = None) -> str:
-    """The error for a folder without an image file."""
+    """Writes the error for a folder without an image file."""
     if _locked(top):
         return f"{top}: cannot be read: permission denied"
     others = list_files(top)[1] if others is None else others

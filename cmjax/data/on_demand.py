@@ -67,7 +67,7 @@ class Damage:
             log.warning("%s: %s cannot be read (%s); another example replaces it", self.where, name, why)
 
     def take(self) -> dict[str, str]:
-        """The examples noted since this was last asked, with the reasons."""
+        """Gives the examples noted since this was last asked, with the reasons."""
         with self._lock:
             taken, self._new = self._new, {}
         return taken
@@ -100,11 +100,11 @@ class OnDemandSource:
         raise NotImplementedError
 
     def key(self) -> str | None:
-        """A key of the files that are read, for `fingerprint`; None where there is none."""
+        """Computes a key of the files that are read, for `fingerprint`; None where there is none."""
         return None
 
     def name(self, index: int) -> str:
-        """The name of an example in messages."""
+        """Gives the name of an example in messages."""
         return f"record {index}"
 
     def first_whole(self, decode: Callable[[int], Example], index: int) -> Example:

@@ -94,7 +94,7 @@ def _read_pair(
 
 
 def _tenth(labels: np.ndarray | None, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to train on and those held out: a tenth, but never all of a class."""
+    """Chooses the rows to train on and those held out: a tenth, but never all of a class."""
     order = shuffled(length, seed=0)
     held = np.zeros(length, bool)
     held[order[: max(1, length // 10)]] = True
@@ -106,7 +106,7 @@ def _tenth(labels: np.ndarray | None, length: int) -> tuple[np.ndarray, np.ndarr
 def _rows_of(
     path: str | AnyPath, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, classes: Numbering | None
 ) -> Source:
-    """The rows of the arrays, without those of labels that are no class."""
+    """Takes the rows of the arrays, without those of labels that are no class."""
     numbers = None
     if labels is not None and classes is not None:
         numbers = classes.numbers(labels)

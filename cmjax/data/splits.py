@@ -32,7 +32,7 @@ class Tops:
 
 
 def split_of(name: str) -> tuple[str, str] | None:
-    """The split that a folder's name names, and what else is in the name; None where it names none.
+    """Finds the split that a folder's name names, and what else is in the name; None where it names none.
 
     >>> split_of("Training"), split_of("val2017"), split_of("mnist_test"), split_of("trainA"), split_of("trainers")
     (('train', ''), ('test', ''), ('test', 'mnist'), ('train', 'a'), None)
@@ -105,7 +105,7 @@ def _chosen(root: AnyPath, names: list[str], empty: Sequence[str], *, deep: set[
 
 
 def _of_pair(root: AnyPath, pair: list[str], deep: set[str], *, say: bool) -> Tops:
-    """The training split, and the one held out: "test" where several have classes as the training split has."""
+    """Chooses the training split, and the one held out: "test" where several have classes as the training split has."""
     train = [name for name in pair if (split_of(name) or ("",))[0] == "train"]
     test = [name for name in pair if name not in train]
     if len(train) > 1:
@@ -120,7 +120,7 @@ def _of_pair(root: AnyPath, pair: list[str], deep: set[str], *, say: bool) -> To
 
 
 def _paired(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names of splits that differ in nothing else, where both are there, by what else is in them."""
+    """Finds the names of splits that differ in nothing else, where both are there, by what else is in them."""
     pairs = defaultdict(list)
     for name in sorted(names):
         if (named := split_of(name)) is not None:

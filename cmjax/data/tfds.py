@@ -85,7 +85,7 @@ def tfds(
 
 
 def names_in(root: Path) -> list[str]:
-    """The data sets that are prepared in TFDS's folder, sorted."""
+    """Lists the data sets that are prepared in TFDS's folder, sorted."""
     return sorted({str(info.parent.parent.relative_to(root)) for info in root.glob("*/*/dataset_info.json")})
 
 
@@ -95,7 +95,7 @@ def is_prepared(root: Path, name: str) -> bool:
 
 
 def _prepared(root: Path, name: str) -> Path | None:
-    """The newest version of `name` that is complete: TFDS writes dataset_info.json last."""
+    """Finds the newest version of `name` that is complete: TFDS writes dataset_info.json last."""
     base = root / name
     if (base / "dataset_info.json").is_file():
         return base
@@ -147,7 +147,7 @@ def _open(
 
 @functools.lru_cache(maxsize=16)
 def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
-    """The classes of which there is something to train on: those that the data set names, unless some are missing.
+    """Finds the classes that can be trained on: those that the data set names, unless some are missing.
 
     Labels are read of some records, and of all where one of the classes is not among those, and they are not too large.
     """
@@ -159,6 +159,7 @@ def _classes(prepared: Path, label_key: str, split: str) -> Numbering:
     names = builder.info.features[label_key].names
     named = Numbering(np.arange(len(names)), tuple(names))
     records = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    # bytes of a record, on average
     size = (builder.info.splits[split].num_bytes or 0) / max(len(records), 1)
     for most in (LABELS_LOOKED_AT, len(records)):
         rows = [int(i) for i in spread(len(records), most)]
@@ -193,7 +194,7 @@ class TfdsSource(OnDemandSource):
     crop: str | None
 
     def key(self) -> str:
-        """A key of the files, and of the records of them that are meant."""
+        """Computes a key of the files, and of which of their records are meant."""
         return content_key(files_key(Path(name) for name, _, _ in self.files), [rows for _, *rows in self.files])
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -224,7 +225,7 @@ class TfdsSource(OnDemandSource):
 
 
 def _feature_names(prepared: Path, features: Any, *, cropped: bool) -> tuple[str, str | None]:
-    """The names of the image and of its label, if it has one."""
+    """Finds the names of the image and of its label, if it has one."""
     import tensorflow_datasets as tfds
 
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]

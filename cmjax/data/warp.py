@@ -48,12 +48,13 @@ def warp(images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]) -> Flo
 
 
 def _grid(size: int) -> np.ndarray:
-    """Where the fine pixels are that `_downsample` reads for `size` pixels, in pixels from the centre."""
+    """Gives the places of the fine pixels that `_downsample` reads for `size` pixels, in pixels from the centre."""
     return (np.arange(2 * size + len(SYM6) - 2) - (size + PHASE_TAPS - 2)) / 2
 
 
 def _upsample(x: Array, axis: int) -> Array:
-    """The reflected signal of 3n − 2 samples at twice the rate: yₘ = Σⱼ hₘ₊₅₋₂ⱼ xⱼ, each phase with half the taps."""
+    """Computes the reflected signal of 3n − 2 samples at twice the rate: yₘ = Σⱼ hₘ₊₅₋₂ⱼ xⱼ, each phase with half the
+    taps."""
     size = 3 * x.shape[axis] - 2
     # a reflection reaches n − 1 samples; the filter's taps beyond see zeros
     x = _pad(_pad(x, axis, x.shape[axis] - 1, mode="reflect"), axis, PHASE_TAPS // 2, mode="constant")

@@ -164,7 +164,7 @@ def _described(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -
 
 
 def _network(arrays: Arrays, **fields: Any) -> DiT:
-    """The network whose fields are these and those that the arrays show."""
+    """Makes the network whose fields are these and those that the arrays show."""
     size, patch = (width(arrays, "x_embedder.proj.weight", axis) for axis in (0, 2))
     swiglu = SWIGLU in arrays
     # w12 is two layers of two thirds of the hidden width each: 4/3 of it
@@ -186,7 +186,8 @@ def _network(arrays: Arrays, **fields: Any) -> DiT:
 
 
 def _head(arrays: Arrays, size: int, stated: int | None) -> Any:
-    """The width of an attention head, which arrays of heads show, or the published sizes; None where it is open."""
+    """Finds the width of an attention head, which arrays of heads show, or the published sizes; None where it is
+    open."""
     shown = (("blocks.0.attn.q_norm.weight", 0), ("blocks.0.attn.q_norm.scale", 0), ("feat_rope.freqs_cos", 1))
     for key, axis in shown:
         if key in arrays:
@@ -209,7 +210,7 @@ def _take_tables(arrays: dict[str, np.ndarray], grid: int, head: int) -> list[st
 
 
 def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> Source:
-    """Where a parameter of ours is in a peer's file."""
+    """Says where a parameter of ours is in a peer's file."""
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if leaf == "positions":
@@ -237,13 +238,13 @@ def _patches(array: np.ndarray) -> np.ndarray:
 
 
 def _output(array: np.ndarray, patch: int, channels: int) -> np.ndarray:
-    """The rows of the last layer that are of the prediction: those of a learned variance come after them."""
+    """Takes the rows of the last layer that belong to the prediction: those of a learned variance come after them."""
     rows = array.reshape(patch**2, -1, *array.shape[1:])[:, :channels]
     return rows.reshape(-1, *array.shape[1:]).T
 
 
 def flipped_time(array: np.ndarray) -> np.ndarray:
-    """The layer behind cosines and sines of 1 − t, as one behind those of t, by the addition theorems; its own inverse.
+    """Turns the layer behind cosines and sines of 1 − t into one behind those of t (addition theorem); its own inverse.
 
     array: a weight (width, 256), read as (256, width), or a bias.
     """

@@ -59,7 +59,7 @@ def write_sit(path: FilePath, network: Any, params: Any, shape: tuple[int, ...],
 
 
 def _problems(network: DiT, shape: tuple[int, ...], model: Mapping[str, Any]) -> list[str]:
-    """What SiT has not."""
+    """Lists what SiT has not."""
     wanted = {"kind": PEERS["sit"].kind, **PEERS["sit"].model}
     others = {name: value for name, value in wanted.items() if model[name] != value}
     problems = [f"model.{name}={model[name]}; SiT's is {value}" for name, value in others.items()]

@@ -105,14 +105,14 @@ def read_edm2(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 
 
 def _sizes(arrays: Iterable[str]) -> list[int]:
-    """The resolutions of the levels, largest first."""
+    """Lists the resolutions of the levels, largest first."""
     return sorted({int(m[1]) for key in arrays if (m := re.match(r"enc\.(\d+)x\1_", key))}, reverse=True)
 
 
 def _levels(
     arrays: Arrays, sizes: list[int], conv: str, qkv: str, channels: int
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The fields of the levels, and the widths at which there is attention, that of the deepest level last."""
+    """Reads the fields of the levels, and the widths at which there is attention, that of the deepest level last."""
     widths = [width(arrays, f"enc.{size}x{size}_block0.{conv}.weight") for size in sizes]
     attended = tuple(size for size in sizes if f"enc.{size}x{size}_block0.{qkv}.weight" in arrays)
     fields = {
@@ -151,7 +151,8 @@ def _source(key: str, head_channels: int) -> Source:
 
 
 def _qkv(array: np.ndarray, head_channels: int) -> np.ndarray:
-    """The output channels are (head, channel, which of q, k, v) there and (which, head, channel) here."""
+    """Reorders the output channels, which are (head, channel, which of q, k, v) there and (which, head, channel)
+    here."""
     ordered = array.reshape(-1, head_channels or len(array) // 3, 3, *array.shape[1:])  # 0 of the U-Nets of one head
     return from_torch(np.moveaxis(ordered, 2, 0).reshape(array.shape))
 

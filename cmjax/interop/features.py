@@ -38,7 +38,7 @@ class _Arrays:
         self.path, self.arrays = path, dict(content)
 
     def __call__(self, *keys: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """The array of the first of these keys that the file has."""
+        """Takes the array of the first of these keys that the file has."""
         key = next((key for key in keys if key in self.arrays), None)
         if key is None:
             raise ValueError(f"{self.path} has no {' or '.join(keys)}")
@@ -80,7 +80,7 @@ def load_inception(path: str | Path) -> Any:
 
 
 def _kernel(take: _Arrays, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A kernel as Flax lays it out; PyTorch's are transposed."""
+    """Takes a kernel as Flax lays it out; PyTorch's are transposed."""
     if f"{key}.weight" not in take.arrays:
         return take(f"{key}.weight", f"{key}.kernel", shape=shape)
     array = take(f"{key}.weight")
@@ -196,7 +196,7 @@ def _layers(depth: int, layer: Callable[[int], ByPath]) -> ByPath:
 
 
 def _positions(embedding: np.ndarray, grid: int) -> np.ndarray:
-    """The class token's position, and the others' interpolated to a grid of another size."""
+    """Gives the class token's position, and the others interpolated to a grid of another size."""
     first, others = embedding[:1], embedding[1:]
     side = round(len(others) ** 0.5)
     if side == grid:

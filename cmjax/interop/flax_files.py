@@ -80,7 +80,7 @@ def _of_zip(archive: zipfile.ZipFile, path: Path, folder: Path, average: str | N
 
 
 def _folders(path: Path) -> list[Path]:
-    """The Orbax checkpoints at the folder, or the nearest ones below it."""
+    """Finds the Orbax checkpoints at the folder, or the nearest ones below it."""
     # the nearest depth that has some: folders below a checkpoint are parts of it
     for depth in range(4):
         below = {mark.parent for name in MARKS for mark in path.glob("*/" * depth + name)}
@@ -127,7 +127,7 @@ def _of_msgpack(content: bytes, path: Path, average: str | None) -> tuple[dict[s
 
 
 def _chosen(tree: Any, path: Path, average: str | None) -> tuple[dict[tuple[Any, ...], str], tuple[str, ...]]:
-    """The leaves of the average, their paths in the tree -> their keys, and the names where there are several averages.
+    """Finds the average's leaves, path in the tree -> key, and the names of the averages where there are several.
 
     pMF's checkpoints have a tree for each half-life, ema_params/1000.   [its released code]
     """

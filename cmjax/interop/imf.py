@@ -83,7 +83,7 @@ def read_imf(arrays: Arrays, overrides: Mapping[str, Any], peer: str) -> Foreign
 
 
 def _normalised(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The arrays without pMF's leading axes of 1, and its class embedding under iMF's key."""
+    """Gives the arrays without pMF's leading axes of 1, and its class embedding under iMF's key."""
     renamed = {LABELS if key == LABELS_OF_PMF else key: array for key, array in arrays.items()}
     of_one = (LABELS, "pos_embed", *TOKENS.values())
     return {
@@ -93,7 +93,7 @@ def _normalised(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def _first_block(arrays: Arrays) -> str:
-    """A block that there is: a network may be heads from its first layer on."""
+    """Finds a block that there is: a network may be heads from its first layer on."""
     return next((f"{part}_0" for part in PARTS.values() if _count(arrays, part)), "shared_blocks_0")
 
 
@@ -147,7 +147,7 @@ def _side(arrays: Arrays, network: IMFDiT, stated: int | None, problems: list[st
 
 
 def _noise_scale(side: int, size: int) -> float | None:
-    """The scale of pMF's noise, of a published model, or 1, its code's default; None where it is open."""
+    """Gives the scale of pMF's noise: that of a published model, or 1, its code's default; None where it is open."""
     return NOISE_SCALES.get((side, size), 1.0 if side < OPEN_AT else None)
 
 

@@ -78,7 +78,7 @@ def lightning_latents(folder: Path) -> LatentSource:
 
 
 def _checked(path: Path, places: dict[str, "Place"], channels: int, optional: list[str]) -> tuple[int, ...]:
-    """The shape of a file's latents. Raises: DataError where its arrays do not fit together."""
+    """Gives the shape of a file's latents. Raises: DataError where its arrays do not fit together."""
     shapes = {name: shape for name, (_, shape, _) in places.items()}
     shape = shapes.get("latents", ())
     if len(shape) != 4 or not shape[0]:
@@ -98,7 +98,7 @@ Place = tuple[str, tuple[int, ...], int]
 
 
 def _places(path: Path) -> dict[str, Place]:
-    """Where a file's arrays are.   [safetensors' format]   Raises: DataError where the file is not whole."""
+    """Says where a file's arrays are.   [safetensors' format]   Raises: DataError where the file is not whole."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -136,7 +136,7 @@ class LightningSource(LatentSource):
     shift: np.ndarray
 
     def key(self) -> str:
-        """A key of the files' content and of what scales it."""
+        """Computes a key of the files' content and of what scales it."""
         return content_key(files_key(self.paths), self.scale, self.shift)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:

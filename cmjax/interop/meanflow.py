@@ -70,7 +70,7 @@ def read_meanflow(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 def assembled(
     arrays: Arrays, network: Any, shape: tuple[int, int, int], source: Callable[[Path], Source], problems: list[str]
 ) -> Any:
-    """As `assemble`; what is wrong is added to the problems."""
+    """Assembles as `assemble`, but adds what is wrong to the problems."""
     try:
         return assemble(arrays, network, shape, source)
     except ForeignError as error:
@@ -94,7 +94,7 @@ def _network(arrays: Arrays, heads: int) -> DiT:
 
 
 def ratio_of(hidden: int, size: int) -> float:
-    """The ratio r with int(r·size) = hidden."""
+    """Gives the ratio r with int(r·size) = hidden."""
     ratio = hidden / size
     return ratio if int(ratio * size) == hidden else float(np.nextafter(ratio, np.inf))
 

@@ -41,6 +41,7 @@ def state_dict(module: PickledObject) -> dict[str, np.ndarray]:
     def visit(part: Any, prefix: str, depth: int) -> None:
         nonlocal visited
         own, children, size = _content(part, prefix)
+        # each visit counts: one part may hang in many places
         visited += 1 + size
         if visited > ENTRIES or depth > DEPTH:
             raise ValueError(f"the network has more than {ENTRIES} entries or {DEPTH} levels")
@@ -59,9 +60,11 @@ def state_dict(module: PickledObject) -> dict[str, np.ndarray]:
 
 
 def _content(part: Any, prefix: str) -> tuple[dict[Any, Any], dict[Any, Any], int]:
-    """A module's parameters and persistent buffers, its parts, and the number of all entries; None is left out."""
+    """Collects a module's parameters and persistent buffers, its parts, and the number of all entries; None is left
+    out."""
     state = part.state if isinstance(part, PickledObject) else {}
     entries: list[Any] = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    # buffers that PyTorch's own state dict leaves out
     passing = state.get("_non_persistent_buffers_set", set())
     if not all(isinstance(each, dict) for each in entries) or not isinstance(passing, set):
         kind = part.class_name if isinstance(part, PickledObject) else type(part).__name__
@@ -72,7 +75,7 @@ def _content(part: Any, prefix: str) -> tuple[dict[Any, Any], dict[Any, Any], in
 
 
 def init_arguments(module: PickledObject) -> dict[str, Any]:
-    """The keyword arguments that made a network of NVIDIA's; positional ones, if any, as the list `_init_args`.
+    """Gives the keyword arguments that made a network of NVIDIA's; positional ones, if any, as the list `_init_args`.
 
     Raises: ValueError where they were not recorded.
     """
@@ -83,12 +86,12 @@ def init_arguments(module: PickledObject) -> dict[str, Any]:
 
 
 def non_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The keys of arrays that have a NaN or an infinity."""
+    """Lists the keys of arrays that have a NaN or an infinity."""
     return [key for key, array in arrays.items() if not np.isfinite(array).all()]
 
 
 def _network(meta: Any) -> PickledObject:
-    """An object of a class whose source code the file carries; the code is left alone."""
+    """Makes an object of a class whose source code the file carries; the code is left alone."""
     if type(meta) is not dict or meta.get("type") != "class":
         raise ValueError("it has an object that is not understood")
     name, state = meta.get("class_name"), meta.get("state")

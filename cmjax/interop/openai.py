@@ -81,7 +81,8 @@ def read_openai(state_dict: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 
 
 def _depth(arrays: Arrays) -> tuple[int, int]:
-    """The numbers of levels and of residual blocks in a level: an upsampling block ends each level but the largest."""
+    """Finds the numbers of levels and of residual blocks in a level: an upsampling block ends each level but the
+    largest."""
     if "input_blocks.0.0.weight" not in arrays:
         raise ForeignError("the file has no input_blocks.0.0.weight: it is no UNetModel of OpenAI")
     up = re.compile(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight")

@@ -77,7 +77,8 @@ def _depth(arrays: Arrays) -> tuple[int, int, list[int]]:
 
 
 def _attended(arrays: Arrays, blocks: int, size: int, levels: int, stated: tuple[int, ...] | None) -> tuple[int, ...]:
-    """A level that attends does so after each block of the encoder and once in the decoder; the middle does once."""
+    """Finds the heights of attention. A level that attends does so after each block of the encoder and once in the
+    decoder; the middle attends once."""
     count = len({m[0] for key in arrays if (m := re.match(rf"{ATTENTION}_\d+/", key))})
     number, rest = divmod(count - 1, blocks + 1)
     resolutions = ((16,) if number == 1 else ()) if stated is None else stated

@@ -94,6 +94,7 @@ def write_statistics(path: Path, statistics: dict[str, OfNetwork]) -> None:
         ((network, of),) = statistics.items()
         arrays = {OUR_KEY: np.array(of.key)}
         for name, pair in of.pairs.items():
+            # under the first spelling, which EDM and ADM read
             arrays |= dict(zip(ARRAYS[name][0], pair, strict=True))
         content = npz_bytes(arrays | ({} if network == "inception" else {OUR_NAME: np.array(network)}))
     else:
@@ -113,6 +114,7 @@ def _pair(path: Path, arrays, mean_name: str, cov_name: str) -> Pair:
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{path}: {name} has values that are not finite, as of fewer than two images")
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
+    # rounding is relative to the trace: features may have any scale
     scale = float(np.abs(np.diag(cov)).sum())
     if not np.allclose(cov, cov.T, rtol=0, atol=SMALLEST * scale):
         raise ValueError(f"{path}: {cov_name} is no covariance: it is not symmetric")

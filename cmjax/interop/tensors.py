@@ -45,7 +45,7 @@ class Storage:
 
 
 def storage_of(identity: Any, length: int) -> tuple[str, np.dtype, int]:
-    """A persistent id of torch.save's -> the storage's key, what it holds, and its number of elements.
+    """Reads a persistent id of torch.save's: the storage's key, what it holds, and its number of elements.
 
     Raises: ValueError where it is of another form than `("storage", class, key, device, count)`, `length` long.
     """
@@ -73,6 +73,7 @@ def tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.
     if any(rest[2:]):
         raise ValueError("it has a conjugate or negated view of a tensor, which this reader does not know")
     elements = math.prod(size)
+    # the place of the last element: a view beyond its storage would read other memory
     if elements and offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= storage.count:
         raise ValueError("it has a tensor that reaches outside of its storage")
     if elements > max(storage.count, EXPANDED):

@@ -127,7 +127,7 @@ def _read_legacy(source: Source, table: Mapping[tuple[str, str], Any]) -> Any:
 
 
 def _storage_in(data: Any) -> Storage:
-    """A storage that torch.save wrote into a pickle; within it there is no other such file."""
+    """Reads a storage that torch.save wrote into a pickle; within it there is no other such file."""
     if type(data) is not bytes:
         raise ValueError("a storage in it is not made of bytes")
     storage = _read_legacy(Source(io.BytesIO(data), len(data)), TENSORS)

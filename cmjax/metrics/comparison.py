@@ -111,6 +111,7 @@ def run_metrics(
 def compare(samples: Mapping[str, np.ndarray], train: Source, held_out: Source, *, cache_dir: Path) -> Table:
     """Computes `RUN_METRICS` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
     num = min(len(images) for images in samples.values())
+    # as many as the Gaussian is fitted to; the first of them are the row of real images
     real = some_of(train, max(num, FITTED_TO))["image"]
     reference = some_of(held_out, MOST_HELD_OUT)["image"]
     rows = {**samples, REAL: real[:num]}

@@ -18,7 +18,7 @@ UNLISTED = {"adm": {"heads"}, "unet": {"skip_scale"}}
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The fields that a recipe lists of the network `name`, with the module's defaults.
+    """Lists the fields that a recipe lists of the network `name`, with the module's defaults.
 
     `dtype` is a text, such as "float32". `class_conditional` stands in place of `num_classes`, which the data set
     gives. A field whose default is None, such as `out_channels`, is not listed.

@@ -18,7 +18,7 @@ from cmjax.nets.magnitude import Normal
 
 
 def as_net(module: nn.Module) -> Callable[..., Array]:
-    """The function net(params, x, c_noise, *, key=None, **conditions) -> F of a module.
+    """Makes the function net(params, x, c_noise, *, key=None, **conditions) -> F of a module.
 
     `key` draws dropout masks; None evaluates.
     """
@@ -31,7 +31,7 @@ def _apply(module: nn.Module, params: Any, x: Array, c_noise: Array, *, key: Any
 
 
 def parameter_shapes(module: nn.Module, shape: Sequence[int]) -> Any:
-    """The shapes and dtypes of the parameters for samples of `shape` (h, w, c). Nothing is computed."""
+    """Gives the shapes and dtypes of the parameters for samples of `shape` (h, w, c). Nothing is computed."""
     return unflatten_dict(_parameters(module, shape)[0])
 
 
@@ -53,7 +53,7 @@ ByPath = dict[tuple[str, ...], Any]
 
 
 def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath]:
-    """The shape, the dtype and the initialiser of each parameter, where its layer has one.
+    """Finds the shape, the dtype and the initialiser of each parameter, where its layer has one.
 
     A start asks several times, and a large network takes a second to trace: what a module of these fields gave is kept.
     """

@@ -56,6 +56,7 @@ class ADM(UNetBase):
     def block(self, name: str, width: int, resample: str, attends: bool) -> Callable[[Array, Array, bool], Array]:
         if resample and self.resample == "conv":
             conv = Conv(width, FanIn(), stride=2 if resample == "down" else 1, dtype=self.dtype, name=name)
+            # a convolution alone takes neither the embedding nor dropout
             return lambda h, *_: conv(upsample(h, (1, 1)) if resample == "up" else h)
         return block_class(ResidualBlock, remat=self.remat)(
             width, resample=resample, heads=self._heads(width) if attends else 0, dropout=self.dropout,

@@ -104,14 +104,14 @@ class Network(nn.Module, kw_only=True):
         """Raises ValueError naming a field whose value is wrong, or does not fit x."""
 
     def guidance_seen(self, guidance: Array) -> Array:
-        """What the embedding sees of the scale of guidance ω, (b,): arcsinh(ω)/2.
+        """Gives what the embedding sees of the scale of guidance ω, (b,): arcsinh(ω)/2.
 
         Smooth, near linear up to 1 and logarithmic above, it takes [0, 15] to [0, 1.7], which is where times lie.
         """
         return jnp.arcsinh(guidance) / 2
 
     def embed(self, c_noise: Array, label: Array, augment: Array, scalars: Mapping[str, Array]) -> Array:
-        """The vector that conditions every block, (b, e).
+        """Makes the vector that conditions every block, (b, e).
 
         label: (b,), -1 for no class. augment: (b, a). scalars: (b,) each, as of `added_scalars`; each has an embedding
         of its name whose output starts at zero.
@@ -123,7 +123,7 @@ class Network(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def channels_out(self, x: Array) -> int:
-        """The channels of the last layer."""
+        """Gives the channels of the last layer."""
         return (getattr(self, "out_channels", None) or x.shape[-1]) * (2 if self.velocity_head else 1)
 
 

@@ -90,6 +90,7 @@ class IMFDiT(Network):
             table = nn.Embed(none + 1, self.width, embedding_init=Normal(self.width**-0.5), name="label")
             classes = table(jnp.where(label < 0, none, label))
             parts.append(Tokens(self.class_tokens, self.width, name="label_tokens")(classes))
+        # (b, count, width) each, in the order of the released code's sequence
         for name, value in (*scalars.items(), ("time", c_noise)):
             tokens = Tokens(counts.get(name, self.time_tokens), self.width, name=f"{name}_tokens")
             parts.append(tokens(embedding(name=f"{name}_embedding")(value)))
@@ -104,6 +105,7 @@ class IMFDiT(Network):
         if self.bottleneck:
             h = Pointwise(self.bottleneck, dtype=self.dtype, name="bottleneck")(h)
         h = Pointwise(self.width, dtype=self.dtype, name="patches")(h)
+        # tokens before the patches, which attend and give no pixels
         prefix = embedding.shape[1]
         h = jnp.concatenate([embedding.astype(self.dtype), h], axis=1)
         if self.learned_positions:
@@ -124,6 +126,7 @@ class IMFDiT(Network):
             h = Pointwise(features, Xavier(0.0), dtype=self.dtype, name=name)(h)
             return from_patches(h.reshape(b, rows, columns, features), self.patch)
 
+        # both heads go on from the same shared blocks
         h = blocks(h, "block", self.depth - self.head_depth)
         out = last(blocks(h, "head", self.head_depth), "out")
         if not self.velocity_head:
@@ -132,11 +135,12 @@ class IMFDiT(Network):
         return jnp.concatenate([out, velocity], axis=-1)
 
     def _angles(self, prefix: int, rows: int, columns: int) -> np.ndarray:
-        """Of the pairs of a head's channels at each place of the sequence, in rad, float64."""
+        """Gives the angles of the pairs of a head's channels at each place of the sequence, in rad, float64."""
         channels, patches = self.width // self.heads, rows * columns
         if self.rope == "tokens":
             frequencies = 10_000.0 ** -(np.arange(channels // 2) / (channels // 2))
             return np.arange(prefix + patches)[:, None] * frequencies[None]
+        # the tokens before the patches are not rotated
         return np.concatenate([np.zeros((prefix, channels // 2)), rotations(rows, columns, channels)])
 
 

@@ -105,7 +105,7 @@ class Autoencoder:
         return latents / scale + shift
 
     def _affine(self, latents: Samples) -> tuple[Array, Array, Array]:
-        """The latents, and scale and shift of as many axes."""
+        """Gives the latents, and scale and shift with as many axes."""
         if self.scale is None or self.shift is None:
             raise ValueError(
                 "the weights' file does not say how networks see its latents: give it to load_autoencoder, as scale="

@@ -99,14 +99,14 @@ def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], paddin
 
 
 def to_patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h_small w_small d"]:
-    """Each square of size × size pixels as one point of d = c·size² channels."""
+    """Makes each square of size × size pixels one point of d = c·size² channels."""
     b, h, w, c = x.shape
     squares = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
     return squares.reshape(b, h // size, w // size, size * size * c)
 
 
 def from_patches(x: Float[Array, "b h_small w_small d"], size: int) -> Float[Array, "b h w c"]:
-    """The inverse of `to_patches`."""
+    """Inverts `to_patches`."""
     b, h, w, d = x.shape
     squares = x.reshape(b, h, w, size, size, d // size**2)
     return squares.swapaxes(2, 3).reshape(b, h * size, w * size, d // size**2)

@@ -35,7 +35,7 @@ def normalize(x: Float[Array, "*dims c"], axes: int | tuple[int, ...] = -1) -> F
 
 
 def normalize_weights(params: Any) -> Any:
-    """Every `kernel` (..., in, out) with root mean square 1 for each output; the other parameters as they are.
+    """Gives each `kernel` (..., in, out) root mean square 1 for each output; other parameters stay as they are.
 
     Forced weight normalisation. Kernels are normalised whenever they are used, so that this changes no output; it keeps
     updates, whose size does not depend on the kernel's, from being worth ever less as the kernels grow.

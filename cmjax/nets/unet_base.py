@@ -43,25 +43,25 @@ class UNetBase(Network, kw_only=True):
     """Whether in the decoder only a level's last block has self-attention."""
 
     def stem(self, x: Array) -> Array:
-        """The first features (b, h, w, d) of the image."""
+        """Makes the first features (b, h, w, d) of the image."""
         raise NotImplementedError
 
     def block(self, name: str, width: int, resample: str, attends: bool) -> Callable[[Array, Array, bool], Array]:
-        """The block as a function of (h, embedding, deterministic), which gives `width` channels.
+        """Makes the block as a function of (h, embedding, deterministic), which gives `width` channels.
 
         resample: "down" or "up" halves or doubles the size. attends: whether the block ends in self-attention.
         """
         raise NotImplementedError
 
     def enter(self, name: str, h: Array, image: Array) -> tuple[Array, Array]:
-        """The features with which the encoder's level `name` begins, and what the next level gets for `image`.
+        """Gives the features with which the encoder's level `name` begins, and what the next level gets for `image`.
 
         h: the halved features of the level before. image: x, or what the level before has returned.
         """
         return h, image
 
     def join(self, h: Array, skip: Array) -> Array:
-        """The input of a decoder's block, from the features below it and those that the encoder left."""
+        """Joins the input of a decoder's block, from the features below it and those that the encoder left."""
         return jnp.concatenate([h, skip], axis=-1)
 
     def out(self, levels: list[Array], channels: int) -> Array:
@@ -82,7 +82,7 @@ class UNetBase(Network, kw_only=True):
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool
     ) -> Float[Array, "b h w d"]:
         def apply(name: str, h: Array, width: int, resample: str = "", *, attends: bool | None = None) -> Array:
-            """The block's output. `attends` None: where the resolution asks for it."""
+            """Applies the block. `attends` None: where the resolution asks for it."""
             if attends is None:
                 attends = not resample and h.shape[1] in self.attention_resolutions
             return self.block(name, width, resample, attends)(h, embedding, deterministic)
@@ -132,7 +132,7 @@ class Embedding(nn.Module, kw_only=True):
     """Whether labels enter before the two layers, as DDPM++ has them, or after, as ADM."""
 
     def waves(self) -> Callable[[Float[Array, " b"]], Float[Array, "b f"]]:
-        """The function of c_noise that gives the embedding's input."""
+        """Makes the function of c_noise that gives the embedding's input."""
         raise NotImplementedError
 
     @nn.compact

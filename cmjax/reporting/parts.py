@@ -139,6 +139,7 @@ def configurations_differ(parts: Sequence[Part]) -> list[tuple[str, list[str]]]:
     changed = [dict(differences(first, part.status.record["config"])) for part in parts]
     rows = []
     for name in sorted({name for fields in changed for name in fields}):
+        # runs are compared with the first one: where they differ in nothing, its value is theirs
         old = next(fields[name][0] for fields in changed if name in fields)
         rows.append((name, [_shown(fields[name][1] if name in fields else old) for fields in changed]))
     return rows

@@ -25,8 +25,8 @@ def about_data(source: Source) -> dict[str, Any]:
 
 
 def data_key_of(source: Source) -> dict[str, str]:
-    """A record's "data_key": the `fingerprint` of data in memory, and of latents, whose shards have keys; {} for larger
-    ones, which would be read whole."""
+    """Gives a record's "data_key": the `fingerprint` of data in memory, and of latents, whose shards have keys; {} for
+    larger ones, which would be read whole."""
     try:
         return {"data_key": fingerprint(source)} if isinstance(source, ArraySource | KeptSource | LatentSource) else {}
     except OSError:  # reading the damaged file will report it

@@ -11,7 +11,7 @@ LISTED = 20
 
 
 def recorded_classes(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a record that `classes_of` made."""
+    """Gives the entries of a record that `classes_of` made."""
     return {name: record[name] for name in ("class_names", "class_counts") if name in record}
 
 

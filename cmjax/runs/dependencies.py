@@ -42,7 +42,7 @@ def check_others(run: Run) -> None:
 
 
 def _others(run: Run) -> list[tuple[str, str]]:
-    """The folders of the other runs, the teacher's first, each with the field that names it."""
+    """Lists the folders of the other runs, the teacher's first, each with the field that names it."""
     named = ((run.method.teacher, _teacher_field(run)), (run.init_from, "init_from"))
     return [(name, field) for name, field in named if name]
 

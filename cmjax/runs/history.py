@@ -75,7 +75,7 @@ class Session(contextlib.AbstractContextManager):
         return seconds
 
     def totals(self) -> dict[str, Any]:
-        """As the function `totals`, over all starts."""
+        """Sums as the function `totals`, over all starts."""
         self._keep()
         return totals([*self._earlier, self._start])
 
@@ -108,7 +108,7 @@ def of_state(starts: Sequence[Start]) -> list[Start]:
 
 
 def totals(starts: Sequence[Start]) -> dict[str, Any]:
-    """A summary's entries: the number of starts that made the state, and the sums of their seconds."""
+    """Gives a summary's entries: the number of starts that made the state, and the sums of their seconds."""
     made = of_state(starts)
     sums = {name: sum(start.get(name) or 0 for start in made) for name in (*SPEEDS, "seconds")}
     sums["total_seconds"] = sums.pop("seconds")
@@ -116,7 +116,7 @@ def totals(starts: Sequence[Start]) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """The record's entries "versions" and "git_commit"."""
+    """Gives the record's entries "versions" and "git_commit"."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

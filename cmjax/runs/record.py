@@ -105,8 +105,8 @@ def _refuse_other_states(workdir: Path, differing: Mapping[str, tuple[Any, Any]]
 
 
 def as_trained(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a run whose steps are all done: `config` for fields that training does not depend on, the
-    recorded one for all others. Warns of values that have no effect any more.
+    """Gives the configuration of a run whose steps are all done: `config` for fields that training does not depend on,
+    the recorded one for all others. Warns of values that have no effect any more.
 
     Raises: ConfigError where the folder is another run's.
     """

@@ -91,7 +91,7 @@ class Setup:
         return Batches(self.source, run.batch_size, run.seed, **parallel)
 
     def state_shapes(self) -> TrainState:
-        """The state's shapes, into which a checkpoint is restored."""
+        """Gives the state's shapes, into which a checkpoint is restored."""
         return state_shapes(parameter_shapes(self.model.module, self.shape), self.run.optimizer)
 
     def first_state(self) -> TrainState:
@@ -171,7 +171,7 @@ def count_parameters(params: Params) -> int:
 
 
 def started_from(other: Params, fresh: Params, name: str, differences: Callable[[], str] = lambda: "") -> Params:
-    """The parameters of the run `name`, with fresh ones for modules of `ADDED` that it lacks.
+    """Takes the parameters of the run `name`, with fresh ones for modules of `ADDED` that it lacks.
 
     Raises: ConfigError, with the `differences` of the networks, where the others do not fit.
     """

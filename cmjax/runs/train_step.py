@@ -83,5 +83,5 @@ def inputs_of(run: Run, model: NetworkModel) -> Callable[[Examples, PRNGKey], tu
 
 
 def bin_edges(model: NetworkModel, bins: int) -> np.ndarray:
-    """The noise levels (bins + 1,) that bound the bins of a run's losses."""
+    """Gives the noise levels (bins + 1,) that bound the bins of a run's losses."""
     return level_edges(bins, path=model.path, t_min=model.constants["t_min"], t_max=model.constants["t_max"])

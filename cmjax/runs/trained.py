@@ -138,7 +138,7 @@ class Trained:
         return parameter_shapes(self.model.module, self.shape)
 
     def dropping_out(self, rate: float) -> "Trained":
-        """The same run with another rate of dropout."""
+        """Gives the same run with another rate of dropout."""
         config = changed(self.record["config"], "net.dropout", rate)
         return replace(self, recorded=read_recorded(config, self.record["num_classes"]))
 
@@ -176,7 +176,7 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
 
 
 def open_for_sampling(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
-    """As `open_trained`, and keep the programs that are compiled from here on beside the run."""
+    """Opens a run as `open_trained`, and keeps the programs that are compiled from here on beside it."""
     trained = open_trained(workdir_or_checkpoint, data_dir=data_dir)
     cache_compilations(trained.folder)
     return trained

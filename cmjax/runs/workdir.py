@@ -219,7 +219,7 @@ def output(path: Path, option: str = "--out") -> Path:
 
 
 def output_of_one(path: Path, option: str = "--out") -> None:
-    """As `output`, for a mode that runs in one process."""
+    """Does the same as `output` for a mode that runs in one process."""
     if is_bucket(path):
         return
     with writing(path, option):

@@ -92,8 +92,8 @@ _WITHOUT_HARDWARE = {
 
 
 def topology_devices(name: str) -> list[Any]:
-    """The devices of the slice `name`, as v5e:16x16: programs compile for them, and cannot run. Call it before anything
-    that uses a device.
+    """Gives the devices of the slice `name`, as v5e:16x16: programs compile for them, and cannot run. Call it before
+    anything that uses a device.
 
     Raises: ValueError naming the families, where there is no such slice; MissingLibrary where libtpu is not installed.
     """

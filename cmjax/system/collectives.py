@@ -113,7 +113,7 @@ def _executions(computations: dict[str, list[str]], entry: str) -> dict[str, int
 
 
 def _trips(loop: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop runs: as annotated, or by its condition `counter < constant`; 1 where unknown."""
+    """Counts how often a loop runs: as annotated, or by its condition `counter < constant`; 1 where unknown."""
     if (noted := _TRIPS.search(loop)) is not None:
         return int(noted[1])
     condition = "\n".join(computations.get(name[1], ())) if (name := _CONDITION.search(loop)) else ""

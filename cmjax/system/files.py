@@ -70,7 +70,7 @@ def ask_bucket(path: Path) -> None:
 
 
 def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> list[Path]:
-    """All files in a folder and its subfolders, sorted. skip: whether what has this name is left out, with all in it.
+    """Lists all files in a folder and its subfolders, sorted. skip: whether to leave out what has this name.
 
     Links are followed; a folder that several lead to is read once in each subfolder of `folder`, so that circles end.
     A link that leads nowhere is among the files: who opens it says so.
@@ -85,7 +85,8 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
 def iterate_files(
     folder: str | Path, skip: Callable[[str], bool] = lambda name: False, read: set[str] | None = None
 ) -> Iterator[Path]:
-    """As `files_below` for a folder on a disk, as an iterator. read: the folders that were read already."""
+    """Does the same as `files_below` for a folder on a disk, as an iterator. read: the folders that were read
+    already."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if skip(entry.name):
@@ -113,8 +114,8 @@ def absolute(path: Path) -> Path:
 
 
 def cache_of(workdir: Path) -> Path:
-    """The cache folder of a run: `.cache` beside it, where training made that, else the user's cache, so that nothing
-    appears beside a run that was moved."""
+    """Gives the cache folder of a run: `.cache` beside it, where training made that, else the user's cache, so that
+    nothing appears beside a run that was moved."""
     beside = absolute(workdir).parent / ".cache"
     # in a bucket nothing is asked: each question would be a request
     if is_bucket(workdir) or (beside.is_dir() and os.access(beside, os.W_OK)):
@@ -174,7 +175,7 @@ def size_of(path: Path) -> int:
 
 
 def changed_at(path: Path) -> float:
-    """The time when a file was last written, in seconds since 1970."""
+    """Gives the time when a file was last written, in seconds since 1970."""
     stat: Any = path.stat()
     return stat.mtime if is_bucket(path) else stat.st_mtime
 

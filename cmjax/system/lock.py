@@ -211,7 +211,7 @@ def _read(path: Path) -> Mark | None:
 
 
 def _pulse(path: Path) -> tuple[str, int] | None:
-    """A value that changes with every beat. Opening the file makes a network disk refresh its view."""
+    """Reads a value that changes with every beat. Opening the file makes a network disk refresh its view."""
     try:
         if not isinstance(path, Path):
             return path.read_text(), 0
@@ -228,7 +228,7 @@ def this_process() -> dict[str, Any]:
 
 
 def this_place() -> list[str]:
-    """Where process numbers are comparable: the host, its boot, and a container's namespace."""
+    """Says where process numbers are comparable: the host, its boot, and a container's namespace."""
     place = [socket.gethostname()]
     with contextlib.suppress(OSError):
         place += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]

@@ -52,7 +52,8 @@ def program_bytes(compiled: Any) -> int:
 
 
 def too_little(what: str, needed: int, helps: str) -> str | None:
-    """An error message, with the remedy `helps`, where a device has fewer than `needed` bytes free; else None."""
+    """Writes an error message, with the remedy `helps`, where a device has fewer than `needed` bytes free; else
+    None."""
     free = free_bytes()
     if free is None or needed <= free:
         return None
@@ -60,7 +61,7 @@ def too_little(what: str, needed: int, helps: str) -> str | None:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """An error message for an exception that a lack of memory caused; None for any other."""
+    """Writes an error message for an exception that a lack of memory caused; None for any other."""
     import jax
 
     text = str(error)
@@ -83,7 +84,7 @@ def _available() -> int | None:
 
 
 def _left_in_cgroup() -> int | None:
-    """A container's limit, less what is used and cannot be reclaimed."""
+    """Reads a container's limit, less what is used and cannot be reclaimed."""
     for limit, used in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
             fields = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
@@ -94,7 +95,7 @@ def _left_in_cgroup() -> int | None:
 
 
 def _left_of_addresses() -> int | None:
-    """The limit of `ulimit -v`, less the addresses in use."""
+    """Reads the limit of `ulimit -v`, less the addresses in use."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return None

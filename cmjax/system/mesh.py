@@ -35,23 +35,23 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over every device."""
+    """Splits the first axis over every device."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def over_steps(sharding: Any) -> NamedSharding:
-    """The sharding of batches of several steps, (steps, b, ...), each of which lies as `sharding` says."""
+    """Gives the sharding of batches of several steps, (steps, b, ...), each of which lies as `sharding` says."""
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
+    """Puts a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_shardings(tree: Any, mesh: Mesh, *, over: tuple[str, ...] = ("fsdp",)) -> Any:
-    """For each leaf of a tree of arrays (or shapes) its sharding: the longest axis that the mesh's axes `over` divide
-    is split over them. Leaves of fewer than `SMALL` elements, and those that cannot be split, are replicated."""
+    """Gives the sharding of each leaf of a tree of arrays, or of shapes: the longest axis that the mesh's axes `over`
+    divide is split over them. Leaves of fewer than `SMALL` elements, and those that cannot be split, are replicated."""
     parts = math.prod(mesh.shape[axis] for axis in over)
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -66,7 +66,7 @@ def parameter_shardings(tree: Any, mesh: Mesh, *, over: tuple[str, ...] = ("fsdp
 
 
 def shapes_on(tree: Any, shardings: Any) -> Any:
-    """The shapes and dtypes of a tree of arrays (or shapes), with where they are to lie."""
+    """Gives the shapes and dtypes of a tree of arrays (or shapes), with where they are to lie."""
     return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, shardings)
 
 
@@ -96,7 +96,7 @@ def in_chunks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
 
 
 def move(tree: Any, shardings: Any) -> Any:
-    """A tree of global arrays, or of host arrays that every process holds alike, laid out anew over the devices. Every
+    """Lays out anew over the devices a tree of global arrays, or of host arrays that every process holds alike. Every
     process must call it."""
     # a compiled identity, since parts may have to travel between processes
     return jax.jit(lambda tree: tree, out_shardings=shardings)(tree)
@@ -111,7 +111,8 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
 
 
 def with_auto_axes(function: Callable[..., Any], *, rows_from: int = 0) -> Callable[..., Any]:
-    """The function, within which the compiler chooses how arrays lie; its outputs (b, ...) are split as its inputs are.
+    """Wraps a function, so that within it the compiler chooses how arrays lie; its outputs (b, ...) are split as its
+    inputs are.
 
     For what takes no shardings, such as Flax's layers, `jnp.interp`, and products between all samples.
 
@@ -155,7 +156,7 @@ def split_as(x: Array, others: Any) -> Array:
 
 
 def _axes_of_rows(tree: Any) -> Any:
-    """The Explicit axes over which the first axis of the tree's arrays is split; None where it is not."""
+    """Gives the Explicit axes over which the first axis of the tree's arrays is split; None where it is not."""
     # the first array that is split decides: all arrays of a batch lie alike
     return next((sharding.spec[0] for sharding in _explicit(tree) if sharding.spec[0] is not None), None)
 

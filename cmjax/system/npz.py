@@ -73,7 +73,7 @@ def save_cached(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_header(path: AnyPath, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape, the order (True for Fortran's) and the dtype of the array that begins here in a file.
+    """Reads the shape, the order (True for Fortran's) and the dtype of the array that begins here in a file.
 
     Raises: ValueError where it is no array, or an array of Python objects.
     """

@@ -57,7 +57,7 @@ def one_line_errors(path: str | Path, kind: str) -> Iterator[None]:
 
 
 def pickle_source(file: BinaryIO) -> Source:
-    """The whole of a file. Raises: ValueError where it begins as files of another kind do."""
+    """Opens the whole of a file. Raises: ValueError where it begins as files of another kind do."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(64).lstrip()
@@ -71,7 +71,7 @@ def pickle_source(file: BinaryIO) -> Source:
 
 
 def of_type(value: Any, *kinds: type) -> Any:
-    """The value itself. Raises: ValueError where it is of none of these types."""
+    """Gives the value itself. Raises: ValueError where it is of none of these types."""
     if type(value) not in kinds:
         raise ValueError(f"it has a {type(value).__name__} where a {kinds[0].__name__} belongs")
     return value

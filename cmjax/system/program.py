@@ -101,7 +101,7 @@ def flops(fn: Callable[..., Any], *args: Any) -> float:
 
 
 def jaxpr_flops(jaxpr: Any) -> float:
-    """As `flops`, of a jaxpr: a loop's body counts as often as it runs."""
+    """Does the same as `flops` for a jaxpr: a loop's body counts as often as it runs."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

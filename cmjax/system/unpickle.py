@@ -73,7 +73,8 @@ def check_state(state: Any) -> None:
 
 
 def check_key(key: Any) -> Any:
-    """A key of a dictionary or set: a scalar, or a tuple of some. Others could take for ever to hash or compare."""
+    """Gives back a key of a dictionary or set, a scalar or a tuple of some. Others could take for ever to hash or
+    compare."""
     # by type, not isinstance: a subclass may hash as it likes
     for part in key if type(key) is tuple and len(key) <= 16 else (key,):
         # hashing a number takes time in its length

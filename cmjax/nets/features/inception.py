@@ -36,12 +36,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> dict[str, Float[Array, "b _ _ _"]]:
-        """Each branch's end by its last convolution's name, in order."""
+        """Gives each branch's end by its last convolution's name, in order."""
         ends = {}
         for branch in self.branches:
             h = x
             for i, layer in enumerate(branch):
                 last = i == len(branch) - 1
+                # a fork ends its branch, and all of its ends count
                 if isinstance(layer[0], tuple):
                     ends |= {name: conv(name, width, size)(h) for name, width, size in layer}
                     break
@@ -59,7 +60,7 @@ class Block(nn.Module):
 
 
 def conv(name: str, channels: int, size: Size, stride: int = 1, padding: str | None = None):
-    """A convolution with a ReLU, padded to the same size unless it strides."""
+    """Makes a convolution with a ReLU, padded to the same size unless it strides."""
     kernel = (size, size) if isinstance(size, int) else size
     padding = padding or ("SAME" if stride == 1 else "VALID")
     layer = nn.Conv(channels, kernel, (stride, stride), padding=padding, precision=jax.lax.Precision.HIGHEST, name=name)
@@ -141,6 +142,6 @@ class Inception(nn.Module):
 
 @cache
 def parameter_shapes() -> Any:
-    """The shapes of `Inception`'s parameters."""
+    """Gives the shapes of `Inception`'s parameters."""
     images = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8)
     return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]

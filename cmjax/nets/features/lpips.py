@@ -51,7 +51,7 @@ def lpips(
 
 
 def parameter_shapes() -> Any:
-    """The shapes of the parameters of `lpips`."""
+    """Gives the shapes of the parameters of `lpips`."""
     channels, convolutions = 3, []
     for widths in WIDTHS:
         stage = []

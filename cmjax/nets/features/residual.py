@@ -34,5 +34,5 @@ class ResidualClassifier(nn.Module):
 
 
 def _even(x: Float[Array, "b h w c"]) -> Float[Array, "b h_even w_even c"]:
-    """With a row or a column of zeros more, where their number is odd."""
+    """Adds a row or a column of zeros where their number is odd."""
     return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))

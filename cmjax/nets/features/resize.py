@@ -45,7 +45,7 @@ def _keys(distance: np.ndarray, *, a: float) -> np.ndarray:
 def resized(
     images: Num[Array, "b h w c"], rows: Float64[np.ndarray, "_ h"], columns: Float64[np.ndarray, "_ w"]
 ) -> Float[Array, "b _ _ c"]:
-    """The images with these maps of their rows and columns."""
+    """Applies these maps to the rows and the columns of images."""
     precision = jax.lax.Precision.HIGHEST
     images = jnp.einsum(
         "Hh,bhwc->bHwc", jnp.asarray(rows, jnp.float32), images.astype(jnp.float32), precision=precision
