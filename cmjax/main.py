@@ -54,7 +54,7 @@ def _set_up_process() -> None:
 
 def _run(module: ModuleType, options: "Options") -> None:
     try:
-        if options.mode not in ("status", "report"):  # they only read files, and wait for no other process
+        if options.mode not in ("status", "report", "recipe"):  # they only read files, and wait for no other process
             _join(options.mode)
         module.start(options)
     except UserError as error:

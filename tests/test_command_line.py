@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import cmjax.main
-from cmjax.cli import command_line
+from cmjax.cli import command_line, recipe
 from cmjax.cli.command_line import MODES, declared, module_of, parse
 from cmjax.config.fields import ConfigError
+from cmjax.config.recipes import all_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections, which reads the recipes
@@ -65,6 +66,38 @@ def test_a_recipe_names_the_runs_folder(monkeypatch):
         _ = parse(["--config=configs/none.py"])[1].recipe
     with pytest.raises(ConfigError, match="--workdir is missing"):
         _ = parse(["sample"])[1].workdir
+
+
+def test_recipes_come_with_cmjax_wherever_it_is_started(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for text in ("digits_ct", "configs/digits_ct.py"):
+        assert load_recipe(text).data.name == "digits"
+    (tmp_path / "mine.py").write_text(recipe.run("digits_meanflow"))  # imports its neighbours
+    assert load_recipe("mine.py").to_dict() == load_recipe("digits_meanflow").to_dict()
+    with pytest.raises(SystemExit):
+        parse(["--list"])
+    assert "digits_ct " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"no file configs/digits_cd2\.py \(did you mean digits_cd\?\)"):
+        load_recipe("digits_cd2")
+
+
+def test_a_recipe_of_the_folder_configs_comes_before_the_one_of_its_name_that_comes_with_cmjax(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits_ct.py").write_text('"""Mine."""\n' + recipe.run("digits_cd"))
+    assert load_recipe("digits_ct").objective.name == "cd"
+    assert all_recipes()["digits_ct"] == "Mine."
+    assert load_recipe("digits_ict").objective.name == "ict"
+
+
+def test_the_mode_recipe_prints_the_file_that_it_names(capsys):
+    for arguments in (["recipe", "digits_ct"], ["recipe", "--config=digits_ct"]):
+        module, options = parse(arguments)
+        module.start(options)
+        assert capsys.readouterr().out == (ROOT / "configs" / "digits_ct.py").read_text()
+    module, options = parse(["recipe"])
+    with pytest.raises(ConfigError, match="which recipe"):
+        module.start(options)
 
 
 def test_every_mode_has_a_summary_and_documents_its_flags():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cmjax.cli.command_line import parse
-from cmjax.config.recipes import all_recipes
+from cmjax.config.recipes import recipes_text
 from cmjax.config.run import read_run
 from cmjax.core.model import BoundModel
 from cmjax.core.oracles import gaussian_flow_map
@@ -55,7 +55,7 @@ def test_the_documented_commands_are_read(tmp_path, monkeypatch):
 
 def test_every_recipe_that_the_list_recommends_is_there(monkeypatch):
     monkeypatch.chdir(GUIDE.parents[2])
-    recipes, _, advice = all_recipes().partition("of your own")
+    recipes, _, advice = recipes_text().partition("of your own")
     named = set(re.findall(r"[a-z]+_[a-z_]+", advice))
     assert len(named) == 7
     assert named <= set(re.findall(r"[a-z0-9]+_[a-z_]+", recipes))

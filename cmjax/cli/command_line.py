@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, suggestion
-from cmjax.config.recipes import all_recipes, change, load_recipe
+from cmjax.config.recipes import change, load_recipe, recipes_text
 from cmjax.system.files import path_problem
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ MODES = {
     "diagnose": "measure consistency errors, losses by noise level, and metrics by the second time",
     "average": "make averages of the parameters with other widths",
     "plan": "check whether a recipe fits a machine, which need not be there",
+    "recipe": "print a recipe, to be edited",
     "status": "show where a run stands",
     "report": "write a page about one or several runs",
     "encode": "write the latents of a data set's images, by an autoencoder",
@@ -56,7 +57,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
         print(_help(mode))
         sys.exit(0)
     if "--list" in arguments:
-        print(all_recipes())
+        print(recipes_text())
         sys.exit(0)
     chosen = mode or "train"
     module, flags = module_of(chosen), declared(chosen)
@@ -121,6 +122,8 @@ def mode_of(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Find the mode, None where none is named. Returns: it, and the arguments, with --mode=sample for `sample`."""
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--mode={arguments[0]}", *arguments[1:]]
+        if arguments[0] == "--mode=recipe" and len(arguments) > 1 and not arguments[1].startswith("-"):
+            arguments[1] = f"--config={arguments[1]}"  # cmjax recipe digits_ct
     mode = None
     for argument, following in pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")

@@ -15,7 +15,12 @@ from cmjax.config.renamed import new_name, with_new_names
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-FOLDER = Path("configs")  # the folder of the recipes that are called by name
+FOLDER = Path("configs")  # the folder, where cmjax is started, of the recipes that are called by name
+PACKAGE = Path(__file__).parents[1]
+INSTALLED = next(
+    (f for f in (PACKAGE / "recipes/configs", PACKAGE.parent / "configs") if (f / "common.py").exists()), FOLDER
+)
+"""The recipes that come with cmjax: within an installed package, beside it in a checkout."""
 OWN_DATA = (
     "For images of your own (docs/howto/data.md has the commands):",
     "  small, in colour, on a CPU    cifar_small_edm, then cifar_small_cd; without classes cifar_small_ect",
@@ -29,6 +34,8 @@ YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 def find_recipe(text: str) -> tuple[Path, str]:
     """Finds the file and variant of `--config=<text>`: a path, or the name of a recipe in configs/, as cifar_ct:tiny.
 
+    A recipe that is not in configs/ here is the one that comes with cmjax.
+
     Raises: ConfigError where there is no such file.
     """
     path, _, variant = text.partition(":")
@@ -37,10 +44,12 @@ def find_recipe(text: str) -> tuple[Path, str]:
     file = Path(path) if path.endswith(".py") or os.sep in path else FOLDER / f"{path}.py"
     if Path(path).is_file() and not path.endswith(".py"):
         raise ConfigError(f"--config={text}: a recipe is a Python file, as configs/digits_ct.py")
+    if file.parent == FOLDER and not file.exists() and (INSTALLED / file.name).is_file():
+        file = INSTALLED / file.name
     if not file.is_file():
-        known = list_recipes(file.parent)
+        known = all_recipes() if file.parent == FOLDER else list_recipes(file.parent)
         what = "is a folder" if file.is_dir() else f"there is no file {file}{suggestion(file.stem, known)}"
-        raise ConfigError(f"--config={text}: {what}; --list shows the recipes in {FOLDER}")
+        raise ConfigError(f"--config={text}: {what}; --list shows the recipes")
     return file, variant
 
 
@@ -71,7 +80,7 @@ def load_recipe(text: str) -> "ConfigDict":
     return config if renamed == config.to_dict() else ConfigDict(renamed)
 
 
-def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
+def list_recipes(folder: Path) -> dict[str, str]:
     """The recipes in a folder: each name, and the first line of its docstring. None of them is run."""
     recipes = {}
     for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
@@ -84,14 +93,18 @@ def list_recipes(folder: Path = FOLDER) -> dict[str, str]:
     return recipes
 
 
-def all_recipes() -> str:
-    """The recipes of configs/ and what each is, as the terminal shows them."""
-    recipes = list_recipes()
-    if not recipes:
-        return f"There are no recipes in {FOLDER}/ here; the folder comes with cmjax's sources."
+def all_recipes() -> dict[str, str]:
+    """The recipes that can be called by name: those that come with cmjax, and those of configs/ here."""
+    return dict(sorted((list_recipes(INSTALLED) | list_recipes(FOLDER)).items()))
+
+
+def recipes_text() -> str:
+    """The recipes that can be called by name and what each is, as the terminal shows them."""
+    recipes = all_recipes()
     width = max(map(len, recipes)) + 2
     lines = [f"  {name:{width}s}{about}" for name, about in recipes.items()]
-    return "\n".join(["The recipes of configs/, for --config=<name>:", "", *lines, "", *OWN_DATA])
+    copy = "A recipe to edit:  cmjax recipe digits_ct > mine.py, then --config=mine.py"
+    return "\n".join(["The recipes, for --config=<name>:", "", *lines, "", copy, "", *OWN_DATA])
 
 
 def change(config: "ConfigDict", name: str, text: str | None) -> None:
@@ -167,9 +180,9 @@ def _literal(part: Any) -> Any:
 
 
 def _run(file: Path) -> ModuleType:
-    """The module of a file, which may import its neighbours, as `from configs import common`."""
+    """The module of a file, which may import its neighbours and cmjax's recipes, as `from configs import common`."""
     # At the end of the path: a recipe's neighbour must not hide an installed module.
-    for folder in (os.getcwd(), str(file.absolute().parent.parent)):
+    for folder in (os.getcwd(), str(file.absolute().parent.parent), str(INSTALLED.absolute().parent)):
         if folder not in sys.path:
             sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)

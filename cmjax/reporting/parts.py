@@ -10,7 +10,7 @@ from typing import Any
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import long_average
-from cmjax.config.recipes import list_recipes, load_recipe
+from cmjax.config.recipes import all_recipes, load_recipe
 from cmjax.data.base import DataError
 from cmjax.data.sources import Source
 from cmjax.reporting.images import grids_of
@@ -120,7 +120,7 @@ def _changes(record: Mapping[str, Any], notes: list[str]) -> list[Change] | None
         return None
     try:
         # a recipe is run: none but those of configs/ here, whatever a record may name
-        stems = [stem for stem in list_recipes() if name == stem or name.startswith(f"{stem}-")]
+        stems = [stem for stem in all_recipes() if name == stem or name.startswith(f"{stem}-")]
         if not stems:
             raise ConfigError(f"configs/ has no recipe {name} here")
         stem = max(stems, key=len)  # of a and a-b, which are both recipes, a-b-c is a variant of a-b
