@@ -24,11 +24,25 @@ BLOCKS = [found for page in PAGES for found in re.findall(r"```(\w+)\n(.*?)```",
 PYTHON = list(dict.fromkeys(code for language, code in BLOCKS if language == "python"))
 COMMANDS = list(
     dict.fromkeys(
-        line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if "cmjax.main" in line
+        line.removeprefix("pip install -e . && ")
+        for language, code in BLOCKS
+        if language == "bash"
+        for line in code.splitlines()
+        if "cmjax.main" in line
     )
 )
 SHORT = ("--config.steps=20", "--config.metrics.num=0", "--config.samples.every=0", "--config.report=False",
          "--config.net.width=64", "--config.net.depth=1", "--config.batch_size=32")  # fmt: skip
+
+
+def test_the_checks_on_a_clean_checkout_call_the_quick_start_as_it_stands_there():
+    quick_start = (ROOT / "README.md").read_text().partition("## Quick start")[2].partition("\n## ")[0]
+    lines = [
+        line for code in re.findall(r"```bash\n(.*?)```", quick_start, flags=re.DOTALL) for line in code.splitlines()
+    ]
+    assert len(lines) == 3
+    for line in lines:
+        assert line in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.fixture(scope="module")
