@@ -14,7 +14,7 @@ SLACK = 1e-6  # the relative slack of a range of times, which float32 may have r
 
 
 def known(value: Any) -> np.ndarray | None:
-    """The value on the host; None where it is traced, or lies with other processes."""
+    """Gives the value on the host; None where it is traced, or lies with other processes."""
     for leaf in jax.tree.leaves(value):
         if isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
             return None
@@ -22,7 +22,7 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def as_key(key: Any, count: int | None = None) -> Any:
-    """The key, or the keys, as typed ones: what `jax.random.PRNGKey` gives is turned into them.
+    """Gives the key, or the keys, as typed ones: what `jax.random.PRNGKey` gives is turned into them.
 
     Args:   count: samples, each of which may have its key; None where one key serves all.
     Raises: TypeError where it is no key, ValueError where there are others than `count`.
@@ -51,7 +51,8 @@ def descending(
     positive: bool = False,
     may_stay: bool = False,
 ) -> Array:
-    """A sampler's times as an array (n,) of floats: `least` of them or more, descending, within [lowest, highest].
+    """Turns a sampler's times into an array (n,) of floats: `least` of them or more, descending, within [lowest,
+    highest].
 
     positive: whether the last must be above 0. may_stay: whether one may be that before it.
     """
@@ -117,7 +118,7 @@ def same_shape(name: str, shape: Any, expected: Any, of: str) -> None:
 
 
 def as_labels(label: Any, count: Any, classes: int | None = None) -> Int[Array, " b"]:
-    """Labels (b,) of whole numbers from −1, no class, to classes − 1; one label is that of all samples."""
+    """Gives labels (b,) of whole numbers from −1, no class, to classes − 1; one label is that of all samples."""
     allowed = "whole numbers from 0" + ("" if classes is None else f" to {classes - 1}") + ", or -1 for no class"
     label = jnp.asarray(label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
@@ -136,7 +137,7 @@ def known_size(count: Any, what: str) -> None:
 
 
 def sample_shape(shape: Any) -> tuple[Any, ...]:
-    """The shape (b, ...) of samples."""
+    """Gives the shape (b, ...) of samples."""
     try:
         return tuple(shape)
     except TypeError:
@@ -156,6 +157,6 @@ def _range(lowest: float, highest: float) -> str:
 
 
 def _shown(values: np.ndarray) -> str:
-    """The different values, or the first and the last of many."""
+    """Lists the different values, or the first and the last of many."""
     different = [f"{value:g}" for value in np.unique(values)]
     return ", ".join(different) if len(different) <= 4 else f"{different[0]} to {different[-1]}"

@@ -48,7 +48,7 @@ def module_of(mode: str) -> ModuleType:
 
 
 def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
-    """The chosen mode's module and its options. `--help` is printed, and ends the program.
+    """Finds the chosen mode's module and its options. `--help` is printed, and ends the program.
 
     Raises: ConfigError where a flag is wrong or not of this mode.
     """

@@ -159,7 +159,7 @@ def _decoder(trained: Trained, autoencoder: str | None, task: str) -> Decoder | 
 
 
 def _conditions(label: Labels, task: str, num: int, trained: Trained) -> dict[str, np.ndarray]:
-    """The labels of the results, or of the two ends of an interpolation."""
+    """Gives the labels of the results, or of the two ends of an interpolation."""
     labels = [label] if isinstance(label, int | str) else list(label or ())
     if len(labels) > (2 if task == "interpolation" else 1):
         raise ConfigError(f"--label={','.join(map(str, labels))}: must be one class; interpolation alone takes two")
@@ -169,7 +169,7 @@ def _conditions(label: Labels, task: str, num: int, trained: Trained) -> dict[st
 def _ends(
     images: list[str] | None, seeds: list[str] | None, flow_map: BoundModel, decoder: Decoder | None, **by: Any
 ) -> Ends:
-    """The ends that interpolation goes between: of two seeds, or found for two images. by: as in `find_ends`."""
+    """Makes the ends that interpolation goes between: of two seeds, or found for two images. by: as in `find_ends`."""
     if images and seeds:
         raise ConfigError("--seeds and --image: interpolation goes between two seeds or two images, not both")
     if not images:

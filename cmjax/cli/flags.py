@@ -91,7 +91,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Options:
-    """The parsed command line: the mode's flags as attributes, the recipe and the run's folder."""
+    """Holds the parsed command line: the mode's flags as attributes, the recipe and the run's folder."""
 
     mode: str
     declared: Flags

@@ -114,7 +114,7 @@ def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes:
 
 
 def _config(foreign: Foreign) -> dict[str, Any]:
-    """The sections of a configuration that a model is made from."""
+    """Writes the sections of a configuration that a model is made from."""
     module, kind = foreign.module, str(foreign.kind)
     name = next(name for name, network in NETS.items() if type(module) is network)
     net = {field: value for field, (value, _) in _fields(foreign).items() if field not in ("num_classes", "dtype")}
@@ -155,7 +155,7 @@ def _report(path: Path, workdir: Path, foreign: Foreign, peer: str) -> str:
 
 
 def _fields(foreign: Foreign) -> dict[str, tuple[Any, Any]]:
-    """The fields of a foreign network's module: the value of each, and its default."""
+    """Gives the fields of a foreign network's module: the value of each, and its default."""
     fields = dataclasses.fields(foreign.module)
     return {f.name: (getattr(foreign.module, f.name), f.default) for f in fields if f.name not in ("parent", "name")}
 

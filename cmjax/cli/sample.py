@@ -108,7 +108,7 @@ def run(
 
 
 def _searched(times: str | None) -> int | None:
-    """The number of evaluations whose times are searched for; None where they are named."""
+    """Reads the number of evaluations whose times are searched for; None where they are named."""
     if not times or not times.startswith("auto:"):
         return None
     try:

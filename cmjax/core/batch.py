@@ -43,7 +43,7 @@ def _required(time: Array | None, what: str) -> Array:
 @partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "times", "conditions"], meta_fields=[])
 @dataclass(frozen=True)
 class Batch:
-    """One batch for a loss. A loss samples dropout masks only; all other randomness is here.
+    """Holds one batch for a loss. A loss samples dropout masks only; all other randomness is here.
 
     x0: clean data (b, ...) in [-1, 1]. noise: unit Gaussians of the same shape. times: see `Times`.
     conditions: the network's inputs besides x and the times, such as `label` (b,).

@@ -51,7 +51,8 @@ def minibatch_ot(
 
 
 def exchanged(costs: Float[Array, "n n"], group: Int[Array, " n"], sweeps: Count) -> Int[Array, " n"]:
-    """The column of each row, a permutation, after exchanges between rows of one group that lower the sum of costs.
+    """Finds the column of each row, a permutation, after exchanges between rows of one group that lower the sum of
+    costs.
 
     Args: costs: (n, n). group: of each row. sweeps: how often each pair of rows is asked.
     """

@@ -24,7 +24,7 @@ class Curriculum:
     num_scales: Int[np.ndarray, " stages"]
 
     def stage(self, step: Step) -> Int[Array, ""]:
-        """The index of the stage that `step` belongs to."""
+        """Gives the index of the stage that `step` belongs to."""
         return jnp.searchsorted(jnp.asarray(self.starts), jnp.asarray(step), side="right") - 1
 
     def __call__(self, step: Step) -> Int[Array, ""]:
@@ -33,7 +33,7 @@ class Curriculum:
 
 
 def constant(*, num_scales: Count) -> Curriculum:
-    """The same N at every step.   [Song et al. 2023, consistency distillation]"""
+    """Gives the same N at every step.   [Song et al. 2023, consistency distillation]"""
     return Curriculum(np.zeros(1, np.int32), np.full(1, num_scales, np.int32))
 
 

@@ -18,7 +18,7 @@ with `has_aux` the auxiliary output."""
 
 @dataclass(frozen=True)
 class Differences:
-    """A `Derivative` by two evaluations, one on each side. `between`: the times that they stay within, if any."""
+    """Takes a `Derivative` by two evaluations, one on each side. `between`: the times that they stay within, if any."""
 
     step: float
     between: tuple[PerSample, PerSample] | None = None
@@ -27,7 +27,7 @@ class Differences:
         self, function: Callable[..., Any], primals: Sequence[Any], directions: Sequence[Any], has_aux: bool = False
     ) -> tuple[Any, ...]:
         def at(h: Any) -> tuple[Any, jax.Array]:
-            """The shift that is made of h, and the output there."""
+            """Gives the shift that is made of h, and the output there."""
             end = primals[-1] + h
             if self.between is not None:
                 end = jnp.clip(end, *self.between)
@@ -58,7 +58,7 @@ def central_difference(*, step: Inside) -> Differences:
 
 
 def within(derivative: Derivative, first: PerSample, last: PerSample) -> Derivative:
-    """The derivative by evaluations at times from `first` to `last` (b,) alone, where it is one by differences.
+    """Keeps a derivative by differences to evaluations at times from `first` to `last` (b,); any other stays as it is.
 
     The last argument of the function is the time t, whose direction is one. Within h of an end the evaluation beyond it
     is made at the end, and the difference divided by what lies between: of order h there.

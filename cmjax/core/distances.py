@@ -70,7 +70,7 @@ def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSa
 
 
 def speed_by(distance: Distance) -> Speed:
-    """The speed of a distance that is a power of a norm of x − y: the distance of df/dt from 0.
+    """Makes the speed of a distance that is a power of a norm of x − y: the distance of df/dt from 0.
 
     Such distances are `l1`, `l2`, `linf`, and `pseudo_huber` with c = 0, which is the norm itself.
     """
@@ -78,7 +78,7 @@ def speed_by(distance: Distance) -> Speed:
 
 
 def curvature_speed(distance: Distance) -> Speed:
-    """The speed vᵀHv/2 of a smooth distance such as LPIPS, with v = df/dt and H the Hessian of d(·, f) at f.
+    """Makes the speed vᵀHv/2 of a smooth distance such as LPIPS, with v = df/dt and H the Hessian of d(·, f) at f.
 
     For l2 it is ‖v‖²/D.   [Song et al. 2023, theorem 3]
     """

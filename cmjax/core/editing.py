@@ -27,7 +27,7 @@ LUMA = (0.2989, 0.5870, 0.1140)
 
 @dataclass(frozen=True)
 class Operator:
-    """An invertible linear map of images and which of its coordinates are known.
+    """Holds an invertible linear map of images, and which of its coordinates are known.
 
     forward: images (b, h, w, c) -> coordinates (b, ...). inverse: its exact inverse.
     known: 1 where a coordinate is known and 0 where it is to be completed; its shape broadcasts with the coordinates.
@@ -38,11 +38,11 @@ class Operator:
     known: Array
 
     def degrade(self, images: Samples) -> Samples:
-        """The images with their unknown coordinates set to zero."""
+        """Sets the unknown coordinates of images to zero."""
         return self.inverse(self.known * self.forward(images))
 
     def combine(self, known: Samples, unknown: Samples) -> Samples:
-        """The images with the known coordinates of `known` and the unknown coordinates of `unknown`."""
+        """Joins the known coordinates of the images `known` and the unknown coordinates of `unknown`."""
         return self.inverse(self.known * self.forward(known) + (1 - self.known) * self.forward(unknown))
 
 
@@ -58,7 +58,7 @@ def edit(
     clip: bool = False,
     **conditions: Any,
 ) -> Samples:
-    """The images with their unknown coordinates completed:   [Song et al. 2023, alg. 4]
+    """Completes the unknown coordinates of images:   [Song et al. 2023, alg. 4]
 
         x ← A⁻¹[known·A images];  for each t: x ← f(x + √(t² − t_min²)·z, t), x ← combine(images, x)
 
@@ -92,7 +92,8 @@ def edit(
 
 
 class EditStep(NamedTuple):
-    """One evaluation of `edit`, or n of them, (n,). x becomes kept·x + added·z before it; z is of (key, index)."""
+    """Holds one evaluation of `edit`, or n of them, (n,). x becomes kept·x + added·z before it; z is of (key,
+    index)."""
 
     index: Array
     t: Array
@@ -101,7 +102,7 @@ class EditStep(NamedTuple):
 
 
 def edit_steps(path: Path, times: TimeGrid, t_min: float) -> EditStep:
-    """The evaluations of `edit` along the descending `times` (n,).   [Song et al. 2023, alg. 4]
+    """Lists the evaluations of `edit` along the descending `times` (n,).   [Song et al. 2023, alg. 4]
 
     Raises: ValueError where `times` do not descend, or end below t_min.
     """
@@ -131,12 +132,13 @@ def edit_step(
 
 
 def inpainting(known: Float[Array, "*b h w c"]) -> Operator:
-    """The operator that keeps the pixels where `known` is 1, so that the others are generated. A is the identity."""
+    """Makes the operator that keeps the pixels where `known` is 1, so that the others are generated. A is the
+    identity."""
     return Operator(lambda x: x, lambda y: y, known)
 
 
 def colorization() -> Operator:
-    """The operator that keeps the luma of each pixel, so that its color is generated.
+    """Makes the operator that keeps the luma of each pixel, so that its color is generated.
 
     A multiplies the channels of each pixel by an orthogonal Q whose first column is ∝ LUMA.
     """
@@ -145,7 +147,8 @@ def colorization() -> Operator:
 
 
 def super_resolution(patch: int) -> Operator:
-    """The operator that keeps the mean of each patch×patch square in each channel, so that the detail is generated.
+    """Makes the operator that keeps the mean of each patch×patch square in each channel, so that the detail is
+    generated.
 
     A multiplies the patch² pixels of a square by an orthogonal Q whose first column is 1/patch.
     Raises: ValueError where patch < 1. The operator raises it where patch does not divide the image.
@@ -172,12 +175,13 @@ def super_resolution(patch: int) -> Operator:
 
 
 def nothing_known() -> Operator:
-    """The operator that keeps no pixel: `edit` makes all from `start`. Stroke-guided editing.   [Meng et al. 2022]"""
+    """Makes the operator that keeps no pixel: `edit` makes all from `start`. Stroke-guided editing.   [Meng et al.
+    2022]"""
     return Operator(lambda x: x, lambda y: y, jnp.zeros((1, 1, 1, 1)))
 
 
 def orthogonal(first: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
-    """An orthogonal matrix, float64, whose first column is `first` over its norm: a Householder reflection."""
+    """Makes an orthogonal matrix, float64, whose first column is `first` over its norm: a Householder reflection."""
     v = first / np.linalg.norm(first)
     v = v + np.eye(len(v))[0]  # 2vvᵀ/(vᵀv) − I maps e₁ to the column; no cancellation if its first entry is >= 0
     return 2 * np.outer(v, v) / (v @ v) - np.eye(len(v))
@@ -193,7 +197,7 @@ def invert(
     learning_rate: float | Array,
     **conditions: Any,
 ) -> tuple[Samples, PerSample]:
-    """Latents z with f(T·z, T) near the images, by steps of Adam on the squared error.   [Kingma & Ba 2015]
+    """Finds latents z with f(T·z, T) near the images, by steps of Adam on the squared error.   [Kingma & Ba 2015]
 
     For unlikely images z could get any norm, but the flow map was trained, and `slerp` has a meaning, near typical
     norms only: after every step z is scaled by `typical`. Adam's second moment is one number for each sample: steps
@@ -225,7 +229,7 @@ def invert(
 
 
 def typical(latents: Samples) -> Samples:
-    """Latents (b, ...) of d elements, scaled as little as needed to bring ‖z‖² into d ± 3√(2d), as for a Gaussian."""
+    """Scales latents (b, ...) of d elements as little as needed to bring ‖z‖² into d ± 3√(2d), as for a Gaussian."""
     d = math.prod(latents.shape[1:])
     square = jnp.sum(latents**2, tuple(range(1, latents.ndim)), keepdims=True)
     spread = 3 * (2 * d) ** 0.5
@@ -252,6 +256,6 @@ def slerp(a: Samples, b: Samples, fraction: Time) -> Samples:
 
 
 def _channels(q: np.ndarray, known: np.ndarray) -> Operator:
-    """The operator that multiplies the last axis by Q."""
+    """Makes the operator that multiplies the last axis by Q."""
     forward, inverse = (lambda x, m=m: jnp.einsum("...i,ij->...j", x, jnp.asarray(m, x.dtype)) for m in (q, q.T))
     return Operator(forward, inverse, jnp.asarray(known)[None, None, None])

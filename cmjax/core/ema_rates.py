@@ -12,7 +12,7 @@ from cmjax.ranges import Inside
 
 
 def constant_rate(*, mu: Inside) -> Schedule:
-    """The same rate μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
+    """Gives the same rate μ at every step, 0 < mu < 1.   [Song et al. 2023, table 3]"""
     _check_rate("mu", mu)
     return lambda step: jnp.asarray(mu)
 
@@ -28,7 +28,7 @@ def scheduled_rate(*, mu0: Inside, curriculum: Curriculum, ema_uses_intervals: b
 
 
 def kept_in_a_stage(*, curriculum: Curriculum) -> Schedule:
-    """The rate 1 within a stage and 0 at its last step: the target is the student as it was when the stage began.
+    """Gives the rate 1 within a stage and 0 at its last step: the target is the student as it was when the stage began.
 
     This is the teacher of progressive distillation.   [Salimans & Ho 2022, alg. 2]
     """

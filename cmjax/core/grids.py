@@ -37,7 +37,7 @@ def karras_grid(n: int, *, t_min: float, t_max: float, rho: float) -> Float64[np
 
 
 def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> Float64[np.ndarray, " n"]:
-    """The times of a sampler's steps, from t_min to t_max.
+    """Gives the times of a sampler's steps, from t_min to t_max.
 
     Where the path is `spaced_by_level` they are the Karras grid of noise levels, otherwise evenly spaced in t.
 

@@ -18,7 +18,7 @@ NO_LABEL = -1
 
 
 def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bool = False) -> Int[Array, " b"]:
-    """The labels (b,), each replaced by `NO_LABEL` with probability `rate`.   [Ho & Salimans 2022, alg. 1]
+    """Replaces each of the labels (b,) by `NO_LABEL` with probability `rate`.   [Ho & Salimans 2022, alg. 1]
 
     first: as many labels, but of the first samples: those with s = t, where pairs are sampled with `exact`.
     [Geng et al. 2025, MeanFlow, the released code]
@@ -45,7 +45,8 @@ def sample_guidance(
 
 
 def sample_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b 2"]:
-    """The first and the last time of guidance, uniform on [0, ½] and [½, 1], for a student that learns them all.
+    """Samples the first and the last time of guidance, uniform on [0, ½] and [½, 1], for a student that learns them
+    all.
 
     Where s = t it is all times, from 0 to 1.   [Geng et al. 2025, iMF, the released code]
     """
@@ -54,7 +55,7 @@ def sample_interval(key: PRNGKey, t: PerSample, s: PerSample) -> Float[Array, "b
 
 
 def mix(conditional: Samples, unconditional: Samples, guidance: Time, *, channels: int | None = None) -> Samples:
-    """The guided estimate (1 − w)·unconditional + w·conditional; w = 1 means no guidance.
+    """Computes the guided estimate (1 − w)·unconditional + w·conditional; w = 1 means no guidance.
 
     channels: only so many of the first are guided, the others are the conditional's; None: all. DiT's, SiT's and
     LightningDiT's released code guide three, of latents too, and their published metrics are of that.
@@ -83,7 +84,8 @@ def _guided(
 
 
 def guided(denoiser: Callable[..., Samples], *, channels: int | None = None) -> Callable[..., Samples]:
-    """The denoiser with two more arguments, `guidance` and `label` (b,): the `mix` of D with and without the label.
+    """Makes the denoiser with two more arguments, `guidance` and `label` (b,): the `mix` of D with and without the
+    label.
 
     `guidance`: a scalar or (b,); 1 gives the conditional denoiser. A call takes two evaluations. On any Gaussian path
     the velocity of the mix is the mix of the two velocities, and likewise for the score. The denoiser may take

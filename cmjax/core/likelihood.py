@@ -19,7 +19,8 @@ Probe = Callable[[Any, tuple[int, ...], Any], Array]
 def encode(
     denoiser: Any, x: Samples, *, times: TimeGrid, path: Path, integrate: Integrator, **conditions: Array
 ) -> Samples:
-    """The noise z of the sample x: the end of the PF-ODE from x at times[-1] up to times[0], divided by b(times[0]).
+    """Computes the noise z of the sample x: the end of the PF-ODE from x at times[-1] up to times[0], divided by
+    b(times[0]).
 
     Args: denoiser: (x, t, **conditions) -> D(x, t). x: (b, ...), treated as the state at the smallest time.
           times: descending, as for the samplers. integrate: `partial(solve, ode_step=heun_step)`, or
@@ -33,7 +34,8 @@ def encode(
 def decode(
     denoiser: Any, noise: Samples, *, times: TimeGrid, path: Path, integrate: Integrator, **conditions: Array
 ) -> Samples:
-    """The samples of `noise`: the state at times[-1] of the PF-ODE from b(times[0])·noise, the inverse of `encode`.
+    """Computes the samples of `noise`: the state at times[-1] of the PF-ODE from b(times[0])·noise, the inverse of
+    `encode`.
 
     The arguments are those of `encode`.
     """

@@ -32,7 +32,7 @@ def heun_step(velocity: Velocity, x: Samples, t: Time, r: Time) -> Samples:
 
 
 def halfway(t: Time, r: Time, rho: float) -> Array:
-    """The time halfway between t and r in t^(1/rho)."""
+    """Gives the time halfway between t and r in t^(1/rho)."""
     return ((jnp.asarray(t) ** (1 / rho) + jnp.asarray(r) ** (1 / rho)) / 2) ** rho
 
 

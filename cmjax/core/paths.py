@@ -19,7 +19,7 @@ _interp = with_auto_axes(jnp.interp)
 
 
 def per_sample(value: Time | Bool[Array, " b"], x: Array) -> Array:
-    """A scalar or (b,) value with trailing axes of length one, so that it multiplies `x` (b, ...) sample by sample."""
+    """Gives a scalar or (b,) value trailing axes of length one, so that it multiplies `x` (b, ...) sample by sample."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
@@ -46,13 +46,13 @@ def _beside(x: Array, t: Time) -> Array:
 
 
 def flat(x: Array) -> Float[Array, "b size"]:
-    """Each sample's elements in one row."""
+    """Puts each sample's elements in one row."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True)
 class Path:
-    """The signal scale a(t), the noise scale b(t) and their derivatives, elementwise functions of time.
+    """Holds the signal scale a(t), the noise scale b(t) and their derivatives, elementwise functions of time.
 
     `time_of`: noise level σ -> the time t with b(t)/a(t) = σ, for functions that need times outside a grid.
     `spaced_by_level`: True where samplers space their steps by noise level, as Karras et al. do, and not by time.
@@ -80,18 +80,20 @@ class Path:
         return self.a(t) * x0 + self.b(t) * noise
 
     def time_at(self, noise_level: Time) -> Array:
-        """The time at which b/a is `noise_level`. Raises: ValueError where the path was made without `time_of`."""
+        """Gives the time at which b/a is `noise_level`. Raises: ValueError where the path was made without
+        `time_of`."""
         if self.time_of is None:
             raise ValueError("this needs a path that knows the time of a noise level: give Path(..., time_of=...)")
         return self.time_of(jnp.asarray(noise_level))
 
     def noise_level(self, t: Time) -> Array:
-        """The noise level b/a: the noise std of x_t/a(t), which is a state of the `ve` path."""
+        """Gives the noise level b/a: the noise std of x_t/a(t), which is a state of the `ve` path."""
         t = jnp.asarray(t)
         return self.b(t) / self.a(t)
 
     def conditional_velocity(self, x0: Samples, noise: Samples, t: Time) -> Samples:
-        """The velocity a'·x0 + b'·noise of one sample. Its mean given x_t is the velocity of the probability-flow ODE.
+        """Computes the velocity a'·x0 + b'·noise of one sample. Its mean given x_t is the velocity of the
+        probability-flow ODE.
 
         [Lipman et al. 2023]
         """
@@ -113,7 +115,7 @@ class Path:
         return (b * velocity - db * x) / (da * b - a * db)
 
     def ddim(self, x: Samples, denoised: Samples, t: Time, r: Time) -> Samples:
-        """The state at time r with the same noise as x at t: a_r·D + b_r/b_t·(x − a_t·D).
+        """Computes the state at time r with the same noise as x at t: a_r·D + b_r/b_t·(x − a_t·D).
 
         On the `ve` and linear paths this is an Euler step. Where b(r) = 0 it is D itself.
         [Song et al. 2021, DDIM, eq. 12]
@@ -122,7 +124,8 @@ class Path:
         return self.a(r) * denoised + self.b(r) / self.b(t) * (x - self.a(t) * denoised)
 
     def ddim_inverse(self, x_r: Samples, x_t: Samples, t: Time, r: Time) -> Samples:
-        """The denoised D with which `ddim` moves x_t to x_r: (x_r − β·x_t)/(a_r − β·a_t) with β = b_r/b_t, r < t.
+        """Computes the denoised D with which `ddim` moves x_t to x_r: (x_r − β·x_t)/(a_r − β·a_t) with β = b_r/b_t, r <
+        t.
 
         [Salimans & Ho 2022, app. G]
         """
@@ -212,7 +215,7 @@ def ddpm(
     beta_end: Inside = 0.02,
     steps: Count = 1000,
 ) -> Path:
-    """The path of discrete diffusion: step i is at time t = i/steps, with a² = Π_{j≤i}(1 − β_j) and b² = 1 − a².
+    """Makes the path of discrete diffusion: step i is at time t = i/steps, with a² = Π_{j≤i}(1 − β_j) and b² = 1 − a².
 
     Between steps ln a² is interpolated linearly. `schedule`: "linear" spaces β_j evenly [Ho et al. 2020],
     "scaled_linear" spaces √β_j evenly; with 0.00085 and 0.012 the latter is the schedule of Stable Diffusion.
@@ -233,7 +236,7 @@ def ddpm(
 
 @lru_cache
 def table(log_signal: tuple[float, ...]) -> Path:
-    """The path of a descending table of ln a², with b² = 1 − a²: entry i is at time t = i/len(table).
+    """Makes the path of a descending table of ln a², with b² = 1 − a²: entry i is at time t = i/len(table).
 
     Beyond both ends ln a² continues with the slope of the nearest interval. A compiled program may round the last time
     to above its entry, and the velocity must not be 0 there.
@@ -258,7 +261,7 @@ def table(log_signal: tuple[float, ...]) -> Path:
 
 
 def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable[[Array], Array], name: str) -> Path:
-    """The path with a² = exp(log_signal(t)) and b² = 1 − a²."""
+    """Makes the path with a² = exp(log_signal(t)) and b² = 1 − a²."""
 
     def signal(t):
         return jnp.exp(log_signal(t) / 2)
@@ -271,7 +274,7 @@ def _variance_preserving(log_signal: Callable[[Array], Array], time_of: Callable
 
 
 def _derivative(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The derivative of an elementwise function."""
+    """Makes the derivative of an elementwise function."""
     return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
@@ -284,7 +287,8 @@ def _carried(denoiser: Denoiser, source: Path, path: Path, params: Params, x: Sa
 
 
 def carry(denoiser: Denoiser, source: Path, path: Path) -> Denoiser:
-    """The denoiser of `source` as a denoiser of `path`: D'(x, t) = D(x·a_s/a_t, s), where s has the noise level of t.
+    """Turns the denoiser of `source` into a denoiser of `path`: D'(x, t) = D(x·a_s/a_t, s), where s has the noise level
+    of t.
 
     This is exact: at one noise level b/a, x_t/a(t) has the same distribution on every path. It is undefined where
     a(t) = 0.

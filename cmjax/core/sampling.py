@@ -20,19 +20,20 @@ AddedNoises = Noises | Array | Float[np.ndarray, "k b *dims"] | None
 
 
 def _path_of(flow_map: Any, path: Path | None) -> Path:
-    """The path of the call, or the model's; `ve` for a function that has none."""
+    """Gives the path of the call, or the model's; `ve` for a function that has none."""
     known = getattr(flow_map, "path", ve) if path is None else path
     check_is_path(known)
     return known
 
 
 def _end(flow_map: Any, path: Path) -> float:
-    """The last time of the model, where it has one, and of its path."""
+    """Gives the last time of the model, where it has one, and of its path."""
     return min(getattr(flow_map, "t_max", np.inf), path.signal_ends)
 
 
 def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -> tuple[Array, Array]:
-    """The scales kept and added, both (n,), of the forward process: x_t = kept·x_start + added·z at each of `times`.
+    """Gives the scales kept and added, both (n,), of the forward process: x_t = kept·x_start + added·z at each of
+    `times`.
 
     `start`: its first time. None starts from clean data, even if the path already has some noise at its first time.
     """
@@ -46,7 +47,7 @@ def forward_scales(path: Path, times: Float[Array, " n"], start: float | None) -
 
 
 def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
-    """The index-th unit Gaussian of `key`, of this shape (b, ...).
+    """Samples the index-th unit Gaussian of `key`, of this shape (b, ...).
 
     With an array of keys (b,), one for each sample, a sample's noise does not depend on the batch that it is part of.
     """
@@ -59,7 +60,7 @@ def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
 def _started(
     key: Keys, shape: Shape, path: Path, first: Array, start: Start, noises: AddedNoises, count: int, inputs: Any
 ) -> tuple[Samples, Noises]:
-    """The state at the first time, and the function index -> noise that is added after it; the index starts at 0.
+    """Gives the state at the first time, and the function index -> noise that is added after it; the index starts at 0.
 
     count: how many noises a loop adds. inputs: the conditions, over whose devices the samples are split.
     """

@@ -70,7 +70,7 @@ def logit_normal(*, mean: LogMean, std: LogStd) -> TimeSampler:
 
 
 def part_of(fraction: float, batch_size: int | Any) -> int:
-    """The number of samples in a fraction of the batch: at least one, unless the fraction is 0.
+    """Counts the samples in a fraction of the batch: at least one, unless the fraction is 0.
 
     Raises: ValueError where the batch size is symbolic.
     """

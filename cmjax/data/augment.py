@@ -30,7 +30,7 @@ SATURATION_STD = 1.0
 
 
 class Draws(NamedTuple):
-    """The random amount of each augmentation for each sample, (b,) or (b, 2), in the order in which they apply.
+    """Holds the random amount of each augmentation for each sample, (b,) or (b, 2), in the order in which they apply.
 
     Zero leaves a sample alone. None stands for an augmentation that the pipe does not have.
     """

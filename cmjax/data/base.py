@@ -94,7 +94,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class OfAnother:
-    """The shape and the classes of a source that is made from another."""
+    """Takes its shape and its classes from another source, from which it is made."""
 
     source: Source
 
@@ -111,7 +111,7 @@ class OfAnother:
 
 @dataclass(frozen=True)
 class Subset(OfAnother):
-    """The examples of another source at `rows` (n,), in that order."""
+    """Gives the examples of another source at `rows` (n,), in that order."""
 
     rows: np.ndarray
 

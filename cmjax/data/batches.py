@@ -59,7 +59,7 @@ def _epoch(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run: a function of (seed, step), whatever the hosts and whatever came before.
+    """Gives the batches of a run: a function of (seed, step), whatever the hosts and whatever came before.
 
     Args:   batch_size: over all hosts. seed: of the shuffling. sharding: of the batches, whose first axis it may
             split; None puts them on the default device. workers: processes that decode, where the source does not

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Numbering:
-    """The classes of a data set. values: the labels as the data have them, ascending; names: of each."""
+    """Numbers the classes of a data set. values: the labels as the data have them, ascending; names: of each."""
 
     values: np.ndarray
     names: tuple[str, ...]

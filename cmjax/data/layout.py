@@ -42,7 +42,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """The images of a split, sorted. labels (n,) and class_names: None where there are no classes."""
+    """Holds the images of a split, sorted. labels (n,) and class_names: None where there are no classes."""
 
     files: list[AnyPath]
     labels: np.ndarray | None = None

@@ -25,7 +25,7 @@ FILLERS = {"set", "split", "data", "image", "images", "img", "imgs"}
 
 @dataclass(frozen=True)
 class Tops:
-    """Where the splits are, as the parts of a path. test: None where a fraction of `train` is to be held out."""
+    """Says where the splits are, as the parts of a path. test: None where a fraction of `train` is to be held out."""
 
     train: tuple[str, ...] = ()
     test: tuple[str, ...] | None = None
@@ -130,6 +130,6 @@ def _paired(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Names in words, the first eight of many."""
+    """Writes names in words, the first eight of many."""
     shown = ", ".join(f'"{name}"' for name in names[:8])
     return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

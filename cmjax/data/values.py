@@ -39,7 +39,7 @@ BITS = (8, 10, 12, 14, 16)
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the greatest value of an array, and the images that have them."""
+    """Holds the least and the greatest value of an array, and the images that have them."""
 
     low: float
     low_at: int

@@ -25,7 +25,7 @@ NAMES = ("images", "arr_0", "samples")
 
 @dataclass(frozen=True)
 class Images:
-    """A numbered set of images. key: gives a key of their content."""
+    """Holds a numbered set of images. key: gives a key of their content."""
 
     of: ImagesOf
     num: int

@@ -50,7 +50,7 @@ class FeatureNetwork:
 
 
 def networks_of(evaluation: Evaluation) -> dict[str, str]:
-    """Each metric's network, by name. Where nothing is named: FID where Inception's weights are there, else FD."""
+    """Names each metric's network. Where nothing is named: FID where Inception's weights are there, else FD."""
     inception = bool(_weights_there("inception", evaluation.weights))
     features = evaluation.features or ("inception" if inception else "dataset")
     metrics = evaluation.metrics or ("fid" if inception else "fd", "kid", "prdc")
@@ -126,7 +126,7 @@ def published_network(name: str, weights: Path) -> FeatureNetwork:
 
 
 def _weights_there(name: str, folder: Path) -> list[Path]:
-    """The files of the first alternative that is whole; empty where none is."""
+    """Finds the files of the first alternative that is whole; empty where none is."""
     for names in PUBLISHED[name].files:
         files = [folder.expanduser() / file for file in names]
         if all(file.is_file() for file in files):

@@ -79,7 +79,7 @@ def _steps(trained: Trained, checkpoint: str) -> list[int]:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Which samples are evaluated: how many, of which seed. labels: of `LABELS`. uint8: the rule for pixels.
+    """Says which samples are evaluated: how many, of which seed. labels: of `LABELS`. uint8: the rule for pixels.
     weaker: the model that guides them, if any. decoder: of latents."""
 
     num: int

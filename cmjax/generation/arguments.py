@@ -30,7 +30,8 @@ def read_label(label: str | int | None, trained: Trained) -> int | None:
 
 
 def edit_labels(labels: Sequence[str | int], num: int, trained: Trained) -> dict[str, np.ndarray]:
-    """The conditions of `num` edits, whose class is required where the model has classes: one, or one for each."""
+    """Makes the conditions of `num` edits, whose class is required where the model has classes: one, or one for
+    each."""
     chosen = [read_label(label, trained) for label in labels]
     if not trained.num_classes:
         return {}

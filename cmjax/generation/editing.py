@@ -33,7 +33,7 @@ LEAST_HEIGHT = 64  # smaller images take less noise in proportion: their structu
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """The settings of the tasks, beside the image."""
+    """Holds the settings of the tasks, beside the image."""
 
     times: tuple[float, ...] | None = None
     mask: np.ndarray | None = None  # (1, h, w, 1), 1 where a pixel is kept
@@ -49,20 +49,20 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Edited:
-    """The images of an edit, each (n, h, w, c) in [-1, 1]."""
+    """Holds the images of an edit, each (n, h, w, c) in [-1, 1]."""
 
     originals: np.ndarray  # two for each result of blending
     degraded: np.ndarray  # the originals without what the task takes away, one for each result, or none
     results: np.ndarray
 
     def columns(self, each: int) -> dict[str, np.ndarray]:
-        """The columns of a strip where all results are of the same images, `each` of them."""
+        """Gives the columns of a strip where all results are of the same images, `each` of them."""
         return {"original": self.originals[:each], "degraded": self.degraded[:1], "result": self.results}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """The arguments of `core.editing.edit` for a batch of images in [-1, 1], and the images shown as degraded."""
+    """Holds the arguments of `core.editing.edit` for a batch of images in [-1, 1], and the images shown as degraded."""
 
     images: jax.Array
     operator: Operator

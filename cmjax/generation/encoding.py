@@ -169,7 +169,7 @@ def _check_same(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _rows(shard: int, manifest: Mapping[str, Any]) -> np.ndarray:
-    """The examples of a shard."""
+    """Numbers the examples of a shard."""
     start = shard * manifest["shard_size"]
     return np.arange(start, min(start + manifest["shard_size"], manifest["count"]))
 

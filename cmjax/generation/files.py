@@ -122,7 +122,7 @@ def _remove_others(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The settings of the parts; empty where that is not known, as after a removal that was cut short."""
+    """Reads the settings of the parts; empty where that is not known, as after a removal that was cut short."""
     try:
         return json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
@@ -141,7 +141,7 @@ def _write_npz(path: Path, images: np.ndarray) -> None:
 
 
 def check_results(path: Path, files: Sequence[str], num: int) -> list[Path]:
-    """The files that an edit is made from.
+    """Checks and gives the files that an edit is made from.
 
     Raises: ConfigError where the strip `path` is no .png, or it or one of `num` results would be written over a file.
     """
@@ -184,7 +184,7 @@ def write_strip(path: Path, columns: Mapping[str, np.ndarray], results: np.ndarr
 
 
 def result_files(path: Path, num: int) -> list[Path]:
-    """Where each result alone is written, beside the strip `path`."""
+    """Says where each result alone is written, beside the strip `path`."""
     numbers = [f"-{i}" for i in range(num)] if num > 1 else [""]
     return [path.with_name(f"{path.stem}-result{number}.png") for number in numbers]
 

@@ -45,8 +45,8 @@ class RunSamples:
     def conditioned(
         self, state: TrainState, num: int, *, random_seed: int | None = None
     ) -> tuple[BoundModel, dict[str, np.ndarray]]:
-        """The averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of labels,
-        as in `class_labels`."""
+        """Gives the averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of
+        labels, as in `class_labels`."""
         num_classes = self.source.num_classes if self.model.class_conditional else None
         labels = class_labels(num, num_classes, random_seed=random_seed)
         return guided_by(self.flow_map(state), labels, self.run.samples, self.model)

@@ -59,8 +59,8 @@ def conditioned(
 
 @dataclass(frozen=True)
 class NamedSampler:
-    """A sampler with its name, its descending noise levels, and its number of network evaluations, those of guidance
-    included; None where a tolerance decides it."""
+    """Holds a sampler with its name, its descending noise levels, and its number of network evaluations, those of
+    guidance included; None where a tolerance decides it."""
 
     samples: SamplingOptions
     sampler: Sampler
@@ -76,7 +76,7 @@ class NamedSampler:
 
 
 def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler:
-    """The sampler of the model along all of the times of `samples`."""
+    """Makes the sampler of the model along all of the times of `samples`."""
     levels = samples.levels(model)
     # guidance is an estimate with the label and one without, or one of the model and one of a weaker model
     by_labels = samples.guidance != 1 and model.class_conditional and not model.guided
@@ -89,7 +89,7 @@ def named_sampler(samples: SamplingOptions, model: NetworkModel) -> NamedSampler
 
 
 def run_samplers(samples: SamplingOptions, model: NetworkModel) -> list[NamedSampler]:
-    """The samplers of a run's grids and metrics: of a consistency model one evaluation, and all of the times."""
+    """Makes the samplers of a run's grids and metrics: of a consistency model one evaluation, and all of the times."""
     times = samples.levels(model)
     # a grid of one time is sampled once
     along = [times] if model.kind == "denoiser" else dict.fromkeys((times[:1], times))
@@ -168,7 +168,7 @@ def _with_guidance(
 
 
 def _with_channels(trained: Trained, samples: SamplingOptions, channels: int | None) -> SamplingOptions:
-    """The samples with so many guided channels; None leaves the setting of the run."""
+    """Sets the number of guided channels; None leaves the setting of the run."""
     if channels is None:
         # the run's guided channels are of guidance by labels
         return samples if not samples.autoguidance else replace(samples, guidance_channels=0)

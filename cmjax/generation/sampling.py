@@ -55,7 +55,7 @@ def consistency_samplers(samples: SamplingOptions) -> Callable[[tuple[float, ...
 
 
 def consistency_sample(samples: SamplingOptions) -> Callable[..., Any]:
-    """The function that `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
+    """Makes the function that `consistency_sampler` compiles. A chain goes along the times, and at last to t_min."""
 
     def sample(flow_map_and_times, keys, conditions):
         # times are traced, so their number alone is compiled in
@@ -78,7 +78,7 @@ def diffusion_sampler(samples: SamplingOptions, times: tuple[float, ...]) -> Sam
 
 
 def diffusion_sample(samples: SamplingOptions, times: tuple[float, ...]) -> Callable[..., Any]:
-    """The function that `diffusion_sampler` compiles."""
+    """Makes the function that `diffusion_sampler` compiles."""
     choices = {"solver": samples.solver, "clip": samples.clip}
 
     def sample(flow_map, keys, conditions):
@@ -123,7 +123,8 @@ def _shown(to_pixels: Callable[..., np.ndarray], decode: Decode | None) -> Calla
 
 @dataclass(frozen=True)
 class SampleSequence:
-    """A numbered sequence of samples. conditions: of all samples, (num, ...). to_pixels: turns [-1, 1] into uint8.
+    """Gives a numbered sequence of samples. conditions: of all samples, (num, ...). to_pixels: turns [-1, 1] into
+    uint8.
     decode: of latents."""
 
     sampler: Sampler
@@ -149,7 +150,7 @@ class SampleSequence:
 
 
 def chunk_of(num: int, shape: tuple[int, ...], devices: int, *, pixels: int | None = None, least: int = 16) -> int:
-    """The number of samples, of `num`, that are made at once: a multiple of the devices.
+    """Counts the samples, of `num`, that are made at once: a multiple of the devices.
 
     pixels: of all samples of one device, `PIXELS_AT_ONCE` by default, unless that is fewer than `least` samples.
     """
@@ -159,7 +160,7 @@ def chunk_of(num: int, shape: tuple[int, ...], devices: int, *, pixels: int | No
 
 
 def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
-    """The rows, a tree of host arrays (n, ...), in equally long parts of `chunk_of` samples.
+    """Yields the rows, a tree of host arrays (n, ...), in equally long parts of `chunk_of` samples.
 
     The last row is repeated until the last part is as long as the others: a function is compiled for all of them once.
     """
@@ -167,7 +168,7 @@ def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
 
 
 def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
-    """The data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
+    """Computes the data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
     # fold_in, not split: a key does not depend on how many are asked for
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
     return np.asarray(jax.random.key_data(keys))
@@ -176,7 +177,7 @@ def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
 def class_labels(
     num: int, num_classes: int | None, label: int | None = None, *, random_seed: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The `label` condition of `num` samples: one class, or all in turn; empty for a model without classes.
+    """Makes the `label` condition of `num` samples: one class, or all in turn; empty for a model without classes.
 
     random_seed: in place of all in turn, each class at random, a function of the seed and the sample's index, as EDM
     does.

@@ -21,7 +21,7 @@ MEAN_VELOCITY = {"path": "linear", "preconditioning": "linear_ends"}
 
 @dataclass(frozen=True)
 class Peer:
-    """How a peer's files are read.
+    """Says how a peer's files are read.
 
     model, kind: of a network of one time; with two it is a flow map. flipped: their time is 1 − ours, and their
     velocity data − noise. time_scale: the network's field. qk_norm: what scales of queries and keys are called.
@@ -233,7 +233,7 @@ def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> Source:
 
 
 def _patches(array: np.ndarray) -> np.ndarray:
-    """The weight (width, c, p, p) of a convolution -> (p·p·c, width) of patches; a bias as it is."""
+    """Turns the weight (width, c, p, p) of a convolution into one of patches (p·p·c, width); a bias stays as it is."""
     return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]) if array.ndim == 4 else array
 
 

@@ -29,7 +29,7 @@ ByPath = dict[tuple[str, ...], np.ndarray]
 
 
 class _Arrays:
-    """The arrays of a file by key; each can be taken once."""
+    """Holds the arrays of a file by key; each can be taken once."""
 
     def __init__(self, path: str | Path, content: Any, prefix: str = ""):
         if not isinstance(content, Mapping) or not any(str(key).startswith(prefix) for key in content):

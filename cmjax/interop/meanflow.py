@@ -119,5 +119,5 @@ def _source(path: Path) -> Source:
 
 
 def of_patches(array: np.ndarray) -> np.ndarray:
-    """The kernel (p, p, c, width) of a convolution -> (p·p·c, width) of patches; a bias as it is."""
+    """Turns the kernel (p, p, c, width) of a convolution into one of patches (p·p·c, width); a bias stays as it is."""
     return array.reshape(-1, array.shape[-1]) if array.ndim == 4 else array

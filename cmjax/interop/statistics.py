@@ -32,8 +32,8 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class OfNetwork:
-    """The statistics of one network in a file. pairs: "features" or "spatial" -> mean and covariance. key: differs
-    with the network's features; "" in the files of others, which name none."""
+    """Holds the statistics of one network in a file. pairs: "features" or "spatial" -> mean and covariance. key:
+    differs with the network's features; "" in the files of others, which name none."""
 
     pairs: dict[str, Pair]
     key: str = ""

@@ -37,7 +37,7 @@ class StorageType(Global):
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """The memory of tensors: `raw` are the bytes of `count` elements."""
+    """Holds the memory of tensors: `raw` are the bytes of `count` elements."""
 
     dtype: np.dtype
     count: int

@@ -16,7 +16,7 @@ BLOCK_ELEMENTS = 2**23
 
 
 class Statistics(NamedTuple):
-    """Mean (d,) and covariance (d, d), normalised by n − 1, of a set of features."""
+    """Holds the mean (d,) and the covariance (d, d), normalised by n − 1, of a set of features."""
 
     mean: Float64[np.ndarray, " d"]
     cov: Float64[np.ndarray, "d d"]

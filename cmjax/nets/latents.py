@@ -23,7 +23,7 @@ Samples = Array | np.ndarray
 )
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-    """An `AutoencoderKL` bound to its parameters. `encode` and `decode` are pure functions of arrays.
+    """Holds an `AutoencoderKL` bound to its parameters. `encode` and `decode` are pure functions of arrays.
 
     It is a pytree whose leaves are the parameters: a jitted function may close over it or take it as an argument, as in
     `jax.jit(Autoencoder.decode)(autoencoder, latents)`. Both functions speak of the autoencoder's own latents z; a

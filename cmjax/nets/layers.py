@@ -93,7 +93,7 @@ def at_every_position(x: Float[Array, "*dims c"], kernel: Float[Array, "c d"]) -
 
 
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], padding: int, stride: int = 1) -> Array:
-    """The convolution with `padding` zeros on each side, (b, h_out, w_out, d)."""
+    """Computes the convolution with `padding` zeros on each side, (b, h_out, w_out, d)."""
     pads = [(padding, padding)] * 2
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 

@@ -35,7 +35,7 @@ CLASSES = 1000  # the classes of a data set that is not here, for a class-condit
 
 @dataclass(frozen=True)
 class DataShapes:
-    """The shape of an example, and the classes. assumed: in words, what was not read."""
+    """Holds the shape of an example, and the classes. assumed: in words, what was not read."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -86,14 +86,14 @@ def teacher_shapes(run: Run, data: DataShapes) -> tuple[BoundModel | None, str]:
 
 
 def frozen_shapes(run: Run, teacher: BoundModel | None) -> dict[str, Params]:
-    """The shapes of the frozen parameters that a run trains with, as `Setup.frozen`."""
+    """Gives the shapes of the frozen parameters that a run trains with, as `Setup.frozen`."""
     frozen = {name: weights.shapes() for name, weights in run.method.frozen.items()}
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
 
 
 @dataclass(frozen=True)
 class AbstractRun:
-    """A run laid over a mesh whose devices need not be there. assumed: in words, what was not read."""
+    """Holds a run laid over a mesh whose devices need not be there. assumed: in words, what was not read."""
 
     run: Run
     mesh: Mesh

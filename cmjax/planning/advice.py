@@ -111,12 +111,12 @@ def _estimate(
 
 
 def _fsdps(devices: int) -> list[int]:
-    """Values of fsdp to try."""
+    """Lists the values of fsdp to try."""
     return [fsdp for fsdp in (1, 2, 4, 8, 16, 32, 64, 128, 256) if fsdp <= devices and devices % fsdp == 0]
 
 
 def _parts(planned: AbstractRun) -> list[int]:
-    """Values of grad_accumulation, from the present one on, that divide the batch over the devices."""
+    """Lists the values of grad_accumulation, from the present one on, that divide the batch over the devices."""
     run, devices = planned.run, planned.mesh.size
     candidates = range(run.grad_accumulation, run.batch_size // devices + 1)
     return [parts for parts in candidates if run.batch_size % (parts * devices) == 0]

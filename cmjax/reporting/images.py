@@ -18,7 +18,8 @@ NAME = re.compile(r"(\d+)-(.+)\.png")  # of a grid of samples: its step and its 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """An image in a page. uri: its content. width, height: pixels. whole: whether nothing was lost in encoding."""
+    """Holds an image in a page. uri: its content. width, height: pixels. whole: whether nothing was lost in
+    encoding."""
 
     uri: str
     width: int

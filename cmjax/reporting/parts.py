@@ -35,7 +35,7 @@ Change = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Part:
-    """A run on a page.
+    """Holds a run on a page.
 
     name: of its folder. rows: facts about it, in words. changes: fields of the recipe with the file's value and the
     run's; None where there was no file to compare. levels: labels of the noise levels of its records. grids:

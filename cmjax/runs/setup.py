@@ -55,7 +55,7 @@ def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a run trains with, laid over its mesh. frozen: what its loss uses and training leaves alone."""
+    """Holds all that a run trains with, laid over its mesh. frozen: what its loss uses and training leaves alone."""
 
     run: Run
     mesh: Mesh

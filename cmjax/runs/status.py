@@ -22,7 +22,7 @@ Rows = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run.
+    """Holds the state of a run.
 
     record: of `config.json`. records: of `metrics.jsonl`. age: seconds since the run last wrote. mark: of the process
     that runs in the folder, or ran there when it died; alive: whether it still runs. summary: of the newest training

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's folder. record: of `config.json`. step: of the checkpoint; None for the newest."""
+    """Opens a run's folder. record: of `config.json`. step: of the checkpoint; None for the newest."""
 
     folder: Path
     step: int | None

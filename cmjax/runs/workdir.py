@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Workdir:
-    """One run's folder, on a disk or in a bucket. Reading it needs no jax and no device.
+    """Names the files of one run's folder, on a disk or in a bucket. Reading it needs no jax and no device.
 
     record: the file of the configuration, and of what the run was made with. metrics: a line of losses and speeds every
     `config.log.every` steps. history: a line for each start. summary: the results of a run that ended or was stopped.

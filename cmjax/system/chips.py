@@ -17,7 +17,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """The published figures of one JAX device.
+    """Holds the published peaks of one JAX device.
 
     peak_flops: bfloat16 operations per second, two for each multiply-add. hbm_bytes: its memory. hbm_bandwidth: bytes
     per second. link_bandwidth: bytes per second that it sends to other chips over all of its links together; None where

@@ -30,7 +30,8 @@ _OPERATION = re.compile(rf"(?:^|\s)({'|'.join(KINDS)})(-start)?\(")
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange between devices. bytes: of its result on one device, by element type. times: a run performs it."""
+    """Holds one exchange between devices. bytes: of its result on one device, by element type. times: a run performs
+    it."""
 
     kind: str
     bytes: dict[str, int]

@@ -124,7 +124,7 @@ def cache_of(workdir: Path) -> Path:
 
 
 def user_cache() -> Path:
-    """The cache folder of the user, which need not exist."""
+    """Gives the cache folder of the user, which need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmjax"
 
 

@@ -19,7 +19,7 @@ _TOTAL = re.compile(rf"Used {_SIZE} of {_SIZE}")
 
 @dataclass(frozen=True)
 class Program:
-    """The compiler's account of a program on one device, in bytes.
+    """Holds the compiler's account of a program on one device, in bytes.
 
     results: those that do not overwrite arguments. peak: the compiler's own number, which leaves out some memory and
     counts some twice. moved: between the chip and its memory in one run; operations: floating-point ones; both count a

@@ -17,7 +17,7 @@ the display."""
 
 
 def no_progress(total: int) -> contextlib.AbstractContextManager[Update]:
-    """The `ProgressBar` that shows nothing."""
+    """Makes the `ProgressBar` that shows nothing."""
     return contextlib.nullcontext(lambda done, text: None)
 
 

@@ -19,7 +19,8 @@ class UnsafeFile(ValueError):
 
 @dataclass(frozen=True)
 class Global:
-    """What a name in a file stands for: `call` makes an inert value; None for a name that is only passed around."""
+    """Holds what a name in a file stands for: `call` makes an inert value; None for a name that is only passed
+    around."""
 
     name: str
     call: Callable[..., Any] | None = None
@@ -27,7 +28,7 @@ class Global:
 
 @dataclass(frozen=True, eq=False)
 class PickledObject:
-    """An object of a class that is not imported: the class's name, and what the object's `__dict__` was."""
+    """Holds an object of a class that is not imported: the class's name, and what the object's `__dict__` was."""
 
     class_name: str
     state: dict[str, Any]
@@ -35,14 +36,14 @@ class PickledObject:
 
 @dataclass(eq=False)
 class Unbuilt:
-    """An object whose content comes with a later BUILD; `slots` are the memo's references to it."""
+    """Holds an object whose content comes with a later BUILD; `slots` are the memo's references to it."""
 
     build: Callable[[Any], Any] | None
     slots: list[int] = field(default_factory=list)
 
 
 class Source:
-    """A stream with a known end, so that a length written in it is never believed beyond that."""
+    """Reads a stream with a known end, so that a length written in it is never believed beyond that."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size, self.left = file, size, size

@@ -53,7 +53,7 @@ class Speed:
 
 
 def speed_on(mesh: Mesh, train_step: CompiledStep, *, batch_size: int) -> Speed:
-    """The speed of a train step on the chips of a mesh."""
+    """Computes the speed of a train step on the chips of a mesh."""
     chip = chip_of(mesh.devices.flat[0].device_kind)
     # a device of an unknown kind has no peak, and so no fraction of it
     return Speed(batch_size, mesh.size, train_step.flops / mesh.size, chip and chip.peak_flops)

@@ -21,7 +21,7 @@ TARGET = "target"
 
 
 def average_name(index: int) -> str:
-    """The name, in the optimizer's state and in checkpoints, of an average that is kept for sampling."""
+    """Gives the name, in the optimizer's state and in checkpoints, of an average that is kept for sampling."""
     return f"ema{index}"
 
 
@@ -203,17 +203,17 @@ def make_optimizer(
 
 
 def constant_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
-    """The learning rate `peak` after a linear warm-up."""
+    """Keeps the learning rate `peak` after a linear warm-up."""
     return _warmed_up(optax.constant_schedule(peak), peak, warmup_steps)
 
 
 def cosine_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
-    """From `peak` to zero along a half cosine, after a linear warm-up."""
+    """Falls from `peak` to zero along a half cosine, after a linear warm-up."""
     return _warmed_up(optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1)), peak, warmup_steps)
 
 
 def linear_schedule(*, peak: float, total_steps: int, warmup_steps: Steps = 0) -> Schedule:
-    """From `peak` to zero along a line, after a linear warm-up."""
+    """Falls from `peak` to zero along a line, after a linear warm-up."""
     decay = optax.linear_schedule(peak, 0.0, max(total_steps - warmup_steps, 1))
     return _warmed_up(decay, peak, warmup_steps)
 

@@ -81,7 +81,7 @@ def make_method_step(
 
 
 def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainState, Metrics]:
-    """The state after the optimizer's update, or before it where the loss or the gradient is not finite."""
+    """Gives the state after the optimizer's update, or before it where the loss or the gradient is not finite."""
     grad_norm = optax.tree.norm(grads)
     # one number for all leaves: their norm is finite only if each of them is
     good = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -134,14 +134,14 @@ def prepare_inputs(
 
 
 def _sums_by_bin(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:
-    """The sum of the losses in each bin, and their number."""
+    """Sums the losses in each bin, and counts them."""
     # (bins, b): whether a sample lies in a bin
     within = places[None] == jnp.arange(bins)[:, None]
     return jnp.stack([jnp.sum(jnp.where(within, losses[None], 0), axis=1), jnp.sum(within, axis=1, dtype=losses.dtype)])
 
 
 def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
-    """The mean over `parts` equal slices of the batch of what `value_and_grad` gives for each."""
+    """Averages what `value_and_grad` gives for each of `parts` equal slices of the batch."""
     if parts == 1:
         return value_and_grad(params, key, x0, conditions)
 
@@ -162,13 +162,14 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
 
 
 def state_shapes(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shapes of the state of a run with parameters, or shapes of parameters, like these. Nothing is computed."""
+    """Gives the shapes of the state of a run with parameters, or shapes of parameters, like these. Nothing is
+    computed."""
     return jax.eval_shape(partial(_first_state, optimizer), params)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state at step 0, laid out over the mesh. `params` are host arrays that every process holds alike, or lie
-    over the mesh; they are copied."""
+    """Makes the state at step 0, laid out over the mesh. `params` are host arrays that every process holds alike, or
+    lie over the mesh; they are copied."""
     # laid out by what makes it: a state that is split over `fsdp` need not fit on one device
     shardings = parameter_shardings(state_shapes(params, optimizer), mesh)
     return jax.jit(partial(_first_state, optimizer), out_shardings=shardings)(params)
@@ -185,8 +186,8 @@ def _first_state(optimizer: optax.GradientTransformation, params: Params) -> Tra
 
 
 class CompiledStep:
-    """The executable of a train step for exactly these shapes: called with any other, it fails rather than compile
-    again. With every step the processes vote on stopping, so that all of them stop at the same one."""
+    """Holds the executable of a train step for exactly these shapes: called with any other, it fails rather than
+    compile again. With every step the processes vote on stopping, so that all of them stop at the same one."""
 
     def __init__(self, executable: Any, mesh: Mesh, *, flops: float):
         """Args: flops: operations of a step on all devices, those of matrix products and convolutions."""

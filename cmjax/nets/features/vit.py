@@ -43,8 +43,8 @@ class Layer(nn.Module):
 
 
 class ViT(nn.Module):
-    """The class token's output (b, width), or (b, embedding) behind a projection, of images (b, side, side, 3) that are
-    normalised already. CLIP's normalises the tokens before the first layer as well."""
+    """Gives the class token's output (b, width), or (b, embedding) behind a projection, of images (b, side, side, 3)
+    that are normalised already. CLIP's normalises the tokens before the first layer as well."""
 
     side: int
     patch: int
