@@ -178,8 +178,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         raise ValueError(f"the recipe has the variant :tiny alone, not :{name}")
     config.steps, config.batch_size = 4, 8
     config.net.channels, config.net.channel_mult, config.net.blocks = 16, (1, 2), 1
-    if config.net.name == "adm":
-        config.net.head_channels = config.net.norm_groups = 16
+    for name in {"head_channels", "norm_groups"} & set(config.net):
+        config.net[name] = 16
     if config.objective.get("distance", "").startswith("lpips"):
         config.objective.distance = "l2"
     config.checkpoint.save_every, config.log.every = 4, 1
