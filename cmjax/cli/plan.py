@@ -151,6 +151,7 @@ def _plan_samplers(planned: AbstractRun, chip: Chip | None) -> Iterator[tuple[st
     """Compile each sampler of the run. Yields: its name, and the report's entry."""
     model, shape, mesh, options = planned.model, planned.data.shape, planned.mesh, planned.run.samples
     params = planned.state.params
+    # shapes in place of arrays: the samplers are compiled, and never run
     flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), shape)
     num = sampling.chunk_of(options.num, shape, mesh.size)
     labels = sampling.class_labels(num, planned.data.num_classes if model.class_conditional else None)

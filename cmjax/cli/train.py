@@ -201,6 +201,7 @@ def _finish(
 ) -> None:
     """Sample the last images, and report the run in `summary.json` and on the terminal."""
     run, step = setup.run, int(state.step)
+    # enough for the metrics and for the grid, which take the first of the same images
     num = max(run.num_metrics, run.samples.num)
     log.info("sampling %d images by each of %s", num, ", ".join(run_samples.samplers))
     images = run_samples.sample(state, num)

@@ -68,6 +68,7 @@ def load_recipe(text: str) -> "ConfigDict":
         config = module.get_config(variant) if variant else module.get_config()
     except ConfigError:
         raise
+    # a recipe is a program of its own, which may fail in any way, or exit
     except (Exception, SystemExit) as error:
         if variant and (isinstance(error, ValueError) or "argument" in str(error)):
             known = str(error) if isinstance(error, ValueError) else f"the recipe has no variants, so no :{variant}"
@@ -76,6 +77,7 @@ def load_recipe(text: str) -> "ConfigDict":
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise ConfigError(f"--config={text}: get_config() gave {kind}, and not an ml_collections.ConfigDict")
+    # a recipe may have been written for older names of fields
     renamed = with_new_names(config.to_dict())
     return config if renamed == config.to_dict() else ConfigDict(renamed)
 

@@ -67,6 +67,7 @@ def doubling(*, s0: Count, s1: Count, total_steps: int) -> Curriculum:
     length = int(total_steps / (math.log2(s1 // s0) + 1))
     if length < 1:
         raise ValueError(f"total_steps must be at least the number of stages, got {total_steps}")
+    # K' rounds s1/s0 down, as the paper does; s1 may also cut the last doubling short, and that is a stage too
     stages = math.ceil(math.log2(s1 / s0)) + 1
     return _stages([i * length for i in range(stages)], [min(s0 * 2**i, s1) + 1 for i in range(stages)])
 

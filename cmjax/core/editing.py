@@ -143,6 +143,7 @@ def colorization() -> Operator:
     A multiplies the channels of each pixel by an orthogonal Q whose first column is ∝ LUMA.
     """
     q = orthogonal(np.array(LUMA))
+    # the first of the turned channels is the luma, up to a factor
     return _channels(q, np.array([1.0, 0, 0]))
 
 

@@ -23,6 +23,7 @@ def scheduled_rate(*, mu0: Inside, curriculum: Curriculum, ema_uses_intervals: b
     `ema_uses_intervals` divides by N − 1 instead of N, as the released CIFAR-10 code does.
     """
     _check_rate("mu0", mu0)
+    # one rate for each stage of the curriculum, in float64
     rates = np.exp(curriculum.num_scales[0] * np.log(mu0) / (curriculum.num_scales - int(ema_uses_intervals)))
     return lambda step: jnp.asarray(rates)[curriculum.stage(step)]
 

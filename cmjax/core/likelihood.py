@@ -95,6 +95,7 @@ def _with_divergence(velocity: Velocity, x: Samples, t: Any, probes: Array) -> t
     """v(x, t) and the mean of eᵀ(∂v/∂x)e over probes e (p, b, ...)."""
 
     def push(e):
+        # forward mode gives v and (∂v/∂x)e in one evaluation
         slope, derivative = jax.jvp(lambda x: velocity(x, t), (x,), (e,))
         return slope, jnp.sum(flat(e * derivative), axis=1)
 

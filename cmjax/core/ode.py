@@ -98,4 +98,5 @@ def solve_to_tolerance(
         stepsize_controller=controller,
         max_steps=max_steps,
     ).ys
+    # diffrax saves the state at t1 alone
     return jnp.asarray(states)[-1]

@@ -69,6 +69,7 @@ def grid_pairs(
     def sample(key, batch_size, step):
         stage = curriculum.stage(step)
         grid = jnp.asarray(grids)[stage]
+        # the inverse of the distribution function: the interval n of each sample, (b,)
         n = jnp.searchsorted(jnp.asarray(cumulative)[stage], jax.random.uniform(key, (batch_size,)), side="right")
         return Times(t=grid[n + 1], r=grid[n])
 
@@ -215,6 +216,7 @@ def dyadic_pairs(*, steps: Count, fraction: float, t_max: float = 1.0) -> PairSa
     def sample(key, batch_size, step):
         level_key, place_key = jax.random.split(key)
         halved = jnp.arange(batch_size) < part_of(fraction, batch_size)
+        # of each sample: the number of its grid's intervals, and the one that it takes
         count = jnp.where(halved, 2 ** jax.random.randint(level_key, (batch_size,), 0, levels), steps).astype(float)
         place = jnp.floor(jax.random.uniform(place_key, (batch_size,)) * count)
         t, s = (t_max * (place + 1) / count, t_max * place / count)

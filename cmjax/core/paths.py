@@ -249,6 +249,7 @@ def table(log_signal: tuple[float, ...]) -> Path:
     places = np.arange(len(values)) / len(values)
 
     def time_of(level):
+        # a² + b² = 1 and level = b/a: −ln a² = ln(1 + level²), which rises where ln a² falls
         drop = jnp.log1p(jnp.asarray(level, float) ** 2)
         return _interp(drop, jnp.asarray(-values, drop.dtype), jnp.asarray(places, drop.dtype))
 

@@ -70,6 +70,7 @@ def _started(
     checks.same_shape("start", x.shape, shape, "the samples")
     x = split_as(x, (x, inputs))
     if noises is None:
+        # noise 0 of a key made the start
         return x, lambda index: gaussian(key, shape, index + 1)
     if callable(noises):
         return x, noises

@@ -183,6 +183,7 @@ def _move_pixels(images: Array, draws: Draws) -> Array:
     if (turns := draws.quarter_turns) is not None:
         if images.shape[1] != images.shape[2]:
             raise ValueError(f"quarter_turns: images must be square, got {images.shape[1:3]}")
+        # a quarter turn is one mirror and a transposition; a half turn is both mirrors
         images = _where((turns == 1) | (turns == 2), images[:, :, ::-1], images)
         images = _where((turns == 2) | (turns == 3), images[:, ::-1], images)
         images = _where((turns == 1) | (turns == 3), images.swapaxes(1, 2), images)

@@ -122,6 +122,7 @@ def read_image(
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG, whose other images are previews
                 raise DataError(f"it is an animation of {frames} images; save one of them as a file of its own")
+            # a camera stores a photograph as its sensor was held, and the turn in a tag
             upright = ImageOps.exif_transpose(image)
             fitted = CROPS[crop](_in_mode(upright, channels, background), height, width)
         return np.asarray(fitted, np.uint8).reshape(shape), (upright.height, upright.width)

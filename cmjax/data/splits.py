@@ -61,6 +61,7 @@ def find_splits(root: AnyPath, images: Iterable[tuple[str, ...]], empty: Sequenc
     tops = _chosen(root, names, empty, deep={name for name in names if below[(name,)]}, loose=loose, say=say)
     within = {parts for parts, there in below.items() if parts and len(_paired(there)) > 0}
     if within:
+        # the highest such folder, and the first by name where there are several
         parts = min(within, key=lambda parts: (len(parts), parts))
         inner = some(sorted(name for name in below[parts] if split_of(name)))
         raise DataError(

@@ -100,6 +100,7 @@ def evaluate_setting(
         weights.flow_map, trained, chosen.samples, samples.num, random_seed=random_seed, weaker=samples.weaker
     )
     labels = {"labels": samples.labels} if trained.num_classes else {}
+    # all that the samples depend on: a row of the same setting is not evaluated again
     setting = {
         "step": weights.step,
         "checkpoint": None if weights.checkpoint is None else str(weights.checkpoint),

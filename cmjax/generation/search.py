@@ -55,6 +55,7 @@ def find_times(
         raise ConfigError(f"--times=auto:{count}: the number of evaluations must be 2 to 8")
     samples = samples or trained.samples
     path, about = trained.folder / RECORD, _about(trained, flow_map, samples, decoder)
+    # one process reads, and all get the same: each must decide alike whether to search
     searches = on_first_process(lambda: _kept(path, about))
     name = _name(trained, samples, count, metric)
     if name not in searches:

@@ -167,6 +167,7 @@ def _edm_key(path: Path, sizes: list[int]) -> str:
     if modules[0] in ("out_norm", "out_conv"):
         return f"{modules[0]}.{leaf}"
     block = _block(modules[0], sizes)
+    # EDM calls these layers aux, but for its first convolution
     if modules[0] != "encoder_0_conv":
         block = re.sub(r"_(skip|residual|norm|conv)$", r"_aux_\1", block)
     inner = "".join(f"{EDM_LAYERS.get(layer, layer)}." for layer in modules[1:] if layer != "attention")

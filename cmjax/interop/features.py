@@ -105,6 +105,7 @@ def load_lpips(vgg_path: str | Path, heads_path: str | Path) -> Any:
     for widths in lpips.WIDTHS:
         stage = []
         for width in widths:
+            # from (out, in, h, w) to (h, w, in, out)
             kernel = vgg(f"features.{index}.weight", shape=(width, channels, 3, 3)).transpose(2, 3, 1, 0)
             bias = vgg(f"features.{index}.bias", shape=(width,))
             stage.append({"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)})

@@ -40,6 +40,7 @@ def content_of(file: FilePath) -> Mapping[str, Any]:
     """
     if INDEX.search(file.name):
         names = read_config(file).get("weight_map")
+        # names alone: a path could lead out of the index's folder
         if not isinstance(names, dict) or not all(type(name) is str and "/" not in name for name in names.values()):
             raise ForeignError(f"{file} is no index of files: it has no weight_map")
         shards = sorted(set(names.values()))

@@ -113,6 +113,7 @@ def _network(arrays: Arrays, patches: str, first: str) -> IMFDiT:
         patch=patch,
         bottleneck=np.shape(arrays[patches])[3] if in_pixels else 0,
         width=size,
+        # a sample goes through the shared blocks and then those of one head
         depth=_count(arrays, "shared_blocks") + head_depth,
         heads=size // head,
         head_depth=head_depth,
@@ -127,6 +128,7 @@ def _network(arrays: Arrays, patches: str, first: str) -> IMFDiT:
         guided=True,
         guided_interval=True,
         velocity_head=bool(_count(arrays, "v_heads")),
+        # the table has a row more, of no class
         num_classes=len(arrays[LABELS]) - 1,
     )
 

@@ -50,6 +50,7 @@ def lightning_latents(folder: Path) -> LatentSource:
     if len(set(shape[1:] for shape in shapes)) > 1:
         raise DataError(f"{folder}: its files have latents of several shapes: {sorted({s[1:] for s in shapes})}")
     channels, height, width = shapes[0][1:]
+    # file i ends before example ends[i]
     ends = np.cumsum([shape[0] for shape in shapes])
     labels = None
     if "labels" in optional:
@@ -70,6 +71,7 @@ def lightning_latents(folder: Path) -> LatentSource:
         shift=shift,
         encoding={"scale": scale.tolist(), "shift": shift.tolist()},
     )
+    # statistics of other latents would not give a std near 1; the test reads a few examples, evenly spaced
     std = source.gather(spread(len(source), SAMPLED))["image"].std()
     if not 1 / FARTHEST <= std <= FARTHEST:
         raise DataError(f"{folder}: by {STATISTICS} its latents have std {std:.3g}, and not about 1: it is of others")

@@ -44,6 +44,7 @@ def read_openai_cifar(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     if f"{BLOCK}_0/Conv_0/kernel" not in arrays:
         raise ForeignError(f"the file has no {BLOCK}_0/Conv_0/kernel: it is no NCSN++ of OpenAI's CIFAR-10 code")
     levels, blocks, widths = _depth(arrays)
+    # Dense_0 takes the waves of the noise to 4·channels
     channels, size = width(arrays, "Dense_0/kernel", 1) // 4, overrides.get("image_size", 32)
     attended = _attended(arrays, blocks, size, levels, overrides.get("attention_resolutions"))
     network = UNet(
@@ -124,6 +125,7 @@ def _source(path: Path, names: Mapping[str, tuple[str, str]]) -> Source:
     if modules[2] == "norm":
         return Source((f"{attention}/GroupNorm_0/{leaf}",), np.asarray)
     end = "b" if leaf == "bias" else "W"
+    # NIN_0 to NIN_2 make q, k and v; NIN_3 is the projection after attention
     layers = range(3) if modules[2] == "qkv" else (3,)
     return Source(tuple(f"{attention}/NIN_{i}/{end}" for i in layers), _side_by_side)
 

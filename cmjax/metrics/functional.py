@@ -104,6 +104,7 @@ def prdc(real: Features, fake: Features, *, k: int = 5, real_radii: Float64[np.n
     balls_around_fake = np.zeros(len(fake), np.int64)
     in_fake_ball = np.empty(len(real), bool)
     covered = np.empty(len(real), bool)
+    # squared distances of some reals to all fakes, (rows, m): never all of (n, m) at once
     for start, squared in _squared_distances(real, fake):
         stop = start + len(squared)
         in_real_ball = squared <= real_radii[start:stop, None]

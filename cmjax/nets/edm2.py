@@ -139,6 +139,7 @@ class Block(nn.Module):
         if self.norm_first:
             x = normalize(self._widened(x))
         h = MPConv(self.features, dtype=self.dtype, name="conv_0")(mp_silu(x))
+        # the gain starts at 0: at first a block does not see the embedding
         gain = self.param("emb_gain", self.emb_gain_init, ())
         scale = 1 + MPLinear(self.features, name="affine")(embedding, gain)
         h = mp_silu(h * scale.astype(self.dtype)[:, None, None])

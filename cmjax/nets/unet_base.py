@@ -147,6 +147,7 @@ class Embedding(nn.Module, kw_only=True):
         h = waves(c_noise.astype(jnp.float32))  # float32 whatever the dtype of computation: angles are large
         one_hot = jax.nn.one_hot(label, self.num_classes)  # zeros for -1, no class
         if self.num_classes and self.label_first:
+            # times √classes, a one-hot row has a mean square of 1
             h += nn.Dense(h.shape[-1], kernel_init=init, name="label")(one_hot * np.sqrt(self.num_classes))
         if self.augment_dim:
             h += nn.Dense(h.shape[-1], use_bias=False, kernel_init=self.augment_init, name="augment")(augment)

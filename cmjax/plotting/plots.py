@@ -197,6 +197,7 @@ def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
     axis = getattr(axes, f"{which}axis")
     if log:
         getattr(axes, f"set_{which}scale")("log")
+        # over more than three decades only powers of ten have labels; over fewer, 2 and 5 times them too
         axis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 2.0, 5.0), numticks=9))
         axis.set_minor_locator(NullLocator())
         low, high = 10**low, 10**high

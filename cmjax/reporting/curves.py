@@ -125,6 +125,7 @@ def _dress(plot: Any, columns: int) -> None:
         axis.minor_tick_line_color = None
         axis.axis_label_text_font_style = "normal"
         if isinstance(axis.formatter, BasicTickFormatter):
+            # steps below ten million are written in full, not as powers of ten
             axis.formatter.power_limit_high = 7
     plot.grid.grid_line_color, plot.grid.grid_line_alpha = GREY, 0.25
     if columns:

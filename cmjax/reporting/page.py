@@ -84,6 +84,7 @@ def render(parts: Sequence[Part]) -> str:
     plots = plots_of({part.name: part.status.records for part in parts}, {part.name: part.levels for part in parts})
     script, places = components(plots) if plots else ("", {})
     libraries = Resources(mode="inline", components=["bokeh"], minified=True).render_js() if plots else ""
+    # the characters that are left for the images
     room = MOST_CHARACTERS - FOR_WORDS - len(libraries.encode()) - len(script.encode())
     notes = [(part.name, note) for part in parts for note in part.notes]
     images = embedded_images(parts, room, notes)

@@ -42,6 +42,7 @@ def load_npz(
             raise ValueError(f"{path}: is no .npz file; numpy.savez writes one")
         file.seek(0)
         try:
+            # only a file on a disk can be mapped
             if not is_bucket(path) and path.stat().st_size > memory_limit_bytes:
                 if (mapped := _mapped(path, file)) is not None:
                     return mapped

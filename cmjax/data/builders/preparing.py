@@ -34,6 +34,7 @@ def prepare(builder_class: Any, data_dir: Path) -> None:
     builder = None
     try:
         builder = builder_class(data_dir=data_dir, file_format="array_record")
+        # TFDS would look for a prepared copy in Google's bucket first
         config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
         with contextlib.redirect_stdout(io.StringIO()):  # nor its own announcements
             builder.download_and_prepare(download_config=config)

@@ -129,6 +129,7 @@ class Inception(nn.Module):
         for name, block in BLOCKS.items():
             ends = Block(**block, name=name)(x)
             if name == "Mixed_6d":
+                # the first 7 channels of 17×17 places, 2023 numbers
                 spatial = ends["branch1x1"][..., :SPATIAL]
             x = jnp.concatenate(list(ends.values()), axis=-1)
         features = jnp.mean(x, axis=(1, 2))
