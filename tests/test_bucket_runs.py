@@ -69,6 +69,7 @@ def end(process, code=0):
     return said, wrong
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_and_goes_on(here, start, tmp_path):
     run = here / "runs" / "digits_ct"
     killed = start(*MAIN, *RECIPE, f"--workdir={run}")

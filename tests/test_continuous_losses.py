@@ -86,6 +86,7 @@ def continuous(on, by_teacher, w, **knobs):
     return evaluate(loss, model(on), w, KEY, x0, Times(t), **knobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_teacher", [True, False], ids=["teacher", "data"])
 @pytest.mark.parametrize("on", ON)
 def test_discrete_gradients_tend_to_twice_the_continuous_one(on, by_teacher):
@@ -108,6 +109,7 @@ SPEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPEEDS)
 def test_the_gradient_is_half_the_discrete_ones_limit_with_every_distance(name):
     distance, speed, power = SPEEDS[name]
@@ -123,6 +125,7 @@ def test_the_gradient_is_half_the_discrete_ones_limit_with_every_distance(name):
         np.testing.assert_allclose(gradient(1e-7), limit, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l2", *SPEEDS])
 def test_without_stop_gradient_the_loss_is_the_limit_of_distillations(name):
     """Value and gradient of λ·d(f_θ(x_t, t), f_θ(x_r, r))/(t − r)^p, whose target is differentiated too."""

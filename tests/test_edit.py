@@ -331,6 +331,7 @@ def test_teachers_do_not_edit_and_classes_must_be_told(folder, tmp_path):
     run(conditional, "colorization", [str(folder / "a.png")], tmp_path / "x.png", label=2)
 
 
+@pytest.mark.slow
 def test_a_network_that_takes_the_scale_of_guidance_is_named_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(interpolation, "STEPS", 1)
     guided = make_run(tmp_path / "guided", num_classes=3, guided=True)

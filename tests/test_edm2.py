@@ -134,6 +134,7 @@ def test_forward_mode_agrees_with_reverse_mode(tiny):
     np.testing.assert_allclose(jnp.vdot(forward, out_dot), reverse, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_remat_and_half_precision_change_nothing_but_cost():
     fields = {**TINY, "channel_mult": (1,), "attention_resolutions": (), "weight_head": 4}
     params = init_params(EDM2(**fields), jax.random.key(0), (8, 8, 1))

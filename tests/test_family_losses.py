@@ -385,6 +385,7 @@ STAGES = [(2, s) for s in (0, 1, 3, 7)] + [(q, s) for q in (4, 256) for s in (0,
 IMAGENET = partial(weightings.karras, sigma_data=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "c", "weight", "cases"),
     [

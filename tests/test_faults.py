@@ -95,6 +95,7 @@ def has_records(workdir):
     return lambda: path.exists() and path.read_text().count("\n") > 5
 
 
+@pytest.mark.slow
 def test_signals_while_compiling_a_second_run_and_a_dead_ones_mark(start, tmp_path, caplog):
     workdir = tmp_path / "run"
     compiling = start(*options(workdir, FOREVER))
@@ -130,6 +131,7 @@ def listens(process):
     return int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_importing_and_while_drawing_twice(start, tmp_path):
     importing = start(*options(tmp_path / "a", 3))
     wait_for(lambda: listens(importing), importing)
@@ -179,6 +181,7 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_large_draw_that_sigterm_stopped_goes_on(start, trained, tmp_path):
     out, num = tmp_path / "x.npz", 40 * 1024
     drawing = start("--mode=sample", f"--workdir={trained}", f"--num={num}", f"--out={out}")

@@ -108,6 +108,7 @@ def test_places_are_those_of_all_tokens_or_of_patches_alone(params):
         assert jnp.abs(net(params, x[:, ::-1], **POINT)[:, ::-1] - net(params, x, **POINT)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_have_the_same_gradient(params):
     x = normal(2, *SHAPE)
 

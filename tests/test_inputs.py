@@ -98,6 +98,7 @@ def test_both_inputs_matter_to_their_own_sample_alone(pair):
     np.testing.assert_allclose(net(params, **POINT | first)[1], out[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_by_the_times_and_the_scale_are_those_of_differences(pair):
     _, added, net, fresh = pair
     params, names = loud(fresh), tuple(POINT)
@@ -142,6 +143,7 @@ def test_other_formats_have_no_such_inputs(field, tmp_path):
         write_diffusers(tmp_path, ADM(**OPENAI, **{field: True}), {}, SHAPE, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_an_interval_and_a_second_head_are_asked_for_too(name):
     """The interval is all times unless given, and matters; sampling sees the first half of the output alone."""

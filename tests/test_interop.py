@@ -53,6 +53,7 @@ def recorded(name):
     return CHECKPOINTS / f"{name}.pt", io
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -83,6 +84,7 @@ def test_recorded_outputs_of_edm(name, tmp_path):
         close(raw(foreign.params, x / scale, np.log(sigma) / 4), io["F_x_noaug"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["openai_unet_imagenet_style", pytest.param("openai_unet_lsun_style", marks=pytest.mark.slow)]
 )

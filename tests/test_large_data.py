@@ -88,6 +88,7 @@ def test_a_lack_of_memory_is_no_damage(pictures, monkeypatch):
         folder(pictures, "train", image_size=4)
 
 
+@pytest.mark.slow
 def test_processes_decode_the_same_batches_and_one_that_dies_ends_the_run(pictures, caplog):
     (pictures / "train" / "03.png").write_bytes(b"")
     sharding = batch_sharding(make_mesh())

@@ -84,6 +84,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_s_commands_make_latents_models_and_images(folder):
     manifest = json.loads((folder / "latents" / "train" / "manifest.json").read_text())
     assert manifest["autoencoder"] == load_autoencoder(folder / "autoencoder").weights_key

@@ -35,6 +35,7 @@ def options(integrate, times=TIMES):
     return {"times": jnp.asarray(times), "path": ve, "integrate": integrate}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("integrate", "error"), [(HEUN, 1e-3), (ADAPTIVE, 1e-6)], ids=["heun", "adaptive"])
 def test_an_image_returns_from_its_noise(integrate, error):
     denoiser, x = partial(oracles.mixture_denoiser, **mixture()), 0.5 * jax.random.normal(KEY, (20, 2))
@@ -75,6 +76,7 @@ def test_the_default_prior_leaves_out_the_datas_moments():
     assert 1e-6 < np.max(gap) < 2 * (0.3 * 4 * 80 + 0.25) / 80**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", [jax.random.rademacher, jax.random.normal], ids=["rademacher", "gaussian"])
 def test_probes_estimate_the_trace_without_bias(probe):
     x = jnp.broadcast_to(mixture()["means"][:1] + 0.2, (4000, 2))
@@ -107,6 +109,7 @@ def test_bits_of_uniform_data_are_its_bits():
     np.testing.assert_allclose(bits_per_dim(jnp.full(1, size * jnp.log(4.0)), size, bin_width=0.25), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_log_densities_integrate_to_one():
     grid = jnp.asarray(np.linspace(-30, 30, 6001))[:, None]  # of step 0.01
     one = {name: value[..., :1] if name == "means" else value for name, value in mixture().items()}

@@ -66,6 +66,7 @@ def test_recorded_distances(params, key, resize):
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "pool"), [("", "max"), (", pooling='average'", "avg")])
 def test_a_recipe_chooses_the_pooling(params, files, pooling, pool):
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
@@ -97,6 +98,7 @@ def test_gradient_is_finite_at_zero_distance_and_at_zero_features(params):
     assert (lpips(dead, x, -x, resize=None) == 0).all()
 
 
+@pytest.mark.slow
 def test_the_two_poolings_differ_and_small_images_are_enlarged(params):
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)), jnp.float32)
     plain = lpips(params, x, -x, resize=None)

@@ -152,6 +152,7 @@ def over(mesh, function, inputs):
         return jax.eval_shape(jax.jit(function), *shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_over_explicit_axes(name):
     function, inputs = FUNCTIONS[name]

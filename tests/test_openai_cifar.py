@@ -132,6 +132,7 @@ def recorded():
     return theirs.params, x, c_noise, out
 
 
+@pytest.mark.slow
 def test_the_same_outputs(recorded):
     params, x, c_noise, out = recorded
     foreign = read_openai_cifar(params, {"image_size": 16, "attention_resolutions": (8,)})

@@ -8,6 +8,7 @@ from benchmarks import oracle
 NOISE = np.random.default_rng(0).standard_normal((512, 2))
 
 
+@pytest.mark.slow
 def test_the_exact_map_is_one_answer_along_a_trajectory():
     x_t = 80.0 * NOISE
     answer = oracle.exact_map(x_t, 80.0, steps=2048)

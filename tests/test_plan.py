@@ -33,6 +33,7 @@ def from_the_command_line(folder, *options, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_plan_for_eight_devices(tmp_path):
     devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": on_devices(8)}
     done = from_the_command_line(tmp_path, "--config.mesh.fsdp=4", **devices)

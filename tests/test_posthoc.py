@@ -151,6 +151,7 @@ def trained(tmp_path_factory):
     return workdir, make_run(workdir)
 
 
+@pytest.mark.slow
 def test_the_mode_leaves_a_run_like_any_other(trained, tmp_path, capsys):
     workdir, tracked = trained
     do("--mode=average", f"--workdir={workdir}", "--std=0.07,0.1", f"--out={tmp_path / 'ema'}")

@@ -149,6 +149,7 @@ assert not xla_bridge.backends_are_initialized()
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_in_all_and_four_go_on(start, runs, tmp_path):
     first = start(2, *options("digits_ct", tmp_path / "ct"))
     wait_for(lambda: has_steps(tmp_path / "ct", 3), first)
@@ -161,6 +162,7 @@ def test_sigterm_to_one_process_saves_in_all_and_four_go_on(start, runs, tmp_pat
     assert_same_run(tmp_path / "ct", runs / "ct")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_others_and_one_process_goes_on(start, runs, tmp_path):
     killed = start(2, *options("digits_ct", tmp_path / "ct", mesh__fsdp=2, checkpoint__save_every=20))
     wait_for((tmp_path / "ct" / "checkpoints" / "20").exists, killed)
@@ -173,6 +175,7 @@ def test_a_killed_worker_ends_the_others_and_one_process_goes_on(start, runs, tm
     assert_same_run(tmp_path / "ct", runs / "ct")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -190,6 +193,7 @@ def test_other_methods_train_as_in_one_process(start, runs, tmp_path, recipe, ch
     assert_same_run(tmp_path / "run", runs / recipe, 8)
 
 
+@pytest.mark.slow
 def test_a_large_draw_is_that_of_one_process(start, runs, tmp_path):
     said, _ = end(start(2, "--mode=sample", f"--workdir={runs / 'ct'}", "--num=1100", f"--out={tmp_path / 'two.npz'}"))
     assert said.count("1100 images") == 1

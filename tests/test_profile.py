@@ -28,6 +28,7 @@ def command_line(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_traces_its_steps_and_records_its_speed(tmp_path):
     done = command_line(f"--workdir={tmp_path}", "--profile=2:4")
     assert done.returncode == 0, done.stderr

@@ -76,6 +76,7 @@ def test_four_steps_in_a_call_give_the_same_run(one_by_one, tmp_path):
         assert names[0] == names[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_as_a_user")
 def test_a_stop_comes_at_the_end_of_a_call_and_the_run_goes_on(one_by_one, tmp_path, monkeypatch):
     reads = []

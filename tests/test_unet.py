@@ -52,6 +52,7 @@ def shapes_of(module, shape):
     return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "size", "count"),
     [
@@ -88,6 +89,7 @@ def test_every_input_matters_and_dropout_follows_its_key(tiny):
     np.testing.assert_allclose(net(params, **inputs | {"x": x.at[0].add(1.0)})[1], out[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_forward_mode_agrees_with_reverse_mode(tiny):
     net, params = tiny
     x, c_noise, out_dot = normal(1, 8, 8, 2), jnp.array([0.3]), normal(1, 8, 8, 2)
@@ -98,6 +100,7 @@ def test_forward_mode_agrees_with_reverse_mode(tiny):
     np.testing.assert_allclose(jnp.vdot(forward, out_dot), reverse, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_remat_and_half_precision_change_nothing_but_cost():
     fields = {**TINY, **NCSNPP, "channel_mult": (1,), "attention_resolutions": ()}
     params = init_params(UNet(**fields), jax.random.key(0), (8, 8, 1))
@@ -126,6 +129,7 @@ def test_encoders_and_decoders_at_odd_depths(encoder, decoder):
     assert shape.shape == (2, 28, 28, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [(UNet, TINY | NCSNPP), (ADM, TINY | {"head_channels": 8, "norm_groups": 8}), (EDM2, TINY | {"head_channels": 8})],
