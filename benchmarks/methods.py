@@ -1,8 +1,9 @@
-"""Every method of the family on the same data with the same network and updates, over several seeds: a table and plots.
+r"""Every method on the same data with the same network and updates, over several seeds: a table and plots.
 
     python benchmarks/methods.py --out=runs/methods                  # digits: some two minutes a run, 2 CPU cores
     python benchmarks/methods.py --out=runs/methods --only=ct,ect --seeds=1
-    python benchmarks/methods.py --recipes=cifar_small --only=ect,meanflow --out=runs/colour
+    python benchmarks/methods.py --recipes=cifar_small --steps=0 --only=ect,cd,meanflow,imf,soflow --out=runs/colour \
+        --change=data.data_dir=~/tensorflow_datasets
     python benchmarks/methods.py --data=oracle --out=runs/oracle     # six Gaussians in the plane
 
 Each method is its recipe configs/<recipes>_<method>.py, of which the seed and the number of steps alone are changed; on
@@ -28,6 +29,7 @@ import numpy as np
 
 from benchmarks import oracle
 from cmjax.cli import evaluate, train
+from cmjax.config.recipes import change
 from cmjax.core.sampling import gaussian, sample_denoiser, sample_fn
 from cmjax.core.solvers import ddim
 from cmjax.generation.sampling import consistency_sampler, diffusion_sampler, sample_images
@@ -49,12 +51,21 @@ POINTS = 4096
 
 
 def recipe(
-    name: str, out: Path, *, steps: int, data: str = "digits", recipes: str = "digits", seed: int = 0
+    name: str,
+    out: Path,
+    *,
+    steps: int,
+    data: str = "digits",
+    recipes: str = "digits",
+    seed: int = 0,
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The recipe of a method, its runs in `out`. steps: 0 for the recipe's own."""
+    """The recipe of a method, its runs in `out`. steps: 0 for the recipe's own. changes: as data.data_dir=…"""
     config = importlib.import_module(f"configs.{recipes}_{name}").get_config()
     config.seed, config.steps, config.samples.every = seed, steps or config.steps, 0
     config.log.tensorboard, config.report, config.metrics.num = False, False, 0
+    for field, _, value in (text.partition("=") for text in changes):
+        change(config, field, value)
     for section, field in ((config, "init_from"), (config.objective, "teacher"), (config.objective, "first_stage")):
         if section.get(field) not in (None, "", "teacher"):
             section[field] = str(out / Path(section[field]).name)
@@ -198,12 +209,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="of every method, teachers too; 0: each recipe's own")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--num", type=int, default=1500, help="samples that are evaluated")
+    parser.add_argument("--change", action="append", default=[], help="of every recipe, as data.data_dir=folder")
     parser.add_argument("--only", default=",".join(METHODS), help=f"of {','.join(METHODS)}")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := [name for name in names if name not in METHODS]:
         parser.error(f"--only={options.only}: {', '.join(unknown)} must be among {', '.join(METHODS)}")
     settings: dict[str, Any] = {"steps": options.steps, "data": options.data, "recipes": options.recipes}
+    settings["changes"] = options.change
     measure: Callable[[Path], dict[str, float]] = partial(image_row, num=options.num)
     if options.data == "oracle":
         measure = oracle_row

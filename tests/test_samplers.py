@@ -69,7 +69,7 @@ def images(runs, tmp_path, name, *arguments):
 
 @pytest.mark.parametrize("name", ["digits_meanflow", "digits_imf", "digits_shortcut", "digits_alphaflow", "mnist_imf",
                                   "cifar_meanflow", "cifar_imf", "cifar_shortcut", "cifar_alphaflow",
-                                  "cifar_small_meanflow"])  # fmt: skip
+                                  "cifar_small_meanflow", "cifar_small_imf", "cifar_small_soflow"])  # fmt: skip
 def test_recipes_of_flow_maps_go_from_time_to_time_as_their_papers_do(name):
     assert METHODS[load_recipe(name).objective.name].kind == "flow_map"
     assert read_run(load_recipe(name).to_dict(), data_there=False).samples.gamma == 0
