@@ -158,7 +158,7 @@ def _read(file: FilePath) -> Mapping[str, Any]:
     name = next((name for name in ENTRIES if name in found), next(iter(found), None))
     if len(found) > 1 and name not in ENTRIES:
         raise ForeignError(f"{file} holds several autoencoders, {', '.join(map(str, found))}: save one of them alone")
-    return found.get(name, content)
+    return content if name is None else found[name]
 
 
 def _prefixes(content: Mapping[Any, Any]) -> set[str]:

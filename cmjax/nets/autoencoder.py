@@ -47,14 +47,21 @@ class Part(nn.Module, kw_only=True):
 
 
 class Resnet(Part, kw_only=True):
-    """shortcut(x) + conv(act(norm(conv(act(norm(x)))))), the shortcut a matrix where the width changes."""
+    """shortcut(x) + conv(act(norm(conv(act(norm(x)))))), the shortcut a matrix where the width changes.
+
+    An embedding e adds linear(act(e)) to the first convolution.
+    """
 
     width: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"] | None = None
+    ) -> Float[Array, "b h w d"]:
         act = ACTIVATIONS[self.activation]
         h = self.conv(self.width, "conv1")(act(self.norm("norm1")(x)))
+        if embedding is not None:
+            h += nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(act(embedding))[:, None, None]
         h = self.conv(self.width, "conv2")(act(self.norm("norm2")(h)))
         return (x if x.shape[-1] == self.width else self.pointwise(self.width, "conv_shortcut")(x)) + h
 
