@@ -1,7 +1,7 @@
 """Changes that the site makes to its pages.
 
 Equations become MathML, which a browser draws without a script. `<!-- include CONTRIBUTING.md -->` becomes that file,
-with its relative links made absolute.
+with its relative links made absolute, and `<!-- configuration -->` the reference of every field.
 """
 
 import html
@@ -10,6 +10,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import configuration
 from latex2mathml.converter import convert
 from mkdocs.utils import get_relative_url
 
@@ -17,13 +18,14 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 IN_NOTEBOOK = re.compile(r"(?<!\$)\$\$(.+?)\$\$(?!\$)|(?<![\\$\w])\$([^$\n]+?)\$(?![\w$])", re.DOTALL)
 CODE = re.compile(r"(<(?:pre|code|script|style|svg)\b.*?</(?:pre|code|script|style|svg)>)", re.DOTALL)
 LINK = re.compile(r'href="(?!\w+:)([^"#]+\.(?:md|py))(#[^"]*)?"')
+FIELDS = "<!-- configuration -->"
 INCLUDE = re.compile(r"<!-- include (\S+) -->")
 ROOT = Path(__file__).parents[1]
 LOG = logging.getLogger("mkdocs.hooks")
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    """The page with the files that it includes. Their headings go one level down where the page has its own title."""
+    """The page with what it includes. Headings of files go one level down where the page has its own title."""
 
     def include(found: re.Match) -> str:
         path = ROOT / found[1]
@@ -31,6 +33,8 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
         text = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", rf"]({source}/\1)", path.read_text())
         return re.sub(r"(?m)^(?=#+ )", "#", text) if markdown.startswith("# ") else text
 
+    if FIELDS in markdown:
+        markdown = markdown.replace(FIELDS, configuration.page())
     return INCLUDE.sub(include, markdown)
 
 
