@@ -110,6 +110,6 @@ def test_wrong_times_are_named(text, message):
 
 def test_solvers_of_the_command_line_draw():
     x = jnp.ones((2, 3))
-    for text in ("euler", "heun", "midpoint(rho=3)", "dpmpp_2m", "churn(s_churn=10)", "ancestral"):
+    for text in ("euler", "heun", "midpoint(rho=3)", "dpmpp_2m", "dpmpp_3m", "churn(s_churn=10)", "ancestral"):
         samples = solver(text)[1](lambda x, t: x / (1 + t**2), x, jnp.array([2.0, 1.0, 0.5]), lambda i: x, path=ve)
         assert np.all(np.isfinite(samples))

@@ -120,7 +120,7 @@ CALLS = {
     "times of a likelihood ascend": lambda: encode((0.8, 80.0)),
     **{
         f"times of solvers.{name} ascend": partial(solve, getattr(solvers, name), (0.8, 80.0))
-        for name in ("euler", "ddim", "heun", "midpoint", "dpmpp_2m", "ancestral")
+        for name in ("euler", "ddim", "heun", "midpoint", "dpmpp_2m", "dpmpp_3m", "ancestral")
     },
     "times of solvers.churn ascend": lambda: solve(partial(solvers.churn, s_churn=1.0), (0.8, 80.0)),
     "a flow map's t at 0": lambda: FLOW(X, 0.0),

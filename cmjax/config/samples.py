@@ -38,6 +38,7 @@ SOLVERS: dict[str, SolverRow] = {
     "heun": SolverRow(solvers.heun, evaluations=2),
     "midpoint": SolverRow(solvers.midpoint, evaluations=2),
     "dpmpp_2m": SolverRow(solvers.dpmpp_2m, by_level=True),
+    "dpmpp_3m": SolverRow(solvers.dpmpp_3m, by_level=True),
     "churn": SolverRow(solvers.churn, evaluations=2, by_level=True),
     "ancestral": SolverRow(solvers.ancestral, by_level=True),
     "tsit5": SolverRow(solvers.tsit5, evaluations=None, library="diffrax"),
