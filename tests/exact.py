@@ -133,14 +133,14 @@ def gradients(losses, *arguments):
     return np.asarray(jax.jit(jax.jacfwd(losses))(jnp.asarray(AT_ZERO), *arguments))
 
 
-def standard_errors(losses):
+def standard_errors(losses, off=OFF):
     """How many standard errors the mean gradient of independent losses(params, variance) lies from zero, the largest
-    of its four elements: for a model that is exact, and for one that takes the data's variance for 1.2 of it.
+    of its four elements: for a model that is exact, and for one that takes the data's variance for another, `off`.
     """
     sums = jax.jit(
         lambda params, variance: (lambda each: (each.mean(0), each.std(0), len(each)))(
             jax.jacfwd(losses)(params, variance)
         )
     )
-    found = [sums(jnp.asarray(AT_ZERO), variance) for variance in (VARIANCE, OFF)]
+    found = [sums(jnp.asarray(AT_ZERO), variance) for variance in (VARIANCE, off)]
     return [float(jnp.max(jnp.abs(mean) / (std / count**0.5))) for mean, std, count in found]

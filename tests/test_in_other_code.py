@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import cmjax
-from cmjax import distances, losses, ode, oracles, paths, preconditioning, weightings
+from cmjax import distances, losses, ode, oracles, paths, preconditioning, solvers, weightings
 from cmjax.core.losses import tangents
 from cmjax.core.losses.alpha_flow import inverse_alpha
 from tests.compiling import on_devices
@@ -156,6 +156,10 @@ def teacher(x, t, **conditions):
 
 PLAIN, L2 = {"distance": distances.l2, "weight": weightings.uniform}, {"distance": distances.l2}
 TAUGHT = {"teacher": teacher, "ode_step": ode.heun_step, **PLAIN}
+ON_TRAJECTORIES = {  # of CMT's teacher
+    path: {"teacher": teacher, "trajectory": partial(solvers.states, path=ON[path].path, ode_step=ode.heun_step), **L2}
+    for path in ("ve", "linear")
+}
 SCALE = {"guidance": jnp.full(4, 2.0), "label": jnp.arange(4)}
 CALLS = {
     "denoising": ("ve", {"weight": weightings.uniform}, {}),
@@ -187,6 +191,9 @@ CALLS = {
     "facm": ("linear", {"teacher": teacher}, {}),
     "dmf": ("linear", {"guidance": 2.0}, {"label": jnp.arange(4)}),
     "ayf": ("linear", {"teacher": teacher, "normalize": tangents.unit_norm}, {}),
+    "imm": ("linear", {"group": 2, "weight": weightings.uniform}, {"label": jnp.arange(4)}),
+    "cmt": ("ve", {"grid": np.geomspace(0.002, 1.0, 3), **ON_TRAJECTORIES["ve"]}, {"label": jnp.arange(4)}),
+    "cmt_map": ("linear", {"grid": np.linspace(0, 1, 5), "group": 2, **ON_TRAJECTORIES["linear"]}, {}),
     "ctm": ("ve to any time", {"grid": np.geomspace(0.002, 1.0, 6), "weight": weightings.uniform, **TAUGHT}, {}),
 }
 

@@ -45,11 +45,14 @@ def digits_recipes():
     found = {}
     for path in sorted((Path(__file__).parents[1] / "configs").glob("digits_*.py")):
         config = importlib.import_module(f"configs.{path.stem}").get_config().to_dict()
-        found.setdefault(config["objective"]["name"], config)
+        name = config["objective"]["name"]
+        if name not in found or path.stem == f"digits_{name}":
+            found[name] = config
     found["edm2"] = changed(found["denoising"], {"objective.name": "edm2", "net.weight_head": 4})
     grid = dict.fromkeys(("objective.curriculum", "objective.intervals"))
     latent = {"objective.name": "lcm", "objective.pairs": "skipping(steps=100, skip=5)", "model": DDPM}
     found["lcm"] = changed(found["guided_cd"], grid | latent | {"samples.times": (0.9,), "objective.weight": "uniform"})
+    found["cmt"] = changed(found["cmt"], {"objective.grid": "logarithmic(steps=4)"})
     small = {"net.width": 8, "net.depth": 1, "net.embedding_width": 8, "net.frequencies": 4, "batch_size": 8}
     return {name: changed(config, small) for name, config in found.items()}
 
@@ -184,6 +187,19 @@ WRONG = [
     ("ayf", {"objective.teacher": ""}, "objective.teacher=", "must name the workdir"),
     ("ctm", {"objective.num_scales": 2}, "objective.num_scales=", "at least 3"),
     ("ctm", {"model": RECIPES["meanflow"]["model"]}, "objective.name=", "needs config.model.path=ve"),
+    ("imm", {"objective.group": 3}, "batch_size=8", "a part, of 8 samples .*, must hold whole groups of 3"),
+    ("imm", {"grad_accumulation": 4}, "batch_size=8", "a part, of 2 samples .*, must hold whole groups of 4"),
+    ("imm", {"objective.group": 0}, "objective.group=", "at least 1"),
+    ("imm", {"model.t_max": 1.0}, "objective.gap=", "finite at t_max=1"),
+    ("imm", {"objective.kernel": "laplace(width=0)"}, "objective.kernel=", "width must be above 0"),
+    ("imm", {"objective.weight": "karras"}, "objective.weight=", "uniform, sigmoid"),
+    ("imm", {"objective.keeps_label": True}, "objective.name=", "set config.net.class_conditional"),
+    ("cmt", {"objective.grid": "logarithmic(steps=16)"}, "batch_size=8", "whole groups of 16"),
+    ("cmt", {"objective.teacher": ""}, "objective.teacher=", "must name the workdir"),
+    ("cmt", {"objective.trajectory": "dpmpp_2m"}, "objective.trajectory=", "dpmpp_3m, euler, heun"),
+    ("cmt_map", {"objective.trajectory": "dpmpp_3m"}, "objective.trajectory=", "no end at these times"),
+    ("cmt_map", {"objective.grid": "logarithmic(steps=4)"}, "objective.grid=", "0 < t_min < t_max"),
+    ("cmt_map", {"objective.group": 16}, "batch_size=8", "whole groups of 16"),
 ]  # fmt: skip
 
 
@@ -294,6 +310,7 @@ def test_a_method_has_one_name():
     """Of its loss, its objective and its recipes; denoising has a recipe for each path."""
     assert set(METHODS) == set(losses.__all__)
     named = {name.removeprefix("digits_") for name in DIGITS} - {"edm", "trig", "flow", "classes"}
+    named -= {"cmt_ect", "cmt_meanflow"}  # ECT and MeanFlow, from what CMT has learned
     assert named == set(METHODS) - {"denoising", "edm2", "lcm"}
 
 

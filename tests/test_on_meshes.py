@@ -112,7 +112,7 @@ FUNCTIONS = {
     **{f"a network, {name}": (lambda *inputs, name=name: network(name)(*inputs), (X, T, LABEL)) for name in FIELDS},
     **{
         f"solvers.{name}": (partial(solve, getattr(solvers, name)), (X, LABEL))
-        for name in ("euler", "ddim", "heun", "midpoint", "dpmpp_2m", "ancestral")
+        for name in ("euler", "ddim", "heun", "midpoint", "dpmpp_2m", "dpmpp_3m", "ancestral")
     },
     "solvers.churn": (partial(solve, partial(solvers.churn, s_churn=1.0)), (X, LABEL)),
     "sample_fn": (
@@ -137,6 +137,9 @@ FUNCTIONS = {
     **{f"the path {name}": (partial(on_its_path, *pair), (X, T)) for name, pair in PAIRS.items()},
 }
 SIZE_NEEDED = {
+    "losses.imm": "group=2 needs the batch size",
+    "losses.cmt": "group=2 needs the batch size",
+    "losses.cmt_map": "group=2 needs the batch size",
     "losses.shortcut": "fraction=0.5 of the batch needs the batch size",
     "losses.tcm": "fraction=0.25 of the batch needs the batch size",
     "couplings.minibatch_ot": "minibatch_ot needs the batch size",

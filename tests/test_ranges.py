@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.config import choices, model, optimizer, samples
+from cmjax.config import choices, groups, model, optimizer, samples
 from cmjax.config.data import AUGMENTATIONS
 from cmjax.config.fields import ConfigError, Fields
-from cmjax.core import curricula, pairs, paths, preconditioning
+from cmjax.core import curricula, map_pairs, pairs, paths, preconditioning
 from cmjax.core.losses import alpha_flow, tangents
 
 T = jnp.array([0.1, 0.5, 0.9])
@@ -53,7 +53,12 @@ TABLES = {
     "normalize": (choices.NORMALIZATIONS, {}, lambda f: f(X)),
     "distance": ({k: f for k, f in choices.DISTANCES.items() if k != "lpips"}, {},
                  lambda f: [f(X, Y), jax.grad(lambda x: f(x, Y).sum())(X)]),
-    "gap": ({"shrinking": pairs.shrinking_gap}, {"stage": lambda step: step // 300}, lambda make: make()(T, STEPS[:3])),
+    "gap": ({"shrinking": pairs.shrinking_gap, "level": map_pairs.level_gap}, {"stage": lambda step: step // 300},
+            lambda make: make()(T, STEPS[:3])),
+    "times of groups": (groups.TIMES_BELOW, {"path": paths.ve}, lambda make: make()(jax.random.key(0), T)),
+    "grid": (groups.GRIDS, {}, lambda make: make()),
+    "kernel": (groups.KERNELS, {}, lambda f: f(X - Y, jnp.ones((2, 2, 2)))),
+    "group weight": (groups.WEIGHTINGS, {"path": paths.ve}, lambda f: f(T, T)),
     "derivative": (choices.DERIVATIVES, {}, lambda make: list(make()(lambda x, t: x * t, (X, 0.5), (Y, 1.0)))),
     "warmup": ({"ramp": tangents.ramp}, {}, lambda make: make()(STEPS)),
     "alpha": ({"sigmoid": alpha_flow.alpha_schedule}, {}, lambda make: make()(STEPS)),

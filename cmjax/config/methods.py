@@ -66,6 +66,9 @@ METHODS: dict[str, Row] = {
     "dmf": Row("flow_map", "two", "linear", instead={"teacher": "optional_teacher"}, also=("weight_head",)),
     "rcgm": Row("flow_map", "two", "linear", instead={"weight": "map_weight"}),
     "ayf": Row("flow_map", "two", "linear", also=("guided_teacher",)),
+    "imm": Row("flow_map", "grouped", "linear ve", instead={"weight": "group_weight"}, also=("keeps_label",)),
+    "cmt": Row("consistency", "states", "ve", instead={"grid": "trajectory_grid"}),
+    "cmt_map": Row("flow_map", "two_states", "linear", instead={"grid": "trajectory_grid"}),
     "ctm": Row("flow_map", "skipping_grid", "ve", instead={"weight": "weight_of_t"}),
 }  # fmt: skip
 RENAMED = {"progressive": "pd", "mean_flow": "meanflow", "improved_mean_flow": "imf", "alpha_flow": "alphaflow"}

@@ -8,15 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.config import choices
+from cmjax.config import choices, groups, readers
 from cmjax.config.fields import Fields, value_problem
 from cmjax.config.methods import METHODS, method_name
 from cmjax.config.model import ModelSpec
-from cmjax.config.readers import READERS, Objective, Part, read_alpha, read_fraction, read_grid
+from cmjax.config.readers import Objective, Part, read_alpha, read_fraction, read_grid
 from cmjax.core import curricula, ema_rates, losses, map_pairs, pairs, times
 from cmjax.core.pairs import PairSampler
 from cmjax.core.typing import Samples, TimeSampler
 from cmjax.training.method import Method
+
+READERS = {**readers.READERS, **groups.READERS}
 
 
 def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
@@ -191,4 +193,5 @@ TIMES: dict[str, Callable[[Objective], Part]] = {
     "parted": _parted,
     "near": _near,
     "skipping_grid": _skipping_grid,
+    **groups.TIMES,
 }

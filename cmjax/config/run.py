@@ -170,6 +170,9 @@ def _check_together(fields: Fields, spec: ModelSpec, method: Method, part: int) 
     if method.fraction and not 0 < part_of(method.fraction, part) < part:
         problem = f"config.objective.fraction={method.fraction} of a part of {part} must leave samples of both kinds"
         raise fields.error("grad_accumulation", problem)
+    if part % method.group:
+        problem = f"a part, of {part} samples (config.grad_accumulation), must hold whole groups of {method.group}"
+        raise fields.error("batch_size", problem)
     section = fields.section("data")
     if method.guided_by and not (method.teacher or fields.text("init_from") or section.number("label_dropout")):
         field = f"config.objective.{method.guided_by}={fields.section('objective').value(method.guided_by)!r}"

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
 from cmjax.core.paths import Path, ve
+from cmjax.ranges import Count, Positive
 
 LOWEST = 0.002
 """The noise level that replaces a lower one, such as 0, in the spacing of a grid."""
@@ -50,6 +51,28 @@ def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> 
     low, high = (float(path.noise_level(t)) for t in (t_min, t_max))
     levels = karras_grid(n, t_min=max(low, LOWEST), t_max=high, rho=rho)
     grid = np.array(path.time_at(jnp.asarray(levels, float)), np.float64)  # a copy, for a view cannot be written to
+    grid[0], grid[-1] = t_min, t_max
+    return grid
+
+
+def logarithmic(*, steps: Count, t_min: float, t_max: float) -> Float64[np.ndarray, " n"]:
+    """Times from t_min to t_max, evenly spaced in ln t, (steps + 1,) float64, ascending.
+
+    Raises: ValueError where t_min is 0.
+    """
+    if not 0 < t_min < t_max:
+        raise ValueError(f"t_min and t_max must satisfy 0 < t_min < t_max, got {t_min} and {t_max}")
+    return np.geomspace(t_min, t_max, steps + 1)
+
+
+def shifted(*, steps: Count, t_min: float, t_max: float, shift: Positive = 1.0) -> Float64[np.ndarray, " n"]:
+    """Times t = k·u/(1 + (k − 1)·u) with u evenly spaced, from t_min to t_max: a `shift` k above 1 crowds them at 1.
+
+    [Esser et al. 2024, sec. 5.3.2]   Returns: (steps + 1,) float64, ascending, both ends exact.
+    """
+    low, high = (t / (shift - (shift - 1) * t) for t in (t_min, t_max))
+    even = np.linspace(low, high, steps + 1)
+    grid = shift * even / (1 + (shift - 1) * even)
     grid[0], grid[-1] = t_min, t_max
     return grid
 

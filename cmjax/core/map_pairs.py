@@ -1,15 +1,22 @@
 """Samplers of `Times` for flow maps: three times of a trajectory, and times by their distance."""
 
+from collections.abc import Callable
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
 from cmjax.core.batch import Times
-from cmjax.core.pairs import PairSampler, check_fraction, two_samples
+from cmjax.core.pairs import PairSampler, Ratio, check_fraction, two_samples
+from cmjax.core.paths import Path
 from cmjax.core.times import part_of
-from cmjax.core.typing import Schedule, TimeSampler
-from cmjax.ranges import Fraction
+from cmjax.core.typing import PerSample, PRNGKey, Schedule, TimeSampler
+from cmjax.ranges import Fraction, LogMean, LogStd, Within
+
+Below = Callable[[PRNGKey, PerSample], PerSample]
+"""(key, highest (b,)) -> times (b,) of a distribution that ends at `highest`."""
 
 
 def parted(pairs: PairSampler, *, middle: bool = False) -> PairSampler:
@@ -88,5 +95,77 @@ def skipping_grid_pairs(grid: Float64[np.ndarray, " n"], levels: TimeSampler, *,
         end = jnp.floor(s * (place - count + 1)).astype(int)
         alone, level = jnp.arange(batch_size) < part_of(fraction, batch_size), levels(level_key, batch_size)
         return Times(*(jnp.where(alone, level, points[i]) for i in (place, place - count, end)))
+
+    return sample
+
+
+def grouped(below: Below, ratio: Ratio, *, group: int, t_max: float) -> PairSampler:
+    """Times for groups of samples that follow one another, equal within each: t up to t_max, s up to t, r from `ratio`.
+
+    r is s where the ratio gives less.   [Zhou et al. 2025, IMM, alg. 1]
+    """
+
+    def sample(key, batch_size, step):
+        t_key, s_key = jax.random.split(key)
+        t = below(t_key, jnp.full(batch_size // group, t_max))
+        s = below(s_key, t)
+        return Times(*(jnp.repeat(time, group) for time in (t, jnp.clip(ratio(t, step), s, t), s)))
+
+    return sample
+
+
+def uniform_below(*, t_min: float) -> Below:
+    """Uniform times between t_min and `highest`.   [Zhou et al. 2025, IMM, app. B]"""
+    return lambda key, highest: t_min + jax.random.uniform(key, highest.shape) * (highest - t_min)
+
+
+def lognormal_below(*, mean: LogMean, std: LogStd, path: Path, t_min: float) -> Below:
+    """Times between t_min and `highest`, whose noise levels σ = b/a have the density of ln σ ~ N(mean, std²) there."""
+
+    def sample(key, highest):
+        low, high = ((jnp.log(path.noise_level(t)) - mean) / std for t in (jnp.full_like(highest, t_min), highest))
+        level = jnp.exp(mean + std * jax.random.truncated_normal(key, low, high))
+        return jnp.clip(path.time_at(level), t_min, highest)
+
+    return sample
+
+
+def level_gap(*, k: Annotated[float, Within(0, 100)], path: Path, t_min: float, t_max: float) -> Ratio:
+    """The time r >= t_min with b/a lower than at t by 2^−k of its range: b/a at t_max minus that at t_min.
+
+    [Zhou et al. 2025, IMM, app. B]   Raises: ValueError where the noise level is infinite at t_max.
+    """
+    if t_max >= path.signal_ends:
+        raise ValueError(f"needs a noise level that is finite at t_max={t_max:g}: set it a little lower")
+
+    def ratio(t, step):
+        least, most = (path.noise_level(jnp.asarray(end, t.dtype)) for end in (t_min, t_max))
+        return path.time_at(jnp.maximum(path.noise_level(t) - (most - least) / 2**k, least))
+
+    return ratio
+
+
+def all_of(grid: Float64[np.ndarray, " n"]) -> PairSampler:
+    """The n − 1 points of an ascending grid above its first, from the last one down, again and again.
+
+    [Hu et al. 2025, CMT, alg. 1]
+    """
+
+    def sample(key, batch_size, step):
+        points = jnp.asarray(grid[:0:-1], jnp.float32)
+        return Times(points[jnp.arange(batch_size) % len(points)])
+
+    return sample
+
+
+def two_of(grid: Float64[np.ndarray, " n"]) -> PairSampler:
+    """t and s < t, two points of an ascending grid, all such pairs equally probable.   [MF-RAE, the released code]"""
+
+    def sample(key, batch_size, step):
+        first_key, apart_key = jax.random.split(key)
+        one = jax.random.randint(first_key, (batch_size,), 0, len(grid))
+        other = (one + jax.random.randint(apart_key, (batch_size,), 1, len(grid))) % len(grid)
+        points = jnp.asarray(grid, jnp.float32)
+        return Times(points[jnp.maximum(one, other)], s=points[jnp.minimum(one, other)])
 
     return sample

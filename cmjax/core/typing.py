@@ -69,6 +69,9 @@ Integrator = Callable[[Velocity, Array, Array], Array]
 BoundDenoiser = Callable[[Array, Any], Array]
 """D(x, t) with parameters and conditions bound: (x, t) -> the estimate of the clean data."""
 
+Trajectory = Callable[[BoundDenoiser, Array, Any], Array]
+"""(denoise, x, times) -> the states (n, b, ...) at the descending times (n,) of the solution through x at times[0]."""
+
 Noises = Callable[[Any], Array]
 """index -> a unit Gaussian of the samples' shape, independent for each index."""
 

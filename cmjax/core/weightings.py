@@ -3,10 +3,13 @@
 SNR is t⁻², the signal-to-noise ratio of x0 + t·noise for unit-variance data.
 """
 
+import jax
 import jax.numpy as jnp
 
+from cmjax.core.paths import Path
 from cmjax.core.preconditioning import Preconditioning
 from cmjax.core.typing import PerSample
+from cmjax.ranges import NotNegative, Real
 
 
 def uniform(t: PerSample, r: PerSample) -> PerSample:
@@ -51,3 +54,15 @@ def inverse_c_out(t: PerSample, r: PerSample, *, scalings: Preconditioning) -> P
 def tan_gap(t: PerSample, s: PerSample) -> PerSample:
     """The weight 1 + tan((1 − (t − s))·π/2.5) of a flow map from t to s, 1 to 4.1.   [Sun et al. 2025, RCGM]"""
     return 1 + jnp.tan((1 - (t - s)) * jnp.pi / 2.5)
+
+
+def sigmoid(
+    t: PerSample, s: PerSample, *, path: Path, sigma_data: float, shift: Real = 5.0, power: NotNegative = 1.0
+) -> PerSample:
+    """The weight −½·λ'(t)·sigmoid(shift − λ(t))·a^power/(a² + b²), λ = ln(a²/b²), with b in units of σ_d.
+
+    [Zhou et al. 2025, IMM, eq. 13; Kingma & Gao 2023]
+    """
+    a, b = path.a(t), path.b(t) / sigma_data
+    falls = 2 * (path.db(t) / path.b(t) - path.da(t) / a)
+    return falls / 2 * jax.nn.sigmoid(shift - 2 * jnp.log(a / b)) * a**power / (a**2 + b**2)

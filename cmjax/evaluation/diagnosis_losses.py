@@ -1,5 +1,6 @@
 """Diagnoses a run's loss by noise level: that of its newest checkpoint, and as its training recorded it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -48,7 +49,8 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     mesh, model, workdir = make_mesh(), trained.model, trained.folder
     edges = bin_edges(model, BINS)
     # at most what one part of a training batch holds: no more memory than training takes
-    size = max(min(num, run.batch_size // run.grad_accumulation) // jax.device_count(), 1) * jax.device_count()
+    unit = math.lcm(jax.device_count(), run.method.group)
+    size = max(min(num, run.batch_size // run.grad_accumulation) // unit, 1) * unit
     batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
     try:
         frozen = {name: weights.load() for name, weights in run.method.frozen.items()}

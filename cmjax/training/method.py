@@ -43,6 +43,7 @@ class Method:
           guidance, interval: sample the scale, and for times t and s the interval, of guidance that the network takes.
           labels: `drop_first` and `keep_labels` of `step.prepare_inputs`.
           fraction: of the batch, its first samples, which learn in another way.
+          group: how many samples of the batch, one after another, belong together; it must hold whole groups.
           coupling: (x0, noise, times, labels) -> the noise of each sample; None: independent of it.
           stages: the steps at which trainings with a new teacher begin; () for none.
           teacher: the folder of the run that is distilled, "" for none. teacher_kind: the kind of model that it must
@@ -64,6 +65,7 @@ class Method:
     interval: Callable[[PRNGKey, PerSample, PerSample], Array] | None = None
     labels: Mapping[str, bool] = field(default_factory=dict)
     fraction: float = 0.0
+    group: int = 1
     coupling: Callable[..., Samples] | None = None
     stages: Sequence[int] = ()
     teacher: str = ""

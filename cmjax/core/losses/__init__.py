@@ -18,8 +18,9 @@ from cmjax.core.losses.consistency import ct, ect, ict, multistep_ct, sct, tcm
 from cmjax.core.losses.continuous import continuous_cd, continuous_ct, scm_cd, scm_ct
 from cmjax.core.losses.diffusion import denoising, edm2
 from cmjax.core.losses.distillation import cd, guided_cd, lcm, pd
-from cmjax.core.losses.distilled_maps import ayf, ctm
+from cmjax.core.losses.distilled_maps import ayf, cmt, cmt_map, ctm
 from cmjax.core.losses.flow_maps import imf, meanflow, shortcut
+from cmjax.core.losses.moments import imm
 from cmjax.core.losses.recursive import rcgm
 from cmjax.core.losses.self_distillation import esd, lsd, psd, tvm
 from cmjax.core.losses.soflow import soflow
@@ -28,6 +29,8 @@ __all__ = [
     "alphaflow",
     "ayf",
     "cd",
+    "cmt",
+    "cmt_map",
     "continuous_cd",
     "continuous_ct",
     "ct",
@@ -41,6 +44,7 @@ __all__ = [
     "guided_cd",
     "ict",
     "imf",
+    "imm",
     "lcm",
     "lsd",
     "meanflow",

@@ -1,4 +1,4 @@
-"""Flow maps between any two times that are distilled from a diffusion teacher: AYF and CTM."""
+"""Flow maps that are distilled from a diffusion teacher: AYF, CTM, and CMT, whose inputs are its trajectories."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,17 +6,29 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float64
+from jaxtyping import Array, Float, Float64, Int
 
 from cmjax.core.batch import Batch
 from cmjax.core.derivatives import Derivative
 from cmjax.core.distances import l2
 from cmjax.core.losses.flow_maps import mean_velocity, on_line, on_path, teacher_velocity, velocity_at
+from cmjax.core.losses.moments import check_groups
 from cmjax.core.losses.tangents import Normalize
 from cmjax.core.model import Model, check_path
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import BoundDenoiser, Distance, OdeStep, Params, PerSample, PRNGKey, Samples, Weight
-from cmjax.system.mesh import with_auto_axes
+from cmjax.core.typing import (
+    BoundDenoiser,
+    Distance,
+    OdeStep,
+    Params,
+    PerSample,
+    PRNGKey,
+    Samples,
+    Trajectory,
+    Weight,
+)
+from cmjax.ranges import Count
+from cmjax.system.mesh import split_as, whole, with_auto_axes
 
 
 def ayf(
@@ -84,6 +96,86 @@ def ctm(
     denoised = model.path.denoised(x_t, velocity_at(model, params, key, x_t, t, batch.conditions), t)
     error = weight(t, jnp.zeros_like(t)) * l2(denoised, batch.x0)
     return jnp.where(s < t, distance(estimate, jax.lax.stop_gradient(target)), error)
+
+
+def cmt(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    teacher: BoundDenoiser,
+    trajectory: Trajectory,
+    grid: Float64[np.ndarray, " n"],
+    distance: Distance,
+) -> PerSample:
+    """CMT: d(f_θ(x_t, t), x_ε), where x_t and x_ε lie on one trajectory of the teacher.   [Hu et al. 2025, CMT, eq. 6]
+
+    There is a trajectory for every n − 1 samples, as many as it has states above its end: they follow one another, and
+    have the states' times. It starts from the first one's data and noise at the last time of the `grid`, with its
+    conditions, and goes down to the first time ε. Its times: `map_pairs.all_of`.
+    Raises: ValueError where the batch does not consist of such groups, or its size is symbolic.
+    """
+    at, conditions = _on_trajectories(model, batch, teacher, trajectory, grid, len(grid) - 1)
+    t = batch.times.t
+    estimate = model(params, at(t), t, key=key, **conditions)
+    return distance(estimate, at(jnp.full_like(t, grid[0])))
+
+
+def cmt_map(
+    model: Model,
+    params: Params,
+    key: PRNGKey | None,
+    batch: Batch,
+    *,
+    teacher: BoundDenoiser,
+    trajectory: Trajectory,
+    grid: Float64[np.ndarray, " n"],
+    group: Count,
+    distance: Distance,
+) -> PerSample:
+    """CMT of flow maps: d(u_θ(x_t, t, s), (x_t − x_s)/(t − s)), where both states lie on one trajectory of the teacher.
+
+    There is a trajectory for every `group` of samples that follow one another, as in `cmt`; t and s are any two points
+    of the `grid`. Its times: `map_pairs.two_of`.   [Hu et al. 2025, CMT; MF-RAE with the times that its states have]
+    Raises: ValueError as `cmt`, and where the path is not linear.
+    """
+    t, s, *_ = on_line(model, batch)
+    at, conditions = _on_trajectories(model, batch, teacher, trajectory, grid, group)
+    x_t, x_s = at(t), at(s)
+    u = model.output(params, x_t, t, s, key=key, **conditions)
+    return distance(u, (x_t - x_s) / per_sample(t - s, x_t))
+
+
+def _on_trajectories(
+    model: Model, batch: Batch, teacher: BoundDenoiser, trajectory: Trajectory, grid: np.ndarray, group: int
+) -> tuple[Callable[[PerSample], Samples], dict[str, Array]]:
+    """The state of each sample's trajectory at a time of the grid, a function of the times, and its conditions."""
+    check_path(model, teacher)
+    check_groups(batch.x0.shape[0], group)
+
+    def first(value: Array) -> Array:
+        return split_as(whole(value)[::group], batch.x0)
+
+    conditions = {name: first(value) for name, value in batch.conditions.items()}
+    start = model.path.add_noise(first(batch.x0), first(batch.noise), grid[-1])
+    states = trajectory(lambda x, t: teacher(x, t, **conditions), start, grid[::-1])
+    states = jax.lax.stop_gradient(whole(jnp.moveaxis(states, 0, 1)))
+
+    def at(times: PerSample) -> Samples:
+        place = len(grid) - 1 - _places_in(jnp.asarray(grid, times.dtype), times)
+        return _chosen(place, states)
+
+    spread = {name: split_as(jnp.repeat(whole(value), group, axis=0), batch.x0) for name, value in conditions.items()}
+    return at, spread
+
+
+@with_auto_axes
+def _chosen(place: Int[Array, " b"], states: Float[Array, "g n *dims"]) -> Samples:
+    """The state (b, ...) at each place (b,) of the trajectory of its group."""
+    by_group = place.reshape(states.shape[0], -1, *(1,) * (states.ndim - 2))
+    chosen = jnp.take_along_axis(states, by_group, axis=1)
+    return chosen.reshape(place.shape[0], *states.shape[2:])
 
 
 @partial(with_auto_axes, rows_from=1)
