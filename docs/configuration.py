@@ -9,7 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from recording import Read, all_reads, keywords_of
 
 from cmjax.config.model import Size
-from cmjax.config.readers import READERS
+from cmjax.config.objective import READERS
 from cmjax.nets import NETS, defaults
 from cmjax.ranges import LARGE, NotNegative, Within
 from configs import common
@@ -187,10 +187,11 @@ def _one_of(choices: Iterable[str]) -> str:
 
 def _choice(field: str, name: str, function: Callable[..., Any], known: Mapping[str, Any]) -> str:
     """A line about a choice: its parameters with their defaults, what it is, and the parameters' ranges."""
+    bound = function.keywords if isinstance(function, partial) else ()
     parameters = [
         p
         for p in inspect.signature(function).parameters.values()
-        if (p.kind == p.KEYWORD_ONLY or p.default is not p.empty) and p.name not in known
+        if (p.kind == p.KEYWORD_ONLY or p.default is not p.empty) and p.name not in known and p.name not in bound
     ]
     written = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
     ranges = "; ".join(f"`{p.name}`: {_of_annotation(p.annotation)}" for p in parameters)
@@ -205,7 +206,7 @@ def sentence(field: str, name: str, function: Callable[..., Any]) -> str:
     """
     if own := texts()["choices"].get(field, {}).get(name):
         return own
-    if not function.__doc__:
+    if isinstance(function, partial) or not function.__doc__:
         raise KeyError(f"{field} = {name}: no docstring, and docs/configuration.toml has no [choices] of it")
     first = " ".join(function.__doc__.partition("\n\n")[0].split("   [")[0].split())
     return re.split(r"(?<=\.)\s+(?=[A-Z`])", first)[0].replace("*", r"\*")
