@@ -1,4 +1,4 @@
-"""Consistency distillation of the teacher of mnist_edm, with Heun steps: the model of the README's edited digits.
+"""Consistency distillation of the teacher of mnist_edm, with Heun steps: its edits are in docs/howto/editing.md.
 
 python -m cmjax.main --config=configs/mnist_edm.py --config.data.data_dir=~/tensorflow_datasets
 python -m cmjax.main --config=configs/mnist_cd.py --config.data.data_dir=~/tensorflow_datasets

@@ -21,6 +21,14 @@ def test_the_reference_has_every_public_name():
     assert {name.removesuffix(".BoundModel") for name in described} == modules | losses
 
 
+@pytest.mark.parametrize(
+    "words", ["several GPUs", "learning-rate schedule", "mixed precision", "ONNX", "notebooks", "non-square images"]
+)
+def test_a_heading_answers_what_is_searched_for(words):
+    headings = re.findall(r"(?m)^#+ (.+)$", (DOCS / "faq.md").read_text())
+    assert any(words.lower() in heading.lower() for heading in headings)
+
+
 @pytest.fixture
 def tutorial(monkeypatch):
     """Runs a tutorial as a script and gives its names."""
