@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cmjax.core.model import BoundModel, Model
     from cmjax.core.sampling import sample_chain, sample_denoiser, sample_fn
     from cmjax.interop.autoencoder import load_autoencoder
+    from cmjax.interop.pipeline import load_pipeline
     from cmjax.runs.trained import load
     from cmjax.training.optimizer import averages, track_averages
     from cmjax.training.plain_step import make_train_step
@@ -44,9 +45,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch", "BoundModel", "Model", "Times", "averages", "couplings", "curricula", "derivatives", "distances",
-    "editing", "ema_rates", "grids", "guidance", "karras_grid", "likelihood", "load", "load_autoencoder", "losses",
-    "make_train_step", "map_pairs", "ode", "oracles", "pairs", "paths", "preconditioning", "sample_chain",
-    "sample_denoiser", "sample_fn", "sampling", "solvers", "times", "track_averages", "typing", "weightings",
+    "editing", "ema_rates", "grids", "guidance", "karras_grid", "likelihood", "load", "load_autoencoder",
+    "load_pipeline", "losses", "make_train_step", "map_pairs", "ode", "oracles", "pairs", "paths", "preconditioning",
+    "sample_chain", "sample_denoiser", "sample_fn", "sampling", "solvers", "times", "track_averages",
+    "typing", "weightings",
 ]  # fmt: skip
 
 _FROM = {
@@ -55,6 +57,7 @@ _FROM = {
     "core.model": ("BoundModel", "Model"),
     "core.sampling": ("sample_chain", "sample_denoiser", "sample_fn"),
     "interop.autoencoder": ("load_autoencoder",),
+    "interop.pipeline": ("load_pipeline",),
     "runs.trained": ("load",),  # reads checkpoints, so it brings flax and orbax with it
     "training.optimizer": ("averages", "track_averages"),
     "training.plain_step": ("make_train_step",),

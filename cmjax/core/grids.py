@@ -92,3 +92,45 @@ def level_edges(bins: int, *, path: Path, t_min: float, t_max: float) -> Float64
 def bin_of(levels: Float[Array, " b"], edges: Float64[np.ndarray, " n"]) -> Int[Array, " b"]:
     """Finds the bin of each noise level, 0 … len(edges) − 2; levels beyond the ends belong to the bins there."""
     return jnp.searchsorted(jnp.asarray(edges[1:-1]), levels, side="right")
+
+
+def ddim_steps(n: int, *, steps: int = 1000, offset: int = 0, spacing: str = "leading") -> Int[np.ndarray, " n"]:
+    """The steps of a discrete diffusion model at which DDIM evaluates it, descending; on `paths.ddpm` times are
+    step/steps.
+
+    Args:    n: how many, at most `steps`. offset: added to each of the spacing "leading", as Stable Diffusion has 1.
+             spacing: "leading", "trailing" or "linspace": where the last interval, the first, or neither is left out.
+    Raises:  ValueError naming the argument that is out of range.
+
+    >>> ddim_steps(4, offset=1).tolist(), ddim_steps(4, spacing="trailing").tolist()
+    ([751, 501, 251, 1], [999, 749, 499, 249])
+    """
+    if not 1 <= n <= steps:
+        raise ValueError(f"n must lie in 1 … {steps}, got {n}")
+    if spacing == "leading":
+        grid = np.arange(n)[::-1] * (steps // n) + offset
+    elif spacing == "trailing":
+        grid = np.round(np.arange(steps, 0, -steps / n))[:n].astype(int) - 1
+    elif spacing == "linspace":
+        grid = np.round(np.linspace(0, steps - 1, n))[::-1].astype(int)
+    else:
+        raise ValueError(f"spacing must be leading, trailing or linspace, got {spacing!r}")
+    return np.minimum(grid, steps - 1)
+
+
+def lcm_steps(n: int, *, original: int = 50, steps: int = 1000, strength: float = 1.0) -> Int[np.ndarray, " n"]:
+    """The steps at which a latent consistency model is evaluated, descending: n of the `original` that it learned.
+
+    Args:    strength: of an edit: the grid has its lowest int(original·strength) steps alone, of which n are taken.
+    Raises:  ValueError naming the argument that is out of range.
+    [Luo et al. 2023, latent consistency models, the released code]
+
+    >>> lcm_steps(4).tolist(), lcm_steps(4, strength=0.5).tolist()
+    ([999, 759, 499, 259], [499, 379, 259, 139])
+    """
+    if not 1 <= original <= steps or not 0 < strength <= 1:
+        raise ValueError(f"original must lie in 1 … {steps} and strength in (0, 1], got {original} and {strength}")
+    grid = np.arange(int(original * strength), 0, -1) * (steps // original) - 1
+    if not 1 <= n <= len(grid):
+        raise ValueError(f"n must lie in 1 … {len(grid)}, the steps of {original} at strength={strength:g}, got {n}")
+    return grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]

@@ -91,7 +91,7 @@ def load_unet(folder: FilePath, **fields: Any) -> tuple[ConditionalUNet, Any]:
     Args:   fields: of the module, such as `dtype`, `remat` and `attention`.
     Raises: ForeignError naming the class where it is another one, fields that cannot be, or keys that do not fit.
     """
-    module = unet_module(read_config(folder / "config.json"), folder / "config.json", **fields)
+    module: Any = unet_module(read_config(folder / "config.json"), folder / "config.json", **fields)
     file, arrays = part_weights(folder)
     try:
         return module, filled(arrays, unet_shapes(module), lambda path: Source((unet_key(path),), from_torch))

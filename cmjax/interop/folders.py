@@ -39,14 +39,7 @@ def content_of(file: FilePath) -> Mapping[str, Any]:
     Raises: ForeignError where a file is damaged, or one that an index names is missing.
     """
     if INDEX.search(file.name):
-        names = read_config(file).get("weight_map")
-        # names alone: a path could lead out of the index's folder
-        if not isinstance(names, dict) or not all(type(name) is str and "/" not in name for name in names.values()):
-            raise ForeignError(f"{file} is no index of files: it has no weight_map")
-        shards = sorted(set(names.values()))
-        if missing := [name for name in shards if not (file.parent / name).is_file()]:
-            raise ForeignError(f"{file} names files that are missing: {', '.join(missing)}")
-        return {key: array for name in shards for key, array in content_of(file.parent / name).items()}
+        return {key: array for name in shards_of(file) for key, array in content_of(file.parent / name).items()}
     if file.suffix == ".safetensors":
         return read_safetensors(file)[0]
     try:
@@ -68,3 +61,29 @@ def part_weights(folder: FilePath) -> tuple[FilePath, Mapping[str, Any]]:
             f"{folder} has no weights, {STEMS[0]}{SUFFIXES[0]} or {STEMS[1]}{SUFFIXES[0]}; it has {there}"
         )
     return file, content_of(file)
+
+
+def part_files(folder: FilePath) -> list[FilePath]:
+    """Lists the files of a part of a pipeline: its configs and vocabulary, and its weights, where it has any.
+
+    Raises: ForeignError as `content_of`.
+    """
+    texts = [file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".txt")]
+    files = [file for file in texts if not INDEX.search(file.name)]
+    weights = weights_file(folder)
+    if weights is None:
+        return files
+    return [*files, weights, *(folder / name for name in shards_of(weights))]
+
+
+def shards_of(file: FilePath) -> list[str]:
+    """Reads the names of the files that an index names; none of a file of weights. Raises: ForeignError."""
+    if not INDEX.search(file.name):
+        return []
+    names = read_config(file).get("weight_map")
+    if not isinstance(names, dict) or not all(type(name) is str and "/" not in name for name in names.values()):
+        raise ForeignError(f"{file} is no index of files: it has no weight_map")
+    shards = sorted(set(names.values()))
+    if missing := [name for name in shards if not (file.parent / name).is_file()]:
+        raise ForeignError(f"{file} names files that are missing: {', '.join(missing)}")
+    return shards

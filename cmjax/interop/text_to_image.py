@@ -1,0 +1,278 @@
+"""Prompts to images: a pipeline of Stable Diffusion's family as pure functions of arrays."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cmjax.core import solvers
+from cmjax.core.model import BoundModel
+from cmjax.core.sampling import gaussian, sample_fn
+from cmjax.interop.guided_unet import guided_unet
+from cmjax.interop.scheduler import Schedule
+from cmjax.interop.tokens import Tokenizer
+from cmjax.nets.clip import TextEncoder
+from cmjax.nets.conditional_unet import ConditionalUNet
+from cmjax.nets.latents import Autoencoder
+
+SAMPLERS = ("ddim", "lcm")
+NOISES_OF_EDITS = (10_001, 10_002)
+"""Their indices, beyond those of samplers."""
+Conditions = dict[str, Any]
+"""What the U-Net sees of prompts: `context` (b, n, d), and for SDXL `pooled` (b, p) and `sizes` (b, 6)."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "texts", "autoencoder"],
+    meta_fields=["module", "tokenizers", "schedule", "zeros_for_empty", "sample_size"],
+)
+@dataclass(frozen=True)
+class TextToImage:
+    """A U-Net with its parameters, and all that leads from prompts to images.
+
+    It is a pytree whose leaves are the parameters: a jitted function may close over it or take it as an argument.
+
+    texts, tokenizers: one, or SDXL's two. zeros_for_empty: whether no negative prompt is a context of zeros, as in
+    SDXL, and not the empty prompt. sample_size: height and width of latents that the network was trained with.
+    """
+
+    params: Any
+    module: ConditionalUNet
+    texts: tuple[TextEncoder, ...]
+    tokenizers: tuple[Tokenizer, ...]
+    autoencoder: Autoencoder
+    schedule: Schedule
+    zeros_for_empty: bool
+    sample_size: int
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that the pipeline is made for, of `SAMPLERS`."""
+        return "lcm" if self.module.guidance_width or self.schedule.is_lcm else "ddim"
+
+    @cached_property
+    def net(self) -> Callable[..., Array]:
+        """The function net(params, x, c_noise, *, key=None, context, guidance=None, negative=None, pooled, sizes).
+
+        It is a `typing.Net` of times in [0, 1], for `cmjax.Model`. guidance: (b,), 1 means none. A network that was
+        distilled with it takes it as an input. Another one needs `negative`, the conditions of negative prompts, and
+        gives (1 − guidance)·F(negative) + guidance·F in one evaluation of twice the batch.
+        """
+        return partial(guided_unet, self.module, self.schedule.steps)
+
+    @cached_property
+    def consistency_fn(self) -> BoundModel:
+        """The consistency function of an LCM, for `sample_fn` with full_noise=True."""
+        return self._bound("consistency", self.schedule.consistency_fn(self.net))
+
+    @cached_property
+    def denoiser(self) -> BoundModel:
+        """The denoiser, for `sample_denoiser`."""
+        return self._bound("denoiser", self.schedule.denoiser(self.net))
+
+    def _bound(self, kind: Any, model: Any) -> BoundModel:
+        shape, last = (*(self.sample_size,) * 2, self.module.in_channels), self.schedule.steps - 1
+        return BoundModel(self.params, model, shape, 0.0, last / self.schedule.steps, kind, self.schedule.path)
+
+    def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Encodes prompts as ids (b, 77) of each tokenizer; one that is too long is cut, with a warning."""
+        return tuple(tokenizer(prompts) for tokenizer in self.tokenizers)
+
+    def conditions(self, tokens: Sequence[Any], size: tuple[int, int]) -> Conditions:
+        """What the U-Net sees of tokens (b, 77) of each tokenizer, for images of this height and width."""
+        outputs = [text(ids) for text, ids in zip(self.texts, tokens, strict=True)]
+        if not self.module.pooled_width:
+            return {"context": outputs[0].last}
+        sizes = jnp.asarray([*size, 0, 0, *size], jnp.float32)
+        return {
+            "context": jnp.concatenate([output.hidden[-2] for output in outputs], axis=-1),
+            "pooled": outputs[-1].projected,
+            "sizes": jnp.repeat(sizes[None], len(tokens[0]), axis=0),
+        }
+
+    def encode(self, images: Float[Array, "b h w c"], noise: Float[Array, "b _ _ l"]) -> Array:
+        """Samples the latents of images in [−1, 1], as the network sees them, with this unit noise."""
+        mean, logvar = self.autoencoder.encode(images)
+        return self.autoencoder.scaled(mean + jnp.exp(logvar / 2) * noise)
+
+    def decode(self, latents: Float[Array, "b h w l"]) -> Float[Array, "b _ _ c"]:
+        """Decodes latents as the network sees them. Returns: images in about [−1, 1], not clipped."""
+        return self.autoencoder.decode(self.autoencoder.unscaled(latents))
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        key: Any,
+        steps: int | Sequence[int] | None = None,
+        guidance: float | None = None,
+        negative: Sequence[str] | None = None,
+        sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+        images: Any = None,
+        strength: float = 0.5,
+    ) -> np.ndarray:
+        """Samples an image of each prompt.
+
+        Args:    key: one key, or (b,) keys, one for each image, which then does not depend on its batch.
+                 steps: how many evaluations, 4 of "lcm" and 50 of "ddim" by default, or the steps themselves.
+                 guidance: 1 for none; by default 8.5 where the network has it as an input, 7.5 with "ddim", else 1.
+                 negative: a negative prompt of each image, for classifier-free guidance.
+                 sampler: by default the one that the pipeline is made for. size: height and width in pixels.
+                 images: (b, h, w, 3) in [−1, 1], to be changed; strength: above 0, up to 1, how much.
+        Returns: images (b, h, w, 3) in [−1, 1].
+        Raises:  ValueError naming the argument that cannot be.
+        """
+        sampler = self.sampler if sampler is None else sampler
+        if images is not None and (images.ndim != 4 or len(images) != len(prompts)):
+            raise ValueError(f"images must be (b, h, w, c), one of each prompt, got {images.shape}")
+        size = tuple(images.shape[1:3]) if images is not None else size or (self.pixels, self.pixels)
+        times = self.times(sampler, steps, strength=1.0 if images is None else strength)
+        rows = self.rows(prompts, sampler=sampler, guidance=guidance, negative=negative)
+        self.check_size(size)
+        samples = _jitted_images(self, key, rows, times, sampler=sampler, size=size, images=images)
+        return np.clip(samples, -1, 1)
+
+    def times(self, sampler: str, steps: int | Sequence[int] | None, *, strength: float = 1.0) -> np.ndarray:
+        """The times of a sampler, descending: those of its evaluations, and of "ddim" the end, where it is not clean.
+
+        Args:   steps, strength: as in `sample`. Raises: ValueError.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        schedule = self.schedule
+        if sampler == "ddim" and (steps is None or isinstance(steps, int)):
+            grid = schedule.ddim_steps(50 if steps is None else steps, strength=strength)
+        else:
+            grid = schedule.lcm_steps(4 if steps is None else steps, strength=strength)
+        times = grid / schedule.steps
+        return np.append(times, 0.0) if sampler == "ddim" and not schedule.ends_clean and times[-1] > 0 else times
+
+    def rows(
+        self,
+        prompts: Sequence[str],
+        *,
+        sampler: str,
+        guidance: float | None = None,
+        negative: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Prompts and guidance as arrays with a row for each prompt, on the host, for `guided_conditions`.
+
+        Args:   as of `sample`. Raises: ValueError where guidance or negative prompts cannot be.
+        """
+        embeds, count = bool(self.module.guidance_width), len(prompts)
+        if guidance is None:
+            guidance = 8.5 if embeds else 7.5 if sampler == "ddim" else 1.0
+        if not np.isfinite(guidance):
+            raise ValueError(f"guidance must be finite, got {guidance}")
+        if negative is not None and (embeds or guidance == 1):
+            why = "the network has guidance as an input" if embeds else "guidance is 1"
+            raise ValueError(f"a negative prompt has no effect: {why}")
+        if negative is not None and len(negative) != count:
+            raise ValueError(f"negative must have a prompt for each of {count}, got {len(negative)}")
+        rows: dict[str, Any] = {"tokens": self.tokens(prompts)}
+        if embeds or guidance != 1:
+            rows["guidance"] = np.full(count, guidance, np.float32)
+        if not embeds and guidance != 1:
+            rows["negative"] = self.tokens([""] * count if negative is None else negative)
+            rows["is_seen"] = np.full(count, negative is not None or not self.zeros_for_empty)
+        return rows
+
+    def guided_conditions(self, rows: Mapping[str, Any], size: tuple[int, int]) -> Conditions:
+        """The conditions of `net` from `rows`, for images of this height and width. A pure function of arrays."""
+        conditions = self.conditions(rows["tokens"], size)
+        if "guidance" not in rows:
+            return conditions
+        conditions["guidance"] = jnp.asarray(rows["guidance"])
+        if "negative" in rows:
+            negative, is_seen = self.conditions(rows["negative"], size), jnp.asarray(rows["is_seen"], jnp.float32)
+            of_prompts = {"context": is_seen[:, None, None], "pooled": is_seen[:, None]}
+            conditions["negative"] = {name: value * of_prompts.get(name, 1) for name, value in negative.items()}
+        return conditions
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises ValueError where images cannot have this height and width."""
+        if len(size) != 2 or any(side < 1 or side % self.autoencoder.factor for side in size):
+            multiple = self.autoencoder.factor
+            raise ValueError(f"size must be a height and a width, multiples of {multiple}, got {tuple(size)}")
+
+    def __repr__(self) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"TextToImage(sampler={self.sampler!r}, size={self.pixels}, U-Net of {parameters:,} parameters)"
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of images that the network was trained with."""
+        return self.sample_size * self.autoencoder.factor
+
+
+def sample_latents(
+    pipeline: TextToImage,
+    key: Any,
+    shape: Sequence[int],
+    *,
+    sampler: str,
+    times: Any,
+    start: Any = None,
+    noises: Any = None,
+    **conditions: Any,
+) -> Float[Array, "b h w c"]:
+    """Samples latents, as the network sees them.
+
+    Args:   key: one key, or (b,) keys, one for each sample. shape: (b, h, w, c) of the latents.
+            sampler: "lcm", multistep consistency sampling, or "ddim". times: of `pipeline.times`.
+            start: the state at the first time; by default unit noise. noises: as in `sample_fn`, for "lcm".
+            conditions: of `net`.
+    Raises: ValueError where the sampler is another, or as `sample_fn`.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    start = gaussian(key, shape) if start is None else jnp.asarray(start)
+    if sampler == "lcm":
+        return sample_fn(
+            pipeline.consistency_fn, key, shape, times=times, full_noise=True, start=start, noises=noises, **conditions
+        )
+    denoise, schedule = partial(pipeline.denoiser, **conditions), pipeline.schedule
+    return solvers.ddim(denoise, start, times, lambda _: start, path=schedule.path, to_zero=schedule.ends_clean)
+
+
+def sample_images(
+    pipeline: TextToImage,
+    key: Any,
+    rows: Mapping[str, Any],
+    times: Any,
+    *,
+    sampler: str,
+    size: tuple[int, int],
+    images: Any = None,
+) -> Float[Array, "b h w c"]:
+    """Samples an image of each of `pipeline.rows`: a pure function of arrays.
+
+    Args:    key, sampler, times: as in `sample_latents`. size: height and width in pixels.
+             images: (b, h, w, c) in [−1, 1], which are changed.
+    Returns: images in about [−1, 1], not clipped.
+    """
+    factor, start = pipeline.autoencoder.factor, None
+    shape = (len(rows["tokens"][0]), size[0] // factor, size[1] // factor, pipeline.module.in_channels)
+    if images is not None:
+        encode_noise, start_noise = (gaussian(key, shape, index) for index in NOISES_OF_EDITS)
+        start = start_of_edit(pipeline, images, encode_noise, start_noise, times[0])
+    conditions = pipeline.guided_conditions(rows, size)
+    latents = sample_latents(pipeline, key, shape, sampler=sampler, times=times, start=start, **conditions)
+    return pipeline.decode(latents)
+
+
+def start_of_edit(pipeline: TextToImage, images: Any, encode_noise: Array, start_noise: Array, time: Any) -> Array:
+    """The state from which images (b, h, w, c) in [−1, 1] are changed: their latents, sampled with one noise, with
+    another one added as at this time."""
+    latents = pipeline.encode(jnp.asarray(images, jnp.float32), encode_noise)
+    return pipeline.schedule.path.add_noise(latents, start_noise, time)
+
+
+_jitted_images = jax.jit(sample_images, static_argnames=("sampler", "size"))
