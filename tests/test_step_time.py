@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import net_time, step_time
+from benchmarks import method_costs, net_time, step_time
 from cmjax.nets.layers import convolve
 from cmjax.nets.mlp import MLP
 
@@ -40,3 +40,10 @@ def test_a_network_is_measured_by_its_programs():
     assert report["parameters"] > 2 * 32 * 32 * 3 * 256
     assert all(report[f"{name}_s"] > 0 for name in ("forward", "ct_step", "sampling_of_64"))
     assert report["ct_step_memory_gb"] * 1e9 > 4 * report["parameters"]
+
+
+def test_a_method_costs_more_memory_than_denoising():
+    report = method_costs.measure(["lsd"], argparse.Namespace(net="mlp", batch=8, rounds=1))["lsd"]
+    assert report["memory"] > 1
+    assert report["time"] > 0
+    assert not report["teacher"]
