@@ -21,8 +21,9 @@ import cmjax
 from cmjax.cli import exporting, importing, sample
 from cmjax.config.fields import ConfigError
 from cmjax.interop import keys, read
-from cmjax.interop.diffusers import read_config, read_diffusers, write_diffusers
-from cmjax.interop.keys import ForeignError
+from cmjax.interop.diffusers import read_diffusers, write_diffusers
+from cmjax.interop.fields import read_config
+from cmjax.interop.keys import ForeignError, UndeterminedError
 from cmjax.interop.openai import _source as openai_source
 from cmjax.interop.read import READERS, read_foreign, read_safetensors
 from cmjax.interop.torch_files import read_torch
@@ -462,6 +463,14 @@ def test_diffusers_configs_of_other_networks_are_refused(conditional_run):
             read_diffusers(config | change, arrays, {})
     with pytest.raises(ForeignError, match="CrossAttn"):
         read_diffusers(config | {"down_block_types": ["CrossAttnDownBlock2D"] * 2}, arrays, {})
+    wrong = {"norm_eps": 1e-6, "layers_per_block": 0, "in_channels": "3", "block_out_channels": [], "sample_size": [8]}
+    wrong |= {"resnet_time_scale_shift": ["ada"], "norm_num_groups": None}
+    with pytest.raises(ForeignError, match="CrossAttnUpBlock2D are no ADM's") as refused:
+        read_diffusers(config | wrong | {"up_block_types": ["CrossAttnUpBlock2D"]}, arrays, {})
+    for name, value in wrong.items():
+        assert f"{name}={value!r} must be" in str(refused.value)
+    with pytest.raises(UndeterminedError, match=r"layers_per_block=None must be .*; the file leaves open .*image_size"):
+        read_diffusers(config | {"layers_per_block": None, "sample_size": None}, arrays, {})
     json.loads((unet.parent / "model_index.json").read_text())
 
 
@@ -474,6 +483,14 @@ def test_pipelines_of_other_models_are_refused(conditional_run, tmp_path):
     for source in (folder, folder / "unet"):
         with pytest.raises(ConfigError, match="DDPMScheduler with prediction_type='epsilon'"):
             importing.run(str(source), tmp_path / "run", overrides={"kind": "denoiser"})
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(unet | {"norm_eps": 1e-6, "freq_shift": 1}))
+    with pytest.raises(ConfigError, match=r"DDPMScheduler.*freq_shift=1 must be 0.*norm_eps=1e-06 must be 1e-05"):
+        importing.run(str(folder), tmp_path / "run")
+    levels = {"_class_name": "CMStochasticIterativeScheduler", "sigma_min": 0, "rho": "7"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(levels))
+    with pytest.raises(ConfigError, match=r"sigma_min=0 must be a positive.*rho='7' must be a positive.*norm_eps"):
+        importing.run(str(folder), tmp_path / "run")
 
 
 def test_what_diffusers_configs_leave_open_or_write_otherwise(conditional_run):
@@ -493,6 +510,7 @@ def test_what_diffusers_configs_leave_open_or_write_otherwise(conditional_run):
         ((16, 8, 3), {}, "images of 16x8: ConsistencyModelPipeline draws square images"),
         ((32, 32, 3), {"patch": 2}, "net.patch=2"),
         ((16, 16, 3), {"resample": "conv"}, "net.resample='conv'"),
+        ((16, 8, 3), {"patch": 2, "resample": "conv"}, "net.patch=2.*net.resample='conv'.*images of 16x8"),
     ],
 )
 def test_networks_that_diffusers_cannot_hold_are_not_exported(tmp_path, shape, change, said):

@@ -14,9 +14,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from cmjax.interop.autoencoder_config import CLASS, config_from_shapes, config_of, latents_affine, network, read_fields
-from cmjax.interop.diffusers import WEIGHTS, read_config
+from cmjax.interop.diffusers import WEIGHTS
+from cmjax.interop.fields import read_config
 from cmjax.interop.folders import content_of, weights_file
-from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch
+from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch, noting, refuse
 from cmjax.interop.torch_files import read_torch
 from cmjax.nets.latents import Autoencoder
 from cmjax.system.files import is_bucket, to_json, to_path, write_atomically
@@ -83,10 +84,13 @@ def load_autoencoder(
     if statistics is None and configured is None and (file.parent / STATISTICS).is_file():
         statistics = file.parent / STATISTICS
     known = latents_affine(fields) if statistics is None else read_statistics(to_path(statistics))
-    scales, shifts = (
-        _per_channel(name, stated, value, module.latent_channels)
-        for name, stated, value in zip(("scale", "shift"), (scale, shift), known, strict=True)
-    )
+    problems: list[str] = []
+    affine: list[Any] = []
+    for name, stated, value in zip(("scale", "shift"), (scale, shift), known, strict=True):
+        with noting(problems, []):
+            affine.append(_per_channel(name, stated, value, module.latent_channels))
+    refuse(problems)
+    scales, shifts = affine
     if scales is not None and shifts is None:
         shifts = (0.0,) * module.latent_channels
     sample_size = int(np.ravel(fields["sample_size"])[0])

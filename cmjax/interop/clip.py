@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cmjax.interop.diffusers import read_config
-from cmjax.interop.fields import COUNT, POSITIVE, Field, checked_fields, one_of
+from cmjax.interop.fields import COUNT, POSITIVE, Field, checked_fields, one_of, read_config
 from cmjax.interop.folders import part_weights
 from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch
 from cmjax.nets.clip import ACTIVATIONS, ClipText, TextEncoder

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cmjax.interop.diffusers import read_config
 from cmjax.interop.fields import (
     COUNT,
     FLAG,
@@ -24,6 +23,7 @@ from cmjax.interop.fields import (
     one_of,
     one_or_all,
     optional,
+    read_config,
 )
 from cmjax.interop.folders import part_weights
 from cmjax.interop.keys import ForeignError, Path, Source, filled, from_torch

@@ -1,8 +1,6 @@
 """ADM as the `unet` folder of a diffusers pipeline, in and out: UNet2DModel, for ConsistencyModelPipeline."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from cmjax.interop.fields import COUNT, Field, all_of, is_count, is_positive, optional, values_and_problems
 from cmjax.interop.keys import (
     Arrays,
     Block,
@@ -18,10 +17,10 @@ from cmjax.interop.keys import (
     ForeignError,
     Path,
     Source,
-    UndeterminedError,
     assemble,
     from_torch,
     multiples,
+    refuse,
 )
 from cmjax.nets.adapter import as_net
 from cmjax.nets.adm import ADM, OPENAI
@@ -70,54 +69,69 @@ LEVELS = {"sigma_data": "sigma_data", "t_min": "sigma_min", "t_max": "sigma_max"
 """Our constant -> the scheduler's."""
 
 MODULATIONS = {"scale_shift": "scale_shift", "default": "shift"}
+SIDES = "a height and a width in pixels"
+
+
+def _is_size(value: Any) -> bool:
+    return is_count(value) or (all_of(is_count)(value) and len(value) == 2)
+
+
+FIELDS: dict[str, Field] = {
+    "block_out_channels": (None, all_of(is_count), "a list of widths"),
+    "down_block_types": (None, all_of(lambda kind: isinstance(kind, str)), "a list of types"),
+    "layers_per_block": (None, *COUNT),
+    "in_channels": (None, *COUNT),
+    "out_channels": (None, *COUNT),
+    "attention_head_dim": (8, optional(is_count), f"null or {COUNT[1]}"),
+    "norm_num_groups": (32, *COUNT),
+    "num_class_embeds": (None, optional(is_count), f"null or {COUNT[1]}"),
+    "sample_size": (None, optional(_is_size), SIDES),
+    "resnet_time_scale_shift": ("default", tuple(MODULATIONS).__contains__, f"{' or '.join(MODULATIONS)}, as ADM's"),
+}
 
 
 def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     """Reads the network of a `unet` folder: its config.json and its weights by key.
 
-    Raises: ForeignError, naming a field of the config that asks for another network than ADM.
+    Raises: ForeignError naming all fields of the config that cannot be, or that ask for another network than ADM.
     """
-    types = [*config.get("down_block_types", ()), *config.get("up_block_types", ())]
-    if not types or any(not kind.startswith(("Resnet", "Attn")) for kind in types):
-        raise ForeignError(f"config.json: blocks of the types {', '.join(types) or 'none'} are no ADM's")
-    explicit = all("sampleBlock" in kind for kind in types)
-    for name, value in FIXED.items():
-        if config.get(name, value) != value and not (explicit and name in ("upsample_type", "downsample_type")):
-            raise ForeignError(f"config.json: {name}={config[name]!r}; ADM has {value!r}")
-    shift = config.get("resnet_time_scale_shift", "default")
-    if shift not in MODULATIONS:
-        raise ForeignError(f"config.json: resnet_time_scale_shift={shift!r}; ADM has {' or '.join(MODULATIONS)}")
-    height, width = _size(overrides.get("image_size", config.get("sample_size")))
+    fields, problems = values_and_problems(config, FIELDS)
+    problems = _other_networks(config) + problems
+    size: Any = overrides.get("image_size", fields["sample_size"])
+    options = [] if size is not None else ["--arch-image_size=N, the height and width of the images"]
+    if "image_size" in overrides and not _is_size(size):
+        problems.append(f"image_size={size!r} must be {SIDES}")
+    refuse([f"config.json: {'; '.join(problems)}"] if problems else (), options)
+    height, width = np.broadcast_to(size, 2).tolist()
+    widths, shape = fields["block_out_channels"], (height, width, fields["in_channels"])
+    attended = [level for level, kind in enumerate(fields["down_block_types"]) if kind.startswith("Attn")]
     try:
-        widths = config["block_out_channels"]
-        attended = [level for level, kind in enumerate(config["down_block_types"]) if kind.startswith("Attn")]
-        image_channels, out_channels = config["in_channels"], config["out_channels"]
         network = ADM(
             channels=widths[0],
             channel_mult=multiples(widths, widths[0]),
-            blocks=config["layers_per_block"],
+            blocks=fields["layers_per_block"],
             attention_resolutions=tuple(height >> level for level in attended),
-            **_heads(overrides.get("head_channels", config.get("attention_head_dim", 8))),
-            modulation=MODULATIONS[shift],
-            num_classes=config.get("num_class_embeds") or 0,
-            out_channels=out_channels if out_channels != image_channels else None,
-            **OPENAI | {"norm_groups": config.get("norm_num_groups", 32)},
+            **_heads(overrides.get("head_channels", fields["attention_head_dim"])),
+            modulation=MODULATIONS[fields["resnet_time_scale_shift"]],
+            num_classes=fields["num_class_embeds"] or 0,
+            out_channels=fields["out_channels"] if fields["out_channels"] != shape[-1] else None,
+            **OPENAI | {"norm_groups": fields["norm_num_groups"]},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ForeignError(f"config.json of UNet2DModel cannot be read: {error!r}") from error
-    shape = (height, width, image_channels)
+    except (TypeError, ValueError) as error:
+        raise ForeignError(f"config.json of UNet2DModel describes no network: {error}") from error
     params = assemble(arrays, network, shape, lambda path: _source(path, len(widths)))
     return Foreign(network, params, shape, None, LICENCE)
 
 
-def _size(sample_size: Any) -> tuple[int, int]:
-    """Height and width, of one number or two."""
-    if sample_size is None:
-        raise UndeterminedError("--arch-image_size=N, the height and width of the images")
-    sides = [sample_size] * 2 if type(sample_size) is int else sample_size
-    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(s) is int and s > 0 for s in sides):
-        raise ForeignError(f"config.json: sample_size={sample_size!r}; must be a height and a width in pixels")
-    return sides[0], sides[1]
+def _other_networks(config: Mapping[str, Any]) -> list[str]:
+    """What of the config ADM has not."""
+    types = [str(kind) for half in ("down", "up") for kind in config.get(f"{half}_block_types") or ()]
+    others = [kind for kind in types if not kind.startswith(("Resnet", "Attn"))]
+    problems = [f"blocks of the types {', '.join(others)} are no ADM's"] if others else []
+    explicit = all("sampleBlock" in kind for kind in types)
+    free = ("upsample_type", "downsample_type") if explicit else ()
+    wrong = [name for name, value in FIXED.items() if config.get(name, value) != value and name not in free]
+    return problems + [f"{name}={config[name]!r} must be {FIXED[name]!r}, as ADM's" for name in wrong]
 
 
 def _heads(head_channels: int | None) -> dict[str, int]:
@@ -125,10 +139,10 @@ def _heads(head_channels: int | None) -> dict[str, int]:
     return {"heads": 1} if head_channels is None else {"head_channels": head_channels}
 
 
-def with_scheduler(foreign: Foreign, scheduler: Mapping[str, Any]) -> Foreign:
-    """The network with the noise levels of its pipeline's scheduler, that of a consistency model.
+def read_scheduler(scheduler: Mapping[str, Any]) -> dict[str, float]:
+    """Reads the noise levels of a consistency model's scheduler, under our names.
 
-    Raises: ForeignError where the scheduler is another model's, or a level is no positive number.
+    Raises: ForeignError where the scheduler is another model's, or naming all levels that are no positive numbers.
     """
     if (name := scheduler.get("_class_name")) != SCHEDULER:
         predicts = f" with prediction_type={scheduler['prediction_type']!r}" if "prediction_type" in scheduler else ""
@@ -137,10 +151,12 @@ def with_scheduler(foreign: Foreign, scheduler: Mapping[str, Any]) -> Foreign:
             "are read, and this network is neither one nor an EDM denoiser"
         )
     constants = {ours: scheduler[theirs] for ours, theirs in LEVELS.items() if theirs in scheduler}
-    for name, value in constants.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ForeignError(f"scheduler_config.json: {LEVELS[name]}={value!r} must be a positive number")
-    return replace(foreign, kind="consistency", constants=constants)
+    refuse(
+        f"scheduler_config.json: {LEVELS[name]}={value!r} must be a positive number"
+        for name, value in constants.items()
+        if not is_positive(value)
+    )
+    return constants
 
 
 def write_diffusers(
@@ -181,26 +197,13 @@ def _check_reads_back(network: ADM, params: Any, shape: tuple[int, ...], config:
         raise ForeignError("diffusers' UNet2DModel cannot hold this network: read again, it gives other images")
 
 
-def read_config(path: FilePath) -> dict[str, Any]:
-    """Reads a config.json of diffusers. Raises: ForeignError."""
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ForeignError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ForeignError(f"{path} holds no fields")
-    return config
-
-
 def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     if not isinstance(network, ADM):
         raise ForeignError(f"net.name: diffusers has no {type(network).__name__} network; only adm can be exported")
-    if shape[0] != shape[1]:
-        raise ForeignError(f"images of {shape[0]}x{shape[1]}: ConsistencyModelPipeline draws square images alone")
     widths = [network.channels * mult for mult in network.channel_mult]
     groups = {network.norm_groups or min(32, width // 4) for width in widths}
     modulation = {ours: theirs for theirs, ours in MODULATIONS.items()}
-    for name, fits, need in (
+    needs = (
         ("channel_mult", network.channel_mult[0] == 1, "a first level of 1"),
         ("norm_groups", len(groups) == 1, "one number of groups in all levels"),
         ("heads", network.heads in (0, 1), "0, the number following from head_channels, or 1"),
@@ -214,9 +217,12 @@ def _unet_config(network: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         ("guided_interval", not network.guided_interval, "False"),
         ("velocity_head", not network.velocity_head, "False"),
         ("weight_head", not network.weight_head, "0"),
-    ):
-        if not fits:
-            raise ForeignError(f"net.{name}={getattr(network, name)!r}: diffusers' UNet2DModel needs {need}")
+    )
+    problems = [f"net.{name}={getattr(network, name)!r}: diffusers' UNet2DModel needs {need}"
+                for name, fits, need in needs if not fits]  # fmt: skip
+    if shape[0] != shape[1]:
+        problems.append(f"images of {shape[0]}x{shape[1]}: ConsistencyModelPipeline draws square images alone")
+    refuse(problems)
     attended = [shape[0] >> level in network.attention_resolutions for level in range(len(widths))]
     return FIXED | {
         "sample_size": shape[0],

@@ -1,6 +1,8 @@
-"""Checks of the fields of a peer's config.json: each has a default, a check of its value, and what it must be."""
+"""A peer's config.json: reads it, and checks its fields; each has a default, a check of its value, and what it must be."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,14 +55,30 @@ COUNT, FLAG, POSITIVE = (
 )
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a config.json of diffusers. Raises: ForeignError."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ForeignError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ForeignError(f"{path} holds no fields")
+    return config
+
+
 def checked_fields(config: Mapping[str, Any], fields: Mapping[str, Field], where: Any) -> dict[str, Any]:
     """Reads the values of `fields`, defaults where the config has none.
 
     Raises: ForeignError naming all that cannot be.
     """
+    values, problems = values_and_problems(config, fields)
+    if problems:
+        raise ForeignError(f"{where}: {'; '.join(problems)}")
+    return values
+
+
+def values_and_problems(config: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple[dict[str, Any], list[str]]:
+    """Reads the values of `fields`, defaults where the config has none, and says what is wrong with each."""
     values = {name: config.get(name, default) for name, (default, _, _) in fields.items()}
     wrong = [name for name, (_, fits, _) in fields.items() if not fits(values[name])]
-    if wrong:
-        problems = "; ".join(f"{name}={values[name]!r} must be {fields[name][2]}" for name in wrong)
-        raise ForeignError(f"{where}: {problems}")
-    return values
+    return values, [f"{name}={values[name]!r} must be {fields[name][2]}" for name in wrong]

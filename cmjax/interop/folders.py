@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from cmjax.interop.diffusers import read_config
+from cmjax.interop.fields import read_config
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.read import read_safetensors
 from cmjax.interop.torch_files import read_torch

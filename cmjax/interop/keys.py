@@ -1,6 +1,7 @@
 """Assembles parameters from a peer's arrays by key, every key accounted for."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,6 +39,18 @@ def refuse(problems: Iterable[str], options: Iterable[str] = ()) -> None:
         raise UndeterminedError(*options, problems=problems)
     if problems:
         raise ForeignError("; ".join(problems))
+
+
+@contextlib.contextmanager
+def noting(problems: list[str], options: list[str]) -> Iterator[None]:
+    """Adds what a ForeignError says to these lists, so that what else is wrong can be said with it by `refuse`."""
+    try:
+        yield
+    except UndeterminedError as error:
+        problems += error.problems
+        options += error.options
+    except ForeignError as error:
+        problems.append(str(error))
 
 
 class Source(NamedTuple):

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.diffusers import WEIGHTS, read_config, read_diffusers, with_scheduler
+from cmjax.interop.diffusers import WEIGHTS, read_diffusers, read_scheduler
 from cmjax.interop.dit import PEERS, peer_of, read_dit
 from cmjax.interop.edm import read_edm, read_edm2
+from cmjax.interop.fields import read_config
 from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip, read_flax
 from cmjax.interop.imf import read_imf
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, UndeterminedError, refuse
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, noting, refuse
 from cmjax.interop.meanflow import read_meanflow
 from cmjax.interop.modules import init_arguments, state_dict
 from cmjax.interop.openai import read_openai
@@ -109,14 +110,11 @@ def read_foreign(path: Path, format: str, overrides: Mapping[str, Any]) -> tuple
     kind = overrides.get("kind") or kind
     if kind is None and peer not in KNOWN_KIND:
         open_facts.append(KIND)
-    try:
+    left_open: list[str] = []
+    with noting(problems, left_open):
         foreign = read(overrides)
         problems += _output_problems(foreign)
-    except UndeterminedError as error:
-        problems, open_facts = [*problems, *error.problems], [*error.options, *open_facts]
-    except ForeignError as error:
-        problems.append(str(error))
-    refuse(problems, open_facts)
+    refuse(problems, left_open + open_facts)
     return replace(foreign, kind=kind or foreign.kind), peer
 
 
@@ -229,9 +227,17 @@ def _recognise(path: Path, arrays: Arrays) -> tuple[str, Arrays]:
 
 def _read_folder(path: Path, overrides: Mapping[str, Any]) -> Foreign:
     unet, scheduler = _parts(path)
-    config = read_config(unet / "config.json")
-    foreign = read_diffusers(config, _folder_weights(unet), overrides)
-    return with_scheduler(foreign, read_config(scheduler)) if scheduler.is_file() else foreign
+    problems: list[str] = []
+    options: list[str] = []
+    levels: Any = None
+    foreign: Any = None
+    if scheduler.is_file():
+        with noting(problems, options):
+            levels = read_scheduler(read_config(scheduler))
+    with noting(problems, options):
+        foreign = read_diffusers(read_config(unet / "config.json"), _folder_weights(unet), overrides)
+    refuse(problems, options)
+    return foreign if levels is None else replace(foreign, kind="consistency", constants=levels)
 
 
 def _kind_of_pipeline(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from cmjax.interop.diffusers import read_config
+from cmjax.interop.fields import read_config
 from cmjax.interop.keys import ForeignError
 from cmjax.system.libraries import require
 
