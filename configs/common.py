@@ -26,6 +26,8 @@ def base() -> ConfigDict:
     config.data.horizontal_flip = False
     config.data.label_dropout = 0.0  # fraction of the labels that training leaves out, for classifier-free guidance
     config.data.autoencoder = ""  # a folder that decodes latents; "": the one that encoded them; "none": no one
+    config.data.decode_dtype = "float32"  # or "bfloat16", that the autoencoder computes in
+    config.data.decode_tile = 0  # the side of the squares of latents that large images are decoded in; 0: whole
     config.data.augment = ""  # changes of images that the network takes as net.augment_dim numbers
     config.model = ConfigDict(
         {"path": "ve", "preconditioning": "consistency", "sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
@@ -39,6 +41,11 @@ def base() -> ConfigDict:
     config.evaluate.update({"metrics": (), "features": "", "weights": "", "uint8": "round", "labels": "balanced"})
     config.report = True  # the page about the run, report.html, when training ends
     return config
+
+
+def ve_model(preconditioning: str, **changes) -> ConfigDict:
+    """EDM's path, whose times are noise levels, up to 80."""
+    return _model("ve", preconditioning, 0.002, 80.0, changes)
 
 
 def trig_model(preconditioning: str = "trig", **changes) -> ConfigDict:

@@ -294,6 +294,11 @@ class Repeating(Autoencoder):
     def decode(self, latents):
         return upsample(latents[..., :3], (1, 1))
 
+    def encode(self, images):
+        latents = images[:, ::2, ::2]
+        latents = jnp.concatenate([latents, latents[..., :1]], axis=-1)
+        return latents, latents - 1
+
 
 @pytest.mark.parametrize(("tile", "overlap"), [(4, 0.25), (5, 0.0), (3, 0.6), (8, 0.25), (None, 0.25)])
 def test_tiles_cover_every_pixel_once(tile, overlap):
@@ -301,6 +306,9 @@ def test_tiles_cover_every_pixel_once(tile, overlap):
     latents = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 13, 4)), jnp.float32)
     images = autoencoder.decode_tiled(latents, tile=tile, overlap=overlap)
     np.testing.assert_allclose(images, autoencoder.decode(latents), atol=1e-6)
+    moments = autoencoder.encode_tiled(images, tile=tile, overlap=overlap)
+    for tiled, whole in zip(moments, autoencoder.encode(images), strict=True):
+        np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
 def test_one_tile_is_the_whole_image_and_several_blend(folder):
@@ -309,6 +317,10 @@ def test_one_tile_is_the_whole_image_and_several_blend(folder):
     tiled = quick_jit(lambda autoencoder, latents, tile: autoencoder.decode_tiled(latents, tile=tile), static_argnums=2)
     whole = decode(autoencoder, latents)
     np.testing.assert_allclose(tiled(autoencoder, latents, 6), whole, atol=1e-5)
+    images = np.asarray(whole)
+    encoded = quick_jit(lambda autoencoder, images: autoencoder.encode_tiled(images, tile=6))(autoencoder, images)
+    for one, other in zip(encoded, quick_jit(Autoencoder.encode)(autoencoder, images), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
     # Between two tiles of 4 the image is a mean of both: without jumps, and near none of them alone.
     left, right = (decode(autoencoder, latents[:, :, at : at + 4]) for at in (0, 2))
     blended = np.asarray(tiled(autoencoder, latents, 4))

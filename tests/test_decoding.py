@@ -14,6 +14,7 @@ from PIL import Image
 
 from cmjax.cli import evaluate, report, train
 from cmjax.config.fields import ConfigError
+from cmjax.config.run import read_run
 from cmjax.data.batches import to_uint8
 from cmjax.data.sources import digits
 from cmjax.evaluation.results import read_rows
@@ -112,6 +113,49 @@ def test_a_decoder_gives_the_same_for_any_number_of_images_at_once(run, monkeypa
     monkeypatch.setattr("cmjax.generation.decoding.PIXELS_AT_ONCE", 1)
     np.testing.assert_allclose(decoder(latents), at_once, atol=1e-5)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(decoder.autoencoder))
+
+
+def test_decoding_in_bfloat16_and_in_tiles(run, vae, tmp_path):
+    """Near what float32 gives of the whole latents, and not the same; results are kept apart by the key."""
+    whole = sampled(tmp_path / "x.npz", run).astype(float)
+    exact = decoder_of(open_trained(run))
+    # of random weights the group norms of tiles differ much
+    for flag, options, near in (
+        ("--decode_dtype=bfloat16", {"dtype": "bfloat16"}, 0.1),
+        ("--decode_tile=3", {"tile": 3}, 0.5),
+    ):
+        images = sampled(tmp_path / "x.npz", run, flag)
+        assert 0 < np.abs(images - whole).mean() < near * whole.std()
+        decoder = decoder_of(open_trained(run), **options)
+        assert decoder.key not in (exact.key, decoder_of(open_trained(run), dtype="float32", tile=0).key)
+    latents = np.random.default_rng(0).normal(size=(3, 4, 4, 4)).astype(np.float32)
+    autoencoder = load_autoencoder(vae, scale=SCALE)
+    tiled = jax.jit(lambda autoencoder, z: autoencoder.decode_tiled(autoencoder.unscaled(z), tile=3))
+    np.testing.assert_allclose(decoder(latents), tiled(autoencoder, latents), atol=1e-5)
+    assert np.abs(decoder(latents) - exact(latents)).max() > 1e-3
+    pixels = digits("test").images[:3]
+    assert np.abs(decoder.encode(pixels) - exact.encode(pixels)).max() > 0
+    for options in ({"dtype": "float16"}, {"tile": -1}):
+        with pytest.raises(ConfigError, match=f"--decode_{next(iter(options))}="):
+            decoder_of(open_trained(run), **options)
+
+
+def test_a_recipe_says_how_its_samples_are_decoded(run, out, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "copied"))
+    record = json.loads((copied / "config.json").read_text())
+    record["config"]["data"].update({"decode_dtype": "bfloat16", "decode_tile": 3})
+    (copied / "config.json").write_text(json.dumps(record))
+    decoder = decoder_of(open_trained(copied))
+    assert (decoder.autoencoder.module.dtype, decoder.tile) == (jnp.bfloat16, 3)
+    assert decoder_of(open_trained(copied), dtype="float32", tile=0).key == decoder_of(open_trained(run)).key
+    for name, value in (("decode_dtype", "bfloat16"), ("decode_tile", 3)):
+        config = recipe(out, **{name: value})
+        read_run(config)
+        config["data"].update({"name": "digits", "data_dir": ""})
+        with pytest.raises(ConfigError, match=rf"config\.data\.{name}=.*is of latents, and the data 'digits'"):
+            read_run(config)
+    with pytest.raises(ConfigError, match=r"config\.data\.decode_dtype='float16': must be one of float32, bfloat16"):
+        read_run(recipe(out, decode_dtype="float16"))
 
 
 def test_grids_and_metrics_of_a_run_are_of_decoded_images(run):

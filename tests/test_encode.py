@@ -284,6 +284,7 @@ def test_a_folder_that_was_begun_goes_on_as_it_was_begun(vae, tmp_path):
     for change, problem in (
         ({"autoencoder": weights}, "was begun with an autoencoder of other weights"),
         ({"mirrored": True}, "was begun with another mirrored, False, and this is True"),
+        ({"tile": 3}, "was begun with another tile, None, and this is 3"),
         ({"shard_size": 100}, "another shard_size"),
         ({"scale": 3.0}, "has the scale"),
     ):

@@ -100,6 +100,8 @@ def run(
     label: Labels = None,
     seed: int = 0,
     autoencoder: str | None = None,
+    decode_dtype: str | None = None,
+    decode_tile: int | None = None,
     **options: Any,
 ) -> None:
     """Edits an image: `run("runs/mnist_ct", task="inpainting", images=["3.png"], mask="hole.png")`.
@@ -107,14 +109,12 @@ def run(
     Writes the strip original | degraded | results to `out`, and each result alone beside it. workdir: a run's folder,
     or a checkpoint's. options: fields of `TaskSettings`. All arguments are the mode's flags; images are their files.
     """
-    task = _checked(task, times)
-    trained = open_for_sampling(workdir)
+    task, trained = _checked(task, times), open_for_sampling(workdir)
     path = to_path(out or trained.folder / "edits" / f"{trained.named}{task}.png")
     inputs = check_results(path, [file for file in (*(images or ()), mask) if file], num)
     output(path)
-    decoder = _decoder(trained, autoencoder, task)
-    flow_map = trained.load(mesh=make_mesh())
-    grid = edit_times(times, trained)
+    decoder = _decoder(trained, autoencoder, task, dtype=decode_dtype, tile=decode_tile)
+    flow_map, grid = trained.load(mesh=make_mesh()), edit_times(times, trained)
     flow_map, conditions = guided_by(flow_map, _conditions(label, task, num, trained), trained.samples, trained.model)
     show_progress, needed = partial(progress, f"{task}, evaluations"), IMAGES_NEEDED.get(task, 1)
     if task == "interpolation":
@@ -147,11 +147,11 @@ def _checked(task: str | None, times: str | None) -> str:
     return task
 
 
-def _decoder(trained: Trained, autoencoder: str | None, task: str) -> Decoder | None:
+def _decoder(trained: Trained, autoencoder: str | None, task: str, **by: Any) -> Decoder | None:
     """Loads what encodes and decodes the run's latents. Raises: ConfigError where the task is not of its samples."""
     if trained.model.kind == "denoiser":
         raise ConfigError(f"--workdir={trained.folder}: it is a diffusion teacher; editing needs a consistency model")
-    decoder = decoder_of(trained, autoencoder)
+    decoder = decoder_of(trained, autoencoder, **by)
     check_are_images(trained, decoder)
     if decoder is not None and task in OF_PIXELS:
         raise ConfigError(f"--task={task}: is of pixels, and --workdir={trained.folder} samples latents")

@@ -48,6 +48,7 @@ def declare(flags: Flags) -> None:
     flags.text("statistics", None, "A file of each channel's mean and std instead, as latents_stats.pt.")
     flags.group("The work")
     flags.one_of("dtype", "float32", DTYPES, "Of computation.")
+    flags.integer("tile", 0, "Encode large images in overlapping squares of so many latents a side.", at_least=0)
     flags.integer("batch_size", None, "Images at a time in one process. Default: 8 a device.", at_least=1)
     flags.integer("shard_size", 4096, "Images in one file; what is lost at a kill is at most one file.", at_least=1)
 
@@ -69,6 +70,7 @@ def run(
     scale: Any = None,
     statistics: str | Path | None = None,
     dtype: str = "float32",
+    tile: int = 0,
     batch_size: int | None = None,
     shard_size: int = 4096,
 ) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def run(
     preprocessing = {"crop": crop_of(source) or "none", "image_shape": list(source.shape)}
     entries = {"split": split, "preprocessing": preprocessing, "data": data.name, **data_key_of(source)}
     entries["origin"] = {"autoencoder": str(autoencoder), "data_dir": data.data_dir, "dtype": dtype}
-    sizes = {"batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}
+    sizes = {"tile": tile, "batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}
     show = partial(progress, "encoding")
     manifest = encode_source(source, loaded, folder, about=entries, mirrored=mirrored, **sizes, bar=show)
     say(_report(folder, manifest))

@@ -100,13 +100,16 @@ def run(
     seed: int = 0,
     labels: str | None = None,
     autoencoder: str | None = None,
+    decode_dtype: str | None = None,
+    decode_tile: int | None = None,
     **settings: Any,
 ) -> list[Row]:
     """Evaluates samples of the run in `workdir`, or the `images` of any program; keeps and prints the rows.
 
     Args:    config: a recipe, whose data take the place of the run's. data_dir: where the data are now.
-             num: None for 1000 samples, or all of `images`. autoencoder: as in `decoder_of`. settings: the other flags
-             of the mode; times, sampler, steps, average and std are sequences. All are written as on the command line.
+             num: None for 1000 samples, or all of `images`. autoencoder, decode_dtype, decode_tile: as in `decoder_of`.
+             settings: the other flags of the mode; times, sampler, steps, average and std are sequences. All are
+             written as on the command line.
     Returns: the rows of `evaluation.jsonl`, one a setting; none with `check`.
     Raises:  ConfigError or DataError naming what cannot be used.
     """
@@ -130,17 +133,23 @@ def run(
     if check and data is not None:
         check_evaluator(evaluator(evaluation.num), data, evaluation.num, folder / "diagnostics")
         return []
+    trained = _checked(trained, workdir, labels)
+    decoder = _decoder(trained, autoencoder, data, dtype=decode_dtype, tile=decode_tile)
+    return _evaluate_run(trained, evaluation, evaluator, seed, decoder=decoder, **settings)
+
+
+def _checked(trained: Trained | None, workdir: str | Path | None, labels: str | None) -> Trained:
+    """Raises ConfigError where there is no run to sample, or its model has not the classes of --labels."""
     if trained is None:
         raise ConfigError(f"--workdir={workdir} is not a run's folder: it has no {RECORD}")
     if labels and not trained.num_classes:
         raise ConfigError(f"--labels={labels}: the model has no classes")
-    decoder = _decoder(trained, autoencoder, data)
-    return _evaluate_run(trained, evaluation, evaluator, seed, decoder=decoder, **settings)
+    return trained
 
 
-def _decoder(trained: Trained, autoencoder: str | None, data: DataSets | None) -> Decoder | None:
+def _decoder(trained: Trained, autoencoder: str | None, data: DataSets | None, **by: Any) -> Decoder | None:
     """Raises ConfigError where the samples are no images, or images of another size than the data's."""
-    decoder = decoder_of(trained, autoencoder)
+    decoder = decoder_of(trained, autoencoder, **by)
     check_are_images(trained, decoder)
     if decoder is not None and data is not None and data.train.shape != decoder.shape:
         raise ConfigError(

@@ -57,9 +57,14 @@ class Flags:
         self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
 
     def autoencoder(self) -> None:
-        """Declare the flag that names what decodes a run's latents."""
+        """Declare the flags of what decodes a run's latents."""
+        from cmjax.config.samples import DECODE_DTYPES  # it imports jax, which not every mode does
+
         help = "The folder of what decodes latents; none leaves them as they are. Default: the one that encoded them."
         self.text("autoencoder", None, help)
+        self.one_of("decode_dtype", None, DECODE_DTYPES, "What it computes in. Default: the run's, float32.")
+        help = "Decode large images in overlapping squares of so many latents a side; 0: whole. Default: the run's."
+        self.integer("decode_tile", None, help, at_least=0)
 
     def texts(self, name: str, help: str) -> None:
         """Declare a flag of one or more values, separated by commas."""

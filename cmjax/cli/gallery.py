@@ -47,6 +47,8 @@ def run(
     seed: int = 0,
     times: str | None = None,
     autoencoder: str | None = None,
+    decode_dtype: str | None = None,
+    decode_tile: int | None = None,
     data_dir: str | None = None,
 ) -> None:
     """Makes the gallery of a checkpoint, `workdir` or the newest of that folder: `run("runs/mnist_ct")`.
@@ -58,7 +60,7 @@ def run(
     if path.suffix != ".png":
         raise ConfigError(f"--out={out}: must end in .png")
     output(path)
-    decoder = decoder_of(trained, autoencoder)
+    decoder = decoder_of(trained, autoencoder, dtype=decode_dtype, tile=decode_tile)
     shape = trained.shape if decoder is None else decoder.shape
     if trained.model.kind == "denoiser":
         raise ConfigError(f"--workdir={workdir}: a gallery needs a consistency model of images")

@@ -20,7 +20,7 @@ from cmjax.generation.files import check_size, write_samples
 from cmjax.generation.samplers import conditioned, named_sampler, samples_from_flags
 from cmjax.generation.sampling import SampleSequence
 from cmjax.generation.search import find_times
-from cmjax.runs.trained import open_for_sampling
+from cmjax.runs.trained import Trained, open_for_sampling
 from cmjax.runs.workdir import output
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
@@ -68,6 +68,8 @@ def run(
     autoguidance: str | None = None,
     autoguidance_average: int = 0,
     autoencoder: str | None = None,
+    decode_dtype: str | None = None,
+    decode_tile: int | None = None,
     data_dir: str | None = None,
     **options: Any,
 ) -> None:
@@ -83,11 +85,8 @@ def run(
     weaker = weaker_model(trained, autoguidance, autoguidance_average)
     named = {"times": None if searched else times, "autoguidance": weaker.name if weaker else ""}
     samples = samples_from_flags(trained, **named, **options)
-    if labels is not None and not trained.num_classes:
-        raise ConfigError(f"--labels={labels}: the model has no classes")
-    if labels is not None and label is not None:
-        raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
-    decoder = decoder_of(trained, autoencoder)
+    _check_labels(labels, label, trained)
+    decoder = decoder_of(trained, autoencoder, dtype=decode_dtype, tile=decode_tile)
     check_size(path, num, trained.shape if decoder is None else decoder.shape)
     output(path)
     flow_map, label = trained.load(mesh=make_mesh()), read_label(label, trained)
@@ -105,6 +104,14 @@ def run(
     undecoded = decoder is None and trained.of_latents
     remedy = "; to decode them name their autoencoder, as --autoencoder=FOLDER" if undecoded else ""
     say(f"{num} {'latents' if undecoded else 'images'} of {workdir}: {path}{remedy}")
+
+
+def _check_labels(labels: str | None, label: str | int | None, trained: Trained) -> None:
+    """Raises ConfigError where the flag --labels has no effect."""
+    if labels is not None and not trained.num_classes:
+        raise ConfigError(f"--labels={labels}: the model has no classes")
+    if labels is not None and label is not None:
+        raise ConfigError(f"--labels={labels}: --label={label} is one class; give one of them")
 
 
 def _searched(times: str | None) -> int | None:

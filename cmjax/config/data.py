@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError, Fields, by_name, suggestion
+from cmjax.config.samples import AS_ENCODED, Decoding, read_decoding
 from cmjax.data import augment, sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
@@ -29,9 +30,7 @@ MOST_CORRUPT = 10  # how many examples may be damaged
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data.
-    autoencoder: the folder of what decodes latents; "" for the one that they were encoded by, "none" for none.
-    """
+    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data."""
 
     name: str
     data_dir: str
@@ -40,7 +39,7 @@ class Data:
     memory_limit_bytes: int
     max_corrupt: int
     crop: str = "lanczos"
-    autoencoder: str = ""
+    decoding: Decoding = AS_ENCODED
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -130,13 +129,16 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
     limit = int(1e9 * fields.number("memory_limit_gb", above=0, absent=MEMORY_LIMIT_BYTES / 1e9))
     corrupt = fields.integer("max_corrupt", at_least=0, absent=MOST_CORRUPT)
-    autoencoder = fields.path("autoencoder") if fields.has("autoencoder") else ""
-    if autoencoder and name not in OF_LATENTS:
+    decoding = read_decoding(fields)
+    if decoding.autoencoder and name not in OF_LATENTS:
         raise fields.error("autoencoder", f"decodes latents, and the data {name!r} are images; leave it empty")
+    if decoding != AS_ENCODED and name not in OF_LATENTS:
+        field = "decode_tile" if decoding.tile else "decode_dtype"
+        raise fields.error(field, f"is of latents, and the data {name!r} are images")
     if name in OF_ANY_SIZE and not size:
         usual = _usual_size(data_dir) if name == "folder" else ""
         raise fields.error("image_size", f"must be given for a folder of images, in pixels{usual}")
-    return Data(name, data_dir, size, channels, limit, corrupt, autoencoder=autoencoder)
+    return Data(name, data_dir, size, channels, limit, corrupt, decoding=decoding)
 
 
 def _read_size(fields: Fields) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from cmjax.config.methods import NO_AVERAGE, read_model, read_spec
 from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names
-from cmjax.config.samples import SamplingOptions, read_samples, scales_of
+from cmjax.config.samples import AS_BEFORE, Decoding, SamplingOptions, read_decoding, read_samples, scales_of
 from cmjax.nets import NETS, defaults
 
 ITS_TEACHER = "teacher"  # the `init_from` of a run that starts from the model that it distils
@@ -21,8 +21,8 @@ class Recorded:
 
     averages, path, preconditioning: as they are written. learned_without_labels: whether training left some labels
     out. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
-    whether the data set is recorded, which it is not for weights that no run here trained. autoencoder: of
-    `config.data`. scales: of guidance, the least and the largest in training; None where the network takes none.
+    whether the data set is recorded, which it is not for weights that no run here trained. decoding: of its
+    latents. scales: of guidance, the least and the largest in training; None where the network takes none.
     """
 
     model: NetworkModel
@@ -33,7 +33,7 @@ class Recorded:
     teacher: str
     init_from: str
     has_data: bool
-    autoencoder: str
+    decoding: Decoding
     scales: tuple[float, float] | None
 
     @property
@@ -55,7 +55,7 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         teacher=teacher,
         init_from=teacher if config.get("init_from") == ITS_TEACHER else config.get("init_from", ""),
         has_data="data" in config,
-        autoencoder=config.get("data", {}).get("autoencoder", ""),
+        decoding=read_decoding(Fields(config.get("data", {}))),
         scales=scales_of(config),
     )
 
@@ -88,7 +88,7 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
 
 
 BESIDE_TRAINING = ("samples", "metrics", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
-BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt", "autoencoder")
+BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt", *AS_BEFORE)
 """Sections and fields that change no parameter: what is sampled, written and logged, and where data and devices are."""
 
 
@@ -118,5 +118,5 @@ def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     net = config.get("net", {})
     # a field that a network got later has the default that leaves older networks as they are
     network = defaults(net["name"]) if net.get("name") in NETS else {}
-    data = {"data": {"autoencoder": "", **config["data"]}} if "data" in config else {}
+    data = {"data": {**AS_BEFORE, **config["data"]}} if "data" in config else {}
     return {**config, **data, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}

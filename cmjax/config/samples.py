@@ -17,6 +17,26 @@ from cmjax.core.typing import Solver
 from cmjax.ranges import Fraction
 from cmjax.system.libraries import how_to_install, is_installed
 
+DECODE_DTYPES = ("float32", "bfloat16")  # float16 overflows in SDXL's autoencoder and others
+AS_BEFORE = {"autoencoder": "", "decode_dtype": "float32", "decode_tile": 0}
+"""The fields, with the values of runs that did not record them."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How latents are decoded. autoencoder: the folder of what decodes them; "" for the one that they were encoded by,
+    "none" for none. dtype: that it computes in. tile: the side of the squares of latents in which an image is decoded,
+    0 for all of it at once.
+    """
+
+    autoencoder: str = ""
+    dtype: str = "float32"
+    tile: int = 0
+
+
+AS_ENCODED = Decoding()
+"""By the autoencoder that encoded them, in float32, whole."""
+
 
 @dataclass(frozen=True)
 class SolverRow:
@@ -250,3 +270,12 @@ def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
     if not config["net"].get("guided") or not isinstance(scales, list | tuple) or len(scales) != 2:
         return None
     return float(scales[0]), float(scales[1])
+
+
+def read_decoding(fields: Fields) -> Decoding:
+    """Reads how latents are decoded, of the section `data`; earlier runs recorded none or a part of it."""
+    return Decoding(
+        autoencoder=fields.path("autoencoder") if fields.has("autoencoder") else "",
+        dtype=fields.one_of("decode_dtype", DECODE_DTYPES) if fields.has("decode_dtype") else "float32",
+        tile=fields.integer("decode_tile", at_least=0, absent=0),
+    )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Array
 from cmjax.config.data import images_of
 from cmjax.config.fields import ConfigError, about
 from cmjax.config.run import Run
+from cmjax.config.samples import DECODE_DTYPES, Decoding
 from cmjax.data.base import Source
 from cmjax.data.batches import preprocess
 from cmjax.data.latents import about_latents
@@ -33,16 +34,17 @@ PIXELS_AT_ONCE = 2**19
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes latents in a network's units. path: the autoencoder's folder. key: of its weights and its scale.
+    """Decodes latents in a network's units. path: the autoencoder's folder. key: of all that images depend on.
 
     autoencoder: its parameters stay in the host's memory: while a run trains they take none of the devices'.
-    shape: (h, w, c) of an image.
+    shape: (h, w, c) of an image. tile: of `Decoding`.
     """
 
     autoencoder: "Autoencoder"
     path: str
     key: str
     shape: tuple[int, int, int]
+    tile: int = 0
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
         """Decodes latents (n, h, w, l) as images (n, H, W, c) float32, in about [-1, 1] and not clipped."""
@@ -66,60 +68,75 @@ class Decoder:
     def _in_parts(self, function: Callable[[Any, Any], Any], rows: np.ndarray) -> np.ndarray:
         mesh = make_mesh()
         height, width, _ = self.shape
-        most = max(1, PIXELS_AT_ONCE // (height * width))
+        side = self.tile * self.autoencoder.factor or max(height, width)
+        most = max(1, PIXELS_AT_ONCE // (min(side, height) * min(side, width)))
         size = min(most, -(-len(rows) // mesh.size)) * mesh.size
         weights = distribute(self.autoencoder, replicated(mesh))
         return in_chunks(lambda part: function(weights, part), rows, size)
 
     @cached_property
     def _decode(self) -> Callable[[Any, Any], Any]:
-        return over_devices(lambda autoencoder, latents: autoencoder.decode(autoencoder.unscaled(latents)))
+        def decode(autoencoder: "Autoencoder", latents: Array) -> Array:
+            unscaled = autoencoder.unscaled(latents)
+            return autoencoder.decode_tiled(unscaled, tile=self.tile) if self.tile else autoencoder.decode(unscaled)
+
+        return over_devices(decode)
 
     @cached_property
     def _encode(self) -> Callable[[Any, Any], Any]:
         def encode(autoencoder: "Autoencoder", images: Array) -> Array:
             pixels = preprocess(images, jax.random.key(0), horizontal_flip=False)
-            return autoencoder.scaled(autoencoder.encode(pixels)[0])
+            tiled = self.tile and partial(autoencoder.encode_tiled, tile=self.tile)
+            return autoencoder.scaled((tiled or autoencoder.encode)(pixels)[0])
 
         return over_devices(encode)
 
 
-def decoder_of(trained: Trained, named: str | None = None) -> Decoder | None:
+def decoder_of(
+    trained: Trained, named: str | None = None, *, dtype: str | None = None, tile: int | None = None
+) -> Decoder | None:
     """Loads the decoder of a run's samples; None where there is none, and the log says why.
 
     Args:   named: the folder of --autoencoder; None for the one that the run knows; "none" for latents as they are.
+            dtype, tile: of --decode_dtype and --decode_tile; None for the run's.
     Raises: ConfigError where the one that is named, here or in the run's recipe, cannot be read, or is another one than
-            the run's latents are of.
+            the run's latents are of; where dtype or tile is none of a decoder's.
     """
+    if dtype not in (None, *DECODE_DTYPES):
+        raise ConfigError(f"--decode_dtype={dtype}: must be one of {', '.join(DECODE_DTYPES)}")
+    if tile is not None and tile < 0:
+        raise ConfigError(f"--decode_tile={tile}: must be at least 0")
     field = "config.data.autoencoder" if named is None else "--autoencoder"
-    return _decoder(field, named or trained.recorded.autoencoder, trained.record, trained.shape)
+    stated = {"autoencoder": named or None, "dtype": dtype, "tile": tile}
+    by = replace(trained.recorded.decoding, **{name: value for name, value in stated.items() if value is not None})
+    return _decoder(field, by, trained.record, trained.shape)
 
 
 def decoder_for(run: Run, source: Source) -> Decoder | None:
     """The same of a run that is to be trained on `source`."""
-    return _decoder("config.data.autoencoder", run.data.autoencoder, about_latents(source), tuple(source.shape))
+    return _decoder("config.data.autoencoder", run.data.decoding, about_latents(source), tuple(source.shape))
 
 
-def _decoder(field: str, named: str, entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder | None:
+def _decoder(field: str, by: Decoding, entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder | None:
     """entries: of a run's record, as `about_latents` makes them."""
     encoding = entries.get("encoding", {})
-    path = named or encoding.get("autoencoder")
+    path = by.autoencoder or encoding.get("autoencoder")
     if not path or path == NONE:
         return None
     try:
-        return _load(path, encoding, entries, shape)
+        return _load(replace(by, autoencoder=path), encoding, entries, shape)
     except ValueError as error:
-        if named:
+        if by.autoencoder:
             raise ConfigError(about(field, path, error)) from error
         log.warning("samples are latents, for their autoencoder cannot decode them: %s", about("it", path, error))
         return None
 
 
-def _load(path: str, encoding: Mapping[str, Any], entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder:
+def _load(by: Decoding, encoding: Mapping[str, Any], entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder:
     from cmjax.interop.autoencoder import load_autoencoder  # most runs are of images, and read no foreign files
 
     scaled = {name: encoding.get(name) for name in ("scale", "shift")}
-    autoencoder = load_autoencoder(path, **scaled)
+    autoencoder = load_autoencoder(by.autoencoder, dtype=by.dtype, **scaled)
     known, key = entries.get("autoencoder"), autoencoder.weights_key
     if known not in (None, key):
         raise ConfigError(f"its weights have the key {key}, and the run's latents are of those with the key {known}")
@@ -130,7 +147,10 @@ def _load(path: str, encoding: Mapping[str, Any], entries: Mapping[str, Any], sh
     height, width, _ = shape
     sides = height * autoencoder.factor, width * autoencoder.factor
     key = f"{key} {autoencoder.scale} {autoencoder.shift}"
-    return Decoder(jax.device_get(autoencoder), path, key, (*sides, autoencoder.module.out_channels))
+    # only what is not usual: results of earlier versions are still found
+    key += f" {by.dtype}" * (by.dtype != "float32") + f" tile {by.tile}" * bool(by.tile)
+    images = (*sides, autoencoder.module.out_channels)
+    return Decoder(jax.device_get(autoencoder), by.autoencoder, key, images, by.tile)
 
 
 def check_are_images(trained: Trained, decoder: Decoder | None) -> None:

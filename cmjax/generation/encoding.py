@@ -43,6 +43,7 @@ def encode_source(
     *,
     about: Mapping[str, Any],
     mirrored: bool = False,
+    tile: int = 0,
     batch_size: int = 64,
     shard_size: int = 4096,
     bar: ProgressBar = no_progress,
@@ -53,13 +54,16 @@ def encode_source(
     Where the autoencoder leaves its scale open, latents are scaled to mean 0 and std 1 in each channel.
 
     Args:   about: further entries of the manifest, JSON: "split", "preprocessing", "origin". mirrored: whether the
-            mirrored image is encoded too. batch_size: of one process; a multiple of its devices. shard_size: examples.
+            mirrored image is encoded too. tile: side of the squares of latents in which images are encoded, 0 for
+            whole images. batch_size: of one process; a multiple of its devices. shard_size: examples.
     Raises: ConfigError where the folder was begun otherwise, is in use, or cannot be written; DataError where the
             images do not fit the autoencoder, cannot be read, or have latents beyond float16.
     """
     check_fits(source, autoencoder)
     manifest = _manifest(source, autoencoder, mirrored, shard_size) | dict(about)
-    encode = _encoder(autoencoder, batch_size, mirrored=mirrored)
+    if tile:
+        manifest["tile"] = tile
+    encode = _encoder(autoencoder, batch_size, mirrored=mirrored, tile=tile)
     layout = record_type(manifest["shape"], mirrored=mirrored)
     folder = folder.absolute()
     lock = FolderLock(folder, on_lost=partial(leave_at_once, 1))
@@ -174,22 +178,22 @@ def _rows(shard: int, manifest: Mapping[str, Any]) -> np.ndarray:
     return np.arange(start, min(start + manifest["shard_size"], manifest["count"]))
 
 
-def _encoder(autoencoder: Autoencoder, batch_size: int, *, mirrored: bool) -> Encode:
+def _encoder(autoencoder: Autoencoder, batch_size: int, *, mirrored: bool, tile: int) -> Encode:
     """images (b, h, w, c), over this process's devices -> (b, 2 or 4, h, w, l): mean and std, and the mirrored
     image's."""
     mesh = make_mesh(devices=jax.local_devices())
     if batch_size < 1 or batch_size % mesh.size:
         raise ConfigError(f"--batch_size={batch_size}: must be a multiple of the devices of a process, {mesh.size}")
     rows, weights = batch_sharding(mesh), jax.device_put(replace(autoencoder, scale=None, shift=None), replicated(mesh))
-    return lambda images: _moments(weights, jax.device_put(images, rows), mirrored=mirrored)
+    return lambda images: _moments(weights, jax.device_put(images, rows), mirrored=mirrored, tile=tile)
 
 
-@partial(jax.jit, static_argnames="mirrored")
-def _moments(autoencoder: Autoencoder, images: Array, *, mirrored: bool) -> Array:
+@partial(jax.jit, static_argnames=("mirrored", "tile"))
+def _moments(autoencoder: Autoencoder, images: Array, *, mirrored: bool, tile: int) -> Array:
     images = preprocess(images, jax.random.key(0), horizontal_flip=False)
     parts = []
     for side in (images, images[:, :, ::-1])[: 1 + mirrored]:
-        mean, logvar = autoencoder.encode(side)
+        mean, logvar = autoencoder.encode_tiled(side, tile=tile) if tile else autoencoder.encode(side)
         # the encoder gives the log of the variance
         parts += [mean, jnp.exp(logvar / 2)]
     return jnp.stack(parts, axis=1).astype(jnp.float32)

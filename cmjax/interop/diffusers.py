@@ -102,7 +102,8 @@ def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping
     if "image_size" in overrides and not _is_size(size):
         problems.append(f"image_size={size!r} must be {SIDES}")
     refuse([f"config.json: {'; '.join(problems)}"] if problems else (), options)
-    height, width = np.broadcast_to(size, 2).tolist()
+    sides: Any = (size, size) if is_count(size) else size
+    height, width = sides
     widths, shape = fields["block_out_channels"], (height, width, fields["in_channels"])
     attended = [level for level, kind in enumerate(fields["down_block_types"]) if kind.startswith("Attn")]
     try:

@@ -1,4 +1,4 @@
-"""A peer's config.json: reads it, and checks its fields; each has a default, a check of its value, and what it must be."""
+"""Reads a peer's config.json and checks its fields: each has a default, a check of its value, and what it must be."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

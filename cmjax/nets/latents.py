@@ -83,10 +83,24 @@ class Autoencoder:
         Raises: as `decode`; ValueError where tile or overlap is out of range.
         """
         latents = _checked("latents", latents, self.latent_channels)
+        return _in_squares(self, latents, "decode", *self._squares_of(tile, overlap))
+
+    def encode_tiled(self, images: Samples, *, tile: int | None = None, overlap: float = 0.25) -> tuple[Array, Array]:
+        """Encodes large images in overlapping squares, as `decode_tiled` decodes them: mean and log variance.
+
+        Args:   tile, overlap: of latents, as there. Raises: as `encode`; ValueError where tile or overlap is out of
+                range.
+        """
+        images = _checked("images", images, self.module.channels, multiple=self.factor)
+        moments = _in_squares(self, images, "encode", *self._squares_of(tile, overlap))
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, logvar
+
+    def _squares_of(self, tile: int | None, overlap: float) -> tuple[int, float]:
         tile = max(1, self.sample_size // self.factor) if tile is None else tile
         if tile < 1 or not 0 <= overlap < 1:
             raise ValueError(f"tile={tile}, overlap={overlap}: tile must be at least 1, overlap must lie in [0, 1)")
-        return _in_squares(self, latents, tile, overlap)
+        return tile, overlap
 
     def _apply(self, method: str, x: Array) -> Any:
         return self.module.apply({"params": self.params}, x, method=method)
@@ -138,31 +152,38 @@ def _checked(name: str, x: Samples, channels: int, multiple: int = 1) -> Array:
 
 
 @partial(with_auto_axes, rows_from=1)
-def _in_squares(autoencoder: Autoencoder, latents: Array, tile: int, overlap: float) -> Array:
-    (b, *size, channels), factor = latents.shape, autoencoder.factor
+def _in_squares(autoencoder: Autoencoder, inputs: Array, method: str, tile: int, overlap: float) -> Array:
+    """What `encode` or `decode` makes of inputs (b, h, w, c), in squares of `tile` latents a side. A mean and its log
+    variance lie side by side."""
+    factor, encodes = autoencoder.factor, method == "encode"
+    before, after = (factor, 1) if encodes else (1, factor)  # points of a side of the inputs and outputs, for a latent
+    (b, *size, channels), outputs = inputs.shape, autoencoder.module.out_channels
+    size, outputs = [length // before for length in size], 2 * autoencoder.latent_channels if encodes else outputs
     height, width = (min(tile, length) for length in size)
-    rows, down = _squares(size[0], height, overlap, factor)
-    columns, across = _squares(size[1], width, overlap, factor)
+    rows, down = _squares(size[0], height, overlap, after)
+    columns, across = _squares(size[1], width, overlap, after)
 
-    def add(images: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(so_far: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
         row, column = place
         y, x = rows[row], columns[column]
-        part = autoencoder.decode(jax.lax.dynamic_slice(latents, (0, y, x, 0), (b, height, width, channels)))
+        square = (b, height * before, width * before, channels)
+        part = getattr(autoencoder, method)(jax.lax.dynamic_slice(inputs, (0, y * before, x * before, 0), square))
+        part = jnp.concatenate(part, axis=-1) if encodes else part
         weight = (down[row][:, None] * across[column][None])[None, :, :, None]
-        corner = (0, y * factor, x * factor, 0)
+        corner = (0, y * after, x * after, 0)
         # squares overlap: each adds its weighted part to what is there
-        so_far = jax.lax.dynamic_slice(images, corner, part.shape)
-        return jax.lax.dynamic_update_slice(images, so_far + part * weight.astype(part.dtype), corner), None
+        here = jax.lax.dynamic_slice(so_far, corner, part.shape)
+        return jax.lax.dynamic_update_slice(so_far, here + part * weight.astype(part.dtype), corner), None
 
-    images = jnp.zeros((b, *(factor * length for length in size), autoencoder.module.out_channels), latents.dtype)
+    nothing = jnp.zeros((b, *(after * length for length in size), outputs), inputs.dtype)
     row, column = jnp.meshgrid(jnp.arange(len(rows)), jnp.arange(len(columns)), indexing="ij")
-    return jax.lax.scan(add, images, (row.ravel(), column.ravel()))[0]
+    return jax.lax.scan(add, nothing, (row.ravel(), column.ravel()))[0]
 
 
 def _squares(length: int, side: int, overlap: float, factor: int) -> tuple[Array, Array]:
-    """Along one axis: where squares begin, (n,), and the weights of their pixels, (n, side·factor).
+    """Along one axis: where squares begin, (n,), and the weights of their outputs, (n, side·factor).
 
-    At each pixel of the image the weights of all squares have the sum 1.
+    At each point of the output the weights of all squares have the sum 1.
     """
     step = max(1, math.floor(side * (1 - overlap)))
     count = 1 + math.ceil((length - side) / step)
