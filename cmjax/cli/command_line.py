@@ -36,7 +36,7 @@ MODES = {
 """Mode -> what it does. Its module declares flags, `declare(flags)`, and runs, `start(options)`."""
 MOVED = "data.data_dir"  # the one field that can be changed without a recipe: the data of a run were moved
 PATHS = {"workdir", "out", "image", "mask", "images", "reference", "save_reference", "weights", "teacher", "source"}
-PATHS |= {"autoguidance", "autoencoder", "statistics"}
+PATHS |= {"autoguidance", "autoencoder", "statistics", "prompts", "lora"}
 """Flags that are paths."""
 USAGE = "python -m cmjax.main --mode=<mode> [flags], or cmjax <mode> [flags]"
 

@@ -2,10 +2,12 @@
 
 cmjax import --source=edm-cifar10-32x32-uncond-vp.pkl --workdir=runs/edm
 cmjax import --source=cd_imagenet64_lpips.pt --workdir=runs/cd64
+cmjax import --source=stable-diffusion-v1-5 --workdir=runs/sd15
 """
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, about
 from cmjax.config.methods import read_model
 from cmjax.interop.keys import Foreign, ForeignError
+from cmjax.interop.pipeline import INDEX, copy_pipeline, is_pipeline, load_pipeline
 from cmjax.interop.read import READERS, read_foreign
 from cmjax.interop.weights import is_weights_file, read_weights
 from cmjax.nets import NETS
@@ -25,7 +28,8 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.classes import recorded_classes
 from cmjax.runs.weights import check_new, write_model
 from cmjax.runs.workdir import output
-from cmjax.system.files import to_path
+from cmjax.system.files import is_bucket, remove_folder, to_path
+from cmjax.system.libraries import MissingLibrary
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,9 @@ def run(
     check_new(workdir, "--workdir")
     output(workdir, "--workdir")
     path = to_path(source)
+    if format == "auto" and _is_of_prompts(path):
+        _import_pipeline(path, workdir)
+        return
     if format == "cmjax" or (format == "auto" and is_weights_file(path)):
         record, params = _read_weights(path)
         model = record["config"], record["shape"], record["num_classes"], params
@@ -98,6 +105,37 @@ def run(
     _evaluate_once(*model)
     write_model(workdir, *model, **kept, option="--workdir")
     print(report)
+
+
+def _is_of_prompts(path: Path) -> bool:
+    """Checks whether it is a pipeline from prompts to images, or one of a class that is not read."""
+    return (path / INDEX).is_file() and (is_pipeline(path) or not (path / "unet").is_dir())
+
+
+def _import_pipeline(path: Path, workdir: Path) -> None:
+    """Copies a pipeline's parts to a new folder, the whole folder or nothing, after all were read."""
+    if is_bucket(workdir):
+        raise ConfigError(f"--workdir={workdir}: a pipeline is kept on a disk; name a folder there")
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    try:
+        pipeline = load_pipeline(path)
+        remove_folder(partial)
+        copy_pipeline(path, partial)
+        if workdir.exists():
+            workdir.rmdir()
+        os.replace(partial, workdir)
+    except (ForeignError, MissingLibrary) as error:
+        raise ConfigError(about("--source", str(path), error)) from error
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+    finally:
+        remove_folder(partial)
+    rows = {
+        "pipeline": repr(pipeline),
+        "licence": "not named by the folder: see where it was downloaded",
+        "sample": f'python -m cmjax.main --mode=sample --workdir={workdir} --prompt="…"',
+    }
+    print("\n".join([f"{path} -> {workdir}", *(f"{name:12s}{text}" for name, text in rows.items())]))
 
 
 def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, params: Any) -> None:

@@ -3,6 +3,7 @@
 cmjax sample --workdir=runs/digits_ct
 cmjax sample --workdir=runs/digits_ct --times=80,0.8 --num=10000 --out=x.npz
 cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
+cmjax sample --workdir=runs/sd15 --prompt="a photo of a cat" --num=4 --steps=50 --out=cats.png
 """
 
 from dataclasses import replace
@@ -27,11 +28,17 @@ from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import say
 
+INDEX = "model_index.json"
+"""What a pipeline's folder has, and a run's has not."""
+OF_PROMPTS = ("prompt", "prompts", "negative-prompt", "size", "lora", "lora_scale")
+OF_BOTH = ("workdir", "num", "seed", "out", "sampler", "steps", "times", "guidance")
+"""Flags that pipelines take alone, and that they take as runs do."""
+
 
 def declare(flags: Flags) -> None:
     flags.group("Images")
     flags.checkpoint()
-    flags.integer("num", 64, "How many images.", at_least=1)
+    flags.integer("num", None, "How many images. Default: 64, or one of each prompt.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same images.", at_least=0)
     flags.text("label", None, "The class, by number or name, of a class-conditional model. Default: all in turn.")
     flags.boolean("clip", None, "Clip every estimate of the image to [-1, 1], as OpenAI's code. Default: the run's.")
@@ -41,11 +48,18 @@ def declare(flags: Flags) -> None:
     flags.group("Consistency models")
     times = "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2."
     flags.text("times", None, times)
-    flags.text("sampler", None, "multistep, or of flow maps chain(gamma=0), from time to time. Default: the run's.")
+    flags.text("sampler", None, "multistep, of flow maps chain(gamma=0), of prompts ddim or lcm. Default: the run's.")
     flags.gamma()
     flags.group("Diffusion teachers")
     flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")
-    flags.integer("steps", None, "Noise levels of the solver's grid. Default: the run's.", at_most=10**5)
+    flags.integer("steps", None, "Noise levels of the solver's grid, or of prompts. Default: the run's.", at_most=10**5)
+    flags.group("Prompts, of an imported pipeline of Stable Diffusion")
+    flags.text("prompt", None, "What the images show.")
+    flags.text("prompts", None, "A file of prompts, one a line.")
+    flags.text("negative-prompt", None, "What they do not show. Default: the empty prompt.")
+    flags.text("size", None, "Height and width in pixels, as 512x768. Default: the pipeline's.")
+    flags.text("lora", None, "A .safetensors file that is merged into the weights.")
+    flags.number("lora_scale", 1.0, "How much of it.")
     flags.group("Latents")
     flags.autoencoder()
     flags.group("Guidance")
@@ -53,7 +67,33 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    run(options.model, data_dir=options.data_dir, **options.flags)
+    if (options.workdir / INDEX).is_file():
+        _start_prompts(options)
+        return
+    if given := [name for name in OF_PROMPTS if options.is_set(name)]:
+        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, with a {INDEX}")
+    flags: dict[str, Any] = {name: value for name, value in options.flags.items() if name not in OF_PROMPTS}
+    flags["num"] = options.num or 64
+    run(options.model, data_dir=options.data_dir, **flags)
+
+
+def _start_prompts(options: Options) -> None:
+    from cmjax.generation import prompts  # most runs have no prompts
+
+    names = [name for name in options.declared.names if name not in (*OF_PROMPTS, *OF_BOTH)]
+    if given := [name for name in names if options.is_set(name)]:
+        taken = ", ".join(f"--{name}" for name in OF_PROMPTS + OF_BOTH)
+        raise ConfigError(f"--{given[0]}: a pipeline of prompts takes {taken}")
+    flags = options.flags
+    chosen = {name: flags[name] for name in ("guidance", "sampler", "steps", "times", "size", "lora", "lora_scale")}
+    prompts.sample_prompts(
+        options.workdir,
+        prompts.read_prompts(flags["prompt"], flags["prompts"]),
+        num=options.num or 1,
+        seed=options.seed,
+        out=options.out,
+        options=prompts.Options(negative=flags["negative-prompt"], **chosen),
+    )
 
 
 def run(
