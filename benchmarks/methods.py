@@ -40,7 +40,7 @@ FAMILIES = {
     "Consistency training": ("ct", "ict", "ect", "sct", "tcm", "multistep_ct"),
     "Consistency in continuous time": ("continuous_ct", "continuous_cd", "scm_ct", "scm_cd"),
     "Distillation": ("cd", "pd", "ctm", "ayf", "facm", "cmt", "cmt_map"),
-    "Flow maps, by a derivative": ("meanflow", "imf", "alphaflow", "dmf", "tvm"),
+    "Flow maps, by a derivative": ("meanflow", "imf", "alphaflow", "tim", "anyflow", "pmf", "dmf", "tvm"),
     "Flow maps, by their parts": ("shortcut", "soflow", "rcgm", "psd", "lsd", "esd", "imm"),
 }
 METHODS = tuple(name for names in FAMILIES.values() for name in names)

@@ -90,6 +90,55 @@ def test_improved_mean_flow_is_the_papers():
         )
 
 
+@pytest.mark.parametrize("distance", [l2, partial(adaptive, p=0.75, c=1e-3)])
+def test_the_tangents_blend_goes_from_mean_flow_to_improved_mean_flow(distance):
+    """Both ends to the last digit, and between them the derivative along the blend of both velocities."""
+    x0, pair = setting()
+    x, v = line(x0, pair.t)
+    own = net(W, x, pair.t, c_noise_s=0 * pair.t)
+
+    def each(method, **blend):
+        return lambda w: evaluate(getattr(losses, method), MODEL, w, KEY, x0, pair, distance=distance, **blend)
+
+    for one, other in (
+        (each("meanflow", tangent_blend=0.0), each("meanflow")),
+        (each("imf", tangent_blend=1.0), each("imf")),
+    ):
+        np.testing.assert_array_equal(one(W), other(W))
+    check_equal(each("meanflow", tangent_blend=1.0), each("imf"), rtol=1e-12)
+    check_equal(each("imf", tangent_blend=0.0), each("meanflow"), rtol=1e-12)
+    for beta in (0.3, 0.94):
+        slope = own_slope(W, x, pair.t, pair.s, (1 - beta) * v + beta * own)
+        target = v - (pair.t - pair.s)[:, None] * slope
+        for method in ("meanflow", "imf"):
+            check_equal(
+                each(method, tangent_blend=beta),
+                lambda w, target=target: distance(net(w, x, pair.t, c_noise_s=pair.t - pair.s), target),
+            )
+
+
+def test_the_tangents_blend_is_not_guidances():
+    """With guidance the target keeps the guided velocity v', whatever the derivative is along."""
+    x0, pair = setting()
+    x, v = line(x0, pair.t)
+    without, with_label = velocities(x, pair.t)
+    guided = jnp.where((LABEL < 0)[:, None], v, 2.5 * v + (1 - 2.5 - 0.4) * without + 0.4 * with_label)
+
+    def slope(along):
+        def u(shift):
+            t = pair.t + shift
+            return net(W, x + shift * along, t, c_noise_s=t - pair.s, label=LABEL)
+
+        return jax.jvp(u, (0.0,), (1.0,))[1]
+
+    for beta in (0.0, 0.3, 1.0):
+        ours = target_of(
+            losses.meanflow, x0, pair, guidance=2.5, blend=0.4, tangent_blend=beta, conditions={"label": LABEL}
+        )
+        expected = guided - (pair.t - pair.s)[:, None] * slope((1 - beta) * guided + beta * with_label)
+        np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
 def target_of(loss, x0, pair, **knobs):
     """(b, 2): the target, seen through a distance that keeps it."""
     seen = []
@@ -257,11 +306,12 @@ def in_the_mean(method, params, variance):
         pair = Times(pair.t, pair.t - 1e-4, pair.t - 1e-4)
         knobs = {"fraction": 0.0, "target_params": exact.AT_ZERO, **L2}
     else:
-        knobs = {"distance": partial(adaptive, p=0.5, c=1e-2)}
+        knobs = {"distance": partial(adaptive, p=0.5, c=1e-2), **({"tangent_blend": 0.5} if "half" in method else {})}
+    method = method.removesuffix(" half")
     return evaluate(getattr(losses, method), exactly, params, KEY, x0, pair, **knobs)
 
 
-@pytest.mark.parametrize("method", ["meanflow", "imf", "alphaflow", "shortcut"])
+@pytest.mark.parametrize("method", ["meanflow", "meanflow half", "imf", "imf half", "alphaflow", "shortcut"])
 def test_no_gradient_at_the_exact_mean_velocity(method):
     """In expectation over data and noise; and there is one at that for data of 1.2 times the variance."""
     right, wrong = exact.standard_errors(partial(in_the_mean, method))
@@ -411,8 +461,9 @@ def test_gradients_are_finite_where_the_network_is_right_in_float32():
 @pytest.mark.parametrize("loss", [losses.meanflow, losses.imf])
 def test_another_path_and_guidance_without_labels_are_clear_errors(loss):
     x0, pair = setting()
+    alpha_on_trig = Model(net, trig(sigma_data=0.5), linear_flow)
     with pytest.raises(ValueError, match="linear"):
-        evaluate(loss, Model(net, trig(sigma_data=0.5), linear_flow), W, KEY, x0, pair, **L2)
+        evaluate(losses.alphaflow, alpha_on_trig, W, KEY, x0, pair, alpha=0.5, **ALPHA)
     with pytest.raises(ValueError, match="'label'"):
         evaluate(loss, MODEL, W, KEY, x0, pair, guidance=2.0, **L2)
     with pytest.raises(ValueError, match="s, the destination"):

@@ -144,6 +144,7 @@ TRIG, DDPM = paths.trig(sigma_data=0.5), paths.ddpm()
 ON = {
     "ve": cmjax.Model(plain, paths.ve, CONSISTENCY),
     "trig": cmjax.Model(plain, TRIG, partial(preconditioning.trig, sigma_data=0.5)),
+    "trig to any time": cmjax.Model(plain, TRIG, partial(preconditioning.trig_flow, sigma_data=0.5)),
     "linear": cmjax.Model(plain, paths.linear, preconditioning.linear_flow),
     "ve to any time": cmjax.Model(plain, paths.ve, partial(preconditioning.ctm, sigma_data=0.5)),
     "ddpm": cmjax.Model(plain, DDPM, partial(preconditioning.lcm, path=DDPM)),
@@ -181,6 +182,9 @@ CALLS = {
     "meanflow": ("linear", {"guidance": 2.0, **L2}, {"label": jnp.arange(4)}),
     "imf": ("linear", L2, SCALE),
     "shortcut": ("linear", {"fraction": 0.5, **L2}, {}),
+    "anyflow": ("linear", {"guidance": 2.0, "weight": weightings.towards_noise}, {"label": jnp.arange(4)}),
+    "pmf": ("linear", {"perceptual": distances.l1, **L2}, {}),
+    "tim": ("trig to any time", {"guidance": 2.0, **PLAIN}, {"label": jnp.arange(4)}),
     "alphaflow": ("linear", {"alpha": 0.5, "weight": inverse_alpha}, {}),
     "soflow": ("linear", {"guidance": 2.0, **L2}, {"label": jnp.arange(4)}),
     "lsd": ("linear", {"weighted": True, **L2}, {}),

@@ -11,12 +11,12 @@ import pytest
 from map_peers import COUNT, check, check_quantiles, check_step, log_weight, output
 
 from cmjax import Batch, Model, Times, losses, paths
-from cmjax.core import pairs, preconditioning, times, weightings
+from cmjax.core import map_pairs, pairs, preconditioning, times, weightings
 from cmjax.core.derivatives import central_difference
-from cmjax.core.distances import adaptive, l2
-from cmjax.core.losses.soflow import fading
+from cmjax.core.distances import adaptive, directional, l2
+from cmjax.core.losses.recursive import fading
 from cmjax.core.ode import heun_step
-from cmjax.core.preconditioning import linear_expanded, linear_flow
+from cmjax.core.preconditioning import linear_expanded, linear_flow, scaled_velocity, trig_flow
 
 pytestmark = pytest.mark.usefixtures("x64")
 SUM = lambda x, y: adaptive(x, y, p=0.0, c=0.0)  # noqa: E731
@@ -99,10 +99,10 @@ def test_tvm_is_the_authors(recorded, variant):
     scaled = bool(recorded[f"{prefix}/scale_param"])
 
     def net(flat, x, c_noise, *, key=None, c_noise_s, label, guidance):
-        u = output(recorded, flat, x, {0: c_noise, 1: c_noise_s, 2: 1 / guidance}, label)
-        return guidance[:, None, None, None] * u if scaled else u
+        return output(recorded, flat, x, {0: c_noise, 1: c_noise_s, 2: 1 / guidance}, label)
 
-    model, ema = Model(net, paths.linear, linear_flow), jnp.asarray(recorded["net/ema"])
+    model = Model(scaled_velocity(net) if scaled else net, paths.linear, linear_flow)
+    ema = jnp.asarray(recorded["net/ema"])
     label = np.where(recorded[f"{prefix}/dropped"], -1, recorded["y"])
     w = 1 / jnp.broadcast_to(jnp.asarray(recorded[f"{prefix}/beta"]), (8,))
     t, s, alone = (jnp.asarray(recorded[f"{prefix}/{name}"]) for name in ("t", "s", "s_prime"))
@@ -121,6 +121,29 @@ def test_the_times_of_lsd_are_the_authors(recorded):
     pair = pairs.sorted_pairs(uniform, uniform, apart=1.0)(jax.random.key(0), COUNT, 0)
     check_quantiles(recorded, "lsd/times/s", 1 - pair.t)
     check_quantiles(recorded, "lsd/times/t", 1 - pair.s)
+
+
+def test_the_times_of_tvm_are_the_authors(recorded):
+    """Their s′ are our times with s = t."""
+    lengths, together = (times.logit_normal(mean=mean, std=1.0) for mean in (-0.8, -0.4))
+    sample = map_pairs.ending_pairs(lengths, mean=-0.4, std=1.0, apart=0.5)
+    pair = sample(jax.random.key(0), 2 * COUNT, 0)
+    apart = pair.s < pair.t
+    assert apart.sum() == COUNT
+    for name, ours in (("t", pair.t[apart]), ("s", pair.s[apart]), ("gap", (pair.t - pair.s)[apart])):
+        check_quantiles(recorded, f"tvm/times/{name}", ours)
+    check_quantiles(recorded, "tvm/times/s_prime", pair.t[~apart])
+    again = map_pairs.matched_by(sample, together)(jax.random.key(0), 2 * COUNT, 0)
+    check_quantiles(recorded, "tvm/times/s_prime", again.t[again.s == again.t])
+
+
+def test_the_times_of_dmf_are_the_authors(recorded):
+    one, other = times.logit_normal(mean=0.4, std=1.0), times.logit_normal(mean=-1.2, std=1.0)
+    both = pairs.sorted_pairs(one, other, apart=0.5, exact=True)
+    pair = map_pairs.matched_by(both, times.logit_normal(mean=0.0, std=1.0))(jax.random.key(0), 2 * COUNT, 0)
+    apart = pair.s < pair.t
+    for name, ours in (("t", pair.t[apart]), ("r", pair.s[apart]), ("t_fm", pair.t[~apart])):
+        check_quantiles(recorded, f"dmf/times_script/{name}", ours)
 
 
 def mean_adaptive(p, eps):
@@ -307,21 +330,59 @@ def test_ctm_is_the_authors(recorded, variant):
     check(recorded, prefix, denoising, loss="denoising_i", gradient="denoising_grad")
 
 
-@pytest.mark.parametrize("variant", ["otfm", "otfm_jvp"])
-def test_mean_flow_by_differences_is_tim(recorded, variant):
-    """On the linear path the conditional line is that of MeanFlow's derivative, so TiM is MeanFlow by differences."""
-    prefix = f"tim/{variant}"
-
+def slots_of_tim(recorded):
     def net(flat, x, c_noise, *, key=None, c_noise_s, label):
         return output(recorded, flat, x, {0: c_noise, 1: c_noise - c_noise_s}, label)
 
+    return net
+
+
+TRIG = paths.trig(sigma_data=1.0)
+TIM = {
+    "otfm": (paths.linear, linear_flow, {"weight": weightings.inverse_tan_gap}),
+    "otfm_jvp": (paths.linear, linear_flow, {"weight": weightings.inverse_tan_gap, "derivative": jax.jvp}),
+    "otfm_constant": (paths.linear, linear_flow, {"weight": weightings.uniform}),
+    "otfm_dir_guided": (
+        paths.linear, linear_flow,
+        {"weight": weightings.inverse_tan_gap, "distance": partial(directional, c=1e-5), "blend": 0.75,
+         "interval": (0.3, 0.8)},
+    ),
+    "trig": (TRIG, partial(trig_flow, sigma_data=1.0), {"weight": weightings.inverse_time_gap}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", TIM)
+def test_tim_is_the_authors(recorded, variant):
+    prefix, (path, scalings, choices) = f"tim/{variant}", TIM[variant]
     t, s = jnp.asarray(recorded[f"{prefix}/t"]), jnp.asarray(recorded[f"{prefix}/r"])
-    model, batch = Model(net, paths.linear, linear_flow), batch_of(recorded, Times(t, s=s))
-    derivative = jax.jvp if variant.endswith("jvp") else central_difference(step=0.005)
-    weight = jnp.where(s < t, (jnp.tan(t) - jnp.tan(s) + 1.0) ** -0.5, 1.0)
-    check(
-        recorded, prefix,
-        lambda w: weight * losses.meanflow(
-            model, w, None, batch, distance=mean_adaptive(1.0, 1e-5), derivative=derivative
-        ),
-    )  # fmt: skip
+    model, batch = Model(slots_of_tim(recorded), path, scalings), batch_of(recorded, Times(t, s=s))
+    choices = {
+        "distance": mean_adaptive(1.0, 1e-5),
+        "derivative": central_difference(step=0.005),
+        "target_params": jnp.asarray(recorded["net/ema"]),
+        **choices,
+    }
+    check(recorded, prefix, lambda w: losses.tim(model, w, None, batch, **choices))
+
+
+@pytest.mark.parametrize("variant", ["otfm", "trig"])
+def test_tims_step_is_the_maps(recorded, variant):
+    prefix, (path, scalings, _) = f"tim/step_{variant}", TIM[variant]
+    t, s, x, out = (jnp.asarray(recorded[f"{prefix}/{name}"]) for name in ("t", "r", "x_t", "F"))
+    moved = Model(lambda params, x, t, *, key=None, c_noise_s: out, path, scalings)(None, x, t, s)
+    np.testing.assert_allclose(moved, recorded[f"{prefix}/x_r"], rtol=1e-12)
+
+
+def test_the_times_of_tim_are_the_authors(recorded):
+    one = times.logit_normal(mean=0.0, std=1.0)
+    pair = pairs.sorted_pairs(one, one, apart=0.5, exact=True, whole=0.1)(jax.random.key(0), COUNT, 0)
+    check_quantiles(recorded, "tim/times_otfm/t", pair.t)
+    beyond = recorded["probs"] > 0.1  # the tenth of the batch with s = 0
+    high = {"probs": recorded["probs"][beyond], "r": recorded["tim/times_otfm/r"][beyond]}
+    check_quantiles(high, "r", pair.s)
+    assert np.count_nonzero(pair.s == 0) == COUNT // 10
+    assert np.mean(pair.s == pair.t) == recorded["tim/times_otfm/share_equal"]
+    one = times.lognormal(mean=-1.0, std=1.6, path=TRIG)
+    pair = pairs.sorted_pairs(one, one, apart=1.0)(jax.random.key(0), COUNT, 0)
+    check_quantiles(recorded, "tim/times_trig/t", pair.t)
+    check_quantiles(recorded, "tim/times_trig/r", pair.s)

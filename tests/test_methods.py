@@ -63,7 +63,9 @@ ON_VE = ("ct", "cd", "ict", "ect", "sct", "tcm", "multistep_ct", "guided_cd", "p
 FLOWS = ("meanflow", "imf", "shortcut", "alphaflow")
 WRONG = [
     *((name, {"model": LINEAR}, "objective.name=", "needs config.model.path=ve") for name in ON_VE),
-    *((name, {"model": TRIG}, "model.path=", "needs linear") for name in FLOWS),
+    *((name, {"model": TRIG}, "model.path=", "needs linear") for name in ("shortcut", "alphaflow")),
+    *((name, {"model": TRIG}, "model.preconditioning=", "one of trig_flow") for name in ("meanflow", "imf", "lsd")),
+    ("rcgm", {"model": TRIG | {"preconditioning": "trig_flow"}}, "objective.name=", "needs config.model.path=linear"),
     *((name, {"net.two_times": False}, "net.two_times=", "two times") for name in FLOWS),
     *(
         (name, {"objective.pairs": "sorted(apart=1.5)"}, "objective.pairs=", "apart must")
@@ -173,6 +175,19 @@ WRONG = [
     ("continuous_cd", {"objective.distance": "pseudo_huber(c=0.1)"}, "objective.distance=", "linf, lpips, norm"),
     ("continuous_cd", {"objective.stop_gradient": "no"}, "objective.stop_gradient=", "True or False"),
     ("alphaflow", {"objective.alpha": "sigmoid(steepness='x')"}, "objective.alpha=", "'x'"),
+    ("meanflow", {"objective.tangent_blend": 1.5}, "objective.tangent_blend=", "at most 1"),
+    ("meanflow", {"objective.weight": "karras"}, "objective.weight=", "uniform, tan_gap"),
+    ("imf", {"objective.tangent_blend": -1}, "objective.tangent_blend=", "at least 0"),
+    ("tvm", {"model.preconditioning": "scaled_flow"}, "net.guided=", "must be True"),
+    ("dmf", {"objective.times_equal": "logit_normal(mean=0.0, std=0.0)"}, "objective.times_equal=", "std must be"),
+    ("tvm", {"objective.pairs": "ending(mean=-0.4, std=1.0, apart=2)"}, "objective.pairs=", "apart must"),
+    ("anyflow", {"objective.weight": "towards_noise(shift=0)"}, "objective.weight=", "shift must be above 0"),
+    ("anyflow", {"objective.guidance": 3.0}, "objective.guidance=", "class_cond"),
+    ("denoising", {"objective.times": "uniform(shift=2.0)"}, "objective.times=", "shift=2.0 is of times up to 1"),
+    ("pmf", {"objective.perceptual": "lpip"}, "objective.perceptual=", "did you mean lpips"),
+    ("pmf", {"objective.t_least": 2.0}, "objective.t_least=", "at most 1"),
+    ("tim", {"objective.weight": "inverse_tan_gap(c=0)"}, "objective.weight=", "c must be above 0"),
+    ("tim", {"objective.pairs": "sorted(apart=0.5, whole=2)"}, "objective.pairs=", "whole must be at most 1"),
     ("soflow", {"objective.gap": "falling(start=0.1, end=0.5)"}, "objective.gap=", "0 < end <= start"),
     ("soflow", {"objective.guidance": 2.0}, "objective.guidance=", "class_cond"),
     ("lsd", {"objective.learned_weight": True}, "objective.name=", "set config.net.weight_head"),

@@ -20,13 +20,24 @@ INTERVALS = {"uniform": pairs.uniform_intervals, "lognormal": pairs.lognormal_in
 DISCRETE_PAIRS = {"skipping": pairs.skipping_pairs, "ddim_grid": pairs.ddim_grid_pairs}
 CURRICULA = by_name(curricula.constant, curricula.square_root_growth, curricula.doubling)
 COUPLINGS = {"independent": lambda: None, "minibatch_ot": couplings.minibatch_ot}
-PAIRS = {"sorted": pairs.sorted_pairs, "capped": pairs.capped_pairs, "long": map_pairs.long_pairs}
+PAIRS = {
+    "sorted": pairs.sorted_pairs,
+    "capped": pairs.capped_pairs,
+    "long": map_pairs.long_pairs,
+    "ending": map_pairs.ending_pairs,
+}
 RATES = {NO_AVERAGE: lambda: None, "ema": ema_rates.constant_rate}
 RATES_BY_GRID = RATES | {"scheduled_ema": ema_rates.scheduled_rate}
 WEIGHTINGS_OF_VE = by_name(weightings.snr, weightings.snr_plus_one, weightings.truncated_snr, weightings.karras)
 """They take the time for the noise level."""
 WEIGHTINGS = by_name(weightings.uniform, weightings.inverse_gap, weightings.inverse_c_out) | WEIGHTINGS_OF_VE
-MAP_WEIGHTINGS = by_name(weightings.uniform, weightings.tan_gap)
+MAP_WEIGHTINGS = by_name(
+    weightings.uniform,
+    weightings.tan_gap,
+    weightings.inverse_tan_gap,
+    weightings.inverse_time_gap,
+    weightings.towards_noise,
+)
 """Weights of a flow map's loss, of t and the destination s."""
 ALPHA_WEIGHTS = {"inverse": alpha_flow.inverse_alpha, "adaptive": alpha_flow.adaptive_alpha}
 ODE_STEPS = {"ddim": ode.ddim_step, "euler": ode.euler_step, "heun": ode.heun_step, "midpoint": ode.midpoint_step}
@@ -55,6 +66,6 @@ def _lpips(
 
 
 _NORMS = by_name(distances.l1, distances.l2, distances.linf)
-_ROBUST = by_name(distances.huber, distances.pseudo_huber, distances.adaptive)
+_ROBUST = by_name(distances.huber, distances.pseudo_huber, distances.adaptive, distances.directional)
 DISTANCES = {**_NORMS, **_ROBUST, "lpips": _lpips}
 DISTANCES_OF_SPEED = {**_NORMS, "lpips": _lpips, "norm": lambda x, y: distances.pseudo_huber(x, y, c=0.0)}

@@ -54,17 +54,28 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
         "consistency": by_name(scalings.consistency, scalings.piecewise, scalings.edm),
         "flow_map": {"ctm": scalings.ctm},
     },
-    "trig": {"denoiser": _TRIG, "consistency": _TRIG},
+    "trig": {"denoiser": _TRIG, "consistency": _TRIG, "flow_map": by_name(scalings.trig_flow)},
     "linear": {
         "denoiser": {"linear": scalings.linear},
         "consistency": {"linear": scalings.linear},
-        "flow_map": {**_FLOWS, "edm_flow": scalings.linear_flow, "clean_gap": scalings.linear_flow},
+        "flow_map": {
+            **_FLOWS,
+            "edm_flow": scalings.linear_flow,
+            "clean_gap": scalings.linear_flow,
+            "scaled_flow": scalings.linear_flow,
+        },
     },
-    "vp": _DISCRETE,
+    "vp": {**_DISCRETE, "flow_map": by_name(scalings.path_flow)},
     "ddpm": _DISCRETE,
 }
 """By the path and by the kind of model. `edm_flow` and `clean_gap` are `linear_flow` of the velocity that follows from
-an EDM network, and from a network of the gap that gives images."""
+an EDM network, and from a network of the gap that gives images; `scaled_flow` that of the network times the scale of
+guidance, which it takes."""
+VELOCITIES: dict[str, Callable] = {
+    "edm_flow": lambda net, constants: scalings.edm_velocity(net, sigma_data=constants["sigma_data"]),
+    "clean_gap": lambda net, constants: scalings.clean_velocity(net),
+    "scaled_flow": lambda net, constants: scalings.scaled_velocity(net),
+}
 OF_BOTH_ENDS = "linear_ends"  # the preconditioning of a flow map whose network takes t and s, and not t and t − s
 OF_ONE_TIME = ("linear_gap", "clean_gap", "linear_expanded")  # those of a flow map whose network takes one time
 
@@ -130,10 +141,12 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Seque
     """
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)
-    if kind not in PRECONDITIONINGS[path_name]:
+    known = PRECONDITIONINGS[path_name].get(kind, {})
+    elsewhere = kind == "flow_map" and made_for and path_name not in made_for
+    if not known or (elsewhere and section.value("preconditioning") not in known):
         able = [name for name in made_for or PRECONDITIONINGS if kind in PRECONDITIONINGS[name]]
         raise section.error("path", f"{made_by} needs {able[0]}")
-    chosen = section.choice("preconditioning", PRECONDITIONINGS[path_name][kind], path=path, **constants)
+    chosen = section.choice("preconditioning", known, path=path, **constants)
     scale = chosen.make
     if chosen.name == "edm_flow" and path != paths.linear:
         raise section.error("preconditioning", "edm_flow needs config.model.path=linear, of noise_scale 1")
@@ -162,11 +175,7 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Seque
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
         module = module_class(**knobs, num_classes=num_classes if conditional else 0)
-        network = as_net(module)
-        if chosen.name == "edm_flow":
-            network = scalings.edm_velocity(network, sigma_data=constants["sigma_data"])
-        if chosen.name == "clean_gap":
-            network = scalings.clean_velocity(network)
+        network = VELOCITIES.get(chosen.name, lambda net, constants: net)(as_net(module), constants)
         function = core.Model(network, path, scale)
         return NetworkModel(module, function, kind, constants, grid, conditional)
 
@@ -183,6 +192,8 @@ def _check_inputs(net: Fields, knobs: Mapping[str, Any], preconditioning: str, k
     if knobs.get("second_time_from") and preconditioning != OF_BOTH_ENDS:
         needed = f"config.model.preconditioning={OF_BOTH_ENDS}"
         raise net.error("second_time_from", f"needs {needed}: its last blocks see s and not t − s")
+    if preconditioning == "scaled_flow" and not knobs.get("guided"):
+        raise net.error("guided", "must be True with preconditioning scaled_flow: it takes the scale of guidance")
     if knobs.get("velocity_head") and preconditioning == "edm_flow":
         raise net.error("velocity_head", "is of a network that gives velocities: not with preconditioning edm_flow")
 

@@ -30,8 +30,6 @@ def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
         raise fields.error("name", f"needs config.model.path={wanted}, not {spec.path_name}")
     keywords = {p.name: p for p in inspect.signature(loss).parameters.values() if p.kind == p.KEYWORD_ONLY}
     coupling = _coupling(objective)
-    if coupling is not None and (row.independent or "teacher" in keywords):
-        raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
     made = TIMES[row.times](objective)
     # the rate of a target average may follow the number of points N(k)
     objective = replace(objective, curriculum=made.get("schedules", {}).get("num_scales"))
@@ -39,6 +37,8 @@ def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
         made = _joined(made, _keyword(objective, keyword, row.instead))
     for also in row.also:
         made = _joined(made, READERS[also](objective))
+    if coupling is not None and (row.independent or ("teacher" in keywords and made.get("teacher"))):
+        raise fields.error("coupling", f"must be independent: config.objective.name={name!r} needs it so")
     return Method(**{"loss": loss, **made}, coupling=coupling, guided_by=_guided_by(fields))
 
 
@@ -149,10 +149,15 @@ def _by_ratio(o: Objective, sampler: TimeSampler) -> Part:
 
 
 def _two_times(o: Objective) -> PairSampler:
-    """t and s of a flow map between any two times."""
-    samplers = (read_time_sampler(o, name) for name in ("times", "times_s"))
+    """t and s of a flow map between any two times; those with s = t may have a distribution of their own."""
+    chosen = o.fields.choice("pairs", choices.PAIRS)
+    names = ("times",) if chosen.name == "ending" else ("times", "times_s")
+    samplers = [read_time_sampler(o, name) for name in names]
     with o.fields.naming("pairs"):
-        return o.fields.choice("pairs", choices.PAIRS).make(*samplers)
+        made = chosen.make(*samplers)
+    if o.fields.has("times_equal"):
+        made = map_pairs.matched_by(made, read_time_sampler(o, "times_equal"))
+    return made
 
 
 def _parted(o: Objective) -> Part:

@@ -77,10 +77,6 @@ def _optional_scales(o: Objective) -> Part:
     return _scales(o, above=0) if o.fields.value("guidance") else {}
 
 
-def _map_weight(o: Objective) -> Part:
-    return _value("weight", o.fields.choice("weight", choices.MAP_WEIGHTINGS).make)
-
-
 def _first_stage(o: Objective) -> Part:
     folder = _folder(o, "first_stage", "a consistency model, the first stage's")
     # The loss evaluates both stages with the same dropout masks.
@@ -118,12 +114,12 @@ def _tried(o: Objective, name: str, of: Mapping[str, Callable], arguments: Calla
     return _value(name, function)
 
 
-def _distance(o: Objective) -> Part:
-    chosen = o.fields.choice("distance", choices.DISTANCES)
+def _distance(o: Objective, name: str = "distance") -> Part:
+    chosen = o.fields.choice(name, choices.DISTANCES)
     if chosen.name != "lpips":
-        with o.fields.naming("distance"):
+        with o.fields.naming(name):
             jax.eval_shape(lambda: chosen.make(jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 3))))
-    return _by_distance("distance", chosen, lambda distance: distance)
+    return _by_distance(name, chosen, lambda distance: distance)
 
 
 def _speed(o: Objective) -> Part:
@@ -222,7 +218,7 @@ def _interval(o: Objective) -> Part:
     if not o.fields.has("guidance_interval"):
         return {}
     interval = o.fields.numbers("guidance_interval")
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= max(1.0, o.spec.constants["t_max"]):
         raise o.fields.error("guidance_interval", "must be the first and the last time of guidance, like (0.0, 1.0)")
     return _value("interval", interval)
 
@@ -281,9 +277,11 @@ READERS: dict[str, Callable[[Objective], Part]] = {
     "keeps_label": lambda o: {"labels": {"keep_labels": _of_labels(o, "keeps_label")}},
     "normalize": lambda o: _tried(o, "normalize", choices.NORMALIZATIONS, lambda: (jnp.ones((2, 3)),)),
     "ode_step": lambda o: _value("ode_step", o.fields.choice("ode_step", choices.ODE_STEPS, path=o.spec.path).make),
-    "map_weight": _map_weight,
+    "map_weight": lambda o: _value("weight", o.fields.choice("weight", choices.MAP_WEIGHTINGS).make),
+    "optional_map_weight": lambda o: READERS["map_weight"](o) if o.fields.has("weight") else {},
     "optional_scales": _optional_scales,
     "optional_teacher": _optional_teacher,
+    "perceptual": lambda o: _distance(o, "perceptual") if o.fields.value("perceptual", absent="") else {},
     "rho": lambda o: _value("rho", o.spec.constants["rho"]),
     "scale_or_scales": _scale_or_scales,
     "scales": _scales,

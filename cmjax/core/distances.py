@@ -69,6 +69,22 @@ def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSa
     return squared / jnp.where(scale > 0, scale, 1) ** p
 
 
+def cosine_gap(x: Samples, y: Samples) -> PerSample:
+    """The mean over pixels of 1 − cos, the angle's cosine between the channels of x and of y, (b,)."""
+    x, y = (z / jnp.maximum(jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True)), 1e-8) for z in (x, y))
+    cosine = jnp.sum(x * y, axis=-1)
+    return 1 - jnp.mean(cosine.reshape(cosine.shape[0], -1), axis=1)
+
+
+def directional(x: Samples, y: Samples, *, c: Positive) -> PerSample:
+    """e/sg(e + c), e the mean squared difference plus `cosine_gap`: x is held to the direction of y, too.
+
+    All samples count about equally, as with `adaptive` of p = 1.   [Wang et al. 2025, TiM, the released code]
+    """
+    error = l2(x, y) + cosine_gap(x, y)
+    return error / jax.lax.stop_gradient(error + c)
+
+
 def speed_by(distance: Distance) -> Speed:
     """Makes the speed of a distance that is a power of a norm of x − y: the distance of df/dt from 0.
 

@@ -56,6 +56,41 @@ def falling_fraction(*, start: Fraction, end: Fraction, total_steps: int) -> Sch
     return lambda step: start * (end / start) ** (jnp.asarray(step, jnp.float32) / total_steps)
 
 
+def matched_by(pairs: PairSampler, times: TimeSampler) -> PairSampler:
+    """The pairs, with times of another distribution where s = t.   [Lee et al. 2025, decoupled MeanFlow; TVM]"""
+
+    def sample(key, batch_size, step):
+        pairs_key, times_key = jax.random.split(key)
+        sampled = pairs(pairs_key, batch_size, step)
+        t, s, alone = sampled.t, sampled.destination, times(times_key, batch_size)
+        return Times(t=jnp.where(s < t, t, alone), s=jnp.where(s < t, s, alone))
+
+    return sample
+
+
+def ending_pairs(times: TimeSampler, *, mean: LogMean, std: LogStd, apart: Fraction) -> PairSampler:
+    """t = s + d, where `times` are the lengths d, and s is logit-normal, N(mean, std²), below 1 − d.
+
+    For a fraction 1 − `apart`, the first samples, t = s is of the whole logit-normal distribution.
+    [Zhou et al. 2025, terminal velocity matching, the released code]
+    Raises: ValueError where apart lies outside [0, 1].
+    """
+    check_fraction("apart", apart)
+
+    def sample(key, batch_size, step):
+        length_key, end_key = jax.random.split(key)
+        alone = jnp.arange(batch_size) < part_of(1 - apart, batch_size)
+        length = jnp.where(alone, 0.0, times(length_key, batch_size))
+        # by the inverse distribution function: its values below that of 1 − d are all equally probable
+        most = jax.scipy.stats.norm.cdf((jnp.log1p(-length) - jnp.log(length) - mean) / std)
+        least = jnp.finfo(length.dtype).tiny
+        place = jnp.maximum(most * jax.random.uniform(end_key, (batch_size,)), least)
+        s = jax.nn.sigmoid(mean + std * jax.scipy.stats.norm.ppf(place))
+        return Times(t=jnp.minimum(s + length, 1.0), s=s)
+
+    return sample
+
+
 def long_pairs(times: TimeSampler, times_s: TimeSampler, *, apart: Fraction) -> PairSampler:
     """t = s + d, where `times` are the lengths d, and s = (1 − d)·s' with s' of `times_s`; for the rest, t alone = s.
 
@@ -115,7 +150,7 @@ def grouped(below: Below, ratio: Ratio, *, group: int, t_max: float) -> PairSamp
 
 
 def uniform_below(*, t_min: float) -> Below:
-    """Uniform times between t_min and `highest`.   [Zhou et al. 2025, IMM]"""
+    """Uniform times between t_min and `highest`.   [Zhou et al. 2025, IMM, app. B]"""
     return lambda key, highest: t_min + jax.random.uniform(key, highest.shape) * (highest - t_min)
 
 
@@ -133,7 +168,7 @@ def lognormal_below(*, mean: LogMean, std: LogStd, path: Path, t_min: float) -> 
 def level_gap(*, k: Annotated[float, Within(0, 100)], path: Path, t_min: float, t_max: float) -> Ratio:
     """The time r >= t_min with b/a lower than at t by 2^−k of its range: b/a at t_max minus that at t_min.
 
-    [Zhou et al. 2025, IMM]   Raises: ValueError where the noise level is infinite at t_max.
+    [Zhou et al. 2025, IMM, app. B]   Raises: ValueError where the noise level is infinite at t_max.
     """
     if t_max >= path.signal_ends:
         raise ValueError(f"needs a noise level that is finite at t_max={t_max:g}: set it a little lower")
@@ -148,7 +183,7 @@ def level_gap(*, k: Annotated[float, Within(0, 100)], path: Path, t_min: float, 
 def all_of(grid: Float64[np.ndarray, " n"]) -> PairSampler:
     """The n − 1 points of an ascending grid above its first, from the last one down, again and again.
 
-    [Hu et al. 2025, CMT]
+    [Hu et al. 2025, CMT, alg. 1]
     """
 
     def sample(key, batch_size, step):

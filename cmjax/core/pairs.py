@@ -131,24 +131,35 @@ def shrinking_gap(
 
 
 def sorted_pairs(
-    times: TimeSampler, times_s: TimeSampler, *, apart: Fraction, exact: bool = False, single: bool = False
+    times: TimeSampler,
+    times_s: TimeSampler,
+    *,
+    apart: Fraction,
+    exact: bool = False,
+    single: bool = False,
+    whole: Fraction = 0.0,
 ) -> PairSampler:
     """t, the larger of two times, and the destination s: the smaller one for a fraction `apart`, s = t for the rest.
 
     exact: the rest are the first samples of the batch, always as many, as in the JAX code of MeanFlow and iMF; else
         each sample is one of them with probability 1 − apart, as in MeanFlow's code for CIFAR-10.
     single: where s = t, t is the first one alone, of distribution `times`.   [Zhang et al. 2025, α-Flow]
+    whole: a fraction of the batch, its last samples, whose destination is s = 0.   [Wang et al. 2025, TiM; AnyFlow]
 
     [Geng et al. 2025, MeanFlow, sec. 4.3; the first form of the released samplers]
-    Raises: ValueError where apart lies outside [0, 1].
+    Raises: ValueError where apart or whole lies outside [0, 1].
     """
     check_fraction("apart", apart)
+    check_fraction("whole", whole)
 
     def sample(key, batch_size, step):
         one, other, differ = two_samples(key, batch_size, times, times_s, apart, exact)
         larger = jnp.maximum(one, other)
         t = jnp.where(differ, larger, one) if single else larger
-        return Times(t=t, s=jnp.where(differ, jnp.minimum(one, other), t))
+        s = jnp.where(differ, jnp.minimum(one, other), t)
+        if whole:
+            s = jnp.where(jnp.arange(batch_size) < batch_size - part_of(whole, batch_size), s, 0.0)
+        return Times(t=t, s=s)
 
     return sample
 

@@ -99,6 +99,28 @@ def linear_expanded(t: Array, s: Array) -> Scalings:
     return linear_flow(t, s)._replace(c_noise=jnp.where(s < t, t, -t), c_noise_s=None)
 
 
+def trig_flow(t: Array, s: Array, *, sigma_data: float) -> Scalings:
+    """TrigFlow to any time, cos(t − s)·x − σ_d·sin(t − s)·F(x/σ_d, t, t − s): at s = 0 it is `trig`.
+
+    [Wang et al. 2025, TiM, with σ_d = 1; Lu & Song 2025, eq. 5]
+    """
+    gap = t - s
+    return Scalings(jnp.cos(gap), -sigma_data * jnp.sin(gap), jnp.full_like(t, 1 / sigma_data), t, gap)
+
+
+def path_flow(t: Array, s: Array, *, path: Path, sigma_data: float) -> Scalings:
+    """`trig_flow` of any path: x/n is a state of TrigFlow at the angle arctan(b/(σ_d·a)), with n² = a² + b²/σ_d².
+
+    The network takes the path's times t and t − s. At equal noise levels, states of two paths differ by a factor.
+    [Karras et al. 2022, app. B; Lu & Song 2025, eq. 12]
+    """
+    angle_t, angle_s = (jnp.arctan2(path.b(time) / sigma_data, path.a(time)) for time in (t, s))
+    size_t, size_s = (jnp.hypot(path.a(time), path.b(time) / sigma_data) for time in (t, s))
+    gap = angle_t - angle_s
+    c_out = -sigma_data * size_s * jnp.sin(gap)
+    return Scalings(size_s / size_t * jnp.cos(gap), c_out, 1 / (sigma_data * size_t), t, t - s)
+
+
 def ctm(t: Array, s: Array, *, sigma_data: float) -> Scalings:
     """CTM's flow map on the `ve` path, s/t·x + (1 − s/t)·(c_skip·x + c_out·F), with the coefficients of `edm`.
 
@@ -144,6 +166,22 @@ def clean_velocity(net: Net, *, t_least: float = 0.05) -> Net:
             return tuple(scale * (x - clean.astype(x.dtype)) for clean in out)
         first, *rest = out if isinstance(out, tuple) else (out,)
         first = scale * (x - first.astype(x.dtype))
+        return (first, *rest) if rest else first
+
+    return velocity
+
+
+def scaled_velocity(net: Net) -> Net:
+    """The network times its input `guidance` (b,), the scale w, where it has one: what it learns of w·v + (1 − w)·u is
+    then nearly the same for all w.   [Zhou et al. 2025, terminal velocity matching, the released code]"""
+
+    def velocity(params: Params, x: Samples, c_noise: Array, **inputs: Any) -> Any:
+        out = net(params, x, c_noise, **inputs)
+        scale = inputs.get("guidance")
+        if scale is None:
+            return out
+        first, *rest = out if isinstance(out, tuple) else (out,)
+        first = per_sample(scale, x) * first.astype(x.dtype)
         return (first, *rest) if rest else first
 
     return velocity

@@ -55,12 +55,26 @@ def student(
     return sample
 
 
-def uniform(*, t_min: NotNegative, t_max: Positive, rho: AtLeastOne = 1.0) -> TimeSampler:
-    """The time t with t^(1/rho) uniform between its values at t_min and t_max.   [Song et al. 2023, app. B.2]"""
+def uniform(*, t_min: NotNegative, t_max: Positive, rho: AtLeastOne = 1.0, shift: Positive = 1.0) -> TimeSampler:
+    """The time t with t^(1/rho) uniform between its values at t_min and t_max.   [Song et al. 2023, app. B.2]
+
+    With a `shift` t becomes `shifted(t, shift)`, for paths whose times end at 1.   Raises: ValueError for others.
+    """
+    if shift != 1 and t_max > 1:
+        raise ValueError(f"shift={shift} is of times up to 1, not up to t_max={t_max}")
     if not 0 <= t_min < t_max:
         raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {t_min} and {t_max}")
     low, high = t_min ** (1 / rho), t_max ** (1 / rho)
-    return lambda key, batch_size: (low + (high - low) * jax.random.uniform(key, (batch_size,))) ** rho
+    return lambda key, size: shifted((low + (high - low) * jax.random.uniform(key, (size,))) ** rho, shift)
+
+
+def shifted(t: Any, shift: float) -> Any:
+    """The times k·t/(1 + (k − 1)·t), k = `shift`: nearer to noise, t = 1, where k > 1.   [Esser et al. 2024, eq. 23]
+
+    k is the square root of how many more values a sample has than one whose times need no shift. Of `logit_normal` it
+    adds ln k to the mean.
+    """
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
 
 
 def logit_normal(*, mean: LogMean, std: LogStd) -> TimeSampler:

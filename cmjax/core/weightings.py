@@ -5,11 +5,13 @@ SNR is t⁻², the signal-to-noise ratio of x0 + t·noise for unit-variance data
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax.core.paths import Path
 from cmjax.core.preconditioning import Preconditioning
+from cmjax.core.times import shifted
 from cmjax.core.typing import PerSample
-from cmjax.ranges import NotNegative, Real
+from cmjax.ranges import NotNegative, Positive, Real
 
 
 def uniform(t: PerSample, r: PerSample) -> PerSample:
@@ -61,8 +63,30 @@ def sigmoid(
 ) -> PerSample:
     """The weight −½·λ'(t)·sigmoid(shift − λ(t))·a^power/(a² + b²), λ = ln(a²/b²), with b in units of σ_d.
 
-    [Zhou et al. 2025, IMM; Kingma & Gao 2023]
+    [Zhou et al. 2025, IMM, eq. 13; Kingma & Gao 2023]
     """
     a, b = path.a(t), path.b(t) / sigma_data
     falls = 2 * (path.db(t) / path.b(t) - path.da(t) / a)
     return falls / 2 * jax.nn.sigmoid(shift - 2 * jnp.log(a / b)) * a**power / (a**2 + b**2)
+
+
+def inverse_time_gap(t: PerSample, s: PerSample, *, c: Positive = 1.0) -> PerSample:
+    """The weight 1/(t − s + c) of a flow map from t to s < t, and 1 where s = t.   [Wang et al. 2025, TiM]"""
+    return jnp.where(s < t, 1 / (t - s + c), 1.0)
+
+
+def inverse_tan_gap(t: PerSample, s: PerSample, *, c: Positive = 1.0) -> PerSample:
+    """The weight (tan t − tan s + c)^−½ of a flow map from t to s < t, and 1 where s = t, for times below π/2.
+
+    c is the data's std in the paper, where it is 1.   [Wang et al. 2025, TiM]
+    """
+    return jnp.where(s < t, (jnp.tan(t) - jnp.tan(s) + c) ** -0.5, 1.0)
+
+
+def towards_noise(t: PerSample, s: PerSample, *, shift: Positive = 1.0) -> PerSample:
+    """The weight t·√(1 − t) over its mean for t `uniform` with this shift, for the linear path.
+
+    [AnyFlow, the released code]
+    """
+    times = shifted((np.arange(1000) + 0.5) / 1000, shift)
+    return t * jnp.sqrt(1 - t) / float(np.mean(times * np.sqrt(1 - times)))

@@ -19,14 +19,15 @@ from cmjax.core.losses.continuous import continuous_cd, continuous_ct, scm_cd, s
 from cmjax.core.losses.diffusion import denoising, edm2
 from cmjax.core.losses.distillation import cd, guided_cd, lcm, pd
 from cmjax.core.losses.distilled_maps import ayf, cmt, cmt_map, ctm
-from cmjax.core.losses.flow_maps import imf, meanflow, shortcut
+from cmjax.core.losses.flow_maps import imf, meanflow
 from cmjax.core.losses.moments import imm
-from cmjax.core.losses.recursive import rcgm
+from cmjax.core.losses.recursive import rcgm, shortcut, soflow
+from cmjax.core.losses.relatives import anyflow, pmf, tim
 from cmjax.core.losses.self_distillation import esd, lsd, psd, tvm
-from cmjax.core.losses.soflow import soflow
 
 __all__ = [
     "alphaflow",
+    "anyflow",
     "ayf",
     "cd",
     "cmt",
@@ -50,6 +51,7 @@ __all__ = [
     "meanflow",
     "multistep_ct",
     "pd",
+    "pmf",
     "psd",
     "rcgm",
     "scm_cd",
@@ -58,5 +60,6 @@ __all__ = [
     "shortcut",
     "soflow",
     "tcm",
+    "tim",
     "tvm",
 ]

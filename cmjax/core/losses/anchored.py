@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from cmjax.core.batch import Batch
 from cmjax.core.derivatives import Derivative, within
-from cmjax.core.distances import l2
+from cmjax.core.distances import cosine_gap, l2
 from cmjax.core.guidance import NO_LABEL
 from cmjax.core.losses.flow_maps import (
     ALWAYS,
     Interval,
+    fixed_output,
     guided_velocity,
     labels_of,
     mean_velocity,
@@ -22,7 +23,7 @@ from cmjax.core.losses.flow_maps import (
 )
 from cmjax.core.model import Model
 from cmjax.core.paths import per_sample
-from cmjax.core.typing import BoundDenoiser, Params, PerSample, PRNGKey, Samples
+from cmjax.core.typing import BoundDenoiser, Params, PerSample, PRNGKey
 from cmjax.ranges import Positive
 
 
@@ -98,13 +99,7 @@ def dmf(
         return model.weighted_output(params, x, t, s, key=key, **batch.conditions)
 
     direction = (v.astype(x_t.dtype), jnp.ones_like(t))
-    out, slope, w = within(derivative, s, jnp.ones_like(s))(u, (x_t, t), direction, has_aux=True)
-    error = l2(out, jax.lax.stop_gradient(v - per_sample(t - s, v) * slope))
+    last = jnp.full_like(s, model.path.signal_ends)
+    out, slope, w = within(derivative, s, last)(u, (x_t, t), direction, has_aux=True)
+    error = l2(out, jax.lax.stop_gradient(fixed_output(model, t, s, x_t, v, slope)))
     return jnp.log(jnp.exp(-w) * error + 0.01) + w
-
-
-def cosine_gap(x: Samples, y: Samples) -> PerSample:
-    """The mean over pixels of 1 − cos, the angle's cosine between the channels of x and of y, (b,)."""
-    x, y = (z / jnp.maximum(jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True)), 1e-8) for z in (x, y))
-    cosine = jnp.sum(x * y, axis=-1)
-    return 1 - jnp.mean(cosine.reshape(cosine.shape[0], -1), axis=1)

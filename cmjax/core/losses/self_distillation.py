@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cmjax.core.batch import Batch
 from cmjax.core.guidance import NO_LABEL
-from cmjax.core.losses.flow_maps import learned_weight, on_path, velocity_at
+from cmjax.core.losses.flow_maps import fixed_output, learned_weight, on_path, velocity_at
 from cmjax.core.model import Model
 from cmjax.core.paths import per_sample
 from cmjax.core.typing import Distance, Params, PerSample, PRNGKey
@@ -76,16 +76,22 @@ def psd(
 ) -> PerSample:
     """PSD, progressive: d(u_θ(x_t, t, s), u⁻), where u⁻ is the mean of u_θ⁻ over the two steps t → r → s.
 
+    On other paths u is the network's output, and u⁻ the one that leads where the two steps lead.
     Where s = t the target is the velocity of the sample. Its times: `between` with any fraction, such as ½ or one that
     is sampled.   [Boffi et al. 2025, self-distillation, eq. 18]   `weighted`: as in `lsd`.
     """
     t, s, x_t, v = on_path(model, batch)
     r, held = batch.times.target, params if target_params is None else target_params
     first = model.output(held, x_t, t, r, key=key, **batch.conditions)
-    x_r = x_t - per_sample(t - r, x_t) * first
-    second = model.output(held, x_r, r, s, key=key, **batch.conditions)
-    part = per_sample((t - r) / jnp.where(s < t, t - s, 1), v)
-    target = jnp.where(per_sample(s < t, v), part * first + (1 - part) * second, v)
+    to_r, to_s, whole = (
+        jax.tree.map(lambda value: per_sample(value, v), model.scalings(*ends)) for ends in ((t, r), (r, s), (t, s))
+    )
+    second = model.output(held, to_r.c_skip * x_t + to_r.c_out * first, r, s, key=key, **batch.conditions)
+    of_x = to_s.c_skip * to_r.c_skip - whole.c_skip
+    moved = of_x * x_t + to_s.c_skip * to_r.c_out * first + to_s.c_out * second
+    apart = per_sample(s < t, v)
+    still = fixed_output(model, t, t, x_t, v, jnp.zeros_like(v))
+    target = jnp.where(apart, moved / jnp.where(apart, whole.c_out, 1), still)
     u = model.output(params, x_t, t, s, key=key, **batch.conditions)
     return learned_weight(model, params, key, batch, distance(u, jax.lax.stop_gradient(target)), weighted)
 
