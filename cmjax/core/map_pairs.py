@@ -150,7 +150,7 @@ def grouped(below: Below, ratio: Ratio, *, group: int, t_max: float) -> PairSamp
 
 
 def uniform_below(*, t_min: float) -> Below:
-    """Uniform times between t_min and `highest`.   [Zhou et al. 2025, IMM, app. B]"""
+    """Uniform times between t_min and `highest`.   [Zhou et al. 2025, IMM]"""
     return lambda key, highest: t_min + jax.random.uniform(key, highest.shape) * (highest - t_min)
 
 
@@ -168,7 +168,7 @@ def lognormal_below(*, mean: LogMean, std: LogStd, path: Path, t_min: float) -> 
 def level_gap(*, k: Annotated[float, Within(0, 100)], path: Path, t_min: float, t_max: float) -> Ratio:
     """The time r >= t_min with b/a lower than at t by 2^−k of its range: b/a at t_max minus that at t_min.
 
-    [Zhou et al. 2025, IMM, app. B]   Raises: ValueError where the noise level is infinite at t_max.
+    [Zhou et al. 2025, IMM]   Raises: ValueError where the noise level is infinite at t_max.
     """
     if t_max >= path.signal_ends:
         raise ValueError(f"needs a noise level that is finite at t_max={t_max:g}: set it a little lower")
@@ -183,7 +183,7 @@ def level_gap(*, k: Annotated[float, Within(0, 100)], path: Path, t_min: float, 
 def all_of(grid: Float64[np.ndarray, " n"]) -> PairSampler:
     """The n − 1 points of an ascending grid above its first, from the last one down, again and again.
 
-    [Hu et al. 2025, CMT, alg. 1]
+    [Hu et al. 2025, CMT]
     """
 
     def sample(key, batch_size, step):

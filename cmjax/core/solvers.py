@@ -116,7 +116,7 @@ def dpmpp_2m(
 def dpmpp_3m(
     denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
 ) -> Samples:
-    """DPM-Solver++(3M): third order, N evaluations.   [Lu et al. 2022, DPM-Solver++, eq. 9 with k = 3]
+    """DPM-Solver++(3M): third order, N evaluations.   [Lu et al. 2022, DPM-Solver++]
 
     Each step is a DDIM step with D_i + (p + c)·h_i/h_{i−1}·(D_i − D_{i−1}) − c·h_i/h_{i−2}·(D_{i−1} − D_{i−2}) in
     place of D_i: exact where D is a parabola in λ = ln(a/b). p = 1/(1 − e^−h) − 1/h, q = p − (2·p − 1)/h and

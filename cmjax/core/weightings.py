@@ -63,7 +63,7 @@ def sigmoid(
 ) -> PerSample:
     """The weight −½·λ'(t)·sigmoid(shift − λ(t))·a^power/(a² + b²), λ = ln(a²/b²), with b in units of σ_d.
 
-    [Zhou et al. 2025, IMM, eq. 13; Kingma & Gao 2023]
+    [Zhou et al. 2025, IMM; Kingma & Gao 2023]
     """
     a, b = path.a(t), path.b(t) / sigma_data
     falls = 2 * (path.db(t) / path.b(t) - path.da(t) / a)

@@ -11,7 +11,7 @@ import numpy as np
 from cmjax.interop.autoencoder import load_autoencoder
 from cmjax.interop.clip import load_text_encoder
 from cmjax.interop.conditional_unet import load_unet
-from cmjax.interop.diffusers import read_config
+from cmjax.interop.fields import read_config
 from cmjax.interop.folders import part_files
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.scheduler import read_schedule

@@ -109,7 +109,7 @@ def cmt(
     grid: Float64[np.ndarray, " n"],
     distance: Distance,
 ) -> PerSample:
-    """CMT: d(f_θ(x_t, t), x_ε), where x_t and x_ε lie on one trajectory of the teacher.   [Hu et al. 2025, CMT, eq. 6]
+    """CMT: d(f_θ(x_t, t), x_ε), where x_t and x_ε lie on one trajectory of the teacher.   [Hu et al. 2025, CMT]
 
     There is a trajectory for every n − 1 samples, as many as it has states above its end: they follow one another, and
     have the states' times. It starts from the first one's data and noise at the last time of the `grid`, with its

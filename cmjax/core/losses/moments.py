@@ -21,7 +21,7 @@ Kernel = Callable[[Array, Array], Array]
 
 
 def laplace(gap: Array, scale: Array, *, width: Positive = 1.0) -> Array:
-    """exp(−scale·‖gap‖/(D·width)), whose gradient is 0 where ‖gap‖ < 0.0001.   [Zhou et al. 2025, IMM, sec. 6]"""
+    """exp(−scale·‖gap‖/(D·width)), whose gradient is 0 where ‖gap‖ < 0.0001.   [Zhou et al. 2025, IMM]"""
     squared = jnp.sum(gap**2, axis=-1)
     return jnp.exp(-scale * jnp.sqrt(jnp.maximum(squared, 1e-8)) / (gap.shape[-1] * width))
 
@@ -37,7 +37,7 @@ def imm(
     kernel: Kernel = laplace,
     weight: Weight,
 ) -> PerSample:
-    """IMM: λ(t, s)·MMD² between Φ_θ(x_t, t, s) and Φ_θ⁻(x_r, r, s) of each group.   [Zhou et al. 2025, IMM, eq. 12]
+    """IMM: λ(t, s)·MMD² between Φ_θ(x_t, t, s) and Φ_θ⁻(x_r, r, s) of each group.   [Zhou et al. 2025, IMM, alg. 1]
 
     x_t and x_r have the same data and noise. The loss of each sample is that of its group: `group` samples that follow
     one another, whose times are equal. The kernel's scale is 1/|c_out(t, s)|. With one sample in a group and the kernel
