@@ -19,6 +19,8 @@ from cmjax.core.preconditioning import (
     edm_velocity,
     epsilon,
     lcm,
+    linear_consistency,
+    linear_denoiser,
     linear_flow,
     piecewise,
     v_prediction,
@@ -32,12 +34,12 @@ def loud(params, x, c_noise, *, key=None):
     return params * jnp.cos(7 * x) + 1e6
 
 
-@pytest.mark.parametrize("form", ["consistency", "piecewise"])
+@pytest.mark.parametrize("form", [consistency, piecewise, linear_consistency])
 @settings(max_examples=25, deadline=None)
 @given(sigma_data=st.floats(0.05, 20), t_min=st.floats(1e-4, 1.0), gain=st.floats(-1e20, 1e20))
 def test_boundary_condition_holds_exactly_for_any_network(form, sigma_data, t_min, gain):
-    knobs = {"sigma_data": sigma_data, "t_min": t_min} if form == "consistency" else {"t_min": t_min}
-    scalings = partial(consistency if form == "consistency" else piecewise, **knobs)
+    knobs = {"sigma_data": sigma_data, "t_min": t_min} if form is consistency else {"t_min": t_min}
+    scalings = partial(form, **knobs)
     f = Model(loud, ve, scalings)
     np.testing.assert_array_equal(f(jnp.float32(gain), X, t_min), X)
     np.testing.assert_array_equal(f(jnp.float32(gain), X, jnp.full(4, t_min)), X)
@@ -46,7 +48,11 @@ def test_boundary_condition_holds_exactly_for_any_network(form, sigma_data, t_mi
 
 
 def test_boundary_condition_holds_exactly_in_a_compiled_program():
-    for scalings in (partial(consistency, sigma_data=0.5, t_min=0.002), partial(piecewise, t_min=0.002)):
+    for scalings in (
+        partial(consistency, sigma_data=0.5, t_min=0.002),
+        partial(piecewise, t_min=0.002),
+        partial(linear_consistency, t_min=0.002),
+    ):
         f = jax.jit(partial(Model(loud, ve, scalings), jnp.float32(3)))
         np.testing.assert_array_equal(f(X, jnp.full(4, 0.002)), X)
 
@@ -122,13 +128,14 @@ def curved(w, x, c_noise, *, key=None, c_noise_s=None):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_every_consistency_function_is_the_identity_at_its_end(dtype):
-    """trig and linear at 0, lcm of either prediction at 0, the flow map at s = t whatever the time: to the bit."""
+    """trig, linear, linear_denoiser and lcm of either prediction at 0, the flow map at s = t: to the bit."""
     with jax.enable_x64(True):
         x, zero = X.astype(dtype), jnp.zeros(4, dtype)
         loudly = jnp.asarray(3, dtype)
         for scalings in (
             partial(preconditioning.trig, sigma_data=0.5),
             preconditioning.linear,
+            linear_denoiser,
             *(partial(lcm, path=ddpm(), prediction=prediction) for prediction in ("epsilon", "v")),
         ):
             np.testing.assert_array_equal(Model(loud, ve, scalings)(loudly, x, zero), x)
@@ -165,6 +172,24 @@ def test_the_velocity_of_an_edm_network_is_that_of_its_denoiser():
             np.testing.assert_allclose(velocity(0.7, x, times), expected, rtol=1e-9)
         for t in (0.0, 1.0):
             assert np.isfinite(velocity(0.7, x, jnp.full(4, t))).all()
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_exact_velocity_of_a_gaussian_is_its_exact_denoiser():
+    """On the path `ve`, from the velocity of the linear path; and any velocity network, carried as a denoiser is."""
+    x, t, data = X.astype(jnp.float64), jnp.array([1e-3, 0.5, 3.0, 80.0]), {"mean": 0.3, "variance": 0.25}
+
+    def exact_velocity(params, x, t, *, key=None):  # E[noise − x0 | x], by the formula for two Gaussians
+        t = per_sample(t, x)
+        slope = (t - 0.25 * (1 - t)) / (0.25 * (1 - t) ** 2 + t**2)
+        return -0.3 + slope * (x - 0.3 * (1 - t))
+
+    denoiser = Model(exact_velocity, ve, linear_denoiser)
+    np.testing.assert_allclose(denoiser({}, x, t), gaussian_denoiser(x, t, **data), rtol=1e-11, atol=1e-12)
+    carried = carry(Model(curved, linear, preconditioning.linear), linear, ve)
+    np.testing.assert_allclose(Model(curved, ve, linear_denoiser)(0.7, x, t), carried(0.7, x, t), rtol=1e-11)
+    far, shifted = linear_denoiser(t[2:]), linear_consistency(t[2:], t_min=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), far, shifted)
 
 
 @pytest.mark.usefixtures("x64")

@@ -42,6 +42,7 @@ PATHS: dict[str, Callable[..., Path]] = {
 }
 LAST_TIMES = {"trig": math.pi / 2, "linear": 1.0, "vp": 1.0, "ddpm": 1.0}
 """Where a path is noise alone, or its schedule ends."""
+_OF_VE = by_name(scalings.consistency, scalings.piecewise, scalings.edm)
 _TRIG = by_name(scalings.trig, scalings.trig_edm)
 _FLOWS = by_name(scalings.linear_flow, scalings.linear_gap, scalings.linear_expanded, scalings.linear_ends)
 _DISCRETE = {
@@ -50,8 +51,8 @@ _DISCRETE = {
 }
 PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "ve": {
-        "denoiser": by_name(scalings.edm, scalings.consistency),
-        "consistency": by_name(scalings.consistency, scalings.piecewise, scalings.edm),
+        "denoiser": by_name(scalings.edm, scalings.consistency, scalings.linear_denoiser),
+        "consistency": {**_OF_VE, **by_name(scalings.linear_denoiser, scalings.linear_consistency)},
         "flow_map": {"ctm": scalings.ctm},
     },
     "trig": {"denoiser": _TRIG, "consistency": _TRIG, "flow_map": by_name(scalings.trig_flow)},

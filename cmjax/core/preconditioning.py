@@ -70,6 +70,25 @@ def linear(t: Array) -> Scalings:
     return Scalings(jnp.ones_like(t), -t, jnp.ones_like(t), t)
 
 
+def linear_denoiser(t: Array) -> Scalings:
+    """The denoiser (x − t·F)/(1 + t) of a velocity network F(x/(1 + t), t/(1 + t)), for times t of the path `ve`.
+
+    x/(1 + t) is the state of the linear path at the time t/(1 + t), where the noise level is t. So the parameters are
+    those that flow matching trains with `linear`.   [Lipman et al. 2023; Karras et al. 2022, app. B]
+    """
+    of_x = 1 / (1 + t)
+    return Scalings(of_x, -t * of_x, of_x, t * of_x)
+
+
+def linear_consistency(t: Array, *, t_min: float) -> Scalings:
+    """`linear_denoiser` shifted so that c_skip = 1 and c_out = 0 at t = t_min, as `consistency` shifts `edm`.
+
+    [Song et al. 2023, app. C]
+    """
+    base, gap = linear_denoiser(t), t - t_min
+    return base._replace(c_skip=1 / (1 + gap), c_out=-gap * base.c_in)
+
+
 def linear_flow(t: Array, s: Array) -> Scalings:
     """x − (t − s)·F(x, t, t − s), where F is the mean velocity between s and t.
 
