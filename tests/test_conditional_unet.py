@@ -8,8 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file
 
-from cmjax.interop.conditional_unet import CLASS, load_unet, unet_key, unet_module, unet_shapes, unet_to_torch
+from cmjax.interop.conditional_unet import (
+    CLASS,
+    load_unet,
+    unet_config,
+    unet_key,
+    unet_module,
+    unet_shapes,
+    unet_to_torch,
+    write_unet,
+)
 from cmjax.interop.keys import ForeignError
 from cmjax.nets.conditional_blocks import guidance_waves, time_waves
 
@@ -263,6 +273,25 @@ def test_pooled_prompts_and_sizes_are_seen():
 def test_what_is_no_such_network_is_refused(changes, message):
     with pytest.raises(ForeignError, match=message):
         unet_module(TINY | changes, "config.json")
+
+
+@pytest.mark.parametrize("folder", ["pipeline/unet", "lcm/unet", "sd2/unet"])
+def test_what_is_written_is_what_was_read(sd, tmp_path, folder):
+    """Every field of the config has the value that diffusers wrote, and every weight."""
+    module, params = load_unet(sd / folder)
+    write_unet(tmp_path, module, params, sample_size=8)
+    theirs, ours = (json.loads((path / "config.json").read_text()) for path in (sd / folder, tmp_path))
+    assert {name: theirs.get(name) for name in ours} == ours
+    arrays, recorded = (load_file(path / "diffusion_pytorch_model.safetensors") for path in (tmp_path, sd / folder))
+    assert arrays.keys() == recorded.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(array, recorded[key])
+
+
+@pytest.mark.parametrize("config", [TINY, {"_class_name": CLASS, **SDXL}], ids=["tiny", "sdxl"])
+def test_a_config_with_pooled_prompts_and_sizes_is_written_as_it_was_read(config):
+    module = unet_module(config, "config.json")
+    assert unet_module(unet_config(module, 8), "config.json") == module
 
 
 def test_weights_of_another_network_are_refused_by_key(sd, tmp_path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from cmjax.interop.diffusers import WEIGHTS
 from cmjax.interop.fields import (
     COUNT,
     FLAG,
@@ -29,6 +30,8 @@ from cmjax.interop.folders import part_weights
 from cmjax.interop.keys import ForeignError, Path, Source, filled, from_torch
 from cmjax.nets.autoencoder import ACTIVATIONS
 from cmjax.nets.conditional_unet import ConditionalUNet
+from cmjax.system.files import to_json, to_path, write_atomically
+from cmjax.system.libraries import require
 
 CLASS = "UNet2DConditionModel"
 BLOCKS = {"down": ("DownBlock2D", "CrossAttnDownBlock2D"), "up": ("UpBlock2D", "CrossAttnUpBlock2D")}
@@ -97,6 +100,57 @@ def load_unet(folder: FilePath, **fields: Any) -> tuple[ConditionalUNet, Any]:
         return module, filled(arrays, unet_shapes(module), lambda path: Source((unet_key(path),), from_torch))
     except ForeignError as error:
         raise ForeignError(f"{file}: {error}") from error
+
+
+def write_unet(folder: str | FilePath, module: ConditionalUNet, params: Any, *, sample_size: int = 64) -> None:
+    """Writes a folder that diffusers' UNet2DConditionModel and `load_unet` read: config.json and float32 weights.
+
+    Args:   sample_size: height and width of latents that the network was trained with.
+    """
+    require("safetensors", f"writing {folder}")
+    from safetensors.numpy import save
+
+    folder, arrays = to_path(folder), {}
+    for path, value in flatten_dict(params).items():
+        array = np.asarray(value, np.float32)
+        arrays[unet_key(path)] = unet_to_torch(layer_of(path[:-1]), array, linear=module.linear_projection)
+    write_atomically(folder / WEIGHTS, save(arrays, {"format": "pt"}))
+    write_atomically(folder / "config.json", to_json(unet_config(module, sample_size)))
+
+
+def unet_config(module: ConditionalUNet, sample_size: int) -> dict[str, Any]:
+    """The config.json of a network, as diffusers reads it."""
+
+    def short(values: tuple[int, ...]) -> int | list[int]:
+        return values[0] if len(set(values)) == 1 else list(values)
+
+    return {
+        "_class_name": CLASS,
+        **FIXED,
+        "sample_size": sample_size,
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "block_out_channels": list(module.widths),
+        "layers_per_block": short(module.blocks),
+        "down_block_types": [BLOCKS["down"][attends] for attends in module.attends],
+        "up_block_types": [BLOCKS["up"][attends] for attends in reversed(module.attends_up)],
+        "attention_head_dim": short(module.heads),
+        "num_attention_heads": None,
+        "transformer_layers_per_block": short(module.transformers),
+        "cross_attention_dim": module.context_width,
+        "norm_num_groups": module.groups,
+        "norm_eps": module.eps,
+        "act_fn": module.activation,
+        "downsample_padding": module.padding,
+        "flip_sin_to_cos": module.cosines_first,
+        "freq_shift": int(module.shift) if module.shift == int(module.shift) else module.shift,
+        "use_linear_projection": module.linear_projection,
+        "time_embedding_dim": module.embedding_width or None,
+        "time_cond_proj_dim": module.guidance_width or None,
+        "addition_embed_type": "text_time" if module.sizes else None,
+        "addition_time_embed_dim": module.size_width or None,
+        "projection_class_embeddings_input_dim": module.pooled_width + module.sizes * module.size_width or None,
+    }
 
 
 def unet_module(config: Mapping[str, Any], where: Any, **others: Any) -> ConditionalUNet:
