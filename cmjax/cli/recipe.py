@@ -14,9 +14,10 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    if not options.is_set("config"):
+    name = options.declared.values["config"].value
+    if name is None:
         raise ConfigError("which recipe? Name it, as cmjax recipe digits_ct; cmjax --list shows them")
-    print(run(options.declared.values["config"].value), end="")
+    print(run(name), end="")
 
 
 def run(name: str) -> str:

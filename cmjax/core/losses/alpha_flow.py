@@ -54,6 +54,7 @@ def alphaflow(
         return jax.lax.stop_gradient(weight(gap, alpha)) * gap
 
     def discrete():
+        # where s = t the target is v alone; 1 also keeps 1/α finite where α = 0 and this branch is not taken
         fraction = jnp.where((s < t) & (alpha > 0), alpha, 1)
         x_r = x_t - per_sample(t - r, x_t) * v
         held = params if target_params is None else target_params
@@ -64,6 +65,7 @@ def alphaflow(
 
     def limit():
         u, du_dt = mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
+        # α = 1 in the weight: the limit's residual is not divided by α
         return regress(u, v - per_sample(t - s, v) * du_dt, jnp.ones_like(t))
 
     # Both are traced and one runs: the derivative is not paid for while α is above 0.

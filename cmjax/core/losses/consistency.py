@@ -143,6 +143,7 @@ def tcm(
     path, t, r = model.path, batch.times.t, batch.times.target
     checks.ordered(r, t, "r t", apart=True)
     x_r, conditions = batch.noised(path, r), batch.conditions
+    # at r = 0 the target is x_r itself; a model may be undefined there, so it is evaluated at 1
     first = first_stage(x_r, jnp.where(r > 0, r, 1), key=key, **conditions)
     first = jnp.where(per_sample(r > 0, x_r), first, x_r)
     estimated = with_boundary(model)(params if target_params is None else target_params, x_r, r, key=key, **conditions)
@@ -155,6 +156,7 @@ def tcm(
             f"fraction={fraction} of a batch of {size} must leave samples both at the boundary and above it"
         )
     held = count / size
+    # over its share of the batch, each part counts by its own mean
     return losses * jnp.where(t <= boundary, boundary_weight / held, 1 / (1 - held))
 
 
@@ -190,6 +192,7 @@ def with_boundary(f: Denoiser) -> Denoiser:
 
     def bounded(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
         t = jnp.broadcast_to(as_time(t, x), x.shape[:1])
+        # evaluated at 1 where t = 0: a nan there would reach the gradient though it is not chosen
         estimate = f(params, x, jnp.where(t > 0, t, 1), key=key, **conditions)
         return jnp.where(per_sample(t > 0, x), estimate, x)
 
@@ -204,6 +207,7 @@ def moved_to(f: Denoiser, path: Path, s: Time) -> Denoiser:
 
     def moved(params: Params, x: Samples, t: Time, *, key: Any = None, **conditions: Any) -> Samples:
         t, end = (jnp.broadcast_to(as_time(time, x), x.shape[:1]) for time in (t, s))
+        # DDIM divides by b(t), so another time stands in where nothing moves
         start = jnp.where(t > end, t, 1)
         away = path.ddim(x, f(params, x, start, key=key, **conditions), start, end)
         return jnp.where(per_sample(t > end, x), away.astype(x.dtype), x)

@@ -111,8 +111,10 @@ def _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted,
         model, params, batch.noised(model.path, t), t, velocity,
         gain=gain, warmup=warmup, key=key, weighted=weighted, derivative=derivative, conditions=batch.conditions,
     )  # fmt: skip
+    # F moves by −sign(c_out)·g, so that f moves against its derivative whatever the sign of c_out
     sign = per_sample(jnp.sign(model.scalings(t).c_out), out)
     squared = l2(out, jax.lax.stop_gradient(out) - sign * normalize(g))
+    # e^w·error − w is least at w = −ln error
     return squared if log_weight is None else jnp.exp(log_weight) * squared - log_weight
 
 
@@ -120,6 +122,7 @@ def _stopped(model, params, key, batch, velocity, *, weight: Weight, speed: Spee
     f, df_dt = _derivative(model, params, key, batch, velocity)
     fixed, df_dt = jax.lax.stop_gradient((f, df_dt))
     gradient = jax.grad(lambda slope: jnp.sum(speed(fixed, slope)))(df_dt)
+    # only the gradient of this product is meant
     return weight(batch.times.t, batch.times.t) * jnp.sum(flat(f * gradient), axis=1) / 2
 
 

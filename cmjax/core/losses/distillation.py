@@ -94,6 +94,7 @@ def pd(
     x_t = x = batch.noised(path, t)
     middle = halfway(t, r, rho)
     for start, end in ((t, middle), (middle, r)):
+        # without a key: the teacher drops out nothing
         x = path.ddim(x, model(target_params, x, start, **batch.conditions), start, end)
     target = path.ddim_inverse(x, x_t, t, r)
     estimate = model(params, x_t, t, key=key, **batch.conditions)

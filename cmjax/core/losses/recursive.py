@@ -103,6 +103,7 @@ def rcgm(
     v = guided_velocity(model, held, key, batch, x_t, v, guidance=1.0, blend=blend, interval=interval)
     u = model.output(params, x_t, t, s, key=key, **batch.conditions)
 
+    # within h of s the steps after the first have no length, and the way is 0
     start = jnp.maximum(t - step, s)
     x, way = x_t - step * v, jnp.zeros_like(x_t)
     for i in range(order):

@@ -55,6 +55,7 @@ def tangent(
     Args: velocity: v (b, ...). warmup: from 0 to 1; 0 leaves out the terms that are unstable early in training.
           weighted: True also gives the output of the network's weight head. derivative: how dF/dt is taken.
     """
+    # the scalings and their derivatives by t
     c, c_slope = jax.jvp(model.scalings, (t,), (jnp.ones_like(t),))
     gain_of_f, gain_of_out = per_sample(gain(t), x), per_sample(gain(t) * c.c_out, x)
     c_skip, c_skip_slope, c_out_slope = (per_sample(value, x) for value in (c.c_skip, c_slope.c_skip, c_slope.c_out))
