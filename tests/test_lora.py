@@ -159,6 +159,22 @@ def test_full_size_names(shared, name, config):
             assert (width, *(spatial or [1] * len(shape[2:]))) == tuple(shape[1:])
 
 
+def test_names_of_the_first_diffusers(sd, pipeline, layers, tmp_path):
+    """Attention alone, by its processors, without the part's name."""
+    arrays, file = load_file(sd / "lora" / "diffusers_old.safetensors"), tmp_path / "lora.safetensors"
+    old = {}
+    for key, array in arrays.items():
+        layer, _, end = key.removeprefix("unet.").partition(".lora.")
+        attention, to, which = layer.partition(".to_")
+        if to:
+            old[f"{attention}.processor.to_{which.removesuffix('.0')}_lora.{end}"] = array
+    save_file(old, file)
+    read = read_lora(file, pipeline)["unet"]
+    assert 2 * len(read) == len(old)
+    for path, layer in read.items():
+        jax.tree.map(np.testing.assert_array_equal, layer, layers["diffusers_old"]["unet"][path])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
