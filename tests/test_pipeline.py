@@ -185,13 +185,13 @@ def test_recorded_loops_of_a_v_prediction(sd, folders):
     pipeline, recorded = cmjax.load_pipeline(folders / "sd2"), np.load(sd / "sd2.npz")
     assert pipeline.schedule.prediction == "v"
     ddim(pipeline, recorded, "ddim_10")
-    start, noises, out = at(recorded, "lcm_v", "latents_start", "noises", "out")
+    start, noises, denoised = at(recorded, "lcm_v", "latents_start", "noises", "denoised")
     times = pipeline.times("lcm", 4)
     context = recorded["lcm_v/context"]
     ours = latents(
         pipeline, KEY, shape=start.shape, sampler="lcm", times=times, start=start, noises=noises, context=context
     )
-    assert_near(ours, out)
+    assert_near(ours, denoised[-1])
 
 
 def test_recorded_context_of_prompts(sd, sd15, recorded):
