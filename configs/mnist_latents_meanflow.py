@@ -3,8 +3,7 @@
     python -m cmjax.main --config=configs/mnist_latents_meanflow.py --config.data.data_dir=latents
 
 docs/howto/latents.md says how the latents are made. Times reach further towards 0 and 1 than the paper's on ImageNet,
-and the squared distance stands in place of the adaptive one, as in digits_meanflow. The recipe was run for 300 updates
-alone, which are too few: docs/howto/latents.md has what they gave.
+and the squared distance stands in place of the adaptive one, as in digits_meanflow.
 """
 
 from configs import common, mnist_latents_sit

@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
 def test_the_page_s_commands_make_latents_models_and_images(folder):
     manifest = json.loads((folder / "latents" / "train" / "manifest.json").read_text())
     assert manifest["autoencoder"] == load_autoencoder(folder / "autoencoder").weights_key
-    for name in ("sit", "scm_cd", "meanflow"):
+    for name in ("sit", "scm_cd", "ect", "meanflow"):
         record = json.loads((folder / "runs" / f"mnist_latents_{name}" / "config.json").read_text())
         assert record["autoencoder"] == manifest["autoencoder"]
     with Image.open(folder / "digits.png") as picture:
