@@ -27,7 +27,7 @@ def nhwc(array):
     return np.moveaxis(array, -3, -1)
 
 
-def assert_near(actual, expected, tolerance=2e-5):
+def assert_near(actual, expected, tolerance=1e-5):
     """Within a part of the largest element."""
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 

@@ -32,7 +32,7 @@ def nhwc(array):
     return np.moveaxis(array, -3, -1)
 
 
-def assert_near(actual, expected, tolerance=2e-5):
+def assert_near(actual, expected, tolerance=1e-5):
     """Within a part of the largest element."""
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
@@ -154,7 +154,7 @@ def test_recorded_edit_of_an_image(lcm, recorded):
     assert_near(ours, out)
 
 
-def ddim(pipeline, recorded, case):
+def ddim(pipeline, recorded, case, tolerance=1e-5):
     start, out = at(recorded, case, "latents_start", "out")
     guidance = jnp.full((len(start),), float(recorded[f"{case}/guidance_scale"]))
     context, negative = recorded[f"{case}/context"], {"context": recorded[f"{case}/uncond"]}
@@ -164,7 +164,7 @@ def ddim(pipeline, recorded, case):
         pipeline, KEY, shape=start.shape, sampler="ddim", times=times, start=start,
         context=context, guidance=guidance, negative=negative,
     )  # fmt: skip
-    assert_near(ours, out)
+    assert_near(ours, out, tolerance)
     return ours
 
 
@@ -184,7 +184,7 @@ def test_recorded_loop_of_ddim_of_another_size(sd, sd15):
 def test_recorded_loops_of_a_v_prediction(sd, folders):
     pipeline, recorded = cmjax.load_pipeline(folders / "sd2"), np.load(sd / "sd2.npz")
     assert pipeline.schedule.prediction == "v"
-    ddim(pipeline, recorded, "ddim_10")
+    ddim(pipeline, recorded, "ddim_10", 2e-5)  # measured: 1.0e-5
     start, noises, denoised = at(recorded, "lcm_v", "latents_start", "noises", "denoised")
     times = pipeline.times("lcm", 4)
     context = recorded["lcm_v/context"]
