@@ -24,6 +24,7 @@ SHAPES = {
     "cifar10": (32, 32, 3),
     "folder": (64, 64, 3),
     "latents": (7, 7, 4),
+    "signals": (64, 1),
 }
 """Of one sample, by the name of the data."""
 BATCH = 16

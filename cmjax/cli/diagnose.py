@@ -17,6 +17,7 @@ import numpy as np
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.config.renamed import VALUES
+from cmjax.data.base import kind_of
 from cmjax.evaluation.diagnosis import Diagnosis, consistency, second_times, teacher_of
 from cmjax.evaluation.diagnosis_losses import logged_losses, losses_by_level
 from cmjax.metrics.comparison import RUN_VALUES
@@ -86,7 +87,7 @@ def run(
             write("training", logged)
     else:
         log.warning("no loss: no run here trained %s, so that its step and its target are not known", workdir)
-    if one_step and trained.recorded.has_data and flow_map.shape[-1] in (1, 3):
+    if one_step and trained.recorded.has_data and kind_of(flow_map.shape) != "latents":
         if (times := second_times(trained, flow_map, metric)) is not None:
             write("times", times)
     elif one_step:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.cli.flags import Flags, Options
+from cmjax.config.data import NO_IMAGES
 from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
-from cmjax.data.base import DataError
+from cmjax.data.base import DataError, kind_of
 from cmjax.data.batches import RULES, UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import Evaluator, make_evaluator
@@ -150,7 +151,8 @@ def _checked(trained: Trained | None, workdir: str | Path | None, labels: str | 
 def _decoder(trained: Trained, autoencoder: str | None, data: DataSets | None, **by: Any) -> Decoder | None:
     """Raises ConfigError where the samples are no images, or images of another size than the data's."""
     decoder = decoder_of(trained, autoencoder, **by)
-    check_are_images(trained, decoder)
+    if trained.kind not in NO_IMAGES:
+        check_are_images(trained, decoder)
     if decoder is not None and data is not None and data.train.shape != decoder.shape:
         raise ConfigError(
             f"--autoencoder={decoder.path}: decodes images {decoder.shape}, and those of {data.name} are "
@@ -247,6 +249,8 @@ def _evaluate_images(
     path: str, num: int | None, evaluation: Evaluation, evaluator: MakeEvaluator, shape: Any, rows: Path
 ) -> Row:
     """Evaluates the images of a file or a folder, of this shape if it is known; the row is kept in the file `rows`."""
+    if shape is not None and len(shape) != 3:
+        raise ConfigError(f"--images={path}: are compared with images, and the data are {kind_of(shape)}")
     images = images_in(path, shape, UINT8[evaluation.uint8])
     num = images.num if num is None else min(images.num, num)
     if why := too_few(networks_of(evaluation), num):

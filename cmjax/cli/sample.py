@@ -143,7 +143,7 @@ def run(
     write_samples(path, num, SampleSequence(chosen.sampler, guided_map, seed, conditions, decode=decoder), settings)
     undecoded = decoder is None and trained.of_latents
     remedy = "; to decode them name their autoencoder, as --autoencoder=FOLDER" if undecoded else ""
-    say(f"{num} {'latents' if undecoded else 'images'} of {workdir}: {path}{remedy}")
+    say(f"{num} {'images' if decoder else trained.kind} of {workdir}: {path}{remedy}")
 
 
 def _check_labels(labels: str | None, label: str | int | None, trained: Trained) -> None:

@@ -1,6 +1,6 @@
 """Reads the section `data`: where images come from, and what is done to them and to their labels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from cmjax.data.tars import find_tars
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
 from cmjax.data.values import check_is_file
 from cmjax.data.workers import check_grain
+from cmjax.nets import NETS
 from cmjax.system.files import is_bucket, to_path
 
 AUGMENTATIONS = by_name(augment.edm, augment.meanflow)
@@ -53,8 +54,7 @@ class Data:
                 images are of another size than asked for.
         """
         source = SOURCES.get(self.name, _tfds)(self, split)
-        height, width, channels = source.shape
-        sizes = ("image_size", self.image_size, (height, width)), ("channels", self.channels, channels)
+        sizes = ("image_size", self.image_size, source.shape[:-1]), ("channels", self.channels, source.shape[-1])
         for field, wanted, there in sizes:
             if wanted and wanted != there:
                 problem = f"the images of {self.name} are {source.shape}; set it to 0 or to theirs"
@@ -65,7 +65,7 @@ class Data:
 
     def count(self, split: str) -> int:
         """Counts the examples of a split, and reads as few of them as possible. Raises: DataError, as `open`."""
-        limit = self.memory_limit_bytes if self.name == "arrays" else 0  # a compressed array is read whole either way
+        limit = self.memory_limit_bytes if self.name in OF_ARRAYS else 0  # a compressed array is read whole either way
         return len(SOURCES.get(self.name, _tfds)(replace(self, memory_limit_bytes=limit), split))
 
 
@@ -76,6 +76,10 @@ def _images(open_source: Callable[..., sources.Source], data: Data, split: str) 
 
 def _tfds(data: Data, split: str) -> sources.Source:
     return sources.tfds(data.name, split, data_dir=data.data_dir, image_size=data.image_size, **data.reading)
+
+
+def _arrays(kind: str, data: Data, split: str) -> sources.Source:
+    return sources.arrays(data.data_dir, split, kind=kind, memory_limit_bytes=data.memory_limit_bytes)
 
 
 def _latents(data: Data, split: str) -> sources.Source:
@@ -90,7 +94,9 @@ def _latents(data: Data, split: str) -> sources.Source:
 
 SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "digits": lambda data, split: sources.digits(split),
-    "arrays": lambda data, split: sources.arrays(data.data_dir, split, memory_limit_bytes=data.memory_limit_bytes),
+    "arrays": partial(_arrays, "images"),
+    "signals": partial(_arrays, "signals"),
+    "points": partial(_arrays, "points"),
     "folder": partial(_images, sources.folder),
     "tars": partial(_images, sources.tars),
     "latents": _latents,
@@ -98,6 +104,10 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
 """The readers of data by name; any other name is that of a data set of TFDS."""
 OF_ANY_SIZE = ("folder", "tars")
 """The names of data whose images are resized."""
+OF_ARRAYS = {"arrays": "images", "signals": "signals", "points": "points"}
+"""The names of data in an .npz file, and of the array there."""
+NO_IMAGES = ("signals", "points")
+"""The names of data that are no images, and have other axes."""
 OF_LATENTS = ("latents", "arrays")
 """The names of data that may be latents."""
 
@@ -125,16 +135,19 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     if there:
         _check_there(fields, name, data_dir)
     size, channels = _read_size(fields), fields.integer("channels", at_least=0, at_most=4096)
+    what = name if name in NO_IMAGES else "images"
+    if what != "images" and (size or channels):
+        raise fields.error("image_size" if size else "channels", f"is of images, and the data are {what}: set it to 0")
     if name == "digits" and data_dir:
         raise fields.error("data_dir", "the digits come with scikit-learn; leave it empty")
     limit = int(1e9 * fields.number("memory_limit_gb", above=0, absent=MEMORY_LIMIT_BYTES / 1e9))
     corrupt = fields.integer("max_corrupt", at_least=0, absent=MOST_CORRUPT)
     decoding = read_decoding(fields)
     if decoding.autoencoder and name not in OF_LATENTS:
-        raise fields.error("autoencoder", f"decodes latents, and the data {name!r} are images; leave it empty")
+        raise fields.error("autoencoder", f"decodes latents, and the data {name!r} are {what}; leave it empty")
     if decoding != AS_ENCODED and name not in OF_LATENTS:
         field = "decode_tile" if decoding.tile else "decode_dtype"
-        raise fields.error(field, f"is of latents, and the data {name!r} are images")
+        raise fields.error(field, f"is of latents, and the data {name!r} are {what}")
     if name in OF_ANY_SIZE and not size:
         usual = _usual_size(data_dir) if name == "folder" else ""
         raise fields.error("image_size", f"must be given for a folder of images, in pixels{usual}")
@@ -163,8 +176,8 @@ def _check_there(fields: Fields, name: str, data_dir: str) -> None:
     try:
         if name == "folder":
             check_folder(data_dir)
-        elif name == "arrays":
-            check_is_file(to_path(data_dir).expanduser())
+        elif name in OF_ARRAYS:
+            check_is_file(to_path(data_dir).expanduser(), OF_ARRAYS[name])
         elif name == "tars":
             find_tars(to_path(data_dir).expanduser())
         elif name == "latents":
@@ -202,6 +215,19 @@ def _usual_size(data_dir: str) -> str:
     return f"; the images are {span}; {fits} is a usual choice"
 
 
+def check_no_images(fields: Fields, data: Data, frozen: Collection[str]) -> None:
+    """Raises ConfigError where a network or a distance is of images alone, and the data are none. frozen: the names of
+    what the loss uses beside the model."""
+    if data.name not in NO_IMAGES:
+        return
+    net, objective = fields.section("net"), fields.section("objective")
+    if not NETS[net.text("name")].any_shape:
+        takers = ", ".join(name for name, module in NETS.items() if module.any_shape)
+        raise net.error("name", f"takes images, and the data are {data.name}, which {takers} takes")
+    if "lpips" in frozen:
+        raise objective.error("distance", f"compares images, and the data are {data.name}: take another, as l2")
+
+
 def read_label_dropout(data: Fields, net: Fields) -> float:
     """Reads the fraction of labels that training leaves out, for classifier-free guidance."""
     rate = data.number("label_dropout", at_least=0)
@@ -227,6 +253,8 @@ def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Ar
     The network takes the labels, so that its samples, whose labels are 0, show none of the changes.
     """
     chosen, flips = data.text("augment"), data.boolean("horizontal_flip")
+    if data.text("name") in NO_IMAGES and (chosen or flips):
+        raise data.error("augment" if chosen else "horizontal_flip", f"is of images, not {data.text('name')}")
     if data.text("name") == "latents" and (chosen or flips):
         problem = "an image's latents cannot be changed as the image: leave it out, and encode with --mirrored"
         raise data.error("augment" if chosen else "horizontal_flip", f"{problem} for mirrored images")

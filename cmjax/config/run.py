@@ -8,7 +8,7 @@ from typing import Any
 import optax
 from jaxtyping import Array
 
-from cmjax.config.data import Data, read_augment, read_data, read_label_dropout, read_workers
+from cmjax.config.data import Data, check_no_images, read_augment, read_data, read_label_dropout, read_workers
 from cmjax.config.effects import without_effect
 from cmjax.config.evaluation import Evaluation, read_evaluation
 from cmjax.config.fields import Fields
@@ -110,6 +110,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         raise fields.error("grad_accumulation", f"must divide batch_size={batch_size}")
     spec = read_spec(fields)
     method = read_method(fields.section("objective"), spec, steps)
+    check_no_images(fields, data, method.frozen)
     _check_together(fields, spec, method, batch_size // parts)
     # The averages of the parameters hold the target's too, whose rate is the method's.
     of_optimizer, network = fields.section("optimizer"), net.text("name")

@@ -1,5 +1,6 @@
 """The protocol of a source of images; sources in arrays, and subsets of a source."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,13 +13,31 @@ class DataError(UserError, ValueError):
     """Raised for data that cannot be used. The message names the path or field and says what to do."""
 
 
+def kind_of(shape: Sequence[int]) -> str:
+    """Says what samples of a shape are: "images" (h, w, 1 or 3), "latents" (h, w, another number), "signals" (length,
+    channels) or "points" (features,)."""
+    if len(shape) != 3:
+        return "signals" if len(shape) == 2 else "points"
+    return "images" if shape[-1] in (1, 3) else "latents"
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Says whether samples of a shape are images, of 1 or 3 channels."""
+    return kind_of(shape) == "images"
+
+
+def noun_of(shape: Sequence[int]) -> str:
+    """Names samples of a shape in messages about data: "signals", "points", or "images", of which latents are."""
+    return "images" if len(shape) == 3 else kind_of(shape)
+
+
 @runtime_checkable
 class Source(Protocol):
-    """A finite, indexed set of images of one shape."""
+    """A finite, indexed set of images of one shape; or of signals or points, under the same names."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one example."""
+    def shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of one example; (length, channels) of a signal, (features,) of a point."""
         ...
 
     @property
@@ -38,7 +57,8 @@ class Source(Protocol):
 class ArraySource:
     """Examples in arrays, in memory or mapped into it.
 
-    Args:   images: (n, h, w, c) uint8 in 0..255, or float32 used as they are. labels: (n,) integers from 0, or None.
+    Args:   images: (n, h, w, c) uint8 in 0..255, or float32 used as they are; signals (n, length, channels) and points
+            (n, features) float32. labels: (n,) integers from 0, or None.
             num_classes: of the labels; counted when None. class_names: of each; their numbers when None.
     Raises: DataError naming the argument that does not fit.
     """
@@ -50,7 +70,8 @@ class ArraySource:
 
     def __post_init__(self):
         images, labels = self.images, self.labels
-        if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        others = images.ndim in (2, 3) and images.dtype == np.float32
+        if not others and (images.ndim != 4 or images.dtype not in (np.uint8, np.float32)):
             remedy = "; give images.astype(np.float32)" if np.issubdtype(images.dtype, np.floating) else ""
             raise DataError(
                 f"images must be (n, h, w, c) and uint8 or float32, got shape {images.shape} and {images.dtype}{remedy}"
@@ -76,10 +97,9 @@ class ArraySource:
         object.__setattr__(self, "num_classes", classes)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        height, width, channels = self.images.shape[1:]
-        return height, width, channels
+    def shape(self) -> tuple[int, ...]:
+        """See `Source.shape`."""
+        return self.images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,8 +119,8 @@ class OfAnother:
     source: Source
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+    def shape(self) -> tuple[int, ...]:
+        """See `Source.shape`."""
         return self.source.shape
 
     @property

@@ -199,8 +199,10 @@ def batch_shapes(
     return {"image": jax.ShapeDtypeStruct((*rows, *shape), np.dtype(dtype)), **labels}
 
 
-def preprocess(images: Num[Array, "b h w c"], key: Array, *, horizontal_flip: bool) -> Float[Array, "b h w c"]:
+def preprocess(images: Num[Array, "b *dims"], key: Array, *, horizontal_flip: bool) -> Float[Array, "b *dims"]:
     """Source images to network units, on the device: uint8 x -> x/127.5 − 1 in [-1, 1] float32; floats as they are.
+
+    Signals and points are floats, and are not mirrored.
 
     Args: key: of the flips; unused without. horizontal_flip: mirror each sample left to right with probability 1/2.
     """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cmjax.data.base import ArraySource, DataError, Source
+from cmjax.data.base import ArraySource, DataError, Source, is_image, noun_of
 from cmjax.data.on_demand import KeptSource
 from cmjax.data.values import BLACK, BLOCK_VALUES, DARK, ROUNDING, SAMPLED, spread
 
@@ -22,8 +22,9 @@ USUAL_SPREAD = 2.5
 def check_source(source: Source, where: str) -> None:
     """Raises DataError unless a source holds images that differ, and that are not black. Of data that are not kept,
     some are read."""
+    what = noun_of(source.shape)
     if len(source) == 1:
-        raise DataError(f"{where}: holds one image to train on; add images")
+        raise DataError(f"{where}: holds one {what[:-1]} to train on; add {what}")
     in_memory = isinstance(source, KeptSource) or (
         isinstance(source, ArraySource) and not isinstance(source.images, np.memmap)
     )
@@ -32,9 +33,10 @@ def check_source(source: Source, where: str) -> None:
     first, bright = images[0], images.dtype != np.uint8 or images.max() > DARK
     # a few first: almost always these differ, and all need not be compared
     if not (images != first).any() and not (in_memory and any((part != first).any() for part in _parts(source))):
-        how_many = f"all {len(source)} images" if in_memory else f"the {len(rows)} images looked at"
+        how_many = f"all {len(source)} {what}" if in_memory else f"the {len(rows)} {what} looked at"
         if (first == first.flat[0]).all():
-            raise DataError(f"{where}: every pixel of {how_many} is {first.flat[0]}; there is nothing to learn")
+            part = "pixel" if len(source.shape) == 3 else "value"
+            raise DataError(f"{where}: every {part} of {how_many} is {first.flat[0]}; there is nothing to learn")
         raise DataError(f"{where}: {how_many} are the same; there is nothing to learn")
     if not bright:
         _check_bright(source, where, in_memory=in_memory)
@@ -74,15 +76,15 @@ def check_spread(source: Source, where: str, expected: float, field: str) -> Non
     if images.dtype == np.uint8:
         return
     values = images.astype(np.float64)
-    mean, std, channels = values.mean(), values.std(), values.std(axis=(0, 1, 2))
-    factor, are_images = USUAL_SPREAD, images.shape[-1] in (1, 3) and np.abs(values).max() <= 1 + ROUNDING
+    mean, std, channels = values.mean(), values.std(), values.std(axis=tuple(range(values.ndim - 1)))
+    factor, are_images = USUAL_SPREAD, is_image(source.shape) and np.abs(values).max() <= 1 + ROUNDING
     # images may be low in contrast, and have more room below
     least = expected / (4 * factor if are_images else factor)
     if not least <= std <= expected * factor or abs(mean) > 2 * max(std, expected):
         log.warning(
             "%s: floats of std %.3g and mean %.3g, where %s expects about %.3g and 0: is a scaling factor left out? "
-            "Save (images - %.4g) * %.4g",
-            where, std, mean, field, expected, mean, expected / std if std else 1,
+            "Save (%s - %.4g) * %.4g",
+            where, std, mean, field, expected, noun_of(source.shape), mean, expected / std if std else 1,
         )  # fmt: skip
     elif len(channels) > 1 and channels.min() < std / 100:
         log.warning("%s: channel %d of %d is constant", where, channels.argmin(), len(channels))

@@ -1,4 +1,5 @@
-"""Opens every source of images: the embedded digits, TFDS, a folder of image files or of tars, an .npz of arrays."""
+"""Opens every source of images: the embedded digits, TFDS, a folder of image files or of tars, an .npz of arrays; and
+of signals and points."""
 
 import logging
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
 from cmjax.data.tars import tars
 from cmjax.data.tfds import tfds
-from cmjax.data.values import fitting, read_npz
+from cmjax.data.values import fitting, fitting_values, read_npz
 from cmjax.system.files import AnyPath, to_path
 
 log = logging.getLogger(__name__)
@@ -41,26 +42,30 @@ def digits(split: str) -> ArraySource:
     return ArraySource(images, chosen[:, -1], 10)
 
 
-def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> Source:
-    """Opens images, or latents, of an .npz file.
+def arrays(
+    path: str | AnyPath, split: str, *, kind: str = "images", memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+) -> Source:
+    """Opens images, or latents, of an .npz file; or signals or points.
 
     Args:   path: holds "images" (n, h, w, c), images or latents as `fitting` reads them, and optionally "labels"
             (n,), whole numbers, with "class_names", a text for each from 0 on. split: "train" or "test". "test" is
             "test_images" with "test_labels" where the file has them, else a tenth of "images" that a fixed permutation
-            takes out of "train". memory_limit_bytes: arrays of a larger file stay in it, mapped into memory, where it
-            is not compressed.
+            takes out of "train". kind: "signals" (n, length, channels) or "points" (n, features) in place of "images",
+            in the names of the arrays, too. memory_limit_bytes: arrays of a larger file stay in it, mapped into memory,
+            where it is not compressed.
     Raises: DataError naming the file, the array and what is wrong with it.
     """
     check_split(split)
     contents = read_npz(to_path(path).expanduser(), memory_limit_bytes=memory_limit_bytes)
-    if "images" not in contents:
-        raise DataError(f'{path}: has no array "images"; it has {", ".join(contents) or "none"}')
-    apart = "test_images" in contents
+    if kind not in contents:
+        raise DataError(f'{path}: has no array "{kind}"; it has {", ".join(contents) or "none"}')
+    apart = f"test_{kind}" in contents
     if apart and ("labels" in contents) != ("test_labels" in contents):
         raise DataError(f'{path}: needs both "labels" and "test_labels", or neither')
-    images, labels = _read_pair(path, contents, "images", "labels", warn=split == "train")
+    images, labels = _read_pair(path, contents, kind, warn=split == "train")
     if not apart and len(images) < 2:
-        raise DataError(f'{path}: "images" holds one image; training needs several, and a tenth of them is held out')
+        one = f'"{kind}" holds one {kind[:-1]}'
+        raise DataError(f"{path}: {one}; training needs several, and a tenth of them is held out")
     train, test = _tenth(labels, len(images))
     classes = None
     if labels is not None:
@@ -71,23 +76,25 @@ def arrays(path: str | AnyPath, split: str, *, memory_limit_bytes: int = MEMORY_
         classes = number_labels(to_train_on, f'{path}: "labels"', names=listed, say=split == "train")
     if not apart:
         return _rows_of(path, images, labels, train if split == "train" else test, classes)
-    others, other_labels = _read_pair(path, contents, "test_images", "test_labels", warn=False)
+    others, other_labels = _read_pair(path, contents, kind, "test_", warn=False)
     if images.shape[1:] != others.shape[1:]:
-        raise DataError(f'{path}: "images" of {images.shape} and "test_images" of {others.shape} differ')
+        raise DataError(f'{path}: "{kind}" of {images.shape} and "test_{kind}" of {others.shape} differ')
     if split == "test":
         images, labels = others, other_labels
     return _rows_of(path, images, labels, np.arange(len(images)), classes)
 
 
 def _read_pair(
-    path: str | AnyPath, contents: dict[str, np.ndarray], images: str, labels: str, *, warn: bool
+    path: str | AnyPath, contents: dict[str, np.ndarray], kind: str, prefix: str = "", *, warn: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    fitted, written = fitting(contents[images], f'{path}: "{images}"', warn=warn), contents.get(labels)
+    labels, where = f"{prefix}labels", f'{path}: "{prefix}{kind}"'
+    array, written = contents[prefix + kind], contents.get(labels)
+    fitted = fitting(array, where, warn=warn) if kind == "images" else fitting_values(array, where, kind)
     if written is None:
         return fitted, None
     if written.shape != (len(fitted),) or written.dtype.kind not in "iu":
         raise DataError(
-            f'{path}: "{labels}": labels must be one integer for each of the {len(fitted)} images, '
+            f'{path}: "{labels}": labels must be one integer for each of the {len(fitted)} {kind}, '
             f"got shape {written.shape} and {written.dtype}"
         )
     return fitted, np.asarray(written)

@@ -33,6 +33,9 @@ OVERSHOOT = 0.5
 DARK, BLACK = 63, 15
 """Of 255: where no pixel is above, a warning is due, or the images are none. 12 bits in a file of 16 reach 15."""
 
+AXES = {"signals": ("n", "length", "channels"), "points": ("n", "features")}
+"""Of arrays that hold no images, by their name."""
+
 BITS = (8, 10, 12, 14, 16)
 """Of the whole numbers that cameras, scanners and microscopes give."""
 
@@ -68,12 +71,12 @@ def read_npz(path: AnyPath, *, memory_limit_bytes: int) -> dict[str, np.ndarray]
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def check_is_file(path: AnyPath) -> None:
-    """Raises DataError where there is no file at `path`."""
+def check_is_file(path: AnyPath, array: str = "images") -> None:
+    """Raises DataError where there is no file at `path`. array: what it should hold."""
     if path.is_dir():
-        raise DataError(f'{path}: is a folder; give the path of an .npz with an array "images"')
+        raise DataError(f'{path}: is a folder; give the path of an .npz with an array "{array}"')
     if not path.is_file():
-        raise DataError(f'{path}: no such file; give the path of an .npz with an array "images"')
+        raise DataError(f'{path}: no such file; give the path of an .npz with an array "{array}"')
 
 
 def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
@@ -108,6 +111,24 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
                 "about 1"
             )
     return images if images.dtype == np.float32 else _converted(images, np.float32, where)
+
+
+def fitting_values(values: np.ndarray, where: str, kind: str) -> np.ndarray:
+    """Converts an array of signals or points, with the axes of `AXES`, to float32; any numbers that are finite do.
+
+    Args:   where: the file and the array, for messages. kind: "signals" or "points".
+    Raises: DataError with what is wrong, and what to do.
+    """
+    axes, shape = AXES[kind], values.shape
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: {kind} must be numbers, got {values.dtype}")
+    if len(shape) != len(axes):
+        remedy = f"; save {kind}[..., None]" if len(shape) == len(axes) - 1 else ""
+        raise DataError(f"{where}: {kind} must be ({', '.join(axes)}), got shape {shape}{remedy}")
+    if 0 in shape:
+        raise DataError(f"{where}: {kind} must hold at least one example, got shape {shape}")
+    range_of(values, where)
+    return values if values.dtype == np.float32 else _converted(values, np.float32, where, kind)
 
 
 def check_samples(images: np.ndarray, where: str) -> None:
@@ -199,24 +220,24 @@ def _check_float_images(there: Range, where: str, *, warn: bool) -> None:
         log.warning("%s: %s leave [-1, 1]: they are taken as latents", where, span)
 
 
-def _converted(images: np.ndarray, dtype: type, where: str) -> np.ndarray:
+def _converted(images: np.ndarray, dtype: type, where: str, kind: str = "images") -> np.ndarray:
     if isinstance(images, np.memmap):  # it stays in its file, for it is larger than the memory that it may take
         raise DataError(
             f"{where}: is {images.dtype}, and larger than config.data.memory_limit_gb; save "
-            f"images.astype(np.{dtype.__name__})"
+            f"{kind}.astype(np.{dtype.__name__})"
         )
     return images.astype(dtype)
 
 
 def range_of(images: np.ndarray, where: str) -> Range:
-    """Gives the range of an array (n, h, w, c) of numbers. Raises: DataError where one is not finite."""
+    """Gives the range of an array (n, ...) of numbers. Raises: DataError where one is not finite."""
     low, high = (np.inf, -1), (-np.inf, -1)
     for rows, block in _blocks(images):
         # NaN in a minimum warns; it is reported below, with its place
         with np.errstate(invalid="ignore"):
             least, most = float(block.min()), float(block.max())
         if not (np.isfinite(least) and np.isfinite(most)):
-            finite = np.isfinite(block).all(axis=(1, 2, 3))
+            finite = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
             raise DataError(f"{where}[{rows[np.argmin(finite)]}] holds NaN or infinity; remove it, or make it anew")
         if least < low[0]:
             # a flat index in the block, as the number of its image
@@ -227,7 +248,7 @@ def range_of(images: np.ndarray, where: str) -> Range:
 
 
 def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (m,) and the images there (m, h, w, c): all, or some where the array is mapped from its file."""
+    """Indices (m,) and the examples there (m, ...): all, or some where the array is mapped from its file."""
     if isinstance(images, np.memmap):
         rows = spread(len(images), SAMPLED)
         yield rows, np.asarray(images[rows])

@@ -2,6 +2,7 @@
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.optimizer import average_texts
+from cmjax.data.base import kind_of
 from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import make_evaluator
@@ -22,7 +23,7 @@ def evaluation_callback(run_samples: RunSamples) -> Callback:
     """
     run, workdir = run_samples.run, run_samples.workdir
     evaluation = run.evaluation
-    if run_samples.decoder is None and run_samples.source.shape[-1] not in (1, 3):
+    if run_samples.decoder is None and kind_of(run_samples.source.shape) == "latents":
         raise ConfigError(
             f"config.evaluate.every={evaluation.every}: metrics are of images, not {run_samples.source.shape}; name "
             "what decodes them by config.data.autoencoder"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.config.data import NO_IMAGES
 from cmjax.config.evaluation import Evaluation
 from cmjax.config.fields import ConfigError
 from cmjax.data.batches import RULES
@@ -99,6 +100,7 @@ def make_evaluator(
     Raises: ConfigError or DataError where weights or references are missing.
     """
     network_of = networks_of(evaluation)
+    rule = _rule_of_pixels(evaluation, network_of, data)
     from_file = {} if reference in (None, "train", "test") else _read(str(reference), network_of)
     networks, needed, references, real, about = {}, {}, {}, {}, {}
     for name in dict.fromkeys(network_of.values()):
@@ -136,8 +138,21 @@ def make_evaluator(
         digest = on_first_process(partial(_hash_of, references[name], METRICS[metric].needs))
         rules[metric] = {"rule": METRICS[metric].rule, **about[name], "hash": digest}
     # the protocol is compared with that of kept rows: another rule, reference or version makes a value anew
-    protocol = {"version": VERSION, "uint8": RULES[evaluation.uint8], "metrics": rules}
+    protocol = {"version": VERSION, "uint8": rule, "metrics": rules}
     return Evaluator(networks, needed, network_of, references, real, protocol)
+
+
+def _rule_of_pixels(evaluation: Evaluation, network_of: Mapping[str, str], data: DataSets | None) -> str:
+    """Says how samples become pixels. Raises: ConfigError where a metric is of images alone, and the data are none."""
+    if data is None or data.name not in NO_IMAGES:
+        return RULES[evaluation.uint8]
+    for metric, network in network_of.items():
+        if network not in OF_DATA or METRICS[metric].without_reference:
+            raise ConfigError(
+                f"--metrics={metric}: is of images, and the data are {data.name}; name others, as "
+                "--metrics=fd,kid,prdc --features=dataset"
+            )
+    return "floats as they are"
 
 
 def _network(name: str, evaluation: Evaluation, data: DataSets | None, cache_dir: Path) -> FeatureNetwork:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.config.fields import ConfigError
-from cmjax.data.base import shuffled
+from cmjax.data.base import kind_of, shuffled
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import Evaluator
 from cmjax.metrics.damage import STRENGTHS, damaged
@@ -25,6 +25,8 @@ def check_evaluator(evaluator: Evaluator, data: DataSets, num: int, folder: Path
     Raises: ConfigError where the data are too few.
     """
     source = data.train
+    if len(source.shape) != 3:
+        raise ConfigError(f"--check: damages images, and the data are {kind_of(source.shape)}")
     # two halves without a common image: a shared one would make the distances too small
     half = min(num, len(source) // 2)
     if why := too_few(evaluator.network_of, half):

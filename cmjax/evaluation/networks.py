@@ -72,7 +72,8 @@ def dataset_network(open_train: Callable[[], Source], held_out: Source | None, c
         except DataError as error:
             raise DataError(f"{error}: name metrics of a published network, as --metrics=fid") from error
         if not isinstance(features, Classifier):
-            return FeatureNetwork("dataset", "pixels/255", "pixels", lambda images: {"features": features(images)})
+            about = ("pixels/255", "pixels") if len(open_train().shape) == 3 else ("the values themselves", "values")
+            return FeatureNetwork("dataset", *about, lambda images: {"features": features(images)})
 
         def outputs(images: np.ndarray) -> Outputs:
             rows = features(images)

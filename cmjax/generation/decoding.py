@@ -155,6 +155,8 @@ def _load(by: Decoding, encoding: Mapping[str, Any], entries: Mapping[str, Any],
 
 def check_are_images(trained: Trained, decoder: Decoder | None) -> None:
     """Raises ConfigError where a run's samples are latents, and nothing decodes them."""
+    if trained.kind in ("signals", "points"):
+        raise ConfigError(f"--workdir={trained.folder} samples {trained.kind} {trained.shape}, and images are needed")
     if decoder is None and trained.of_latents:
         raise ConfigError(
             f"--workdir={trained.folder} samples latents {trained.shape}, and images are needed: name what decodes "

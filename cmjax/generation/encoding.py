@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError
-from cmjax.data.base import DataError, Source, class_names
+from cmjax.data.base import DataError, Source, class_names, kind_of
 from cmjax.data.batches import preprocess
 from cmjax.data.latents import FORMAT, MANIFEST, read_manifest, record_type, shards_of
 from cmjax.generation.latent_shards import facts_of, write_shard
@@ -96,6 +96,8 @@ def _update(update: Update, before: int, done: int) -> None:
 
 def check_fits(source: Source, autoencoder: Autoencoder) -> None:
     """Raises DataError where an autoencoder cannot encode images of a source's shape."""
+    if len(source.shape) != 3:
+        raise DataError(f"it encodes images, and the data are {kind_of(source.shape)}")
     height, width, channels = source.shape
     if channels != autoencoder.module.channels:
         remedy = f"; set config.data.channels={autoencoder.module.channels}"

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from cmjax.config.fields import ConfigError
+from cmjax.data.base import is_image, noun_of
 from cmjax.data.batches import to_uint8
 from cmjax.generation.sampling import SampleSequence
-from cmjax.plotting.plots import cell_size, image_grid, save_png
+from cmjax.plotting.plots import image_grid, save_png
+from cmjax.plotting.samples import cell_of, image_of
 from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.system.memory import GIB, free_on_host
 from cmjax.system.npz import npz_bytes
@@ -36,7 +38,7 @@ MOST_PIXELS = 100_000_000
 def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:
     """Raises ConfigError for a grid of more images than anyone can look at, or an array larger than the memory."""
     if path.suffix == ".png":
-        pixels = num * math.prod(cell_size(shape[:2]))
+        pixels = num * math.prod(cell_of(shape))
         if num > MOST_IN_A_GRID or pixels > MOST_PIXELS:
             raise ConfigError(
                 f"--num={num}: a grid of {pixels:,} pixels, where at most {MOST_IN_A_GRID:,} images and "
@@ -44,7 +46,7 @@ def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:
             )
         return
     # twice: the samples, and the bytes of the file
-    needed, free = 2 * num * math.prod(shape) * (1 if shape[-1] in (1, 3) else 4), free_on_host()
+    needed, free = 2 * num * math.prod(shape) * (1 if is_image(shape) else 4), free_on_host()
     if free is not None and needed > free:
         raise ConfigError(
             f"--num={num}: they take {needed / GIB:,.1f} GiB when they are put together, of {free / GIB:,.1f} free: "
@@ -57,13 +59,14 @@ def write_samples(path: Path, num: int, sequence: SampleSequence, settings: Mapp
     with progress("sampling", num) as update, _writing(path):
         if path.suffix == ".png":
             images = sequence.images(0, num, update)
-            on_first_process(lambda: save_png(path, image_grid(images)))
+            on_first_process(lambda: save_png(path, image_of(images)))
         else:
             write_array(path, num, lambda start, stop: sequence.images(start, stop, update), settings=settings)
 
 
 def write_array(path: Path, num: int, sample: Callable[[int, int], np.ndarray], *, settings: Mapping[str, Any]) -> None:
-    """Writes samples 0 … num − 1 to the .npz `path`, as `images`; sample(start, stop) makes some of them.
+    """Writes samples 0 … num − 1 to the .npz `path`, as `images`, `signals` or `points`; sample(start, stop) makes
+    some of them.
 
     Until all are there, the finished parts lie in a folder beside it, `<path>.parts`: the same call continues from
     them after a kill, and no sample is lost or made twice.
@@ -137,7 +140,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _write_npz(path: Path, images: np.ndarray) -> None:
-    write_atomically(path, npz_bytes({"images": images}))
+    write_atomically(path, npz_bytes({noun_of(images.shape[1:]): images}))
 
 
 def check_results(path: Path, files: Sequence[str], num: int) -> list[Path]:

@@ -14,7 +14,8 @@ from cmjax.data.sources import Source
 from cmjax.generation.decoding import Decoder
 from cmjax.generation.samplers import NamedSampler, run_samplers
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
-from cmjax.plotting.plots import image_grid, save_png
+from cmjax.plotting.plots import save_png
+from cmjax.plotting.samples import image_of
 from cmjax.system.processes import is_first
 from cmjax.training.optimizer import EMA, averages
 from cmjax.training.state import TrainState
@@ -64,7 +65,7 @@ class RunSamples:
             paths[name] = str(path)
             # every process has the images; one writes them
             if is_first():
-                save_png(path, image_grid(batch[: self.run.samples.num]))
+                save_png(path, image_of(batch[: self.run.samples.num]))
         return paths
 
     def refresh(self, state: TrainState, step: int) -> None:

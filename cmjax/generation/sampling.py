@@ -17,6 +17,7 @@ from cmjax.config.samples import SamplingOptions
 from cmjax.core.guidance import autoguided, guided, limited
 from cmjax.core.model import BoundModel
 from cmjax.core.sampling import gaussian, sample_chain, sample_denoiser, sample_fn
+from cmjax.data.base import is_image
 from cmjax.data.batches import to_uint8
 from cmjax.system.environment import tracing_for
 from cmjax.system.mesh import batch_sharding, chunks, distribute, in_chunks, make_mesh, replicated
@@ -100,9 +101,10 @@ def sample_images(
     to_pixels: Callable[..., np.ndarray] = to_uint8,
     decode: Decode | None = None,
 ) -> np.ndarray:
-    """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents.
+    """Samples first … first + num − 1 of a seed, (num, h, w, c): uint8 for images, float32 for latents,
+    for signals (num, length, channels) and for points (num, features).
 
-    Samples with neither 1 nor 3 channels are latents, unless they are decoded. conditions: (num, ...).
+    Samples of three axes with neither 1 nor 3 channels are latents, unless they are decoded. conditions: (num, ...).
     """
     shown = _shown(to_pixels, decode)
     size, parts = chunk_of(num, flow_map.shape, jax.device_count()), []
@@ -115,8 +117,8 @@ def sample_images(
 def _shown(to_pixels: Callable[..., np.ndarray], decode: Decode | None) -> Callable[[np.ndarray], np.ndarray]:
     def shown(samples: np.ndarray) -> np.ndarray:
         images = samples if decode is None else decode(samples)
-        # pixels are rounded to bytes; latents stay as they are
-        return to_pixels(images) if images.shape[-1] in (1, 3) else images
+        # pixels are rounded to bytes; all others stay as they are
+        return to_pixels(images) if is_image(images.shape[1:]) else images
 
     return shown
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cmjax.data.base import kind_of, noun_of
 from cmjax.data.sources import DataError, Source
 from cmjax.metrics.accumulator import Accumulator
 from cmjax.metrics.dataset_features import (
@@ -20,7 +21,7 @@ from cmjax.metrics.dataset_features import (
     in_words,
     some_of,
 )
-from cmjax.metrics.functional import Images, check_images, fitted_gaussian, statistics
+from cmjax.metrics.functional import Samples, check_samples, fitted_gaussian, statistics
 from cmjax.metrics.registry import METRIC_OF, METRICS, PIXELS, Metric
 
 log = logging.getLogger(__name__)
@@ -29,25 +30,26 @@ RUN_METRICS = ("fd", "prdc_pixels")  # the metrics of `METRICS` that every run e
 RUN_VALUES = tuple(value for metric in RUN_METRICS for value in METRICS[metric].values)
 LEAST = max(METRICS[metric].least for metric in RUN_METRICS)  # images that they need of each set
 FITTED_TO = 10_000  # training images that the Gaussian is fitted to, at most
-REAL, GAUSSIAN = "training images", "fitted Gaussian"  # the rows beside those of samples
+REALS = ("training images", "training signals", "training points")  # the row of real data beside those of samples
+GAUSSIAN = "fitted Gaussian"  # the other one
 FeaturesOf = Callable[[np.ndarray], np.ndarray]  # images (n, h, w, c) uint8 -> features (n, d)
 Table = dict[str, dict[str, float | None]]  # row -> name of a value -> value; None where it cannot be had
 
 
-def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: FeaturesOf | None) -> Table:
+def compare_images(rows: Mapping[str, Samples], *, held_out: Samples, features: FeaturesOf | None) -> Table:
     """Computes `RUN_METRICS` of each set of images against the held-out ones.
 
     Rows that give the others their scale are training images (what a perfect model would reach) and
     `functional.fitted_gaussian` of them. Every value depends on the number of images, so a row that has more than the
     smallest one is represented by a fixed random choice of as many.
 
-    Args:    rows: name -> (n, h, w, c) uint8. held_out: (m, h, w, c) uint8. Coverage grows with n/m.
+    Args:    rows: name -> (n, h, w, c) uint8, or signals or points. held_out: m of the same. Coverage grows with n/m.
              features: those of the data set, for the Fréchet distance; None leaves it None.
     Raises:  ValueError naming the row whose images do not fit held_out, or the set that has too few.
     """
-    check_images(held_out, "held_out")
+    check_samples(held_out, "held_out")
     for name, images in rows.items():
-        check_images(images, f"rows[{name!r}]")
+        check_samples(images, f"rows[{name!r}]")
         if images.shape[1:] != held_out.shape[1:]:
             raise ValueError(f"rows[{name!r}] must be images of {held_out.shape[1:]}, got {images.shape[1:]}")
     for name, images in {**rows, "held_out": held_out}.items():
@@ -65,7 +67,7 @@ def compare_images(rows: Mapping[str, Images], *, held_out: Images, features: Fe
 
 
 def _against(
-    held_out: Images, features: FeaturesOf | None, metrics: Sequence[str]
+    held_out: Samples, features: FeaturesOf | None, metrics: Sequence[str]
 ) -> Callable[[np.ndarray], dict[str, float]]:
     """Makes the function of images that computes those of the metrics whose features are there."""
     known: dict[str | None, FeaturesOf] = {PIXELS: lambda images: images.reshape(len(images), -1)}
@@ -109,27 +111,40 @@ def run_metrics(
 
 
 def compare(samples: Mapping[str, np.ndarray], train: Source, held_out: Source, *, cache_dir: Path) -> Table:
-    """Computes `RUN_METRICS` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian."""
+    """Computes `RUN_METRICS` of each set of samples (n, h, w, c) uint8, of real images and of the Gaussian; of signals
+    and points by their values."""
     num = min(len(images) for images in samples.values())
     # as many as the Gaussian is fitted to; the first of them are the row of real images
     real = some_of(train, max(num, FITTED_TO))["image"]
     reference = some_of(held_out, MOST_HELD_OUT)["image"]
-    rows = {**samples, REAL: real[:num]}
+    rows = {**samples, _real_row(train): real[:num]}
     # the Gaussian takes the square of the pixels in memory
     if reference[0].size <= LARGEST_PIXELS:
         rows[GAUSSIAN] = fitted_gaussian(real, num, 0)
-    return compare_images(rows, held_out=reference, features=dataset_classifier(train, cache_dir=cache_dir))
+    if len(train.shape) == 3:
+        features: FeaturesOf | None = dataset_classifier(train, cache_dir=cache_dir)
+    else:
+        features = None if reference[0].size > LARGEST_PIXELS else dataset_features(train, cache_dir=cache_dir)
+    return compare_images(rows, held_out=reference, features=features)
+
+
+def _real_row(train: Source) -> str:
+    return f"training {noun_of(train.shape)}"
 
 
 def about_metrics(table: Table, train: Source, held_out: Source, *, cache_dir: Path) -> str:
     """Says which features the Fréchet distances of `compare` are of, and where they mean nothing; "" without any."""
+    if len(train.shape) != 3:
+        return f"fd and the others: of the values of the {noun_of(train.shape)}; the {GAUSSIAN}'s fd is small by itself"
     classifier = dataset_classifier(train, cache_dir=cache_dir)
     if classifier is None:
         return ""
-    about, real = f"fd: features of {in_words(classifier, held_out)}", table[REAL]["fd"]
-    values = {name: row["fd"] for name, row in table.items() if name not in (REAL, GAUSSIAN)}
+    about, real = f"fd: features of {in_words(classifier, held_out)}", table[_real_row(train)]["fd"]
+    values = {name: row["fd"] for name, row in table.items() if name not in (*REALS, GAUSSIAN)}
     if better := [name for name, value in values.items() if value is not None and real is not None and value < real]:
-        about += f". {', '.join(better)}: below as many {REAL}; differences this small say nothing of the models"
+        about += (
+            f". {', '.join(better)}: below as many {_real_row(train)}; differences this small say nothing of the models"
+        )
     return about
 
 
@@ -153,12 +168,16 @@ def why_not_compared(train: Source, *, num: int, held_out: int | None) -> str:
 
     held_out: the number of held-out images; None where it is not known yet.
     """
-    channels = train.shape[-1]
-    if channels not in (1, 3):
-        return f"metrics are of images, and the data have {channels} channels"
-    if train.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
+    kind = kind_of(train.shape)
+    if kind == "latents":
+        return f"metrics are of images, and the data have {train.shape[-1]} channels"
+    if kind == "images" and train.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
         return "metrics are of uint8 images, and the data are floats"
-    for there, what in ((num, "samples"), (len(train), "training images"), (held_out, "held-out images")):
+    for there, what in (
+        (num, "samples"),
+        (len(train), _real_row(train)),
+        (held_out, f"held-out {noun_of(train.shape)}"),
+    ):
         if there is not None and there < LEAST:
             return f"metrics need at least {LEAST} {what}, and there are {there}"
     return ""

@@ -6,7 +6,7 @@ import numpy as np
 
 from cmjax.data.base import DataError, Source
 from cmjax.metrics.classifier import Classifier, perceptron, residual
-from cmjax.metrics.functional import Images
+from cmjax.metrics.functional import Samples
 from cmjax.system.files import AnyPath
 
 LEAST_SIDE = 16  # of images that a convolutional network is worth its time for
@@ -27,7 +27,10 @@ LARGEST_PIXELS = 4096  # elements of an image beyond which its pixels are too ma
 
 def dataset_classifier(train: Source, *, cache_dir: AnyPath) -> Classifier | None:
     """Trains a classifier of the training images, or reads it from `cache_dir`: a residual network for colour images of
-    at least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same."""
+    at least `LEAST_SIDE` pixels, a perceptron for others. None where the images have no labels, or all the same, and of
+    signals and points."""
+    if len(train.shape) != 3:
+        return None
     height, width, channels = train.shape
     in_colour = channels == 3 and min(height, width) >= LEAST_SIDE
     real = some_of(train, RESIDUAL_TRAINED_ON if in_colour else PERCEPTRON_TRAINED_ON)
@@ -36,15 +39,17 @@ def dataset_classifier(train: Source, *, cache_dir: AnyPath) -> Classifier | Non
     return (residual if in_colour else perceptron)(real["image"], real["label"], cache_dir=cache_dir)
 
 
-def dataset_features(train: Source, *, cache_dir: AnyPath) -> Classifier | Callable[[Images], np.ndarray]:
-    """Gives the features of the data set: those of its classifier, or pixels/255 where it has none.
+def dataset_features(train: Source, *, cache_dir: AnyPath) -> Classifier | Callable[[Samples], np.ndarray]:
+    """Gives the features of the data set: those of its classifier, or pixels/255 where it has none; of signals and
+    points their values.
 
     Raises: DataError where there are neither labels nor few enough pixels.
     """
     classifier = dataset_classifier(train, cache_dir=cache_dir)
     if classifier is None and np.prod(train.shape) > LARGEST_PIXELS:
         raise DataError("the data have no labels to train a classifier by, and too many pixels to compare by")
-    return classifier or (lambda images: images.reshape(len(images), -1) / 255.0)
+    unit = 255.0 if len(train.shape) == 3 else 1.0
+    return classifier or (lambda images: images.reshape(len(images), -1) / unit)
 
 
 def in_words(classifier: Classifier, held_out: Source) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Num, Shaped, UInt8
+from jaxtyping import Float64, Num, Shaped
 
 Features = Num[np.ndarray, "_ _"]  # (n, d): one row for each image
 Images = Shaped[np.ndarray, "_ _ _ _"]  # (n, h, w, c) uint8, 0 to 255
+Samples = Shaped[np.ndarray, "_ ..."]  # images as above, or floats: signals (n, length, channels), points (n, features)
 # 64 MiB of float64: large enough for the matrix product to run at full rate, small beside the data
 BLOCK_ELEMENTS = 2**23
 
@@ -205,15 +206,16 @@ def cmmd(x: Features, y: Features) -> float:
     return 1000 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
 
 
-def fitted_gaussian(images: Images, n: int, seed: int) -> UInt8[np.ndarray, "n h w c"]:
-    """Samples n times the Gaussian that has the mean and covariance of the images' pixels, rounded to uint8.
+def fitted_gaussian(images: Samples, n: int, seed: int) -> Samples:
+    """Samples n times the Gaussian that has the mean and covariance of the images' pixels, rounded to uint8; or that of
+    signals' or points' values, float32.
 
     The baseline that knows every second moment of the data and nothing else: a model must beat it.
 
-    Args:   images: (N, h, w, c) uint8, N >= 2; memory grows with min(N, h·w·c)·h·w·c. n: >= 1.
+    Args:   images: (N, h, w, c) uint8, or another `Samples`, N >= 2; memory grows with min(N, h·w·c)·h·w·c. n: >= 1.
     Raises: ValueError for images of another dtype or shape, N < 2, or n < 1.
     """
-    check_images(images, "images")
+    check_samples(images, "images")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     pixels = _checked(images.reshape(len(images), -1), "images", rows=2)
@@ -221,13 +223,21 @@ def fitted_gaussian(images: Images, n: int, seed: int) -> UInt8[np.ndarray, "n h
     # RᵀR of the QR decomposition is the covariance, also where it lacks full rank and has no Cholesky factor
     factor = np.linalg.qr(pixels - mean, mode="r") / np.sqrt(len(pixels) - 1)
     noise = np.random.default_rng(seed).standard_normal((n, len(factor)))
-    return np.clip(np.rint(mean + noise @ factor), 0, 255).astype(np.uint8).reshape(n, *images.shape[1:])
+    values = (mean + noise @ factor).reshape(n, *images.shape[1:])
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8) if images.ndim == 4 else values.astype(np.float32)
 
 
 def check_images(images: np.ndarray, name: str) -> None:
     """Raises ValueError, calling the array `name`, unless it is (n, h, w, c) uint8 with n >= 1."""
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"{name} must be (n, h, w, c) uint8 with n >= 1, got {images.shape} {images.dtype}")
+
+
+def check_samples(samples: np.ndarray, name: str) -> None:
+    """Raises ValueError, calling the array `name`, unless it is images (n, h, w, c) uint8, or floats: signals
+    (n, length, channels) or points (n, features), with n >= 1."""
+    if samples.ndim not in (2, 3) or samples.dtype.kind != "f" or 0 in samples.shape:
+        check_images(samples, name)
 
 
 def _checked(features: np.ndarray, name: str, *, rows: int) -> np.ndarray:

@@ -39,6 +39,8 @@ class Network(nn.Module, kw_only=True):
 
     choices: ClassVar[Mapping[str, Sequence[str]]] = {}
     """The values that a field may have, by the field."""
+    any_shape: ClassVar[bool] = False
+    """Whether samples may have any number of axes: signals and points as well as images."""
     normalized_head: ClassVar[bool] = False
     """Whether the weight head has EDM2's form."""
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,8 @@ class MLP(Network):
         where c_noise is t itself, as on the TrigFlow path, 4 or so keeps the embedding's derivative small, as tangent
         losses want it.
     """
+
+    any_shape: ClassVar[bool] = True
 
     width: Width = 512
     depth: Depth = 4

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cmjax.config.data import OF_ANY_SIZE
+from cmjax.config.data import NO_IMAGES, OF_ANY_SIZE
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model_like
 from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run, read_run
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
+from cmjax.data.base import is_image
 from cmjax.data.batches import batch_shapes
 from cmjax.data.sources import DataError
 from cmjax.data.tfds import KNOWN
@@ -60,6 +61,8 @@ def data_shapes(run: Run) -> DataShapes:
             raise ConfigError(f"config.data.data_dir={data.data_dir!r}: {error}") from error
         dtype = source.gather(np.zeros(1, np.int64))["image"].dtype
         return DataShapes(tuple(source.shape), dtype, source.num_classes)
+    if data.name in NO_IMAGES:
+        raise ConfigError(f"config.data.data_dir={data.data_dir!r}: is not here; the plan needs the {data.name}")
     if not data.image_size or not (data.channels or data.name in OF_ANY_SIZE):
         missing = "config.data.image_size" if not data.image_size else "config.data.channels"
         raise ConfigError(f"{missing}=0: the data set {data.name!r} is not here and not known: set it, for the plan")
@@ -67,7 +70,7 @@ def data_shapes(run: Run) -> DataShapes:
     classes = CLASSES if run.model_spec.net["class_conditional"] else None
     assumed = f"images of {shape}" + (f" in {classes} classes" if classes else "")
     # images are stored as bytes, latents as floats
-    return DataShapes(shape, np.uint8 if shape[2] in (1, 3) else np.float32, classes, assumed)
+    return DataShapes(shape, np.uint8 if is_image(shape) else np.float32, classes, assumed)
 
 
 def teacher_shapes(run: Run, data: DataShapes) -> tuple[BoundModel | None, str]:

@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -17,6 +18,7 @@ from cmjax.system.files import write_atomically
 GREY = 128  # of gaps and empty cells: neither the black of digits nor the white of paper
 BETWEEN_GROUPS = 14  # pixels that are added between two groups of a row of a sheet
 WIDTH, DPI = 960, 100
+SIDE = 560  # of a plot of points, in pixels
 COLOURS = ("#005aa0", "#d65e00", "#00916e", "#be5096", "#6e6e6e")
 PALE = "#b9cde4"
 MOST_DOTS = 60  # a curve of more points has no dots
@@ -144,6 +146,41 @@ def line_plot(
     every = np.concatenate(list(points.values()))
     if not len(every):
         raise ValueError(f"{title}: no point of the curves can be plotted")
+    right = 240 if len(points) > 1 else 30
+    with _axes((WIDTH, height), right, title=title, x_label=x_label, y_label=y_label) as (axes, pixels):
+        _add_curves(axes, points, faint)
+        across = np.concatenate([np.asarray(x, np.float64) for x, _ in curves.values()])
+        _set_axis(axes, "x", across[np.isfinite(across) & (across > 0 if log_x else True)], log_x)
+        _set_axis(axes, "y", every[:, 1], log_y)
+        return pixels()
+
+
+def dot_plot(points: Num[np.ndarray, "n features"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Plots points by their first two features, or by their one feature and their number. Those that are not finite are
+    left out.
+
+    Raises: ValueError where no point is left.
+    """
+    n, features = points.shape
+    xy = np.stack([points[:, 0], points[:, 1] if features > 1 else np.arange(n)], axis=1).astype(np.float64)
+    xy = xy[np.isfinite(xy).all(axis=1)]
+    if not len(xy):
+        raise ValueError(f"no point of {points.shape} can be plotted")
+    title = f"{n} points of {features} feature{'s' * (features > 1)}{', the first two' * (features > 2)}"
+    labels = {"x_label": "feature 0", "y_label": "feature 1" if features > 1 else "number of the point"}
+    with _axes((SIDE, SIDE), 30, title=title, **labels) as (axes, pixels):
+        axes.plot(*xy.T, ".", color=COLOURS[0], alpha=min(1.0, 30 / len(xy) ** 0.5), markersize=6)
+        _set_axis(axes, "x", xy[:, 0], False)
+        _set_axis(axes, "y", xy[:, 1], False)
+        return pixels()
+
+
+@contextmanager
+def _axes(
+    size: tuple[int, int], right: int, *, title: str, x_label: str, y_label: str
+) -> Iterator[tuple[Any, Callable[[], np.ndarray]]]:
+    """Makes axes in an image of `size` (width, height), and the function that gives its pixels. right: pixels at the
+    right of the axes, for words."""
     import matplotlib
 
     # not pyplot: it chooses a display, and keeps all its figures
@@ -153,21 +190,22 @@ def line_plot(
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where its cache of fonts is new
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a plot does not depend on the user's matplotlibrc
-        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
+        width, height = size
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         canvas = FigureCanvasAgg(figure)
-        left, right, top, bottom = 80, 240 if len(points) > 1 else 30, 48, 54  # pixels around the axes, for words
-        inside = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
+        left, top, bottom = 80, 48, 54
+        inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
         axes = figure.add_axes(inside)
-        _add_curves(axes, points, faint)
-        across = np.concatenate([np.asarray(x, np.float64) for x, _ in curves.values()])
-        _set_axis(axes, "x", across[np.isfinite(across) & (across > 0 if log_x else True)], log_x)
-        _set_axis(axes, "y", every[:, 1], log_y)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.set_title(textwrap.fill(title, WIDTH // 9), loc="left", fontsize=11)
+        axes.set_title(textwrap.fill(title, width // 9), loc="left", fontsize=11)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-        canvas.draw()
-        return np.array(canvas.buffer_rgba())[..., :3]
+
+        def pixels() -> np.ndarray:
+            canvas.draw()
+            return np.array(canvas.buffer_rgba())[..., :3]
+
+        yield axes, pixels
 
 
 def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[str]) -> None:

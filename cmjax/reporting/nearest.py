@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cmjax.data.base import DataError, Source
+from cmjax.data.base import DataError, Source, is_image
 from cmjax.plotting.plots import GREY, cell_size, image_grid
 from cmjax.reporting.images import EmbeddedImage, exact, grids_of
 
@@ -44,7 +44,7 @@ def nearest_of(workdir: Path, source: Source) -> Nearest:
     grids = grids_of(workdir)
     if not grids:
         raise DataError("the run has no samples")
-    if source.shape[-1] not in (1, 3) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
+    if not is_image(source.shape) or source.gather(np.zeros(1, np.int64))["image"].dtype != np.uint8:
         raise DataError("the data are no uint8 images")
     # samplers are sorted by their evaluations: of those with the newest step, the one with the most
     sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))

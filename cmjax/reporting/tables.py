@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cmjax.metrics.comparison import REAL
+from cmjax.metrics.comparison import REALS
 from cmjax.metrics.registry import better
 from cmjax.reporting.parts import Part
 from cmjax.runs.status import duration
@@ -38,9 +38,9 @@ def final_metrics(parts: Sequence[Part]) -> Table | None:
     columns = list(dict.fromkeys(name for part in parts for row in part.metrics.values() for name in row))
     rows = []
     for part in parts:
-        for name, row in sorted(part.metrics.items(), key=lambda item: item[0] == REAL):
+        for name, row in sorted(part.metrics.items(), key=lambda item: item[0] in REALS):
             about = f"{part.name}: {name}" if len(parts) > 1 else name
-            rows.append(([about, *(_value(row.get(column)) for column in columns)], name == REAL))
+            rows.append(([about, *(_value(row.get(column)) for column in columns)], name in REALS))
     return Table([_headed(column) for column in columns], rows) if rows else None
 
 

@@ -18,6 +18,7 @@ from cmjax.config.optimizer import average_texts, long_average, long_target
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
+from cmjax.data.base import kind_of, noun_of
 from cmjax.data.batches import Batches
 from cmjax.data.sources import DataError, Source
 from cmjax.metrics.comparison import LEAST, why_not_compared
@@ -72,7 +73,7 @@ class Setup:
     def warn(self) -> None:
         """Log a warning of what a run that may begin will not do as its configuration says."""
         run, why = self.run, None
-        if run.num_metrics and self.shape[-1] in (1, 3):
+        if run.num_metrics and kind_of(self.shape) != "latents":
             try:
                 why = why_not_compared(self.source, num=run.num_metrics, held_out=run.data.count("test"))
             except DataError as error:
@@ -118,9 +119,10 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     on_first_process(lambda: opened.append(open_source("train")))
     source = opened[0] if opened else open_source("train")
     if run.batch_size > len(source):
+        what = noun_of(source.shape)
         raise ConfigError(
-            f"config.batch_size={run.batch_size}: the data have {len(source)} images to train on; set it to at most "
-            "so many, or give more images"
+            f"config.batch_size={run.batch_size}: the data have {len(source)} {what} to train on; set it to at most "
+            f"so many, or give more {what}"
         )
     model = run.make_model(source.num_classes)
     check_network(model.module, tuple(source.shape))

@@ -103,9 +103,8 @@ def _made_with(workdir: Path, status: Status) -> Rows:
     name = record.get("recipe") or workdir.name
     count = f", {status.summary['parameters']:,} parameters" if "parameters" in status.summary else ""
     yield "run", f"{name}: {description.method}, network {description.network}{count}"
-    height, width, channels = record["shape"]
     classes = f", {record['num_classes']} classes" if record["num_classes"] else ""
-    yield "data", f"{description.data}, {height}x{width}x{channels}{classes}"
+    yield "data", f"{description.data}, {'x'.join(map(str, record['shape']))}{classes}"
     if (names := record.get("class_names")) and are_names(names):
         yield "classes", in_words(names)
     if description.teacher:

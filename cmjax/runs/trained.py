@@ -15,6 +15,7 @@ from cmjax.config.optimizer import long_average
 from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
+from cmjax.data.base import kind_of
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
 from cmjax.runs.workdir import Workdir, cache_compilations
@@ -68,7 +69,7 @@ class Trained:
     @property
     def of_latents(self) -> bool:
         """Whether its samples are latents, as far as that is known."""
-        return "encoding" in self.record or self.shape[-1] not in (1, 3)
+        return "encoding" in self.record or kind_of(self.shape) == "latents"
 
     @property
     def imported(self) -> Mapping[str, str] | None:
@@ -108,6 +109,11 @@ class Trained:
         from cmjax.config.run import read_run
 
         return read_run(self.record["config"])
+
+    @property
+    def kind(self) -> str:
+        """What its samples are: "images", "latents", "signals" or "points"."""
+        return "latents" if self.of_latents else kind_of(self.shape)
 
     @property
     def images_shape(self) -> tuple[int, ...] | None:
