@@ -35,7 +35,7 @@ LINES = [
     ("--config=cifar_ct:huge", r".*the recipe has the variant :tiny alone, not :huge"),
     ("--config=digits_ct:huge", r".*the recipe has no variants, so no :huge"),
     ("--config=digit_ct", r"--config=digit_ct: there is no file configs/digit_ct\.py \(did you mean digits_ct\?\)"),
-    ("--config=configs/", r"--config=configs/: is a folder; --list shows the recipes in configs"),
+    ("--config=configs/", r"--config=configs/: is a folder; --list shows the recipes"),
     ("--config=", r"--config= is empty"),
     ("--config", r"Missing value for flag --config"),
     ("--config.steps=3", r"--config\.steps: of which recipe\? Name it"),

@@ -22,6 +22,7 @@ SIDE = 560  # of a plot of points, in pixels
 COLOURS = ("#005aa0", "#d65e00", "#00916e", "#be5096", "#6e6e6e")
 PALE = "#b9cde4"
 MOST_DOTS = 60  # a curve of more points has no dots
+MOST_COUNTS = 6  # so many whole numbers on an axis are its ticks
 Curve = tuple[Sequence[float], Sequence[float | None]]  # the points' x and y
 
 
@@ -225,7 +226,7 @@ def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[s
 
 def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
     """Sets the scale, the range and the ticks of an axis over these values, labelled by plain numbers."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     scaled = np.log10(values) if log else values
     spread, middle = np.ptp(scaled), np.max(np.abs(scaled))
@@ -238,6 +239,8 @@ def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
         # over more than three decades only powers of ten have labels; over fewer, 2 and 5 times them too
         axis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 2.0, 5.0), numticks=9))
         axis.set_minor_locator(NullLocator())
+        if 2 < len(counts := np.unique(values)) <= MOST_COUNTS and np.all(counts % 1 == 0):
+            axis.set_major_locator(FixedLocator(counts))  # 4 and 8 evaluations, where nothing was measured at 5
         low, high = 10**low, 10**high
     axis.set_major_formatter("{x:g}")
     getattr(axes, f"set_{which}lim")(low, high)
