@@ -21,7 +21,7 @@ from cmjax.training.optimizer import track_averages
 from cmjax.training.step import state_shapes
 
 MODES = {"float64": lambda: jax.enable_x64(True), "strict": lambda: jax.numpy_dtype_promotion("strict")}
-BATCH = 8
+BATCH = 16
 HERE = [name if name.startswith("digits") else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 
 
