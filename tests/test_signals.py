@@ -109,6 +109,9 @@ def test_a_run_saves_and_ends(tmp_path, how):
         process.send_signal(signal.SIGUSR1)
         time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()  # of a million steps, where the signal did not end it
     (saved,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
     assert saved >= 15
