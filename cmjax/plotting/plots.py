@@ -240,7 +240,8 @@ def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
         axis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 3 else (1.0, 2.0, 5.0), numticks=9))
         axis.set_minor_locator(NullLocator())
         if 2 < len(counts := np.unique(values)) <= MOST_COUNTS and np.all(counts % 1 == 0):
-            axis.set_major_locator(FixedLocator(counts.tolist()))  # 4 and 8 evaluations, where nothing was measured at 5
+            # ticks at 4 and 8 evaluations, where nothing was measured at 5
+            axis.set_major_locator(FixedLocator(counts.tolist()))
         low, high = 10**low, 10**high
     axis.set_major_formatter("{x:g}")
     getattr(axes, f"set_{which}lim")(low, high)
