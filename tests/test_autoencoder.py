@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +18,16 @@ from cmjax.interop.keys import ForeignError
 from cmjax.nets.autoencoder import AutoencoderKL
 from cmjax.nets.latents import Autoencoder
 from cmjax.nets.layers import upsample
+from tests.recorded_parts import assert_near, quick_jit
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Programs that run once: compiling them is what these tests cost.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 encode = quick_jit(lambda autoencoder, images: autoencoder.encode(images))
 decode = quick_jit(lambda autoencoder, latents: autoencoder.decode(latents))
 
 
 def nhwc(array):
     return np.moveaxis(array, 1, -1)
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    """Within a part of the largest element."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 def tiny(scale=(0.5,) * 4, shift=(0.0,) * 4, **fields):

@@ -1,7 +1,6 @@
 """The U-Net of Stable Diffusion: its recorded outputs and gradients, its names and shapes, and what is refused."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +21,11 @@ from cmjax.interop.conditional_unet import (
 )
 from cmjax.interop.keys import ForeignError
 from cmjax.nets.conditional_blocks import guidance_waves, time_waves
-
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+from tests.recorded_parts import assert_near, quick_jit
 
 
 def nhwc(array):
     return np.moveaxis(array, 1, -1)
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    """Within a part of the largest element."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")

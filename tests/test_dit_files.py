@@ -20,11 +20,9 @@ from cmjax.interop.keys import ForeignError, UndeterminedError
 from cmjax.interop.read import read_foreign
 from cmjax.interop.torch_files import read_torch
 from cmjax.nets.adapter import as_net, parameter_shapes
+from tests.recorded_parts import quick_jit
 
 # Programs that run once: compiling them is what these tests cost.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 HEADS = {"dit": {"head_channels": 12}, "sit": {"head_channels": 10}}
 """What the files of these sizes leave open."""
 

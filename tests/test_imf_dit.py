@@ -16,11 +16,9 @@ from cmjax.core import preconditioning
 from cmjax.nets import defaults
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
 from cmjax.nets.imf_dit import IMFDiT
+from tests.recorded_parts import quick_jit
 
 # Programs that run once: compiling them is what these tests cost.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 SHAPE, RANDOM = (4, 4, 2), np.random.default_rng(0)
 NET = IMFDiT(
     width=16, depth=3, heads=2, head_depth=1, num_classes=3, guided=True, guided_interval=True, velocity_head=True

@@ -18,11 +18,9 @@ from cmjax.interop.keys import ForeignError, UndeterminedError
 from cmjax.interop.read import read_foreign
 from cmjax.nets.adapter import as_net, parameter_shapes
 from cmjax.runs.record import read_record
+from tests.recorded_parts import quick_jit
 
 # Programs that run once: compiling them is what these tests cost.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 STATED = {"meanflow": {"image_size": 8, "head_channels": 8}, "imf": {"image_size": 8}}
 """What the shapes of the recorded networks leave open."""
 

@@ -1,7 +1,6 @@
 """LoRA: the three formats of files, recorded outputs of merged networks, what is written, and what is refused."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,8 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import KOHYA, Layer, read_lora, with_lora, write_lora
 from cmjax.interop.read import read_safetensors
 from cmjax.interop.text_to_image import sample_latents
+from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
-
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
-
-
-def nhwc(array):
-    return np.moveaxis(array, -3, -1)
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    """Within a part of the largest element."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")

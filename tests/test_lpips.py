@@ -16,12 +16,10 @@ from cmjax.core.distances import curvature_speed
 from cmjax.interop.features import load_lpips
 from cmjax.nets.features.lpips import WIDTHS, lpips
 from configs import imagenet64_cd, imagenet64_ct
+from tests.recorded_parts import quick_jit
 
 RECORDED = Path(os.environ.get("CMJAX_SHARED", Path(__file__).parents[2] / "shared")) / "parity" / "lpips.npz"
 # Programs that run once: compiling them is what these tests cost.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 
 
 def recipe() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

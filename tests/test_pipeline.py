@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +18,11 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.scheduler import read_schedule
 from cmjax.interop.text_to_image import sample_latents, start_of_edit
 from cmjax.nets.clip import ClipText
+from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
 
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 latents = quick_jit(sample_latents, static_argnames=("shape", "sampler"))
 KEY = jax.random.key(0)
-
-
-def nhwc(array):
-    return np.moveaxis(array, -3, -1)
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    """Within a part of the largest element."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +14,9 @@ from cmjax.interop.keys import ForeignError
 from cmjax.interop.tokens import load_tokenizer
 from cmjax.nets.blocks import attend
 from cmjax.nets.clip import ClipText, TextEncoder
+from tests.recorded_parts import assert_near, quick_jit
 
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
 encode = quick_jit(lambda encoder, ids: encoder(ids))
-
-
-def assert_near(actual, expected, tolerance=1e-5):
-    """Within a part of the largest element."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")

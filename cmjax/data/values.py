@@ -102,7 +102,7 @@ def fitting(images: np.ndarray, where: str, *, warn: bool = True) -> np.ndarray:
     if images.shape[-1] in (1, 3):
         _check_float_images(there, where, warn=warn)
     elif there.low >= 0 and there.high > LARGEST_LATENT:
-        # the first block is enough to tell pixels from latents
+        # the first block is enough to distinguish pixels from latents
         _, block = next(_blocks(images))
         if (block == np.rint(block)).all():
             raise DataError(

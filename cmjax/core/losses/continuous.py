@@ -10,8 +10,9 @@ from jaxtyping import Array
 from cmjax.core.batch import Batch
 from cmjax.core.derivatives import Derivative
 from cmjax.core.distances import Speed, l2, speed_by
+from cmjax.core.losses.flow_maps import teacher_velocity
 from cmjax.core.losses.tangents import Gain, Normalize, tangent, unit_norm
-from cmjax.core.model import Model, check_path
+from cmjax.core.model import Model
 from cmjax.core.paths import flat, per_sample
 from cmjax.core.typing import BoundDenoiser, Params, PerSample, PRNGKey, Samples, Weight
 
@@ -56,7 +57,7 @@ def continuous_cd(
     With `stop_gradient` it is the loss of `continuous_ct`, whose value has no meaning. Without it, the loss is
     λ(t)·‖df_θ/dt‖²/D, or λ(t) times another `speed` of f_θ; it is 0 where f_θ is constant along every trajectory.
     """
-    velocity = _velocity_of(teacher, model, batch)
+    velocity = teacher_velocity(teacher, model, batch, batch.noised(model.path, batch.times.t))
     if stop_gradient:
         return _stopped(model, params, key, batch, velocity, weight=weight, speed=speed)
     f, df_dt = _derivative(model, params, key, batch, velocity)
@@ -101,7 +102,7 @@ def scm_cd(
     weighted: bool = False,
 ) -> PerSample:
     """sCD: the loss of `scm_ct` along the teacher's PF-ODE, with the same arguments.   [Lu & Song 2025, sCM, alg. 1]"""
-    velocity = _velocity_of(teacher, model, batch)
+    velocity = teacher_velocity(teacher, model, batch, batch.noised(model.path, batch.times.t))
     return _scm(model, params, key, batch, velocity, warmup, normalize, gain, weighted, derivative)
 
 
@@ -139,11 +140,3 @@ def _derivative(model, params, key, batch: Batch, velocity: Samples) -> tuple[Sa
 def _velocity_of_data(model: Model, batch: Batch) -> Samples:
     """The velocity a'·x0 + b'·noise of one sample of data and noise, which is right on average."""
     return model.path.conditional_velocity(batch.x0, batch.noise, batch.times.t)
-
-
-def _velocity_of(teacher: BoundDenoiser, model: Model, batch: Batch) -> Samples:
-    """The velocity of the teacher's probability-flow ODE at x_t."""
-    check_path(model, teacher)
-    t = batch.times.t
-    x_t = batch.noised(model.path, t)
-    return jax.lax.stop_gradient(model.path.velocity(x_t, teacher(x_t, t, **batch.conditions), t))

@@ -49,7 +49,7 @@ def ayf(
     [Sabour et al. 2025, align your flow, eq. 8 and alg. 1]
     """
     t, s, x_t, _ = on_line(model, batch)
-    v = teacher_velocity(teacher, model, batch, x_t, guidance=1.0, interval=(0.0, 1.0))
+    v = teacher_velocity(teacher, model, batch, x_t)
     u, du_dt = mean_velocity(model, params, key, batch, x_t, along=v, derivative=derivative)
     tangent = u - v + warmup * per_sample(t - s, v) * du_dt
     return l2(u, jax.lax.stop_gradient(u - normalize(tangent)))

@@ -240,7 +240,13 @@ def guided_velocity(
 
 
 def teacher_velocity(
-    teacher: BoundDenoiser, model: Model, batch: Batch, x_t: Samples, *, guidance: Time, interval: Interval
+    teacher: BoundDenoiser,
+    model: Model,
+    batch: Batch,
+    x_t: Samples,
+    *,
+    guidance: Time = 1.0,
+    interval: Interval = ALWAYS,
 ) -> Samples:
     """The velocity of the teacher's ODE at x_t, guided by the scale `guidance` at times t in the interval.
 
