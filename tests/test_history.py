@@ -14,9 +14,9 @@ from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.reporting.curves import plot_of
 from cmjax.reporting.tables import starts
-from cmjax.runs.history import totals
+from cmjax.runs.history import PAUSES, totals
 from cmjax.runs.record import read_record
-from cmjax.runs.status import read_status
+from cmjax.runs.status import read_status, rows_of
 from cmjax.runs.workdir import FORMAT, Workdir, output
 from cmjax.training.logging import MetricsWriter, MirrorError
 from cmjax.training.saved import CheckpointError
@@ -90,6 +90,27 @@ def test_the_totals_are_of_the_starts_that_made_the_state(tmp_path):
              {"from": 20, "to": 40, "seconds": 3.0}]  # fmt: skip
     assert totals(lines) == {"starts": 2, "compile_seconds": 0, "train_seconds": 1.0, "total_seconds": 5.0}
     assert totals([])["starts"] == 0
+
+
+def test_goodput_is_the_fraction_of_time_in_steps():
+    one = {"seconds": 10.0, "train_seconds": 8.0, "data_seconds": 1.0, "save_seconds": 0.5, "callback_seconds": 1.5}
+    lines = [{"from": 0, **one}, {"from": 20, "seconds": 2.0}, {"from": 20, **one, "data_seconds": 0.0}]
+    sums = totals(lines)
+    assert sums["goodput"] == pytest.approx((16 - 5) / 22)
+    assert (sums["data_seconds"], sums["save_seconds"], sums["callback_seconds"]) == (1.0, 1.0, 3.0)
+    assert "goodput" not in totals([*lines, {"from": 40, "seconds": 3.0, "train_seconds": 1.0}])  # of an older version
+
+
+def test_a_run_reports_its_goodput(tmp_path):
+    run = tmp_path / "run"
+    train.run(config_of(steps=4, samples__every=2, metrics__num=0), run)
+    summary, (line,) = read(run / "summary.json"), history(run)
+    pauses = [line[name] for name in PAUSES]
+    assert all(seconds > 0 for seconds in pauses)  # it waited for data, saved, and sampled at step 2
+    assert sum(pauses) < line["train_seconds"]
+    assert 0 < summary["goodput"] < line["train_seconds"] / line["seconds"]
+    rows = dict(rows_of(run, read_status(run)))
+    assert rows["goodput"].startswith(f"{totals([line])['goodput']:.1%} of the time in steps; compilation")
 
 
 def test_the_reports_table_of_starts(tmp_path):

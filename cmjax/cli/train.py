@@ -154,7 +154,6 @@ def _train(
     with open_writer(workdir, resume_step=start, config=run.config, **mirrors) as writer:
         compiled, compile_seconds = compile_step(setup, state, batches.at(start))
         session.train(compile_seconds)
-        # only now: a run that does not compile keeps what is there
         on_first_process(lambda: _forget_after(workdir, start))
         speed = speed_on(setup.mesh, compiled, batch_size=run.batch_size)
         trace = traced(compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call)
@@ -167,7 +166,7 @@ def _train(
                 state,
                 train_step,
                 setup.frozen,
-                stream,
+                session.waited(stream),
                 start=start,
                 total_steps=run.steps,
                 steps_per_call=run.steps_per_call,
@@ -177,8 +176,9 @@ def _train(
                 before_save=partial(_write_until, writer, session),
                 log_every=run.log.every,
                 write_record=writer.write if writer else lambda step, record: None,
-                callback=callback,
+                callback=session.pause("callback")(callback),
                 callback_every=callback_every,
+                pause=session.pause,
                 update_progress=update_progress,
             )
     return state, speed.at(session.trained() / (run.steps - start))
@@ -191,7 +191,7 @@ def _write_until(writer: MetricsWriter | None, session: Session, step: int) -> N
 
 
 def _forget_after(workdir: Path, step: int) -> None:
-    """Remove what was made of the parameters of later steps, which are gone."""
+    """Remove what was made of the parameters of later steps, which are gone; a run that does not compile keeps it."""
     remove_later(workdir, step)
     drop_rows_after(workdir / ROWS, step)
 

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
@@ -23,6 +23,8 @@ PACKAGES = ("cmjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 """Libraries whose versions a run records."""
 SPEEDS = ("compile_seconds", "train_seconds")
 """Fields of a line that a summary adds up over the starts of a run, beside `seconds`."""
+PAUSES = ("data_seconds", "save_seconds", "callback_seconds")
+"""Parts of `train_seconds` without a step: waiting for data, saving, and sampling and evaluation between steps."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ Start = dict[str, Any]
 
 started: ISO time. command: as it was typed. recipe, device, versions, git_commit: as in the record. changes: of the
 configuration, as "field: old -> new". from, to: steps; `to` is that of the newest save. seconds: from the begin of the
-command until then. ended: "finished", a signal or an error; None while it runs, or where it was killed.
+command until then. compile_seconds, train_seconds, and `PAUSES` of the latter. ended: "finished", a signal or an error;
+None while it runs, or where it was killed.
 """
 
 
@@ -60,7 +63,29 @@ class Session(contextlib.AbstractContextManager):
     def train(self, compile_seconds: float) -> None:
         """Note that the steps begin now."""
         self._start["compile_seconds"] = round(compile_seconds, 2)
+        self._start |= dict.fromkeys(PAUSES, 0.0)
         self._training_since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def pause(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block to the line's `<name>_seconds`, one of `PAUSES`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            field = f"{name}_seconds"
+            self._start[field] = round(self._start.get(field, 0.0) + time.perf_counter() - began, 6)
+
+    def waited(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches. The wait for each is a pause."""
+        stream = iter(batches)
+        while True:
+            try:
+                with self.pause("data"):
+                    batch = next(stream)
+            except StopIteration:
+                return
+            yield batch
 
     def reached(self, step: int) -> None:
         """Write that this step is saved."""
@@ -108,11 +133,19 @@ def of_state(starts: Sequence[Start]) -> list[Start]:
 
 
 def totals(starts: Sequence[Start]) -> dict[str, Any]:
-    """Gives a summary's entries: the number of starts that made the state, and the sums of their seconds."""
+    """Gives a summary's entries: the number of starts that made the state, and the sums of their seconds.
+
+    goodput: the fraction of all seconds in which steps ran, see `PAUSES`. Histories of earlier versions have none.
+    """
     made = of_state(starts)
-    sums = {name: sum(start.get(name) or 0 for start in made) for name in (*SPEEDS, "seconds")}
+    has_pauses = bool(made) and all(PAUSES[0] in start for start in made if start.get("train_seconds"))
+    names = (*SPEEDS, *(PAUSES if has_pauses else ()), "seconds")
+    sums = {name: round(sum(start.get(name) or 0 for start in made), 2) for name in names}
     sums["total_seconds"] = sums.pop("seconds")
-    return {"starts": len(made), **{name: round(value, 2) for name, value in sums.items()}}
+    if has_pauses and sums["total_seconds"]:
+        productive = sums["train_seconds"] - sum(sums[name] for name in PAUSES)
+        sums["goodput"] = round(max(productive, 0) / sums["total_seconds"], 4)
+    return {"starts": len(made), **sums}
 
 
 def provenance() -> dict[str, Any]:

@@ -147,6 +147,11 @@ def _time(status: Status) -> Rows:
     since = f" since step {made[0]['from']:,}" if made[0]["from"] else ""
     training = f", {duration(sums['train_seconds'])} of them in training" if sums["train_seconds"] else ""
     yield "took", f"{duration(sums['total_seconds'])} in {starts}{since}{training}"
+    if "goodput" in sums and sums["train_seconds"]:
+        parts = {"compile": "compilation", "data": "waiting for data", "save": "saving"}
+        parts["callback"] = "samples and evaluation between steps"
+        rest = ", ".join(f"{text} {duration(sums[f'{name}_seconds'])}" for name, text in parts.items())
+        yield "goodput", f"{sums['goodput']:.1%} of the time in steps; {rest}"
 
 
 def _speed(status: Status) -> Rows:

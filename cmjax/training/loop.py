@@ -26,6 +26,8 @@ LoopedStep = Callable[[TrainState, Params, Examples, int], tuple[TrainState, Met
 WriteRecord = Callable[[int, dict[str, float]], None]
 Callback = Callable[[TrainState, int], None]
 """(state, step): called after that step, in every process."""
+Pause = Callable[[str], contextlib.AbstractContextManager]
+"""(name): surrounds what is no step, such as "save", to measure its time."""
 
 log = logging.getLogger(__name__)
 
@@ -91,19 +93,19 @@ def run_loop(
     callback_every: int,
     update_progress: Update,
     steps_per_call: int = 1,
+    pause: Pause = contextlib.nullcontext,
 ) -> TrainState:
     """Train from step `start`, that of the first batch, to `total_steps`, and save at the end.
 
     steps_per_call: how many steps one call of `train_step` does. It divides every other number of steps. Where it is
     above 1, batches and metrics have the step as their first axis.
-
     before_save: called with the step before each save, to write the records: a checkpoint must not be ahead of them.
 
     Raises: Stopped on a signal of `system.signals`, with the state saved; NonFiniteLoss.
     """
     late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, steps_per_call=steps_per_call)
-    with _resume_advice(checkpointer, start), stop_requests() as stop_requested:
-        try:
+    with stop_requests() as stop_requested:
+        with _resume_advice(checkpointer, start), _saves_waited_for(checkpointer, pause):
             for step, batch in zip(range(start, total_steps, steps_per_call), batches, strict=True):
                 # the vote goes with the step: processes that stopped at different ones would wait for ever
                 state, metrics = train_step(state, frozen, batch, stop_requested())
@@ -113,14 +115,13 @@ def run_loop(
                 if stop or done % save_every == 0 or done == total_steps:
                     # never save a state under a step that it did not reach
                     late.flush()
-                    before_save(done)
-                    checkpointer.save(state, done)
+                    with pause("save"):
+                        before_save(done)
+                        checkpointer.save(state, done)
                 if stop:
                     raise Stopped(done, stop)
                 if callback_every and done % callback_every == 0 and done < total_steps:
                     callback(state, done)
-        finally:
-            checkpointer.wait()
         # a signal that came after the last step's vote
         if not all_agree(not stop_requested()):
             raise Stopped(total_steps, stop_requested() or signal.SIGTERM)
@@ -137,6 +138,16 @@ def in_turn(callbacks: list[tuple[Callback | None, int]]) -> tuple[Callback, int
                 callback(state, step)
 
     return call_all, math.gcd(*(every for _, every in wanted))
+
+
+@contextlib.contextmanager
+def _saves_waited_for(checkpointer: Checkpointer, pause: Pause) -> Iterator[None]:
+    """Wait for the saves under way, however the block ends."""
+    try:
+        yield
+    finally:
+        with pause("save"):
+            checkpointer.wait()
 
 
 @contextlib.contextmanager
