@@ -95,6 +95,9 @@ def test_the_page_says_what_the_run_is_and_shows_its_metrics_beside_those_of_rea
     assert ["log.bins", "0", "3"] in rows
     assert ["optimizer.learning_rate", "0.001", "0.002"] in rows
     assert "samples.times" not in page
+    state = dict(row for row in rows if len(row) == 2)["state"]
+    assert re.fullmatch(r"finished on \d{4}-\d\d-\d\d at \d\d:\d\d UTC", state)  # also true when it is read later
+    assert re.findall(r'<section id="([a-z-]*)">', page)[:3] == ["samples", "metrics", "curves"]
     assert ["1-step", "2.500", "–"] in rows
     assert re.search(r'<tr class="real"><th>training images</th><td>0.750</td>', page)
     assert ["3,000", "2-step", "2", "1,500", "–", "1.250 (0.500)", "3.000"] in rows

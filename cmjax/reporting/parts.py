@@ -16,7 +16,7 @@ from cmjax.data.sources import Source
 from cmjax.reporting.images import grids_of
 from cmjax.reporting.nearest import Nearest, nearest_of
 from cmjax.runs.record import differences
-from cmjax.runs.status import Status, duration, number, rows_of, versions
+from cmjax.runs.status import Status, at, duration, number, rows_of, versions
 from cmjax.runs.train_step import bin_edges
 from cmjax.runs.trained import open_trained
 from cmjax.system.files import read_json_lines
@@ -99,7 +99,7 @@ def read_part(name: str, workdir: Path, status: Status, open_source: Callable[[]
 
 
 def _rows(workdir: Path, status: Status) -> dict[str, str]:
-    rows = dict(rows_of(workdir, status))
+    rows = dict(rows_of(workdir, status, at))
     rows |= {name: status.record.get(name) or "not recorded" for name in ("recipe", "device")}
     if "took" not in rows and "train_seconds" in status.summary:  # of a run that kept no history yet
         seconds = status.summary["train_seconds"]

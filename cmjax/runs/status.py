@@ -1,9 +1,9 @@
 """A run's status, read from the files of its folder: what it is, where it stands and how fast it goes."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,22 @@ def read_status(workdir: Path, record: Mapping[str, Any] | None = None) -> Statu
     )
 
 
-def rows_of(workdir: Path, status: Status) -> list[tuple[str, str]]:
-    """Describe the run, its progress and its speed, as (name, text)."""
+def ago(age: float) -> str:
+    """Say when something was that is so many seconds old, for one who reads it now: `3 min 5 s ago`."""
+    return f"{duration(age)} ago"
+
+
+def at(age: float) -> str:
+    """Say when something was that is so many seconds old, for a document: `on 2026-11-30 at 12:34 UTC`."""
+    return f"{datetime.fromtimestamp(time.time() - age, UTC):on %Y-%m-%d at %H:%M UTC}"
+
+
+def rows_of(workdir: Path, status: Status, when: Callable[[float], str] = ago) -> list[tuple[str, str]]:
+    """Describe the run, its progress and its speed, as (name, text). when: `ago` or `at`."""
     if imported := status.record.get("imported"):
         origin = f"from {imported['from']} (licence: {imported['licence']}); no training here"
         return [*_made_with(workdir, status), ("weights", origin)]
-    return [*_made_with(workdir, status), *_progress(status), *_time(status), *_speed(status)]
+    return [*_made_with(workdir, status), *_progress(status, when), *_time(status), *_speed(status)]
 
 
 def _made_with(workdir: Path, status: Status) -> Rows:
@@ -111,8 +121,8 @@ def _made_with(workdir: Path, status: Status) -> Rows:
         yield "teacher", description.teacher
 
 
-def _progress(status: Status) -> Rows:
-    yield "state", _state(status)
+def _progress(status: Status, when: Callable[[float], str]) -> Rows:
+    yield "state", _state(status, when(status.age))
     if not status.step:
         yield "step", f"none of {status.total:,} recorded"
         return
@@ -120,22 +130,22 @@ def _progress(status: Status) -> Rows:
     yield "step", f"{status.step:,} of {status.total:,} ({status.step / status.total:.1%}), {images:,} images"
 
 
-def _state(status: Status) -> str:
-    ago, mark = f"it wrote {duration(status.age)} ago", status.mark
+def _state(status: Status, written: str) -> str:
+    mark = status.mark
     who = f"process {mark.get('pid')} on {mark.get('host')}" if mark else ""
     if mark and status.alive:
         try:
             since = f" for {duration(time.time() - datetime.fromisoformat(mark['started']).timestamp())}"
         except (KeyError, TypeError, ValueError):  # a mark that another version wrote
             since = ""
-        return f"running{since}: {who}; {ago}"
+        return f"running{since}: {who}; it wrote {written}"
     if status.finished:
-        return f"finished {duration(status.age)} ago"
+        return f"finished {written}"
     if status.saved and status.saved[-1] >= status.total:
         return "trained to the end; the last images and the summary are missing, and the same command makes them"
     gone = f"{who} is gone; " if mark else ""
     next_step = f"goes on from step {status.saved[-1]:,}" if status.saved else "starts again from step 0"
-    return f"stopped: {gone}{ago}, and the same command {next_step}"
+    return f"stopped: {gone}it wrote {written}, and the same command {next_step}"
 
 
 def _time(status: Status) -> Rows:
