@@ -11,18 +11,27 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 import cmjax
+from cmjax.core.editing import inpainting
 from cmjax.core.grids import ddim_steps, lcm_steps
+from cmjax.interop import text_to_image
 from cmjax.interop.clip import text_key, text_shapes
 from cmjax.interop.conditional_unet import unet_key, unet_module, unet_shapes, unet_to_torch
 from cmjax.interop.keys import ForeignError
+from cmjax.interop.prompt_sampling import mask_of_latents, sample_images, sample_latents
 from cmjax.interop.scheduler import read_schedule
-from cmjax.interop.text_to_image import sample_latents, start_of_edit
 from cmjax.nets.clip import ClipText
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
 
+images = quick_jit(sample_images, static_argnames=("sampler", "size"))
 latents = quick_jit(sample_latents, static_argnames=("shape", "sampler"))
 KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    """What `sample` compiles is compiled quickly."""
+    monkeypatch.setattr(text_to_image, "_jitted_images", images)
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +144,45 @@ def test_recorded_edit_of_an_image(lcm, recorded):
         recorded, case, "image_in", "noise_encode", "noise_start", "noises", "latents_start", "out"
     )
     times = lcm.times("lcm", 4, strength=0.5)
-    start = quick_jit(start_of_edit)(lcm, 2 * image - 1, encode, noise, times[0])
+    encoded = quick_jit(type(lcm).encode)(lcm, 2 * image - 1, encode)
+    start = lcm.schedule.path.add_noise(encoded, jnp.asarray(noise), times[0])
     assert_near(start, started)
     conditions = {"context": recorded["loop/context"], "guidance": jnp.full((2,), 8.5)}
     ours = latents(lcm, KEY, shape=start.shape, sampler="lcm", times=times, start=start, noises=noises, **conditions)
     assert_near(ours, out)
 
 
-def ddim(pipeline, recorded, case, tolerance=1e-5):
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_inpainting_replaces_known_latents_before_every_evaluation(lcm, recorded, sampler):
+    z, n, *noises = (jax.random.normal(jax.random.key(i), (1, 4, 4, 4)) for i in range(5))
+    known = jnp.zeros((1, 4, 4, 1)).at[:, :, 1:3].set(1)
+    path, operator = lcm.schedule.path, inpainting(known)
+    given = {"context": jnp.asarray(recorded["loop/context"][:1]), "guidance": jnp.full((1,), 8.5)}
+    times = lcm.times(sampler, [900, 500, 100])
+    begun, by = path.add_noise(operator.degrade(z), n, times[0]), {"sampler": sampler, "times": times}
+    model = lcm.consistency_fn if sampler == "lcm" else lcm.denoiser
+    f = quick_jit(lambda x, t: model(x, t, **given))
+    x = begun
+    for i, (t, r) in enumerate(zip(times, [*times[1:], None], strict=True)):
+        if sampler == "lcm":  # [Song et al. 2023, alg. 4], with all noise
+            x = operator.combine(z, f(path.add_noise(x, noises[i - 1], t) if i else x, t))
+        else:
+            x = operator.combine(path.add_noise(z, n, t), x)
+            x = path.ddim(x, f(x, t), t, r) if r is not None else f(x, t)
+    expected = operator.combine(z, x)
+    ours = latents(lcm, KEY, shape=z.shape, start=begun, noises=jnp.stack(noises), known=(z, known), **by, **given)
+    assert_near(ours, expected, 2e-5)
+
+
+def by_solver(pipeline, recorded, case, tolerance=1e-5, sampler="ddim"):
     start, out = at(recorded, case, "latents_start", "out")
     guidance = jnp.full((len(start),), float(recorded[f"{case}/guidance_scale"]))
     context, negative = recorded[f"{case}/context"], {"context": recorded[f"{case}/uncond"]}
-    times = pipeline.times("ddim", 10)
-    np.testing.assert_allclose(times[:-1] * 1000, recorded[f"{case}/timesteps"])
+    times = pipeline.times(sampler, 10)
+    # PNDM's second time is evaluated twice
+    np.testing.assert_allclose(times[:-1] * 1000, np.unique(recorded[f"{case}/timesteps"])[::-1])
     ours = latents(
-        pipeline, KEY, shape=start.shape, sampler="ddim", times=times, start=start,
+        pipeline, KEY, shape=start.shape, sampler=sampler, times=times, start=start,
         context=context, guidance=guidance, negative=negative,
     )  # fmt: skip
     assert_near(ours, out, tolerance)
@@ -159,20 +192,28 @@ def ddim(pipeline, recorded, case, tolerance=1e-5):
 def test_recorded_loop_of_ddim_with_guidance(sd, sd15):
     recorded = np.load(sd / "ddim.npz")
     assert_near(sd15.schedule.path.a(jnp.zeros(())) ** 2, recorded["ddim_final_alpha_cumprod"], 1e-6)
-    ours = ddim(sd15, recorded, "ddim_10")
+    ours = by_solver(sd15, recorded, "ddim_10")
     assert_near(quick_jit(type(sd15).decode)(sd15, ours), *at(recorded, "ddim_10", "image"))
+
+
+def test_recorded_loop_of_pndm(sd, sd15):
+    recorded = np.load(sd / "ddim.npz")
+    for n in (4, 10, 20, 50):
+        steps = np.rint(sd15.times("pndm", n)[:-1] * 1000)
+        np.testing.assert_array_equal(np.insert(steps, 1, steps[1]), recorded[f"pndm_timesteps/{n}"])
+    by_solver(sd15, recorded, "pndm_10", sampler="pndm")
 
 
 @pytest.mark.slow
 def test_recorded_loop_of_ddim_of_another_size(sd, sd15):
-    ddim(sd15, np.load(sd / "ddim.npz"), "ddim_10_wide")
+    by_solver(sd15, np.load(sd / "ddim.npz"), "ddim_10_wide")
 
 
 @pytest.mark.slow
 def test_recorded_loops_of_a_v_prediction(sd, folders):
     pipeline, recorded = cmjax.load_pipeline(folders / "sd2"), np.load(sd / "sd2.npz")
     assert pipeline.schedule.prediction == "v"
-    ddim(pipeline, recorded, "ddim_10", 2e-5)  # measured: 1.0e-5
+    by_solver(pipeline, recorded, "ddim_10", 2e-5)  # measured: 1.0e-5
     start, noises, denoised = at(recorded, "lcm_v", "latents_start", "noises", "denoised")
     times = pipeline.times("lcm", 4)
     context = recorded["lcm_v/context"]
@@ -203,10 +244,37 @@ def test_an_image_does_not_depend_on_its_batch_and_sizes_are_free(lcm):
     assert np.abs(other - beside).max() > 1e-3
 
 
+@pytest.mark.parametrize("sampler", ["lcm", pytest.param("pndm", marks=pytest.mark.slow)])
+def test_inpainting_keeps_pixels_and_what_it_hides_counts_below_full_strength_alone(lcm, sampler):
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 32, 3)).astype(np.float32)
+    mask = np.ones((16, 32), bool)
+    mask[:, 9:] = False  # of the second square of 8 a column is known
+    other = np.where(mask[None, ..., None], images, 0.5)
+    by = {"key": KEY, "steps": 4, "sampler": sampler}
+    prompts = ["a cat", "a dog"]
+    made = lcm.inpaint(prompts, images, mask, **by)
+    np.testing.assert_array_equal(made[:, mask], images[:, mask])
+    assert np.abs(made - images)[:, ~mask].max() > 0.1
+    np.testing.assert_array_equal(mask_of_latents(mask[None, ..., None], 8)[0, :, :, 0], [[1, 0, 0, 0]] * 2)
+    # the encoder sees all pixels: what is hidden reaches known latents a little
+    hidden = np.abs(made - lcm.inpaint(prompts, other, np.stack([mask, mask]), **by)).mean()
+    below = [lcm.inpaint(prompts, shown, mask, strength=0.5, **by) for shown in (images, other)]
+    assert hidden < 0.5 * np.abs(below[0] - below[1]).mean()
+    np.testing.assert_array_equal(below[0][:, mask], images[:, mask])
+
+
+def test_a_low_strength_stays_near_the_image(lcm):
+    by = {"prompts": ["a cat", "a dog"], "key": KEY, "sampler": "ddim", "images": np.zeros((2, 16, 32, 3), np.float32)}
+    near, low, high = (lcm.sample(steps=steps, strength=1.0, **by) for steps in ([1], [2], [900]))
+    assert np.abs(near - low).mean() < 0.2 * np.abs(near - high).mean()
+    np.testing.assert_array_equal(lcm.sample(steps=50, strength=0.02, **by), near)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "euler"}, "sampler must be one of ddim, lcm, got 'euler'"),
+        ({"sampler": "pndm", "steps": 1}, "steps must be 2 or more for pndm, got 1 at strength=1"),
+        ({"sampler": "euler"}, "sampler must be one of ddim, pndm, lcm, got 'euler'"),
         ({"size": (60, 64)}, r"size must be a height and a width, multiples of 8, got \(60, 64\)"),
         ({"negative": [""]}, "a negative prompt has no effect: the network has guidance as an input"),
         ({"guidance": np.inf}, "guidance must be finite, got inf"),
@@ -219,6 +287,13 @@ def test_an_image_does_not_depend_on_its_batch_and_sizes_are_free(lcm):
 def test_wrong_calls(lcm, arguments, message):
     with pytest.raises(ValueError, match=message):
         lcm.sample(["a cat"], key=KEY, **arguments)
+
+
+def test_wrong_masks(lcm):
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    for mask in (np.ones((8, 8)), np.full((16, 16), 0.5)):
+        with pytest.raises(ValueError, match=r"mask must be 0 and 1 of \(16, 16\) or \(1, 16, 16\), got"):
+            lcm.inpaint(["a cat"], images, mask, key=KEY)
 
 
 def random_weights(shapes, key_of, to_torch, seed):

@@ -82,7 +82,7 @@ def test_an_image_is_that_of_python_whatever_the_devices(imported, tmp_path):
         (["--prompt=a", "--steps=2", "--times=999"], "--times=999: --steps=2 is set too; give one of them"),
         (["--prompt=a", "--times=3,9"], "--times=3,9: steps must be whole numbers that descend"),
         (["--prompt=a", "--times=x"], "--times=x: invalid literal"),
-        (["--prompt=a", "--sampler=multistep"], "--sampler=multistep: of a pipeline it must be one of ddim, lcm"),
+        (["--prompt=a", "--sampler=multistep"], "--sampler=multistep: of a pipeline it must be one of ddim, pndm, lcm"),
         (["--prompt=a", "--guidance=1", "--negative-prompt=b"], "a negative prompt has no effect: guidance is 1"),
         (["--prompt=a", "--label=3"], "--label: a pipeline of prompts takes --prompt, --prompts, --negative-prompt"),
         (["--prompt=a", "--lora={file}"], "--lora=.* is no whole safetensors file"),

@@ -48,7 +48,8 @@ def declare(flags: Flags) -> None:
     flags.group("Consistency models")
     times = "Noise levels, as 80,0.8, places on a Karras grid, as idx:0,22,39/40, or a search, auto:2."
     flags.text("times", None, times)
-    flags.text("sampler", None, "multistep, of flow maps chain(gamma=0), of prompts ddim or lcm. Default: the run's.")
+    samplers = "multistep, of flow maps chain(gamma=0), of prompts ddim, pndm or lcm."
+    flags.text("sampler", None, f"{samplers} Default: the run's.")
     flags.gamma()
     flags.group("Diffusion teachers")
     flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")

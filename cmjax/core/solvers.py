@@ -21,6 +21,8 @@ from cmjax.core.typing import BoundDenoiser, Integrator, Noises, OdeStep, Sample
 from cmjax.ranges import AtLeastOne, NotNegative, Within
 
 Tolerance = Annotated[float, Within(1e-12, 1)]
+ADAMS = np.array([[24, 0, 0, 0], [12, 12, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+"""Weights of the newest slope and the three before it in the evaluations of `pndm`; the last row in all that follow."""
 
 
 def by_ode(
@@ -133,6 +135,35 @@ def dpmpp_3m_states(denoise: BoundDenoiser, x: Samples, times: TimeGrid, *, path
     times = checks.descending(times)
     states = _extrapolated(denoise, x, times, path, _parabola(_log_steps(path, times)), every=True)[1]
     return jnp.concatenate([x[None], states])
+
+
+def pndm(
+    denoise: BoundDenoiser, x: Samples, times: TimeGrid, noises: Noises, *, path: Path, to_zero: bool = True
+) -> Samples:
+    """PNDM without its Runge-Kutta start, as Stable Diffusion has it: N + 1 evaluations for N times, two or more.
+
+    Each step is a DDIM step with a mean of the last four estimates of the noise, by the weights of Adams and Bashforth;
+    the first takes the mean of the estimates at both of its ends.   [Liu et al. 2022, PNDM, eq. 12 and 13]
+    """
+    times = checks.descending(times, least=2)
+    ends = jnp.array([1.0, 0.0])[:, None] if to_zero else jnp.zeros((2, 0))
+    a, b = jnp.concatenate([jnp.stack([path.a(times), path.b(times)]), ends.astype(times.dtype)], axis=1)
+    later = np.arange(1, len(a) - 1)
+    interval, place = np.r_[0, 0, later], np.r_[0, 1, later]  # the first interval is gone through twice
+    weights = jnp.asarray(ADAMS[np.minimum(np.arange(len(place)), len(ADAMS) - 1)], times.dtype)
+
+    def advance(carry, step):
+        x, before, earlier = carry
+        t, a_t, b_t, a_r, b_r, again, weights = step
+        newest = ((x - path.a(t) * denoise(x, t)) / path.b(t), *earlier)
+        noise = sum(weight * estimate for weight, estimate in zip(weights, newest, strict=True))
+        start = jnp.where(again, before, x)
+        kept = tuple(jnp.where(again, *both) for both in zip(earlier, newest[:-1], strict=True))
+        return (a_r / a_t * (start - b_t * noise) + b_r * noise, x, kept), None
+
+    here, there = (a[interval], b[interval]), (a[interval + 1], b[interval + 1])
+    steps = (times[place], *here, *there, np.arange(len(place)) == 1, weights)
+    return jax.lax.scan(advance, (x, x, (jnp.zeros_like(x),) * 3), steps)[0][0]
 
 
 def states(

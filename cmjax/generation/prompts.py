@@ -16,7 +16,8 @@ from cmjax.generation.sampling import chunk_of, keys_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline import load_pipeline
-from cmjax.interop.text_to_image import SAMPLERS, TextToImage, sample_images
+from cmjax.interop.prompt_sampling import SAMPLERS, sample_images
+from cmjax.interop.text_to_image import TextToImage
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_json, to_path, write_atomically

@@ -10,19 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.core import solvers
 from cmjax.core.model import BoundModel
-from cmjax.core.sampling import gaussian, sample_fn
 from cmjax.interop.guided_unet import guided_unet
+from cmjax.interop.prompt_sampling import SAMPLERS, SOLVERS, sample_images
 from cmjax.interop.scheduler import Schedule
 from cmjax.interop.tokens import Tokenizer
 from cmjax.nets.clip import TextEncoder
 from cmjax.nets.conditional_unet import ConditionalUNet
 from cmjax.nets.latents import Autoencoder
 
-SAMPLERS = ("ddim", "lcm")
-NOISES_OF_EDITS = (10_001, 10_002)
-"""Their indices, beyond those of samplers."""
 Conditions = dict[str, Any]
 """What the U-Net sees of prompts: `context` (b, n, d), and for SDXL `pooled` (b, p) and `sizes` (b, 6)."""
 
@@ -121,38 +117,90 @@ class TextToImage:
         """Samples an image of each prompt.
 
         Args:    key: one key, or (b,) keys, one for each image, which then does not depend on its batch.
-                 steps: how many evaluations, 4 of "lcm" and 50 of "ddim" by default, or the steps themselves.
-                 guidance: 1 for none; by default 8.5 where the network has it as an input, 7.5 with "ddim", else 1.
+                 steps: how many, 4 of "lcm" and 50 of "ddim" and "pndm" by default, or the steps themselves.
+                 guidance: 1 for none; by default 8.5 where the network has it as an input, 1 with "lcm", else 7.5.
                  negative: a negative prompt of each image, for classifier-free guidance.
                  sampler: by default the one that the pipeline is made for. size: height and width in pixels.
                  images: (b, h, w, 3) in [−1, 1], to be changed; strength: above 0, up to 1, how much.
         Returns: images (b, h, w, 3) in [−1, 1].
         Raises:  ValueError naming the argument that cannot be.
         """
+        strength = 1.0 if images is None else strength
+        by = {"key": key, "steps": steps, "guidance": guidance, "negative": negative, "sampler": sampler}
+        return self._sampled(prompts, images, None, size=size, strength=strength, **by)
+
+    def inpaint(
+        self,
+        prompts: Sequence[str],
+        images: Any,
+        mask: Any,
+        *,
+        key: Any,
+        steps: int | Sequence[int] | None = None,
+        guidance: float | None = None,
+        negative: Sequence[str] | None = None,
+        sampler: str | None = None,
+        strength: float = 1.0,
+    ) -> np.ndarray:
+        """Makes anew what a mask does not keep of images, by a prompt of each; the network was not trained for it.
+
+        In every estimate of the latents, those whose pixels are all kept stand as they are, see `sample_latents`.
+
+        Args:    images: (b, h, w, 3) in [−1, 1]. mask: (h, w) or (b, h, w), 1 or True where a pixel is kept.
+                 strength: below 1 what is made anew begins from what was there, above 0.
+                 key, steps, guidance, negative, sampler: as in `sample`.
+        Returns: images (b, h, w, 3) in [−1, 1], whose kept pixels are those of `images`.
+        Raises:  ValueError naming the argument that cannot be.
+        """
+        by = {"key": key, "steps": steps, "guidance": guidance, "negative": negative, "sampler": sampler}
+        mask = np.asarray(mask, np.float32)
+        if mask.shape not in (images.shape[1:3], images.shape[:3]) or not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"mask must be 0 and 1 of {images.shape[1:3]} or {images.shape[:3]}, got {mask.shape}")
+        mask = np.broadcast_to(mask, images.shape[:3])[..., None]
+        return self._sampled(prompts, images, mask, size=None, strength=strength, **by)
+
+    def _sampled(
+        self,
+        prompts: Sequence[str],
+        images: Any,
+        mask: Any,
+        *,
+        key: Any,
+        steps: int | Sequence[int] | None,
+        guidance: float | None,
+        negative: Sequence[str] | None,
+        sampler: str | None,
+        size: tuple[int, int] | None,
+        strength: float,
+    ) -> np.ndarray:
         sampler = self.sampler if sampler is None else sampler
         if images is not None and (images.ndim != 4 or len(images) != len(prompts)):
             raise ValueError(f"images must be (b, h, w, c), one of each prompt, got {images.shape}")
         size = tuple(images.shape[1:3]) if images is not None else size or (self.pixels, self.pixels)
-        times = self.times(sampler, steps, strength=1.0 if images is None else strength)
+        times = self.times(sampler, steps, strength=strength)
         rows = self.rows(prompts, sampler=sampler, guidance=guidance, negative=negative)
         self.check_size(size)
-        samples = _jitted_images(self, key, rows, times, sampler=sampler, size=size, images=images)
-        return np.clip(samples, -1, 1)
+        edit = {"images": images, "mask": mask, "strength": strength}
+        return np.clip(_jitted_images(self, key, rows, times, sampler=sampler, size=size, **edit), -1, 1)
 
     def times(self, sampler: str, steps: int | Sequence[int] | None, *, strength: float = 1.0) -> np.ndarray:
-        """The times of a sampler, descending: those of its evaluations, and of "ddim" the end, where it is not clean.
+        """The times of a sampler, descending: those of its evaluations, and of "ddim" and "pndm" the end, where it is
+        not clean. "pndm" evaluates the network once more, at the second time.
 
         Args:   steps, strength: as in `sample`. Raises: ValueError.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        schedule = self.schedule
-        if sampler == "ddim" and (steps is None or isinstance(steps, int)):
+        schedule, is_lcm = self.schedule, sampler == "lcm"
+        if not is_lcm and (steps is None or isinstance(steps, int)):
             grid = schedule.ddim_steps(50 if steps is None else steps, strength=strength)
         else:
             grid = schedule.lcm_steps(4 if steps is None else steps, strength=strength)
         times = grid / schedule.steps
-        return np.append(times, 0.0) if sampler == "ddim" and not schedule.ends_clean and times[-1] > 0 else times
+        times = times if is_lcm or schedule.ends_clean or times[-1] == 0 else np.append(times, 0.0)
+        if sampler == "pndm" and len(times) < 2:
+            raise ValueError(f"steps must be 2 or more for pndm, got {steps} at strength={strength:g}")
+        return times
 
     def rows(
         self,
@@ -168,7 +216,7 @@ class TextToImage:
         """
         embeds, count = bool(self.module.guidance_width), len(prompts)
         if guidance is None:
-            guidance = 8.5 if embeds else 7.5 if sampler == "ddim" else 1.0
+            guidance = 8.5 if embeds else 7.5 if sampler in SOLVERS else 1.0
         if not np.isfinite(guidance):
             raise ValueError(f"guidance must be finite, got {guidance}")
         if negative is not None and (embeds or guidance == 1):
@@ -210,69 +258,6 @@ class TextToImage:
     def pixels(self) -> int:
         """Height and width of images that the network was trained with."""
         return self.sample_size * self.autoencoder.factor
-
-
-def sample_latents(
-    pipeline: TextToImage,
-    key: Any,
-    shape: Sequence[int],
-    *,
-    sampler: str,
-    times: Any,
-    start: Any = None,
-    noises: Any = None,
-    **conditions: Any,
-) -> Float[Array, "b h w c"]:
-    """Samples latents, as the network sees them.
-
-    Args:   key: one key, or (b,) keys, one for each sample. shape: (b, h, w, c) of the latents.
-            sampler: "lcm", multistep consistency sampling, or "ddim". times: of `pipeline.times`.
-            start: the state at the first time; by default unit noise. noises: as in `sample_fn`, for "lcm".
-            conditions: of `net`.
-    Raises: ValueError where the sampler is another, or as `sample_fn`.
-    """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    start = gaussian(key, shape) if start is None else jnp.asarray(start)
-    if sampler == "lcm":
-        return sample_fn(
-            pipeline.consistency_fn, key, shape, times=times, full_noise=True, start=start, noises=noises, **conditions
-        )
-    denoise, schedule = partial(pipeline.denoiser, **conditions), pipeline.schedule
-    return solvers.ddim(denoise, start, times, lambda _: start, path=schedule.path, to_zero=schedule.ends_clean)
-
-
-def sample_images(
-    pipeline: TextToImage,
-    key: Any,
-    rows: Mapping[str, Any],
-    times: Any,
-    *,
-    sampler: str,
-    size: tuple[int, int],
-    images: Any = None,
-) -> Float[Array, "b h w c"]:
-    """Samples an image of each of `pipeline.rows`: a pure function of arrays.
-
-    Args:    key, sampler, times: as in `sample_latents`. size: height and width in pixels.
-             images: (b, h, w, c) in [−1, 1], which are changed.
-    Returns: images in about [−1, 1], not clipped.
-    """
-    factor, start = pipeline.autoencoder.factor, None
-    shape = (len(rows["tokens"][0]), size[0] // factor, size[1] // factor, pipeline.module.in_channels)
-    if images is not None:
-        encode_noise, start_noise = (gaussian(key, shape, index) for index in NOISES_OF_EDITS)
-        start = start_of_edit(pipeline, images, encode_noise, start_noise, times[0])
-    conditions = pipeline.guided_conditions(rows, size)
-    latents = sample_latents(pipeline, key, shape, sampler=sampler, times=times, start=start, **conditions)
-    return pipeline.decode(latents)
-
-
-def start_of_edit(pipeline: TextToImage, images: Any, encode_noise: Array, start_noise: Array, time: Any) -> Array:
-    """The state from which images (b, h, w, c) in [−1, 1] are changed: their latents, sampled with one noise, with
-    another one added as at this time."""
-    latents = pipeline.encode(jnp.asarray(images, jnp.float32), encode_noise)
-    return pipeline.schedule.path.add_noise(latents, start_noise, time)
 
 
 _jitted_images = jax.jit(sample_images, static_argnames=("sampler", "size"))

@@ -1,0 +1,107 @@
+"""Samplers of pipelines from prompts to images, and edits by them, as pure functions of arrays."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cmjax.core import solvers
+from cmjax.core.editing import inpainting
+from cmjax.core.sampling import gaussian, sample_fn
+
+if TYPE_CHECKING:
+    from cmjax.interop.text_to_image import TextToImage
+
+SOLVERS = {"ddim": solvers.ddim, "pndm": solvers.pndm}
+SAMPLERS = (*SOLVERS, "lcm")
+NOISES_OF_EDITS = (10_001, 10_002)
+"""Their indices, beyond those of samplers."""
+
+
+def sample_latents(
+    pipeline: "TextToImage",
+    key: Any,
+    shape: Sequence[int],
+    *,
+    sampler: str,
+    times: Any,
+    start: Any = None,
+    noises: Any = None,
+    known: tuple[Array, Array] | None = None,
+    **conditions: Any,
+) -> Float[Array, "b h w c"]:
+    """Samples latents, as the network sees them.
+
+    Args:   key: one key, or (b,) keys, one for each sample. shape: (b, h, w, c) of the latents.
+            sampler: of `SAMPLERS`; "lcm" is multistep consistency sampling. times: of `pipeline.times`.
+            start: the state at the first time; by default unit noise. noises: as in `sample_fn`, for "lcm".
+            known: latents (b, h, w, c) and a mask (b, h, w, 1), 1 where they are known and stand in every estimate.
+            With "lcm" that is zero-shot editing [Song et al. 2023, alg. 4]. With the others the known part of the
+            state is a(t)·latents + b(t)·noise throughout, where that of `start` is, with one and the same noise.
+            conditions: of `net`.
+    Raises: ValueError where the sampler is another, or as `sample_fn`.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    start = gaussian(key, shape) if start is None else jnp.asarray(start)
+    schedule = pipeline.schedule
+    if sampler == "lcm":
+        model = _keeping(pipeline.consistency_fn, known)
+        by = {"t_min": 0.0, "path": schedule.path, "full_noise": True}
+        return sample_fn(model, key, shape, times=times, start=start, noises=noises, **by, **conditions)
+    denoise = partial(_keeping(pipeline.denoiser, known), **conditions)
+    samples = SOLVERS[sampler](denoise, start, times, lambda _: start, path=schedule.path, to_zero=schedule.ends_clean)
+    # a schedule that does not end clean leaves the noise of its first step
+    return samples if known is None else inpainting(known[1]).combine(known[0], samples)
+
+
+def _keeping(model: Any, known: tuple[Array, Array] | None) -> Any:
+    """The model, in whose estimates the known latents stand."""
+    if known is None:
+        return model
+    latents, operator = known[0], inpainting(known[1])
+    return lambda x, t, **conditions: operator.combine(latents, model(x, t, **conditions))
+
+
+def sample_images(
+    pipeline: "TextToImage",
+    key: Any,
+    rows: Mapping[str, Any],
+    times: Any,
+    *,
+    sampler: str,
+    size: tuple[int, int],
+    images: Any = None,
+    mask: Any = None,
+    strength: Any = 0.5,
+) -> Float[Array, "b h w c"]:
+    """Samples an image of each of `pipeline.rows`: a pure function of arrays.
+
+    Args:    key, sampler, times: as in `sample_latents`. size: height and width in pixels.
+             images: (b, h, w, c) in [−1, 1], which are changed.
+             mask: (b, h, w, 1), 1 where pixels of `images` are kept. Latents are known where all their pixels are.
+             strength: with a mask; at 1 nothing is left of what it does not keep, which starts from noise alone.
+    Returns: images in about [−1, 1], not clipped; kept pixels are those of `images`.
+    """
+    factor, known, start = pipeline.autoencoder.factor, None, None
+    shape = (len(rows["tokens"][0]), size[0] // factor, size[1] // factor, pipeline.module.in_channels)
+    if images is not None:
+        images = jnp.asarray(images, jnp.float32)
+        encode_noise, start_noise = (gaussian(key, shape, index) for index in NOISES_OF_EDITS)
+        latents = pipeline.encode(images, encode_noise)
+        if mask is not None:
+            known = latents, mask_of_latents(mask, factor)
+            latents = jnp.where(jnp.asarray(strength) < 1, latents, inpainting(known[1]).degrade(latents))
+        start = pipeline.schedule.path.add_noise(latents, start_noise, times[0])
+    conditions = pipeline.guided_conditions(rows, size)
+    latents = sample_latents(pipeline, key, shape, sampler=sampler, times=times, start=start, known=known, **conditions)
+    samples = pipeline.decode(latents)
+    return samples if mask is None else inpainting(jnp.asarray(mask)).combine(images, samples)
+
+
+def mask_of_latents(mask: Any, factor: int) -> Array:
+    """The mask (b, h, w, 1) of latents that a mask (b, H, W, 1) of pixels leaves: those of kept pixels alone."""
+    b, height, width, _ = mask.shape
+    return jnp.min(jnp.reshape(mask, (b, height // factor, factor, width // factor, factor, 1)), axis=(2, 4))
