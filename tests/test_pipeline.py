@@ -310,8 +310,12 @@ def matrix_to_torch(path, array):
 
 @pytest.fixture(scope="module")
 def sdxl_folder(sd, tmp_path_factory):
+    return write_sdxl(tmp_path_factory.mktemp("sdxl") / "sdxl", sd)
+
+
+def write_sdxl(folder, sd):
     """A small SDXL: random weights, two text encoders, of which the second is projected."""
-    folder = linked(tmp_path_factory.mktemp("sdxl") / "sdxl", sd, unet=None, text_encoder=None)
+    linked(folder, sd, unet=None, text_encoder=None)
     (folder / "tokenizer_2").symlink_to(sd / "sd2" / "tokenizer")
     small = {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "cross_attention_dim": 28, "sample_size": 4}
     heads = {"attention_head_dim": [2, 2, 4], "transformer_layers_per_block": [1, 1, 2]}

@@ -20,11 +20,13 @@ from cmjax.data.crops import CROPS
 from cmjax.generation.encoding import check_fits, encode_source
 from cmjax.interop.autoencoder import load_autoencoder
 from cmjax.interop.keys import ForeignError
+from cmjax.interop.pipeline import load_pipeline
+from cmjax.interop.text_to_image import TextToImage
 from cmjax.nets.latents import Autoencoder
 from cmjax.runs.about_data import data_key_of
 from cmjax.runs.workdir import output
 from cmjax.system.files import is_bucket, to_path
-from cmjax.system.libraries import require
+from cmjax.system.libraries import MissingLibrary, require
 from cmjax.system.processes import say
 from cmjax.system.progress import progress
 
@@ -39,6 +41,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def declare(flags: Flags) -> None:
     flags.group("The latents")
     flags.text("autoencoder", None, "A folder or a file of diffusers' AutoencoderKL, or of latent diffusion's.")
+    help = "A folder of diffusers' Stable Diffusion, instead: captions are encoded beside the images."
+    flags.text("pipeline", None, help)
     flags.text("out", None, "The folder to write; the latents of a split are in its subfolder of that name.")
     flags.one_of("split", "train", SPLITS, "Which of the data.")
     flags.boolean("mirrored", False, "Encode the mirrored images too: training then takes either, by chance.")
@@ -62,8 +66,9 @@ def start(options: Options) -> None:
 def run(
     config: Mapping[str, Any],
     *,
-    autoencoder: str | Path | None,
-    out: str | Path | None,
+    autoencoder: str | Path | None = None,
+    pipeline: str | Path | None = None,
+    out: str | Path | None = None,
     split: str = "train",
     mirrored: bool = False,
     crop: str = "adm",
@@ -80,8 +85,6 @@ def run(
 
     Raises: ConfigError or DataError, in one line.
     """
-    if autoencoder is None:
-        raise ConfigError("--autoencoder is missing: name its folder, as --autoencoder=sd-vae-ft-ema")
     if out is None:
         raise ConfigError("--out is missing: name the folder for the latents, as --out=latents")
     # flags are checked by now; these are the values of a caller from Python
@@ -95,30 +98,52 @@ def run(
     data = read_data(Fields(config).section("data"))
     if data.name == "latents":
         raise ConfigError("config.data.name='latents': these are encoded already; name the images")
-    loaded = _load(autoencoder, dtype=dtype, scale=scale, statistics=statistics)
+    where = pipeline or autoencoder
+    loaded, of_text = _load(autoencoder, pipeline, dtype=dtype, scale=scale, statistics=statistics)
     limit = data.memory_limit_bytes if data.name == "arrays" else 0  # each image is read once
-    source = replace(data, crop=crop, memory_limit_bytes=limit).open(split)
+    source = replace(data, crop=crop, memory_limit_bytes=limit, captions=of_text is not None).open(split)
     try:
         check_fits(source, loaded)
     except DataError as error:
-        raise ConfigError(f"--autoencoder={autoencoder}: {error}") from error
+        raise ConfigError(f"--{'pipeline' if pipeline else 'autoencoder'}={where}: {error}") from error
     preprocessing = {"crop": crop_of(source) or "none", "image_shape": list(source.shape)}
     entries = {"split": split, "preprocessing": preprocessing, "data": data.name, **data_key_of(source)}
-    entries["origin"] = {"autoencoder": str(autoencoder), "data_dir": data.data_dir, "dtype": dtype}
+    entries["origin"] = {"autoencoder": str(where), "data_dir": data.data_dir, "dtype": dtype}
     sizes = {"tile": tile, "batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}
-    show = partial(progress, "encoding")
-    manifest = encode_source(source, loaded, folder, about=entries, mirrored=mirrored, **sizes, bar=show)
+    options = {"pipeline": of_text, "mirrored": mirrored, **sizes}
+    manifest = encode_source(source, loaded, folder, about=entries, bar=partial(progress, "encoding"), **options)
     say(_report(folder, manifest))
     return manifest
 
 
-def _load(path: str | Path, *, dtype: str, scale: Any, statistics: str | Path | None) -> Autoencoder:
+def _load(
+    autoencoder: str | Path | None, pipeline: str | Path | None, **options: Any
+) -> tuple[Autoencoder, TextToImage | None]:
+    """Loads the autoencoder, and the pipeline where that is named instead. Raises: ConfigError."""
+    if pipeline is None and autoencoder is None:
+        captions = "or a pipeline's for captions too, as --pipeline=stable-diffusion-v1-5"
+        raise ConfigError(f"--autoencoder is missing: name its folder, as --autoencoder=sd-vae-ft-ema, {captions}")
+    if pipeline is None:
+        return _load_autoencoder(str(autoencoder), **options), None
+    if autoencoder is not None:
+        raise ConfigError(f"--autoencoder={autoencoder}: the pipeline has an autoencoder; leave one of the flags out")
+    for name in ("scale", "statistics"):
+        if options[name] is not None:
+            raise ConfigError(f"--{name}={options[name]}: a pipeline's autoencoder has its scale; leave it out")
+    try:
+        loaded = load_pipeline(pipeline, dtype=options["dtype"], with_unet=False)
+    except (ForeignError, MissingLibrary) as error:
+        raise ConfigError(about("--pipeline", str(pipeline), error)) from error
+    return loaded.autoencoder, loaded
+
+
+def _load_autoencoder(path: str, *, dtype: str, scale: Any, statistics: str | Path | None) -> Autoencoder:
     try:
         if scale is not None:
             scale = [float(number) for number in ([scale] if isinstance(scale, float | int) else scale)]
         return load_autoencoder(path, dtype=dtype, scale=scale, statistics=statistics)
     except ForeignError as error:
-        raise ConfigError(about("--autoencoder", str(path), error)) from error
+        raise ConfigError(about("--autoencoder", path, error)) from error
     except ValueError as error:
         raise ConfigError(f"--scale={scale}: must be a number, or one for each channel ({error})") from error
 
@@ -129,4 +154,6 @@ def _report(folder: Path, manifest: Mapping[str, Any]) -> str:
     rows = {name: ", ".join(f"{value:.4g}" for value in manifest["statistics"][name]) for name in ("mean", "std")}
     rows["train"] = f"--config.data.name=latents --config.data.data_dir={folder.parent} in a recipe"
     images = f"{manifest['count']:,} images as latents {height}x{width}x{channels}{mirrored}"
+    if shapes := manifest.get("text"):
+        rows["captions"] = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
     return "\n".join([f"{folder}: {images}", *(f"{name:12s}{text}" for name, text in rows.items())])

@@ -31,7 +31,8 @@ MOST_CORRUPT = 10  # how many examples may be damaged
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data."""
+    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data.
+    captions: whether the examples have captions, too."""
 
     name: str
     data_dir: str
@@ -40,6 +41,7 @@ class Data:
     memory_limit_bytes: int
     max_corrupt: int
     crop: str = "lanczos"
+    captions: bool = False
     decoding: Decoding = AS_ENCODED
 
     @property
@@ -53,6 +55,8 @@ class Data:
         Raises: DataError where they cannot be read, or the training images are all the same; ConfigError where the
                 images are of another size than asked for.
         """
+        if self.captions and self.name not in CAPTIONED:
+            raise DataError(f"the data {self.name!r} have no captions; these may: {', '.join(CAPTIONED)}")
         source = SOURCES.get(self.name, _tfds)(self, split)
         sizes = ("image_size", self.image_size, source.shape[:-1]), ("channels", self.channels, source.shape[-1])
         for field, wanted, there in sizes:
@@ -72,6 +76,10 @@ class Data:
 def _images(open_source: Callable[..., sources.Source], data: Data, split: str) -> sources.Source:
     images = {"image_size": data.image_size or (0, 0), "channels": data.channels or 3}
     return open_source(data.data_dir, split, **images, **data.reading)
+
+
+def _captioned(open_source: Callable[..., sources.Source], data: Data, split: str) -> sources.Source:
+    return _images(partial(open_source, captions=data.captions), data, split)
 
 
 def _tfds(data: Data, split: str) -> sources.Source:
@@ -97,11 +105,13 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "arrays": partial(_arrays, "images"),
     "signals": partial(_arrays, "signals"),
     "points": partial(_arrays, "points"),
-    "folder": partial(_images, sources.folder),
+    "folder": partial(_captioned, sources.folder),
     "tars": partial(_images, sources.tars),
     "latents": _latents,
 }
 """The readers of data by name; any other name is that of a data set of TFDS."""
+CAPTIONED = ("folder",)
+"""The names of data whose images may have captions."""
 OF_ANY_SIZE = ("folder", "tars")
 """The names of data whose images are resized."""
 OF_ARRAYS = {"arrays": "images", "signals": "signals", "points": "points"}

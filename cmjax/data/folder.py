@@ -4,11 +4,12 @@ import contextlib
 import io
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source, check_split
+from cmjax.data.captions import FolderCaptions
 from cmjax.data.crops import CROPS
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, Damage, OnDemandSource, kept_if_small, parallel_map
@@ -32,6 +33,8 @@ def folder(
     crop: str = "lanczos",
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
+    captions: bool = False,
+    caption: str = "",
 ) -> Source:
     """Opens the PNG and JPEG files below a folder: resized to cover `image_size`, centre cropped, uint8.
 
@@ -44,6 +47,8 @@ def folder(
             all of a class. image_size: of the examples, pixels: height and width, or both in one number. channels: 1
             (grey) or 3 (RGB). crop: how they are resized, of `CROPS`. memory_limit_bytes: sets that take more once
             decoded are not kept in memory. max_corrupt: how many files may be damaged; None: any number.
+            captions: whether the examples have captions, too, see `ImageSource`. caption: the name of the caption in
+            metadata.jsonl, "" for "text" and the like.
     Raises: DataError naming the folder or argument, where nothing can be read from it, or its layout can be read in
             several ways. The source's `gather` raises it where more than `max_corrupt` are damaged.
     """
@@ -51,7 +56,7 @@ def folder(
     shape = check_images(image_size, channels)
     root = to_path(data_dir).expanduser()
     _check_is_folder(root)
-    listed = read_split(root, split)
+    listed = read_split(root, split, captions=captions)
     source = FolderSource(
         shape=shape,
         length=len(listed.files),
@@ -61,6 +66,7 @@ def folder(
         root=root,
         files=listed.files,
         crop=crop,
+        captions=FolderCaptions(root, caption) if captions else None,
     )
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
@@ -156,9 +162,14 @@ def _in_mode(image: "Image.Image", channels: int, background: str) -> "Image.Ima
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource(OnDemandSource):
-    """Examples of encoded images, each resized by `crop`. A subclass says where an image is."""
+    """Examples of encoded images, each resized by `crop`. A subclass says where an image is.
+
+    Where there are `captions`, `gather` gives "caption" (n,), texts, and "size" (n, 2), height and width of the images
+    before they were cut.
+    """
 
     crop: str
+    captions: Any = None
 
     def file(self, index: int) -> AnyPath | bytes:
         """Gives the path or the content of an image."""
@@ -167,16 +178,23 @@ class ImageSource(OnDemandSource):
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """See `Source.gather`."""
 
-        def image(index: int) -> tuple[np.ndarray, int]:
-            return read_image(self.file(index), self.shape, crop=self.crop)[0], index
+        def example(index: int) -> tuple[Any, ...]:
+            caption = None if self.captions is None else self.caption(index)
+            return *read_image(self.file(index), self.shape, crop=self.crop), caption, index
 
         # The place of the image that was read comes with it: it may be another than was asked for, with another label.
-        examples = parallel_map(partial(self.first_whole, image), indices.tolist(), run=4)
-        images = [image for image, _ in examples]
+        examples = parallel_map(partial(self.first_whole, example), indices.tolist(), run=4)
+        images, sizes, captions, places = zip(*examples, strict=True) if examples else ((),) * 4
         batch = {"image": np.stack(images) if images else np.empty((0, *self.shape), np.uint8)}
         if self.labels is not None:
-            batch["label"] = self.labels[[place for _, place in examples]]
+            batch["label"] = self.labels[list(places)]
+        if self.captions is not None:
+            batch |= {"caption": np.array(captions, object), "size": np.array(sizes, np.int64).reshape(-1, 2)}
         return batch
+
+    def caption(self, index: int) -> str:
+        """The caption of an example. Raises: DataError where it has none."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,3 +216,7 @@ class FolderSource(ImageSource):
     def file(self, index: int) -> AnyPath:
         """See `ImageSource`."""
         return self.files[index]
+
+    def caption(self, index: int) -> str:
+        """See `ImageSource`."""
+        return self.captions[self.files[index]]

@@ -1,7 +1,7 @@
 """Latents as `--mode=encode` writes them: the layout of a folder, a source of means and deviations, and samples."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from cmjax.data.base import DataError, OfAnother, Source
 from cmjax.data.on_demand import Damage, OnDemandSource
-from cmjax.data.values import SAMPLED, fitting, spread
+from cmjax.data.values import SAMPLED, fitting, read_npz, spread
 from cmjax.system.content import content_key
 from cmjax.system.files import is_bucket
 
@@ -22,11 +22,24 @@ FORMAT = 1
 """Of a manifest."""
 NEEDED = ("split", "count", "shape", "mirrored", "class_names", "autoencoder", "scale", "shift", "shard_size")
 
+TEXT = {"context": "<f2", "pooled": "<f2", "sizes": "<f4"}
+"""What a U-Net sees of an example's caption, and how it is written. Sizes of pixels would not fit into float16."""
+CAPTION_BYTES = 1024
+"""Of a caption in UTF-8; its embeddings are of all that the text encoder reads."""
+EMPTY_PROMPT = "empty_prompt.npz"
 
-def record_type(shape: Sequence[int], *, mirrored: bool) -> np.dtype:
-    """Describes the bytes of one example: its label (−1 without), mean and std (h, w, c), and the mirrored image's."""
-    parts = ["mean", "std"] + ["mirrored_mean", "mirrored_std"] * mirrored
-    return np.dtype([("label", "<i4"), *((part, "<f2", tuple(shape)) for part in parts)])
+
+def record_type(manifest: Mapping[str, Any]) -> np.dtype:
+    """Describes the bytes of one example: its label (−1 without), mean and std (h, w, c), and the mirrored image's;
+    and of data with captions what a U-Net sees of it, by the shapes of "text", and the caption."""
+    parts, text = ["mean", "std"] + ["mirrored_mean", "mirrored_std"] * manifest["mirrored"], manifest.get("text")
+    fields: list[Any] = [("label", "<i4"), *((part, "<f2", tuple(manifest["shape"])) for part in parts)]
+    if text:
+        fields += [
+            *((name, TEXT[name], tuple(shape)) for name, shape in text.items()),
+            ("caption", f"S{CAPTION_BYTES}"),
+        ]
+    return np.dtype(fields)
 
 
 def shards_of(manifest: Mapping[str, Any]) -> list[str]:
@@ -42,9 +55,11 @@ class LatentSource(OnDemandSource):
 
     autoencoder: the key of its weights, where it is recorded. encoding: what decodes them, JSON: "scale" and "shift" of
     each channel, and where they are known "autoencoder", its folder, and "images", the data set that was encoded.
+    text_encoder: the key of what made the text embeddings, where there are any.
     """
 
     autoencoder: str | None = None
+    text_encoder: str | None = None
     encoding: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,6 +90,7 @@ def latents(data_dir: str | Path, split: str, *, max_corrupt: int | None = None)
         damage=Damage(str(folder), max_corrupt),
         class_names=None if names is None else tuple(names),
         autoencoder=manifest["autoencoder"],
+        text_encoder=manifest.get("text_encoder"),
         records=records,
         manifest=manifest,
         encoding=_encoding(manifest),
@@ -126,6 +142,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def empty_prompt(data_dir: str | Path) -> dict[str, np.ndarray]:
+    """Reads what the U-Net sees without a prompt, as the pipeline does where no negative prompt is named.
+
+    Args:    data_dir: the folder that --mode=encode wrote, or that of a split.
+    Returns: "context" (n, d), and for SDXL "pooled" (p,), both float32; without "sizes", which are those of the images.
+    Raises:  DataError where the latents have no text embeddings.
+    """
+    root = Path(data_dir).expanduser()
+    folder = root if (root / MANIFEST).is_file() else split_folder(data_dir, "train")
+    if not (folder / EMPTY_PROMPT).is_file():
+        raise DataError(f"{folder}: has no {EMPTY_PROMPT}: encode captioned images by --mode=encode --pipeline=FOLDER")
+    arrays = read_npz(folder / EMPTY_PROMPT, memory_limit_bytes=2**30)
+    return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+
 def _whole_shards(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
     """Lists the paths of all shards. Raises: DataError where one is missing or has another size than was written."""
     paths, sizes, keys = ([folder / name for name in shards_of(manifest)], *map(manifest.get, ("bytes", "keys")))
@@ -142,7 +173,7 @@ def _whole_shards(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
 def check_latents(source: Source, where: str) -> None:
     """Raises DataError where some of the examples cannot be latents: not finite, or of no latents' range or layout."""
     batch = source.gather(spread(len(source), SAMPLED))
-    for name in batch.keys() - {"label"}:
+    for name in sorted(batch.keys() - {"label"}):
         images = batch[name]
         if not np.isfinite(images).all():
             raise DataError(f'{where}: "{name}" holds NaN or infinity; encode again')
@@ -157,20 +188,27 @@ def autoencoder_key(source: Source) -> str | None:
     return about_latents(source).get("autoencoder")
 
 
+def text_encoder_key(source: Source) -> str | None:
+    """Gives the key, `TextToImage.text_key`, of what made a source's text embeddings; None where it has none."""
+    return about_latents(source).get("text_encoder")
+
+
 def about_latents(source: Source) -> dict[str, Any]:
-    """Gives a record's entries of latents: "autoencoder", the key of its weights, where that is recorded, and
-    "encoding", as `LatentSource` has it; {} of images."""
+    """Gives a record's entries of latents: "autoencoder", the key of its weights, and "text_encoder", where they are
+    recorded, and "encoding", as `LatentSource` has it; {} of images."""
     while isinstance(source, OfAnother):
         source = source.source
     if not isinstance(source, LatentSource):
         return {}
-    return {"encoding": dict(source.encoding)} | ({"autoencoder": source.autoencoder} if source.autoencoder else {})
+    keys = {"autoencoder": source.autoencoder, "text_encoder": source.text_encoder}
+    return {"encoding": dict(source.encoding)} | {name: key for name, key in keys.items() if key}
 
 
 def sample_latents(batch: Mapping[str, Array | np.ndarray], key: Array) -> dict[str, Any]:
     """Returns a batch whose "image" is a sample mean + std·ε of each example's latents, with ε ~ N(0, 1).
 
-    It is the mirrored image's with probability 1/2, where the batch has that. A batch of images stays as it is.
+    It is the mirrored image's with probability 1/2, where the batch has that. Text embeddings become float32. A batch
+    of images stays as it is.
     """
     images, std = batch["image"], batch.get("std")
     # split even without a mirrored side: the noise is the same with and without it
@@ -181,7 +219,8 @@ def sample_latents(batch: Mapping[str, Array | np.ndarray], key: Array) -> dict[
         std = None if std is None else jnp.where(side, batch["mirrored_std"], std)
     if std is not None:
         images = images + std * jax.random.normal(noise_key, images.shape, images.dtype)
-    return {**batch, "image": images}
+    text = {name: jnp.asarray(batch[name], jnp.float32) for name in TEXT if name in batch}
+    return {**batch, "image": images, **text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,12 +241,20 @@ class _Shards(LatentSource):
         if self.manifest["mirrored"]:
             batch["mirrored"] = (rows["mirrored_mean"].astype(np.float32) - shift) * scale
             batch["mirrored_std"] = rows["mirrored_std"] * scale
+        # float16 as written: it travels to the devices in half the time
+        batch |= {name: rows[name] for name in self.manifest.get("text", {})}
         if self.class_names is not None:
             batch["label"] = rows["label"].astype(np.int32)
         return batch
 
+    def captions(self, indices: np.ndarray) -> list[str]:
+        """The captions of examples, of which very long ones were cut; "" where there are none."""
+        if "text" not in self.manifest:
+            return [""] * len(indices)
+        return [caption.decode(errors="ignore") for caption in self._rows(indices.tolist())["caption"]]
+
     def _rows(self, chosen: list[int]) -> np.ndarray:
-        layout = record_type(self.shape, mirrored=self.manifest["mirrored"])
+        layout = record_type(self.manifest)
 
         def record(index: int) -> bytes:
             content = self.records[index]

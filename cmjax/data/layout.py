@@ -49,14 +49,18 @@ class Split:
     class_names: tuple[str, ...] | None = None
 
 
-def read_split(root: AnyPath, split: str) -> Split:
+def read_split(root: AnyPath, split: str, *, captions: bool = False) -> Split:
     """Lists the images of the split "train" or "test" of a folder. What looks wrong is logged once, with "train".
+
+    captions: whether files of captions are read, so that no warning names them.
 
     Raises: DataError naming what of the layout cannot be read, or can be read in several ways.
     """
     images, others = list_files(root)
     if not images:
         raise DataError(without_images(root, others))
+    if captions:
+        others = [file for file in others if file.path.suffix not in (".txt", ".jsonl")]
     tops = find_splits(root, [image.parts for image in images], _empty_folders(root, images), say=split == "train")
     top, train = _within(root, images, tops.train)
     if not train:

@@ -180,7 +180,8 @@ def kept_if_small(source: OnDemandSource, *, memory_limit_bytes: int) -> Source:
 
     Raises: DataError where none of its examples can be decoded, or there is no memory for what it is to keep.
     """
-    small = len(source) * math.prod(source.shape) <= memory_limit_bytes
+    # captions are read once, by what encodes them
+    small = len(source) * math.prod(source.shape) <= memory_limit_bytes and getattr(source, "captions", None) is None
     chosen = KeptSource(source) if small else source
     # data that cannot be decoded fail here, and not in a thread at the first step
     chosen.gather(np.zeros(1, np.int64))

@@ -17,23 +17,32 @@ from jaxtyping import Array
 from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError, Source, class_names, kind_of
 from cmjax.data.batches import preprocess
-from cmjax.data.latents import FORMAT, MANIFEST, read_manifest, record_type, shards_of
+from cmjax.data.latents import EMPTY_PROMPT, FORMAT, MANIFEST, read_manifest, record_type, shards_of
 from cmjax.generation.latent_shards import facts_of, write_shard
+from cmjax.generation.text_embeddings import LARGEST, about_text, embedder, empty_prompt_of
+from cmjax.interop.text_to_image import TextToImage
 from cmjax.nets.latents import Autoencoder
 from cmjax.runs.workdir import unwritable
 from cmjax.system.files import to_json, write_atomically
 from cmjax.system.lock import AlreadyRunning, FolderLock
 from cmjax.system.mesh import batch_sharding, chunks, make_mesh, replicated
+from cmjax.system.npz import npz_bytes
 from cmjax.system.processes import all_agree, leave_at_once, on_first_process
 from cmjax.system.progress import ProgressBar, Update, no_progress
 
-LARGEST = float(np.finfo(np.float16).max)
 SPARE = 512
 """Bytes of a shard's own for each example, at most."""
 CHANGEABLE = ("statistics", "bytes", "keys", "scale", "shift", "origin")
 """Entries of a manifest that are written at the end, or that the shards do not depend on."""
 
-Encode = Callable[[Any], Array]
+OF_WEIGHTS = {
+    "autoencoder": "an autoencoder of other weights",
+    "text_encoder": "text embeddings of another text encoder or tokenizer",
+}
+"""Entries of a manifest that are keys of weights, in messages."""
+MOMENTS = ("mean", "std", "mirrored_mean", "mirrored_std")
+
+Encode = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
 
 
 def encode_source(
@@ -42,20 +51,22 @@ def encode_source(
     folder: Path,
     *,
     about: Mapping[str, Any],
+    pipeline: TextToImage | None = None,
     mirrored: bool = False,
     tile: int = 0,
     batch_size: int = 64,
     shard_size: int = 4096,
     bar: ProgressBar = no_progress,
 ) -> dict[str, Any]:
-    """Writes mean and std of each image's latents in float16. Continues a folder that was begun. Returns the manifest.
-    Every process must call it, with one folder for all.
+    """Writes mean and std of each image's latents in float16, and of its caption what a pipeline's U-Net sees.
+    Continues a folder that was begun. Returns the manifest. Every process must call it, with one folder for all.
 
     Where the autoencoder leaves its scale open, latents are scaled to mean 0 and std 1 in each channel.
 
-    Args:   about: further entries of the manifest, JSON: "split", "preprocessing", "origin". mirrored: whether the
-            mirrored image is encoded too. tile: side of the squares of latents in which images are encoded, 0 for
-            whole images. batch_size: of one process; a multiple of its devices. shard_size: examples.
+    Args:   about: further entries of the manifest, JSON: "split", "preprocessing", "origin". pipeline: what encodes the
+            captions, which the source then has. mirrored: whether the mirrored image is encoded too. tile: side of the
+            squares of latents in which images are encoded, 0 for whole images. batch_size: of one process; a multiple
+            of its devices. shard_size: examples.
     Raises: ConfigError where the folder was begun otherwise, is in use, or cannot be written; DataError where the
             images do not fit the autoencoder, cannot be read, or have latents beyond float16.
     """
@@ -63,8 +74,10 @@ def encode_source(
     manifest = _manifest(source, autoencoder, mirrored, shard_size) | dict(about)
     if tile:
         manifest["tile"] = tile
-    encode = _encoder(autoencoder, batch_size, mirrored=mirrored, tile=tile)
-    layout = record_type(manifest["shape"], mirrored=mirrored)
+    if pipeline is not None:
+        manifest |= about_text(pipeline)
+    encode = _encoder(autoencoder, pipeline, batch_size, mirrored=mirrored, tile=tile)
+    layout = record_type(manifest)
     folder = folder.absolute()
     lock = FolderLock(folder, on_lost=partial(leave_at_once, 1))
     try:
@@ -74,7 +87,7 @@ def encode_source(
     except OSError as error:
         raise unwritable(folder, error, "--out") from error
     with lock:
-        on_first_process(lambda: _begin(folder, manifest))
+        on_first_process(lambda: _begin(folder, manifest, pipeline))
         shards = shards_of(manifest)
         # shards go to the processes in turn; one whose facts are written is whole, and stays
         assigned = [i for i in range(len(shards)) if i % jax.process_count() == jax.process_index()]
@@ -128,8 +141,9 @@ def _manifest(source: Source, autoencoder: Autoencoder, mirrored: bool, shard_si
     }
 
 
-def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Checks what is in the folder, removes what a kill left, and writes the manifest where there is none."""
+def _begin(folder: Path, manifest: Mapping[str, Any], pipeline: TextToImage | None) -> None:
+    """Checks what is in the folder, removes what a kill left, and writes the manifest and the empty prompt where there
+    are none."""
     try:
         # temporary files of writers that were killed
         for left in folder.glob(".latents-*"):
@@ -140,7 +154,7 @@ def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise ConfigError(f"--out={folder}: holds {others[0]} and no {MANIFEST}; name another folder")
         absent = [i for i, name in enumerate(shards_of(manifest)) if facts_of(folder / name) is None]
         # refused now, and not when the disk is full after hours
-        size = record_type(manifest["shape"], mirrored=manifest["mirrored"]).itemsize + SPARE
+        size = record_type(manifest).itemsize + SPARE
         needed, free = size * sum(len(_rows(i, manifest)) for i in absent), shutil.disk_usage(folder).free
         if needed > free:
             raise ConfigError(
@@ -148,6 +162,8 @@ def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
         if not (folder / MANIFEST).exists():
             write_atomically(folder / MANIFEST, to_json(manifest))
+        if pipeline is not None and not (folder / EMPTY_PROMPT).exists():
+            write_atomically(folder / EMPTY_PROMPT, npz_bytes(empty_prompt_of(pipeline)))
     except OSError as error:
         raise unwritable(folder, error, "--out") from error
 
@@ -162,7 +178,7 @@ def _check_same(folder: Path, manifest: Mapping[str, Any]) -> None:
     new = json.loads(to_json(manifest))
     for name in (name for name in {**old, **new} if name not in CHANGEABLE and old.get(name) != new.get(name)):
         there, here = (str(one.get(name))[:100] for one in (old, new))
-        what = "an autoencoder of other weights" if name == "autoencoder" else f"another {name}"
+        what = OF_WEIGHTS.get(name, f"another {name}")
         raise ConfigError(f"--out={folder}: was begun with {what}, {there}, and this is {here}; name another folder")
     if (
         new["scale"] is not None
@@ -180,18 +196,28 @@ def _rows(shard: int, manifest: Mapping[str, Any]) -> np.ndarray:
     return np.arange(start, min(start + manifest["shard_size"], manifest["count"]))
 
 
-def _encoder(autoencoder: Autoencoder, batch_size: int, *, mirrored: bool, tile: int) -> Encode:
-    """images (b, h, w, c), over this process's devices -> (b, 2 or 4, h, w, l): mean and std, and the mirrored
-    image's."""
+def _encoder(
+    autoencoder: Autoencoder, pipeline: TextToImage | None, batch_size: int, *, mirrored: bool, tile: int
+) -> Encode:
+    """Gives a function of a source's batch, over this process's devices: the fields of its records but the label."""
     mesh = make_mesh(devices=jax.local_devices())
     if batch_size < 1 or batch_size % mesh.size:
         raise ConfigError(f"--batch_size={batch_size}: must be a multiple of the devices of a process, {mesh.size}")
     rows, weights = batch_sharding(mesh), jax.device_put(replace(autoencoder, scale=None, shift=None), replicated(mesh))
-    return lambda images: _moments(weights, jax.device_put(images, rows), mirrored=mirrored, tile=tile)
+    embed = None if pipeline is None else embedder(pipeline, mesh)
+
+    def encode(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        images = batch["image"]
+        moments = _moments(weights, jax.device_put(images, rows), mirrored=mirrored, tile=tile)
+        fields = dict(zip(MOMENTS, np.asarray(moments).swapaxes(0, 1), strict=False))
+        return fields if embed is None else fields | embed(batch, images.shape[1:3])
+
+    return encode
 
 
 @partial(jax.jit, static_argnames=("mirrored", "tile"))
 def _moments(autoencoder: Autoencoder, images: Array, *, mirrored: bool, tile: int) -> Array:
+    """images (b, h, w, c) -> (b, 2 or 4, h, w, l): mean and std, and the mirrored image's."""
     images = preprocess(images, jax.random.key(0), horizontal_flip=False)
     parts = []
     for side in (images, images[:, :, ::-1])[: 1 + mirrored]:
@@ -213,18 +239,23 @@ def _encoded(
             if number + 1 < len(parts):
                 ahead = thread.submit(source.gather, parts[number + 1])
             # the last batch is filled up with repeats, which are no examples
-            moments = np.asarray(encode(batch["image"]))[: len(rows) - start]
-            # records are float16, where larger values would turn into inf
-            good = (np.abs(moments) <= LARGEST).all(axis=(1, 2, 3, 4))
-            if not good.all():
-                raise DataError(f"example {part[np.argmin(good)]}: its latents are not finite, or beyond float16")
-            records = np.empty(len(moments), layout)
+            records = np.empty(min(len(part), len(rows) - start), layout)
             # -1 stands for no label
-            records["label"] = batch["label"][: len(moments)] if "label" in batch else -1
-            # the first field is the label
-            for place, name in enumerate((layout.names or ())[1:]):
-                records[name] = moments[:, place]
+            records["label"] = batch["label"][: len(records)] if "label" in batch else -1
+            for name, values in encode(batch).items():
+                values = values[: len(records)]
+                if layout[name].base == np.float16:
+                    _check_range(values, name, part)
+                records[name] = values
             yield records
+
+
+def _check_range(values: np.ndarray, name: str, examples: np.ndarray) -> None:
+    """Raises DataError unless values can be written as float16, where larger ones would turn into inf."""
+    good = (np.abs(values) <= LARGEST).reshape(len(values), -1).all(axis=1)
+    if not good.all():
+        what = "latents" if name in MOMENTS else "text embeddings"
+        raise DataError(f"example {examples[np.argmin(good)]}: its {what} are not finite, or beyond float16")
 
 
 def _finish(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

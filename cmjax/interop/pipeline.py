@@ -10,13 +10,14 @@ import numpy as np
 
 from cmjax.interop.autoencoder import load_autoencoder
 from cmjax.interop.clip import load_text_encoder
-from cmjax.interop.conditional_unet import load_unet
+from cmjax.interop.conditional_unet import load_unet, unet_module
 from cmjax.interop.fields import read_config
 from cmjax.interop.folders import part_files
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.scheduler import read_schedule
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.interop.tokens import load_tokenizer
+from cmjax.nets.conditional_unet import ConditionalUNet
 from cmjax.system.files import is_bucket, to_json, to_path, write_atomically
 
 ONE_TEXT = ("tokenizer", "text_encoder")
@@ -35,7 +36,12 @@ INDEX = "model_index.json"
 
 
 def load_pipeline(
-    folder: str | FilePath, *, dtype: Any = "float32", attention: str = "xla", remat: bool = False
+    folder: str | FilePath,
+    *,
+    dtype: Any = "float32",
+    attention: str = "xla",
+    remat: bool = False,
+    with_unet: bool = True,
 ) -> TextToImage:
     """Reads a pipeline's folder as diffusers saves it, as data alone: no code in it is run.
 
@@ -43,7 +49,8 @@ def load_pipeline(
 
     Args:   folder: one with a model_index.json. dtype: of computation, such as "bfloat16".
             attention: "xla", or "cudnn" for the fused kernels of NVIDIA GPUs. remat: recompute the U-Net's blocks in
-            the backward pass.
+            the backward pass. with_unet: False leaves the U-Net's weights out, `params` being empty: what remains
+            encodes images and prompts.
     Raises: ForeignError, in one line, where the pipeline is of another class, or a part is missing, damaged, or does
             not fit the others; MissingLibrary.
     """
@@ -54,7 +61,8 @@ def load_pipeline(
         raise ForeignError(f"{folder} has no part {', '.join(missing)}, which a {kind} needs")
     tokenizers = tuple(load_tokenizer(folder / name) for name in texts[::2])
     dtype = jnp.dtype(dtype)
-    module, params = load_unet(folder / "unet", dtype=dtype, attention=attention, remat=remat)
+    of_unet = {"dtype": dtype, "attention": attention, "remat": remat}
+    module, params = _unet(folder / "unet", with_weights=with_unet, **of_unet)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     # diffusers' pipelines of Stable Diffusion set the offset, whatever their scheduler's config says; SDXL's do not.
     offset = {"steps_offset": 1} if texts is ONE_TEXT else {}
@@ -71,6 +79,12 @@ def load_pipeline(
     )
     _check_fits(folder, pipeline)
     return pipeline
+
+
+def _unet(folder: FilePath, *, with_weights: bool, **fields: Any) -> tuple[ConditionalUNet, Any]:
+    if with_weights:
+        return load_unet(folder, **fields)
+    return unet_module(read_config(folder / "config.json"), folder / "config.json", **fields), {}
 
 
 def _kind(folder: FilePath) -> tuple[str, dict[str, Any]]:

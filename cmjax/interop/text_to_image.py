@@ -1,5 +1,6 @@
 """Prompts to images: a pipeline of Stable Diffusion's family as pure functions of arrays."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,10 +15,13 @@ from cmjax.core.model import BoundModel
 from cmjax.interop.guided_unet import guided_unet
 from cmjax.interop.prompt_sampling import SAMPLERS, SOLVERS, sample_images
 from cmjax.interop.scheduler import Schedule
-from cmjax.interop.tokens import Tokenizer
+from cmjax.interop.tokens import Tokenizer, Warn
 from cmjax.nets.clip import TextEncoder
 from cmjax.nets.conditional_unet import ConditionalUNet
 from cmjax.nets.latents import Autoencoder
+from cmjax.system.content import content_key
+
+log = logging.getLogger(__name__)
 
 Conditions = dict[str, Any]
 """What the U-Net sees of prompts: `context` (b, n, d), and for SDXL `pooled` (b, p) and `sizes` (b, 6)."""
@@ -76,9 +80,20 @@ class TextToImage:
         shape, last = (*(self.sample_size,) * 2, self.module.in_channels), self.schedule.steps - 1
         return BoundModel(self.params, model, shape, 0.0, last / self.schedule.steps, kind, self.schedule.path)
 
-    def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
+    def tokens(self, prompts: Sequence[str], *, warn: Warn = log.warning) -> tuple[np.ndarray, ...]:
         """Encodes prompts as ids (b, 77) of each tokenizer; one that is too long is cut, with a warning."""
-        return tuple(tokenizer(prompts) for tokenizer in self.tokenizers)
+        return tuple(tokenizer(prompts, warn=warn) for tokenizer in self.tokenizers)
+
+    @property
+    def text_key(self) -> str:
+        """A key of what makes conditions of prompts, for the manifest of encoded data: tokenizers, text encoders."""
+        return content_key([text.weights_key for text in self.texts], [each.key for each in self.tokenizers])
+
+    def no_prompt(self) -> Conditions:
+        """The context (n, d), and for SDXL the pooled features (p,), where there is no prompt; zeros in SDXL."""
+        conditions = self.conditions(self.tokens([""]), (0, 0))
+        is_seen = 0.0 if self.zeros_for_empty else 1.0
+        return {name: value[0] * is_seen for name, value in conditions.items() if name != "sizes"}
 
     def conditions(self, tokens: Sequence[Any], size: tuple[int, int]) -> Conditions:
         """What the U-Net sees of tokens (b, 77) of each tokenizer, for images of this height and width."""

@@ -6,7 +6,7 @@ words; pairs of characters in them are merged in the order of the vocabulary.   
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -16,9 +16,12 @@ from jaxtyping import Int
 
 from cmjax.interop.fields import read_config
 from cmjax.interop.keys import ForeignError
+from cmjax.system.content import content_key
 from cmjax.system.libraries import require
 
 log = logging.getLogger(__name__)
+
+Warn = Callable[..., None]
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -36,9 +39,15 @@ class Tokenizer:
     end: int
     pad: int
 
-    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b length"]:
+    @property
+    def key(self) -> str:
+        """A key of the vocabulary and the rules."""
+        return content_key(self.encoder.to_str(), self.length, self.end, self.pad)
+
+    def __call__(self, prompts: Sequence[str], *, warn: Warn = log.warning) -> Int[np.ndarray, "b length"]:
         """Encodes prompts. One of more tokens is cut, with a warning that shows what the text encoder does not see.
 
+        Args:   warn: takes such a warning, a format and its values, as `log.warning` does.
         Raises: TypeError where `prompts` is one text, or holds something else than texts.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
@@ -49,7 +58,7 @@ class Tokenizer:
             ids = encoded.ids
             if len(ids) > self.length:
                 rest = prompt[encoded.offsets[self.length - 1][0] :].strip()
-                log.warning("a prompt of %d tokens is cut to %d, without %r", len(ids), self.length, rest)
+                warn("a prompt of %d tokens is cut to %d, without %r", len(ids), self.length, rest)
                 ids = [*ids[: self.length - 1], self.end]
             row[: len(ids)] = ids
         return rows

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cmjax.nets.blocks import attend
+from cmjax.system.content import content_key
 from cmjax.system.mesh import with_auto_axes
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -143,6 +144,12 @@ class TextEncoder:
 
     params: Any
     module: ClipText
+
+    @property
+    def weights_key(self) -> str:
+        """A key of the weights and the module's fields but the dtype, for the manifest of encoded data."""
+        names = {field.name for field in dataclasses.fields(self.module)} - {"parent", "name", "dtype"}
+        return content_key(self.params, {name: getattr(self.module, name) for name in names})
 
     def __call__(self, ids: Array | np.ndarray, *, skip: int = 0) -> TextOutput:
         """Encodes ids (b, n), see `ClipText`."""

@@ -1,0 +1,89 @@
+"""Captions of image files: `.txt` beside each, or the lines of a `metadata.jsonl`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from cmjax.data.base import DataError
+from cmjax.data.layout import list_files
+from cmjax.system.files import AnyPath
+
+METADATA = "metadata.jsonl"
+"""Where Hugging Face's folders of images have captions, a line for each image."""
+KEYS = ("text", "caption", "txt", "prompt")
+"""Under which a JSON object, or a table, may have the caption, where no other name is given."""
+
+
+def caption_of(value: Any) -> str:
+    """Gives a caption as one line; of a list of captions the first. Raises: DataError where there is none."""
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, bytes):
+        value = value.decode()
+    if not isinstance(value, str):
+        raise DataError("it has no caption" if value is None else f"its caption is no text, but {value!r:.40}")
+    if not (caption := " ".join(value.split())):
+        raise DataError("its caption is empty")
+    return caption
+
+
+def caption_in(entries: Mapping[str, Any], key: str) -> Any:
+    """Gives the caption among the entries of a JSON object: under `key`, or without one under the first of `KEYS`."""
+    return entries.get(key) if key else next((entries[name] for name in KEYS if name in entries), None)
+
+
+class FolderCaptions:
+    """Holds where the captions of a folder's images are. Files of text are read when they are asked for.
+
+    Args:   key: of the caption in a line of metadata.jsonl; "" for the usual ones.
+    Raises: DataError where there are none, or a line of metadata.jsonl is damaged, has none or names no image.
+    """
+
+    def __init__(self, root: AnyPath, key: str = ""):
+        images, others = list_files(root)
+        there = {image.parts for image in images}
+        self._known: dict[str, Any] = {}
+        for file in (file for file in others if file.parts[-1] == METADATA):
+            lines = _lines(file.path, key)
+            for number, (name, caption) in lines.items():
+                parts = (*file.parts[:-1], *PurePosixPath(name).parts)
+                if parts not in there:
+                    raise DataError(f"{file.path}: line {number} names {name}, and there is no such PNG or JPEG file")
+                self._known[str(root.joinpath(*parts))] = caption
+        if not self._known and not any(file.path.suffix == ".txt" for file in others):
+            raise DataError(f"{root}: its images have no captions: neither .txt files beside them nor {METADATA}")
+
+    def __getitem__(self, image: AnyPath) -> str:
+        """The caption of an image's file. Raises: DataError where it has none."""
+        if str(image) in self._known:
+            return caption_of(self._known[str(image)])
+        file = image.parent / f"{image.stem}.txt"
+        try:
+            return caption_of(file.read_text("utf-8"))
+        except (FileNotFoundError, KeyError):
+            raise DataError("it has no caption") from None
+
+
+def _lines(path: AnyPath, key: str) -> dict[int, tuple[str, Any]]:
+    """Reads file name and caption of each line of a metadata.jsonl, by the line's number."""
+    lines: dict[int, tuple[str, Any]] = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entries = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is no JSON: {line[:60]!r}") from error
+        name = entries.get("file_name") if isinstance(entries, dict) else None
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}: line {number} has no file_name: {line[:60]!r}")
+        if (caption := caption_in(entries, key)) is None:
+            there = ", ".join(entries)
+            raise DataError(f"{path}: line {number} has no caption, {_wanted(key)}; it has {there}")
+        lines[number] = name, caption
+    return lines
+
+
+def _wanted(key: str) -> str:
+    return f'"{key}"' if key else f"{', '.join(map(repr, KEYS[:-1]))} or {KEYS[-1]!r}"
