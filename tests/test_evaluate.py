@@ -226,7 +226,7 @@ def test_callbacks_take_turns():
     seen, state = [], TrainState(jnp.zeros((), jnp.int32), {}, (), jnp.array(True))
     callback, every = in_turn([(lambda state, step: seen.append(("a", step)), 4),
                                (lambda state, step: seen.append(("b", step)), 6),
-                               (lambda state, step: seen.append(("c", step)), 0)])  # fmt: skip
+                               (lambda state, step: seen.append(("c", step)), 0)], lambda *_: None)  # fmt: skip
     for step in range(every, 13, every):
         callback(state, step)
     assert seen == [("a", 4), ("b", 6), ("a", 8), ("a", 12), ("b", 12)]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmjax.cli import status, train
 from cmjax.config.fields import ConfigError
@@ -153,6 +154,15 @@ def test_a_run_goes_on_under_its_name_at_weights_and_biases(tmp_path, monkeypatc
     assert ids[0] == ids[1] == ids[2] != ids[3]
     assert {settings["resume"] for settings in begun} == {"allow"}
 
+    shown = []
+    run.log = lambda values, step: shown.append((step, values))
+    wandb.Image = lambda image: image.size
+    train.run(config_of(steps=4, samples__every=2, metrics__num=8, log__wandb=True), tmp_path / "shown")
+    images = [(step, name, size) for step, values in shown for name, size in values.items() if "samples/" in name]
+    assert {step for step, *_ in images} == {2, 4}
+    assert all(size[0] > 8 for *_, size in images)
+    assert any(name.endswith("/fd") for _, values in shown for name in values)
+
     def not_logged_in(**_):
         raise ValueError("No API key\nconfigured")
 
@@ -160,6 +170,31 @@ def test_a_run_goes_on_under_its_name_at_weights_and_biases(tmp_path, monkeypatc
     with pytest.raises(MirrorError, match=r"config\.log\.wandb=True: .*No API key configured; log in by `wandb login`"):
         train.run(config_of(steps=4, log__wandb=True), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def events(path):
+    """The events of a TensorBoard file: each stands between its length with a checksum, and its own checksum."""
+    event_pb2, data = pytest.importorskip("tensorboardX.proto.event_pb2"), path.read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_tensorboard_has_the_samples_and_the_final_metrics(tmp_path):
+    run = tmp_path / "run"
+    train.run(config_of(steps=4, samples__every=2, metrics__num=8, log__tensorboard=True), run)
+    values = [
+        (event.step, value) for path in run.glob("events.*") for event in events(path) for value in event.summary.value
+    ]
+    images = {(step, value.tag): value.image for step, value in values if value.HasField("image")}
+    assert {step for step, _ in images} == {2, 4}
+    for (step, tag), image in images.items():
+        path = run / "samples" / f"{step:07d}-{tag.removeprefix('samples/')}.png"
+        assert image.encoded_image_string == path.read_bytes()
+        assert (image.width, image.height) == Image.open(path).size
+    tags = {value.tag for step, value in values if step == 4 and not value.HasField("image")}
+    assert {"loss", "training images/fd"} <= tags
 
 
 def test_a_network_that_does_not_fit_is_told_field_by_field(tmp_path):

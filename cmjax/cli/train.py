@@ -22,7 +22,7 @@ from cmjax.config.run import read_run
 from cmjax.data.base import DataError
 from cmjax.evaluation.results import ROWS, drop_rows_after
 from cmjax.generation.decoding import decoder_for, images_for
-from cmjax.generation.run_samples import RunSamples
+from cmjax.generation.run_samples import RunSamples, grids
 from cmjax.metrics.comparison import run_metrics
 from cmjax.runs.about_data import about_data
 from cmjax.runs.dependencies import check_others
@@ -38,8 +38,8 @@ from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
 from cmjax.system.signals import Stopped
 from cmjax.training.checkpoint import Checkpointer
-from cmjax.training.logging import MetricsWriter, open_writer
-from cmjax.training.loop import Callback, in_turn, run_loop, speed_on
+from cmjax.training.logging import MetricsWriter, Results, mirror, open_writer
+from cmjax.training.loop import Callback, ResultsOf, in_turn, run_loop, speed_on
 from cmjax.training.profiling import read_steps, traced
 from cmjax.training.state import TrainState
 
@@ -106,81 +106,97 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
     # Warnings come after the record is checked: of a folder of another run they would mislead.
     on_first_process(setup.warn)
     run_samples = RunSamples(run, setup.model, setup.source, workdir, decoder_for(run, setup.source))
-    evaluate = None
-    if run.evaluation.every:
-        # here, not above: most runs read no feature networks and no weights of other programs
-        from cmjax.evaluation.callbacks import evaluation_callback
+    evaluate = _evaluation(run_samples)
+    with contextlib.ExitStack() as stack:
+        try:
+            kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
+            with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
+                state = state or checkpointer.restore(setup.state_shapes(), setup.mesh) or setup.first_state()
+                start = int(state.step)
+                keep = partial(keep_record, step=start) if start < run.steps else partial(keep_config, workdir, config)
+                session.begin(start, changes=on_first_process(keep), device=devices())
+                writer = stack.enter_context(_writer(setup, workdir, start))
+                speed: dict[str, float] = {}
+                if start < run.steps:
+                    computed = [(run_samples.refresh, run.samples.every), (evaluate, run.evaluation.every)]
+                    callbacks = in_turn(computed, partial(mirror, writer))
+                    of_run = checkpointer, session, writer, callbacks
+                    state, speed = _train(setup, state, workdir, trace_steps, *of_run)
+        except Stopped as stopped:
+            step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
+            more = by | losses_of(workdir, step) | session.totals()
+            on_first_process(lambda: write_summary(run, workdir, step, more))
+            raise
+        # the loop calls back between steps, and not after the last one
+        if evaluate is not None:
+            mirror(writer, run.steps, evaluate(state, run.steps))
+        _finish(setup, state, run_samples, speed, session, writer)
 
-        evaluate = evaluation_callback(run_samples)
-    kept = {"keep": run.checkpoint.keep, "keep_every": run.checkpoint.keep_every}
-    try:
-        with Checkpointer(workdir / "checkpoints", **kept) as checkpointer:
-            state = state or checkpointer.restore(setup.state_shapes(), setup.mesh) or setup.first_state()
-            start = int(state.step)
-            keep = partial(keep_record, step=start) if start < run.steps else partial(keep_config, workdir, config)
-            session.begin(start, changes=on_first_process(keep), device=devices())
-            speed: dict[str, float] = {}
-            if 0 < start < run.steps:
-                log.info("going on from step %d of %s", start, workdir)
-            if start < run.steps:
-                state, speed = _train(setup, state, run_samples, trace_steps, evaluate, checkpointer, session)
-            else:
-                log.info("all %d steps of %s are done: its samples and metrics are made again", start, workdir)
-    except Stopped as stopped:
-        step, by = stopped.step, {"stopped_by": Signals(stopped.number).name}
-        on_first_process(lambda: write_summary(run, workdir, step, by | losses_of(workdir, step) | session.totals()))
-        raise
-    # the loop calls back between steps, and not after the last one
-    if evaluate is not None:
-        evaluate(state, int(state.step))
-    _finish(setup, state, run_samples, speed, session)
+
+def _evaluation(run_samples: RunSamples) -> ResultsOf | None:
+    """Gives what evaluates the run as it trains; None where it is not asked for."""
+    if not run_samples.run.evaluation.every:
+        return None
+    # here, not above: most runs read no feature networks and no weights of other programs
+    from cmjax.evaluation.callbacks import evaluation_callback
+
+    return evaluation_callback(run_samples)
+
+
+def _writer(setup: Setup, workdir: Path, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
+    """Open the run's records, from step `start` on."""
+    run = setup.run
+    if 0 < start < run.steps:
+        log.info("going on from step %d of %s", start, workdir)
+    if start == run.steps:
+        log.info("all %d steps of %s are done: its samples and metrics are made again", start, workdir)
+    mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
+    return open_writer(workdir, resume_step=start, config=run.config, **mirrors)
 
 
 def _train(
     setup: Setup,
     state: TrainState,
-    run_samples: RunSamples,
+    workdir: Path,
     trace_steps: range | None,
-    evaluate: Callback | None,
     checkpointer: Checkpointer,
     session: Session,
+    writer: MetricsWriter | None,
+    callbacks: tuple[Callback, int],
 ) -> tuple[TrainState, dict[str, float]]:
     """Compile the train step and loop. Returns: the state of the last step, and the speed of the training."""
-    run, workdir, start, batches = setup.run, run_samples.workdir, int(state.step), setup.batches()
+    run, start, batches, (callback, every) = setup.run, int(state.step), setup.batches(), callbacks
     if start % run.steps_per_call:
         raise ConfigError(f"config.steps_per_call={run.steps_per_call}: must divide the step {start} of {workdir}")
-    callback, callback_every = in_turn([(run_samples.refresh, run.samples.every), (evaluate, run.evaluation.every)])
-    mirrors = {"tensorboard": run.log.tensorboard, "wandb": run.log.wandb}
-    with open_writer(workdir, resume_step=start, config=run.config, **mirrors) as writer:
-        compiled, compile_seconds = compile_step(setup, state, batches.at(start))
-        session.train(compile_seconds)
-        on_first_process(lambda: _forget_after(workdir, start))
-        speed = speed_on(setup.mesh, compiled, batch_size=run.batch_size)
-        trace = traced(compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call)
-        with (
-            contextlib.closing(batches.stream(start, run.steps)) as stream,
-            progress("training", run.steps, start=start) as update_progress,
-            trace as train_step,
-        ):
-            state = run_loop(
-                state,
-                train_step,
-                setup.frozen,
-                session.waited(stream),
-                start=start,
-                total_steps=run.steps,
-                steps_per_call=run.steps_per_call,
-                speed=speed,
-                checkpointer=checkpointer,
-                save_every=run.checkpoint.save_every,
-                before_save=partial(_write_until, writer, session),
-                log_every=run.log.every,
-                write_record=writer.write if writer else lambda step, record: None,
-                callback=session.pause("callback")(callback),
-                callback_every=callback_every,
-                pause=session.pause,
-                update_progress=update_progress,
-            )
+    compiled, compile_seconds = compile_step(setup, state, batches.at(start))
+    session.train(compile_seconds)
+    on_first_process(lambda: _forget_after(workdir, start))
+    speed = speed_on(setup.mesh, compiled, batch_size=run.batch_size)
+    trace = traced(compiled, trace_steps, workdir / "profile", start=start, steps_per_call=run.steps_per_call)
+    with (
+        contextlib.closing(batches.stream(start, run.steps)) as stream,
+        progress("training", run.steps, start=start) as update_progress,
+        trace as train_step,
+    ):
+        state = run_loop(
+            state,
+            train_step,
+            setup.frozen,
+            session.waited(stream),
+            start=start,
+            total_steps=run.steps,
+            steps_per_call=run.steps_per_call,
+            speed=speed,
+            checkpointer=checkpointer,
+            save_every=run.checkpoint.save_every,
+            before_save=partial(_write_until, writer, session),
+            log_every=run.log.every,
+            write_record=writer.write if writer else lambda step, record: None,
+            callback=session.pause("callback")(callback),
+            callback_every=every,
+            pause=session.pause,
+            update_progress=update_progress,
+        )
     return state, speed.at(session.trained() / (run.steps - start))
 
 
@@ -197,7 +213,12 @@ def _forget_after(workdir: Path, step: int) -> None:
 
 
 def _finish(
-    setup: Setup, state: TrainState, run_samples: RunSamples, speed: Mapping[str, float], session: Session
+    setup: Setup,
+    state: TrainState,
+    run_samples: RunSamples,
+    speed: Mapping[str, float],
+    session: Session,
+    writer: MetricsWriter | None,
 ) -> None:
     """Sample the last images, and report the run in `summary.json` and on the terminal."""
     run, step = setup.run, int(state.step)
@@ -208,10 +229,17 @@ def _finish(
     rounded = {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
     entries = {"samples": run_samples.save_grids(images, step), "parameters": count_parameters(state.params)}
     entries |= {**rounded, **session.totals()}
-    on_first_process(lambda: _report(run_samples, step, images, entries))
+    mirror(writer, step, grids(entries["samples"]))
+    on_first_process(lambda: _report(run_samples, step, images, entries, writer))
 
 
-def _report(run_samples: RunSamples, step: int, images: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+def _report(
+    run_samples: RunSamples,
+    step: int,
+    images: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    writer: MetricsWriter | None,
+) -> None:
     """Compare the images with held-out ones; write `summary.json` and the page, and print the summary."""
     run, workdir = run_samples.run, run_samples.workdir
     compared = {name: batch[: run.num_metrics] for name, batch in images.items()} if run.num_metrics else {}
@@ -225,6 +253,8 @@ def _report(run_samples: RunSamples, step: int, images: Mapping[str, Any], entri
             compared = {}
     metrics = run_metrics(compared, source, partial(open_images, "test"), cache_dir=cache_of(workdir))
     summary = write_summary(run, workdir, step, {**losses_of(workdir, step), **entries, **metrics})
+    rows = {f"{row}/{name}": value for row, of in summary["metrics"].items() for name, value in of.items()}
+    mirror(writer, step, Results({name: value for name, value in rows.items() if value is not None}))
     page = None
     if run.report:
         from cmjax.reporting.page import report_at_end  # the page's parts, for one call at the end

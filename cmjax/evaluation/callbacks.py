@@ -12,11 +12,12 @@ from cmjax.generation.decoding import images_for
 from cmjax.generation.run_samples import RunSamples
 from cmjax.generation.sampling import SampleSequence
 from cmjax.system.files import cache_of
-from cmjax.training.loop import Callback
+from cmjax.training.logging import Results
+from cmjax.training.loop import ResultsOf
 from cmjax.training.state import TrainState
 
 
-def evaluation_callback(run_samples: RunSamples) -> Callback:
+def evaluation_callback(run_samples: RunSamples) -> ResultsOf:
     """Makes the callback that evaluates a run's samples by its section `evaluate`, each sampler's of the same noise.
 
     Raises: ConfigError or DataError where they cannot be evaluated: before the run begins, not at its end.
@@ -35,15 +36,18 @@ def evaluation_callback(run_samples: RunSamples) -> Callback:
     labels = {"labels": evaluation.labels} if run_samples.model.class_conditional else {}
     random_seed = run.seed if evaluation.labels == "random" else None
 
-    def callback(state: TrainState, step: int) -> None:
+    def callback(state: TrainState, step: int) -> Results:
         flow_map, conditions = run_samples.conditioned(state, evaluation.num, random_seed=random_seed)
         # once for all samplers: a hash of all parameters
         content = content_of(flow_map, run_samples.decoder)
+        metrics: dict[str, float] = {}
         for chosen in run_samples.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}
             setting |= {"num": evaluation.num, "seed": run.seed, **labels, CONTENT: content}
             shown = UINT8[evaluation.uint8], run_samples.decoder
             sequence = SampleSequence(chosen.sampler, flow_map, run.seed, conditions, *shown)
-            evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
+            row = evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
+            metrics |= {f"evaluation/{chosen.name}/{name}": value for name, value in row["metrics"].items()}
+        return Results(metrics=metrics)
 
     return callback

@@ -16,7 +16,9 @@ from cmjax.generation.samplers import NamedSampler, run_samplers
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
 from cmjax.plotting.plots import save_png
 from cmjax.plotting.samples import image_of
+from cmjax.system.files import to_path
 from cmjax.system.processes import is_first
+from cmjax.training.logging import Results
 from cmjax.training.optimizer import EMA, averages
 from cmjax.training.state import TrainState
 
@@ -68,10 +70,16 @@ class RunSamples:
                 save_png(path, image_of(batch[: self.run.samples.num]))
         return paths
 
-    def refresh(self, state: TrainState, step: int) -> None:
+    def refresh(self, state: TrainState, step: int) -> Results:
         """Samples and writes grids; a disk that is full is logged."""
         images = self.sample(state, self.run.samples.num)
         try:
-            self.save_grids(images, step)
+            return grids(self.save_grids(images, step))
         except OSError as error:  # a full disk is no reason to end
             log.warning("no images of step %d: %s", step, error.strerror or error)
+            return Results()
+
+
+def grids(paths: Mapping[str, str]) -> Results:
+    """Gives the results of `save_grids`."""
+    return Results(images={f"samples/{name}": to_path(path) for name, path in paths.items()})

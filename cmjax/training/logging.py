@@ -1,13 +1,17 @@
 """Writes the records of a training: `metrics.jsonl`, the source of truth, and its mirrors TensorBoard and W&B."""
 
 import contextlib
+import io
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from PIL import Image
 
 from cmjax.system.errors import UserError
 from cmjax.system.files import is_bucket, read_json_lines, to_path, write_atomically
@@ -25,6 +29,21 @@ class MirrorError(UserError, RuntimeError):
     """Weights & Biases does not start."""
 
 
+@dataclass(frozen=True)
+class Results:
+    """Holds what was made of a run's parameters at a step: metrics by name, and images, PNG files, by name."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    images: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Mirror(Protocol):
+    """Takes what TensorBoard or Weights & Biases shows of a step. images: name -> the bytes of a PNG."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None: ...
+
+
 class MetricsWriter:
     """Appends lines {"step": k, name: value, …} to `metrics.jsonl`, and mirrors them to TensorBoard and W&B."""
 
@@ -39,7 +58,7 @@ class MetricsWriter:
             kept = [record for record in read_json_lines(path) if record["step"] <= resume_step]
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = _BucketRecords(path) if is_bucket(path) else _DiskRecords(path)
-        self._mirrors: list[Callable[[int, Mapping[str, float]], Any]] = []
+        self._mirrors: list[Mirror] = []
         self._open = contextlib.ExitStack()
         self._open.callback(self._file.close)
         if tensorboard and is_bucket(path):
@@ -48,7 +67,7 @@ class MetricsWriter:
             from cmjax.training.tensorboard import EventFiles
 
             files = EventFiles(workdir, resume_step=resume_step)
-            self._mirrors.append(files.write)
+            self._mirrors.append(files)
             self._open.callback(files.close)
         elif tensorboard:
             log.info("no TensorBoard files: they need tensorboardX: %s", how_to_install("tensorboardX"))
@@ -58,7 +77,21 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for mirror in self._mirrors:
-            mirror(step, values)
+            mirror.write(step, values)
+
+    def mirror(self, step: int, results: Results) -> None:
+        """Send results to TensorBoard and W&B alone. An image that cannot be read is left out."""
+        if not self._mirrors:
+            return
+        images: dict[str, bytes] = {}
+        for name, path in results.images.items():
+            try:
+                images[name] = path.read_bytes()
+            except OSError as error:
+                log.warning("%s is not sent to TensorBoard and W&B: %s", path, error.strerror or error)
+        for mirror in self._mirrors:
+            mirror.write(step, results.metrics)
+            mirror.write_images(step, images)
 
     def flush(self) -> None:
         """Write all records to where they survive a kill."""
@@ -83,7 +116,7 @@ class MetricsWriter:
                 f"{' '.join(str(error).split())[:300]}; log in by `wandb login`, keep its files here by "
                 "WANDB_MODE=offline, or set it to False"
             ) from error
-        self._mirrors.append(lambda step, values: run.log(dict(values), step=step))
+        self._mirrors.append(_WandbRun(run))
         self._open.callback(run.finish)
 
 
@@ -95,6 +128,27 @@ def open_writer(workdir: Path, **arguments: Any) -> contextlib.AbstractContextMa
     opened: list[MetricsWriter] = []
     on_first_process(lambda: opened.append(MetricsWriter(workdir, **arguments)))
     return contextlib.closing(opened[0]) if opened else contextlib.nullcontext()
+
+
+def mirror(writer: MetricsWriter | None, step: int, results: Results) -> None:
+    """Send results to TensorBoard and W&B, where there is a writer: in the first process."""
+    if writer:
+        writer.mirror(step, results)
+
+
+class _WandbRun:
+    """Logs to a run at Weights & Biases."""
+
+    def __init__(self, run: Any):
+        self._run = run
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in images.items()}, step=step)
 
 
 class _DiskRecords:

@@ -19,6 +19,7 @@ from cmjax.system.processes import all_agree
 from cmjax.system.progress import Update
 from cmjax.system.signals import Stopped, stop_requests
 from cmjax.training.checkpoint import Checkpointer
+from cmjax.training.logging import Results
 from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import CompiledStep, Metrics
 
@@ -26,6 +27,8 @@ LoopedStep = Callable[[TrainState, Params, Examples, int], tuple[TrainState, Met
 WriteRecord = Callable[[int, dict[str, float]], None]
 Callback = Callable[[TrainState, int], None]
 """(state, step): called after that step, in every process."""
+ResultsOf = Callable[[TrainState, int], Results]
+"""(state, step): computes results after that step, in every process."""
 Pause = Callable[[str], contextlib.AbstractContextManager]
 """(name): surrounds what is no step, such as "save", to measure its time."""
 
@@ -128,14 +131,15 @@ def run_loop(
     return state
 
 
-def in_turn(callbacks: list[tuple[Callback | None, int]]) -> tuple[Callback, int]:
-    """Combine callbacks, each called every so many steps (0: never), into one callback and its number of steps."""
-    wanted = [(callback, every) for callback, every in callbacks if callback and every]
+def in_turn(computed: list[tuple[ResultsOf | None, int]], show: Callable[[int, Results], None]) -> tuple[Callback, int]:
+    """Combine what is computed every so many steps (0: never) into one callback and its number of steps. show: takes
+    the step and the results."""
+    wanted = [(results_of, every) for results_of, every in computed if results_of and every]
 
     def call_all(state: TrainState, step: int) -> None:
-        for callback, every in wanted:
+        for results_of, every in wanted:
             if step % every == 0:
-                callback(state, step)
+                show(step, results_of(state, step))
 
     return call_all, math.gcd(*(every for _, every in wanted))
 

@@ -1,6 +1,7 @@
 """Writes TensorBoard's files. tensorboardX's SummaryWriter is not used: a full disk kills its thread for good."""
 
 import contextlib
+import io
 import os
 import socket
 import time
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
 
@@ -16,8 +18,8 @@ FLUSH_SECONDS = 30.0
 
 
 class EventFiles:
-    """Writes scalars into files `events.out.tfevents.*` of a folder. Values that a full disk refuses are dropped; they
-    are in `metrics.jsonl`."""
+    """Writes scalars and images into files `events.out.tfevents.*` of a folder. Values that a full disk refuses are
+    dropped; they are in `metrics.jsonl`."""
 
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int):
         self._folder, self._resume_step = Path(folder), resume_step
@@ -26,12 +28,23 @@ class EventFiles:
         self._flushed, self._failed = 0.0, -FLUSH_SECONDS
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._add(step, [SUMMARY.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """images: name -> the bytes of a PNG."""
+        values = []
+        for name, data in images.items():
+            width, height = Image.open(io.BytesIO(data)).size
+            png = SUMMARY.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+            values.append(SUMMARY.Value(tag=name, image=png))
+        self._add(step, values)
+
+    def _add(self, step: int, values: list[Any]) -> None:
         if time.monotonic() - self._failed < FLUSH_SECONDS:
             return
-        scalars = [SUMMARY.Value(tag=name, simple_value=value) for name, value in values.items()]
         try:
             self._file = self._file or self._begin()
-            self._file.write(_event(step=step, summary=SUMMARY(value=scalars)))
+            self._file.write(_event(step=step, summary=SUMMARY(value=values)))
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed = time.monotonic()
