@@ -3,6 +3,7 @@
 cmjax export --workdir=runs/digits_ct
 cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
 cmjax export --workdir=runs/latents_sit --format=sit --out=sit.safetensors
+cmjax export --workdir=runs/sd15 --lora=lcm-lora-sdv1-5.safetensors --out=sd15-lcm
 """
 
 from pathlib import Path
@@ -19,17 +20,35 @@ from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_path
 from cmjax.system.libraries import require
 
+INDEX = "model_index.json"
+"""What a pipeline's folder has, and a run's has not."""
 FORMATS = ("safetensors", "npz", "diffusers", "sit")
 
 
 def declare(flags: Flags) -> None:
     flags.group("The file")
-    flags.one_of("format", "safetensors", FORMATS, "What it is written as.")
+    help = "What it is written as. Default: safetensors, and diffusers of an imported pipeline of prompts."
+    flags.one_of("format", None, FORMATS, help)
     flags.text("out", None, "The file or folder. Default: in <workdir>/export.")
+    flags.group("Of an imported pipeline of prompts")
+    flags.lora()
 
 
 def start(options: Options) -> None:
-    run(options.workdir, options.format, options.out)
+    if (options.workdir / INDEX).is_file():
+        _start_pipeline(options)
+        return
+    if given := [name for name in ("lora", "lora_scale") if options.is_set(name)]:
+        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, with a {INDEX}")
+    run(options.workdir, options.format or "safetensors", options.out)
+
+
+def _start_pipeline(options: Options) -> None:
+    from cmjax.generation.prompts import export_pipeline  # most runs have no prompts
+
+    if options.format not in (None, "diffusers"):
+        raise ConfigError(f"--format={options.format}: a pipeline of prompts is written as diffusers")
+    export_pipeline(options.workdir, options.out, lora=options.lora, lora_scale=options.lora_scale)
 
 
 def run(workdir: str | Path, format: str = "safetensors", out: str | None = None) -> None:

@@ -56,6 +56,11 @@ class Flags:
         self.text("autoguidance", None, weaker)
         self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
 
+    def lora(self) -> None:
+        """Declare the flags of what is merged into a pipeline's weights."""
+        self.text("lora", None, "A .safetensors file that is merged into the weights.")
+        self.number("lora_scale", 1.0, "How much of it.")
+
     def autoencoder(self) -> None:
         """Declare the flags of what decodes a run's latents."""
         from cmjax.config.samples import DECODE_DTYPES  # it imports jax, which not every mode does

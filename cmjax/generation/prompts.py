@@ -16,10 +16,11 @@ from cmjax.generation.sampling import chunk_of, keys_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline import load_pipeline
+from cmjax.interop.pipeline_export import write_pipeline
 from cmjax.interop.prompt_sampling import SAMPLERS, sample_images
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.plotting.plots import image_grid, save_png
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.libraries import MissingLibrary
 from cmjax.system.mesh import chunks
@@ -154,6 +155,30 @@ def _write(path: Path, images: np.ndarray, prompts: Sequence[str], num: int, set
         save_png(path, image_grid(images, columns=columns), **words)
     except OSError as error:
         raise ConfigError(f"--out={path} cannot be written: {error.strerror or error}") from error
+
+
+def export_pipeline(
+    folder: str | Path, out: str | Path | None = None, *, lora: str | None = None, lora_scale: float = 1.0
+) -> Path:
+    """Writes a pipeline for diffusers, with a LoRA merged: `export_pipeline("runs/sd15", "sd15-lcm", lora=file)`.
+
+    Args:    out: a new folder; by default export/diffusers in `folder`.
+    Returns: the folder. Raises: ConfigError naming the option that cannot be.
+    """
+    path = to_path(out) if out else to_path(folder) / "export" / "diffusers"
+    output(path)
+    pipeline = _loaded(folder, Options(lora=lora, lora_scale=lora_scale))
+
+    def write() -> None:
+        try:
+            with writing(path):
+                write_pipeline(path, pipeline)
+        except (ForeignError, MissingLibrary) as error:
+            raise ConfigError(about("--out", str(path), error)) from error
+
+    on_first_process(write)
+    say(f"{folder} -> {path}")
+    return path
 
 
 def read_prompts(prompt: str | None, file: str | None) -> list[str]:

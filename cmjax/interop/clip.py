@@ -14,12 +14,15 @@ from cmjax.interop.fields import COUNT, POSITIVE, Field, checked_fields, one_of,
 from cmjax.interop.folders import part_weights
 from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch
 from cmjax.nets.clip import ACTIVATIONS, ClipText, TextEncoder
+from cmjax.system.files import to_json, to_path, write_atomically
+from cmjax.system.libraries import require
 
 CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 PREFIX = "text_model."
 """Before all keys but the projection's, where transformers up to 4 wrote the file."""
 PROJECTION = "text_projection.weight"
 BUFFER = "embeddings.position_ids"
+WEIGHTS = "model.safetensors"
 FIELDS: dict[str, Field] = {
     "vocab_size": (49408, *COUNT),
     "hidden_size": (512, *COUNT),
@@ -49,6 +52,39 @@ def load_text_encoder(folder: FilePath, dtype: Any = jnp.float32) -> TextEncoder
     except ForeignError as error:
         raise ForeignError(f"{file}: {error}") from error
     return TextEncoder(jax.tree.map(jnp.asarray, params), module)
+
+
+def write_text_encoder(folder: str | FilePath, text: TextEncoder) -> None:
+    """Writes a folder that transformers and `load_text_encoder` read: config.json and float32 weights."""
+    require("safetensors", f"writing {folder}")
+    from safetensors.numpy import save
+
+    arrays = {}
+    for path, value in flatten_dict(text.params).items():
+        key, array = text_key(path), np.asarray(value, np.float32)
+        key = key if key == PROJECTION else PREFIX + key
+        arrays[key] = np.ascontiguousarray(array.T) if path[-1] == "kernel" else array
+    write_atomically(to_path(folder) / WEIGHTS, save(arrays, {"format": "pt"}))
+    write_atomically(to_path(folder) / "config.json", to_json(text_config(text.module)))
+
+
+def text_config(module: ClipText) -> dict[str, Any]:
+    """The config.json of a network, as transformers reads it."""
+    return {
+        "architectures": [CLASSES[bool(module.projection)]],
+        "model_type": "clip_text_model",
+        "vocab_size": module.tokens,
+        "hidden_size": module.width,
+        "intermediate_size": module.inner,
+        "num_hidden_layers": module.layers,
+        "num_attention_heads": module.heads,
+        "max_position_embeddings": module.positions,
+        "hidden_act": module.activation,
+        "layer_norm_eps": module.eps,
+        "projection_dim": module.projection or module.width,
+        "eos_token_id": module.eos_id,
+        "torch_dtype": "float32",
+    }
 
 
 def text_module(config: Mapping[str, Any], where: Any, *, projects: bool, dtype: Any = jnp.float32) -> ClipText:

@@ -15,7 +15,9 @@ from cmjax.core.paths import Path, ddpm, table
 from cmjax.core.typing import Net
 from cmjax.interop.fields import COUNT, FLAG, POSITIVE, Field, all_of, checked_fields, is_number, one_of, optional
 
-LCM = "LCMScheduler"
+DDIM, LCM = "DDIMScheduler", "LCMScheduler"
+STATED = {DDIM: {"clip_sample": False}, LCM: {"clip_sample": False}, "PNDMScheduler": {"skip_prk_steps": True}}
+"""Classes that are written, and what their configs state besides: diffusers' defaults are not Stable Diffusion's."""
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
@@ -50,7 +52,8 @@ class Schedule:
     path: of the noise; step i is at time i/steps. steps: of training. prediction: "epsilon" or "v".
     ends_clean: whether DDIM's last step leads to clean data, and not to the noise of step 0.
     offset, spacing: of `ddim_steps`. original: of `lcm_steps`. scaling: of `preconditioning.lcm`, for each step.
-    is_lcm: whether the scheduler is LCM's.
+    is_lcm: whether the scheduler is LCM's. kind: its class otherwise. betas: of the path, numbers, or the name, start
+    and end of a `beta_schedule`.
     """
 
     path: Path
@@ -62,6 +65,8 @@ class Schedule:
     original: int
     scaling: float
     is_lcm: bool
+    kind: str = DDIM
+    betas: tuple[Any, ...] = ("scaled_linear", 0.00085, 0.012)
 
     def denoiser(self, net: Net) -> Model:
         """The denoiser of a network of times in steps/`steps`."""
@@ -99,8 +104,8 @@ def read_schedule(config: Mapping[str, Any], where: Any) -> Schedule:
     """Reads a scheduler_config.json; what it leaves out is as in Stable Diffusion. Raises: ForeignError."""
     fields = checked_fields(config, FIELDS, where)
     betas, steps = fields["trained_betas"], fields["num_train_timesteps"]
+    start, end = float(fields["beta_start"]), float(fields["beta_end"])
     if betas is None:
-        start, end = float(fields["beta_start"]), float(fields["beta_end"])
         path = ddpm(schedule=fields["beta_schedule"], beta_start=start, beta_end=end, steps=steps)
     else:
         path = table(tuple(np.cumsum(np.log1p(-np.asarray(betas, np.float64))).tolist()))
@@ -114,4 +119,25 @@ def read_schedule(config: Mapping[str, Any], where: Any) -> Schedule:
         original=fields["original_inference_steps"],
         scaling=float(fields["timestep_scaling"]),
         is_lcm=config.get("_class_name") == LCM,
+        kind=kind if (kind := config.get("_class_name")) in STATED and kind != LCM else DDIM,
+        betas=(fields["beta_schedule"], start, end) if betas is None else tuple(map(float, betas)),
     )
+
+
+def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+    """The scheduler_config.json of a schedule, as diffusers and `read_schedule` read it."""
+    kind, betas = LCM if schedule.is_lcm else schedule.kind, schedule.betas
+    named = len(betas) == 3 and isinstance(betas[0], str)
+    of_lcm = {"original_inference_steps": schedule.original, "timestep_scaling": schedule.scaling}
+    return {
+        "_class_name": kind,
+        "num_train_timesteps": schedule.steps,
+        **(dict(zip(("beta_schedule", "beta_start", "beta_end"), betas, strict=True)) if named else {}),
+        "trained_betas": None if named else list(betas),
+        "prediction_type": next(name for name, ours in PREDICTIONS.items() if ours == schedule.prediction),
+        "set_alpha_to_one": schedule.ends_clean,
+        "steps_offset": schedule.offset,
+        "timestep_spacing": schedule.spacing,
+        **(of_lcm if kind == LCM else {}),
+        **STATED[kind],
+    }

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from cmjax.interop.fields import read_config
 from cmjax.interop.keys import ForeignError
 from cmjax.system.content import content_key
+from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.libraries import require
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,38 @@ def load_tokenizer(folder: FilePath) -> Tokenizer:
     encoder.add_special_tokens([_added(token) for token in tokens.values()])
     ids = {name: encoder.token_to_id(_content(folder, name, token)) for name, token in tokens.items()}
     return Tokenizer(encoder, length, ids["eos"], ids["pad"])
+
+
+def write_tokenizer(folder: str | FilePath, tokenizer: Tokenizer) -> None:
+    """Writes a folder that transformers' CLIPTokenizer and `load_tokenizer` read: vocab.json, merges.txt, configs.
+
+    Raises: ForeignError where it is no byte-pair encoding.
+    """
+    from tokenizers import models
+
+    encoder, folder = tokenizer.encoder, to_path(folder)
+    if not isinstance(encoder.model, models.BPE):
+        raise ForeignError(f"CLIPTokenizer is a byte-pair encoding, and the tokenizer a {type(encoder.model).__name__}")
+    folder.mkdir(parents=True, exist_ok=True)
+    added = encoder.get_added_tokens_decoder()
+    start, *_ = encoder.encode("").ids
+    options = ("content", "single_word", "lstrip", "rstrip", "normalized")
+    tokens: dict[str, Any] = {
+        f"{name}_token": {option: getattr(added[number], option) for option in options}
+        for name, number in (("bos", start), ("eos", tokenizer.end), ("pad", tokenizer.pad))
+    }
+    tokens["unk_token"] = encoder.model.unk_token or tokens["eos_token"]
+    if not any(tokens["pad_token"][option] for option in options[1:]):  # as in released files
+        tokens["pad_token"] = tokens["pad_token"]["content"]
+    encoder.model.save(str(folder))
+    typed = {
+        name: {"__type": "AddedToken", **each} if isinstance(each, dict) else each for name, each in tokens.items()
+    }
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, "do_lower_case": True, **typed}
+    write_atomically(folder / "special_tokens_map.json", to_json(tokens))
+    write_atomically(
+        folder / "tokenizer_config.json", to_json(config | {"add_prefix_space": False, "errors": "replace"})
+    )
 
 
 def _encoder(folder: FilePath, tokens: Mapping[str, str]) -> Any:
