@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,15 +185,14 @@ def events(path):
 def test_tensorboard_has_the_samples_and_the_final_metrics(tmp_path):
     run = tmp_path / "run"
     train.run(config_of(steps=4, samples__every=2, metrics__num=8, log__tensorboard=True), run)
-    values = [
-        (event.step, value) for path in run.glob("events.*") for event in events(path) for value in event.summary.value
-    ]
+    every = [event for path in run.glob("events.*") for event in events(path)]
+    values = [(event.step, value) for event in every for value in event.summary.value]
     images = {(step, value.tag): value.image for step, value in values if value.HasField("image")}
     assert {step for step, _ in images} == {2, 4}
     for (step, tag), image in images.items():
         path = run / "samples" / f"{step:07d}-{tag.removeprefix('samples/')}.png"
         assert image.encoded_image_string == path.read_bytes()
-        assert (image.width, image.height) == Image.open(path).size
+        assert (image.width, image.height) == Image.open(BytesIO(path.read_bytes())).size
     tags = {value.tag for step, value in values if step == 4 and not value.HasField("image")}
     assert {"loss", "training images/fd"} <= tags
 
