@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from cmjax.cli import plan
@@ -17,7 +18,7 @@ from cmjax.planning import abstract
 from cmjax.runs.setup import count_parameters
 from cmjax.system import chips
 from cmjax.system.chips import Chip
-from configs import cifar_ct, digits_ct, imagenet64_cd, mnist_latents_ddpm
+from configs import cifar_ct, digits_ct, imagenet64_cd, imagenet256_imf, mnist_latents_ddpm
 from tests.compiling import on_devices
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,15 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
 def test_what_does_not_divide_is_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         plan.run(digits_ct.get_config().to_dict() | change, tmp_path, None, "digits_ct")
+
+
+def test_a_network_that_cannot_be_made_is_named():
+    config = imagenet256_imf.get_config("tiny").to_dict()
+    config["net"]["head_depth"], config["data"]["image_size"], config["data"]["channels"] = 8, 8, 4
+    with pytest.raises(
+        ConfigError, match=r"config\.net: for images of \(8, 8, 4\): head_depth=8 must be from 0 to depth"
+    ):
+        abstract.AbstractRun.of(config, jax.devices()[:1])
 
 
 def test_unknown_machines_are_named(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cmjax.config.data import NO_IMAGES, OF_ANY_SIZE
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model_like
-from cmjax.config.model import NetworkModel
+from cmjax.config.model import NetworkModel, check_network
 from cmjax.config.run import Run, read_run
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
@@ -110,9 +110,10 @@ class AbstractRun:
         """Read a configuration. Raises: ConfigError where something of it does not divide or is not known."""
         run = read_run(config, data_there=False)
         mesh, data = mesh_of(run, devices), data_shapes(run)
+        model = run.make_model(data.num_classes)
+        check_network(model.module, data.shape)
         teacher, assumed = teacher_shapes(run, data)
-        assumptions = tuple(filter(None, (data.assumed, assumed)))
-        return cls(run, mesh, data, run.make_model(data.num_classes), teacher, assumptions)
+        return cls(run, mesh, data, model, teacher, tuple(filter(None, (data.assumed, assumed))))
 
     @cached_property
     def state(self) -> TrainState:
