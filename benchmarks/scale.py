@@ -30,9 +30,12 @@ LEAST_EFFORT = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1", "JAX_MEMORY_FITTING_E
 """What the compiler is told for the rows of fewer blocks: minutes in place of quarters of an hour."""
 TOPOLOGIES = ("v5e:2x2", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 WHOLE = ("cifar_ct", "cifar_cd", "cifar_edm", "imagenet64_ct", "imagenet64_cd", "imagenet64_edm")
-OF_LATENTS = tuple(f"imagenet256_{name}" for name in ("sit", "meanflow", "imf", "dmf", "scm_cd", "ect"))
-"""Counted alone, but for `:B2`: their blocks are not scanned, and the compiler takes long for 28 of them."""
-ONE_BLOCK = "--config.net.blocks=1"
+LATENT_METHODS = ("sit", "meanflow", "imf", "dmf", "scm_cd", "ect", "soflow", "tvm", "facm", "ayf")
+OF_LATENTS = tuple(f"imagenet256_{name}" for name in LATENT_METHODS)
+ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS = "--config.net.blocks=1", "--config.net.depth=4", "--config.net.depth=8"
+REMAT, FSDP = "--config.net.remat=True", "--config.mesh.fsdp=16"
+HEADS = {"imf": ("--config.net.head_depth=2",), "dmf": ("--config.net.second_time_from=3",)}
+"""Changes of networks of four blocks: the blocks of iMF's two heads, and those of DMF's first time."""
 CIFAR_HUBER, IMAGENET_HUBER = (f"--config.objective.distance=pseudo_huber(c={c})" for c in (0.03, 0.06))
 SMALLER = ("--config.net.blocks=1", "--config.net.dtype=bfloat16", CIFAR_HUBER)
 ROWS = [
@@ -46,6 +49,15 @@ ROWS = [
     *(("imagenet64_cd", topology, (ONE_BLOCK, IMAGENET_HUBER)) for topology in TOPOLOGIES),
     *(("imagenet64_edm", topology, (ONE_BLOCK,)) for topology in TOPOLOGIES),
     *(("imagenet256_sit:B2", topology, ()) for topology in TOPOLOGIES[1:]),
+    *(
+        (f"imagenet256_{name}", topology, (FOUR_BLOCKS, *HEADS.get(name, ())))
+        for name, topology in product(LATENT_METHODS[:6], TOPOLOGIES[1:])
+    ),
+    *(
+        (f"imagenet256_{name}", "v5e:16x16", changes)
+        for name in ("sit", "meanflow")
+        for changes in ((EIGHT_BLOCKS,), (FOUR_BLOCKS, REMAT), (FOUR_BLOCKS, FSDP))
+    ),
     (
         "cifar_ct",
         "v5e:2x4",
@@ -91,7 +103,7 @@ def plan(row: tuple[str, str, tuple[str, ...]], folder: Path) -> None:
     command = [sys.executable, "-m", "cmjax.main", "--mode=plan", f"--config=configs/{name}.py{colon}{variant}"]
     command += [f"--topology={topology}", f"--out={folder}", "--samplers=False", *changes]
     print(" ".join(command), file=sys.stderr, flush=True)
-    effort = LEAST_EFFORT if ONE_BLOCK in changes else {}
+    effort = LEAST_EFFORT if {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) else {}
     subprocess.run(command, cwd=ROOT, env=os.environ | effort, check=False)  # one that does not fit is a row too
 
 

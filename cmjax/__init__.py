@@ -1,13 +1,14 @@
 """cmjax: consistency models in JAX. The public API.
 
 Its names need jax, numpy and jaxtyping alone, but for `make_train_step`, `track_averages` and `averages`, which need
-optax, and `load`, which reads checkpoints.
+optax, and `load` and `train`, which read checkpoints.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cmjax.cli.train import train
     from cmjax.core import (
         couplings,
         curricula,
@@ -48,10 +49,11 @@ __all__ = [
     "editing", "ema_rates", "grids", "guidance", "karras_grid", "likelihood", "load", "load_autoencoder",
     "load_pipeline", "losses", "make_train_step", "map_pairs", "ode", "oracles", "pairs", "paths", "preconditioning",
     "sample_chain", "sample_denoiser", "sample_fn", "sampling", "solvers", "times", "track_averages",
-    "typing", "weightings",
+    "train", "typing", "weightings",
 ]  # fmt: skip
 
 _FROM = {
+    "cli.train": ("train",),
     "core.batch": ("Batch", "Times"),
     "core.grids": ("karras_grid",),
     "core.model": ("BoundModel", "Model"),

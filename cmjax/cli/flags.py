@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags as absl_flags
 
 from cmjax.config.fields import ConfigError
-from cmjax.config.recipes import find_recipe
+from cmjax.config.recipes import recipe_name
 from cmjax.system.files import ask_bucket, is_bucket, to_path
 from cmjax.system.libraries import MissingLibrary
 
@@ -130,9 +130,7 @@ class Options:
 
     @property
     def recipe_name(self) -> str:
-        """The recipe's file name, with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
-        file, variant = find_recipe(self.declared.values["config"].value or "")
-        return file.stem + (f"-{variant}" if variant else "")
+        return recipe_name(self.declared.values["config"].value or "")
 
     @property
     def workdir(self) -> Path:

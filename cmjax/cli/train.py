@@ -18,6 +18,7 @@ from typing import Any
 
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
+from cmjax.config.recipes import change, load_recipe, recipe_name
 from cmjax.config.run import read_run
 from cmjax.data.base import DataError
 from cmjax.evaluation.results import ROWS, drop_rows_after
@@ -34,6 +35,7 @@ from cmjax.runs.train_step import compile_step
 from cmjax.runs.workdir import Workdir, cache_compilations, remove_later
 from cmjax.system.files import cache_of, make_cache, to_path
 from cmjax.system.libraries import require
+from cmjax.system.notebook import show_inline
 from cmjax.system.processes import on_first_process
 from cmjax.system.progress import progress
 from cmjax.system.signals import Stopped
@@ -55,6 +57,27 @@ def declare(flags: Flags) -> None:
 
 def start(options: Options) -> None:
     run(options.recipe, options.workdir, recipe=options.recipe_name, profile=options.profile)
+
+
+def train(recipe: str, workdir: str | Path | None = None, **changes: Any) -> dict[str, Any]:
+    """Trains a recipe as the command does, or resumes it: `cmjax.train("digits_ct", steps=500, net__width=128)`.
+
+    In a notebook the samples at the end are shown.
+
+    Args:    recipe: as in `--config=`. workdir: the run's folder; by default runs/<recipe>. changes: of fields, with
+             "__" for each dot.
+    Returns: the content of `summary.json`: paths of the samples, losses, metrics, times.
+    Raises:  as `run`.
+    """
+    config = load_recipe(recipe)
+    for field, value in changes.items():
+        change(config, field.replace("__", "."), str(value))
+    name = recipe_name(recipe)
+    workdir = to_path(workdir or f"runs/{name}")
+    run(config.to_dict(), workdir, recipe=name)
+    summary = Workdir(workdir).read_summary()
+    show_inline(summary["samples"].values())
+    return summary
 
 
 def run(
@@ -101,8 +124,8 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
     about = on_first_process(lambda: about_data(setup.source))
     about_run = {"recipe": session.recipe, "device": devices(), "classes": about}
     keep_record = partial(write_record, workdir, config, setup.shape, setup.source.num_classes, **about_run)
-    for change in on_first_process(keep_record):
-        log.warning("going on with another config.%s", change)
+    for difference in on_first_process(keep_record):
+        log.warning("going on with another config.%s", difference)
     # Warnings come after the record is checked: of a folder of another run they would mislead.
     on_first_process(setup.warn)
     run_samples = RunSamples(run, setup.model, setup.source, workdir, decoder_for(run, setup.source))

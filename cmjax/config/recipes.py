@@ -53,6 +53,12 @@ def find_recipe(text: str) -> tuple[Path, str]:
     return file, variant
 
 
+def recipe_name(text: str) -> str:
+    """Gives the name of a recipe's runs, its file's with its variant: `cifar_ct:tiny` is cifar_ct-tiny."""
+    file, variant = find_recipe(text)
+    return file.stem + (f"-{variant}" if variant else "")
+
+
 def load_recipe(text: str) -> "ConfigDict":
     """Loads the configuration of the recipe that `--config=<text>` names.
 

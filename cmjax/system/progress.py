@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from cmjax.system.notebook import in_notebook
+
 log = logging.getLogger(__name__)
 
 Update = Callable[[int, str], None]
@@ -23,11 +25,14 @@ def no_progress(total: int) -> contextlib.AbstractContextManager[Update]:
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, start: int = 0, every_s: float = 10.0) -> Iterator[Update]:
-    """Show a bar with the time left on a terminal, and log a line every `every_s` seconds elsewhere."""
+    """Show a bar with the time left on a terminal, a line in a notebook, and log a line every `every_s` seconds
+    elsewhere."""
     if sys.stderr.isatty():
         with _bar(description, total, start) as update:
             yield update
         return
+    notebook = in_notebook()
+    every_s = 1.0 if notebook else every_s
     began = last = time.monotonic()
 
     def log_now_and_then(done: int, text: str) -> None:
@@ -39,9 +44,16 @@ def progress(description: str, total: int, *, start: int = 0, every_s: float = 1
         # a resumed run is as fast as the parts that it did itself
         elapsed, left = _clock(now - began), _clock((now - began) * (total - done) / max(done - start, 1))
         fraction = 100 * done / total
-        log.info("%s %d/%d (%.0f%%), %s elapsed, %s left  %s", description, done, total, fraction, elapsed, left, text)
+        line = f"{description} {done}/{total} ({fraction:.0f}%), {elapsed} elapsed, {left} left  {text}"
+        if notebook:
+            # without a logger's settings a kernel shows no records of this level
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+        else:
+            log.info("%s", line)
 
     yield log_now_and_then
+    if notebook:
+        print(file=sys.stderr)
 
 
 @contextlib.contextmanager
