@@ -40,6 +40,7 @@ def _required(time: Array | None, what: str) -> Array:
     return time
 
 
+# a pytree, so that a batch is an argument of jit, grad and shard_map as any array is
 @partial(jax.tree_util.register_dataclass, data_fields=["x0", "noise", "times", "conditions"], meta_fields=[])
 @dataclass(frozen=True)
 class Batch:

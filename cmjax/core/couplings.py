@@ -67,4 +67,5 @@ def exchanged(costs: Float[Array, "n n"], group: Int[Array, " n"], sweeps: Count
         then = costs[rows, theirs] + costs[others, columns]
         return jnp.where((then < now) & (group == group[others]), theirs, columns), None
 
+    # i and j are partners in the round number = i + j (mod b): the rounds 0 … b − 1 let every pair meet
     return jax.lax.scan(one_round, rows, jnp.tile(rows, sweeps))[0]

@@ -25,6 +25,7 @@ class Curriculum:
 
     def stage(self, step: Step) -> Int[Array, ""]:
         """Gives the index of the stage that `step` belongs to."""
+        # "right": a step that equals a start belongs to the stage that begins there
         return jnp.searchsorted(jnp.asarray(self.starts), jnp.asarray(step), side="right") - 1
 
     def __call__(self, step: Step) -> Int[Array, ""]:
@@ -100,6 +101,7 @@ def equal_stages(*, count: Count, total_steps: int) -> Schedule:
     """step -> its stage, from 0 to count − 1; all stages are equally long.   [Geng et al. 2024, ECT]"""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
+    # a run of no steps must not divide by 0, and the step after the last one begins no new stage
     return lambda step: jnp.minimum(jnp.asarray(step) * count // max(total_steps, 1), count - 1)
 
 

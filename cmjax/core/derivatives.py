@@ -28,14 +28,17 @@ class Differences:
     ) -> tuple[Any, ...]:
         def at(h: Any) -> tuple[Any, jax.Array]:
             """Gives the shift that is made of h, and the output there."""
+            # the last argument is the time; the others move by the same h along their own directions
             end = primals[-1] + h
             if self.between is not None:
                 end = jnp.clip(end, *self.between)
+                # what the clip left of h, (b,): every sample has its own ends
                 h = end - primals[-1]
             moved = [x + per_sample(h, x) * d for x, d in zip(primals, directions, strict=True)]
             # the end exactly, which x + h·1 may miss by rounding
             if self.between is not None:
                 moved[-1] = end
+            # the sums above may have promoted, and the network is to see the dtypes that it always has
             out = function(*(jnp.asarray(to, x.dtype) for to, x in zip(moved, primals, strict=True)))
             return h, out[0] if has_aux else out
 

@@ -66,11 +66,13 @@ def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSa
     """
     squared = jnp.sum(flat((x - y) ** 2), axis=1)
     scale = jax.lax.stop_gradient(squared + c)
+    # where x = y and c = 0 the loss is 0: a divisor of 0 would make it nan
     return squared / jnp.where(scale > 0, scale, 1) ** p
 
 
 def cosine_gap(x: Samples, y: Samples) -> PerSample:
     """The mean over pixels of 1 − cos, the angle's cosine between the channels of x and of y, (b,)."""
+    # a pixel whose channels are all 0 has no direction: its cosine counts as 0
     x, y = (z / jnp.maximum(jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True)), 1e-8) for z in (x, y))
     cosine = jnp.sum(x * y, axis=-1)
     return 1 - jnp.mean(cosine.reshape(cosine.shape[0], -1), axis=1)

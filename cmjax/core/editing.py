@@ -88,6 +88,7 @@ def edit(
     highest = min(getattr(flow_map, "t_max", np.inf), path.signal_ends)
     times = checks.descending(times, lowest=t_min, highest=highest, may_stay=True)
     steps = edit_steps(path, as_time(times, images), t_min)
+    # the state has the dtype of the times, float32 or wider: bfloat16 would lose the little noise of late steps
     return jax.lax.scan(complete, jnp.asarray(x, steps.t.dtype), steps)[0].astype(images.dtype)
 
 
@@ -172,6 +173,7 @@ def super_resolution(patch: int) -> Operator:
         squares = turn.inverse(y).reshape(b, rows, columns, c, patch, patch).transpose(0, 1, 4, 2, 5, 3)
         return squares.reshape(b, rows * patch, columns * patch, c)
 
+    # [None]: these coordinates are (b, rows, columns, c, patch²), with one axis more than `_channels` expects
     return Operator(with_auto_axes(forward), with_auto_axes(inverse), turn.known[None])
 
 
@@ -220,6 +222,7 @@ def invert(
         mean = 0.9 * mean + 0.1 * slope
         # (b, 1, …): one second moment for each sample
         square = 0.99 * square + 0.01 * jnp.mean(slope**2, axes, keepdims=True)
+        # both moments start at 0: Adam divides by 1 − rate^count to make up for it
         change = mean / (1 - 0.9**count) / (jnp.sqrt(square / (1 - 0.99**count)) + 1e-8)
         return (typical(z - learning_rate * change), mean, square), None
 
@@ -258,5 +261,6 @@ def slerp(a: Samples, b: Samples, fraction: Time) -> Samples:
 
 def _channels(q: np.ndarray, known: np.ndarray) -> Operator:
     """Makes the operator that multiplies the last axis by Q."""
+    # Q is orthogonal, so its transpose inverts it; m=m binds each matrix, where both functions would use the last one
     forward, inverse = (lambda x, m=m: jnp.einsum("...i,ij->...j", x, jnp.asarray(m, x.dtype)) for m in (q, q.T))
     return Operator(forward, inverse, jnp.asarray(known)[None, None, None])

@@ -33,6 +33,7 @@ def kept_in_a_stage(*, curriculum: Curriculum) -> Schedule:
 
     This is the teacher of progressive distillation.   [Salimans & Ho 2022, alg. 2]
     """
+    # the update of `step` makes the parameters of step + 1: a stage's last update gives the next stage its teacher
     return lambda step: jnp.where(curriculum.stage(jnp.asarray(step) + 1) > curriculum.stage(step), 0.0, 1.0)
 
 

@@ -44,6 +44,7 @@ def path_grid(n: int, *, path: Path, t_min: float, t_max: float, rho: float) -> 
 
     Returns: (n,) float64, ascending, both ends exact. Raises: ValueError as in `karras_grid`.
     """
+    # in float64 to the end: the general case below asks the path for its levels, in JAX's precision
     if path is ve:
         return karras_grid(n, t_min=t_min, t_max=t_max, rho=rho)
     if not path.spaced_by_level:
@@ -81,6 +82,7 @@ def level_range(path: Path, t_min: float, t_max: float) -> tuple[float, float]:
     """Gives the noise levels at both times: LOWEST for those below it, HIGHEST where there is hardly any signal."""
     # to six digits, which is what float32 has: ends as the recipe writes them
     low, high = (float(f"{path.noise_level(jnp.asarray(t)):.6g}") for t in (t_min, t_max))
+    # where a path ends in noise alone, the level is infinite, or by rounding huge or negative: no bins reach that far
     return max(low, LOWEST), high if 0 < high < 1000 else HIGHEST
 
 
@@ -110,11 +112,13 @@ def ddim_steps(n: int, *, steps: int = 1000, offset: int = 0, spacing: str = "le
     if spacing == "leading":
         grid = np.arange(n)[::-1] * (steps // n) + offset
     elif spacing == "trailing":
+        # `arange` with a step that is no whole number may give one entry too many
         grid = np.round(np.arange(steps, 0, -steps / n))[:n].astype(int) - 1
     elif spacing == "linspace":
         grid = np.round(np.linspace(0, steps - 1, n))[::-1].astype(int)
     else:
         raise ValueError(f"spacing must be leading, trailing or linspace, got {spacing!r}")
+    # an offset may lead beyond the table's last step
     return np.minimum(grid, steps - 1)
 
 
@@ -130,6 +134,7 @@ def lcm_steps(n: int, *, original: int = 50, steps: int = 1000, strength: float 
     """
     if not 1 <= original <= steps or not 0 < strength <= 1:
         raise ValueError(f"original must lie in 1 … {steps} and strength in (0, 1], got {original} and {strength}")
+    # counted from 1, less one: the times of training, 19, 39, … for 50 of 1000 steps
     grid = np.arange(int(original * strength), 0, -1) * (steps // original) - 1
     if not 1 <= n <= len(grid):
         raise ValueError(f"n must lie in 1 … {len(grid)}, the steps of {original} at strength={strength:g}, got {n}")

@@ -23,6 +23,7 @@ def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bo
     first: as many labels, but of the first samples: those with s = t, where pairs are sampled with `exact`.
     [Geng et al. 2025, MeanFlow, the released code]
     """
+    # also where `first` places them: their number stays random, with the mean rate·b
     dropped = jax.random.uniform(key, label.shape) < rate
     if first:
         dropped = jnp.arange(label.shape[0]) < jnp.sum(dropped)
@@ -78,6 +79,7 @@ def _guided(
     label: Int[Array, " b"],
     **inputs: Any,
 ) -> Samples:
+    # two calls and no doubled batch: the samples stay on their devices, and the memory of one call is enough
     conditional = denoiser(*args, label=label, **inputs)
     unconditional = denoiser(*args, label=jnp.full_like(label, NO_LABEL), **inputs)
     return mix(conditional, unconditional, guidance, channels=channels)

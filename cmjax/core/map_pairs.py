@@ -82,10 +82,13 @@ def ending_pairs(times: TimeSampler, *, mean: LogMean, std: LogStd, apart: Fract
         alone = jnp.arange(batch_size) < part_of(1 - apart, batch_size)
         length = jnp.where(alone, 0.0, times(length_key, batch_size))
         # by the inverse distribution function: its values below that of 1 − d are all equally probable
+        # ln((1 − d)/d) is the logit of 1 − d; it is inf at d = 0, and then nothing is cut off
         most = jax.scipy.stats.norm.cdf((jnp.log1p(-length) - jnp.log(length) - mean) / std)
         least = jnp.finfo(length.dtype).tiny
+        # the inverse is −inf at 0
         place = jnp.maximum(most * jax.random.uniform(end_key, (batch_size,)), least)
         s = jax.nn.sigmoid(mean + std * jax.scipy.stats.norm.ppf(place))
+        # the sum may be rounded to above 1, where the path ends
         return Times(t=jnp.minimum(s + length, 1.0), s=s)
 
     return sample
@@ -123,9 +126,12 @@ def skipping_grid_pairs(grid: Float64[np.ndarray, " n"], levels: TimeSampler, *,
     def sample(key, batch_size, step):
         count_key, t_key, s_key, level_key = jax.random.split(key, 4)
         points = jnp.asarray(grid, jnp.float32)
+        # one number for the whole batch: the teacher's loop is as long for all samples
         count = 1 + jnp.searchsorted(jnp.asarray(below, jnp.float32), jax.random.uniform(count_key), side="right")
+        # the last entry of `below` may be rounded to less than 1
         count = jnp.minimum(count, last)
         t, s = (jax.random.uniform(of, (batch_size,)) for of in (t_key, s_key))
+        # t is any of the points count … last, and s any of those from the lowest one up to r
         place = count + jnp.floor(t * (last - count + 1)).astype(int)
         end = jnp.floor(s * (place - count + 1)).astype(int)
         alone, level = jnp.arange(batch_size) < part_of(fraction, batch_size), levels(level_key, batch_size)
@@ -158,8 +164,10 @@ def lognormal_below(*, mean: LogMean, std: LogStd, path: Path, t_min: float) -> 
     """Times between t_min and `highest`, whose noise levels σ = b/a have the density of ln σ ~ N(mean, std²) there."""
 
     def sample(key, highest):
+        # ends of the unit normal that is truncated, as `truncated_normal` counts them
         low, high = ((jnp.log(path.noise_level(t)) - mean) / std for t in (jnp.full_like(highest, t_min), highest))
         level = jnp.exp(mean + std * jax.random.truncated_normal(key, low, high))
+        # exp, ln and `time_at` may round a level beyond its ends
         return jnp.clip(path.time_at(level), t_min, highest)
 
     return sample
@@ -187,6 +195,7 @@ def all_of(grid: Float64[np.ndarray, " n"]) -> PairSampler:
     """
 
     def sample(key, batch_size, step):
+        # from the last point down to the second
         points = jnp.asarray(grid[:0:-1], jnp.float32)
         return Times(points[jnp.arange(batch_size) % len(points)])
 
@@ -199,6 +208,7 @@ def two_of(grid: Float64[np.ndarray, " n"]) -> PairSampler:
     def sample(key, batch_size, step):
         first_key, apart_key = jax.random.split(key)
         one = jax.random.randint(first_key, (batch_size,), 0, len(grid))
+        # 1 … n − 1 places further on, in a circle: any point but the first one's
         other = (one + jax.random.randint(apart_key, (batch_size,), 1, len(grid))) % len(grid)
         points = jnp.asarray(grid, jnp.float32)
         return Times(points[jnp.maximum(one, other)], s=points[jnp.minimum(one, other)])

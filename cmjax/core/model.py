@@ -82,6 +82,7 @@ class Model:
     def _scalings(self, x: Samples, t: Time, s: Time | None) -> Scalings:
         checks.floating("x", x)
         times = _times(x, t, s)
+        # a model of one time must not be called with two, nor the reverse; the message is ours, not that of the lambda
         _check_takes(self.scalings, f"scalings({'t' if s is None else 't, s'})", times, {})
         return self.scalings(*times)
 
@@ -198,6 +199,7 @@ def _check_takes(function: Callable, call: str, arguments: tuple[Any, ...], inpu
     except (TypeError, ValueError):  # a callable whose signature cannot be read
         return
     try:
+        # only bound: a TypeError of the call itself could come from inside of the network
         signature.bind(*arguments, **inputs)
     except TypeError as error:
         raise TypeError(f"the model calls {call}, which the function does not take: {error}") from error
@@ -207,4 +209,5 @@ def _times(x: Array, t: Time, s: Time | None) -> tuple[Array, ...]:
     times = {name: as_time(time, x) for name, time in (("t", t), ("s", s)) if time is not None}
     for name, time in times.items():
         checks.per_sample_shape(name, time, x.shape[0])
+    # networks and scalings get (b,) always, so that they need no case for one time
     return tuple(jnp.broadcast_to(time, x.shape[:1]) for time in times.values())

@@ -87,12 +87,14 @@ def solve_to_tolerance(
     def largest_of_samples(scaled_error):
         return jnp.max(jnp.sqrt(jnp.mean(flat(scaled_error) ** 2, axis=1)))
 
+    # a mild controller, at the edge of what diffrax's documentation recommends: p, i >= 0.2, 0.3 and p + i <= 0.7
     controller = diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=0.3, icoeff=0.4, norm=largest_of_samples)
     states = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, x, args: velocity(x, t)),
         diffrax.Tsit5(),
         t0=times[0],
         t1=times[-1],
+        # diffrax then chooses the first step by the tolerances, too
         dt0=None,
         y0=x,
         stepsize_controller=controller,

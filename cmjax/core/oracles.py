@@ -108,6 +108,7 @@ def mixture_flow_map_1d(
         below = jnp.where(lower_tail < upper_tail, lower < lower_tail, upper > upper_tail)
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
+    # 80 halvings are more than float64 has digits
     low, high = jax.lax.fori_loop(0, iterations, halve, (jnp.full_like(x, -reach), jnp.full_like(x, reach)))
     return (low + high) / 2
 
@@ -116,5 +117,6 @@ def dataset_denoiser(x: Samples, t: Time, *, data: Float[Array, "n *dims"]) -> S
     """D(x, t) for data uniform on a finite set: Σ_i w_i·data_i, w = softmax(−‖x − data_i‖²/2t²). The exact teacher."""
     t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])[:, None]
     points, rows = flat(data), flat(x)
+    # differences first: ‖x‖² − 2xᵀy + ‖y‖² cancels, and is divided by 2t² below
     squared_distances = jnp.sum((rows[:, None] - points[None]) ** 2, axis=2)
     return (jax.nn.softmax(-squared_distances / (2 * t**2), axis=1) @ points).reshape(x.shape)

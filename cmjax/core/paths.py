@@ -42,6 +42,7 @@ def _wide(dtype: Any) -> Any:
 def _beside(x: Array, t: Time) -> Array:
     """t beside each sample of x, as `as_time`, or in float64 where it is."""
     t = jnp.asarray(t)
+    # a Python number is weakly typed float64 where x64 is enabled, though nobody asked for that precision
     return per_sample(t if t.dtype == jnp.float64 and not t.weak_type else as_time(t, x), x)
 
 
@@ -158,6 +159,7 @@ linear = Path(
 """x_t = (1 − t)·x0 + t·noise, t in [0, 1]: flow matching.   [Lipman et al. 2023; Liu et al. 2023]"""
 
 
+# cached: paths hold lambdas and compare by them, so only one object for equal arguments equals itself
 @lru_cache
 def linear_to(*, noise_scale: Positive) -> Path:
     """x_t = (1 − t)·x0 + t·k·noise, t in [0, 1], with k the `noise_scale`: `linear` for images of many pixels, whose

@@ -61,6 +61,7 @@ def trig(t: Array, *, sigma_data: float) -> Scalings:
 
 def trig_edm(t: Array, *, sigma_data: float) -> Scalings:
     """`edm` on the TrigFlow path, for parameters that were trained on the `ve` path.   [Lu & Song 2025, app. B]"""
+    # σ = σ_d·tan t, the noise level, which the network was trained to take
     level = jnp.log(sigma_data) + jnp.log(jnp.tan(t))
     return Scalings(jnp.cos(t), sigma_data * jnp.sin(t), jnp.full_like(t, 1 / sigma_data), level / 4)
 
@@ -133,6 +134,7 @@ def path_flow(t: Array, s: Array, *, path: Path, sigma_data: float) -> Scalings:
     The network takes the path's times t and t − s. At equal noise levels, states of two paths differ by a factor.
     [Karras et al. 2022, app. B; Lu & Song 2025, eq. 12]
     """
+    # arctan2, not the arctan of b/a: a is 0 where the path ends in noise alone
     angle_t, angle_s = (jnp.arctan2(path.b(time) / sigma_data, path.a(time)) for time in (t, s))
     size_t, size_s = (jnp.hypot(path.a(time), path.b(time) / sigma_data) for time in (t, s))
     gap = angle_t - angle_s
@@ -235,6 +237,7 @@ def lcm(
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+    # the network is the teacher's: its output first becomes D, of which LCM takes its part
     teacher = PREDICTIONS[prediction](t, path=path)
     tau = scaling * t
     of_x, of_denoised = sigma_data**2 / (tau**2 + sigma_data**2), tau / jnp.sqrt(tau**2 + sigma_data**2)
@@ -244,4 +247,5 @@ def lcm(
 def combine(scalings: Scalings, x: Samples, out: Array) -> Samples:
     """c_skip·x + c_out·F, of the dtype of x."""
     c_skip, c_out = per_sample(scalings.c_skip, x), per_sample(scalings.c_out, x)
+    # in the precision of the scalings, float32: near the boundary the sum is of 1·x and a small c_out·F
     return (c_skip * x.astype(c_skip.dtype) + c_out * out.astype(c_out.dtype)).astype(x.dtype)

@@ -53,6 +53,7 @@ def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
     """
     key = checks.as_key(key, shape[0])
     if key.ndim == 0:
+        # `fold_in`, not `split`: the index is traced in a sampler's scan, and the number of noises need not be known
         return jax.random.normal(jax.random.fold_in(key, index), tuple(shape))
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), tuple(shape[1:])))(key)
 
@@ -77,6 +78,7 @@ def _started(
     listed = jnp.asarray(noises, x.dtype)
 
     def at(index: int | Array) -> Array:
+        # in a scan the index is traced, and the loop's whole count is asked for
         checks.enough_noises(listed, shape, index + 1 if isinstance(index, int) else count)
         # the last evaluation of some samplers adds none: they ask for one and multiply it by 0
         return listed[jnp.minimum(index, len(listed) - 1)] if len(listed) else jnp.zeros_like(x)

@@ -146,6 +146,7 @@ def pndm(
     the first takes the mean of the estimates at both of its ends.   [Liu et al. 2022, PNDM, eq. 12 and 13]
     """
     times = checks.descending(times, least=2)
+    # a = 1 and b = 0, those of the clean data, at which the last step ends
     ends = jnp.array([1.0, 0.0])[:, None] if to_zero else jnp.zeros((2, 0))
     a, b = jnp.concatenate([jnp.stack([path.a(times), path.b(times)]), ends.astype(times.dtype)], axis=1)
     later = np.arange(1, len(a) - 1)
@@ -157,7 +158,9 @@ def pndm(
         t, a_t, b_t, a_r, b_r, again, weights = step
         newest = ((x - path.a(t) * denoise(x, t)) / path.b(t), *earlier)
         noise = sum(weight * estimate for weight, estimate in zip(weights, newest, strict=True))
+        # the second evaluation goes through the first interval once more, from its start and with the mean of both ends
         start = jnp.where(again, before, x)
+        # and leaves no estimate behind: the next step has that at the start as its only earlier one
         kept = tuple(jnp.where(again, *both) for both in zip(earlier, newest[:-1], strict=True))
         return (a_r / a_t * (start - b_t * noise) + b_r * noise, x, kept), None
 
@@ -194,6 +197,7 @@ def _log_steps(path: Path, times: Array) -> Array:
 
 def _parabola(gaps: Array) -> Array:
     """The factors (n − 1, 2) of `dpmpp_3m`."""
+    # h_{i−1} and h_{i−2}; what wraps around at the first two steps is not used
     one, two = jnp.roll(gaps, 1), jnp.roll(gaps, 2)
     # p − ½ by its series where h is small: the difference of two large numbers would be rounded
     series = gaps / 12 - gaps**3 / 720 + gaps**5 / 30240 - gaps**7 / 1209600

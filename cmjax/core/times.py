@@ -89,6 +89,7 @@ def part_of(fraction: float, batch_size: int | Any) -> int:
     Raises: ValueError where the batch size is symbolic.
     """
     known_size(batch_size, f"fraction={fraction} of the batch")
+    # on the host, since shapes follow from it
     return max(round(fraction * batch_size), int(fraction > 0))
 
 

@@ -66,6 +66,7 @@ def sigmoid(
     [Zhou et al. 2025, IMM; Kingma & Gao 2023]
     """
     a, b = path.a(t), path.b(t) / sigma_data
+    # −λ'(t), positive: the signal-to-noise ratio falls with t
     falls = 2 * (path.db(t) / path.b(t) - path.da(t) / a)
     return falls / 2 * jax.nn.sigmoid(shift - 2 * jnp.log(a / b)) * a**power / (a**2 + b**2)
 
@@ -88,5 +89,6 @@ def towards_noise(t: PerSample, s: PerSample, *, shift: Positive = 1.0) -> PerSa
 
     [AnyFlow, the released code]
     """
+    # the midpoint rule: the mean is a number of the program, not of the batch
     times = shifted((np.arange(1000) + 0.5) / 1000, shift)
     return t * jnp.sqrt(1 - t) / float(np.mean(times * np.sqrt(1 - times)))

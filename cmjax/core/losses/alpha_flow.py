@@ -61,6 +61,7 @@ def alphaflow(
         later = model.output(held, x_r, r, s, key=key, **batch.conditions)
         u = model.output(params, x_t, t, s, key=key, **batch.conditions)
         target = per_sample(fraction, v) * v + per_sample(1 - fraction, v) * later
+        # flow matching, where s = t, is not clipped: its target is the sample's own velocity
         return regress(u, jnp.where(per_sample(s < t, v), jnp.clip(target, -clip, clip), target), fraction)
 
     def limit():
@@ -99,6 +100,7 @@ def alpha_schedule(
         raise ValueError(f"clamp must lie in (0, 0.5), got {clamp}")
 
     def alpha(step):
+        # where the step lies between the fractions `start`, 0, and `end`, 1
         place = (jnp.asarray(step, jnp.float32) / total_steps - start) / (end - start)
         value = jax.nn.sigmoid(steepness * (0.5 - place))
         return jnp.where(value < clamp, 0.0, jnp.where(value > 1 - clamp, 1.0, value))

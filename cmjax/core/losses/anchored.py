@@ -55,6 +55,7 @@ def facm(
         v = teacher_velocity(teacher, model, batch, x_t, guidance=guidance, interval=interval)
     elif guidance != 1:
         label = labels_of(batch)
+        # as the authors have it: outside of the interval the scale stays, and the other estimate has the label too
         other = jnp.where((interval[0] <= t) & (t <= interval[1]), NO_LABEL, label)
         # The released code guides by the consistency output here, not by the anchor's velocity.
         own = model.output(params, x_t, t, s, key=key, **{**batch.conditions, "label": other})
@@ -99,6 +100,7 @@ def dmf(
         return model.weighted_output(params, x, t, s, key=key, **batch.conditions)
 
     direction = (v.astype(x_t.dtype), jnp.ones_like(t))
+    # differences evaluate the network at t ± h, and it knows no time beyond the path's end or below s
     last = jnp.full_like(s, model.path.signal_ends)
     out, slope, w = within(derivative, s, last)(u, (x_t, t), direction, has_aux=True)
     error = l2(out, jax.lax.stop_gradient(fixed_output(model, t, s, x_t, v, slope)))

@@ -90,6 +90,7 @@ def ctm(
         return ode_step(velocity, x, _at_places(points, place - i), _at_places(points, place - i - 1))
 
     place = _places_in(points, t)
+    # of a traced length, so without reverse mode: no parameter of the student enters it
     x_r = jax.lax.fori_loop(0, jnp.max(place - _places_in(points, r)), step, x_t)
     estimate = flow_map(held)(flow_map(params)(x_t, t, s), s, least)
     target = flow_map(held)(jax.lax.stop_gradient(flow_map(params)(x_r, r, s)), s, least)
@@ -155,14 +156,17 @@ def _on_trajectories(
     check_groups(batch.x0.shape[0], group)
 
     def first(value: Array) -> Array:
+        # gathered first: every group-th sample of a split axis would lie unevenly over the devices
         return split_as(whole(value)[::group], batch.x0)
 
     conditions = {name: first(value) for name, value in batch.conditions.items()}
     start = model.path.add_noise(first(batch.x0), first(batch.noise), grid[-1])
     states = trajectory(lambda x, t: teacher(x, t, **conditions), start, grid[::-1])
+    # (n, g, ...) to (g, n, ...): groups first, from the last time down to the first
     states = jax.lax.stop_gradient(whole(jnp.moveaxis(states, 0, 1)))
 
     def at(times: PerSample) -> Samples:
+        # `states` begin with the last time of the grid
         place = len(grid) - 1 - _places_in(jnp.asarray(grid, times.dtype), times)
         return _chosen(place, states)
 
@@ -173,6 +177,7 @@ def _on_trajectories(
 @with_auto_axes
 def _chosen(place: Int[Array, " b"], states: Float[Array, "g n *dims"]) -> Samples:
     """The state (b, ...) at each place (b,) of the trajectory of its group."""
+    # (g, group, 1, …), to take from (g, n, ...) along the axis of states
     by_group = place.reshape(states.shape[0], -1, *(1,) * (states.ndim - 2))
     chosen = jnp.take_along_axis(states, by_group, axis=1)
     return chosen.reshape(place.shape[0], *states.shape[2:])
@@ -186,4 +191,5 @@ def _places_in(grid: Array, t: PerSample) -> Array:
 
 @partial(with_auto_axes, rows_from=1)
 def _at_places(grid: Array, place: Array) -> PerSample:
+    # samples of the denoiser's loss have no place in the grid and may step below it; their x_r is not used
     return grid[jnp.maximum(place, 0)]

@@ -205,6 +205,7 @@ def mean_velocity(
         return model.output(params, x, t, s, key=key, **batch.conditions)
 
     last = jnp.full_like(s, model.path.signal_ends)
+    # `jax.jvp` takes directions of the primals' own dtypes alone
     return within(derivative, s, last)(u, (x_t, t), (along.astype(x_t.dtype), jnp.ones_like(t)))
 
 

@@ -71,6 +71,7 @@ def check_groups(batch_size: Any, group: int) -> None:
 def _discrepancy(x: Samples, y: Samples, scale: PerSample, *, group: int, kernel: Kernel) -> PerSample:
     """MMD² of each group, mean k(x, x') + mean k(y, y') − 2·mean k(x, y) over all pairs, for each of its samples."""
     x, y = (flat(widened(ends)).reshape(scale.shape[0] // group, group, -1) for ends in (x, y))
+    # all samples of a group have the same times, so the first one's scale is that of the group
     of_group = scale[::group, None, None]
 
     def mean(x: Float[Array, "g m d"], y: Float[Array, "g m d"]) -> Float[Array, " g"]:

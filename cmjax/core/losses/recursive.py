@@ -55,6 +55,7 @@ def shortcut(
     def first(value: jax.Array) -> jax.Array:
         return split_as(whole(value)[:halved], x_t)
 
+    # only these samples learn from half steps, so only they are evaluated twice more
     x, start, middle, end = map(first, (x_t, t, batch.times.target, s))
     inputs = jax.tree.map(first, batch.conditions)
     target_params = params if target_params is None else target_params
@@ -149,8 +150,10 @@ def soflow(
     c = model.scalings(t, s)
     x_r = x_t - per_sample(t - r, x_t) * v
     later = model(params, x_r, r, s, key=key, **batch.conditions)
+    # 1 where r = t: those samples take `matched`, and a nan here would reach their gradient
     slope = (combine(c, x_t, out) - later) / per_sample(jnp.where(r < t, t - r, 1), x_t)
     target = jax.lax.stop_gradient(out - per_sample(jnp.sign(c.c_out), slope) * slope)
+    # ∂_s c_out at s = t, by which the authors divide the loss of the velocity
     rate = jax.jvp(lambda s: model.scalings(t, s).c_out, (t,), (jnp.ones_like(t),))[1]
     matched = distance(velocity_of(model, t, x_t, out), v) / jnp.abs(rate)
     return jnp.where(s < t, distance(out, target) / 2, matched)
@@ -158,5 +161,6 @@ def soflow(
 
 def fading(t: PerSample, after: float) -> PerSample:
     """1 until the time `after`, then 1 − exp(−q/(40·(1 − q))), q = (1 − t)/(1 − after), which falls to 0 at t = 1."""
+    # q = 1 is the time `after`, where q/(1 − q) is infinite; the guard is for after = 1, which fades nowhere
     q = jnp.clip((1 - t) / max(1 - after, 1e-12), 0, 1 - 1e-6)
     return jnp.where(t <= after, 1.0, -jnp.expm1(-0.025 * q / (1 - q)))

@@ -92,6 +92,7 @@ def anyflow(
         out, slope = (out + (w - 1) * alone) / w, slope / w
     error = weight(t, s) * l2(out, jax.lax.stop_gradient(v - per_sample(t - s, v) * slope))
     equal, held = s >= t, jax.lax.stop_gradient(error)
+    # without a sample of s = t in the batch nothing is scaled
     mean = jnp.sum(jnp.where(equal, held, 0)) / jnp.maximum(jnp.sum(equal), 1)
     return jnp.where(equal | ~jnp.any(equal), 1, mean / (held + 1e-5)) * error
 
@@ -127,6 +128,7 @@ def pmf(
     )  # fmt: skip
     if perceptual is None:
         return loss
+    # `imf` takes it away in the same manner: no network has such an input
     inputs = {name: value for name, value in batch.conditions.items() if name != "kept_label"}
     image = x_t - per_sample(t, x_t) * model.output(params, x_t, t, s, key=key, **inputs)
     gap = perceptual(image, batch.x0)

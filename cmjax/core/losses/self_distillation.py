@@ -87,9 +87,11 @@ def psd(
         jax.tree.map(lambda value: per_sample(value, v), model.scalings(*ends)) for ends in ((t, r), (r, s), (t, s))
     )
     second = model.output(held, to_r.c_skip * x_t + to_r.c_out * first, r, s, key=key, **batch.conditions)
+    # Φ(Φ(x, t, r), r, s) = c_skip·x + c_out·u⁻, solved for c_out·u⁻; on the linear path nothing of x is left
     of_x = to_s.c_skip * to_r.c_skip - whole.c_skip
     moved = of_x * x_t + to_s.c_skip * to_r.c_out * first + to_s.c_out * second
     apart = per_sample(s < t, v)
+    # at s = t this is the output whose velocity is v
     still = fixed_output(model, t, t, x_t, v, jnp.zeros_like(v))
     target = jnp.where(apart, moved / jnp.where(apart, whole.c_out, 1), still)
     u = model.output(params, x_t, t, s, key=key, **batch.conditions)
@@ -121,6 +123,7 @@ def esd(
     def by_place(x):
         return model(held, x, t, s, key=key, **batch.conditions)
 
+    # two derivatives, as only the one by t carries the gradient
     _, moved_by_time = jax.jvp(by_time, (t,), (jnp.ones_like(t),))
     _, moved_by_place = jax.jvp(by_place, (x_t,), (v.astype(x_t.dtype),))
     error = distance(moved_by_time, -jax.lax.stop_gradient(moved_by_place))

@@ -65,8 +65,10 @@ def tangent(
             return model.weighted_output(params, x, t, key=key, **conditions)
         return model.output(params, x, t, key=key, **conditions), None
 
+    # the direction holds the factor, so that no unbounded dF/dt is computed first and multiplied later
     direction = (gain_of_out * velocity, gain_of_out.reshape(t.shape))
     out, out_slope, log_weight = derivative(network, (x, t), direction, has_aux=True)
+    # stable from the start; what `warmup` scales holds the derivative of the network
     bounded = gain_of_f * (c_skip * velocity + c_out_slope * out)
     g = bounded + warmup * (gain_of_f * c_skip_slope * x + out_slope)
     return Tangent(out, jax.lax.stop_gradient(g), log_weight)
