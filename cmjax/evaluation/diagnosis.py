@@ -192,6 +192,7 @@ def _in_parts(
 
     mesh, errors = make_mesh(), []
     compiled = jax.jit(measure, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    # as numbers, since typed keys are no host arrays that can be cut into parts; `measure` turns them back
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), num))
     with progress("trajectories", num) as update:
         for rows in chunks((keys, (conditions, of_teacher)), size):

@@ -74,6 +74,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), rounds)))
     with progress("losses", BINS) as update:
         for place in range(BINS):
+            # the place is traced, so that one program serves all bins
             measured = [jax.device_get(measure(models, batches.at(i), keys[i], place)) for i in range(rounds)]
             rows.append(_row(edges[place : place + 2].tolist(), *np.array(measured, np.float64).T, size=size))
             update(place + 1, "")

@@ -40,6 +40,7 @@ def read_rows(path: Path) -> list[Row]:
                 rule["network"] = OLD_FEATURES.get(rule.get("network"), rule.get("network"))
             rows.append(row | {"metrics": dict(row["metrics"])})
         except (ValueError, KeyError, TypeError, AttributeError):
+            # a line that a kill cut short must not make the others unreadable
             log.warning("line %d of %s is no row, and is left out", number, path)
     return rows
 

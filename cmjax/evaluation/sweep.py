@@ -125,6 +125,7 @@ def evaluate_once(path: Path, setting: Row, evaluator: Evaluator, images_of: Any
     if there := on_first_process(lambda: row_there(read_rows(path), setting, evaluator.protocol)):
         return there
     began, num = time.perf_counter(), setting["num"]
+    # named by its setting: what another setting has accumulated must not be gone on with
     keep = path.parent / ".cache" / f"evaluation-{_key(setting, evaluator)}.npz"
     with progress(f"{setting['sampler']}, step {setting['step']}", num) as update:
         accumulators = evaluator.accumulate(images_of, num, keep=keep, update=update)

@@ -73,6 +73,7 @@ class Accumulator:
         for name in ("features", "spatial"):
             if name in outputs:
                 rows = outputs[name]
+                # the width is known from the first batch on
                 self.moments.setdefault(name, Moments(rows.shape[1])).add(rows)
         if "rows" in outputs and (room := self.most_rows - sum(map(len, self.rows))) > 0:
             self.rows.append(np.asarray(outputs["rows"][:room], np.float32))  # 82 MB of 2048 features

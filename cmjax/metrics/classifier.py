@@ -65,6 +65,7 @@ class Classifier:
     def probabilities_of(self, features: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n classes"]:
         """Computes class probabilities from features, with columns in the order of `classes`."""
         logits = features @ self.kernel.astype(np.float64) + self.bias
+        # the largest is taken off, since exp overflows
         unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
         return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 

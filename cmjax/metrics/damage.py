@@ -21,6 +21,7 @@ def damaged(kind: str, images: Images, labels: np.ndarray | None, strength: floa
     """Damages images (n, h, w, c) uint8; at strength 0 they stay as they are."""
     if not strength:
         return images
+    # one seed for all strengths, so that they differ in strength alone
     rng = np.random.default_rng(0)
     if kind == "lost classes":
         return _fewer_modes(images, labels, strength, rng)

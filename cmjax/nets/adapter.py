@@ -60,12 +60,14 @@ def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath
     try:
         hash(module)
     except TypeError:  # a field that has no hash
+        # the function behind the cache, which hashes its arguments
         traced = _traced.__wrapped__
     else:
         traced = _traced
     return traced(module, tuple(shape), x64=jax.config.read("jax_enable_x64"))
 
 
+# x64 is not read: it belongs to the key, as the shapes' dtypes depend on it
 @functools.lru_cache(maxsize=4)
 def _traced(module: nn.Module, shape: tuple[int, ...], *, x64: bool) -> tuple[ByPath, ByPath]:
     initialisers: ByPath = {}
@@ -83,6 +85,7 @@ def _traced(module: nn.Module, shape: tuple[int, ...], *, x64: bool) -> tuple[By
 
 
 def _inputs(shape: Sequence[int]) -> tuple[Array, Array]:
+    # no parameter's shape depends on how many samples there are
     return jnp.zeros((1, *shape)), jnp.zeros(1)
 
 

@@ -58,6 +58,7 @@ class ADM(UNetBase):
             conv = Conv(width, FanIn(), stride=2 if resample == "down" else 1, dtype=self.dtype, name=name)
             # a convolution alone takes neither the embedding nor dropout
             return lambda h, *_: conv(upsample(h, (1, 1)) if resample == "up" else h)
+        # 1e-5 in norms, where EDM's own U-Nets have 1e-6; branches end in zeros, so that a block starts as its shortcut
         return block_class(ResidualBlock, remat=self.remat)(
             width, resample=resample, heads=self._heads(width) if attends else 0, dropout=self.dropout,
             skip_scale=1.0, project_resampled=False, modulation=self.modulation, norm_eps=1e-5,

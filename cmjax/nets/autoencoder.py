@@ -174,6 +174,7 @@ class AutoencoderKL(Part, kw_only=True):
     moments_conv: bool = True
     latents_conv: bool = True
 
+    # Flax's layers do not say how their outputs lie, as Explicit axes want it; arguments 0 and 1 have no samples
     apply = nn.nowrap(with_auto_axes(nn.Module.apply, rows_from=2))
 
     @property

@@ -44,6 +44,8 @@ class Network(nn.Module, kw_only=True):
     normalized_head: ClassVar[bool] = False
     """Whether the weight head has EDM2's form."""
 
+    # Flax's layers do not say how their outputs lie, as Explicit axes want it; arguments 0 and 1, the module and its
+    # variables, have no axis of samples
     apply = nn.nowrap(with_auto_axes(nn.Module.apply, rows_from=2))
 
     @nn.compact
@@ -86,8 +88,10 @@ class Network(nn.Module, kw_only=True):
             raise ValueError("return_velocity=True was asked of a network with velocity_head=False")
         self.check(x)
         scalars = added_scalars(self, c_noise, c_noise_s, guidance, interval)
+        # a network with classes always gets labels, and one without ignores them: `embed` has one case
         label = checks.as_labels(-1 if label is None else label, x.shape[0], self.num_classes or None)
         augment = jnp.zeros((*c_noise.shape, augment_dim)) if augment is None else augment
+        # float32 whatever the dtype of computation: the scalings and the loss go on from here
         out = jnp.asarray(self.body(x, self.embed(c_noise, label, augment, scalars), deterministic), jnp.float32)
         if self.velocity_head:
             out, velocity = jnp.split(out, 2, axis=-1)

@@ -62,6 +62,7 @@ class ResidualBlock(nn.Module):
 
     def _modulated(self, h: Array, embedding: Array) -> Array:
         width = self.features if self.modulation == "shift" else 2 * self.features
+        # (b, 1, 1, width): the same at every position
         affine = nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="affine")(embedding)[
             :, None, None
         ]

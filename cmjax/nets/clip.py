@@ -125,6 +125,7 @@ class ClipText(nn.Module, kw_only=True):
         for i in range(self.layers):
             hidden.append(TextLayer(name=f"encoder_layers_{i}", **fields)(hidden[-1]))
         last = layer_norm(self, "final_layer_norm")(hidden[-1 - skip]).astype(jnp.float32)
+        # (b, n, width) at one place of each text, (b, width)
         pooled = jnp.take_along_axis(last, self._end(ids)[:, None, None], axis=1)[:, 0]
         projected = None
         if self.projection:
@@ -134,6 +135,7 @@ class ClipText(nn.Module, kw_only=True):
 
     def _end(self, ids: Array) -> Array:
         """The place of the token at which each text ends, (b,)."""
+        # of equal maxima `argmax` gives the first: texts are filled up with the same token
         return jnp.argmax(ids if self.eos_id == LARGEST_ID else (ids == self.eos_id).astype(jnp.int32), axis=1)
 
 

@@ -103,6 +103,7 @@ class Upsample(Part):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b h_out w_out c"]:
+        # an odd size was rounded up when it was halved: twice that is one row or column too many
         return self.conv(x.shape[-1], "conv")(upsample(x, (1, 1))[:, :height, :width])
 
 

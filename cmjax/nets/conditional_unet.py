@@ -164,6 +164,7 @@ class ConditionalUNet(nn.Module, kw_only=True):
         h = self._level(MiddleLevel, "mid_block", levels[-1], 2, True)(h, embedding, context)
         for i, level in enumerate(reversed(levels)):
             blocks = self.blocks[level] + 1
+            # the last maps of the way down, the newest first: one for each block
             beside, maps = maps[: -blocks - 1 : -1], maps[:-blocks]
             up = self._level(UpLevel, f"up_blocks_{i}", level, blocks, self.attends_up[level])
             h = up(h, beside, maps[-1] if level else None, embedding, context)
@@ -194,7 +195,9 @@ class ConditionalUNet(nn.Module, kw_only=True):
         embedding = embed(time_waves(time, self.widths[0], **waves), guidance_embedding)
         if not self.size_width:
             return embedding
+        # waves of every number by itself, (b·sizes, size_width), then side by side for each sample
         seen = time_waves(sizes.ravel(), self.size_width, **waves).reshape(len(sizes), -1)
+        # released networks have silu here, whatever the activation of the other embedding
         added = Embedding(width, "silu", self.dtype, name="add_embedding")
         return embedding + added(jnp.concatenate([pooled, seen], axis=1))
 

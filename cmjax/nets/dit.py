@@ -97,6 +97,7 @@ class DiT(Network):
             none = self.num_classes
             index = jnp.where(label < 0, none, label)
             embedding += nn.Embed(none + 1, self.width, embedding_init=SMALL, name="label")(index)[:, None]
+        # once for all: the modulation of every block begins with it
         return nn.silu(embedding)
 
     def body(

@@ -46,6 +46,7 @@ class EDM2(UNetBase):
     clip_act: float = 256.0
 
     normalized_head = True
+    # F starts at zero by its gain: a kernel of unit norm cannot be zero
     out_gain_init = staticmethod(nn.initializers.zeros)
 
     def check(self, x: Array) -> None:

@@ -71,6 +71,7 @@ class IMFDiT(Network):
             raise ValueError("two_times=True: the network takes one time, t − s")
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(f"patch={self.patch} does not divide height and width, {x.shape[1]}x{x.shape[2]}")
+        # rotations turn pairs of a head's channels; by row and column, half of the pairs each
         pairs = 2 if self.rope == "tokens" else 4
         if self.width % (pairs * self.heads):
             raise ValueError(f"width={self.width} must be a multiple of {pairs}·heads={pairs * self.heads}")

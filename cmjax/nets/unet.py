@@ -80,6 +80,7 @@ class UNet(UNetBase):
             # The filter follows the convolution of the larger, zero-padded image, and pads no more.
             taps, reach = self.resample_filter, len(self.resample_filter) // 2
             wide = self._conv(image, h.shape[-1], f"{name}_residual", padding=reach)
+            # √½ keeps the variance of a sum of two
             image = h = (h + downsample(wide, taps, padding=0)) * 0.5**0.5
         return h, image
 
@@ -88,6 +89,7 @@ class UNet(UNetBase):
         for level, h in zip(reversed(range(len(levels))), levels, strict=True):
             if self.decoder == "skip" or level == 0:
                 shown = nn.silu(GroupNorm(dtype=self.dtype, name=f"decoder_{level}_norm")(h))
+                # nearly zero at the start, as in the released networks: F begins close to 0
                 shown = self._conv(shown, channels, f"decoder_{level}_conv", gain=1e-5)
                 image = shown if image is None else upsample(image, self.resample_filter) + shown
         return jnp.asarray(image)

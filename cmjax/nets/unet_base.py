@@ -109,6 +109,7 @@ class UNetBase(Network, kw_only=True):
             # one more than in the encoder, for the skip of the stem or of the halving
             for i in range(self.blocks + 1):
                 attends = False if self.last_attends_alone and i < self.blocks else None
+                # the newest skip first: each has the size of what it is joined to
                 h = apply(f"{name}_block_{i}", self.join(h, skips.pop()), self.channels * mult, attends=attends)
             levels.append(h)
         channels = self.channels_out(x)
@@ -156,5 +157,6 @@ class Embedding(nn.Module, kw_only=True):
         for name, value in scalars.items():
             h += AddedEmbedding(width, init, name=name)(waves(value.astype(jnp.float32)))
         if self.num_classes and not self.label_first:
+            # a table of vectors from N(0, 1), as PyTorch's Embedding starts
             h += nn.Dense(width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name="label")(one_hot)
         return nn.silu(h).astype(self.dtype)

@@ -61,6 +61,7 @@ def advise(planned: AbstractRun, memory: Memory, operations: float) -> list[dict
         total = _estimate(planned, memory, fraction=fraction, **changes)
         rows.append({"option": f"--config.{option}", "memory": total, "operations": operations * fraction})
 
+    # a few stand for all: the table is to be read, and what lies between can be asked of `plan`
     for fsdp in sorted({2, 8, _fsdps(devices)[-1]} & set(_fsdps(devices))):
         if fsdp > run.fsdp:
             row(f"mesh.fsdp={fsdp}", fsdp=fsdp)
@@ -85,6 +86,7 @@ def what_fits(planned: AbstractRun, memory: Memory) -> str:
     fsdps = [run.fsdp, *(fsdp for fsdp in _fsdps(planned.mesh.size) if fsdp > run.fsdp)]
     # the first pair is the present setting
     choices = [(fsdp, parts) for fsdp in fsdps for parts in _parts(planned)][1:]
+    # both make a step slower, so the least product comes first, and of equals the one with less to exchange
     for fsdp, parts in sorted(choices, key=lambda choice: (choice[0] * choice[1], choice[0])):
         total = _estimate(planned, memory, fsdp=fsdp, parts=parts)
         if total <= room:

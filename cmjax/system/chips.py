@@ -108,6 +108,7 @@ def topology_devices(name: str) -> list[Any]:
     # libtpu reads them when it is loaded
     for variable, value in _WITHOUT_HARDWARE.items():
         os.environ.setdefault(variable, value)
+    # else JAX would start libtpu's own backend, which wants a chip
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
     try:

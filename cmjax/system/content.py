@@ -30,6 +30,7 @@ def content_key(*values: Any) -> str:
 
 def files_key(files: Iterable[AnyPath]) -> str:
     """Hash the content of files in their order, not their names. Raises: OSError."""
+    # reading from a bucket or a network disk mostly waits
     with ThreadPoolExecutor(8, thread_name_prefix="content") as threads:
         return content_key(*threads.map(_file_key, files))
 
@@ -38,6 +39,7 @@ def _add(digest: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         # kind and length first: other nestings of the same values must not give the same bytes
         digest.update(b"{%d" % len(value))
+        # the order in which names were put in is no content
         for name in sorted(value):
             _add(digest, name)
             _add(digest, value[name])

@@ -152,6 +152,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
         temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
+        # gone where the move succeeded; a full disk leaves a part of it
         temporary.unlink(missing_ok=True)
 
 

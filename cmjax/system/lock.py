@@ -68,6 +68,7 @@ class FolderLock(contextlib.AbstractContextManager):
         # neither works where another process makes, replaces or removes its mark meanwhile
         while not (self._make() or self._take_over()):
             time.sleep(0.01)
+        # a daemon, which does not keep a program alive that has nothing else to do
         threading.Thread(target=self._beat, daemon=True, name="running").start()
         _held.add(self)
 
@@ -243,6 +244,7 @@ def process_start(pid: int) -> int | None:
     except OSError:
         return None
     # Z and X: it ended, and its parent has not asked yet
+    # field 22 of the file, where fields[0] is field 3
     return None if fields[0] in "ZX" else int(fields[19])
 
 

@@ -30,6 +30,7 @@ def free_bytes() -> int | None:
     if devices[0].platform != "cpu":
         stats = [device.memory_stats() or {} for device in devices]
         free = [one["bytes_limit"] - one.get("bytes_in_use", 0) for one in stats if "bytes_limit" in one]
+        # the fullest device decides: a program takes as much on each
         return min(free, default=None)
     free = free_on_host()
     return free if free is None else free // len(devices)

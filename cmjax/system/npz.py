@@ -79,6 +79,7 @@ def read_header(path: AnyPath, name: str, file: IO[bytes]) -> tuple[tuple[int, .
     Raises: ValueError where it is no array, or an array of Python objects.
     """
     try:
+        # NumPy has a public reader of versions 1 and 2 alone; 3 is of structured arrays with other than Latin names
         version = np.lib.format.read_magic(file)
         shape, fortran, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
     except (ValueError, AttributeError) as error:

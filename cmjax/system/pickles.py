@@ -60,6 +60,7 @@ def pickle_source(file: BinaryIO) -> Source:
     """Opens the whole of a file. Raises: ValueError where it begins as files of another kind do."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
+    # a web page may begin with blank lines
     head = file.read(64).lstrip()
     file.seek(0)
     if not size:
@@ -113,12 +114,14 @@ def _dtype(code: Any, *_: Any) -> Unbuilt:
 
 
 def _array(raw: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
+    # 32 axes are the most that NumPy 1 has
     if not isinstance(dtype, np.dtype) or not all(map(is_natural, of_type(shape, tuple))) or len(shape) > 32:
         raise ValueError("it has a NumPy array whose shape is not understood")
     # Python 2 wrote text
     raw = _bytes(raw)
     if len(raw) != math.prod(shape) * dtype.itemsize:
         raise ValueError("it has a NumPy array whose shape does not fit its data")
+    # an array over the bytes themselves: nothing is copied; NumPy refuses an empty buffer, and None makes one
     array = np.ndarray(shape, dtype, (booleans(raw) if dtype.kind == "b" else raw) if raw else None, order=order)
     array.flags.writeable = False
     return array

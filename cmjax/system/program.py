@@ -72,6 +72,7 @@ def compile_program(traced: jax.stages.Traced) -> Program:
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
+        # older versions of jaxlib do not give it
         peak=getattr(memory, "peak_memory_in_bytes", 0),
         moved=cost.get("bytes accessed", 0.0),
         operations=cost.get("flops", 0.0),

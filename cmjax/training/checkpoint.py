@@ -141,6 +141,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             log.warning("remove %s: a bucket's folders cannot be renamed", self.folder / str(step))
             return
         on_first_process(lambda: os.replace(self.folder / str(step), self.folder / f"{what}-{step}"))
+        # Orbax lists the folder once and remembers the steps
         self._manager.reload()
 
 

@@ -110,6 +110,7 @@ class MetricsWriter:
             about = {"dir": folder, "name": to_path(workdir).name, "config": dict(config)}
             run = wandb.init(project="cmjax", id=id_file.read_text().strip(), resume="allow", **about)
         except Exception as error:  # of a login, a key, a mode or the network
+            # the records and TensorBoard's files are open by now, and nobody will have this writer to close it
             self.close()
             raise MirrorError(
                 "config.log.wandb=True: Weights & Biases does not start: "
@@ -126,6 +127,7 @@ def open_writer(workdir: Path, **arguments: Any) -> contextlib.AbstractContextMa
     Raises: MirrorError, as `MetricsWriter`.
     """
     opened: list[MetricsWriter] = []
+    # through a list, as results go to all processes as JSON, which cannot hold a writer
     on_first_process(lambda: opened.append(MetricsWriter(workdir, **arguments)))
     return contextlib.closing(opened[0]) if opened else contextlib.nullcontext()
 
@@ -155,6 +157,7 @@ class _DiskRecords:
     """Appends lines to a file. Lines that a full disk refuses wait until it has room."""
 
     def __init__(self, path: Path):
+        # unbuffered: a line that is written is the system's, and a kill does not lose it
         self._path, self._file = path, path.open("ab", buffering=0)
         self._waiting, self._failed = b"", False
 
@@ -194,4 +197,5 @@ class _BucketRecords:
         self._path.write_text(self._text)
         self._written = time.monotonic()
 
+    # an object is written whole each time, and is never open
     close = flush

@@ -109,6 +109,7 @@ def run_loop(
     late = _LateMetrics(write_record, update_progress, log_every=log_every, speed=speed, steps_per_call=steps_per_call)
     with stop_requests() as stop_requested:
         with _resume_advice(checkpointer, start), _saves_waited_for(checkpointer, pause):
+            # strict: batches that end early, or do not end, are an error and no shorter run
             for step, batch in zip(range(start, total_steps, steps_per_call), batches, strict=True):
                 # the vote goes with the step: processes that stopped at different ones would wait for ever
                 state, metrics = train_step(state, frozen, batch, stop_requested())
@@ -141,6 +142,7 @@ def in_turn(computed: list[tuple[ResultsOf | None, int]], show: Callable[[int, R
             if step % every == 0:
                 show(step, results_of(state, step))
 
+    # the gcd of nothing is 0, at which the loop never calls back
     return call_all, math.gcd(*(every for _, every in wanted))
 
 

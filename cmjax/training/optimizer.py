@@ -51,6 +51,7 @@ def track_averages(rates: Mapping[str, Schedule]) -> optax.GradientTransformatio
     """
 
     def init(params):
+        # copies, as a donated state may not hold one buffer twice
         copies = {name: jax.tree.map(jnp.copy, params) for name in rates}
         return AveragesState(jnp.zeros((), jnp.int32), copies)
 

@@ -24,6 +24,7 @@ class TrainState:
     @property
     def skipped(self) -> Int[Array, ""]:
         """The number of steps that changed nothing, because their loss or gradient was not finite."""
+        # the averages count updates alone
         return self.step - self.opt_state[-1].count
 
 

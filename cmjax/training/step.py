@@ -158,6 +158,7 @@ def _accumulate(value_and_grad, params, key, x0, conditions, *, parts):
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
     # A convolution's weight gradient inside a scan is some 50 times slower on a CPU: unrolled there.
     unroll = parts if platform() == "cpu" else 1
+    # the sums of bins and their counts are divided as well: only their ratio is read
     return jax.tree.map(lambda total: total / parts, jax.lax.scan(add, zeros, inputs, unroll=unroll)[0])
 
 

@@ -35,6 +35,7 @@ class EventFiles:
         values = []
         for name, data in images.items():
             width, height = Image.open(io.BytesIO(data)).size
+            # 3 stands for RGB
             png = SUMMARY.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
             values.append(SUMMARY.Value(tag=name, image=png))
         self._add(step, values)

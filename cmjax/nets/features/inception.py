@@ -63,6 +63,7 @@ def conv(name: str, channels: int, size: Size, stride: int = 1, padding: str | N
     """Makes a convolution with a ReLU, padded to the same size unless it strides."""
     kernel = (size, size) if isinstance(size, int) else size
     padding = padding or ("SAME" if stride == 1 else "VALID")
+    # products in TF32 or bfloat16, which accelerators take by default, would move the published values
     layer = nn.Conv(channels, kernel, (stride, stride), padding=padding, precision=jax.lax.Precision.HIGHEST, name=name)
     return lambda x: nn.relu(layer(x))
 
@@ -119,6 +120,7 @@ class Inception(nn.Module):
     def __call__(self, images: Num[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]:
         pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
         x = resized(images, tf1_bilinear(images.shape[1], SIDE), tf1_bilinear(images.shape[2], SIDE))
+        # the graph's own scaling, a little less than [-1, 1]
         x = (x - 128) / 128
         x = conv("Conv2d_1a_3x3", 32, 3, 2)(x)
         x = conv("Conv2d_2a_3x3", 32, 3, padding="VALID")(x)

@@ -46,6 +46,7 @@ def lpips(
             )
             h = jax.nn.relu(h + layer["bias"][None, None, None])
         pair = _unit(h).reshape(len(x), 2, *h.shape[1:])
+        # the head's weights sum over channels, and the mean is over positions
         total += jnp.mean((pair[:, 0] - pair[:, 1]) ** 2 @ head, axis=(1, 2))
     return total
 

@@ -26,6 +26,7 @@ class Layer(nn.Module):
         width = x.shape[-1]
         h = nn.LayerNorm(epsilon=self.eps, name="norm1")(x)
         qkv = nn.Dense(3 * width, precision=EXACT, name="qkv")(h)
+        # (b, n, 3, heads, c) to q, k and v, (b, n, heads, c) each
         q, k, v = jnp.moveaxis(qkv.reshape(*h.shape[:2], 3, self.heads, -1), 2, 0)
         weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k, precision=EXACT) * q.shape[-1] ** -0.5)
         h = jnp.einsum("bhnm,bmhd->bnhd", weights, v, precision=EXACT).reshape(x.shape)
