@@ -25,7 +25,7 @@ class Curriculum:
 
     def stage(self, step: Step) -> Int[Array, ""]:
         """Gives the index of the stage that `step` belongs to."""
-        # "right": a step that equals a start belongs to the stage that begins there
+        # "right", because a step that equals a start belongs to the stage that begins there
         return jnp.searchsorted(jnp.asarray(self.starts), jnp.asarray(step), side="right") - 1
 
     def __call__(self, step: Step) -> Int[Array, ""]:

@@ -32,7 +32,7 @@ class Differences:
             end = primals[-1] + h
             if self.between is not None:
                 end = jnp.clip(end, *self.between)
-                # what the clip left of h, (b,): every sample has its own ends
+                # (b,): the clip may shorten h, for each sample by its own ends
                 h = end - primals[-1]
             moved = [x + per_sample(h, x) * d for x, d in zip(primals, directions, strict=True)]
             # the end exactly, which x + h·1 may miss by rounding

@@ -71,6 +71,7 @@ def shifted(*, steps: Count, t_min: float, t_max: float, shift: Positive = 1.0) 
 
     [Esser et al. 2024, sec. 5.3.2]   Returns: (steps + 1,) float64, ascending, both ends exact.
     """
+    # the inverse of the shift, so that the ends come out where they were
     low, high = (t / (shift - (shift - 1) * t) for t in (t_min, t_max))
     even = np.linspace(low, high, steps + 1)
     grid = shift * even / (1 + (shift - 1) * even)

@@ -23,7 +23,7 @@ def drop_labels(key: PRNGKey, label: Int[Array, " b"], *, rate: float, first: bo
     first: as many labels, but of the first samples: those with s = t, where pairs are sampled with `exact`.
     [Geng et al. 2025, MeanFlow, the released code]
     """
-    # also where `first` places them: their number stays random, with the mean rate·b
+    # `first` moves these labels, and keeps their random number
     dropped = jax.random.uniform(key, label.shape) < rate
     if first:
         dropped = jnp.arange(label.shape[0]) < jnp.sum(dropped)

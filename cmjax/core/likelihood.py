@@ -77,7 +77,7 @@ def log_likelihood(
 
     # (b, d + 1): the last column collects the integral of the divergence
     start = jnp.concatenate([flat(x), jnp.zeros_like(flat(x)[:, :1])], axis=1)
-    # from data to noise, while a sampler's times descend
+    # the integral runs from data to noise, so the descending times are reversed
     end = integrate(joint, start, times[::-1])
     x_T = end[:, :-1].reshape(x.shape)
     return (log_prior or _gaussian_prior(path.b(times[0])))(x_T) + end[:, -1]

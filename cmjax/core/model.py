@@ -199,7 +199,7 @@ def _check_takes(function: Callable, call: str, arguments: tuple[Any, ...], inpu
     except (TypeError, ValueError):  # a callable whose signature cannot be read
         return
     try:
-        # only bound: a TypeError of the call itself could come from inside of the network
+        # bound, not called: a TypeError of the call could come from inside the network
         signature.bind(*arguments, **inputs)
     except TypeError as error:
         raise TypeError(f"the model calls {call}, which the function does not take: {error}") from error
@@ -209,5 +209,5 @@ def _times(x: Array, t: Time, s: Time | None) -> tuple[Array, ...]:
     times = {name: as_time(time, x) for name, time in (("t", t), ("s", s)) if time is not None}
     for name, time in times.items():
         checks.per_sample_shape(name, time, x.shape[0])
-    # networks and scalings get (b,) always, so that they need no case for one time
+    # networks and scalings always get (b,), so they need no case for a scalar time
     return tuple(jnp.broadcast_to(time, x.shape[:1]) for time in times.values())

@@ -93,6 +93,7 @@ def mixture_flow_map_1d(
         """(log CDF, log survival), both (b,)."""
         std = jnp.sqrt(variances[None] + jnp.broadcast_to(jnp.asarray(time), x.shape)[:, None] ** 2)
         z = (x[:, None] - means[None]) / std
+        # the survival function is the CDF at −z: 1 − CDF has no digits left in the upper tail
         return tuple(logsumexp(norm.logcdf(sign * z) + jnp.log(weights)[None], axis=1) for sign in (1, -1))
 
     lower_tail, upper_tail = log_tails(x, t)

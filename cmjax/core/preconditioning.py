@@ -147,6 +147,7 @@ def ctm(t: Array, s: Array, *, sigma_data: float) -> Scalings:
 
     [Kim et al. 2024, CTM, eq. 3 and app. D]
     """
+    # s/t is the fraction of x that stays: all of it at s = t, where Φ must be x
     base, rest = edm(t, sigma_data=sigma_data), s / t
     return base._replace(
         c_skip=rest + (1 - rest) * base.c_skip, c_out=(1 - rest) * base.c_out, c_noise_s=jnp.log(s) / 4
@@ -165,6 +166,7 @@ def edm_velocity(net: Net, *, sigma_data: float, t_least: float = 0.002, t_most:
 
     def velocity(params: Params, x: Samples, c_noise: Array, **inputs: Any) -> Samples:
         t = c_noise  # as in `linear_flow`
+        # σ = t/(1 − t) has no logarithm at 0 and no value at 1
         level = jnp.clip(t, t_least, t_most)
         spread = jnp.sqrt(t**2 + (sigma_data * (1 - t)) ** 2)  # of x
         out = net(params, x / per_sample(spread, x), jnp.log(level / (1 - level)) / 4, **inputs)
@@ -247,5 +249,5 @@ def lcm(
 def combine(scalings: Scalings, x: Samples, out: Array) -> Samples:
     """c_skip·x + c_out·F, of the dtype of x."""
     c_skip, c_out = per_sample(scalings.c_skip, x), per_sample(scalings.c_out, x)
-    # in the precision of the scalings, float32: near the boundary the sum is of 1·x and a small c_out·F
+    # the sum is taken in float32, as the scalings are: near the boundary c_out·F is small beside x
     return (c_skip * x.astype(c_skip.dtype) + c_out * out.astype(c_out.dtype)).astype(x.dtype)

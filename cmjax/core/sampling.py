@@ -67,6 +67,7 @@ def _started(
     """
     shape = checks.sample_shape(shape)
     key = checks.as_key(key, shape[0])
+    # the whole trajectory has the dtype of the times, float32 or wider
     x = path.b(first) * gaussian(key, shape) if start is None else jnp.asarray(start, first.dtype)
     checks.same_shape("start", x.shape, shape, "the samples")
     x = split_as(x, (x, inputs))

@@ -189,6 +189,7 @@ def _move_pixels(images: Array, draws: Draws) -> Array:
         images = _where((turns == 1) | (turns == 3), images.swapaxes(1, 2), images)
     if draws.shift is not None:
         height, width = images.shape[1:3]
+        # draws hold fractions of the furthest shift; rounding makes them whole pixels again
         right, up = (jnp.round(draws.shift.T[i] * SHIFT_MAX * (width, height)[i]).astype(int) for i in (0, 1))
         images = jnp.take_along_axis(images, _reflected(-right, width)[:, None, :, None], axis=2)
         images = jnp.take_along_axis(images, _reflected(up, height)[:, :, None, None], axis=1)
@@ -250,6 +251,7 @@ def _recolor(images: Array, draws: Draws) -> Array:
     # an augmentation that the pipe lacks acts with amount 0
     amounts = {name: zeros if (x := getattr(draws, name)) is None else x for name in COLOR}
     brightness, contrast, luma_flip, hue, saturation = (_over(amounts[name], images) for name in COLOR)
+    # an image of one channel is all grey, so hue and saturation do not change it
     grey = jnp.mean(images, axis=3, keepdims=True)
     rest = images - grey
     across = (jnp.roll(rest, 1, axis=3) - jnp.roll(rest, -1, axis=3)) / math.sqrt(3)  # v × rest

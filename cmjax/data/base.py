@@ -93,6 +93,7 @@ class ArraySource:
             raise DataError(f"labels must be numbered from 0, got {low}..{high}")
         if high >= classes:
             raise DataError(f"labels must lie in 0..{classes - 1}, got {low}..{high}")
+        # a frozen dataclass can set its fields only so; networks take int32 labels
         object.__setattr__(self, "labels", labels.astype(np.int32))
         object.__setattr__(self, "num_classes", classes)
 
@@ -178,5 +179,7 @@ def shuffled(num: int, *, seed: int, epoch: int = 0) -> np.ndarray:
 
     It sorts Philox's raw bits, which numpy keeps from version to version; `Generator.permutation` is not promised.
     """
+    # Philox takes seed and epoch as its key: neighbouring keys give unrelated bits
     bits = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(num)
+    # a stable sort keeps equal bits, rare as they are, in the same order on every machine
     return np.argsort(bits, kind="stable")

@@ -49,6 +49,7 @@ def batch_indices(step: int, *, seed: int, batch_size: int, num_examples: int) -
     return np.concatenate(parts)
 
 
+# a batch that crosses an epoch's end asks for both, and the next batches ask again
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     order = shuffled(num_examples, seed=seed, epoch=epoch)
@@ -80,6 +81,7 @@ class Batches:
             raise DataError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.sharding is not None:
             try:
+                # called for its error alone: it raises where the batch does not divide
                 self.sharding.shard_shape((self.batch_size, *self.source.shape))
             except ValueError as error:
                 raise DataError(f"batch_size {self.batch_size} does not divide over {self.sharding}") from error
@@ -99,6 +101,7 @@ class Batches:
         What goes wrong there is raised here at the batch it concerns. Threads and processes end with the generator:
         when it is exhausted, closed or collected.
         """
+        # one, so that batches come in their order; sources decode on threads of their own
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         ahead, step, decoded = deque(), start, None
         if self.workers and isinstance(self.source, OnDemandSource):

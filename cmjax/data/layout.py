@@ -21,10 +21,10 @@ from cmjax.system.files import AnyPath, files_below, is_bucket
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Of the files that are read, in small or capital letters."""
+"""Endings of the files that are read, in small or capital letters."""
 
 TOOLS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db")
-"""What tools and operating systems leave in folders, beside what begins with a dot: never a class or an image."""
+"""Names that tools and operating systems leave in folders, beside what begins with a dot: never a class or image."""
 
 LABELS = "dataset.json"
 """Where EDM's and StyleGAN's dataset_tool writes the labels."""
@@ -74,6 +74,7 @@ def read_split(root: AnyPath, split: str, *, captions: bool = False) -> Split:
     chosen = list(range(len(train)))
     if tops.test is None:
         held = held_out(["/".join(image.parts) for image in train], classes)
+        # where no folder holds test images, a tenth of the training images are held out
         chosen = [i for i in chosen if held[i] == (split == "test")]
         if not chosen:
             raise DataError(

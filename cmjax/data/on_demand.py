@@ -219,4 +219,5 @@ def parallel_map(function: Callable[[Any], Any], items: Sequence[Any], *, run: i
 
 @functools.cache
 def _decoding_threads() -> ThreadPoolExecutor:
+    # there are more threads than processors, because a thread that reads a file mostly waits
     return ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="decode")

@@ -31,13 +31,14 @@ OVERSHOOT = 0.5
 """Samples, which are clipped, may leave it by so much."""
 
 DARK, BLACK = 63, 15
-"""Of 255: where no pixel is above, a warning is due, or the images are none. 12 bits in a file of 16 reach 15."""
+"""Grey levels of 255: a warning is logged where no pixel is above `DARK`, and images are refused where none is above
+`BLACK`, which 12 bits in a file of 16 reach."""
 
 AXES = {"signals": ("n", "length", "channels"), "points": ("n", "features")}
-"""Of arrays that hold no images, by their name."""
+"""The axes of arrays that hold no images, by the name of the array."""
 
 BITS = (8, 10, 12, 14, 16)
-"""Of the whole numbers that cameras, scanners and microscopes give."""
+"""Bits of the whole numbers that cameras, scanners and microscopes give."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def check_axes(images: np.ndarray, where: str, *, warn: bool = True) -> None:
     # (n, c, h, w) read as (n, h, w, c): a "height" of 1 or 3 and many "channels"
     if height in (1, 3) and channels > 4 and (width == channels or images.dtype.kind != "f"):
         raise DataError(f"{wanted}: {shape} have channels first; save images.transpose(0, 2, 3, 1)")
+    # latents may have such axes too, so this is only a warning
     if warn and channels > 4 and width > 1 and (width == channels != height or height <= 4 < min(width, channels)):
         log.warning("%s: has %s channels first? They must be last, as images.transpose(0, 2, 3, 1)", where, shape)
 
@@ -261,4 +263,5 @@ def _blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def spread(length: int, most: int) -> np.ndarray:
     """Gives at most `most` indices of range(length), evenly spaced, the first and the last among them."""
+    # in a short range several places fall on one index
     return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64))

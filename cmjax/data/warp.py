@@ -40,6 +40,7 @@ def warp(images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]) -> Flo
     x, y = _grid(width), _grid(height)
     # (3, rows, columns): the fine grid in homogeneous coordinates
     points = np.stack([*np.meshgrid(x, y), np.ones((len(y), len(x)))])
+    # "highest", as a GPU's or TPU's lower default precision would misplace pixels
     source = jnp.einsum("bij,jyx->biyx", inverse[:, :2], jnp.asarray(points, inverse.dtype), precision="highest")
     # The reflected image's centre is between the fine pixels 3n − 3 and 3n − 2 of its 2·(3n − 2); fine pixel 2j + 1
     # and not 2j stands where pixel j does, as _grid has it too.

@@ -103,6 +103,7 @@ def make_evaluator(
     rule = _rule_of_pixels(evaluation, network_of, data)
     from_file = {} if reference in (None, "train", "test") else _read(str(reference), network_of)
     networks, needed, references, real, about = {}, {}, {}, {}, {}
+    # each network is made once, however many metrics compare its features
     for name in dict.fromkeys(network_of.values()):
         metrics = [metric for metric, used in network_of.items() if used == name]
         # the classifier of the data has seen the training images

@@ -20,7 +20,7 @@ LARGEST_IN_MEMORY = 2**30  # bytes of an .npz from which on its images stay in t
 LOOKED_AT = 16  # files that are read, to see whether they are dark
 
 NAMES = ("images", "arr_0", "samples")
-"""What their array is called; any other name does where it is the only one of images."""
+"""Usual names of the array of images; any other name is accepted where it is the only array of images."""
 
 
 @dataclass(frozen=True)

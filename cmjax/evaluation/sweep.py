@@ -57,6 +57,7 @@ def weights_of(trained: Trained, checkpoint: str, averages: Sequence[str], stds:
         widths = [width_of(text) for text in stds]
         made = post_hoc(trained, widths)
         for width, params in zip(widths, made.params, strict=True):
+            # `post_hoc` sums the snapshots on the host
             params = move(params, parameter_shardings(params, mesh))
             flow_map = trained.model.bind(params, trained.shape)
             # no checkpoint holds such an average

@@ -88,6 +88,7 @@ class Accumulator:
         while len(p):
             # the last split may be begun already: a batch does not know where splits end
             if not self.splits or self.splits[-1][0] == SPLIT:
+                # the layout of `probability_sums`: the count, Σ p log p, and Σ p of each class
                 self.splits.append(np.zeros(2 + p.shape[1]))
             part, p = np.split(p, [min(len(p), SPLIT - int(self.splits[-1][0]))])
             self.splits[-1] += probability_sums(part)

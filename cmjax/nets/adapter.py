@@ -60,7 +60,7 @@ def _parameters(module: nn.Module, shape: Sequence[int]) -> tuple[ByPath, ByPath
     try:
         hash(module)
     except TypeError:  # a field that has no hash
-        # the function behind the cache, which hashes its arguments
+        # the cache hashes its arguments, so it is left out here
         traced = _traced.__wrapped__
     else:
         traced = _traced

@@ -136,6 +136,7 @@ class Half(Part, kw_only=True):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out d"]:
         ups = self.resample == "up"
+        # numbered from the image on both ways, as `attention` counts them
         levels = list(enumerate(self.widths))[:: -1 if ups else 1]
         middle = self.part(Middle, "mid_block", attends=self.mid_attention)
         h = self.conv(self.stem or levels[0][1], "conv_in")(x)

@@ -27,7 +27,7 @@ LARGEST_ID = 2
 
 
 class TextOutput(NamedTuple):
-    """What a text encoder gives.
+    """Holds the outputs of a text encoder.
 
     last: (b, n, width) the last layer's output after the final norm. hidden: the embeddings and each layer's output,
     (b, n, width) each, without that norm. pooled: (b, width) `last` where the text ends.

@@ -42,6 +42,7 @@ class CrossAttention(nn.Module):
             Pointwise(width, dtype=self.dtype, use_bias=False, name=f"to_{name}")(source)
             for name, source in (("q", h), ("k", context), ("v", context))
         )
+        # (b, n or m, heads, c): keys and values are as many as the context has tokens
         q, k, v = (part.reshape(b, -1, self.heads, width // self.heads) for part in (q, k, v))
         attended = attend(q, k, v, implementation=self.attention).reshape(h.shape)
         return Pointwise(width, dtype=self.dtype, name="to_out_0")(attended)
@@ -144,7 +145,7 @@ def time_waves(time: Float[Array, " b"], size: int, *, cosines_first: bool = Tru
 
 
 def guidance_waves(scale: Float[Array, " b"], size: int) -> Array:
-    """What an LCM's U-Net sees of a scale w of guidance, (b, size): sines and cosines of 1000·w. w = 0 means none.
+    """Embeds a scale w of guidance as an LCM's U-Net takes it, (b, size): sines and cosines of 1000·w. w = 0: none.
 
     [Luo et al. 2023, latent consistency models, the released code]
     """

@@ -16,7 +16,7 @@ from cmjax.system.mesh import with_auto_axes
 
 
 class Level(nn.Module, kw_only=True):
-    """What all levels have. transformers: blocks of each transformer after a residual block; 0 for none."""
+    """Holds the fields of all levels. transformers: blocks of each transformer after a residual block; 0 for none."""
 
     width: int
     blocks: int
@@ -188,7 +188,7 @@ class ConditionalUNet(nn.Module, kw_only=True):
         )
 
     def _embedding(self, time: Array, guidance_embedding: Any, pooled: Any, sizes: Any) -> Array:
-        """What the residual blocks see, (b, e)."""
+        """Computes the embedding that the residual blocks take, (b, e)."""
         waves = {"cosines_first": self.cosines_first, "shift": self.shift}
         width = self.embedding_width or 4 * self.widths[0]
         embed = Embedding(width, self.activation, self.dtype, name="time_embedding")

@@ -121,6 +121,7 @@ class DiT(Network):
                 self.heads, self.mlp_ratio, self.dropout, self.attention, self.dtype, name=f"block_{i}", **options
             )
             h = block(h, first if i < self.second_time_from else last, deterministic)
+        # the last layer's kernel is zero below, so that F starts at zero
         modulation = nn.Dense(2 * self.width, kernel_init=ZEROS, dtype=self.dtype, name="out_modulation")(last)
         h = modulated(normed(h, self.norm, "out_norm"), *jnp.split(modulation[:, None], 2, axis=-1))
         features = self.patch**2 * self.channels_out(x)

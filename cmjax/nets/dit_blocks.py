@@ -1,4 +1,4 @@
-"""What diffusion transformers are made of: blocks, norms, the embedding of times, and tables of places."""
+"""Parts of diffusion transformers: blocks, norms, the embedding of times, and tables of places."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from cmjax.nets.magnitude import Normal
 ZEROS, SMALL = nn.initializers.zeros, Normal(0.02)
 
 FREQUENCIES = 10_000 ** -(np.arange(128) / 128)
-"""Of the cosines and sines of a time, in rad."""
+"""Frequencies of the cosines and sines of a time, in rad."""
 ROUNDED_FREQUENCIES = np.exp(
     np.float64(np.float32(-np.log(10_000)) * np.arange(128, dtype=np.float32) / np.float32(128))
 )

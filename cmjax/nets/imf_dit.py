@@ -17,7 +17,7 @@ from cmjax.nets.magnitude import Normal
 from cmjax.ranges import Depth, Width
 
 OF_EMBEDDINGS, IN_BLOCKS = FanIn(3**0.5), FanIn(0.32 * 3**0.5)
-"""Of variance 1/fan_in and 0.32²/fan_in, as the released code's."""
+"""Initialisers of variance 1/fan_in and 0.32²/fan_in, as in the released code."""
 LEAST_SCALE = 0.01
 """Scales of guidance below it count as it: 1 − 1/ω ends at 0."""
 

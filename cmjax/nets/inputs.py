@@ -45,6 +45,7 @@ def added_scalars(
     if interval is not None and not taken:
         raise ValueError("interval was given to a network with guided_interval=False")
     if taken:
+        # no interval means guidance at all times of the path, 0 to 1
         whole = (jnp.zeros_like(c_noise), jnp.ones_like(c_noise))
         scalars["first"], scalars["last"] = whole if interval is None else (interval[:, 0], interval[:, 1])
     return scalars

@@ -153,8 +153,8 @@ def _checked(name: str, x: Samples, channels: int, multiple: int = 1) -> Array:
 
 @partial(with_auto_axes, rows_from=1)
 def _in_squares(autoencoder: Autoencoder, inputs: Array, method: str, tile: int, overlap: float) -> Array:
-    """What `encode` or `decode` makes of inputs (b, h, w, c), in squares of `tile` latents a side. A mean and its log
-    variance lie side by side."""
+    """Applies `encode` or `decode` to inputs (b, h, w, c) in squares of `tile` latents a side. A mean and its log
+    variance lie side by side along the channels."""
     factor, encodes = autoencoder.factor, method == "encode"
     before, after = (factor, 1) if encodes else (1, factor)  # points of a side of the inputs and outputs, for a latent
     (b, *size, channels), outputs = inputs.shape, autoencoder.module.out_channels
@@ -169,6 +169,7 @@ def _in_squares(autoencoder: Autoencoder, inputs: Array, method: str, tile: int,
         square = (b, height * before, width * before, channels)
         part = getattr(autoencoder, method)(jax.lax.dynamic_slice(inputs, (0, y * before, x * before, 0), square))
         part = jnp.concatenate(part, axis=-1) if encodes else part
+        # (1, rows, columns, 1): falls towards the edges that other squares overlap
         weight = (down[row][:, None] * across[column][None])[None, :, :, None]
         corner = (0, y * after, x * after, 0)
         # squares overlap: each adds its weighted part to what is there

@@ -60,6 +60,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), self.padding, self.stride)
+        # axes are added by hand in all modules: users may forbid jax.numpy to promote ranks
         return y + bias.astype(self.dtype)[None, None, None]
 
 
@@ -101,6 +102,7 @@ def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], paddin
 def to_patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h_small w_small d"]:
     """Makes each square of size × size pixels one point of d = c·size² channels."""
     b, h, w, c = x.shape
+    # (b, rows, columns, size, size, c): a square's pixels stand last
     squares = x.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
     return squares.reshape(b, h // size, w // size, size * size * c)
 
@@ -133,6 +135,7 @@ def _down(x: Array, axis: int, taps: Filter, padding: int | None) -> Array:
     x = _pad(x, axis, padding)
     size = (x.shape[axis] - len(taps)) // 2 + 1
     weights = np.array(taps) / sum(taps)
+    # every second point from k on, `size` of them: the stop is one beyond the last
     slices = (jax.lax.slice_in_dim(x, k, k + 2 * size - 1, 2, axis) for k in range(len(taps)))
     return jnp.asarray(sum(float(w) * part for w, part in zip(weights, slices, strict=True)))
 
@@ -223,5 +226,6 @@ class Dropout(nn.Module):
         half = -(-x.shape[-1] // 2)
         bits = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], half), jnp.uint32)
         draws = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)[..., : x.shape[-1]]
+        # the rate as it is rounded here also scales what is kept, so that the mean is exact
         dropped = round(self.rate * 2**16)
         return jnp.where(draws >= dropped, x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)

@@ -95,6 +95,7 @@ class MPLinear(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features))
         fan_in = kernel.size // kernel.shape[-1]
         # The gain goes into the kernel, in float32: there is less of it than of the output.
+        # a root mean square of 1, over √fan_in, is a norm of 1
         unit = (normalize(kernel, tuple(range(kernel.ndim - 1))) * (gain / fan_in**0.5)).astype(self.dtype)
         return convolve(x.astype(self.dtype), unit, 1) if self.window else at_every_position(x.astype(self.dtype), unit)
 

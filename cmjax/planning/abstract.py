@@ -51,6 +51,7 @@ def data_shapes(run: Run) -> DataShapes:
     """
     data = run.data
     if data.name in KNOWN:
+        # the table comes first: a plan then needs no data
         shape, num_classes = KNOWN[data.name]
         return DataShapes(shape, np.uint8, num_classes)
     there = data.data_dir and Path(data.data_dir).expanduser().exists()

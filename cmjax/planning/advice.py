@@ -29,6 +29,7 @@ class Memory:
         arguments = planned.argument_bytes(planned.mesh)
         available = None if chip is None else chip.hbm_bytes
         if isinstance(compiled, DoesNotFitError):
+            # a refusal may name only the total
             temporaries = compiled.temporaries or max((compiled.total or 0) - sum(arguments), 0)
             return cls(*arguments, 0, temporaries, 0, compiled.available or available, refused=True)
         other = compiled.memory - sum(arguments) - compiled.temporaries - compiled.code

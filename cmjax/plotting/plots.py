@@ -52,6 +52,7 @@ def image_grid(
     # the gap lies above and left of each image; the last two edges are padded
     cells = np.full((rows * across, height, width, 3), GREY, np.uint8)
     cells[:n, gap:, gap:] = rgb
+    # (rows, height, across, width, 3): pixels of one line of the grid stand side by side
     grid = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2).reshape(rows * height, across * width, 3)
     return np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=GREY)
 
@@ -141,6 +142,7 @@ def line_plot(
     points = {}
     for name, (x, y) in curves.items():
         xy = np.array([(a, np.nan if b is None else b) for a, b in zip(x, y, strict=True)], np.float64).reshape(-1, 2)
+        # (n, 2): whether x and y of a point can be placed on their axes
         visible = np.isfinite(xy) & ((xy > 0) | ~np.array([log_x, log_y]))
         points[name] = xy[visible.all(axis=1)]
     # an axis with ticks needs a point
@@ -170,6 +172,7 @@ def dot_plot(points: Num[np.ndarray, "n features"]) -> UInt8[np.ndarray, "h w 3"
     title = f"{n} points of {features} feature{'s' * (features > 1)}{', the first two' * (features > 2)}"
     labels = {"x_label": "feature 0", "y_label": "feature 1" if features > 1 else "number of the point"}
     with _axes((SIDE, SIDE), 30, title=title, **labels) as (axes, pixels):
+        # many points are drawn paler, so that their density shows
         axes.plot(*xy.T, ".", color=COLOURS[0], alpha=min(1.0, 30 / len(xy) ** 0.5), markersize=6)
         _set_axis(axes, "x", xy[:, 0], False)
         _set_axis(axes, "y", xy[:, 1], False)
@@ -198,12 +201,14 @@ def _axes(
         inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
         axes = figure.add_axes(inside)
         axes.set(xlabel=x_label, ylabel=y_label)
+        # a letter of this font is about nine pixels wide
         axes.set_title(textwrap.fill(title, width // 9), loc="left", fontsize=11)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
 
         def pixels() -> np.ndarray:
             canvas.draw()
+            # copied, because the buffer belongs to the canvas
             return np.array(canvas.buffer_rgba())[..., :3]
 
         yield axes, pixels
@@ -221,6 +226,7 @@ def _add_curves(axes: Any, points: Mapping[str, np.ndarray], faint: Collection[s
         colour = PALE if name in faint else shades[i] if many else COLOURS[i]
         axes.plot(*xy.T, color=colour, label=name, zorder=2 if name in faint else 3, **marker)
     if len(points) > 1:
+        # the legend stands beside the axes, where it hides no curve
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize=9)
 
 
@@ -231,6 +237,7 @@ def _set_axis(axes: Any, which: str, values: np.ndarray, log: bool) -> None:
     scaled = np.log10(values) if log else values
     spread, middle = np.ptp(scaled), np.max(np.abs(scaled))
     if spread <= 1e-6 * middle or not spread:  # one value, or one but for rounding
+        # 0.04 of this is added below: half a decade, or a tenth of the value, on each side
         spread = 12.5 if log else 2.5 * middle or 1.0
     low, high = scaled.min() - 0.04 * spread, scaled.max() + 0.04 * spread
     axis = getattr(axes, f"{which}axis")

@@ -51,6 +51,7 @@ def _cell(signal: np.ndarray, low: float, high: float) -> np.ndarray:
     draw = ImageDraw.Draw(cell)
 
     def y_of(value: float) -> float:
+        # a margin above and below, and rows count downwards
         return height * (0.95 - 0.9 * (value - low) / (high - low))
 
     if low < 0 < high:

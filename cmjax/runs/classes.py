@@ -25,6 +25,7 @@ def differing_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> s
     """Describe the first difference between classes; "" where they are the same, or one side has only numbers."""
     if old is None or new is None or list(old) == list(new) or not (are_names(old) and are_names(new)):
         return ""
+    # not strict: where one side has more classes, the first of these is the difference
     pairs = enumerate(zip(old, new, strict=False))
     place = next((i for i, (one, other) in pairs if one != other), min(len(old), len(new)))
     one, other = (f'"{names[place]}"' if place < len(names) else "none" for names in (old, new))

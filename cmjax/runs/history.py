@@ -74,11 +74,13 @@ class Session(contextlib.AbstractContextManager):
             yield
         finally:
             field = f"{name}_seconds"
+            # six digits, because thousands of short waits are added up
             self._start[field] = round(self._start.get(field, 0.0) + time.perf_counter() - began, 6)
 
     def waited(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches. The wait for each is a pause."""
         stream = iter(batches)
+        # not a `for` loop: the pause surrounds the wait for a batch, and not the step that uses it
         while True:
             try:
                 with self.pause("data"):
@@ -120,6 +122,7 @@ class Session(contextlib.AbstractContextManager):
         if self._training_since is not None:
             self._start["train_seconds"] = round(now - self._training_since, 2)
         try:
+            # the whole file is written anew, since a line within it cannot be replaced
             lines = [json.dumps(start, default=str) + "\n" for start in (*self._earlier, self._start)]
             write_atomically(self._run.history, "".join(lines))
         except OSError as error:  # a full disk is no reason to end
@@ -150,6 +153,7 @@ def totals(starts: Sequence[Start]) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Gives the record's entries "versions" and "git_commit"."""
+    # the commit of cmjax, and not that of the folder where the command was typed
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -45,6 +45,7 @@ def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
         mesh = make_mesh(fsdp=run.fsdp, devices=devices)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
+    # each part of an accumulated gradient is spread over all devices by itself
     part = run.batch_size // run.grad_accumulation
     if part % mesh.size:
         raise ConfigError(

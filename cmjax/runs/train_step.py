@@ -27,7 +27,7 @@ from cmjax.training.step import CompiledStep, TrainStep, compile_train_step, mak
 log = logging.getLogger(__name__)
 
 LATENTS = 1
-"""What is folded into a step's key for the samples of latents."""
+"""Folded into a step's key, it gives the key of the samples of latents."""
 
 
 def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[CompiledStep, float]:

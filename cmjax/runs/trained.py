@@ -24,6 +24,7 @@ from cmjax.training.checkpoint import restore_average
 from cmjax.training.optimizer import average_name
 from cmjax.training.saved import CheckpointError
 
+# annotations alone need these: loading a model imports neither data nor objectives nor samplers
 if TYPE_CHECKING:
     from cmjax.config.run import Run
     from cmjax.config.samples import SamplingOptions
@@ -112,7 +113,7 @@ class Trained:
 
     @property
     def kind(self) -> str:
-        """What its samples are: "images", "latents", "signals" or "points"."""
+        """The kind of its samples: "images", "latents", "signals" or "points"."""
         return "latents" if self.of_latents else kind_of(self.shape)
 
     @property

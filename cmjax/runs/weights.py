@@ -56,6 +56,7 @@ def write_model(
         write_record(partial, config, tuple(shape), num_classes, imported=imported, classes=classes)
         if partial != folder:
             if folder.exists():
+                # it is empty, as `check_new` saw; a rename may refuse a folder that exists
                 folder.rmdir()
             os.replace(partial, folder)
     except OSError as error:

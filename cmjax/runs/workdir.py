@@ -21,7 +21,7 @@ from cmjax.training.saved import saved_steps
 
 RECORD = "config.json"
 FORMAT = 2
-"""Of a record. Runs of format 1, which do not say so, did not correct their averages for their start."""
+"""The format of a record. Runs of format 1, which do not say so, did not correct their averages for their start."""
 LEFT_BY_A_KILL = (MARK, f".{MARK}", ".writable")
 """Beginnings of the names of files that a killed run may leave in a folder that holds nothing else."""
 GRID = re.compile(r"(\d{7,})-.+\.png")
@@ -170,6 +170,7 @@ def _made(workdir: Path) -> Iterator[tuple[Path, int]]:
     run = Workdir(workdir)
     if isinstance(made_of := run.read_summary().get("steps"), int):
         yield run.summary, made_of
+    # here, not above: who only reads a status needs no Pillow
     from PIL import Image
 
     gallery, step = workdir / "gallery.png", ""

@@ -54,6 +54,7 @@ def _add(digest: Any, value: Any) -> None:
         array = np.ascontiguousarray(value)
         # not the array's shape: a scalar has become a row of one
         digest.update(f"{array.dtype.name}{value.shape}".encode())
+        # the bytes by element, however the array lay in memory
         digest.update(array.reshape(-1).view(np.uint8))
     else:
         digest.update(f"{value!r};".encode())

@@ -79,6 +79,7 @@ def no_device(error: Exception | None = None) -> str | None:
             raise error
         jax.devices()
     except Exception as raised:  # RuntimeError, and AssertionError where there is no plugin of that name
+        # JAX's own advice is cut off; ours follows
         why = " ".join(str(raised).split()).partition(" (set JAX_PLATFORMS")[0].partition(" (you may need")[0]
         asked = os.environ.get("JAX_PLATFORMS")
         named = f"JAX_PLATFORMS={asked}: there is no such device here, or" if asked else "no device can be used:"

@@ -68,7 +68,7 @@ class FolderLock(contextlib.AbstractContextManager):
         # neither works where another process makes, replaces or removes its mark meanwhile
         while not (self._make() or self._take_over()):
             time.sleep(0.01)
-        # a daemon, which does not keep a program alive that has nothing else to do
+        # a daemon thread does not keep a program alive that has ended
         threading.Thread(target=self._beat, daemon=True, name="running").start()
         _held.add(self)
 

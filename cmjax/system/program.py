@@ -116,10 +116,12 @@ def jaxpr_flops(jaxpr: Any) -> float:
             total += 2 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[spec[0]] / spread
         # a while loop's trips are not in a jaxpr: its body counts once
         repeats = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        # every branch of a condition counts, though only one runs
         total += repeats * sum(map(jaxpr_flops, _inner(eqn.params)))
     return float(total)
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
+    # loops, conditions, jitted functions and custom derivatives hold their jaxprs among their parameters
     leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"))
     return [getattr(p, "jaxpr", p) for p in leaves if hasattr(p, "eqns") or hasattr(p, "jaxpr")]

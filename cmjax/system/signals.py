@@ -121,6 +121,7 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
 def _exit_unsaved(number: int, _second: bool) -> None:
     print_last(f"left at once by a second {signal.Signals(number).name}; what was not saved is lost")
+    # the status that shells give a process which a signal ended
     os._exit(128 + number)
 
 

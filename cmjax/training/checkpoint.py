@@ -27,7 +27,8 @@ from cmjax.training.state import TrainState
 UNFINISHED = ".orbax-checkpoint-tmp"
 """A part of the name of a checkpoint's folder on a disk until it is whole."""
 EVERY_DEVICE = ("data", "fsdp")
-"""What arrays are read over: each process reads its own part of a file, and `move` then lays them as they are used."""
+"""Axes over which arrays are split while they are read: each process reads its own part of a file, and `move` then
+lays the arrays as they are used."""
 
 log = logging.getLogger(__name__)
 

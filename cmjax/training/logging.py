@@ -108,6 +108,7 @@ class MetricsWriter:
             if not resume_step or not id_file.exists():  # a training from step 0 is another run there
                 write_atomically(id_file, uuid.uuid4().hex[:12])
             about = {"dir": folder, "name": to_path(workdir).name, "config": dict(config)}
+            # "allow" goes on with the run of this id where there is one, and otherwise begins it
             run = wandb.init(project="cmjax", id=id_file.read_text().strip(), resume="allow", **about)
         except Exception as error:  # of a login, a key, a mode or the network
             # the records and TensorBoard's files are open by now, and nobody will have this writer to close it

@@ -124,6 +124,7 @@ def run_loop(
                         checkpointer.save(state, done)
                 if stop:
                     raise Stopped(done, stop)
+                # what ends a run makes samples and metrics of the last step itself
                 if callback_every and done % callback_every == 0 and done < total_steps:
                     callback(state, done)
         # a signal that came after the last step's vote

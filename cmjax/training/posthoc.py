@@ -44,6 +44,7 @@ def coefficients(steps: Sequence[float], stds: Sequence[float], *, step: float, 
     norms, norm = (np.sqrt(_product(t, g, t, g)) for t, g in ((times, exponents), (wanted_time, wanted)))
     # profiles scaled to norm 1, as late ones are low and long
     gram = _product(times[:, None], exponents[:, None], times, exponents) / np.outer(norms, norms)
+    # (n, n) above and (n,) here: scalar products of the snapshots' profiles with one another, and with the one wanted
     overlap = _product(times, exponents, wanted_time, wanted) / (norms * norm)
     # least squares without the constraint Σ weights = 1, which follows by a division
     # not solve: a width that is tracked twice makes the matrix singular

@@ -94,6 +94,7 @@ def _update(state, optimizer, loss, grads, *, skip_nonfinite) -> tuple[TrainStat
 
     metrics = {"loss": jnp.where(good, loss, jnp.nan), "grad_norm": grad_norm, "finite": finite}
     if skip_nonfinite:
+        # `state` is the one from before this step
         metrics["skipped"] = state.skipped + (finite & ~good).astype(jnp.int32)
     if platform() == "cpu":  # a branch, in place: choosing between two states takes longer than Adam
         state = jax.lax.cond(good, update, lambda state: state, state)

@@ -65,6 +65,7 @@ class EventFiles:
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
         file = RecordWriter(str(self._folder / name))
+        # the record that such a file must begin with
         file.write(_event(file_version="brain.Event:2"))
         # TensorBoard then hides the values of later steps in older files
         if self._resume_step:

@@ -148,6 +148,7 @@ def tcm(
     first = jnp.where(per_sample(r > 0, x_r), first, x_r)
     estimated = with_boundary(model)(params if target_params is None else target_params, x_r, r, key=key, **conditions)
     target = jnp.where(per_sample(r < boundary, x_r), first, estimated)
+    # no `with_boundary`: t is at least t', which is above 0
     estimate = model(params, batch.noised(path, t), t, key=key, **conditions)
     losses = weight(t, r) * distance(estimate, jax.lax.stop_gradient(target))
     size, count = t.shape[0], part_of(fraction, t.shape[0])

@@ -90,7 +90,7 @@ def ctm(
         return ode_step(velocity, x, _at_places(points, place - i), _at_places(points, place - i - 1))
 
     place = _places_in(points, t)
-    # of a traced length, so without reverse mode: no parameter of the student enters it
+    # the loop has a traced length and so no reverse mode; no parameter of the student enters it
     x_r = jax.lax.fori_loop(0, jnp.max(place - _places_in(points, r)), step, x_t)
     estimate = flow_map(held)(flow_map(params)(x_t, t, s), s, least)
     target = flow_map(held)(jax.lax.stop_gradient(flow_map(params)(x_r, r, s)), s, least)

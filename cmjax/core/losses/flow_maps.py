@@ -234,6 +234,7 @@ def guided_velocity(
 
     w, kappa = per_sample(guidance, v), per_sample(blend, v)
     mixed = w * v + (1 - w - kappa) * velocity(jnp.full_like(label, NO_LABEL))
+    # most recipes have κ = 0, and save this evaluation
     if not is_number(blend, 0):
         mixed += kappa * velocity(label)
     changes = (label != NO_LABEL) & (interval[0] <= t) & (t <= interval[1])

@@ -75,6 +75,7 @@ def _discrepancy(x: Samples, y: Samples, scale: PerSample, *, group: int, kernel
     of_group = scale[::group, None, None]
 
     def mean(x: Float[Array, "g m d"], y: Float[Array, "g m d"]) -> Float[Array, " g"]:
+        # (g, m, 1, d) − (g, 1, m, d): all pairs of a group, each sample with itself among them
         return jnp.mean(kernel(x[:, :, None] - y[:, None], of_group), axis=(1, 2))
 
     return jnp.repeat(mean(x, x) + mean(y, y) - 2 * mean(x, y), group)

@@ -72,6 +72,7 @@ def shortcut(
     one = half_step(x, start, middle)
     x = jnp.clip(x - per_sample(start - middle, x) * one, -clip, clip)
     two = half_step(x, middle, end)
+    # equal half steps: the velocity of both together is their mean
     both = jnp.clip((one + two) / 2, -clip, clip)
     target = split_as(jnp.concatenate([whole(both), whole(v)[halved:]]), x_t)
     u = model.output(params, x_t, t, s, key=key, **batch.conditions)

@@ -128,8 +128,9 @@ def pmf(
     )  # fmt: skip
     if perceptual is None:
         return loss
-    # `imf` takes it away in the same manner: no network has such an input
+    # no network has such an input; `imf` removes it likewise
     inputs = {name: value for name, value in batch.conditions.items() if name != "kept_label"}
+    # the step from t to 0 by the mean velocity, whatever s the network was asked about
     image = x_t - per_sample(t, x_t) * model.output(params, x_t, t, s, key=key, **inputs)
     gap = perceptual(image, batch.x0)
     return loss + jnp.where(t < perceptual_before, perceptual_weight * gap / jax.lax.stop_gradient(gap + 0.01), 0)

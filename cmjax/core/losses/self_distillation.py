@@ -55,6 +55,7 @@ def tvm(
         slope, target = _slope_and_target(model, params, target_params, key, batch)
         return distance(slope, target)
     label, w = conditions["label"], conditions["guidance"]
+    # the network is asked for the scale that its target has, not for the one that was sampled
     w = conditions["guidance"] = jnp.where(label == NO_LABEL, 1.0, w)
     alone = {**conditions, "label": jnp.full_like(label, NO_LABEL), "guidance": jnp.ones_like(w)}
     held = params if target_params is None else target_params

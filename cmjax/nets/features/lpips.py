@@ -12,7 +12,7 @@ WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-"""Of ImageNet's channels, for images in [0, 1]."""
+"""Means and stds of ImageNet's channels, for images in [0, 1]."""
 
 EPS = 1e-10
 
