@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.core.distances import adaptive, huber, l1, l2, pseudo_huber
+from cmjax.core.distances import adaptive, cosine_gap, directional, huber, l1, l2, pseudo_huber
 
 X, Y = np.random.default_rng(0).standard_normal((2, 5, 4, 4, 3)).astype(np.float32)
 
@@ -65,3 +65,16 @@ def test_huber_is_the_mean_over_elements():
     expected = np.mean(np.sqrt((x - y) ** 2 + 0.001**2) - 0.001, axis=(1, 2, 3))
     np.testing.assert_allclose(huber(jnp.asarray(x), jnp.asarray(y), c=0.001), expected, rtol=1e-5)
     np.testing.assert_array_equal(jax.grad(lambda x: huber(x, x + 0.0, c=0.001).sum())(jnp.ones((2, 3))), 0)
+
+
+def test_the_direction_of_zeros_has_a_finite_gradient():
+    y = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
+    zeros = jnp.zeros_like(y)
+    np.testing.assert_array_equal(cosine_gap(zeros, y), 1)
+    slope = jax.grad(lambda x: directional(x, y, c=1e-3).sum())(zeros)
+    # a step against it turns the zeros towards y
+    assert np.isfinite(slope).all()
+    assert (cosine_gap(-slope, y) < 0.01).all()
+    x = jax.random.normal(jax.random.key(1), y.shape)
+    cosine = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    np.testing.assert_allclose(cosine_gap(x, y), 1 - cosine.mean((1, 2)), rtol=1e-5)

@@ -72,10 +72,15 @@ def adaptive(x: Samples, y: Samples, *, p: NotNegative, c: NotNegative) -> PerSa
 
 def cosine_gap(x: Samples, y: Samples) -> PerSample:
     """The mean over pixels of 1 − cos, the angle's cosine between the channels of x and of y, (b,)."""
-    # a pixel whose channels are all 0 has no direction: its cosine counts as 0
-    x, y = (z / jnp.maximum(jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True)), 1e-8) for z in (x, y))
-    cosine = jnp.sum(x * y, axis=-1)
+    cosine = jnp.sum(_direction(x) * _direction(y), axis=-1)
     return 1 - jnp.mean(cosine.reshape(cosine.shape[0], -1), axis=1)
+
+
+def _direction(x: Samples) -> Samples:
+    """Divides the channels of each pixel by their norm. A pixel of zeros has no direction, and stays."""
+    squared = jnp.sum(x**2, axis=-1, keepdims=True)
+    # of 0 the root's slope is infinite: a network that begins with zeros would have no gradient
+    return x / jnp.maximum(jnp.sqrt(jnp.where(squared > 0, squared, 1)), 1e-8)
 
 
 def directional(x: Samples, y: Samples, *, c: Positive) -> PerSample:

@@ -192,7 +192,7 @@ def _in_numbered_parts(images: list[File]) -> bool:
         number = re.search(r"(\d+)$", parts[-1].rpartition(".")[0])
         if len(parts) != 2 or not re.fullmatch(r"\d{5}", parts[0]) or not number or len(number[1]) < 5:
             return False
-        if int(number[1]) // PER_FOLDER != int(parts[0]) % 10**5 or number[1].startswith(parts[0] + "_"):
+        if int(number[1]) // PER_FOLDER != int(parts[0]):
             return False
     return True
 
