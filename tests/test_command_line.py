@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_colle
         (["--workdir="], "--workdir= is empty"),
         (["sample", "--times="], "--times= is empty"),
         (["gallery", "--image", ""], "--image= is empty"),
-        (["edit", "--task=inpaint"], "task"),
+        (["edit", "--task=paint"], "task"),
         (["--config=configs/digits_ct.py", "--config.stepz=3"], "stepz"),
         (["--config=configs/digits_ct.py", "--config.steps=abc"], "abc"),
     ],

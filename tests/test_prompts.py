@@ -9,7 +9,8 @@ from PIL import Image
 
 import cmjax
 from cmjax.config.fields import ConfigError
-from cmjax.generation.prompts import Options, sample_prompts
+from cmjax.generation.pipelines import Options
+from cmjax.generation.prompts import sample_prompts
 from tests.in_process import do
 
 

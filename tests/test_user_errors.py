@@ -82,7 +82,7 @@ LINES = [
     ("sample --workdir=/none --out=s3://x/a.png", r"--out=s3://x/a\.png: s3:// can be neither"),
     ("evaluate --workdir=/none --images=ftp://x", r"--images=ftp://x: ftp:// can be neither"),
     ("sample --workdir=/none --checkpoint=last", r"--checkpoint=last: must be newest or a step, as 4000"),
-    ("edit --workdir=configs --task=inpaint", r".*task.*inpainting"),
+    ("edit --workdir=configs --task=paint", r".*task.*inpainting"),
     ("plan --config=digits_ct --topology=v9", r"--topology=v9: is unknown: write a TPU and its slice, as v4:2x2x4"),
     ("average --workdir=configs", r"--std is missing"),
     ("import --workdir=FOLDER/new", r"--source is missing"),

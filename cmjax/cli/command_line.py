@@ -62,6 +62,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     chosen = mode or "train"
     module, flags = module_of(chosen), declared(chosen)
     arguments, changes = _changes(arguments)
+    arguments = [_spelled(argument, flags) for argument in arguments]
     try:
         # absl takes the first argument for the program's name
         rest = flags.values([USAGE, *arguments])[1:]
@@ -85,6 +86,16 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     if recipe is None and alone is None:
         changes = [(name, text) for name, text in changes if name != MOVED or not moved]
     return module, Options(chosen, flags, _changed(recipe, changes, alone), moved)
+
+
+def _spelled(argument: str, flags: Flags) -> str:
+    """Spells a flag as it is declared: --lora-scale is --lora_scale, and --negative_prompt is --negative-prompt."""
+    name, equals, value = argument.partition("=")
+    bare = name.lstrip("-")
+    others = [other for other in (bare.replace("-", "_"), bare.replace("_", "-")) if other in flags.values]
+    if not name.startswith("-") or bare in flags.values or not others:
+        return argument
+    return f"--{others[0]}{equals}{value}"
 
 
 def _changes(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

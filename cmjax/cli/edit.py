@@ -3,6 +3,8 @@
 cmjax edit --workdir=runs/mnist_ct --task=inpainting --image=3.png --mask=hole.png --num=4
 cmjax edit --workdir=runs/mnist_ct --task=super_resolution --image=3.png --patch=4
 cmjax edit --workdir=runs/mnist_ct --task=interpolation --seeds=3,8 --num=8
+cmjax edit --workdir=runs/sd15 --task=stroke --prompt="a watercolour of a cat" --image=cat.png --strength=0.6
+cmjax edit --workdir=runs/sd15 --task=inpaint --prompt="a red ball" --image=cat.png --mask=paws.png
 """
 
 from collections.abc import Sequence
@@ -39,18 +41,26 @@ OF_TASKS = {
     "clip": tuple(TASKS),
 }
 """Flags that do something for some tasks alone."""
+SHORT = {"inpaint": "inpainting", "stroke": "strokes"}
+"""Other names of tasks."""
+INDEX = "model_index.json"
+"""What a pipeline's folder has, and a run's has not."""
+OF_PROMPTS = ("prompt", "negative-prompt", "strength", "sampler", "steps", "guidance", "size", "lora", "lora_scale")
+OF_BOTH = ("workdir", "task", "image", "mask", "num", "seed", "times", "out")
+"""Flags that pipelines take alone, and that they take as runs do."""
 Labels = Sequence[str | int] | str | int | None
 
 
 def declare(flags: Flags) -> None:
     flags.group("The edit")
     flags.checkpoint()
-    flags.one_of("task", None, ALL_TASKS, "What is done.")
+    flags.one_of("task", None, (*ALL_TASKS, *SHORT), "What is done; of prompts strokes or inpainting.")
     flags.texts("image", "A PNG or JPEG file of any size, laid over white; two for blending and interpolation.")
     flags.integer("num", None, "How many results. Default: 1; of an interpolation, 8.", at_least=1)
     flags.integer("seed", 0, "The same seed gives the same results.", at_least=0)
     flags.texts("label", "The class, by number or name, of a class-conditional model; of interpolation, or two.")
-    flags.text("times", None, "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40.")
+    times = "Noise levels, as 80,0.8, or places on a Karras grid, as idx:0,22,39/40; of prompts steps, as 999,500."
+    flags.text("times", None, times)
     flags.boolean("clip", True, "Clip every estimate to black and white; --noclip for models that do better without.")
     flags.autoencoder()
     flags.text("out", None, "The strip of images, x.png. Default: <workdir>/edits/<task>.png.")
@@ -61,20 +71,57 @@ def declare(flags: Flags) -> None:
     flags.boolean("add_noise", False, "denoising: add the noise of --sigma first.")
     flags.number("margin", 0.25, "outpainting: fraction of each side that is added, above 0.", 0.0, 0.49)
     flags.texts("seeds", "interpolation: two seeds to go between, as 3,8, in place of images.")
+    flags.group("Prompts, of an imported pipeline of Stable Diffusion")
+    flags.prompt("What the result shows.")
+    flags.number("strength", None, "How much is changed, above 0, up to 1. Default: 0.5, of inpainting 1.")
+    flags.text("sampler", None, "ddim, pndm or lcm. Default: the pipeline's.")
+    flags.integer("steps", None, "How many. Default: 4 of lcm, 50 of the others.", at_least=1)
+    flags.number("guidance", None, "Scale of guidance; 1: none. Default: the pipeline's.")
 
 
 def start(options: Options) -> None:
-    _check_flags(options)
-    num = options.num or (8 if options.task == "interpolation" else 1)
-    flags: dict[str, Any] = options.flags | {"num": num}
-    run(options.model, images=flags.pop("image"), **flags)
-
-
-def _check_flags(options: Options) -> None:
-    """Raises ConfigError, naming the flag, where one is given that changes nothing."""
-    task = options.task
-    if task is None:
+    if options.task is None:
         raise ConfigError(f"--task is missing: one of {', '.join(ALL_TASKS)}")
+    task = SHORT.get(options.task, options.task)
+    _check_flags(options, task)
+    if (options.workdir / INDEX).is_file():
+        _start_prompts(options, task)
+        return
+    if given := [name for name in OF_PROMPTS if options.is_set(name)]:
+        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, with a {INDEX}")
+    num = options.num or (8 if task == "interpolation" else 1)
+    flags = {name: value for name, value in options.flags.items() if name not in OF_PROMPTS}
+    run(options.model, images=flags.pop("image"), **flags | {"num": num, "task": task})
+
+
+def _start_prompts(options: Options, task: str) -> None:
+    from cmjax.generation import pipelines, prompt_edits  # most runs have no prompts
+
+    names = [name for name in options.declared.names if name not in (*OF_PROMPTS, *OF_BOTH)]
+    if given := [name for name in names if options.is_set(name)]:
+        raise ConfigError(
+            f"--{given[0]}: an edit by prompts takes {', '.join(f'--{name}' for name in OF_PROMPTS + OF_BOTH)}"
+        )
+    flags = options.flags
+    if not flags["prompt"]:
+        raise ConfigError("--prompt is missing: name what the result shows")
+    if len(images := flags["image"] or ()) != 1:
+        named = f"={','.join(images)}: name one image" if images else " is missing: name the image"
+        raise ConfigError(f"--image{named} that is edited")
+    chosen = {name: flags[name] for name in ("guidance", "sampler", "steps", "times", "size", "lora", "lora_scale")}
+    prompt_edits.edit_by_prompt(
+        options.workdir,
+        flags["prompt"],
+        images[0],
+        task=task,
+        options=pipelines.Options(negative=flags["negative-prompt"], **chosen),
+        **{name: flags[name] for name in ("mask", "strength", "seed", "out")},
+        num=options.num or 1,
+    )
+
+
+def _check_flags(options: Options, task: str) -> None:
+    """Raises ConfigError, naming the flag, where one is given that changes nothing."""
     for name, tasks in OF_TASKS.items():
         if options.is_set(name) and task not in tasks:
             flag = f"--no{name}" if getattr(options, name) is False else f"--{name}"

@@ -44,7 +44,7 @@ def start(options: Options) -> None:
 
 
 def _start_pipeline(options: Options) -> None:
-    from cmjax.generation.prompts import export_pipeline  # most runs have no prompts
+    from cmjax.generation.pipelines import export_pipeline  # most runs have no prompts
 
     if options.format not in (None, "diffusers"):
         raise ConfigError(f"--format={options.format}: a pipeline of prompts is written as diffusers")

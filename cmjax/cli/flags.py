@@ -56,6 +56,13 @@ class Flags:
         self.text("autoguidance", None, weaker)
         self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
 
+    def prompt(self, what: str) -> None:
+        """Declare the flags of pipelines from prompts to images: what an image shows, and its size."""
+        self.text("prompt", None, what)
+        self.text("negative-prompt", None, "What it does not show. Default: the empty prompt.")
+        self.text("size", None, "Height and width in pixels, as 512x768. Default: the pipeline's, or near the image's.")
+        self.lora()
+
     def lora(self) -> None:
         """Declare the flags of what is merged into a pipeline's weights."""
         self.text("lora", None, "A .safetensors file that is merged into the weights.")

@@ -55,11 +55,8 @@ def declare(flags: Flags) -> None:
     flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")
     flags.integer("steps", None, "Noise levels of the solver's grid, or of prompts. Default: the run's.", at_most=10**5)
     flags.group("Prompts, of an imported pipeline of Stable Diffusion")
-    flags.text("prompt", None, "What the images show.")
+    flags.prompt("What the images show.")
     flags.text("prompts", None, "A file of prompts, one a line.")
-    flags.text("negative-prompt", None, "What they do not show. Default: the empty prompt.")
-    flags.text("size", None, "Height and width in pixels, as 512x768. Default: the pipeline's.")
-    flags.lora()
     flags.group("Latents")
     flags.autoencoder()
     flags.group("Guidance")
@@ -78,7 +75,7 @@ def start(options: Options) -> None:
 
 
 def _start_prompts(options: Options) -> None:
-    from cmjax.generation import prompts  # most runs have no prompts
+    from cmjax.generation import pipelines, prompts  # most runs have no prompts
 
     names = [name for name in options.declared.names if name not in (*OF_PROMPTS, *OF_BOTH)]
     if given := [name for name in names if options.is_set(name)]:
@@ -92,7 +89,7 @@ def _start_prompts(options: Options) -> None:
         num=options.num or 1,
         seed=options.seed,
         out=options.out,
-        options=prompts.Options(negative=flags["negative-prompt"], **chosen),
+        options=pipelines.Options(negative=flags["negative-prompt"], **chosen),
     )
 
 

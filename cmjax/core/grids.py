@@ -137,6 +137,8 @@ def lcm_steps(n: int, *, original: int = 50, steps: int = 1000, strength: float 
         raise ValueError(f"original must lie in 1 … {steps} and strength in (0, 1], got {original} and {strength}")
     # counted from 1, less one: the times of training, 19, 39, … for 50 of 1000 steps
     grid = np.arange(int(original * strength), 0, -1) * (steps // original) - 1
+    if not len(grid):
+        raise ValueError(f"strength={strength:g} leaves none of {original} steps")
     if not 1 <= n <= len(grid):
         raise ValueError(f"n must lie in 1 … {len(grid)}, the steps of {original} at strength={strength:g}, got {n}")
     return grid[np.floor(np.linspace(0, len(grid), n, endpoint=False)).astype(int)]

@@ -45,29 +45,37 @@ def edit_labels(labels: Sequence[str | int], num: int, trained: Trained) -> dict
 Size = tuple[int, int]  # (height, width)
 
 
-def read_images(files: list[str] | None, shape: tuple[int, ...], needed: int) -> tuple[np.ndarray, list[Size]]:
-    """Reads images, (n, h, w, c) uint8 of the model's shape, and their sizes. The log says how they were fitted."""
+def image_size(file: str) -> Size:
+    """Reads the size of an image, upright. Raises: ConfigError where it cannot be read."""
+    return _read_image("image", file, (1, 1, 1), fits=False)[1]
+
+
+def read_images(
+    files: list[str] | None, shape: tuple[int, ...], needed: int, *, whose: str = "the model's "
+) -> tuple[np.ndarray, list[Size]]:
+    """Reads images, (n, h, w, c) uint8 of the model's shape, and their sizes. The log says how they were fitted, to
+    `whose` size."""
     if not files or len(files) != needed:
         raise ConfigError(f"--image={','.join(files or [])}: {needed} image{'s' if needed > 1 else ''} must be given")
-    images, sizes = zip(*(_read_image("image", file, shape) for file in files), strict=True)
+    images, sizes = zip(*(_read_image("image", file, shape, whose=whose) for file in files), strict=True)
     for file, image in zip(files, images, strict=True):
         say_if_dark(image, file)
     return np.stack(images), list(sizes)
 
 
-def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.ndarray:
-    """Reads a mask, (1, h, w, 1): 1 where it is white. Transparent pixels count as black.
+def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size], *, whose: str = "the model's ") -> np.ndarray:
+    """Reads a mask, (1, h, w, 1): 1 where it is white. Transparent pixels count as black. whose: `shape` is.
 
     Raises: ConfigError where its size is neither one of `sizes`, those of the images, nor the model's, or nothing is
             left to be kept or made.
     """
-    image, size = _read_image("mask", file, (*shape[:2], 1), background="black")
+    image, size = _read_image("mask", file, (*shape[:2], 1), background="black", whose=whose)
     # without repeats: images of one size are named once
     of_images, model = dict.fromkeys(map(_as_text, sizes)), _as_text((shape[0], shape[1]))
     if _as_text(size) not in (*of_images, model):
         raise ConfigError(
             f"--mask={file}: {_as_text(size)} pixels; it must have the size of the image, {' or '.join(of_images)}, "
-            f"or of the model's images, {model}"
+            f"or of {whose or 'the edited '}images, {model}"
         )
     # a mask that was resized has greys along its edges
     kept = image >= 128
@@ -77,23 +85,26 @@ def read_mask(file: str, shape: tuple[int, ...], sizes: Sequence[Size]) -> np.nd
     return kept.astype(np.float32)[None]
 
 
-def _read_image(flag: str, file: str, shape: tuple[int, ...], *, background: str = "white") -> tuple[np.ndarray, Size]:
+def _read_image(
+    flag: str, file: str, shape: tuple[int, ...], *, background: str = "white", whose: str = "", fits: bool = True
+) -> tuple[np.ndarray, Size]:
+    """Reads an image; where it `fits`, the log says how it was fitted."""
     try:
         image, size = read_image(to_path(file), (shape[0], shape[1], shape[2]), background=background)
     except DataError as error:
         raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
-    if how := how_fitted(size, (shape[0], shape[1])):
+    if fits and (how := how_fitted(size, (shape[0], shape[1]), whose=whose)):
         log.info("%s: %s pixels, %s", file, _as_text(size), how)
     return image, size
 
 
-def how_fitted(size: Size, model: Size) -> str:
+def how_fitted(size: Size, model: Size, *, whose: str = "the model's ") -> str:
     """Says how `read_image` fits an image of this size to the model's: it crops and resizes, and never stretches."""
     # the larger of the two factors covers the model's size; what sticks out is cropped
     scale = max(new / old for new, old in zip(model, size, strict=True))
     middle = (round(model[0] / scale), round(model[1] / scale))
     done = [f"cropped to its middle {_as_text(middle)}"] * (middle != size)
-    done += [f"resized to the model's {_as_text(model)}"] * (middle != model)
+    done += [f"resized to {whose}{_as_text(model)}"] * (middle != model)
     return " and ".join(done)
 
 

@@ -157,10 +157,13 @@ def check_results(path: Path, files: Sequence[str], num: int) -> list[Path]:
     return inputs
 
 
-def write_strip(path: Path, columns: Mapping[str, np.ndarray], results: np.ndarray, inputs: Sequence[Path]) -> None:
+def write_strip(
+    path: Path, columns: Mapping[str, np.ndarray], results: np.ndarray, inputs: Sequence[Path], **words: str
+) -> None:
     """Writes the columns' images side by side, and each result alone beside them; prints the files.
 
-    columns, results: (n, h, w, c) in [-1, 1]; empty columns are left out. inputs: files that stay.
+    columns, results: (n, h, w, c) in [-1, 1]; empty columns are left out. inputs: files that stay. words: text that
+    all files hold, by name.
     """
     columns, files = {name: images for name, images in columns.items() if len(images)}, result_files(path, len(results))
     strip = np.concatenate(list(columns.values()))
@@ -175,10 +178,10 @@ def write_strip(path: Path, columns: Mapping[str, np.ndarray], results: np.ndarr
             file.unlink()
         if stale:
             log.info("removed %d results of an earlier edit beside %s", len(stale), path)
-        save_png(path, image_grid(to_uint8(strip), columns=len(strip)))
+        save_png(path, image_grid(to_uint8(strip), columns=len(strip)), **words)
         for file, result in zip(files, to_uint8(results), strict=True):
             # grey results are written as RGB, as every grid is
-            save_png(file, np.broadcast_to(result, (*result.shape[:2], 3)))
+            save_png(file, np.broadcast_to(result, (*result.shape[:2], 3)), **words)
 
     with _writing(path):
         on_first_process(write)

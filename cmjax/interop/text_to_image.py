@@ -210,7 +210,8 @@ class TextToImage:
         if not is_lcm and (steps is None or isinstance(steps, int)):
             grid = schedule.ddim_steps(50 if steps is None else steps, strength=strength)
         else:
-            grid = schedule.lcm_steps(4 if steps is None else steps, strength=strength)
+            few = min(4, max(1, int(schedule.original * strength)))  # of a low strength there are fewer
+            grid = schedule.lcm_steps(few if steps is None else steps, strength=strength)
         times = grid / schedule.steps
         times = times if is_lcm or schedule.ends_clean or times[-1] == 0 else np.append(times, 0.0)
         if sampler == "pndm" and len(times) < 2:

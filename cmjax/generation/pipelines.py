@@ -1,0 +1,187 @@
+"""Pipelines from prompts to images by flags: what is asked of them is checked, and drawn over all devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cmjax.config.fields import ConfigError, about
+from cmjax.core.typing import Keys
+from cmjax.data.batches import preprocess, to_uint8
+from cmjax.generation.sampling import chunk_of, keys_of, over_devices
+from cmjax.interop.keys import ForeignError
+from cmjax.interop.lora import read_lora, with_lora
+from cmjax.interop.pipeline import load_pipeline
+from cmjax.interop.pipeline_export import write_pipeline
+from cmjax.interop.prompt_sampling import SAMPLERS, sample_images
+from cmjax.interop.text_to_image import TextToImage
+from cmjax.runs.workdir import output, writing
+from cmjax.system.files import to_path
+from cmjax.system.libraries import MissingLibrary
+from cmjax.system.mesh import chunks
+from cmjax.system.processes import on_first_process, say
+from cmjax.system.progress import progress
+
+PIXELS_AT_ONCE = 2**20
+"""Of all images of one device: four of 512×512."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images of prompts are sampled; None is the pipeline's default. They are flags of the command line."""
+
+    negative: str | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    times: str | None = None
+    size: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is drawn: `rows` of a pipeline, by a sampler at its times, as images of a size (height, width).
+
+    settings: what the images depend on, but for the seed.
+    """
+
+    pipeline: TextToImage
+    sampler: str
+    times: np.ndarray
+    size: tuple[int, int]
+    rows: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def opened(folder: str | Path, options: Options = DEFAULTS) -> TextToImage:
+    """Loads the pipeline of a folder, with the LoRA merged. Raises: ConfigError."""
+    if options.lora is None and options.lora_scale != 1:
+        raise ConfigError(f"--lora_scale={options.lora_scale:g}: it has no effect without --lora")
+    try:
+        pipeline = load_pipeline(folder)
+    except (ForeignError, MissingLibrary) as error:
+        raise ConfigError(about("--workdir", str(folder), error)) from error
+    if options.lora is None:
+        return pipeline
+    try:
+        return with_lora(pipeline, read_lora(options.lora, pipeline), scale=options.lora_scale)
+    except (ForeignError, MissingLibrary) as error:
+        raise ConfigError(about("--lora", options.lora, error)) from error
+
+
+def requested(
+    pipeline: TextToImage,
+    prompts: Sequence[str],
+    options: Options,
+    *,
+    size: tuple[int, int] | None = None,
+    strength: float = 1.0,
+) -> Request:
+    """Checks what is asked for an image of each prompt.
+
+    Args:   size: where no option names it; by default the pipeline's. strength: of an edit.
+    Raises: ConfigError naming the option that cannot be.
+    """
+    sampler = options.sampler or pipeline.sampler
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"--sampler={sampler}: of a pipeline it must be one of {', '.join(SAMPLERS)}")
+    times = _times(pipeline, sampler, options, strength)
+    negative = None if options.negative is None else [options.negative] * len(prompts)
+    try:
+        rows = pipeline.rows(prompts, sampler=sampler, guidance=options.guidance, negative=negative)
+    except ValueError as error:
+        raise ConfigError(f"--guidance, --negative-prompt: {error}") from error
+    size = named_size(pipeline, options.size) or size or (pipeline.pixels, pipeline.pixels)
+    steps = np.round(times * pipeline.schedule.steps).astype(int).tolist()
+    settings = {"sampler": sampler, "times": steps, "size": list(size)}
+    settings |= {"guidance": float(rows["guidance"][0]) if "guidance" in rows else 1.0, "negative": options.negative}
+    settings |= {"lora": options.lora, "lora_scale": options.lora_scale} if options.lora else {}
+    return Request(pipeline, sampler, times, size, rows, settings)
+
+
+def named_size(pipeline: TextToImage, text: str | None) -> tuple[int, int] | None:
+    """Height and width of --size, as 512x768."""
+    if text is None:
+        return None
+    try:
+        height, width = map(int, text.lower().split("x"))
+        pipeline.check_size((height, width))
+    except ValueError as error:
+        why = f"multiples of {pipeline.autoencoder.factor}"
+        raise ConfigError(f"--size={text}: must be a height and a width in pixels, {why}, as 512x768") from error
+    return height, width
+
+
+def _times(pipeline: TextToImage, sampler: str, options: Options, strength: float) -> np.ndarray:
+    """The times of `--steps`, how many, or of `--times`, the steps themselves."""
+    if options.times is not None and options.steps is not None:
+        raise ConfigError(f"--times={options.times}: --steps={options.steps} is set too; give one of them")
+    named = {"--times": options.times, "--steps": options.steps, "--strength": strength}
+    name, value = next((name, value) for name, value in named.items() if value is not None)
+    try:
+        steps = [int(word) for word in options.times.split(",")] if options.times is not None else options.steps
+        return pipeline.times(sampler, steps, strength=strength)
+    except ValueError as error:
+        raise ConfigError(about(name, str(value), error)) from error
+
+
+def drawn(
+    request: Request, seed: int, *, image: np.ndarray | None = None, mask: np.ndarray | None = None, strength: float = 1
+) -> np.ndarray:
+    """Draws all images, uint8 (n, h, w, 3), a chunk at a time over all devices. They depend on the seed alone.
+
+    Args:   image: (1, h, w, 3) uint8, which all are made from. mask, strength: as in `sample_images`.
+    """
+
+    def draw(model: Any, within: Any) -> Any:
+        (pipeline, times, strength, image, mask), (key_data, rows) = model, within
+        key: Keys = jax.random.wrap_key_data(key_data)
+        edit: dict[str, Any] = {}
+        if image is not None:
+            pixels = preprocess(image, jax.random.key(0), horizontal_flip=False)
+            # one image serves all rows
+            each = [None if x is None else x.repeat(len(key_data), axis=0) for x in (pixels, mask)]
+            edit = {"images": each[0], "mask": each[1], "strength": strength}
+        return sample_images(pipeline, key, rows, times, sampler=request.sampler, size=request.size, **edit)
+
+    number = len(request.rows["tokens"][0])
+    compiled, keys, parts = over_devices(draw), keys_of(seed, np.arange(number)), []
+    at_once = chunk_of(number, (*request.size, 3), jax.device_count(), pixels=3 * PIXELS_AT_ONCE, least=1)
+    model = request.pipeline, np.asarray(request.times, np.float32), np.float32(strength), image, mask
+    with progress("sampling", number) as update:
+        for within in chunks((keys, request.rows), at_once):
+            parts.append(to_uint8(compiled(model, within)))
+            update(min(len(parts) * at_once, number), "")
+    return np.concatenate(parts)[:number]
+
+
+def export_pipeline(
+    folder: str | Path, out: str | Path | None = None, *, lora: str | None = None, lora_scale: float = 1.0
+) -> Path:
+    """Writes a pipeline for diffusers, with a LoRA merged: `export_pipeline("runs/sd15", "sd15-lcm", lora=file)`.
+
+    Args:    out: a new folder; by default export/diffusers in `folder`.
+    Returns: the folder. Raises: ConfigError naming the option that cannot be.
+    """
+    path = to_path(out) if out else to_path(folder) / "export" / "diffusers"
+    output(path)
+    pipeline = opened(folder, Options(lora=lora, lora_scale=lora_scale))
+
+    def write() -> None:
+        try:
+            with writing(path):
+                write_pipeline(path, pipeline)
+        except (ForeignError, MissingLibrary) as error:
+            raise ConfigError(about("--out", str(path), error)) from error
+
+    on_first_process(write)
+    say(f"{folder} -> {path}")
+    return path
