@@ -20,6 +20,7 @@ def base() -> ConfigDict:
     config.steps_per_call = 1  # updates that one call of the device does: more, where one takes milliseconds
     config.init_from = ""  # a run's folder whose averaged parameters the network starts from; "teacher": its own
     config.data = ConfigDict({"name": "", "data_dir": "", "image_size": 0, "channels": 0})
+    config.data.image_column = config.data.label_column = config.data.caption_column = ""  # of tables; "": found
     config.data.memory_limit_gb = 4.0  # images that take less are kept once decoded
     config.data.max_corrupt = 10  # examples that cannot be read and that others stand in for; more are an error
     config.data.workers = 0  # processes that decode what is not kept in memory; 0: a thread of this one

@@ -149,7 +149,7 @@ def test_an_index_has_every_file_of_a_tar(tmp_path):
     for _ in range(2):
         (members,) = tar_index.members_of([shard]).values()
         raw = shard.read_bytes()
-        assert {name: raw[offset : offset + size] for _, name, offset, size in members} == content
+        assert {name: raw[offset : offset + size] for _, name, offset, size, _ in members} == content
 
 
 @pytest.mark.parametrize("damage", [b"", b"no JSON\n", b'{"tar": "cat.tar"}\n', b"\xff\xfe\n", None])

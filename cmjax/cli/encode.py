@@ -31,7 +31,17 @@ from cmjax.system.processes import say
 from cmjax.system.progress import progress
 
 WITHOUT_RECIPE = {
-    "data": {"name": "", "data_dir": "", "image_size": 0, "channels": 0, "memory_limit_gb": 4.0, "max_corrupt": 10}
+    "data": {
+        "name": "",
+        "data_dir": "",
+        "image_size": 0,
+        "channels": 0,
+        "memory_limit_gb": 4.0,
+        "max_corrupt": 10,
+        "image_column": "",
+        "label_column": "",
+        "caption_column": "",
+    }
 }
 """The fields that are read where no recipe is named."""
 SPLITS = ("train", "test")
@@ -107,6 +117,7 @@ def run(
     except DataError as error:
         raise ConfigError(f"--{'pipeline' if pipeline else 'autoencoder'}={where}: {error}") from error
     preprocessing = {"crop": crop_of(source) or "none", "image_shape": list(source.shape)}
+    preprocessing |= {"columns": data.columns} if data.columns else {}
     entries = {"split": split, "preprocessing": preprocessing, "data": data.name, **data_key_of(source)}
     entries["origin"] = {"autoencoder": str(where), "data_dir": data.data_dir, "dtype": dtype}
     sizes = {"tile": tile, "batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}

@@ -1,16 +1,14 @@
 """Reads the section `data`: where images come from, and what is done to them and to their labels."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Array
-
-from cmjax.config.fields import ConfigError, Fields, by_name, suggestion
+from cmjax.config.fields import ConfigError, Fields, suggestion
 from cmjax.config.samples import AS_ENCODED, Decoding, read_decoding
-from cmjax.data import augment, sources
+from cmjax.data import sources
 from cmjax.data.base import DataError
 from cmjax.data.checks import check_source
 from cmjax.data.crops import CROPS
@@ -19,11 +17,11 @@ from cmjax.data.latents import MANIFEST, latents, split_folder
 from cmjax.data.tars import find_tars
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
 from cmjax.data.values import check_is_file
-from cmjax.data.workers import check_grain
-from cmjax.nets import NETS
+from cmjax.data.webdataset import find_tars_of_samples
 from cmjax.system.files import is_bucket, to_path
 
-AUGMENTATIONS = by_name(augment.edm, augment.meanflow)
+COLUMNS = ("image_column", "label_column", "caption_column")
+"""The fields that name the columns of tables."""
 USUAL_SIZES = (8, 16, 28, 32, 64)  # heights and widths that models of pixels are trained at
 MEMORY_LIMIT_BYTES = 4 * 10**9  # what images that are kept in memory may take, where nothing else is said
 MOST_CORRUPT = 10  # how many examples may be damaged
@@ -32,7 +30,7 @@ MOST_CORRUPT = 10  # how many examples may be damaged
 @dataclass(frozen=True)
 class Data:
     """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data.
-    captions: whether the examples have captions, too."""
+    captions: whether the examples have captions, too. image_column, …: of tables; "" for those that are found."""
 
     name: str
     data_dir: str
@@ -42,12 +40,20 @@ class Data:
     max_corrupt: int
     crop: str = "lanczos"
     captions: bool = False
+    image_column: str = ""
+    label_column: str = ""
+    caption_column: str = ""
     decoding: Decoding = AS_ENCODED
 
     @property
     def reading(self) -> dict[str, Any]:
         """How images that are decoded are read."""
         return {name: getattr(self, name) for name in ("memory_limit_bytes", "max_corrupt", "crop")}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of tables that are named."""
+        return {name: column for name in COLUMNS if (column := getattr(self, name))}
 
     def open(self, split: str) -> sources.Source:
         """Opens the examples of a split.
@@ -79,7 +85,31 @@ def _images(open_source: Callable[..., sources.Source], data: Data, split: str) 
 
 
 def _captioned(open_source: Callable[..., sources.Source], data: Data, split: str) -> sources.Source:
-    return _images(partial(open_source, captions=data.captions), data, split)
+    options = {"captions": data.captions, "caption_column": data.caption_column}
+    return _images(partial(open_source, **options), data, split)
+
+
+def _webdataset(data: Data, split: str) -> sources.Source:
+    from cmjax.data.webdataset import webdataset
+
+    return _captioned(webdataset, data, split)
+
+
+def _tables(kind: str, data: Data, split: str) -> sources.Source:
+    from cmjax.data.tables import tables
+
+    return _images(partial(tables, kind=kind, captions=data.captions, **data.columns), data, split)
+
+
+def _find_tables(kind: str, root: Any) -> None:
+    from cmjax.data.tables import find_tables
+
+    find_tables(root, kind)
+
+
+def _find_samples(root: Any) -> None:
+
+    find_tars_of_samples(root)
 
 
 def _tfds(data: Data, split: str) -> sources.Source:
@@ -107,13 +137,24 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "points": partial(_arrays, "points"),
     "folder": partial(_captioned, sources.folder),
     "tars": partial(_images, sources.tars),
+    "webdataset": _webdataset,
+    "parquet": partial(_tables, "parquet"),
+    "huggingface": partial(_tables, "huggingface"),
     "latents": _latents,
 }
 """The readers of data by name; any other name is that of a data set of TFDS."""
-CAPTIONED = ("folder",)
+OF_TABLES = ("parquet", "huggingface")
+"""The names of data in tables, with columns."""
+CAPTIONED = ("folder", "webdataset", *OF_TABLES)
 """The names of data whose images may have captions."""
-OF_ANY_SIZE = ("folder", "tars")
+OF_ANY_SIZE = ("folder", "tars", "webdataset", *OF_TABLES)
 """The names of data whose images are resized."""
+FINDERS: dict[str, Callable[[Any], Any]] = {
+    "tars": find_tars,
+    "webdataset": _find_samples,
+    **{name: partial(_find_tables, name) for name in OF_TABLES},
+}
+"""What finds the files of data by their name, and raises DataError where there are none."""
 OF_ARRAYS = {"arrays": "images", "signals": "signals", "points": "points"}
 """The names of data in an .npz file, and of the array there."""
 NO_IMAGES = ("signals", "points")
@@ -133,7 +174,8 @@ def images_of(encoding: Mapping[str, Any]) -> Data:
     height, width, channels = shape
     # images that all had one size were not cropped, and any crop leaves them as they are
     crop = crop if crop in CROPS else Data.crop
-    return Data(name, data_dir, (height, width), channels, MEMORY_LIMIT_BYTES, MOST_CORRUPT, crop)
+    columns = encoding["images"].get("columns", {})
+    return Data(name, data_dir, (height, width), channels, MEMORY_LIMIT_BYTES, MOST_CORRUPT, crop, **columns)
 
 
 def read_data(fields: Fields, *, there: bool = True) -> Data:
@@ -160,8 +202,19 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
         raise fields.error(field, f"is of latents, and the data {name!r} are {what}")
     if name in OF_ANY_SIZE and not size:
         usual = _usual_size(data_dir) if name == "folder" else ""
-        raise fields.error("image_size", f"must be given for a folder of images, in pixels{usual}")
-    return Data(name, data_dir, size, channels, limit, corrupt, decoding=decoding)
+        raise fields.error("image_size", f"must be given for images that may have any size, in pixels{usual}")
+    columns = _read_columns(fields, name)
+    return Data(name, data_dir, size, channels, limit, corrupt, decoding=decoding, **columns)
+
+
+def _read_columns(fields: Fields, name: str) -> dict[str, str]:
+    """The names of columns, "" for those that are found."""
+    columns = {column: fields.text(column, absent="") for column in COLUMNS}
+    for column, chosen in columns.items():
+        of = CAPTIONED if column == "caption_column" else OF_TABLES
+        if chosen and name not in of:
+            raise fields.error(column, f"is of {', '.join(of)}, and the data are {name!r}: leave it empty")
+    return columns
 
 
 def _read_size(fields: Fields) -> tuple[int, int] | None:
@@ -188,8 +241,8 @@ def _check_there(fields: Fields, name: str, data_dir: str) -> None:
             check_folder(data_dir)
         elif name in OF_ARRAYS:
             check_is_file(to_path(data_dir).expanduser(), OF_ARRAYS[name])
-        elif name == "tars":
-            find_tars(to_path(data_dir).expanduser())
+        elif name in FINDERS:
+            FINDERS[name](to_path(data_dir).expanduser())
         elif name == "latents":
             split_folder(data_dir, "train")
     except (DataError, ImportError) as error:
@@ -215,7 +268,7 @@ def _check_name(fields: Fields, name: str, data_dir: str) -> None:
 def _usual_size(data_dir: str) -> str:
     """Describes the sizes of a folder's images, and suggests one for training; "" where they are not known."""
     # a bucket's headers are not read for a suggestion: each would be a request
-    there = data_dir and not is_bucket(data_dir) and Path(data_dir).expanduser().is_dir()
+    there = data_dir and not is_bucket(data_dir) and Path(data_dir).expanduser().exists()
     sizes = sorted(set(image_sizes(data_dir)), key=lambda size: size[0] * size[1]) if there else []
     if not sizes:
         return ""
@@ -223,64 +276,3 @@ def _usual_size(data_dir: str) -> str:
     span = "{}x{}".format(*small) + ("" if small == large else " to {}x{}".format(*large))
     fits = max((size for size in USUAL_SIZES if size <= shortest), default=shortest)
     return f"; the images are {span}; {fits} is a usual choice"
-
-
-def check_no_images(fields: Fields, data: Data, frozen: Collection[str]) -> None:
-    """Raises ConfigError where a network or a distance is of images alone, and the data are none. frozen: the names of
-    what the loss uses beside the model."""
-    if data.name not in NO_IMAGES:
-        return
-    net, objective = fields.section("net"), fields.section("objective")
-    if not NETS[net.text("name")].any_shape:
-        takers = ", ".join(name for name, module in NETS.items() if module.any_shape)
-        raise net.error("name", f"takes images, and the data are {data.name}, which {takers} takes")
-    if "lpips" in frozen:
-        raise objective.error("distance", f"compares images, and the data are {data.name}: take another, as l2")
-
-
-def read_label_dropout(data: Fields, net: Fields) -> float:
-    """Reads the fraction of labels that training leaves out, for classifier-free guidance."""
-    rate = data.number("label_dropout", at_least=0)
-    if rate >= 1:
-        raise data.error("label_dropout", "must be below 1: the fraction of labels that are left out")
-    if rate and not net.boolean("class_conditional"):
-        raise data.error("label_dropout", "config.net.class_conditional=False: there are no labels to leave out")
-    return rate
-
-
-def read_workers(data: Fields) -> int:
-    workers = data.integer("workers", at_least=0, at_most=256, absent=0)
-    try:
-        check_grain(workers)
-    except ImportError as error:
-        raise ConfigError(str(error)) from error
-    return workers
-
-
-def read_augment(data: Fields, net: Fields, kind: str) -> Callable[..., tuple[Array, Array]] | None:
-    """Reads an augmentation, (images, key) -> (images, labels).
-
-    The network takes the labels, so that its samples, whose labels are 0, show none of the changes.
-    """
-    chosen, flips = data.text("augment"), data.boolean("horizontal_flip")
-    if data.text("name") in NO_IMAGES and (chosen or flips):
-        raise data.error("augment" if chosen else "horizontal_flip", f"is of images, not {data.text('name')}")
-    if data.text("name") == "latents" and (chosen or flips):
-        problem = "an image's latents cannot be changed as the image: leave it out, and encode with --mirrored"
-        raise data.error("augment" if chosen else "horizontal_flip", f"{problem} for mirrored images")
-    if not chosen:
-        return None
-    probabilities = data.call("augment", AUGMENTATIONS)
-    if kind == "consistency":
-        problem = "denoisers and flow maps train with augmentation; a consistency model is given images as they are"
-        raise data.error("augment", f"{problem}: leave it empty")
-    if flips:
-        problem = "config.data.augment mirrors images too, and gives the network a label of it"
-        raise data.error("horizontal_flip", f"{problem}: set it to False")
-    if not net.has("augment_dim"):
-        raise data.error("augment", f"config.net.name={net.text('name')!r} has no input for its labels; leave it empty")
-    size, takes = augment.label_size(probabilities), net.integer("augment_dim", at_least=0)
-    if takes != size:
-        problem = f"it gives each image {size} labels, and the network takes config.net.augment_dim={takes}"
-        raise data.error("augment", f"{problem}: set that to {size}")
-    return partial(augment.augment, probabilities=probabilities)

@@ -88,7 +88,9 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
 
 
 BESIDE_TRAINING = ("samples", "metrics", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
-BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt", *AS_BEFORE)
+WITHOUT_COLUMNS = {"image_column": "", "label_column": "", "caption_column": ""}
+"""The fields of tables' columns, as they are of data that are none."""
+BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt", "caption_column", *AS_BEFORE)
 """Sections and fields that change no parameter: what is sampled, written and logged, and where data and devices are."""
 
 
@@ -118,5 +120,5 @@ def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     net = config.get("net", {})
     # a field that a network got later has the default that leaves older networks as they are
     network = defaults(net["name"]) if net.get("name") in NETS else {}
-    data = {"data": {**AS_BEFORE, **config["data"]}} if "data" in config else {}
+    data = {"data": {**AS_BEFORE, **WITHOUT_COLUMNS, **config["data"]}} if "data" in config else {}
     return {**config, **data, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}

@@ -8,9 +8,10 @@ from typing import Any
 import optax
 from jaxtyping import Array
 
-from cmjax.config.data import Data, check_no_images, read_augment, read_data, read_label_dropout, read_workers
+from cmjax.config.data import Data, read_data
 from cmjax.config.effects import without_effect
 from cmjax.config.evaluation import Evaluation, read_evaluation
+from cmjax.config.examples import check_no_images, read_augment, read_label_dropout, read_workers
 from cmjax.config.fields import Fields
 from cmjax.config.methods import read_spec
 from cmjax.config.model import ModelSpec, NetworkModel

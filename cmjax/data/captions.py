@@ -1,7 +1,8 @@
 """Captions of image files: `.txt` beside each, or the lines of a `metadata.jsonl`."""
 
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,7 +21,10 @@ def caption_of(value: Any) -> str:
     if isinstance(value, list | tuple) and value:
         value = value[0]
     if isinstance(value, bytes):
-        value = value.decode()
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise DataError("its caption is no text in UTF-8") from None
     if not isinstance(value, str):
         raise DataError("it has no caption" if value is None else f"its caption is no text, but {value!r:.40}")
     if not (caption := " ".join(value.split())):
@@ -42,15 +46,15 @@ class FolderCaptions:
 
     def __init__(self, root: AnyPath, key: str = ""):
         images, others = list_files(root)
-        there = {image.parts for image in images}
+        there = {image.parts: str(image.path) for image in images}
         self._known: dict[str, Any] = {}
         for file in (file for file in others if file.parts[-1] == METADATA):
             lines = _lines(file.path, key)
             for number, (name, caption) in lines.items():
-                parts = (*file.parts[:-1], *PurePosixPath(name).parts)
+                parts = (*file.parts[:-1], *PurePosixPath(unicodedata.normalize("NFC", name)).parts)
                 if parts not in there:
                     raise DataError(f"{file.path}: line {number} names {name}, and there is no such PNG or JPEG file")
-                self._known[str(root.joinpath(*parts))] = caption
+                self._known[there[parts]] = caption
         if not self._known and not any(file.path.suffix == ".txt" for file in others):
             raise DataError(f"{root}: its images have no captions: neither .txt files beside them nor {METADATA}")
 
@@ -60,8 +64,8 @@ class FolderCaptions:
             return caption_of(self._known[str(image)])
         file = image.parent / f"{image.stem}.txt"
         try:
-            return caption_of(file.read_text("utf-8"))
-        except (FileNotFoundError, KeyError):
+            return caption_of(file.read_bytes())
+        except FileNotFoundError:
             raise DataError("it has no caption") from None
 
 
@@ -79,11 +83,13 @@ def _lines(path: AnyPath, key: str) -> dict[int, tuple[str, Any]]:
         if not isinstance(name, str) or not name:
             raise DataError(f"{path}: line {number} has no file_name: {line[:60]!r}")
         if (caption := caption_in(entries, key)) is None:
-            there = ", ".join(entries)
-            raise DataError(f"{path}: line {number} has no caption, {_wanted(key)}; it has {there}")
+            raise DataError(f"{path}: line {number} has no caption, {no_caption_among(entries, key)}")
         lines[number] = name, caption
     return lines
 
 
-def _wanted(key: str) -> str:
-    return f'"{key}"' if key else f"{', '.join(map(repr, KEYS[:-1]))} or {KEYS[-1]!r}"
+def no_caption_among(names: Iterable[str], key: str) -> str:
+    """Says under which names captions are sought, and which there are."""
+    wanted = repr(key) if key else f"{', '.join(map(repr, KEYS[:-1]))} or {KEYS[-1]!r}"
+    known = "" if key else "; config.data.caption_column names another"
+    return f"{wanted}; it has {', '.join(names) or 'none'}{known}"

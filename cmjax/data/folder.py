@@ -2,20 +2,21 @@
 
 import contextlib
 import io
+import zipfile
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from cmjax.data.base import DataError, Source, check_split
-from cmjax.data.captions import FolderCaptions
 from cmjax.data.crops import CROPS
 from cmjax.data.layout import is_image, is_tools_own, list_files, read_split, without_images
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, Damage, OnDemandSource, kept_if_small, parallel_map
 from cmjax.data.values import spread
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import AnyPath, is_bucket, iterate_files, to_path
+from cmjax.system.zips import ZipPath, is_zip
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +35,7 @@ def folder(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     max_corrupt: int | None = None,
     captions: bool = False,
-    caption: str = "",
+    caption_column: str = "",
 ) -> Source:
     """Opens the PNG and JPEG files below a folder: resized to cover `image_size`, centre cropped, uint8.
 
@@ -42,21 +43,24 @@ def folder(
     none. Subfolders that are splits by their names, train beside test, val, …, are taken as they are; see `layout`. A
     file that cannot be read is named in a warning, and the next one replaces it.
 
-    Args:   data_dir: the folder. split: "train" or "test". Without subfolders for them, "test" is about a tenth of the
-            files, chosen by a hash of their names, so that a file stays in its split when others are added; it is never
-            all of a class. image_size: of the examples, pixels: height and width, or both in one number. channels: 1
-            (grey) or 3 (RGB). crop: how they are resized, of `CROPS`. memory_limit_bytes: sets that take more once
-            decoded are not kept in memory. max_corrupt: how many files may be damaged; None: any number.
-            captions: whether the examples have captions, too, see `ImageSource`. caption: the name of the caption in
-            metadata.jsonl, "" for "text" and the like.
+    Args:   data_dir: the folder, or a .zip of one, which is read in place. split: "train" or "test". Without subfolders
+            for them, "test" is about a tenth of the files, chosen by a hash of their names, so that a file stays in its
+            split when others are added; it is never all of a class. image_size: of the examples, pixels: height and
+            width, or both in one number. channels: 1 (grey) or 3 (RGB). crop: how they are resized, of `CROPS`.
+            memory_limit_bytes: sets that take more once decoded are not kept in memory. max_corrupt: how many files
+            may be damaged; None: any number. captions: whether the examples have captions, too, see `ImageSource`.
+            caption_column: the name of the caption in metadata.jsonl, "" for "text" and the like.
     Raises: DataError naming the folder or argument, where nothing can be read from it, or its layout can be read in
             several ways. The source's `gather` raises it where more than `max_corrupt` are damaged.
     """
     check_split(split)
     shape = check_images(image_size, channels)
-    root = to_path(data_dir).expanduser()
-    _check_is_folder(root)
-    listed = read_split(root, split, captions=captions)
+    root = _root_of(data_dir)
+    listed, texts = read_split(root, split, captions=captions), None
+    if captions:
+        from cmjax.data.captions import FolderCaptions
+
+        texts = FolderCaptions(root, caption_column)
     source = FolderSource(
         shape=shape,
         length=len(listed.files),
@@ -66,7 +70,7 @@ def folder(
         root=root,
         files=listed.files,
         crop=crop,
-        captions=FolderCaptions(root, caption) if captions else None,
+        captions=texts,
     )
     return kept_if_small(source, memory_limit_bytes=memory_limit_bytes)
 
@@ -83,10 +87,10 @@ def check_images(image_size: int | tuple[int, int], channels: int) -> tuple[int,
 
 
 def check_folder(data_dir: str | AnyPath) -> None:
-    """Raises DataError unless `data_dir` is a folder. One on a disk must have an image file in it."""
-    root = to_path(data_dir).expanduser()
-    _check_is_folder(root)
-    if not is_bucket(root) and not any(map(is_image, iterate_files(root, is_tools_own))):
+    """Raises DataError unless `data_dir` is a folder, or a .zip. One on a disk must have an image file in it."""
+    root = _root_of(data_dir)
+    files = root.files() if isinstance(root, ZipPath) else [] if is_bucket(root) else iterate_files(root, is_tools_own)
+    if not is_bucket(root) and not any(map(is_image, files)):
         raise DataError(without_images(root))
 
 
@@ -94,7 +98,7 @@ def image_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
     """(width, height) of some images below a folder, read from the files' headers. Damaged files are left out."""
     from PIL import Image
 
-    images = list_files(to_path(data_dir).expanduser())[0]
+    images = list_files(_root_of(data_dir))[0]
     sizes = []
     for file in (images[i] for i in spread(len(images), HEADERS)):
         # damaged files raise errors of many kinds
@@ -103,11 +107,22 @@ def image_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
     return sizes
 
 
-def _check_is_folder(root: AnyPath) -> None:
+def _root_of(data_dir: str | AnyPath) -> AnyPath:
+    """Gives the path of a folder, or of a .zip as one. Raises: DataError where there is none."""
+    root = to_path(data_dir).expanduser()
     if root.is_dir():
-        return
+        return root
+    if is_zip(root) and is_bucket(root):
+        raise DataError(f"{root}: a .zip is read from a disk; copy it to one")
     if root.is_file():
-        raise DataError(f'{root}: is a file, and a folder of PNG or JPEG files is needed; .npz files are "arrays"')
+        if not is_zip(root):
+            other = f"{root}: is a file, and a folder of PNG or JPEG files is needed, or a .zip of one"
+            raise DataError(f'{other}; .npz files are "arrays"')
+        try:
+            ZipPath(root).files()
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{root}: is no .zip file, or only a part of it is here ({error})") from error
+        return cast(AnyPath, ZipPath(root))
     raise DataError(f"{root}: no such folder; a folder of PNG or JPEG files is needed")
 
 

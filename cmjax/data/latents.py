@@ -104,7 +104,8 @@ def _encoding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     entries = {"scale": manifest["scale"], "shift": manifest["shift"], "autoencoder": origin.get("autoencoder", "")}
     if "data" in manifest and "image_shape" in made:
         images = {"name": manifest["data"], "data_dir": origin.get("data_dir", ""), "crop": made.get("crop", "none")}
-        entries["images"] = {**images, "shape": made["image_shape"]}
+        columns = {"columns": made["columns"]} if "columns" in made else {}
+        entries["images"] = {**images, "shape": made["image_shape"], **columns}
     return entries
 
 

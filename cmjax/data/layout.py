@@ -17,6 +17,7 @@ from cmjax.data.base import DataError
 from cmjax.data.labels import held_out
 from cmjax.data.splits import Tops, find_splits, some
 from cmjax.system.files import AnyPath, files_below, is_bucket
+from cmjax.system.zips import ZipPath
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +199,8 @@ def _in_numbered_parts(images: list[File]) -> bool:
 
 
 def _empty_folders(top: AnyPath, images: list[File]) -> list[str]:
-    """Lists the names of the subfolders without images, sorted. A bucket has no empty ones."""
-    if is_bucket(top):
+    """Lists the names of the subfolders without images, sorted. Buckets and zips have no empty ones."""
+    if is_bucket(top) or isinstance(top, ZipPath):
         return []
     names = {unicodedata.normalize("NFC", sub.name) for sub in top.iterdir() if sub.is_dir()}
     return sorted(name for name in names - {image.parts[0] for image in images} if not is_tools_own(name))
@@ -263,4 +264,5 @@ def _such_as(files: list[File]) -> str:
 
 def _locked(folder: AnyPath) -> bool:
     """Whether a folder on a disk may not be listed."""
-    return not is_bucket(folder) and not os.access(folder, os.R_OK | os.X_OK)
+    on_disk = not is_bucket(folder) and not isinstance(folder, ZipPath)
+    return on_disk and not os.access(folder, os.R_OK | os.X_OK)

@@ -1,5 +1,5 @@
-"""Opens every source of images: the embedded digits, TFDS, a folder of image files or of tars, an .npz of arrays; and
-of signals and points."""
+"""Opens the sources that need no further library: the embedded digits, TFDS, a folder of image files or of tars, an
+.npz of arrays of images, signals or points."""
 
 import logging
 from importlib.util import find_spec
@@ -17,6 +17,9 @@ from cmjax.data.values import fitting, fitting_values, read_npz
 from cmjax.system.files import AnyPath, to_path
 
 log = logging.getLogger(__name__)
+
+OF_SAMPLES = {"images": "arr_0", "labels": "arr_1"}
+"""The names of arrays in files of samples that `numpy.savez` numbered."""
 
 __all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tars", "tfds"]
 
@@ -47,6 +50,8 @@ def arrays(
 ) -> Source:
     """Opens images, or latents, of an .npz file; or signals or points.
 
+    Files of samples, and ADM's reference batches, have "arr_0" in place of "images", and "arr_1" in place of "labels".
+
     Args:   path: holds "images" (n, h, w, c), images or latents as `fitting` reads them, and optionally "labels"
             (n,), whole numbers, with "class_names", a text for each from 0 on. split: "train" or "test". "test" is
             "test_images" with "test_labels" where the file has them, else a tenth of "images" that a fixed permutation
@@ -57,6 +62,8 @@ def arrays(
     """
     check_split(split)
     contents = read_npz(to_path(path).expanduser(), memory_limit_bytes=memory_limit_bytes)
+    if kind == "images" and kind not in contents and OF_SAMPLES["images"] in contents:
+        contents = {name: contents[there] for name, there in OF_SAMPLES.items() if there in contents}
     if kind not in contents:
         raise DataError(f'{path}: has no array "{kind}"; it has {", ".join(contents) or "none"}')
     apart = f"test_{kind}" in contents

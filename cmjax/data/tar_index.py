@@ -17,14 +17,25 @@ log = logging.getLogger(__name__)
 INDEX = ".tar_index.jsonl"
 """Beside the tars, a line for each tar; the dot keeps it out of the data."""
 
+LONGEST_LABEL = 32
+"""Bytes of a .cls file, at most."""
+
 
 class Member(NamedTuple):
-    """A file in a tar: where its bytes are."""
+    """A file in a tar: where its bytes are, and the text of a .cls file, which has a label."""
 
     tar: AnyPath
     name: str
     offset: int
     size: int
+    text: str = ""
+
+
+def read_member(member: Member) -> bytes:
+    """Reads a file in a tar."""
+    with member.tar.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
 
 
 def members_of(tars: Sequence[AnyPath]) -> dict[AnyPath, list[Member]]:
@@ -77,14 +88,22 @@ def _stamp(tar: AnyPath) -> list[float]:
         raise DataError(f"{tar}: cannot be read: {error}") from error
 
 
-def _headers(tar: AnyPath) -> list[tuple[str, int, int]]:
-    """Name, offset and size of each file in a tar."""
+def _headers(tar: AnyPath) -> list[tuple[Any, ...]]:
+    """Name, offset and size of each file in a tar, and the text of those with labels."""
     try:
         # Mode "r:" refuses compressed tars, in which no file can be reached without all before it.
         with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
-            return [(member.name, member.offset_data, member.size) for member in opened if member.isfile()]
+            return [_described(opened, member) for member in opened if member.isfile()]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{tar}: cannot be read as an uncompressed tar: {error}") from error
+
+
+def _described(opened: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[Any, ...]:
+    place = member.name, member.offset_data, member.size
+    if not member.name.endswith(".cls") or member.size > LONGEST_LABEL:
+        return place
+    content: Any = opened.extractfile(member)
+    return *place, content.read().decode(errors="replace").strip()
 
 
 def _write(files: Sequence[AnyPath], lines: Iterable[dict]) -> None:

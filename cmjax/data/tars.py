@@ -10,7 +10,7 @@ from cmjax.data.folder import ImageSource, check_images
 from cmjax.data.labels import held_out
 from cmjax.data.layout import is_image, is_tools_own
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES, Damage, kept_if_small
-from cmjax.data.tar_index import Member, members_of
+from cmjax.data.tar_index import Member, members_of, read_member
 from cmjax.system.content import content_key, files_key
 from cmjax.system.files import AnyPath, to_path
 
@@ -73,7 +73,8 @@ def find_tars(root: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
     if not train:
         raise DataError(f"{where}: has no .tar files; a folder with a .tar of images for each class is needed")
     if len(train) == 1:
-        raise DataError(f"{train[0]}: is the only tar; unpack it once, into the tars of its classes")
+        others = 'or for a shard of samples, 000.jpg beside 000.cls or 000.txt, config.data.name="webdataset"'
+        raise DataError(f"{train[0]}: is the only tar; unpack it once, into the tars of its classes, {others}")
     test = next((found for name in TEST_FOLDERS if (found := _tars_in(root / name))), [])
     if unknown := sorted({tar.stem for tar in test} - {tar.stem for tar in train}):
         raise DataError(f"{test[0].parent}: has the tar {unknown[0]}.tar, of a class that {where} has not")
@@ -95,7 +96,8 @@ def _images(files: list[AnyPath]) -> list[Member]:
             if is_image(name) and not any(map(is_tools_own, name.parts)):
                 images.append(member)
             elif name.suffix in (".txt", ".cls"):
-                raise DataError(f"{tar}: has {name} beside images: it is a shard of samples, and not a class")
+                shard = 'a shard of samples, which config.data.name="webdataset" reads'
+                raise DataError(f"{tar}: has {name} beside images: it is {shard}, and not a class")
         if len(images) == known:
             raise DataError(f"{tar}: holds no PNG or JPEG files")
     return images
@@ -118,7 +120,4 @@ class TarSource(ImageSource):
 
     def file(self, index: int) -> bytes:
         """See `ImageSource`."""
-        tar, _, offset, size = self.members[index]
-        with tar.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return read_member(self.members[index])

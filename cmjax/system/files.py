@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cmjax.system.errors import UserError
 from cmjax.system.libraries import require
+from cmjax.system.zips import ZipPath
 
 if TYPE_CHECKING:
     AnyPath = Path
@@ -75,6 +76,8 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
     Links are followed; a folder that several lead to is read once in each subfolder of `folder`, so that circles end.
     A link that leads nowhere is among the files: who opens it says so.
     """
+    if isinstance(folder, ZipPath):
+        return sorted(path for path in folder.files() if not any(map(skip, path.relative_to(folder).parts)))
     if is_bucket(folder):
         # in one request, where walking asks for each subfolder
         paths = [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]

@@ -11,6 +11,7 @@ EXTRAS = {
     "gcsfs": "gcs",
     "grain": "large",
     "libtpu": "tpu",
+    "pyarrow": "tables",
     "safetensors": "interop",
     "tensorboardX": "tensorboard",
     "tokenizers": "text",
