@@ -108,9 +108,8 @@ def test_a_zip_of_dataset_tool_is_the_folder_of_its_files(tmp_path, compression)
     check_folder(whole[1])
     assert image_sizes(whole[1]) == [(24, 20)] * 30
     for split in ("train", "test"):
-        unpacked, packed = (
-            folder(root, split, **SIZE, memory_limit_bytes=limit) for root, limit in zip(whole, (10**9, 0), strict=True)
-        )
+        unpacked = folder(whole[0], split, **SIZE)
+        packed = folder(whole[1], split, **SIZE, memory_limit_bytes=0)
         assert class_names(packed) == class_names(unpacked) == ("0", "1", "2")
         rows = np.arange(len(unpacked))
         expected, batch = unpacked.gather(rows), pickle.loads(pickle.dumps(packed)).gather(rows)
@@ -131,10 +130,8 @@ def test_a_damaged_zip_is_refused_and_a_damaged_file_replaced(tmp_path, files, c
     assert f"{damaged.filename} cannot be read" in caplog.text
     other = tmp_path / "half.zip"
     other.write_bytes(content[:3000])
-    for cut, problem in (
-        (other, "is no .zip file, or only a part of it is here"),
-        (tmp_path / "x.zip", "no such folder"),
-    ):
+    cuts = ((other, "is no .zip file, or only a part of it is here"), (tmp_path / "x.zip", "no such folder"))
+    for cut, problem in cuts:
         with pytest.raises(DataError, match=problem):
             folder(cut, "train", **SIZE)
     empty = zipped(tmp_path / "empty.zip", {"latents/0.npy": b"x"})

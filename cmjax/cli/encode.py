@@ -4,7 +4,8 @@ cmjax encode --config.data.name=folder --config.data.data_dir=photos --config.da
   --autoencoder=sd-vae-ft-ema --mirrored --out=latents
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -108,23 +109,30 @@ def run(
     data = read_data(Fields(config).section("data"))
     if data.name == "latents":
         raise ConfigError("config.data.name='latents': these are encoded already; name the images")
-    where = pipeline or autoencoder
+    encoder = str(pipeline or autoencoder)
     loaded, of_text = _load(autoencoder, pipeline, dtype=dtype, scale=scale, statistics=statistics)
     limit = data.memory_limit_bytes if data.name == "arrays" else 0  # each image is read once
     source = replace(data, crop=crop, memory_limit_bytes=limit, captions=of_text is not None).open(split)
-    try:
+    with _naming(f"{'--pipeline' if pipeline else '--autoencoder'}={encoder}"):
         check_fits(source, loaded)
-    except DataError as error:
-        raise ConfigError(f"--{'pipeline' if pipeline else 'autoencoder'}={where}: {error}") from error
-    preprocessing = {"crop": crop_of(source) or "none", "image_shape": list(source.shape)}
-    preprocessing |= {"columns": data.columns} if data.columns else {}
-    entries = {"split": split, "preprocessing": preprocessing, "data": data.name, **data_key_of(source)}
-    entries["origin"] = {"autoencoder": str(where), "data_dir": data.data_dir, "dtype": dtype}
+    made = {"crop": crop_of(source) or "none", "image_shape": list(source.shape)}
+    made |= {"columns": data.columns} if data.columns else {}
+    entries = {"split": split, "preprocessing": made, "data": data.name, **data_key_of(source)}
+    entries["origin"] = {"autoencoder": encoder, "data_dir": data.data_dir, "dtype": dtype}
     sizes = {"tile": tile, "batch_size": batch_size or 8 * jax.local_device_count(), "shard_size": shard_size}
     options = {"pipeline": of_text, "mirrored": mirrored, **sizes}
     manifest = encode_source(source, loaded, folder, about=entries, bar=partial(progress, "encoding"), **options)
     say(_report(folder, manifest))
     return manifest
+
+
+@contextlib.contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Raises ConfigError with the flag before what is wrong with the data."""
+    try:
+        yield
+    except DataError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _load(

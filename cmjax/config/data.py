@@ -17,7 +17,6 @@ from cmjax.data.latents import MANIFEST, latents, split_folder
 from cmjax.data.tars import find_tars
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
 from cmjax.data.values import check_is_file
-from cmjax.data.webdataset import find_tars_of_samples
 from cmjax.system.files import is_bucket, to_path
 
 COLUMNS = ("image_column", "label_column", "caption_column")
@@ -108,6 +107,7 @@ def _find_tables(kind: str, root: Any) -> None:
 
 
 def _find_samples(root: Any) -> None:
+    from cmjax.data.webdataset import find_tars_of_samples
 
     find_tars_of_samples(root)
 
@@ -202,7 +202,8 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
         raise fields.error(field, f"is of latents, and the data {name!r} are {what}")
     if name in OF_ANY_SIZE and not size:
         usual = _usual_size(data_dir) if name == "folder" else ""
-        raise fields.error("image_size", f"must be given for images that may have any size, in pixels{usual}")
+        what = "a folder of images" if name == "folder" else "images that may have any size"
+        raise fields.error("image_size", f"must be given for {what}, in pixels{usual}")
     columns = _read_columns(fields, name)
     return Data(name, data_dir, size, channels, limit, corrupt, decoding=decoding, **columns)
 
