@@ -285,7 +285,8 @@ def test_images_of_a_folder_that_are_all_the_same(tmp_path, limit_gb):
         ("aray", "(did you mean arrays?)"),
         (
             "celebrities",
-            "must be one of digits, arrays, signals, points, folder, tars, webdataset, parquet, huggingface, latents, cifar10, mnist, or a TFDS data set "
+            "must be one of digits, arrays, signals, points, folder, tars, webdataset, parquet, "
+            "huggingface, latents, cifar10, mnist, or a TFDS data set "
             "prepared in",
         ),
     ],
