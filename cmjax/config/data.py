@@ -14,7 +14,6 @@ from cmjax.data.checks import check_source
 from cmjax.data.crops import CROPS
 from cmjax.data.folder import check_folder, image_sizes
 from cmjax.data.latents import MANIFEST, latents, split_folder
-from cmjax.data.tars import find_tars
 from cmjax.data.tfds import BUILDERS, KNOWN, is_prepared, names_in
 from cmjax.data.values import check_is_file
 from cmjax.system.files import is_bucket, to_path
@@ -88,6 +87,19 @@ def _captioned(open_source: Callable[..., sources.Source], data: Data, split: st
     return _images(partial(open_source, **options), data, split)
 
 
+# what opens tars and tables is imported where it is used: most runs need neither
+def _tars(data: Data, split: str) -> sources.Source:
+    from cmjax.data.tars import tars
+
+    return _images(tars, data, split)
+
+
+def _find_tars(root: Any) -> None:
+    from cmjax.data.tars import find_tars
+
+    find_tars(root)
+
+
 def _webdataset(data: Data, split: str) -> sources.Source:
     from cmjax.data.webdataset import webdataset
 
@@ -136,7 +148,7 @@ SOURCES: dict[str, Callable[[Data, str], sources.Source]] = {
     "signals": partial(_arrays, "signals"),
     "points": partial(_arrays, "points"),
     "folder": partial(_captioned, sources.folder),
-    "tars": partial(_images, sources.tars),
+    "tars": _tars,
     "webdataset": _webdataset,
     "parquet": partial(_tables, "parquet"),
     "huggingface": partial(_tables, "huggingface"),
@@ -150,7 +162,7 @@ CAPTIONED = ("folder", "webdataset", *OF_TABLES)
 OF_ANY_SIZE = ("folder", "tars", "webdataset", *OF_TABLES)
 """The names of data whose images are resized."""
 FINDERS: dict[str, Callable[[Any], Any]] = {
-    "tars": find_tars,
+    "tars": _find_tars,
     "webdataset": _find_samples,
     **{name: partial(_find_tables, name) for name in OF_TABLES},
 }

@@ -1,5 +1,5 @@
-"""Opens the sources that need no further library: the embedded digits, TFDS, a folder of image files or of tars, an
-.npz of arrays of images, signals or points."""
+"""Opens the sources that need no further library: the embedded digits, TFDS, a folder of image files, an .npz of
+arrays of images, signals or points."""
 
 import logging
 from importlib.util import find_spec
@@ -11,7 +11,6 @@ from cmjax.data.base import ArraySource, DataError, Source, Subset, check_split,
 from cmjax.data.folder import folder
 from cmjax.data.labels import Numbering, number_labels
 from cmjax.data.on_demand import MEMORY_LIMIT_BYTES
-from cmjax.data.tars import tars
 from cmjax.data.tfds import tfds
 from cmjax.data.values import fitting, fitting_values, read_npz
 from cmjax.system.files import AnyPath, to_path
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 OF_SAMPLES = {"images": "arr_0", "labels": "arr_1"}
 """The names of arrays in files of samples that `numpy.savez` numbered."""
 
-__all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tars", "tfds"]
+__all__ = ["ArraySource", "DataError", "Source", "arrays", "digits", "folder", "tfds"]
 
 
 def digits(split: str) -> ArraySource:
