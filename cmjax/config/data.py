@@ -186,7 +186,7 @@ def images_of(encoding: Mapping[str, Any]) -> Data:
     height, width, channels = shape
     # images that all had one size were not cropped, and any crop leaves them as they are
     crop = crop if crop in CROPS else Data.crop
-    columns = encoding["images"].get("columns", {})
+    columns: dict[str, Any] = encoding["images"].get("columns", {})
     return Data(name, data_dir, (height, width), channels, MEMORY_LIMIT_BYTES, MOST_CORRUPT, crop, **columns)
 
 
@@ -220,7 +220,7 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
     return Data(name, data_dir, size, channels, limit, corrupt, decoding=decoding, **columns)
 
 
-def _read_columns(fields: Fields, name: str) -> dict[str, str]:
+def _read_columns(fields: Fields, name: str) -> dict[str, Any]:
     """The names of columns, "" for those that are found."""
     columns = {column: fields.text(column, absent="") for column in COLUMNS}
     for column, chosen in columns.items():

@@ -209,7 +209,7 @@ def _encoder(
     def encode(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         images = batch["image"]
         moments = _moments(weights, jax.device_put(images, rows), mirrored=mirrored, tile=tile)
-        fields = dict(zip(MOMENTS, np.asarray(moments).swapaxes(0, 1), strict=False))
+        fields: dict[str, Any] = dict(zip(MOMENTS, np.asarray(moments).swapaxes(0, 1), strict=False))
         return fields if embed is None else fields | embed(batch, images.shape[1:3])
 
     return encode

@@ -77,7 +77,8 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
     A link that leads nowhere is among the files: who opens it says so.
     """
     if isinstance(folder, ZipPath):
-        return sorted(path for path in folder.files() if not any(map(skip, path.relative_to(folder).parts)))
+        within = (path for path in folder.files() if not any(map(skip, path.relative_to(folder).parts)))
+        return cast(list[Path], sorted(within))
     if is_bucket(folder):
         # in one request, where walking asks for each subfolder
         paths = [to_path(f"gs://{name}") for name in sorted(_bucket_files().find(str(folder)))]
