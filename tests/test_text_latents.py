@@ -1,5 +1,6 @@
 """Latents with text embeddings: what is written of captioned images, what is read, and what is refused."""
 
+import json
 import shutil
 
 import jax
@@ -8,10 +9,13 @@ import pytest
 from PIL import Image
 
 from cmjax.cli import encode
+from cmjax.config.fields import ConfigError
 from cmjax.data.base import DataError
 from cmjax.data.batches import Batches
-from cmjax.data.latents import empty_prompt, latents, sample_latents, text_encoder_key
+from cmjax.data.latents import about_latents, empty_prompt, latents, sample_latents
+from cmjax.generation import text_embeddings
 from cmjax.interop.pipeline import load_pipeline
+from cmjax.runs.classes import other_encoders
 from tests.test_pipeline import write_sdxl
 
 COUNT = 26
@@ -65,7 +69,8 @@ def test_the_embeddings_are_those_of_the_pipeline(sd, encoded):
     expected = np.asarray(pipeline.conditions(pipeline.tokens(captions), (32, 32))["context"])
     np.testing.assert_allclose(batch["context"], expected, rtol=1e-3, atol=2e-3)
     assert batch["context"].dtype == np.float16
-    assert text_encoder_key(source) == pipeline.text_key
+    assert about_latents(source)["text_encoder"] == pipeline.text_key
+    assert about_latents(source)["autoencoder"] == pipeline.autoencoder.weights_key
     sampled = sample_latents(batch, jax.random.key(0))
     assert sampled["context"].dtype == np.float32
     assert Batches(source, 8, 0).at(1)["context"].shape == (8, 77, 40)
@@ -104,3 +109,65 @@ def test_latents_without_captions_have_no_empty_prompt(tmp_path, encoded):
     (copied / "train" / "empty_prompt.npz").unlink()
     with pytest.raises(DataError, match=r"has no empty_prompt\.npz: encode captioned images by"):
         empty_prompt(copied)
+
+
+def test_a_long_caption_is_kept_in_part_and_only_some_are_named(sd, tmp_path, caplog):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (32, 32), (20 * i, 0, 200)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"{i} " + 900 * "ä ")
+    encode.run(config_of(folder), pipeline=sd, out=tmp_path / "latents", batch_size=4)
+    warnings = [record.getMessage() for record in caplog.records if "prompt of" in record.getMessage()]
+    assert len(warnings) == text_embeddings.SHOWN
+    assert caplog.text.count("more captions are cut, which are not shown") == 1
+    caption = latents(tmp_path / "latents", "train").captions(np.array([0]))[0]
+    assert len(caption.encode()) in (1023, 1024)
+    assert set(caption[2:]) == {"ä", " "}
+
+
+def test_what_cannot_be_encoded_is_refused_in_one_line(sd, sdxl, images, tmp_path, monkeypatch):
+    def refused(problem, config=None, **arguments):
+        usual = {"pipeline": sd, "out": tmp_path / "out", "batch_size": 8}
+        with pytest.raises((ConfigError, DataError), match=problem) as error:
+            encode.run(config or config_of(images), **usual | arguments)
+        assert "\n" not in str(error.value)
+
+    refused("--autoencoder is missing: .*or a pipeline's for captions too", pipeline=None)
+    refused("--autoencoder=x: the pipeline has an autoencoder; leave one of the flags out", autoencoder="x")
+    refused("--scale=2.0: a pipeline's autoencoder has its scale", scale=2.0)
+    refused("--pipeline=.*is no pipeline of diffusers: it has no model_index.json", pipeline=images)
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    refused("--pipeline=.*is a FluxPipeline, which is not read; these are", pipeline=tmp_path / "flux")
+    digits = config_of("", name="digits", image_size=0, channels=0)
+    refused("the data 'digits' have no captions; these may: folder, webdataset, parquet, huggingface", digits)
+    refused(r"--pipeline=.*the images are 30x30, and .*multiples of its factor 8", config_of(images, image_size=30))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("000.png", "001.png", "002.png"):
+        shutil.copy(images / name, plain)
+    refused("its images have no captions: neither", config_of(plain))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(text_embeddings, "LARGEST", 0.1)
+    refused("the empty prompt: its context is not finite, or beyond float16")
+    encode.run(config_of(images), pipeline=sdxl, out=tmp_path / "out", batch_size=8)
+
+
+def test_a_folder_is_gone_on_with_by_its_pipeline_alone(sd, encoded, images, tmp_path):
+    out = shutil.copytree(encoded, tmp_path / "out")
+    manifest = json.loads((out / "train" / "manifest.json").read_text())
+    again = {"out": out, "batch_size": 8, "shard_size": 10}
+    assert encode.run(config_of(images), pipeline=sd, **again) == manifest
+    problem = r"was begun with text embeddings of another text encoder or tokenizer, \w+, and this is \w+"
+    with pytest.raises(ConfigError, match=problem):
+        encode.run(config_of(images), autoencoder=sd, **again)
+    other = shutil.copytree(sd, tmp_path / "other")
+    config = other / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "gelu"}))
+    with pytest.raises(ConfigError, match=problem):
+        encode.run(config_of(images), pipeline=other, **again)
+    assert other_encoders(manifest, {"text_encoder": load_pipeline(other, with_unet=False).text_key}).startswith(
+        "captions of text encoders and tokenizers that have the key"
+    )
+    assert not other_encoders(manifest, {"autoencoder": manifest["autoencoder"]})

@@ -183,20 +183,9 @@ def check_latents(source: Source, where: str) -> None:
     fitting(batch["image"], where)
 
 
-def autoencoder_key(source: Source) -> str | None:
-    """Gives the key of the autoencoder that encoded a source's examples; None of images, and where it is not
-    recorded."""
-    return about_latents(source).get("autoencoder")
-
-
-def text_encoder_key(source: Source) -> str | None:
-    """Gives the key, `TextToImage.text_key`, of what made a source's text embeddings; None where it has none."""
-    return about_latents(source).get("text_encoder")
-
-
 def about_latents(source: Source) -> dict[str, Any]:
-    """Gives a record's entries of latents: "autoencoder", the key of its weights, and "text_encoder", where they are
-    recorded, and "encoding", as `LatentSource` has it; {} of images."""
+    """Gives a record's entries of latents: "autoencoder", the key of its weights, and "text_encoder", that of
+    `TextToImage.text_key`, where they are recorded, and "encoding", as `LatentSource` has it; {} of images."""
     while isinstance(source, OfAnother):
         source = source.source
     if not isinstance(source, LatentSource):

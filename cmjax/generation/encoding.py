@@ -160,10 +160,14 @@ def _begin(folder: Path, manifest: Mapping[str, Any], pipeline: TextToImage | No
             raise ConfigError(
                 f"--out={folder}: takes {needed / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free there"
             )
+        empty = None
+        if pipeline is not None and not (folder / EMPTY_PROMPT).exists():
+            # computed before anything is written: it may be beyond float16
+            empty = npz_bytes(empty_prompt_of(pipeline))
         if not (folder / MANIFEST).exists():
             write_atomically(folder / MANIFEST, to_json(manifest))
-        if pipeline is not None and not (folder / EMPTY_PROMPT).exists():
-            write_atomically(folder / EMPTY_PROMPT, npz_bytes(empty_prompt_of(pipeline)))
+        if empty is not None:
+            write_atomically(folder / EMPTY_PROMPT, empty)
     except OSError as error:
         raise unwritable(folder, error, "--out") from error
 

@@ -1,4 +1,4 @@
-"""The data of runs compared: their classes by name, a label as a class, and the autoencoder of latents."""
+"""The data of runs compared: their classes by name, a label as a class, and what encoded latents and captions."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -64,9 +64,18 @@ def class_of(label: str | int, names: Sequence[str]) -> int:
     return chosen
 
 
-def other_autoencoder(record: Mapping[str, Any], autoencoder: str | None) -> str:
-    """Says which autoencoder a run's latents are of where these data are another's; "" where both are not known."""
-    there = record.get("autoencoder")
-    if there is None or autoencoder is None or there == autoencoder:
-        return ""
-    return f"an autoencoder whose weights have the key {there}, and these data are of {autoencoder}"
+ENCODERS = {
+    "autoencoder": "latents of an autoencoder whose weights have the key",
+    "text_encoder": "captions of text encoders and tokenizers that have the key",
+}
+"""Entries of a record that are keys of what encoded its data."""
+
+
+def other_encoders(record: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Says what encoded a run's data where these data, of which `about_latents` gives the entries, are another's; ""
+    where they are not, or both are not known."""
+    for name, what in ENCODERS.items():
+        there, here = record.get(name), data.get(name)
+        if None not in (there, here) and there != here:
+            return f"{what} {there}, and these data are of {here}"
+    return ""

@@ -14,8 +14,8 @@ from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.data.base import Source, class_names
-from cmjax.data.latents import autoencoder_key
-from cmjax.runs.classes import differing_classes, other_autoencoder
+from cmjax.data.latents import about_latents
+from cmjax.runs.classes import differing_classes, other_encoders
 from cmjax.runs.trained import Trained, load, open_trained
 
 log = logging.getLogger(__name__)
@@ -81,13 +81,13 @@ def check_teacher(run: Run, teacher: BoundModel, student: NetworkModel, shape: t
 
 
 def check_data_of_others(run: Run, student: NetworkModel, source: Source) -> None:
-    """Raise ConfigError where another run's labels mean other classes, or its latents are of another autoencoder."""
+    """Raise ConfigError where another run's labels mean other classes, or other encoders made its latents."""
     for name, field in _others(run):
         other, where = open_trained(name), f"config.{field}={name!r}"
         if student.class_conditional:
             check_classes(other, source, where)
-        if problem := other_autoencoder(other.record, autoencoder_key(source)):
-            raise ConfigError(f"{where}: was trained on latents of {problem}")
+        if problem := other_encoders(other.record, about_latents(source)):
+            raise ConfigError(f"{where}: was trained on {problem}")
 
 
 def check_classes(trained: Trained, source: Source, where: str) -> None:

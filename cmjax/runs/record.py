@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.recorded import completed, is_class_conditional, is_of_training, shapes_state, with_free_fields
-from cmjax.runs.classes import differing_classes, other_autoencoder
+from cmjax.runs.classes import differing_classes, other_encoders
 from cmjax.runs.history import provenance
 from cmjax.runs.workdir import FORMAT, RECORD, Workdir, unwritable
 from cmjax.system.files import to_json, to_path, write_atomically
@@ -75,8 +75,8 @@ def _checked(workdir: Path, old: Mapping[str, Any], record: Mapping[str, Any]) -
     if old["shape"] != record["shape"] or old["num_classes"] != record["num_classes"]:
         was, now = (f"{one['shape']} in {one['num_classes'] or 'no'} classes" for one in (old, record))
         raise ConfigError(f"--workdir={workdir} was made with data of shape {was}, and these are {now}; name another")
-    if problem := other_autoencoder(old, record.get("autoencoder")):
-        raise ConfigError(f"--workdir={workdir} was trained on latents of {problem}; name another")
+    if problem := other_encoders(old, record):
+        raise ConfigError(f"--workdir={workdir} was trained on {problem}; name another")
     # of a model without classes a label means nothing
     renamed = differing_classes(old.get("class_names"), record.get("class_names"))
     if renamed and is_class_conditional(record["config"]):
