@@ -448,7 +448,7 @@ def test_what_cannot_be_exported_is_named(conditional_run, tmp_path):
             exporting.run(tmp_path / said, "diffusers", None)
         assert not (tmp_path / said / "export").exists()
     with pytest.raises(ConfigError, match="must be one of safetensors, npz, diffusers"):
-        exporting.run(conditional_run, "onnx", None)
+        exporting.run(conditional_run, "pickle", None)
     with pytest.raises(ConfigError, match=r"must end in \.npz"):
         exporting.run(conditional_run, "npz", str(tmp_path / "x.bin"))
 

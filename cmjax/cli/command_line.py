@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError, suggestion
 from cmjax.config.recipes import change, load_recipe, recipes_text
-from cmjax.system.files import path_problem
+from cmjax.system.files import is_address, path_problem
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -78,7 +78,7 @@ def parse(arguments: list[str]) -> tuple[ModuleType, Options]:
     for name in filter(PATHS.__contains__, flags.names):
         value = flags.values[name].value
         for text in (value,) if isinstance(value, str) else value or ():
-            if problem := path_problem(text):
+            if not (name in ("workdir", "source") and is_address(text)) and (problem := path_problem(text)):
                 raise ConfigError(f"--{name}={text if text.isprintable() else repr(text)}: {problem}")
     # A mode that reads a run's record takes one change without a recipe: where the data are now.
     recipe, moved = flags.values["config"].value, dict(changes).get(MOVED)

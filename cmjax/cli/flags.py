@@ -9,13 +9,16 @@ from absl import flags as absl_flags
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.recipes import recipe_name
-from cmjax.system.files import ask_bucket, is_bucket, to_path
+from cmjax.system.files import ask_bucket, is_address, is_bucket, to_path
 from cmjax.system.libraries import MissingLibrary
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 OF_RUN = ("workdir", "config", "checkpoint")  # flags that properties of `Options` read
+
+OF_ADDRESSES = ("sample", "edit", "gallery", "evaluate", "diagnose", "export")
+"""Modes whose run may be the address of a model, hf://owner/name or cmjax://name."""
 
 
 @dataclass
@@ -45,13 +48,15 @@ class Flags:
         help = "Flow maps: short for --sampler='chain(gamma=…)', γ the fraction of new noise."
         self.number("gamma", None, help, 0.0, 1.0)
 
-    def guidance(self) -> None:
-        """Declare the flags of guidance, by classes and by a weaker model."""
+    def guidance(self, *, by_weaker: bool = True) -> None:
+        """Declare the flags of guidance, by classes and, unless that is left out, by a weaker model."""
         of_run = "of a model with classes. Default: the run's."
         self.number("guidance", None, f"Scale of classifier-free guidance, {of_run}")
         self.texts("guidance_interval", "Times between which samples are guided, as 0.3,5. Default: the run's, or all.")
         limit = "How many of the first channels are guided, 0 for all. Default: the run's, or all."
         self.integer("guidance_channels", None, limit, at_least=0)
+        if not by_weaker:
+            return
         weaker = "A weaker run, or a checkpoint of one, that guides a teacher, scaled by --guidance."
         self.text("autoguidance", None, weaker)
         self.integer("autoguidance_average", 0, "Which of its averages, numbered from 0.", at_least=0)
@@ -147,7 +152,7 @@ class Options:
             if self.config is None:
                 raise ConfigError("--workdir is missing: name the run's folder, as --workdir=runs/digits_ct")
             return Path("runs") / self.recipe_name
-        return _reached(workdir)
+        return _reached(workdir, self.mode)
 
     @property
     def model(self) -> Path:
@@ -164,16 +169,23 @@ class Options:
         """The folders of `--workdir=a,b,c`, or the one folder of that name."""
         workdir = self.declared.values["workdir"].value
         # a folder whose own name has commas is one folder
-        if workdir is None or to_path(workdir).is_dir():
+        if workdir is None or (not is_address(workdir) and to_path(workdir).is_dir()):
             return [self.workdir]
         names = [name.strip() for name in workdir.split(",")]
         if "" in names:
             raise ConfigError(f"--workdir={workdir}: a folder's name is missing between the commas")
-        return [_reached(name) for name in names]
+        return [_reached(name, self.mode) for name in names]
 
 
-def _reached(workdir: str) -> Path:
-    """The run's folder. Raises: ConfigError where its bucket does not answer."""
+def _reached(workdir: str, mode: str) -> Path:
+    """The run's folder, fetched where it has an address. Raises: ConfigError where its bucket does not answer."""
+    if is_address(workdir):
+        if mode not in OF_ADDRESSES:
+            known = ", ".join(f"--mode={name}" for name in OF_ADDRESSES)
+            raise ConfigError(f"--workdir={workdir}: models with an address are for {known}; this is {mode}")
+        from cmjax.runs.addresses import fetch_run
+
+        return fetch_run(workdir)
     try:
         path = to_path(workdir)
         if is_bucket(path):

@@ -3,6 +3,7 @@
 cmjax import --source=edm-cifar10-32x32-uncond-vp.pkl --workdir=runs/edm
 cmjax import --source=cd_imagenet64_lpips.pt --workdir=runs/cd64
 cmjax import --source=stable-diffusion-v1-5 --workdir=runs/sd15
+cmjax import --source=hf://owner/name --workdir=runs/name
 """
 
 import dataclasses
@@ -22,13 +23,13 @@ from cmjax.config.methods import read_model
 from cmjax.interop.keys import Foreign, ForeignError
 from cmjax.interop.pipeline import INDEX, copy_pipeline, is_pipeline, load_pipeline
 from cmjax.interop.read import READERS, read_foreign
-from cmjax.interop.weights import is_weights_file, read_weights
+from cmjax.interop.weights import is_weights_file
 from cmjax.nets import NETS
-from cmjax.nets.adapter import parameter_shapes
-from cmjax.runs.classes import recorded_classes
+from cmjax.runs.addresses import fetch_exported
+from cmjax.runs.exported import is_bundle, read_exported, write_exported
 from cmjax.runs.weights import check_new, write_model
 from cmjax.runs.workdir import output
-from cmjax.system.files import is_bucket, remove_folder, to_path
+from cmjax.system.files import is_address, is_bucket, remove_folder, to_path
 from cmjax.system.libraries import MissingLibrary
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ FIXED = ("frequencies", "phases")  # numbers of a Fourier embedding, which are r
 
 def declare(flags: Flags) -> None:
     flags.group("The checkpoint")
-    flags.text("source", None, "Its file or folder.")
+    flags.text("source", None, "Its file or folder, or an address, hf://owner/name.")
     flags.one_of("format", "auto", FORMATS, "Whose it is.")
     flags.group("What the file may leave open")
     flags.one_of("arch-kind", None, KINDS, "What the network is.")
@@ -83,28 +84,37 @@ def run(
         raise ConfigError(f"--format={format}: must be one of {', '.join(FORMATS)}")
     check_new(workdir, "--workdir")
     output(workdir, "--workdir")
-    path = to_path(source)
+    path = fetch_exported(source)[0] if is_address(source) else to_path(source)
     if format == "auto" and _is_of_prompts(path):
         _import_pipeline(path, workdir)
         return
-    if format == "cmjax" or (format == "auto" and is_weights_file(path)):
-        record, params = _read_weights(path)
-        model = record["config"], record["shape"], record["num_classes"], params
-        imported = record.get("imported") or {"from": str(path), "format": "cmjax", "licence": "of the run's owner"}
-        kept = {"imported": imported, "classes": recorded_classes(record)}
-        report = f"{path} -> {workdir}: {_count(params):,} parameters of a cmjax run"
-    else:
-        try:
-            foreign, peer = read_foreign(path, format, overrides or {})
-        except ForeignError as error:
-            raise ConfigError(about("--source", source, error)) from error
-        model = _config(foreign), foreign.shape, getattr(foreign.module, "num_classes", 0) or None, foreign.params
-        kept = {"imported": {"from": str(path), "format": peer, "licence": foreign.licence}}
-        report = _report(path, workdir, foreign, peer)
+    if format == "cmjax" or (format == "auto" and (is_bundle(path) or is_weights_file(path))):
+        _import_exported(source, path, workdir)
+        return
+    try:
+        foreign, peer = read_foreign(path, format, overrides or {})
+    except ForeignError as error:
+        raise ConfigError(about("--source", source, error)) from error
+    model = _config(foreign), foreign.shape, getattr(foreign.module, "num_classes", 0) or None, foreign.params
+    imported = {"from": str(path), "format": peer, "licence": foreign.licence}
     # Before anything is written: a network that does not run would leave a folder that nothing can read.
     _evaluate_once(*model)
-    write_model(workdir, *model, **kept, option="--workdir")
-    print(report)
+    write_model(workdir, *model, imported=imported, option="--workdir")
+    print(_report(path, workdir, foreign, peer))
+
+
+def _import_exported(source: str, path: Path, workdir: Path) -> None:
+    """Reads what --mode=export wrote, a file of weights or a folder for model hubs."""
+    try:
+        exported = read_exported(path)
+    except ForeignError as error:
+        raise ConfigError(about("--source", source, error)) from error
+    record, params = exported.record, exported.params
+    licence = record.get("licence") or "of the run's owner"
+    imported = record.get("imported") or {"from": source, "format": "cmjax", "licence": licence}
+    _evaluate_once(record["config"], record["shape"], record["num_classes"], params)
+    write_exported(exported, workdir, place=workdir, imported=imported, option="--workdir")
+    print(f"{source} -> {workdir}: {_count(params):,} parameters of a cmjax run")
 
 
 def _is_of_prompts(path: Path) -> bool:
@@ -164,18 +174,6 @@ def _config(foreign: Foreign) -> dict[str, Any]:
         "model": {"kind": kind, **constants, **model},
         "optimizer": {"averages": ["imported"]},
     }
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Any], Any]:
-    try:
-        record, params = read_weights(path)
-        module = read_model(record["config"], record["num_classes"]).module
-        expected = parameter_shapes(module, tuple(record["shape"]))
-    except (ForeignError, KeyError, TypeError) as error:
-        raise ConfigError(about("--source", str(path), error)) from error
-    if jax.tree.map(lambda leaf: leaf.shape, expected) != jax.tree.map(np.shape, params):
-        raise ConfigError(f"--source={path}: its arrays are not those of the network that its record describes")
-    return record, params
 
 
 def _report(path: Path, workdir: Path, foreign: Foreign, peer: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from cmjax.config.fields import Fields
@@ -105,6 +106,19 @@ def with_free_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
     free = {name: new[name] for name in BESIDE_TRAINING if name in new}
     data = {name: new["data"][name] for name in BESIDE_TRAINING_OF_DATA if name in new.get("data", {})}
     return {**old, **free, **({"data": {**old["data"], **data}} if "data" in old else {})}
+
+
+def published(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the configuration without the places of one machine: folders of data are left out, and of the runs that it
+    came from their names remain."""
+    config = dict(config)
+    if "data" in config:
+        config["data"] = {**config["data"], "data_dir": "", "autoencoder": ""}
+    if config.get("init_from"):
+        config["init_from"] = PurePath(config["init_from"]).name
+    if config.get("objective", {}).get("teacher"):
+        config["objective"] = {**config["objective"], "teacher": PurePath(config["objective"]["teacher"]).name}
+    return config
 
 
 def is_class_conditional(config: Mapping[str, Any]) -> bool:

@@ -74,13 +74,14 @@ class Decoder:
         weights = distribute(self.autoencoder, replicated(mesh))
         return in_chunks(lambda part: function(weights, part), rows, size)
 
+    def decoded(self, autoencoder: "Autoencoder", latents: Array) -> Array:
+        """Does the same within a traced function, by an autoencoder whose parameters may be traced."""
+        unscaled = autoencoder.unscaled(latents)
+        return autoencoder.decode_tiled(unscaled, tile=self.tile) if self.tile else autoencoder.decode(unscaled)
+
     @cached_property
     def _decode(self) -> Callable[[Any, Any], Any]:
-        def decode(autoencoder: "Autoencoder", latents: Array) -> Array:
-            unscaled = autoencoder.unscaled(latents)
-            return autoencoder.decode_tiled(unscaled, tile=self.tile) if self.tile else autoencoder.decode(unscaled)
-
-        return over_devices(decode)
+        return over_devices(self.decoded)
 
     @cached_property
     def _encode(self) -> Callable[[Any, Any], Any]:

@@ -18,9 +18,10 @@ RECORD = "cmjax"
 """The name of the record among the arrays of an .npz, and in the metadata of a .safetensors."""
 
 
-def write_weights(path: Path, params: Any, record: dict[str, Any]) -> None:
-    """Writes .safetensors or .npz: float32 arrays by their paths, "encoder_0_conv/kernel", and the record as JSON."""
-    arrays = {"/".join(keys): np.ascontiguousarray(value, np.float32) for keys, value in flatten_dict(params).items()}
+def write_weights(path: Path, params: Any, record: dict[str, Any], *, dtype: Any = np.float32) -> None:
+    """Writes .safetensors or .npz: arrays of `dtype` by their paths, "encoder_0_conv/kernel", and the record as
+    JSON."""
+    arrays = {"/".join(keys): np.ascontiguousarray(value, dtype) for keys, value in flatten_dict(params).items()}
     if path.suffix == ".npz":
         write_atomically(path, npz_bytes({**arrays, RECORD: np.array(to_json(record))}))
         return
@@ -38,7 +39,7 @@ def is_weights_file(path: Path) -> bool:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], Any]:
-    """Reads the record and the parameters that `write_weights` wrote. Raises: ForeignError."""
+    """Reads the record and the parameters, float32, that `write_weights` wrote. Raises: ForeignError."""
     if path.suffix == ".npz":
         try:
             arrays = load_npz(path)
@@ -56,4 +57,5 @@ def read_weights(path: Path) -> tuple[dict[str, Any], Any]:
         raise ForeignError(f"{path} has no record of a cmjax run; was it written by --mode=export?") from None
     if broken := non_finite(arrays):
         raise ForeignError(f"{path} holds numbers that are not finite in {', '.join(broken)}")
-    return record, unflatten_dict({tuple(key.split("/")): array for key, array in arrays.items()})
+    halves = {key: array.astype(np.float32) for key, array in arrays.items() if array.dtype == np.float16}
+    return record, unflatten_dict({tuple(key.split("/")): array for key, array in (arrays | halves).items()})

@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cmjax.nets.base import Network
@@ -67,5 +68,7 @@ class MLP(Network):
 
     def _waves(self, time: Float[Array, " b"]) -> Float[Array, "b f"]:
         """cos and sin of a time at geometric frequencies, and itself."""
-        angles = time[:, None] * jnp.geomspace(LOWEST, self.max_frequency, self.frequencies)[None]
+        # of the host: computed in a program they are rounded as its compiler orders them, by up to 1e-6 of an angle
+        frequencies = np.geomspace(LOWEST, self.max_frequency, self.frequencies)
+        angles = time[:, None] * jnp.asarray(frequencies, jnp.result_type(float))[None]
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), time[:, None]], axis=1)

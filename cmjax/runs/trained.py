@@ -19,7 +19,7 @@ from cmjax.data.base import kind_of
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
 from cmjax.runs.workdir import Workdir, cache_compilations
-from cmjax.system.files import absolute, to_path
+from cmjax.system.files import absolute, is_address, to_path
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.optimizer import average_name
 from cmjax.training.saved import CheckpointError
@@ -170,7 +170,7 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
 
     Raises: ConfigError where the path is no run's folder.
     """
-    folder, step = to_path(workdir_or_checkpoint), None
+    folder, step = _local(workdir_or_checkpoint), None
     # checkpoints/<step> is one checkpoint of the run above it
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         folder, step = folder.parent.parent, int(folder.name)
@@ -180,6 +180,15 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
     if data_dir is None or not trained.recorded.has_data:
         return trained
     return replace(trained, record={**record, "config": changed(record["config"], "data.data_dir", data_dir)})
+
+
+def _local(workdir: str | Path) -> Path:
+    if not is_address(workdir):
+        return to_path(workdir)
+    # most models are in a folder, and what fetches the others imports readers of files
+    from cmjax.runs.addresses import fetch_run
+
+    return fetch_run(str(workdir))
 
 
 def open_for_sampling(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
@@ -192,7 +201,8 @@ def open_for_sampling(workdir_or_checkpoint: str | Path, *, data_dir: str | None
 def load(workdir_or_checkpoint: str | Path, *, average: int = 0, mesh: Mesh | None = None) -> BoundModel:
     """Load the trained model of a run's folder, bound to an average of its parameters.
 
-    Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`.
+    Args:    workdir_or_checkpoint: `runs/digits_ct` for the newest checkpoint, or `runs/digits_ct/checkpoints/4000`;
+             the address of a model, `hf://owner/name` of a model hub or `cmjax://digits_ct` of cmjax's own.
              average: which of `config.optimizer.averages`.
              mesh: of all devices of all processes, over which the parameters are laid as in training; every process
              must call then. Without, they come to the first device of this process.

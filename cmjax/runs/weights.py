@@ -2,6 +2,7 @@
 from the snapshots in a run's checkpoints."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,12 @@ def write_model(
     imported: Mapping[str, str] | None,
     option: str,
     classes: Mapping[str, Any] | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Write a run's folder of parameters that no training in it made: the whole folder or nothing.
 
     Args:   folder: absent or empty. imported, classes: as in `write_record`. option: the one that named the folder.
+            beside: a folder that is copied into it.
     Raises: ConfigError where it cannot be written.
     """
     # a rename makes it whole at once; a bucket has none
@@ -52,6 +55,8 @@ def write_model(
         remove_folder(partial)
         partial.mkdir(parents=True)
         save_average(partial / "checkpoints", params, EMA)
+        if beside is not None:
+            shutil.copytree(beside, partial / beside.name)
         # last: a folder without a record is no run's
         write_record(partial, config, tuple(shape), num_classes, imported=imported, classes=classes)
         if partial != folder:

@@ -135,7 +135,7 @@ def tracing_for(name: str) -> Iterator[None]:
 
 
 LEVELS = {
-    **dict.fromkeys(("jax", "orbax", "gcsfs", "fsspec"), logging.ERROR),
+    **dict.fromkeys(("jax", "orbax", "gcsfs", "fsspec", "huggingface_hub", "httpx"), logging.ERROR),
     # Orbax logs a page for each failed save
     **dict.fromkeys(("absl", "asyncio"), logging.CRITICAL),
 }

@@ -28,6 +28,11 @@ class PathError(UserError, ValueError):
     """A path that cannot be reached; the message has the path."""
 
 
+def is_address(text: str | os.PathLike[str]) -> bool:
+    """Whether it is the address of a model that is fetched, hf://owner/name or cmjax://name."""
+    return str(text).startswith(("hf://", "cmjax://"))
+
+
 def path_problem(text: str) -> str | None:
     """Says what is wrong with the name of a file or folder; None where nothing is."""
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", text):

@@ -8,8 +8,10 @@ from cmjax.system.errors import UserError
 EXTRAS = {
     "bokeh": "report",
     "diffrax": "ode",
+    "flatbuffers": "stablehlo",
     "gcsfs": "gcs",
     "grain": "large",
+    "huggingface_hub": "hub",
     "libtpu": "tpu",
     "pyarrow": "tables",
     "safetensors": "interop",
