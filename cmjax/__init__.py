@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cmjax.core.model import BoundModel, Model
     from cmjax.core.sampling import sample_chain, sample_denoiser, sample_fn
     from cmjax.interop.autoencoder import load_autoencoder
-    from cmjax.interop.pipeline import load_pipeline
+    from cmjax.runs.pipelines import load_pipeline
     from cmjax.runs.trained import load
     from cmjax.training.optimizer import averages, track_averages
     from cmjax.training.plain_step import make_train_step
@@ -59,7 +59,7 @@ _FROM = {
     "core.model": ("BoundModel", "Model"),
     "core.sampling": ("sample_chain", "sample_denoiser", "sample_fn"),
     "interop.autoencoder": ("load_autoencoder",),
-    "interop.pipeline": ("load_pipeline",),
+    "runs.pipelines": ("load_pipeline",),
     "runs.trained": ("load",),  # reads checkpoints, so it brings flax and orbax with it
     "training.optimizer": ("averages", "track_averages"),
     "training.plain_step": ("make_train_step",),

@@ -123,6 +123,12 @@ def flow_map_samples(*, every: int, times: tuple[float, ...]) -> ConfigDict:
     return _samples(every, times=times, sampler="chain(gamma=0.0)")
 
 
+def prompted(samples: ConfigDict, *, prompts: tuple[str, ...], guidance: float) -> ConfigDict:
+    """Samples of prompts, in turn; () for the first captions of the data."""
+    samples.prompts, samples.guidance = prompts, guidance
+    return samples
+
+
 def teacher_samples(*, every: int) -> ConfigDict:
     """Grids of samples by the PF-ODE."""
     return _samples(every, solver="heun", solver_steps=18)
@@ -222,3 +228,71 @@ def on_latents(config: ConfigDict, variant: str, *, sizes: tuple[str, ...] = SIZ
 def run_of(recipe: str, variant: str) -> str:
     """The folder of a recipe's run, of the variant that this one's starts from."""
     return f"runs/{recipe}-{variant}" if variant not in ("", "XL2") else f"runs/{recipe}"
+
+
+SDXL = {
+    "widths": (320, 640, 1280),
+    "blocks": (2, 2, 2),
+    "transformers": (1, 2, 10),
+    "attends": (False, True, True),
+    "attends_up": (False, True, True),
+    "heads": (5, 10, 20),
+    "context_width": 2048,
+    "pooled_width": 1280,
+    "sizes": 6,
+    "size_width": 256,
+    "linear_projection": True,
+}
+"""What differs in SDXL's U-Net from Stable Diffusion 1.5's, whose fields are the defaults."""
+LORA_TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+"""The layers that LCM-LoRA changes.   [Luo et al. 2023, LCM-LoRA, diffusers' script]"""
+
+
+def distilled_prompts(pipeline: str, *, guidance: tuple[float, float], lora: bool = False) -> ConfigDict:
+    """Latent consistency distillation of a pipeline, as diffusers' scripts do it: 50 DDIM steps, Huber's loss.
+
+    guidance: of the teacher, the least and the largest scale, which are those of the scripts and 1. lora: an adapter is
+    trained in place of the U-Net; it takes no scale, and its target is itself.
+    """
+    config = base()
+    config.init_from = pipeline
+    config.data.name, config.data.image_size, config.data.channels = "latents", 64, 4
+    config.model = ddpm_model('lcm(prediction="epsilon")', t_min=0.0)
+    config.objective = ConfigDict(
+        {
+            "name": "lcm",
+            "teacher": pipeline,
+            "ode_step": "ddim",
+            "pairs": "ddim_grid(steps=1000, skip=20)",
+            "guidance": guidance,
+            "distance": "huber(c=0.001)",
+            "weight": "uniform",
+            "target": "stop_gradient" if lora else "ema(mu=0.95)",
+        }
+    )
+    if lora:
+        config.lora = ConfigDict({"rank": 64, "alpha": 64.0, "targets": LORA_TARGETS})
+    config.samples = prompted(
+        consistency_samples(every=0, times=(0.999, 0.759, 0.499, 0.259)), prompts=(), guidance=1.0 if lora else 8.5
+    )
+    config.samples.full_noise = config.samples.unit_start = True
+    config.samples.num, config.metrics.num = 8, 0
+    return config
+
+
+def tiny_prompts(config: ConfigDict, name: str, **net) -> ConfigDict:
+    """`:tiny` behind a recipe's name: four updates of 8 latents of 8×8, of a network with these fields."""
+    if not name:
+        return config
+    if name != "tiny":
+        raise ValueError(f"the recipe has the variant :tiny alone, not :{name}")
+    config.net.update({**net, "dtype": "float32", "remat": False})
+    config.steps, config.batch_size, config.samples.num, config.data.image_size = 4, 8, 4, 8
+    config.checkpoint.save_every, config.log.every = 4, 1
+    config.samples.prompts = ("a cat", "a dog")
+    if "lora" in config:
+        config.lora.rank = 4
+    return config

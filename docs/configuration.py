@@ -16,13 +16,26 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from recording import Read, all_reads, keywords_of
 
-from cmjax.config.model import Size
+from cmjax.config.network import Size
 from cmjax.config.objective import READERS
 from cmjax.nets import NETS, defaults
 from cmjax.ranges import LARGE, NotNegative, Within
 from configs import common
 
-SECTIONS = ("", "data", "net", "model", "objective", "optimizer", "samples", "checkpoint", "log", "metrics", "evaluate")
+SECTIONS = (
+    "",
+    "data",
+    "net",
+    "lora",
+    "model",
+    "objective",
+    "optimizer",
+    "samples",
+    "checkpoint",
+    "log",
+    "metrics",
+    "evaluate",
+)
 KINDS = {"denoiser": "a diffusion model", "consistency": "a consistency model", "flow_map": "a flow map"}
 LABELS: dict[str, Callable[[Read], str]] = {
     "objective": lambda read: f"`{read.recipe.method}`",

@@ -13,7 +13,21 @@ from cmjax.config.recipes import INSTALLED, list_recipes, load_recipe
 from cmjax.config.run import read_run
 from cmjax.core import losses
 
-READERS = ("has", "value", "number", "integer", "boolean", "text", "path", "numbers", "one_of", "choice", "choices")
+READERS = (
+    "has",
+    "value",
+    "number",
+    "integer",
+    "boolean",
+    "text",
+    "path",
+    "numbers",
+    "booleans",
+    "texts",
+    "one_of",
+    "choice",
+    "choices",
+)
 """The methods of `Fields` that read a field."""
 
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import pytest
 from exact import evaluate_method
 
-from cmjax.config.methods import METHODS
+from cmjax.config.methods import METHODS, read_model_like
 from cmjax.config.optimizer import long_average, long_target
 from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.prompted_data import shapes_of_prompts
 from cmjax.runs.setup import started_from
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*_*.py") if p.stem != "__init__")
@@ -28,6 +29,8 @@ SHAPES = {
 }
 """Of one sample, by the name of the data."""
 BATCH = 16
+FOLDERS = ("workdir", "pipeline")
+"""Flags that name the folder of a pipeline."""
 
 
 @cache
@@ -48,11 +51,16 @@ def shapes_of(name, variant):
     return model, shape, parameter_shapes(model.module, shape)
 
 
-def flow_map_of(workdir):
-    """What loading the run of a recipe gives, with the shapes of its parameters alone."""
-    name, _, variant = Path(workdir).name.partition("-")
-    model, shape, params = shapes_of(name, variant)
-    return model.bind(params, shape)
+def flow_map_of(workdir, recipe, variant):
+    """What loading the run of a recipe gives, with the shapes of its parameters alone; of a pipeline of `recipe`, a
+    diffusion model with its network."""
+    name, _, named = Path(workdir).name.partition("-")
+    if name in RECIPES:
+        model, shape, params = shapes_of(name, named)
+        return model.bind(params, shape)
+    shape = shapes_of(recipe, variant)[1]
+    model = read_model_like(read(recipe, variant)[0].to_dict(), "denoiser", None)
+    return model.bind(parameter_shapes(model.module, shape), shape)
 
 
 def traced_once(network):
@@ -74,8 +82,11 @@ def test_a_recipe_is_read_whole_and_says_how_it_is_run(name):
         "",
         "teacher",
     }
-    for recipe in [name, *(Path(workdir).name for workdir in needed)]:
-        assert f"--config=configs/{recipe}.py" in str(module.__doc__)
+    for workdir in [name, *needed]:
+        recipe = Path(workdir).name
+        # what is imported or made by an example has no recipe
+        named = [f"--config=configs/{recipe}.py"] if recipe in RECIPES else [f"--{w}={workdir}" for w in FOLDERS]
+        assert any(text in str(module.__doc__) for text in named)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -90,7 +101,7 @@ def test_a_recipe_starts_from_the_run_it_names(name):
     run = read(name, smallest(name))[1]
     if run.init_from:
         _, shape, params = shapes_of(name, smallest(name))
-        other = flow_map_of(run.init_from)
+        other = flow_map_of(run.init_from, name, smallest(name))
         assert other.shape == shape
         assert jax.tree.structure(started_from(other.params, params, run.init_from)) == jax.tree.structure(params)
 
@@ -103,15 +114,21 @@ def test_a_train_step_of_a_recipe_can_be_traced(name):
     model, shape, params = shapes_of(name, variant)
     teacher, frozen = None, {}
     if run.method.teacher:
-        teacher = flow_map_of(run.method.teacher)
+        teacher = flow_map_of(run.method.teacher, name, variant)
         assert teacher.kind == run.method.teacher_kind
         frozen["teacher"] = teacher.params
         teacher = replace(teacher, function=traced_once(teacher.function))
     function = replace(model.function, net=traced_once(model.function.net))
     method = run.method.with_teacher(teacher, model.path)
 
+    params, prompts = run.trained(params), shapes_of_prompts(model, BATCH)
+    sampled = {name: jnp.zeros(shape) for name, shape in prompts.items()}
+    if prompts and method.guidance is not None:
+        sampled["negative"] = dict(sampled)
+
     def mean_loss(params, frozen, key, x0, step, label):
-        conditions = {"label": label} if model.class_conditional else {}
+        params, conditions = run.whole(params, frozen), dict(sampled)
+        conditions |= {"label": label} if model.class_conditional else {}
         if run.augment is not None:
             x0, conditions["augment"] = run.augment(x0, key)
         losses = evaluate_method(method, function, params, params, frozen, key, x0, step, conditions)

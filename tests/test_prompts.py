@@ -99,7 +99,7 @@ def test_wrong_options_are_one_line(imported, tmp_path, flags, message):
 
 
 def test_prompts_are_of_pipelines_alone(tmp_path):
-    with pytest.raises(ConfigError, match=r"--prompt: --workdir=.* is no pipeline of prompts, with a model_ind"):
+    with pytest.raises(ConfigError, match=r"--prompt: --workdir=.* is no pipeline of prompts, nor a run of"):
         do("sample", f"--workdir={tmp_path}", "--prompt=a cat")
 
 

@@ -6,6 +6,7 @@ cmjax export --workdir=runs/digits_ct --format=hub --licence=apache-2.0
 cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
 cmjax export --workdir=runs/latents_sit --format=sit --out=sit.safetensors
 cmjax export --workdir=runs/sd15 --lora=lcm-lora-sdv1-5.safetensors --out=sd15-lcm
+cmjax export --workdir=runs/sd15_lcm_lora --format=lora
 """
 
 from collections.abc import Callable, Mapping
@@ -27,12 +28,12 @@ from cmjax.interop.weights import write_weights
 from cmjax.reporting.card import check_licence, model_card
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.runs.weights import check_new
-from cmjax.runs.workdir import output, writing
+from cmjax.runs.workdir import INDEX, output, sees_prompts, writing
 from cmjax.system.files import to_path
 from cmjax.system.libraries import require
 
-INDEX = "model_index.json"
-"""What a pipeline's folder has, and a run's has not."""
+LORA = "lora"
+"""The format of an adapter, which a run of prompts trained."""
 DECODING = {"autoencoder": "named", "decode_dtype": "dtype", "decode_tile": "tile"}
 """Flags of what decodes latents -> arguments of `decoder_of`."""
 SAMPLING = ("times", "sampler", "gamma", "solver", "steps", "clip")
@@ -41,8 +42,8 @@ GUIDANCE = ("guidance", "guidance_interval", "guidance_channels")
 
 def declare(flags: Flags) -> None:
     flags.group("The file")
-    help = "What it is written as. Default: safetensors, and diffusers of an imported pipeline of prompts."
-    flags.one_of("format", None, FORMATS, help)
+    help = "What it is written as. Default: safetensors, and diffusers of a pipeline of prompts."
+    flags.one_of("format", None, (*FORMATS, LORA), help)
     flags.text("out", None, "The file or folder. Default: in <workdir>/export.")
     flags.checkpoint()
     flags.group("A program: stablehlo")
@@ -58,16 +59,19 @@ def declare(flags: Flags) -> None:
     flags.group("A folder for model hubs: hub")
     flags.text("licence", None, "Of the weights, as apache-2.0. Default: that of imported weights, or none.")
     flags.one_of("dtype", "float32", DTYPES, "Of the weights in the file.")
-    flags.group("Of an imported pipeline of prompts")
+    flags.group("Of a pipeline of prompts")
     flags.lora()
 
 
 def start(options: Options) -> None:
-    if (options.workdir / INDEX).is_file():
+    whole = options.format in (None, "diffusers", LORA) or (options.workdir / INDEX).is_file()
+    if sees_prompts(options.workdir) and whole:
         _start_pipeline(options)
         return
     if given := [name for name in ("lora", "lora_scale") if options.is_set(name)]:
-        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, with a {INDEX}")
+        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, nor a run of one")
+    if options.format == LORA:
+        raise ConfigError(f"--format=lora: --workdir={options.workdir} is no run of a pipeline of prompts")
     flags = {name: value for name, value in options.flags.items() if options.is_set(name)}
     run(options.model, flags.pop("format", "safetensors"), flags.pop("out", None), **flags)
 
@@ -78,9 +82,27 @@ def _start_pipeline(options: Options) -> None:
     taken = ("format", "out", "lora", "lora_scale")
     if given := [name for name in options.flags if options.is_set(name) and name not in taken]:
         raise ConfigError(f"--{given[0]}: a pipeline of prompts takes {', '.join(f'--{name}' for name in taken)}")
+    if options.format == LORA:
+        _write_lora(options.workdir, options.out)
+        return
     if options.format not in (None, "diffusers"):
         raise ConfigError(f"--format={options.format}: a pipeline of prompts is written as diffusers")
     export_pipeline(options.workdir, options.out, lora=options.lora, lora_scale=options.lora_scale)
+
+
+def _write_lora(workdir: Path, out: str | None) -> None:
+    from cmjax.interop.lora import write_lora
+    from cmjax.runs.pipelines import lora_of
+
+    path = to_path(out) if out else workdir / "export" / f"{workdir.name}.safetensors"
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"--out={out}: must end in .safetensors")
+    require("safetensors", "--format=lora")
+    output(path)
+    layers, pipeline = lora_of(workdir)
+    with writing(path):
+        write_lora(path, layers, pipeline)
+    print(f"{workdir} -> {path}")
 
 
 def run(workdir: str | Path, format: str = "safetensors", out: str | None = None, **options: Any) -> None:

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.generation import sampling
+from cmjax.nets.adapter import parameter_shapes
 from cmjax.planning.abstract import AbstractRun
 from cmjax.planning.advice import Memory, advise, what_fits
 from cmjax.planning.budget import bounds, page
+from cmjax.runs.prompted_data import planned_conditions
 from cmjax.runs.setup import count_parameters
 from cmjax.runs.workdir import writing
 from cmjax.system.chips import GIB, Chip, chip_of, topology_devices
@@ -149,12 +151,14 @@ def _of_program(
 
 def _plan_samplers(planned: AbstractRun, chip: Chip | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compile each sampler of the run. Yields: its name, and the report's entry."""
-    model, shape, mesh, options = planned.model, planned.data.shape, planned.mesh, planned.run.samples
-    params = planned.state.params
+    model, shape, mesh, run = planned.model, planned.data.shape, planned.mesh, planned.run
+    options = run.samples
+    params = planned.state.params if run.lora is None else parameter_shapes(model.module, shape)
     # shapes in place of arrays: the samplers are compiled, and never run
     flow_map = model.bind(shapes_on(params, parameter_shardings(params, mesh)), shape)
     num = sampling.chunk_of(options.num, shape, mesh.size)
     labels = sampling.class_labels(num, planned.data.num_classes if model.class_conditional else None)
+    labels |= planned_conditions(model, num, guidance=options.guidance)
     flow_map, conditions = sampling.guided_by(flow_map, labels, options, model)
     rows = jax.eval_shape(lambda: (jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), num)), conditions))
     times = options.levels(model)

@@ -22,14 +22,12 @@ from cmjax.generation.samplers import conditioned, named_sampler, samples_from_f
 from cmjax.generation.sampling import SampleSequence
 from cmjax.generation.search import find_times
 from cmjax.runs.trained import Trained, open_for_sampling
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, sees_prompts
 from cmjax.system.content import content_key
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import say
 
-INDEX = "model_index.json"
-"""What a pipeline's folder has, and a run's has not."""
 OF_PROMPTS = ("prompt", "prompts", "negative-prompt", "size", "lora", "lora_scale")
 OF_BOTH = ("workdir", "num", "seed", "out", "sampler", "steps", "times", "guidance")
 """Flags that pipelines take alone, and that they take as runs do."""
@@ -54,7 +52,7 @@ def declare(flags: Flags) -> None:
     flags.group("Diffusion teachers")
     flags.text("solver", None, f"{', '.join(SOLVERS)}; as 'churn(s_churn=10)' with parameters. Default: the run's.")
     flags.integer("steps", None, "Noise levels of the solver's grid, or of prompts. Default: the run's.", at_most=10**5)
-    flags.group("Prompts, of an imported pipeline of Stable Diffusion")
+    flags.group("Prompts, of a pipeline of Stable Diffusion")
     flags.prompt("What the images show.")
     flags.text("prompts", None, "A file of prompts, one a line.")
     flags.group("Latents")
@@ -64,11 +62,11 @@ def declare(flags: Flags) -> None:
 
 
 def start(options: Options) -> None:
-    if (options.workdir / INDEX).is_file():
+    if sees_prompts(options.workdir):
         _start_prompts(options)
         return
     if given := [name for name in OF_PROMPTS if options.is_set(name)]:
-        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, with a {INDEX}")
+        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, nor a run of one")
     flags: dict[str, Any] = {name: value for name, value in options.flags.items() if name not in OF_PROMPTS}
     flags["num"] = options.num or 64
     run(options.model, data_dir=options.data_dir, **flags)

@@ -128,7 +128,12 @@ def _run_all(setup: Setup, workdir: Path, session: Session, trace_steps: range |
         log.warning("going on with another config.%s", difference)
     # Warnings come after the record is checked: of a folder of another run they would mislead.
     on_first_process(setup.warn)
-    run_samples = RunSamples(run, setup.model, setup.source, workdir, decoder_for(run, setup.source))
+    if setup.model.prompted:
+        from cmjax.runs.pipelines import keep_pipeline  # most runs read no foreign files
+
+        on_first_process(lambda: keep_pipeline(run, workdir, setup.model.module, setup.shape, setup.frozen))
+    decoder = decoder_for(run, setup.source)
+    run_samples = RunSamples(run, setup.model, setup.source, workdir, decoder, setup.frozen)
     evaluate = _evaluation(run_samples)
     with contextlib.ExitStack() as stack:
         try:

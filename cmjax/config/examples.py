@@ -32,7 +32,7 @@ def read_label_dropout(data: Fields, net: Fields) -> float:
     rate = data.number("label_dropout", at_least=0)
     if rate >= 1:
         raise data.error("label_dropout", "must be below 1: the fraction of labels that are left out")
-    if rate and not net.boolean("class_conditional"):
+    if rate and net.text("name") != "conditional_unet" and not net.boolean("class_conditional"):
         raise data.error("label_dropout", "config.net.class_conditional=False: there are no labels to leave out")
     return rate
 

@@ -150,6 +150,19 @@ class Fields:
             raise self.error(field, "must be one or more numbers, like (80.0, 0.8)")
         return tuple(map(float, numbers))
 
+    def booleans(self, field: str) -> tuple[bool, ...]:
+        value = self.value(field)
+        if not isinstance(value, tuple | list) or not value or not all(isinstance(one, bool) for one in value):
+            raise self.error(field, "must be one or more of True and False, like (True, False)")
+        return tuple(value)
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """Reads texts; () for none."""
+        value = self.value(field)
+        if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
+            raise self.error(field, 'must be texts, like ("one", "another")')
+        return tuple(value)
+
     def one_of(self, field: str, choices: Iterable[str], *, absent: str | None = None) -> str:
         value = self.text(field, absent=absent)
         if value not in choices:

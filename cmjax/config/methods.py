@@ -119,5 +119,5 @@ def read_model_like(config: Mapping[str, Any], kind: Kind, num_classes: int | No
     path = Fields(model).choice("path", PATHS).name
     preconditioning = next(iter(PRECONDITIONINGS[path][kind]))
     like = {**model, "preconditioning": preconditioning, "t_min": model["t_min"] or 0.001}
-    net = {**config["net"], "two_times": kind == "flow_map", "guided": False}
+    net = {**config["net"], "two_times": kind == "flow_map", "guided": False, "guidance_width": 0}
     return read_model_spec(Fields({"net": net, "model": like}), kind, made_by="the teacher").make(num_classes)

@@ -1,18 +1,19 @@
 """Reads the sections `net` and `model`: the network's module, its path, its preconditioning and its constants."""
 
-import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmjax.config.fields import ConfigError, Fields, by_name, value_problem
+from cmjax.config.fields import Choice, ConfigError, Fields, by_name
+from cmjax.config.network import read_network
 from cmjax.core import model as core
 from cmjax.core import paths
 from cmjax.core import preconditioning as scalings
@@ -20,11 +21,11 @@ from cmjax.core.grids import path_grid
 from cmjax.core.model import BoundModel, Kind
 from cmjax.core.paths import Path
 from cmjax.core.typing import Params, PRNGKey
-from cmjax.nets import NETS
+from cmjax.nets import takes_classes
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
-from cmjax.ranges import LARGE, NotNegative, Positive, Within
-
-Size = Annotated[int, Within(0, 2**14)]  # the range of a network's whole numbers, unless its module says more
+from cmjax.nets.conditional_unet import ConditionalUNet
+from cmjax.nets.prompted import STEPS, prompted_net
+from cmjax.ranges import LARGE, Positive
 
 
 def _linear(*, noise_scale: Positive = 1.0) -> Path:
@@ -32,7 +33,6 @@ def _linear(*, noise_scale: Positive = 1.0) -> Path:
     return paths.linear if noise_scale == 1 else paths.linear_to(noise_scale=noise_scale)
 
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PATHS: dict[str, Callable[..., Path]] = {
     "ve": lambda: paths.ve,
     "trig": paths.trig,
@@ -83,13 +83,15 @@ OF_ONE_TIME = ("linear_gap", "clean_gap", "linear_expanded")  # those of a flow 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Describes a model before its data set is known; `make(num_classes)` makes it. net: the network's fields."""
+    """Describes a model before its data set is known; `make(num_classes)` makes it. net: the network's fields.
+    preconditioning: its name; written: with its parameters."""
 
     kind: Kind
     constants: Mapping[str, float]
     path: Path
     path_name: str
     preconditioning: str
+    written: Any
     scalings: Callable[..., scalings.Scalings]
     grid: Callable[[int], np.ndarray]
     net: Mapping[str, Any]
@@ -121,6 +123,16 @@ class NetworkModel:
         return getattr(self.module, "guided", False)
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        """The entries of a batch that the network takes beside its images: a label, or what comes of a prompt."""
+        return getattr(self.module, "conditions", ("label",) if self.class_conditional else ())
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the network sees prompts."""
+        return isinstance(self.module, ConditionalUNet)
+
+    @property
     def guided_interval(self) -> bool:
         """Whether the network takes the interval of classifier-free guidance."""
         return getattr(self.module, "guided_interval", False)
@@ -142,46 +154,74 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Seque
     """
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)
+    chosen = _read_preconditioning(section, kind, made_by, made_for, path_name, path, constants)
+    scale = chosen.make
+    grid = partial(path_grid, path=path, **{name: constants[name] for name in ("t_min", "t_max", "rho")})
+
+    net = fields.section("net")
+    module_class, conditional, knobs = read_network(net)
+    _check_inputs(net, knobs, chosen.name, kind, made_by)
+    as_function = as_net
+    if module_class is ConditionalUNet:
+        steps = section.choice("path", PATHS, **constants).parameters.get("steps", STEPS)
+        as_function = partial(_as_prompted, steps)
+
+    def make_model(num_classes: int | None) -> NetworkModel:
+        if conditional and not num_classes:
+            raise ConfigError("config.net.class_conditional=True: the data set has no classes")
+        classes = {"num_classes": num_classes if conditional else 0} if takes_classes(module_class) else {}
+        module = module_class(**knobs, **classes)
+        network = VELOCITIES.get(chosen.name, lambda net, constants: net)(as_function(module), constants)
+        function = core.Model(network, path, scale)
+        return NetworkModel(module, function, kind, constants, grid, conditional)
+
+    options = {**knobs, "class_conditional": conditional}
+    if module_class is ConditionalUNet:
+        options |= {"prompted": True, "guided": knobs.get("guidance_width", 0) > 0}
+    return ModelSpec(
+        kind,
+        constants,
+        path,
+        path_name,
+        chosen.name,
+        section.value("preconditioning"),
+        scale,
+        grid,
+        options,
+        make_model,
+    )
+
+
+def _read_preconditioning(
+    section: Fields,
+    kind: Kind,
+    made_by: str,
+    made_for: Sequence[str],
+    path_name: str,
+    path: Path,
+    constants: Mapping[str, float],
+) -> Choice:
+    """Reads the scalings of a model of this kind on its path."""
     known = PRECONDITIONINGS[path_name].get(kind, {})
     elsewhere = kind == "flow_map" and made_for and path_name not in made_for
     if not known or (elsewhere and section.value("preconditioning") not in known):
         able = [name for name in made_for or PRECONDITIONINGS if kind in PRECONDITIONINGS[name]]
         raise section.error("path", f"{made_by} needs {able[0]}")
     chosen = section.choice("preconditioning", known, path=path, **constants)
-    scale = chosen.make
     if chosen.name == "edm_flow" and path != paths.linear:
         raise section.error("preconditioning", "edm_flow needs config.model.path=linear, of noise_scale 1")
     if chosen.name == "trig_edm" and not constants["t_min"]:
         raise section.error("t_min", "must be above 0 with preconditioning trig_edm: its network takes ln σ")
     # Traced, not computed: reading a configuration touches no device.
     try:
-        jax.eval_shape(scale, *(2 if kind == "flow_map" else 1) * (jax.ShapeDtypeStruct((1,), jnp.float32),))
+        jax.eval_shape(chosen.make, *(2 if kind == "flow_map" else 1) * (jax.ShapeDtypeStruct((1,), jnp.float32),))
     except (TypeError, ValueError) as error:  # a parameter of another type or out of its range
         raise section.error("preconditioning", str(error)) from error
-    grid = partial(path_grid, path=path, **{name: constants[name] for name in ("t_min", "t_max", "rho")})
+    return chosen
 
-    net = fields.section("net")
-    module_class = NETS[net.one_of("name", NETS)]
-    conditional = net.boolean("class_conditional")
-    if net.value("dtype") == "float16":
-        raise net.error("dtype", "ends at 65504 and loses small gradients, and no loss is scaled here: use bfloat16")
-    knobs: dict[str, Any] = {"dtype": DTYPES[net.one_of("dtype", DTYPES)]}
-    free = {f.name: f for f in dataclasses.fields(module_class)}
-    for name in set(net.remaining()) & set(free) - {"parent", "name", "num_classes"}:
-        knobs[name] = _network_field(net, name, free[name], module_class.choices)
 
-    _check_inputs(net, knobs, chosen.name, kind, made_by)
-
-    def make_model(num_classes: int | None) -> NetworkModel:
-        if conditional and not num_classes:
-            raise ConfigError("config.net.class_conditional=True: the data set has no classes")
-        module = module_class(**knobs, num_classes=num_classes if conditional else 0)
-        network = VELOCITIES.get(chosen.name, lambda net, constants: net)(as_net(module), constants)
-        function = core.Model(network, path, scale)
-        return NetworkModel(module, function, kind, constants, grid, conditional)
-
-    options = {**knobs, "class_conditional": conditional}
-    return ModelSpec(kind, constants, path, path_name, chosen.name, scale, grid, options, make_model)
+def _as_prompted(steps: int, module: Any) -> Callable[..., Any]:
+    return partial(prompted_net, module, steps)
 
 
 def _check_inputs(net: Fields, knobs: Mapping[str, Any], preconditioning: str, kind: Kind, made_by: str) -> None:
@@ -217,20 +257,10 @@ def _read_path(section: Fields, kind: Kind) -> tuple[str, Path, dict[str, float]
     return name, path, constants
 
 
-def _network_field(fields: Fields, name: str, field: dataclasses.Field, choices: Mapping[str, Sequence[str]]) -> Any:
-    """Reads the value of a network's field, of its kind and in its range."""
-    if name in choices:
-        return fields.one_of(name, choices[name])
-    if isinstance(field.default, bool):
-        return fields.boolean(name)
-    if isinstance(field.default, tuple):
-        numbers = fields.numbers(name, may_be_empty=name == "attention_resolutions")
-        # a command line gives floats, where a network's numbers of channels are whole
-        return tuple(int(v) if v == int(v) else v for v in numbers)
-    kind: Any = {int: Size, float: NotNegative}.get(field.type, field.type)
-    if problem := value_problem(fields.value(name), kind):
-        raise fields.error(name, problem)
-    return fields.integer(name, at_least=0) if isinstance(field.default, int) else fields.value(name)
+def predicted(preconditioning: Any) -> str:
+    """Gives what a network of a discrete diffusion model's path predicts, "epsilon" or "v"."""
+    written = str(preconditioning)
+    return "v" if written == "v" or re.search(r"prediction\W+v\b", written) else "epsilon"
 
 
 def check_network(module: nn.Module, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cmjax.config import choices, groups, readers
+from cmjax.config import choices, groups, readers, scales
 from cmjax.config.fields import Fields, value_problem
 from cmjax.config.methods import METHODS, method_name
 from cmjax.config.model import ModelSpec
@@ -18,7 +18,7 @@ from cmjax.core.pairs import PairSampler
 from cmjax.core.typing import Samples, TimeSampler
 from cmjax.training.method import Method
 
-READERS = {**readers.READERS, **groups.READERS}
+READERS = {**readers.READERS, **scales.READERS, **groups.READERS}
 
 
 def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
@@ -83,10 +83,10 @@ def _guided_by(fields: Fields) -> str:
     read = [name for name in ("guidance", "blend") if fields.has(name) and name not in fields.remaining()]
     written = {name: fields.value(name) for name in read}
     guidance, blend = written.get("guidance") or 1, written.get("blend") or 0
-    scales = [guidance] if isinstance(guidance, int | float | str | Mapping) else list(guidance)
-    if all(isinstance(scale, int | float) and scale + blend == 1 for scale in scales):
+    every = [guidance] if isinstance(guidance, int | float | str | Mapping) else list(guidance)
+    if all(isinstance(scale, int | float) and scale + blend == 1 for scale in every):
         return ""
-    return "blend" if scales == [1] else "guidance"
+    return "blend" if every == [1] else "guidance"
 
 
 def read_time_sampler(o: Objective, name: str = "times", **known: float) -> TimeSampler:

@@ -6,12 +6,14 @@ from pathlib import PurePath
 from typing import Any
 
 from cmjax.config.fields import Fields
+from cmjax.config.lora import read_lora
 from cmjax.config.methods import NO_AVERAGE, read_model, read_spec
 from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names
 from cmjax.config.samples import AS_BEFORE, Decoding, SamplingOptions, read_decoding, read_samples, scales_of
 from cmjax.nets import NETS, defaults
+from cmjax.training.lora import Lora
 
 ITS_TEACHER = "teacher"  # the `init_from` of a run that starts from the model that it distils
 
@@ -24,6 +26,7 @@ class Recorded:
     out. teacher, init_from: folders of the runs that it distils and that it started from, "" for none. has_data:
     whether the data set is recorded, which it is not for weights that no run here trained. decoding: of its
     latents. scales: of guidance, the least and the largest in training; None where the network takes none.
+    lora: the adapter that the run's checkpoints hold; None where they hold the network's parameters.
     """
 
     model: NetworkModel
@@ -36,6 +39,7 @@ class Recorded:
     has_data: bool
     decoding: Decoding
     scales: tuple[float, float] | None
+    lora: Lora | None = None
 
     @property
     def goes_without_labels(self) -> bool:
@@ -58,6 +62,7 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         has_data="data" in config,
         decoding=read_decoding(Fields(config.get("data", {}))),
         scales=scales_of(config),
+        lora=read_lora(Fields(config)),
     )
 
 
@@ -73,7 +78,7 @@ def recorded_samples(config: Mapping[str, Any]) -> SamplingOptions:
 
 FREE = ("net.remat", "net.attention", "net.dropout", "net.dtype", "model.rho", "optimizer.averages.corrected")
 """Fields that no checkpoint depends on, as when a run's memory ran out."""
-SHAPES_STATE = ("net.", "model.", "objective.name", "optimizer.rule", "optimizer.averages")
+SHAPES_STATE = ("net.", "model.", "lora.", "objective.name", "optimizer.rule", "optimizer.averages")
 """The sections and fields that a run's checkpoints depend on."""
 
 

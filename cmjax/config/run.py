@@ -13,6 +13,7 @@ from cmjax.config.effects import without_effect
 from cmjax.config.evaluation import Evaluation, read_evaluation
 from cmjax.config.examples import check_no_images, read_augment, read_label_dropout, read_workers
 from cmjax.config.fields import Fields
+from cmjax.config.lora import read_lora
 from cmjax.config.methods import read_spec
 from cmjax.config.model import ModelSpec, NetworkModel
 from cmjax.config.objective import read_method
@@ -20,10 +21,11 @@ from cmjax.config.optimizer import read_optimizer
 from cmjax.config.recorded import ITS_TEACHER
 from cmjax.config.samples import SamplingOptions, read_samples
 from cmjax.core.times import part_of
-from cmjax.core.typing import Schedule
+from cmjax.core.typing import Params, Schedule
 from cmjax.data.checks import check_spread
 from cmjax.data.sources import Source
-from cmjax.training.method import Method
+from cmjax.training.lora import BASE, Lora
+from cmjax.training.method import TEACHER, Method
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Run:
     steps_per_call: int
     fsdp: int
     init_from: str
+    lora: Lora | None
     horizontal_flip: bool
     label_dropout: float
     workers: int
@@ -92,6 +95,19 @@ class Run:
         if reasons := without_effect(self.config, shape):
             log.warning("not as asked: %s", "; ".join(f"config.{field}: {why}" for field, why in reasons.items()))
 
+    def trained(self, params: Params) -> Params:
+        """Gives the shapes of what is trained of a network with these parameters: them, or those of an adapter."""
+        return params if self.lora is None else self.lora.shapes(params)
+
+    def whole(self, params: Params, frozen: Mapping[str, Params]) -> Params:
+        """Gives the network's parameters: those that are trained, or frozen ones with the changes of an adapter."""
+        return params if self.lora is None else self.lora.merged(self.base(frozen), params)
+
+    @staticmethod
+    def base(frozen: Mapping[str, Params]) -> Params:
+        """Gives the parameters that an adapter changes: the teacher's, where the run starts from that."""
+        return frozen[BASE if BASE in frozen else TEACHER]
+
     def make_model(self, num_classes: int | None) -> NetworkModel:
         """Makes the model for a data set of so many classes."""
         return self.model_spec.make(num_classes)
@@ -114,9 +130,9 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
     check_no_images(fields, data, method.frozen)
     _check_together(fields, spec, method, batch_size // parts)
     # The averages of the parameters hold the target's too, whose rate is the method's.
-    of_optimizer, network = fields.section("optimizer"), net.text("name")
+    of_optimizer = fields.section("optimizer")
     by = {"target_rate": method.target_rate, "stages": method.stages, "steps": steps, "batch_size": batch_size}
-    optimizer, learning_rate = read_optimizer(of_optimizer, network=network, **by)
+    optimizer, learning_rate = read_optimizer(of_optimizer, network=net.text("name"), **by)
     run = Run(
         seed=fields.integer("seed", at_least=0),
         steps=steps,
@@ -125,6 +141,7 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         steps_per_call=fields.integer("steps_per_call", at_least=1, at_most=10**4, absent=1),
         fsdp=fields.section("mesh").integer("fsdp", at_least=1),
         init_from=_read_init_from(fields, method),
+        lora=read_lora(fields),
         horizontal_flip=of_data.boolean("horizontal_flip"),
         label_dropout=read_label_dropout(of_data, net),
         workers=read_workers(of_data),
@@ -143,7 +160,6 @@ def read_run(config: Mapping[str, Any], *, data_there: bool = True) -> Run:
         report=fields.boolean("report", absent=True),
         config=config,
     )
-    # last: only now is it known which fields nobody read
     _check_calls(fields, run)
     return run
 
@@ -158,6 +174,7 @@ def _read_init_from(fields: Fields, method: Method) -> str:
 
 def _check_calls(fields: Fields, run: Run) -> None:
     """Raise ConfigError where a field was not read, or something is to be done between two steps of one call."""
+    # last: only now is it known which fields nobody read
     fields.done()
     numbers = {"steps": run.steps, "checkpoint.save_every": run.checkpoint.save_every, "log.every": run.log.every}
     numbers |= {"samples.every": run.samples.every, "evaluate.every": run.evaluation.every}

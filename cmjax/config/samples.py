@@ -95,7 +95,7 @@ class SamplingOptions:
     full_noise, clip: as in `sample_fn`. unit_start: samples start from a unit Gaussian, and not from b(T) times one.
     guidance_interval: times between which samples are guided, see `limited`; None: everywhere. guidance_channels: how
     many of the first channels are guided, see `mix`; 0: all. autoguidance: the name of the weaker model that guides
-    them, "" for none.
+    them, "" for none. prompts: in turn, of a network that sees prompts; () for the first captions of its data.
     """
 
     every: int = 0
@@ -112,6 +112,7 @@ class SamplingOptions:
     guidance_interval: tuple[float, float] | None = None
     guidance_channels: int = 0
     autoguidance: str = ""
+    prompts: tuple[str, ...] = ()
 
     def levels(self, model: NetworkModel) -> tuple[float, ...]:
         """Gives the descending times. A grid is computed here, on a device."""
@@ -149,7 +150,8 @@ def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
         num=fields.integer("num", at_least=1, at_most=10_000),
         guidance=fields.number("guidance", at_least=0, absent=1.0),
     )
-    if samples.guidance != 1 and not spec.net["class_conditional"]:
+    prompted = spec.net.get("prompted", False)
+    if samples.guidance != 1 and not spec.net["class_conditional"] and not prompted:
         raise fields.error("guidance", "is by labels: set config.net.class_conditional=True, or leave it at 1")
     interval = read_interval(fields, t_min, t_max)
     if interval and samples.guidance == 1:
@@ -159,6 +161,10 @@ def read_samples(fields: Fields, spec: ModelSpec) -> SamplingOptions:
         why = "config.samples.guidance=1" if samples.guidance == 1 else "the network takes the scale"
         raise fields.error("guidance_channels", f"has nothing to limit where {why}")
     samples = replace(samples, guidance_interval=interval, guidance_channels=channels)
+    if fields.has("prompts"):
+        samples = replace(samples, prompts=fields.texts("prompts"))
+    if samples.prompts and not prompted:
+        raise fields.error("prompts", "is of networks that see prompts: leave it empty")
     samples = replace(samples, clip=fields.boolean("clip", absent=False))
     if spec.kind == "denoiser":
         name, solver = read_solver(fields, spec.path, t_max)
@@ -267,7 +273,8 @@ def beyond_scales(scale: float, trained: tuple[float, float] | None) -> str:
 def scales_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
     """Gives the least and the largest scale of guidance in training; None where the network takes none."""
     scales = config.get("objective", {}).get("guidance")
-    if not config["net"].get("guided") or not isinstance(scales, list | tuple) or len(scales) != 2:
+    takes = config["net"].get("guided") or config["net"].get("guidance_width")
+    if not takes or not isinstance(scales, list | tuple) or len(scales) != 2:
         return None
     return float(scales[0]), float(scales[1])
 

@@ -1,7 +1,7 @@
 """Guidance: classifier-free, by a weaker model, in an interval; and the random removal of labels in training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -76,18 +76,18 @@ def _guided(
     channels: int | None,
     *args: Any,
     guidance: Time,
-    label: Int[Array, " b"],
+    negative: Mapping[str, Array] | None = None,
     **inputs: Any,
 ) -> Samples:
+    without = {"label": jnp.full_like(inputs["label"], NO_LABEL)} if negative is None else negative
     # two calls and no doubled batch: the samples stay on their devices, and the memory of one call is enough
-    conditional = denoiser(*args, label=label, **inputs)
-    unconditional = denoiser(*args, label=jnp.full_like(label, NO_LABEL), **inputs)
+    conditional, unconditional = denoiser(*args, **inputs), denoiser(*args, **{**inputs, **without})
     return mix(conditional, unconditional, guidance, channels=channels)
 
 
 def guided(denoiser: Callable[..., Samples], *, channels: int | None = None) -> Callable[..., Samples]:
-    """Makes the denoiser with two more arguments, `guidance` and `label` (b,): the `mix` of D with and without the
-    label.
+    """Makes the denoiser with more arguments, `guidance`, and `label` (b,) or `negative`: the `mix` of D with and
+    without the label, or with its conditions and the `negative` ones, such as those of the empty prompt, by name.
 
     `guidance`: a scalar or (b,); 1 gives the conditional denoiser. A call takes two evaluations. On any Gaussian path
     the velocity of the mix is the mix of the two velocities, and likewise for the score. The denoiser may take

@@ -24,6 +24,7 @@ from cmjax.data.batches import Batches
 from cmjax.evaluation.diagnosis import Diagnosis
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.plotting.plots import line_plot
+from cmjax.runs.prompted_data import empty_of
 from cmjax.runs.train_step import bin_edges, inputs_of
 from cmjax.runs.trained import Trained, load
 from cmjax.runs.workdir import Workdir
@@ -46,12 +47,16 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
 
     Raises: ConfigError where what the objective needs beside the model cannot be loaded.
     """
+    if run.lora is not None:
+        raise ConfigError("config.lora.rank: the losses of an adapter by noise level are not measured")
     mesh, model, workdir = make_mesh(), trained.model, trained.folder
     edges = bin_edges(model, BINS)
     # at most what one part of a training batch holds: no more memory than training takes
     unit = math.lcm(jax.device_count(), run.method.group)
     size = max(min(num, run.batch_size // run.grad_accumulation) // unit, 1) * unit
-    batches = Batches(run.open_source("train"), batch_size=size, seed=seed, sharding=batch_sharding(mesh))
+    source = run.open_source("train")
+    empty = empty_of(run, model, source)
+    batches = Batches(source, batch_size=size, seed=seed, sharding=batch_sharding(mesh))
     try:
         frozen = {name: weights.load() for name, weights in run.method.frozen.items()}
         frozen = move(frozen, parameter_shardings(frozen, mesh))
@@ -66,7 +71,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     # the schedules stand where they stood in the last step that was made
     models, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1
     measure = jax.jit(
-        partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step),
+        partial(_measure, run=run, model=model, teacher=teacher, edges=edges, step=step, empty=empty),
         out_shardings=replicated(mesh),
     )
     rounds, rows = -(-num // size), []
@@ -81,11 +86,13 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     return Diagnosis({"batch_size": size, "parameters": EMA, "bins": rows}, _panels(trained.title, rows, size))
 
 
-def _measure(models, batch, key_data, place, *, run: Run, model: NetworkModel, teacher, edges: np.ndarray, step: int):
+def _measure(
+    models, batch, key_data, place, *, run: Run, model: NetworkModel, teacher, edges: np.ndarray, step: int, empty: Any
+):
     """Returns the loss, the norm of the gradient, the number of samples and their fraction, of a batch of one bin."""
     params, target_params, frozen = models
     data_key, pair_key, method_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
-    x0, inputs = inputs_of(run, model)(batch, data_key)
+    x0, inputs = inputs_of(run, model, empty)(batch, data_key)
     times, inside, fraction = times_within(
         run.method.times,
         pair_key,

@@ -14,10 +14,10 @@ from cmjax.data.batches import preprocess, to_uint8
 from cmjax.generation.sampling import chunk_of, keys_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
-from cmjax.interop.pipeline import load_pipeline
 from cmjax.interop.pipeline_export import write_pipeline
 from cmjax.interop.prompt_sampling import SAMPLERS, sample_images
 from cmjax.interop.text_to_image import TextToImage
+from cmjax.runs.pipelines import load_pipeline
 from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_path
 from cmjax.system.libraries import MissingLibrary

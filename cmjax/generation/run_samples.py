@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from cmjax.config.model import NetworkModel
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
+from cmjax.core.typing import Params
 from cmjax.data.sources import Source
 from cmjax.generation.decoding import Decoder
+from cmjax.generation.prompted import prompted_conditions
 from cmjax.generation.samplers import NamedSampler, run_samplers
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
 from cmjax.plotting.plots import save_png
@@ -28,13 +31,14 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunSamples:
     """Samples a run by each of its samplers, always from the same noise, as its parameters change. decoder: of latents,
-    which without one are shown as they are."""
+    which without one are shown as they are. frozen: of `Setup`, for what a run with an adapter does not train."""
 
     run: Run
     model: NetworkModel
     source: Source
     workdir: Path
     decoder: Decoder | None = None
+    frozen: Mapping[str, Params] = field(default_factory=dict)
     samplers: dict[str, NamedSampler] = field(init=False)
 
     def __post_init__(self):
@@ -43,16 +47,22 @@ class RunSamples:
         object.__setattr__(self, "samplers", {sampler.name: sampler for sampler in samplers})
 
     def flow_map(self, state: TrainState) -> BoundModel:
-        return self.model.bind(averages(state.opt_state)[EMA], self.source.shape)
+        params = averages(state.opt_state)[EMA]
+        # an adapter is merged by one program; what is trained whole stays as it lies
+        params = params if self.run.lora is None else jax.jit(self.run.whole)(params, self.frozen)
+        return self.model.bind(params, self.source.shape)
 
     def conditioned(
         self, state: TrainState, num: int, *, random_seed: int | None = None
     ) -> tuple[BoundModel, dict[str, np.ndarray]]:
         """Gives the averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of
         labels, as in `class_labels`."""
-        num_classes = self.source.num_classes if self.model.class_conditional else None
-        labels = class_labels(num, num_classes, random_seed=random_seed)
-        return guided_by(self.flow_map(state), labels, self.run.samples, self.model)
+        if self.model.prompted:
+            conditions = prompted_conditions(self.run, self.model, self.source, self.workdir, num)
+        else:
+            num_classes = self.source.num_classes if self.model.class_conditional else None
+            conditions = class_labels(num, num_classes, random_seed=random_seed)
+        return guided_by(self.flow_map(state), conditions, self.run.samples, self.model)
 
     def sample(self, state: TrainState, num: int) -> dict[str, np.ndarray]:
         flow_map, conditions = self.conditioned(state, num)

@@ -217,16 +217,17 @@ def with_guidance(
     # at scale 1 the guided estimate is the conditional one, for half the cost
     if not takes and guidance == 1:
         return flow_map, conditions
+    rows = len(next(iter(conditions.values())))
     if takes_interval and interval is not None:
         # (n, 2): a condition has a row for each sample
-        ends = np.tile(np.asarray(interval, np.float32), (len(conditions["label"]), 1))
+        ends = np.tile(np.asarray(interval, np.float32), (rows, 1))
         conditions, interval = {**conditions, "interval": ends}, None
     denoiser = flow_map.function if takes else _guided(flow_map.function, channels=channels or None)
     if interval is not None:
         denoiser = _limited(denoiser, low=interval[0], high=interval[1])
     return replace(flow_map, function=denoiser), {
         **conditions,
-        "guidance": np.full(len(conditions["label"]), guidance, np.float32),
+        "guidance": np.full(rows, guidance, np.float32),
     }
 
 

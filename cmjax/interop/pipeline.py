@@ -1,5 +1,6 @@
 """Folders of diffusers' pipelines from prompts to images: Stable Diffusion 1 and 2, SDXL, latent consistency models."""
 
+import os
 import shutil
 from pathlib import Path as FilePath
 from typing import Any
@@ -129,14 +130,28 @@ def is_pipeline(folder: FilePath) -> bool:
     return (folder / INDEX).is_file() and read_config(folder / INDEX).get("_class_name") in PIPELINES
 
 
-def copy_pipeline(folder: FilePath, target: FilePath) -> None:
-    """Copies what `load_pipeline` reads of a folder; other parts are named as absent. Raises: OSError; as it does."""
+def copy_pipeline(folder: FilePath, target: FilePath, *, with_unet: bool = True, link: bool = False) -> None:
+    """Copies what `load_pipeline` reads of a folder; other parts are named as absent. Raises: OSError; as it does.
+
+    Args:   with_unet: False leaves the U-Net out. link: files have both names where the disk can do that, and take no
+            more room; they stay when the other folder goes.
+    """
     kind, index = _kind(folder)
     parts = (*PARTS, *PIPELINES[kind])
-    for name in parts:
+    for name in parts if with_unet else [name for name in parts if name != "unet"]:
         (target / name).mkdir(parents=True)
         for file in part_files(folder / name):
-            shutil.copyfile(file, target / name / file.name)
+            _copy_file(file.resolve(), target / name / file.name, link=link)
     others = [name for name, value in index.items() if isinstance(value, list) and name not in parts]
     kept = index | {name: [None, None] for name in others}
     write_atomically(target / INDEX, to_json(kept))
+
+
+def _copy_file(file: FilePath, target: FilePath, *, link: bool) -> None:
+    if link:
+        try:
+            os.link(file, target)
+            return
+        except OSError:  # of another disk, or one without links
+            pass
+    shutil.copyfile(file, target)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from cmjax.nets.autoencoder import ACTIVATIONS, Part, Resnet
 from cmjax.nets.blocks import attend
-from cmjax.nets.layers import GroupNorm, Pointwise, upsample
+from cmjax.nets.layers import FanIn, GroupNorm, Pointwise, upsample
 
 
 class TimedResnet(Resnet, kw_only=True):
@@ -130,7 +130,9 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "b d"], condition: Float[Array, "b g"] | None = None) -> Float[Array, "b width"]:
         if condition is not None:
-            h = h + Pointwise(h.shape[-1], dtype=self.dtype, use_bias=False, name="cond_proj")(condition)
+            # started as PyTorch starts a layer: a student has it where its teacher has none
+            seen = Pointwise(h.shape[-1], FanIn(), dtype=self.dtype, use_bias=False, name="cond_proj")
+            h = h + seen(condition)
         h = ACTIVATIONS[self.activation](Pointwise(self.width, dtype=self.dtype, name="linear_1")(h))
         return Pointwise(self.width, dtype=self.dtype, name="linear_2")(h)
 

@@ -3,7 +3,8 @@
 Modules are named as diffusers names them. Arrays are NHWC.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -127,7 +128,23 @@ class ConditionalUNet(nn.Module, kw_only=True):
     attention: str = "xla"
     dtype: Any = jnp.float32
 
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "activation": tuple(ACTIVATIONS), "attention": ("xla", "cudnn"),
+    }  # fmt: skip
+    """The values that a field may have, by the field."""
+    any_shape: ClassVar[bool] = False
+
     apply = nn.nowrap(with_auto_axes(nn.Module.apply, rows_from=2))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network takes the scale of guidance."""
+        return self.guidance_width > 0
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The inputs that come of prompts."""
+        return ("context", "pooled", "sizes") if self.pooled_width else ("context",)
 
     @nn.compact
     def __call__(
@@ -135,7 +152,7 @@ class ConditionalUNet(nn.Module, kw_only=True):
         x: Float[Array, "b h w c"],
         time: Float[Array, "*b"],
         *,
-        context: Float[Array, "b n d"],
+        context: Float[Array, "b n d"] | None = None,
         guidance_embedding: Float[Array, "b g"] | None = None,
         pooled: Float[Array, "b p"] | None = None,
         sizes: Float[Array, "b s"] | None = None,
@@ -143,12 +160,16 @@ class ConditionalUNet(nn.Module, kw_only=True):
     ) -> Float[Array, "b h w o"]:
         """F (b, h, w, out_channels), float32.
 
-        x: scaled noised latents of any size. time: (b,) or one, in steps, 0 … 999. context: tokens of the prompts.
-        guidance_embedding: None leaves the guidance out. pooled: of the prompts. sizes: of SDXL in pixels: the original
-        height and width, the top and left of the crop, the height and width of the result.
+        x: scaled noised latents of any size. time: (b,) or one, in steps, 0 … 999. context: tokens of the prompts;
+        None while parameters are initialised alone. guidance_embedding: None leaves the guidance out. pooled: of the
+        prompts. sizes: of SDXL in pixels: the original height and width, the top and left of the crop, the height and
+        width of the result.
 
         Raises: ValueError naming the input that the network lacks, does not take, or that has another width.
         """
+        if context is None and self.is_initializing():
+            inputs = (1, self.context_width), self.guidance_width, self.pooled_width, self.sizes
+            context, guidance_embedding, pooled, sizes = (_zeros(len(x), width) for width in inputs)
         self._check(x, context=context, guidance_embedding=guidance_embedding, pooled=pooled, sizes=sizes)
         embedding = self._embedding(jnp.broadcast_to(time, x.shape[:1]), guidance_embedding, pooled, sizes)
         context = context.astype(self.dtype)
@@ -213,3 +234,7 @@ class ConditionalUNet(nn.Module, kw_only=True):
                 raise ValueError(f"{name} must have {width} features, got {value.shape}")
         if x.shape[-1] != self.in_channels:
             raise ValueError(f"x must have {self.in_channels} channels, got {x.shape}")
+
+
+def _zeros(rows: int, width: int | tuple[int, ...]) -> Array | None:
+    return jnp.zeros((rows, *(width if isinstance(width, tuple) else (width,)))) if width else None

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 from cmjax.nets.layers import Uniform
 from cmjax.nets.magnitude import Fourier, MPLinear
 
-ADDED = frozenset({"time_s", "guidance", "first", "last", "weight_head"})
-"""Modules that leave a network's function as it is at the start: `added_scalars`' embeddings, and the loss weight.
-A network may have them where the one that it starts from has none."""
+ADDED = frozenset({"time_s", "guidance", "first", "last", "weight_head", "cond_proj"})
+"""Modules that a network may have where the one that it starts from has none: `added_scalars`' embeddings and the loss
+weight, which leave its function as it is, and an LCM's matrix of guidance, which does not."""
 
 
 def added_scalars(

@@ -19,14 +19,17 @@ from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
 from cmjax.data.base import is_image
 from cmjax.data.batches import batch_shapes
+from cmjax.data.latents import TEXT
 from cmjax.data.sources import DataError
 from cmjax.data.tfds import KNOWN
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.runs.prompted_data import planned_empty, shapes_of_prompts
 from cmjax.runs.setup import mesh_of
 from cmjax.runs.train_step import train_step_of
 from cmjax.runs.trained import open_trained
 from cmjax.system.mesh import batch_sharding, bytes_per_device, over_steps, parameter_shardings
 from cmjax.system.program import jaxpr_flops
+from cmjax.training.lora import BASE
 from cmjax.training.method import TEACHER
 from cmjax.training.state import TrainState
 from cmjax.training.step import state_shapes, trace_train_step
@@ -118,22 +121,32 @@ class AbstractRun:
 
     @cached_property
     def state(self) -> TrainState:
-        return state_shapes(parameter_shapes(self.model.module, self.data.shape), self.run.optimizer)
+        return state_shapes(self.run.trained(self._shapes), self.run.optimizer)
+
+    @property
+    def _shapes(self) -> Params:
+        return parameter_shapes(self.model.module, self.data.shape)
 
     @cached_property
     def frozen(self) -> dict[str, Params]:
-        return frozen_shapes(self.run, self.teacher)
+        own = self.run.lora is not None and self.run.init_from != self.run.method.teacher
+        return frozen_shapes(self.run, self.teacher) | ({BASE: self._shapes} if own else {})
 
     @cached_property
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The batch, or batches, of one call."""
         shape, dtype, classes = self.data.shape, self.data.dtype, self.data.num_classes
-        return batch_shapes(shape, dtype, classes, self.run.batch_size, steps_per_call=self.run.steps_per_call)
+        calls, size = self.run.steps_per_call, self.run.batch_size
+        rows = (calls,) if calls > 1 else ()
+        prompts = shapes_of_prompts(self.model, size)
+        return batch_shapes(shape, dtype, classes, size, steps_per_call=calls) | {
+            name: jax.ShapeDtypeStruct((*rows, *shape), TEXT[name]) for name, shape in prompts.items()
+        }
 
     @cached_property
     def traced(self) -> jax.stages.Traced:
         """The train step, traced and not compiled."""
-        step = train_step_of(self.run, self.model, self.teacher, self.mesh)
+        step = train_step_of(self.run, self.model, self.teacher, self.mesh, planned_empty(self.model))
         calls = self.run.steps_per_call
         return trace_train_step(step, self.state, self.frozen, self.batch, self.mesh, steps_per_call=calls)
 

@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError, about
-from cmjax.config.model import NetworkModel
+from cmjax.config.model import NetworkModel, predicted
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.data.base import Source, class_names
@@ -32,7 +32,9 @@ def check_others(run: Run) -> None:
     name, field = others[0]  # the teacher guides the target, or without one the run that this one starts from
     recorded, guided_by = open_trained(name).recorded, f"config.objective.{run.method.guided_by}"
     if not recorded.has_data:  # imported weights do not say how they were trained
-        log.warning("%s: nothing says whether config.%s=%r learned to go without a label", guided_by, field, name)
+        # pipelines are used with guidance, and so were made for it
+        level = logging.INFO if recorded.model.prompted else logging.WARNING
+        log.log(level, "%s: nothing says whether config.%s=%r learned to go without a label", guided_by, field, name)
     elif not recorded.learned_without_labels:
         where = "that run" if run.method.teacher else "this run or that one"
         raise ConfigError(
@@ -67,16 +69,34 @@ def load_first(run: Run, mesh: Mesh) -> BoundModel:
 def check_teacher(run: Run, teacher: BoundModel, student: NetworkModel, shape: tuple[int, ...]) -> None:
     """Raise ConfigError where the teacher does not fit the objective, the data or the student's classes."""
     name, needed, field = run.method.teacher, run.method.teacher_kind, _teacher_field(run)
-    if teacher.kind != needed or teacher.shape != shape:
+    # a network of prompts sees latents of any size
+    fits = teacher.shape[-1:] == shape[-1:] if student.prompted else teacher.shape == shape
+    if teacher.kind != needed or not fits:
         raise ConfigError(
             f"config.{field}={name!r} is a {teacher.kind} of images {teacher.shape}; a {needed} of images {shape} is "
             "needed"
         )
+    check_start(run, teacher, student)
     conditional = open_trained(name).model.class_conditional
     if conditional != student.class_conditional:
         raise ConfigError(
             f"config.net.class_conditional={student.class_conditional}: config.{field}={name!r} has {conditional}; "
             "they must agree"
+        )
+
+
+def check_start(run: Run, teacher: BoundModel, student: NetworkModel) -> None:
+    """Raise ConfigError where a network of prompts starts from one of another schedule, or with another prediction."""
+    if not student.prompted:
+        return
+    name, field = run.method.teacher, _teacher_field(run)
+    if teacher.path != student.path:
+        raise ConfigError(f"config.model.path: is {student.path}, and config.{field}={name!r} is of {teacher.path}")
+    theirs, ours = predicted(open_trained(name).recorded.preconditioning), predicted(run.model_spec.written)
+    if theirs != ours:
+        raise ConfigError(
+            f"config.model.preconditioning={run.model_spec.written!r}: predicts {ours}, and config.{field}={name!r} "
+            f"predicts {theirs}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,10 +25,12 @@ from cmjax.metrics.comparison import LEAST, why_not_compared
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.nets.inputs import ADDED
 from cmjax.runs.dependencies import check_data_of_others, check_teacher, load_first, load_teacher, network_differences
+from cmjax.runs.prompted_data import empty_of
 from cmjax.system.chips import GIB
 from cmjax.system.memory import FOR_PARAMETERS, too_little
 from cmjax.system.mesh import batch_sharding, bytes_per_device, make_mesh, move, parameter_shardings
 from cmjax.system.processes import on_first_process
+from cmjax.training.lora import BASE
 from cmjax.training.method import TEACHER
 from cmjax.training.state import TrainState
 from cmjax.training.step import init_state, state_shapes
@@ -57,7 +59,8 @@ def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
 
 @dataclass(frozen=True)
 class Setup:
-    """Holds all that a run trains with, laid over its mesh. frozen: what its loss uses and training leaves alone."""
+    """Holds all that a run trains with, laid over its mesh. frozen: what its loss uses and training leaves alone.
+    empty: what a network that sees prompts sees without one, of `prepare_inputs`."""
 
     run: Run
     mesh: Mesh
@@ -65,6 +68,7 @@ class Setup:
     model: NetworkModel
     teacher: BoundModel | None
     frozen: dict[str, Params]
+    empty: Mapping[str, Any] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,13 +98,16 @@ class Setup:
 
     def state_shapes(self) -> TrainState:
         """Gives the state's shapes, into which a checkpoint is restored."""
-        return state_shapes(parameter_shapes(self.model.module, self.shape), self.run.optimizer)
+        return state_shapes(self.run.trained(parameter_shapes(self.model.module, self.shape)), self.run.optimizer)
 
     def first_state(self) -> TrainState:
         """Make the state of step 0, its parameters fresh or those of the run `config.init_from`."""
-        run = self.run
+        run, key = self.run, jax.random.key(self.run.seed)
+        if run.lora is not None:
+            shapes = parameter_shapes(self.model.module, self.shape)
+            return init_state(run.lora.init(key, shapes), run.optimizer, self.mesh)
         # also where another run's follow: they lack the parameters of modules that are new
-        params = self.model.init(jax.random.key(run.seed), self.shape)
+        params = self.model.init(key, self.shape)
         if run.init_from:
             differences = partial(network_differences, run.init_from, self.model.module, self.shape)
             params = started_from(load_first(run, self.mesh).params, params, run.init_from, differences)
@@ -130,7 +137,9 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     if teacher is not None:
         check_teacher(run, teacher, model, tuple(source.shape))
     check_data_of_others(run, model, source)
-    setup = Setup(run, mesh, source, model, teacher, frozen)
+    if run.lora is not None:
+        frozen |= _load_base(run, mesh, model, teacher, tuple(source.shape))
+    setup = Setup(run, mesh, source, model, teacher, frozen, empty_of(run, model, source))
     # now, and not after minutes of compiling
     _check_memory(setup)
     return setup
@@ -166,6 +175,26 @@ def _load_frozen(run: Run, teacher: BoundModel | None, mesh: Mesh) -> dict[str, 
     # the teacher's lie over the mesh already
     frozen = move(frozen, parameter_shardings(frozen, mesh))
     return frozen if teacher is None else {**frozen, TEACHER: teacher.params}
+
+
+def _load_base(
+    run: Run, mesh: Mesh, model: NetworkModel, teacher: BoundModel | None, shape: tuple[int, ...]
+) -> dict[str, Params]:
+    """Loads the parameters that an adapter changes; none where they are the teacher's.
+
+    Raises: ConfigError where they are of another network, or the adapter does not fit them.
+    """
+    of_teacher = teacher is not None and run.init_from == run.method.teacher
+    params = teacher.params if teacher is not None and of_teacher else load_first(run, mesh).params
+    shapes = parameter_shapes(model.module, shape)
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
+        differences = network_differences(run.init_from, model.module, shape)
+        raise ConfigError(f"config.init_from={run.init_from!r}: is of another network than config.net{differences}")
+    try:
+        run.trained(shapes)
+    except ValueError as error:
+        raise ConfigError(f"config.lora.targets: {error}") from error
+    return {} if of_teacher else {BASE: params}
 
 
 def count_parameters(params: Params) -> int:

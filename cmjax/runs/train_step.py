@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
     # before it, since compiling may take minutes
     log.info("compiling the train step of %s parameters", f"{count_parameters(state.params):,}")
     began = time.perf_counter()
-    train_step = train_step_of(run, setup.model, setup.teacher, setup.mesh)
+    train_step = train_step_of(run, setup.model, setup.teacher, setup.mesh, setup.empty)
     compiled = compile_train_step(train_step, state, setup.frozen, batch, setup.mesh, steps_per_call=run.steps_per_call)
     # the memory that the executable asks for, before its first call fails without a remedy
     if problem := too_little("a step of training", program_bytes(compiled.executable), FOR_ACTIVATIONS):
@@ -49,8 +49,10 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
     return compiled, seconds
 
 
-def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh) -> TrainStep:
-    """Make the train step of a configuration, not yet compiled."""
+def train_step_of(
+    run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh, empty: Mapping[str, Any] | None
+) -> TrainStep:
+    """Make the train step of a configuration, not yet compiled. empty: of `prepare_inputs`."""
     by_level: dict[str, Any] = {}
     if bins := run.log.bins:
         edges = bin_edges(model, bins)
@@ -59,23 +61,28 @@ def train_step_of(run: Run, model: NetworkModel, teacher: BoundModel | None, mes
         model.function,
         run.method.with_teacher(teacher, model.path).on(mesh),
         run.optimizer,
-        prepare=inputs_of(run, model),
+        prepare=inputs_of(run, model, empty),
         seed=run.seed,
         grad_accumulation=run.grad_accumulation,
         skip_nonfinite=run.skip_nonfinite,
         schedules=run.schedules,
+        whole=run.whole,
         **by_level,
     )
 
 
-def inputs_of(run: Run, model: NetworkModel) -> Callable[[Examples, PRNGKey], tuple[Samples, dict[str, Array]]]:
+def inputs_of(
+    run: Run, model: NetworkModel, empty: Mapping[str, Any] | None = None
+) -> Callable[[Examples, PRNGKey], tuple[Samples, dict[str, Array]]]:
     """Bind the configuration's choices to `prepare_inputs`: (batch, key) -> x0 and the network's conditions."""
     prepare = partial(
         prepare_inputs,
         preprocess=partial(preprocess, horizontal_flip=run.horizontal_flip),
         augment=run.augment,
-        conditions=("label",) if model.class_conditional else (),
+        conditions=model.conditions,
         label_dropout=run.label_dropout,
+        empty=empty,
+        negative=run.method.guidance is not None and model.prompted,
         **run.method.labels,
     )
     # a key of its own: the draws of other data stay as they were

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 from jax.sharding import Mesh
 
 from cmjax.config.fields import ConfigError, changed
@@ -18,7 +19,7 @@ from cmjax.core.typing import Params
 from cmjax.data.base import kind_of
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
-from cmjax.runs.workdir import Workdir, cache_compilations
+from cmjax.runs.workdir import INDEX, Workdir, cache_compilations
 from cmjax.system.files import absolute, is_address, to_path
 from cmjax.training.checkpoint import restore_average
 from cmjax.training.optimizer import average_name
@@ -142,7 +143,9 @@ class Trained:
         return self.run().open_source(split) if encoding is None else images_of(encoding).open(split)
 
     def parameter_shapes(self) -> Params:
-        return parameter_shapes(self.model.module, self.shape)
+        """Gives the shapes of what the run's checkpoints hold: the network's parameters, or an adapter."""
+        shapes, lora = parameter_shapes(self.model.module, self.shape), self.recorded.lora
+        return shapes if lora is None else lora.shapes(shapes)
 
     def dropping_out(self, rate: float) -> "Trained":
         """Gives the same run with another rate of dropout."""
@@ -151,6 +154,15 @@ class Trained:
 
     def load(self, *, average: int = 0, mesh: Mesh | None = None) -> BoundModel:
         """Load the model with an average of its parameters, as `load`."""
+        params = self.averaged(average=average, mesh=mesh)
+        if self.recorded.lora is not None:
+            from cmjax.runs.pipelines import base_of
+
+            params = jax.jit(self.recorded.lora.merged)(base_of(self, mesh), params)
+        return replace(self.model.bind(params, self.shape), unlabelled=self.recorded.goes_without_labels)
+
+    def averaged(self, *, average: int = 0, mesh: Mesh | None = None) -> Params:
+        """Load an average of what the run trained: parameters, or those of an adapter."""
         kept = self.recorded.averages
         if not 0 <= average < len(kept):
             texts = ", ".join(kept)
@@ -162,7 +174,7 @@ class Trained:
         )
         if not self.imported and (warning := long_average(self.record["config"], average, self.used_step)):
             log.warning("%s: %s", self.folder, warning)
-        return replace(self.model.bind(params, self.shape), unlabelled=self.recorded.goes_without_labels)
+        return params
 
 
 def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = None) -> Trained:
@@ -174,6 +186,10 @@ def open_trained(workdir_or_checkpoint: str | Path, *, data_dir: str | None = No
     # checkpoints/<step> is one checkpoint of the run above it
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         folder, step = folder.parent.parent, int(folder.name)
+    if (folder / INDEX).is_file():
+        from cmjax.runs.pipelines import open_pipeline  # most runs read no foreign files
+
+        return open_pipeline(folder)
     record = read_record(folder)
     trained = Trained(folder, step, record, read_recorded(record["config"], record["num_classes"]))
     # the record of imported weights has no section of data

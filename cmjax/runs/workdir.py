@@ -20,6 +20,9 @@ from cmjax.system.processes import leave_at_once, on_first_process
 from cmjax.training.saved import saved_steps
 
 RECORD = "config.json"
+INDEX, PIPELINE = "model_index.json", "pipeline"
+"""What a folder of diffusers' pipelines has; and the folder, in that of a run of prompts, of all that its network needs
+besides."""
 FORMAT = 2
 """The format of a record. Runs of format 1, which do not say so, did not correct their averages for their start."""
 LEFT_BY_A_KILL = (MARK, f".{MARK}", ".writable")
@@ -232,3 +235,14 @@ def output_of_one(path: Path, option: str = "--out") -> None:
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def sees_prompts(folder: Path) -> bool:
+    """Checks whether images of prompts can be made from a folder: a pipeline's, or a run's that keeps one."""
+    if (folder / INDEX).is_file():
+        return True
+    try:
+        net = json.loads((folder / RECORD).read_text()).get("config", {}).get("net", {})
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(net, dict) and net.get("name") == "conditional_unet"

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cmjax.core.guidance import drop_labels
 from cmjax.core.model import Model
+from cmjax.core.paths import per_sample
 from cmjax.core.typing import Params, PerSample, PRNGKey, Samples, Schedule
 from cmjax.system.environment import platform, tracing_for
 from cmjax.system.mesh import batch_sharding, over_steps, parameter_shardings, replicated
@@ -37,6 +38,7 @@ def make_method_step(
     schedules: Mapping[str, Schedule] | None = None,
     bins: int = 0,
     bin_of: Callable[[PerSample], Int[Array, " b"]] | None = None,
+    whole: Callable[[Params, Mapping[str, Params]], Params] = lambda params, frozen: params,
 ) -> TrainStep:
     """One optimizer update by `method.loss`. Randomness is a function of (seed, step), so a resumed run repeats the
     original's.
@@ -51,6 +53,7 @@ def make_method_step(
           schedules: functions of the step to report among the metrics.
           bins: how many parts the losses are summed in, (2, bins) sums and counts as `loss_bins` in the metrics;
           bin_of: times t (b,) -> the part that each sample belongs to.
+          whole: (what is trained, frozen) -> the network's parameters.
     """
 
     def train_step(state, frozen, batch):
@@ -61,7 +64,8 @@ def make_method_step(
         target_params = averages(state.opt_state).get(TARGET)
 
         def mean_loss(params, key, x0, conditions):
-            target = params if target_params is None else target_params
+            params = whole(params, frozen)
+            target = params if target_params is None else whole(target_params, frozen)
             batch, dropout_key = method.sample_batch(key, x0, state.step, conditions)
             arguments = method.arguments(state.step, target, frozen)
             # one key: student and target share their masks of dropout
@@ -113,13 +117,17 @@ def prepare_inputs(
     label_dropout: float = 0.0,
     drop_first: bool = False,
     keep_labels: bool = False,
+    empty: Mapping[str, Any] | None = None,
+    negative: bool = False,
 ) -> tuple[Samples, dict[str, Array]]:
     """x0 and the network's conditions, of a batch as it is stored.
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network
           takes as the condition `augment`. conditions: what of the batch it takes beside x0, such as "label".
-          label_dropout: the fraction of the labels that are left out; drop_first: those of the first samples.
-          keep_labels: all labels are among the conditions too, as `kept_label`.
+          label_dropout: the fraction of the labels, or prompts, that are left out; drop_first: those of the first
+          samples. keep_labels: all labels are among the conditions too, as `kept_label`.
+          empty: of a network that sees prompts, its inputs without one, as "context" (n, d), which stand in for those
+          that are left out; with `negative` they are among the conditions too, of each sample.
     """
     preprocess_key, augment_key, label_key = jax.random.split(key, 3)
     x0 = preprocess(batch["image"], preprocess_key)
@@ -127,11 +135,23 @@ def prepare_inputs(
     # before labels are left out below
     if keep_labels:
         inputs["kept_label"] = inputs["label"]
-    if label_dropout:
+    if label_dropout and empty is None:
         inputs["label"] = drop_labels(label_key, inputs["label"], rate=label_dropout, first=drop_first)
+    if empty is not None:
+        inputs |= _without_prompts(label_key, inputs, empty, rate=label_dropout, negative=negative)
     if augment is not None:
         x0, inputs["augment"] = augment(x0, augment_key)
     return x0, inputs
+
+
+def _without_prompts(
+    key: PRNGKey, inputs: Mapping[str, Any], empty: Mapping[str, Any], *, rate: float, negative: bool
+) -> dict[str, Any]:
+    """The inputs of prompts, of which the fraction `rate` is left out, and with `negative` those without a prompt."""
+    absent = {name: jnp.broadcast_to(jnp.asarray(value), inputs[name].shape) for name, value in empty.items()}
+    dropped = jax.random.uniform(key, (len(inputs["context"]),)) < rate
+    seen = {name: jnp.where(per_sample(dropped, value), value, inputs[name]) for name, value in absent.items()}
+    return {**seen, **({"negative": absent} if negative else {})}
 
 
 def _sums_by_bin(losses: PerSample, places: Int[Array, " b"], bins: int) -> Float[Array, "2 bins"]:

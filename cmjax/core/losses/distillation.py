@@ -1,5 +1,7 @@
 """Distillation: the student's target is taken at the point to which a teacher's probability-flow ODE leads."""
 
+from dataclasses import replace
+
 import jax
 
 from cmjax import checks
@@ -48,20 +50,28 @@ def guided_cd(
     ode_step: OdeStep,
     distance: Distance,
     weight: Weight,
+    takes_guidance: bool = True,
 ) -> PerSample:
     """CD from a teacher with classifier-free guidance; the student's network takes its scale.   [Luo et al. 2023]
 
-    The batch's conditions hold the `label` (b,) and the scale `guidance` (b,). The teacher's network does not take the
-    scale.
+    The batch's conditions hold the scale `guidance` (b,), and the `label` (b,), or of prompts `negative`, the mapping
+    of what the teacher sees in place of the other conditions where it goes without them. The teacher's network does
+    not take the scale, and the student's takes no `negative`.
+
+    takes_guidance: False where the student's network takes no scale and learns the mean over all, as LCM-LoRA's does.
     """
     check_path(model, teacher)
-    if missing := {"guidance", "label"} - set(batch.conditions):
+    conditions, without = batch.conditions, ("negative",) if takes_guidance else ("negative", "guidance")
+    needed = ("guidance",) if "negative" in conditions else ("guidance", "label")
+    if missing := [name for name in needed if name not in conditions]:
         raise ValueError(
             f"guided distillation needs the conditions guidance and label: {', '.join(missing)} is missing"
         )
+    seen = {name: value for name, value in conditions.items() if name not in without}
     return cd(
-        model, params, key, batch, target_params=target_params,
-        teacher=guided(teacher), ode_step=ode_step, distance=distance, weight=weight,
+        model, params, key, replace(batch, conditions=seen), target_params=target_params,
+        teacher=lambda x, t, **_: guided(teacher)(x, t, **conditions),
+        ode_step=ode_step, distance=distance, weight=weight,
     )  # fmt: skip
 
 
