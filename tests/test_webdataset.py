@@ -101,6 +101,8 @@ def test_what_holds_no_samples_is_refused_in_one_line(labelled, tmp_path):
 
     refused(r"00000\.tar: holds no captions: no \.txt or \.json beside its images", labelled, captions=True)
     refused("no such folder; a folder of .tar files of samples", tmp_path / "nowhere")
+    (tmp_path / "x.csv").touch()
+    refused(r"x\.csv: is a file that does not end in \.tar; a folder of", tmp_path / "x.csv")
     (tmp_path / "empty").mkdir()
     refused(r"has no \.tar files", tmp_path / "empty")
     other = write_tar(tmp_path / "other" / "0.tar", {"a.webp": b"x", "a.txt": b"a"})

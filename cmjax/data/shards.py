@@ -21,7 +21,8 @@ def find_shards(root: AnyPath, suffixes: Sequence[str], what: str) -> tuple[list
     if root.is_file() and root.suffix in suffixes:
         return [root], []
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; {what} is needed")
+        problem = f"is a file that does not end in {ends}" if root.is_file() else "no such folder"
+        raise DataError(f"{root}: {problem}; {what} is needed")
     files, others = [], []
     for listed in list_files(root):
         for file in listed:
