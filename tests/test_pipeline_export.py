@@ -135,20 +135,21 @@ def test_what_cannot_be_written_leaves_nothing(sd, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd15", "lcm", "sd2"])
-def test_diffusers_draws_the_same_image(folders, tmp_path, name):
-    """By its own classes from the written folder, from the same noise, to 1e-3."""
+@pytest.mark.parametrize("name", ["sd15", "lcm", "sd2", "sdxl"])
+def test_diffusers_draws_the_same_image(folders, sdxl_folder, tmp_path, name):  # noqa: F811
+    """By its own classes from the written folder, from the same noise, to 1e-3. It needs the extra `diffusers`."""
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
-    write_pipeline(tmp_path / "out", cmjax.load_pipeline(folders / name))
+    write_pipeline(tmp_path / "out", cmjax.load_pipeline(sdxl_folder if name == "sdxl" else folders / name))
     theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
-    ours, start = cmjax.load_pipeline(tmp_path / "out"), jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    ours = cmjax.load_pipeline(tmp_path / "out")
+    start = jax.random.normal(jax.random.key(0), (2, ours.sample_size, ours.sample_size, 4))
     given = torch.from_numpy(np.moveaxis(np.asarray(start), -1, 1).copy())
-    sampler = {"sd15": "pndm", "lcm": "lcm", "sd2": "ddim"}[name]
+    sampler = type(theirs.scheduler).__name__.removesuffix("Scheduler").lower()
     steps = 1 if name == "lcm" else 4
     drawn = theirs(PROMPTS, latents=given, num_inference_steps=steps, guidance_scale=5.0, output_type="pt")
     rows = ours.rows(PROMPTS, sampler=sampler, guidance=5.0)
     times = ours.times(sampler, steps)
-    conditions = ours.guided_conditions(rows, (64, 64))
+    conditions = ours.guided_conditions(rows, (ours.pixels, ours.pixels))
     by = {"sampler": sampler, "times": times, "start": start}
     latents = sample_latents(ours, jax.random.key(0), start.shape, **by, **conditions)
     images = np.clip(ours.decode(latents) / 2 + 0.5, 0, 1)

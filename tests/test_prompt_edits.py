@@ -159,5 +159,5 @@ def test_wrong_input_is_one_line(lcm, sd, folder, tmp_path, flags, message):
 
 
 def test_prompts_are_of_pipelines_alone(tmp_path):
-    with pytest.raises(ConfigError, match=r"--strength: --workdir=.* is no pipeline of prompts, with a model_ind"):
+    with pytest.raises(ConfigError, match=r"--strength: --workdir=.* is no pipeline of prompts, nor a run of one"):
         do("edit", f"--workdir={tmp_path}", "--task=strokes", "--image=a.png", "--strength=0.5")

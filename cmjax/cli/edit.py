@@ -24,7 +24,7 @@ from cmjax.generation.files import check_results, write_strip
 from cmjax.generation.interpolation import Ends, find_ends, interpolate, seeded_ends
 from cmjax.generation.sampling import guided_by
 from cmjax.runs.trained import Trained, open_for_sampling
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, sees_prompts
 from cmjax.system.files import to_path
 from cmjax.system.mesh import make_mesh
 from cmjax.system.processes import say
@@ -43,8 +43,6 @@ OF_TASKS = {
 """Flags that do something for some tasks alone."""
 SHORT = {"inpaint": "inpainting", "stroke": "strokes"}
 """Other names of tasks."""
-INDEX = "model_index.json"
-"""What a pipeline's folder has, and a run's has not."""
 OF_PROMPTS = ("prompt", "negative-prompt", "strength", "sampler", "steps", "guidance", "size", "lora", "lora_scale")
 OF_BOTH = ("workdir", "task", "image", "mask", "num", "seed", "times", "out")
 """Flags that pipelines take alone, and that they take as runs do."""
@@ -82,13 +80,13 @@ def declare(flags: Flags) -> None:
 def start(options: Options) -> None:
     if options.task is None:
         raise ConfigError(f"--task is missing: one of {', '.join(ALL_TASKS)}")
-    task = SHORT.get(options.task, options.task)
+    task: str = SHORT.get(options.task) or options.task
     _check_flags(options, task)
-    if (options.workdir / INDEX).is_file():
+    if sees_prompts(options.workdir):
         _start_prompts(options, task)
         return
     if given := [name for name in OF_PROMPTS if options.is_set(name)]:
-        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, with a {INDEX}")
+        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, nor a run of one")
     num = options.num or (8 if task == "interpolation" else 1)
     flags = {name: value for name, value in options.flags.items() if name not in OF_PROMPTS}
     run(options.model, images=flags.pop("image"), **flags | {"num": num, "task": task})

@@ -82,6 +82,7 @@ def text_config(module: ClipText) -> dict[str, Any]:
         "hidden_act": module.activation,
         "layer_norm_eps": module.eps,
         "projection_dim": module.projection or module.width,
+        "bos_token_id": 0,  # as in released files, whatever the tokenizer's is: nothing reads it
         "eos_token_id": module.eos_id,
         "torch_dtype": "float32",
     }

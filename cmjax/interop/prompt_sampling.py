@@ -98,7 +98,7 @@ def sample_images(
     conditions = pipeline.guided_conditions(rows, size)
     latents = sample_latents(pipeline, key, shape, sampler=sampler, times=times, start=start, known=known, **conditions)
     samples = pipeline.decode(latents)
-    return samples if mask is None else inpainting(jnp.asarray(mask)).combine(images, samples)
+    return samples if mask is None or images is None else inpainting(jnp.asarray(mask)).combine(images, samples)
 
 
 def mask_of_latents(mask: Any, factor: int) -> Array:
