@@ -168,7 +168,7 @@ def test_flags_reach_the_file(run, tmp_path):
     out = tmp_path / "x.stablehlo"
     do("export", f"--workdir={run('mlp')}", "--format=stablehlo", "--times=80,3", f"--out={out}")
     assert json.loads(out.with_name("x.stablehlo.json").read_text())["times"] == [80, 3]
-    with pytest.raises(ConfigError, match="--times: only --format=stablehlo; this is safetensors"):
+    with pytest.raises(ConfigError, match="--times: only --format=stablehlo or onnx; this is safetensors"):
         do("export", f"--workdir={run('mlp')}", "--times=80,3")
     with pytest.raises(ConfigError, match=r"--out=.*x\.bin: must end in \.stablehlo"):
         exporting.run(run("mlp"), "stablehlo", str(tmp_path / "x.bin"))

@@ -2,6 +2,7 @@
 
 cmjax export --workdir=runs/digits_ct
 cmjax export --workdir=runs/digits_ct --format=stablehlo --times=80,0.8
+cmjax export --workdir=runs/digits_ct --format=onnx --function=model
 cmjax export --workdir=runs/digits_ct --format=hub --licence=apache-2.0
 cmjax export --workdir=runs/cd64 --format=diffusers --out=cd64
 cmjax export --workdir=runs/latents_sit --format=sit --out=sit.safetensors
@@ -46,7 +47,7 @@ def declare(flags: Flags) -> None:
     flags.one_of("format", None, (*FORMATS, LORA), help)
     flags.text("out", None, "The file or folder. Default: in <workdir>/export.")
     flags.checkpoint()
-    flags.group("A program: stablehlo")
+    flags.group("A program: stablehlo, onnx")
     flags.one_of("function", "sampler", FUNCTIONS, "Noise to samples, or one evaluation at any time.")
     flags.text("times", None, "Noise levels, as 80,0.8, or places, as idx:0,22,39/40. Default: the run's.")
     flags.text("sampler", None, "multistep, or of flow maps chain(gamma=0). Default: the run's.")
@@ -158,6 +159,15 @@ def _write_stablehlo(path: Path, trained: Trained, **options: Any) -> str:
     return f" and {path.name}.json"
 
 
+def _write_onnx(path: Path, trained: Trained, **options: Any) -> str:
+    from cmjax.interop.onnx_file import write_onnx
+
+    program, name = _program(trained, **options), type(trained.model.module).__name__
+    about = described(program, trained)
+    difference = write_onnx(path, program.function, program.weights, program.specs, about, name=name)
+    return f" and {path.name}.json, within {difference:.1g} of JAX's outputs"
+
+
 def _write_weights(path: Path, trained: Trained) -> None:
     write_weights(path, trained.load().params, dict(trained.record))
 
@@ -202,5 +212,6 @@ FORMATS = {
     "diffusers": Format("", _write_diffusers, ("safetensors",)),
     "sit": Format(".safetensors", _write_sit, ("safetensors",)),
     "stablehlo": Format(".stablehlo", _write_stablehlo, ("flatbuffers",), OF_PROGRAMS),
+    "onnx": Format(".onnx", _write_onnx, ("jax2onnx", "onnxruntime"), OF_PROGRAMS),
     "hub": Format("", _write_hub, ("safetensors",), ("licence", "dtype")),
 }

@@ -192,5 +192,5 @@ def _noises(
 
     one = jax.ShapeDtypeStruct((1, *bound.shape), jnp.float32)
     given = {name: jnp.asarray(value) for name, value in conditions.items()}
-    jax.eval_shape(lambda noise: sample(bound.params, jnp.asarray(levels), noise, noises, given), one)
+    jax.eval_shape(lambda *of: sample(of[0], jnp.asarray(levels), of[1], noises, given), bound.params, one)
     return max(asked, default=0)
