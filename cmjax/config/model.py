@@ -169,7 +169,9 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Seque
     def make_model(num_classes: int | None) -> NetworkModel:
         if conditional and not num_classes:
             raise ConfigError("config.net.class_conditional=True: the data set has no classes")
-        classes = {"num_classes": num_classes if conditional else 0} if takes_classes(module_class) else {}
+        classes: dict[str, Any] = (
+            {"num_classes": num_classes if conditional else 0} if takes_classes(module_class) else {}
+        )
         module = module_class(**knobs, **classes)
         network = VELOCITIES.get(chosen.name, lambda net, constants: net)(as_function(module), constants)
         function = core.Model(network, path, scale)

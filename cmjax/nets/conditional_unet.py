@@ -172,7 +172,7 @@ class ConditionalUNet(nn.Module, kw_only=True):
             context, guidance_embedding, pooled, sizes = (_zeros(len(x), width) for width in inputs)
         self._check(x, context=context, guidance_embedding=guidance_embedding, pooled=pooled, sizes=sizes)
         embedding = self._embedding(jnp.broadcast_to(time, x.shape[:1]), guidance_embedding, pooled, sizes)
-        context = context.astype(self.dtype)
+        context = jnp.asarray(context, self.dtype)
         h = Conv(self.widths[0], dtype=self.dtype, name="conv_in")(x)
         maps = [h]
         levels = range(len(self.widths))

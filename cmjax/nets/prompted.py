@@ -22,7 +22,7 @@ def prompted_net(
     *,
     key: Any = None,
     guidance: Array | None = None,
-    **conditions: Array,
+    **conditions: Any,
 ) -> Array:
     """F(x, c_noise), (b, h, w, c). c_noise: (b,), step/`steps`. guidance: the scale, (b,) or one, 1 for none, of a
     network that takes it."""

@@ -36,7 +36,7 @@ class Lora:
 
         Raises: ValueError where a target is no layer of the network.
         """
-        flat = dict(flatten_dict(params))
+        flat: dict[Any, Any] = dict(flatten_dict(params))
         chosen = {target: [path for path in flat if self._is_of(path, target)] for target in self.targets}
         if absent := [target for target, paths in chosen.items() if not paths]:
             raise ValueError(f"the network has no layer {', '.join(absent)}")
@@ -54,7 +54,7 @@ class Lora:
 
     def init(self, key: PRNGKey, params: Params) -> Params:
         """A fresh adapter, host arrays, which changes nothing: up is zero, and down as PyTorch starts a layer."""
-        shapes = flatten_dict(self.shapes(params))
+        shapes: dict[Any, Any] = dict(flatten_dict(self.shapes(params)))
         return unflatten_dict({
             path: np.zeros(leaf.shape, leaf.dtype) if path[-1] == "up" else draw_parameter(FanIn(), key, path, leaf)
             for path, leaf in shapes.items()
