@@ -79,6 +79,7 @@ def check_gradient(recorded, prefix, gradient, of_key):
         assert_near(of_key(gradient, name), recorded[prefix + name], 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_recorded_distillation(sd, recorded, teacher, distance):
     module, params = load_unet(sd / "lcm" / "unet")
@@ -98,6 +99,7 @@ def test_recorded_distillation(sd, recorded, teacher, distance):
     check_gradient(recorded, f"grad_{distance}/", gradient, of_key)
 
 
+@pytest.mark.slow
 def test_recorded_distillation_of_a_lora(sd, recorded, teacher):
     """The student is the teacher with an adapter and its own target, and takes no guidance."""
     layers = read_lora(sd / "lora" / "peft.safetensors", teacher)["unet"]
