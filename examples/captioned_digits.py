@@ -175,11 +175,13 @@ def read_digits(chosen: argparse.Namespace) -> None:
     """Prints the fraction of images whose two digits a classifier reads as their prompts say, and of real pictures."""
     from sklearn.neural_network import MLPClassifier
 
-    rows, labels = halves_of(*pictures("train", 15_000, chosen.data, seed=2))
+    rows, labels = halves_of(*pictures("train", 10_000, chosen.data, seed=2))
     classifier = MLPClassifier((256,), early_stopping=True, random_state=0, max_iter=30).fit(rows, labels)
-    with np.load(chosen.read) as file:
-        drawn = file["images"], [str(prompt) for prompt in file["prompts"]]
-    for name, (images, captions) in {"real": pictures("test", 2000, chosen.data, seed=3), chosen.read: drawn}.items():
+    drawn = {"real": pictures("test", 2000, chosen.data, seed=3)}
+    for name in chosen.read.split(","):
+        with np.load(name) as file:
+            drawn[name] = file["images"], [str(prompt) for prompt in file["prompts"]]
+    for name, (images, captions) in drawn.items():
         rows, labels = halves_of(images, captions)
         right = (classifier.predict(rows) == labels).reshape(-1, 2)
         print(f"{name}: both digits right in {right.all(1).mean():.3f} of {len(images)}, one digit {right.mean():.3f}")
@@ -192,7 +194,7 @@ def arguments_of(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("captions"), help="the folder to write; default captions")
     add("--count", type=int, default=20_000, help="pictures; default %(default)s")
     add("--autoencoder_steps", type=int, default=300, help="updates of the autoencoder; default %(default)s")
-    add("--read", default="", help="an .npz of images and prompts, in which digits are read; nothing is written")
+    add("--read", default="", help="files .npz of images and prompts, in which digits are read; nothing is written")
     return parser.parse_args(arguments)
 
 
