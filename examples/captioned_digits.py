@@ -102,7 +102,7 @@ def write_tokenizer(folder: Path) -> int:
 
 def write_text_encoder(folder: Path, tokens: int) -> None:
     """Writes a CLIPTextModel with random weights: its output tells captions apart, and no more is needed of it."""
-    fields = {"width": FEATURES, "inner": 2 * FEATURES, "layers": 2, "heads": 4}
+    fields: dict[str, Any] = {"width": FEATURES, "inner": 2 * FEATURES, "layers": 2, "heads": 4}
     module = ClipText(tokens=tokens, positions=TOKENS, **fields)
     random, arrays = np.random.default_rng(0), {}
     for path, leaf in text_shapes(module).items():
@@ -123,7 +123,7 @@ def write_text_encoder(folder: Path, tokens: int) -> None:
 
 def train_autoencoder(folder: Path, images: np.ndarray, chosen: argparse.Namespace) -> Autoencoder:
     """Trains an autoencoder of the pictures, and writes it."""
-    ends = {"channels": 1, "out_channels": 1, "latent_channels": 4}
+    ends: dict[str, Any] = {"channels": 1, "out_channels": 1, "latent_channels": 4}
     module = AutoencoderKL(widths=(16, 32, 64), blocks=1, groups=8, **ends)
     how = {"steps": chosen.autoencoder_steps, "batch_size": 64, "rate": 1e-2, "kl_weight": 1e-3}
     params = train(module, sources.ArraySource(images), argparse.Namespace(**how))
@@ -176,14 +176,14 @@ def read_digits(chosen: argparse.Namespace) -> None:
     from sklearn.neural_network import MLPClassifier
 
     rows, labels = halves_of(*pictures("train", 10_000, chosen.data, seed=2))
-    classifier = MLPClassifier((256,), early_stopping=True, random_state=0, max_iter=30).fit(rows, labels)
+    classifier: Any = MLPClassifier((256,), early_stopping=True, random_state=0, max_iter=30).fit(rows, labels)
     drawn = {"real": pictures("test", 2000, chosen.data, seed=3)}
     for name in chosen.read.split(","):
         with np.load(name) as file:
             drawn[name] = file["images"], [str(prompt) for prompt in file["prompts"]]
     for name, (images, captions) in drawn.items():
         rows, labels = halves_of(images, captions)
-        right = (classifier.predict(rows) == labels).reshape(-1, 2)
+        right = np.equal(classifier.predict(rows), labels).reshape(-1, 2)
         print(f"{name}: both digits right in {right.all(1).mean():.3f} of {len(images)}, one digit {right.mean():.3f}")
 
 
