@@ -90,8 +90,8 @@ def recipe(changes, name="digits_ct"):
 
 
 OWN = {"cmjax", "configs", "__future__"}
-OF_CORE = {"etils", "fsspec", "jinja2", "markupsafe", "jaxlib", "flax", "absl", "ml_dtypes", "threadpoolctl"}
-"""What comes with a dependency, or, of a template, with Bokeh."""
+OF_CORE = {"etils", "fsspec", "jinja2", "markupsafe", "jaxlib", "flax", "absl", "ml_dtypes", "threadpoolctl", "IPython"}
+"""What comes with a dependency, or, of a template, with Bokeh; IPython is imported in its notebooks alone."""
 
 
 def test_every_library_that_cmjax_imports_is_a_dependency_or_has_an_extra():

@@ -172,7 +172,7 @@ def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Seque
         classes: dict[str, Any] = (
             {"num_classes": num_classes if conditional else 0} if takes_classes(module_class) else {}
         )
-        module = module_class(**knobs, **classes)
+        module: Any = module_class(**knobs, **classes)
         network = VELOCITIES.get(chosen.name, lambda net, constants: net)(as_function(module), constants)
         function = core.Model(network, path, scale)
         return NetworkModel(module, function, kind, constants, grid, conditional)

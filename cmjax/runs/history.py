@@ -143,7 +143,7 @@ def totals(starts: Sequence[Start]) -> dict[str, Any]:
     made = of_state(starts)
     has_pauses = bool(made) and all(PAUSES[0] in start for start in made if start.get("train_seconds"))
     names = (*SPEEDS, *(PAUSES if has_pauses else ()), "seconds")
-    sums = {name: round(sum(start.get(name) or 0 for start in made), 2) for name in names}
+    sums: dict[str, Any] = {name: round(sum(start.get(name) or 0 for start in made), 2) for name in names}
     sums["total_seconds"] = sums.pop("seconds")
     if has_pauses and sums["total_seconds"]:
         productive = sums["train_seconds"] - sum(sums[name] for name in PAUSES)

@@ -40,7 +40,7 @@ class Lora:
         chosen = {target: [path for path in flat if self._is_of(path, target)] for target in self.targets}
         if absent := [target for target, paths in chosen.items() if not paths]:
             raise ValueError(f"the network has no layer {', '.join(absent)}")
-        shapes = {}
+        shapes: dict[tuple[str, ...], jax.ShapeDtypeStruct] = {}
         for path in dict.fromkeys(path for paths in chosen.values() for path in paths):
             *before, width, out = flat[path].shape
             for end, shape in zip(ENDS, ((*before, width, self.rank), (self.rank, out)), strict=True):
@@ -54,11 +54,12 @@ class Lora:
 
     def init(self, key: PRNGKey, params: Params) -> Params:
         """A fresh adapter, host arrays, which changes nothing: up is zero, and down as PyTorch starts a layer."""
-        shapes: dict[Any, Any] = dict(flatten_dict(self.shapes(params)))
-        return unflatten_dict({
-            path: np.zeros(leaf.shape, leaf.dtype) if path[-1] == "up" else draw_parameter(FanIn(), key, path, leaf)
-            for path, leaf in shapes.items()
-        })  # fmt: skip
+        fresh: dict[tuple[str, ...], Any] = {}
+        leaf: Any
+        for path, leaf in flatten_dict(self.shapes(params)).items():
+            up = path[-1] == "up"
+            fresh[path] = np.zeros(leaf.shape, leaf.dtype) if up else draw_parameter(FanIn(), key, path, leaf)
+        return unflatten_dict(fresh)
 
     def merged(self, params: Params, adapter: Params) -> Params:
         """The parameters with the changes of an adapter."""
