@@ -14,6 +14,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "jax2onnx": "onnx",
     "libtpu": "tpu",
+    "onnx": "onnx",
     "onnxruntime": "onnx",
     "pyarrow": "tables",
     "safetensors": "interop",
