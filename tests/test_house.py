@@ -131,7 +131,7 @@ def test_no_path_of_one_machine_in_tracked_files():
     found = [
         f"{name}: {line.decode(errors='replace').strip()}"
         for name in filter(None, listed.stdout.decode().split("\0"))
-        if (ROOT / name).is_file()
+        if (ROOT / name).is_file() and not name.startswith("docs/draw/vendor/")  # others' program, as it was published
         for line in (ROOT / name).read_bytes().splitlines()
         if own_path.search(line)
     ]
