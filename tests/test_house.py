@@ -74,7 +74,7 @@ def test_importing_cmjax_is_light_and_its_names_exist():
 
 
 IMPORTS = [
-    ("import cmjax; cmjax.load", 70, {"cli", "interop", "metrics", "generation"}, set()),
+    ("import cmjax; cmjax.load", 65, {"cli", "interop", "metrics", "generation"}, set()),
     ("import cmjax.main, cmjax.cli.status", 30, {"core", "nets", "data", "interop"}, {"jax", "numpy", "PIL", "orbax"}),
     ("import cmjax.main, cmjax.cli.train", 165, {"interop", "reporting"}, {"matplotlib.pyplot"}),
 ]

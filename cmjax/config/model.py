@@ -23,8 +23,7 @@ from cmjax.core.paths import Path
 from cmjax.core.typing import Params, PRNGKey
 from cmjax.nets import takes_classes
 from cmjax.nets.adapter import as_net, init_params, parameter_shapes
-from cmjax.nets.conditional_unet import ConditionalUNet
-from cmjax.nets.prompted import STEPS, prompted_net
+from cmjax.nets.conditional_unet import STEPS, ConditionalUNet, prompted_net
 from cmjax.ranges import LARGE, Positive
 
 

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmjax.config.fields import Fields
-from cmjax.config.lora import read_lora
 from cmjax.config.methods import NO_AVERAGE, read_model, read_spec
 from cmjax.config.model import NetworkModel
 from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names
 from cmjax.config.samples import AS_BEFORE, Decoding, SamplingOptions, read_decoding, read_samples, scales_of
 from cmjax.nets import NETS, defaults
-from cmjax.training.lora import Lora
+
+if TYPE_CHECKING:
+    from cmjax.training.lora import Lora
 
 ITS_TEACHER = "teacher"  # the `init_from` of a run that starts from the model that it distils
 
@@ -39,7 +40,7 @@ class Recorded:
     has_data: bool
     decoding: Decoding
     scales: tuple[float, float] | None
-    lora: Lora | None = None
+    lora: "Lora | None" = None
 
     @property
     def goes_without_labels(self) -> bool:
@@ -62,7 +63,7 @@ def read_recorded(config: Mapping[str, Any], num_classes: int | None) -> Recorde
         has_data="data" in config,
         decoding=read_decoding(Fields(config.get("data", {}))),
         scales=scales_of(config),
-        lora=read_lora(Fields(config)),
+        lora=_lora_of(config),
     )
 
 
@@ -141,3 +142,12 @@ def completed(config: Mapping[str, Any], record_format: int) -> dict[str, Any]:
     network = defaults(net["name"]) if net.get("name") in NETS else {}
     data = {"data": {**AS_BEFORE, **WITHOUT_COLUMNS, **config["data"]}} if "data" in config else {}
     return {**config, **data, "model": {"path": "ve", **config.get("model", {})}, "net": {**network, **net}}
+
+
+def _lora_of(config: Mapping[str, Any]) -> "Lora | None":
+    if "lora" not in config:
+        return None
+    # here, not above: most runs train no adapter
+    from cmjax.config.lora import read_lora
+
+    return read_lora(Fields(config))

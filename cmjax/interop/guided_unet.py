@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from cmjax.core.guidance import mix
-from cmjax.nets.conditional_unet import ConditionalUNet
-from cmjax.nets.prompted import prompted_net
+from cmjax.nets.conditional_unet import ConditionalUNet, prompted_net
 
 
 def guided_unet(

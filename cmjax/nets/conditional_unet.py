@@ -7,13 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.nets.autoencoder import ACTIVATIONS
-from cmjax.nets.conditional_blocks import Downsample, Embedding, TimedResnet, Transformer, Upsample, time_waves
+from cmjax.nets.conditional_blocks import (
+    Downsample,
+    Embedding,
+    TimedResnet,
+    Transformer,
+    Upsample,
+    guidance_waves,
+    time_waves,
+)
 from cmjax.nets.layers import Conv, GroupNorm
 from cmjax.system.mesh import with_auto_axes
+
+STEPS = 1000
+"""Of the diffusion models that these networks come from, where nothing else is said."""
 
 
 class Level(nn.Module, kw_only=True):
@@ -238,3 +250,27 @@ class ConditionalUNet(nn.Module, kw_only=True):
 
 def _zeros(rows: int, width: int | tuple[int, ...]) -> Array | None:
     return jnp.zeros((rows, *(width if isinstance(width, tuple) else (width,)))) if width else None
+
+
+def prompted_net(
+    module: ConditionalUNet,
+    steps: int,
+    params: Any,
+    x: Array,
+    c_noise: Array,
+    *,
+    key: Any = None,
+    guidance: Array | None = None,
+    **conditions: Any,
+) -> Array:
+    """F(x, c_noise), (b, h, w, c). c_noise: (b,), step/`steps`. guidance: the scale, (b,) or one, 1 for none, of a
+    network that takes it."""
+    if guidance is not None:
+        scale = jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), x.shape[:1])
+        conditions["guidance_embedding"] = guidance_waves(scale - 1, module.guidance_width)
+    # The networks learned whole steps, and in float32 0.339·1000 is not 339.
+    time = steps * c_noise.astype(jnp.float32)
+    off = jnp.round(time) - time
+    time += jax.lax.stop_gradient(jnp.where(jnp.abs(off) < 1e-3, off, 0))
+    out: Any = module.apply({"params": params}, x, time, **conditions)
+    return out

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cmjax.system.errors import UserError
 from cmjax.system.libraries import require
-from cmjax.system.zips import ZipPath
 
 if TYPE_CHECKING:
     AnyPath = Path
@@ -81,6 +80,9 @@ def files_below(folder: Path, skip: Callable[[str], bool] = lambda name: False) 
     Links are followed; a folder that several lead to is read once in each subfolder of `folder`, so that circles end.
     A link that leads nowhere is among the files: who opens it says so.
     """
+    # here, not above: most programs read no zip
+    from cmjax.system.zips import ZipPath
+
     if isinstance(folder, ZipPath):
         within = (path for path in folder.files() if not any(map(skip, path.relative_to(folder).parts)))
         return cast(list[Path], sorted(within))
