@@ -34,7 +34,7 @@ def step_and_sample(name):
     shape, model = SHAPES[run.data.name], run.make_model(10)
     params = parameter_shapes(model.module, shape)
     state = state_shapes(params, run.optimizer)
-    teacher = flow_map_of(run.method.teacher) if run.method.teacher else None
+    teacher = flow_map_of(run.method.teacher, name, smallest(name)) if run.method.teacher else None
     batch = batch_shapes(shape, np.uint8 if shape[-1] in (1, 3) else np.float32, 10, BATCH)
     step = train_step_of(run, model, teacher, mesh_of(run, jax.devices()[:1]))
     after, _ = jax.eval_shape(step, state, frozen_shapes(run, teacher), batch)

@@ -13,8 +13,8 @@ import cmjax
 from cmjax.interop.conditional_unet import layer_of, unet_key, unet_module, unet_shapes, unet_to_torch
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import KOHYA, Layer, read_lora, with_lora, write_lora
+from cmjax.interop.prompt_sampling import sample_latents
 from cmjax.interop.read import read_safetensors
-from cmjax.interop.text_to_image import sample_latents
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
 

@@ -17,6 +17,7 @@ import cmjax
 from cmjax import couplings, distances, editing, likelihood, losses, ode, paths, preconditioning, solvers
 from cmjax.nets import NETS
 from cmjax.nets.adapter import as_net, parameter_shapes
+from cmjax.nets.conditional_unet import ConditionalUNet, prompted_net
 from tests.test_in_other_code import CALLS, DDPM, ON, TRIG, W, batch_of
 
 KEY = jax.random.key(0)
@@ -57,7 +58,7 @@ FIELDS = {
     "edm2": {**TINY, "head_channels": 8},
     "imf_dit": {"width": 16, "depth": 2, "heads": 2, "head_depth": 1, "two_times": False, "velocity_head": True},
 }
-"""Of small networks of 8x8 pixels; every network of `NETS` is among them."""
+"""Of small networks of 8x8 pixels; every network of `NETS` is among them, but for that of `prompted`."""
 
 
 def network(name):
@@ -72,6 +73,17 @@ def network(name):
         return out, pull(out)
 
     return value_and_gradient
+
+
+def prompted(x, t, context):
+    """The U-Net of prompts and its gradient."""
+    fields = {"widths": (8, 16), "blocks": (1, 1), "transformers": (1, 1), "attends": (True, False), "heads": (2, 2)}
+    fields |= {"attends_up": (True, False), "in_channels": 3, "out_channels": 3, "context_width": 4, "groups": 4}
+    module = ConditionalUNet(**fields, guidance_width=6)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), parameter_shapes(module, (8, 8, 3)))
+    net = partial(prompted_net, module, 1000)
+    out, pull = jax.vjp(lambda params: net(params, x, t, context=context, guidance=t), params)
+    return out, pull(out)
 
 
 def solve(solver, x, label):
@@ -90,6 +102,7 @@ def edited(operator, x):
 
 
 X, T, LABEL = jnp.ones((4, 8, 8, 3)), jnp.full(4, 0.5), jnp.arange(4) % 3
+CONTEXT = jnp.ones((len(X), 5, 4))
 PAIRS = {
     "ve edm": (paths.ve, partial(preconditioning.edm, sigma_data=0.5)),
     "ve piecewise": (paths.ve, partial(preconditioning.piecewise, t_min=0.002)),
@@ -110,6 +123,7 @@ def on_its_path(path, scalings, x, t):
 FUNCTIONS = {
     **{f"losses.{name}": (loss_of(name), inputs_of(name)) for name in losses.__all__},
     **{f"a network, {name}": (lambda *inputs, name=name: network(name)(*inputs), (X, T, LABEL)) for name in FIELDS},
+    "a network, conditional_unet": (prompted, (X, T, CONTEXT)),
     **{
         f"solvers.{name}": (partial(solve, getattr(solvers, name)), (X, LABEL))
         for name in ("euler", "ddim", "heun", "midpoint", "dpmpp_2m", "dpmpp_3m", "ancestral")
@@ -178,7 +192,7 @@ def test_for_any_batch_size(name):
 
 
 def test_every_network_is_asked():
-    assert {name.split()[0] for name in FIELDS} == set(NETS)
+    assert {name.split()[0] for name in FIELDS} | {"conditional_unet"} == set(NETS)
 
 
 @pytest.mark.parametrize(

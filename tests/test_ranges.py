@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmjax.config import choices, groups, model, optimizer, samples
-from cmjax.config.data import AUGMENTATIONS
+from cmjax.config.examples import AUGMENTATIONS
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.core import curricula, map_pairs, pairs, paths, preconditioning
 from cmjax.core.losses import alpha_flow, tangents

@@ -50,7 +50,7 @@ def compile_step(setup: Setup, state: TrainState, batch: Examples) -> tuple[Comp
 
 
 def train_step_of(
-    run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh, empty: Mapping[str, Any] | None
+    run: Run, model: NetworkModel, teacher: BoundModel | None, mesh: Mesh, empty: Mapping[str, Any] | None = None
 ) -> TrainStep:
     """Make the train step of a configuration, not yet compiled. empty: of `prepare_inputs`."""
     by_level: dict[str, Any] = {}
