@@ -50,12 +50,12 @@ def edit_by_prompt(
     inputs = check_results(path, [image, mask] if mask else [image], num)
     output(path)
     had, pipeline = image_size(image), opened(folder, options)
-    factor = pipeline.autoencoder.factor
+    factor, channels = pipeline.autoencoder.factor, pipeline.autoencoder.module.channels
     size = named_size(pipeline, options.size) or fitting_size(had, pipeline.pixels, factor)
     request = requested(pipeline, [prompt] * num, options, size=size, strength=strength)
-    check_size(path, num + 2, (*size, 3))
-    originals, sizes = read_images([image], (*size, 3), 1, whose="")
-    known = None if mask is None else read_mask(mask, (*size, 3), sizes, whose="")
+    check_size(path, num + 2, (*size, channels))
+    originals, sizes = read_images([image], (*size, channels), 1, whose="")
+    known = None if mask is None else read_mask(mask, (*size, channels), sizes, whose="")
     if known is not None and not np.asarray(mask_of_latents(known, factor)).any():
         raise ConfigError(f"--mask={mask}: no square of {factor}x{factor} pixels, as latents stand for, is white")
     results = drawn(request, seed, image=originals, mask=known, strength=strength)
