@@ -49,6 +49,7 @@ ROWS = [
     *(("imagenet64_cd", topology, (ONE_BLOCK, IMAGENET_HUBER)) for topology in TOPOLOGIES),
     *(("imagenet64_edm", topology, (ONE_BLOCK,)) for topology in TOPOLOGIES),
     *(("imagenet256_sit:B2", topology, ()) for topology in TOPOLOGIES[1:]),
+    *((recipe, "v5e:16x16", ()) for recipe in OF_LATENTS[:6]),
     *(
         (f"imagenet256_{name}", topology, (FOUR_BLOCKS, *HEADS.get(name, ())))
         for name, topology in product(LATENT_METHODS[:6], TOPOLOGIES[1:])
@@ -103,7 +104,8 @@ def plan(row: tuple[str, str, tuple[str, ...]], folder: Path) -> None:
     command = [sys.executable, "-m", "cmjax.main", "--mode=plan", f"--config=configs/{name}.py{colon}{variant}"]
     command += [f"--topology={topology}", f"--out={folder}", "--samplers=False", *changes]
     print(" ".join(command), file=sys.stderr, flush=True)
-    effort = LEAST_EFFORT if {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) else {}
+    least = {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) or recipe in OF_LATENTS
+    effort = LEAST_EFFORT if least else {}
     subprocess.run(command, cwd=ROOT, env=os.environ | effort, check=False)  # one that does not fit is a row too
 
 

@@ -8,10 +8,11 @@
 
 The settings of diffusers' script train_lcm_distill_sd_wds: 50 DDIM steps, scales of guidance from 6 to 16 (the script's
 w + 1), Huber's loss with c = 0.001, a target whose average has the rate 0.95, gradients clipped to norm 1; AdamW's rate
-of 1e-6 is that of its instructions, its own default is 1e-4. The paper trains for 100,000 updates.   [Luo et al. 2023]
+of 1e-6 and Huber's loss are those of its instructions, its own defaults are 1e-4 and the squared error. 10,000 updates
+of 96 images are this recipe's choice: the paper trains for 100,000 updates.   [Luo et al. 2023]
 
-Cost: an update evaluates the network of 860 million parameters four times, and its gradient once; docs/scale.md has
-what fits on TPUs. Nobody has run it here to the end: no released weights were at hand. Stable Diffusion 2 needs other
+Cost: an update evaluates the network of 860 million parameters four times, and its gradient once; --mode=plan says what
+fits on a slice of TPUs. Nobody has run it here to the end: no released weights were at hand. Stable Diffusion 2 needs other
 fields of config.net, which the run names. `:tiny` is of a small pipeline, for tests.
 """
 

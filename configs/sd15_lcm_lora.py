@@ -7,7 +7,8 @@
 
 The data are encoded as for sd15_lcm. The settings of diffusers' script
 train_lcm_distill_lora_sd_wds: rank and α 64 in all layers, scales of guidance from 4 to 16 (the script's w + 1) that
-the teacher alone takes, Huber's loss, the student itself as its target, AdamW at 1e-4.   [Luo et al. 2023, LCM-LoRA]
+the teacher alone takes, Huber's loss, the student itself as its target, AdamW at 1e-4. The numbers of updates and of
+images in one are this recipe's choice.   [Luo et al. 2023, LCM-LoRA]
 
 The weights of the U-Net stay as they are and are kept once, for the teacher and the student. Checkpoints and averages
 hold the adapter alone. Nobody has run it here to the end: no released weights were at hand.

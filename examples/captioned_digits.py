@@ -101,7 +101,7 @@ def write_tokenizer(folder: Path) -> int:
 
 
 def write_text_encoder(folder: Path, tokens: int) -> None:
-    """Writes a CLIPTextModel with random weights: its output tells captions apart, and no more is needed of it."""
+    """Writes a CLIPTextModel with random weights: its outputs differ between captions, and no more is needed."""
     fields: dict[str, Any] = {"width": FEATURES, "inner": 2 * FEATURES, "layers": 2, "heads": 4}
     module = ClipText(tokens=tokens, positions=TOKENS, **fields)
     random, arrays = np.random.default_rng(0), {}
