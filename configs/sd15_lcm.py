@@ -12,8 +12,8 @@ of 1e-6 and Huber's loss are those of its instructions, its own defaults are 1e-
 of 96 images are this recipe's choice: the paper trains for 100,000 updates.   [Luo et al. 2023]
 
 Cost: an update evaluates the network of 860 million parameters four times, and its gradient once; --mode=plan says what
-fits on a slice of TPUs. Nobody has run it here to the end: no released weights were at hand. Stable Diffusion 2 needs other
-fields of config.net, which the run names. `:tiny` is of a small pipeline, for tests.
+fits on a slice of TPUs. Nobody has run it here to the end: no released weights were at hand. Stable Diffusion 2 needs
+other fields of config.net, which the run names. `:tiny` is of a small pipeline, for tests.
 """
 
 from configs import common
