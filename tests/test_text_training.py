@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import cmjax
 from cmjax.cli import encode, importing, train
@@ -198,6 +199,21 @@ def test_latents_without_captions_are_refused(runs, tmp_path):
     plain.gather = lambda rows: {"image": source.gather(rows)["image"]}
     with pytest.raises(ConfigError, match="has no context of captions: encode it with --pipeline"):
         set_up(run, lambda split: plain)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_latents_of_another_pipeline_are_refused(runs, tmp_path, part):
+    other = tmp_path / "other"
+    shutil.copytree(runs / "sd15", other)
+    file = next((other / part).glob("*.safetensors"))
+    arrays = load_file(file)
+    name = min(arrays)
+    save_file({**arrays, name: arrays[name] + 1}, file)
+    what = {"text_encoder": "captions of text encoders and tokenizers", "vae": "latents of an autoencoder"}[part]
+    with pytest.raises(
+        ConfigError, match=rf"config.objective.teacher='.*other': was trained on {what} .*these data are of"
+    ):
+        begin(config_for(runs, "sd15_lcm_lora:tiny", **{"init_from": str(other), "objective.teacher": str(other)}))
 
 
 def test_targets_match_whole_names():

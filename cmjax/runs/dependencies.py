@@ -106,7 +106,8 @@ def check_data_of_others(run: Run, student: NetworkModel, source: Source) -> Non
         other, where = open_trained(name), f"config.{field}={name!r}"
         if student.class_conditional:
             check_classes(other, source, where)
-        if problem := other_encoders(other.record, about_latents(source)):
+        encoded_by = about_latents(source)
+        if encoded_by and (problem := other_encoders(other.encoders(), encoded_by)):
             raise ConfigError(f"{where}: was trained on {problem}")
 
 

@@ -48,6 +48,14 @@ class Imported(Trained):
         """Loads the U-Net as a denoiser, or an LCM's as a consistency function. Raises: ConfigError."""
         return self.model.bind(_unet_of(self.folder, mesh), self.shape)
 
+    def encoders(self) -> dict[str, str]:
+        """Computes the keys of its autoencoder and text encoders from their weights."""
+        try:
+            parts = foreign.load_pipeline(self.folder, with_unet=False)
+        except ForeignError as error:
+            raise ConfigError(str(error)) from error
+        return {"autoencoder": parts.autoencoder.weights_key, "text_encoder": parts.text_key}
+
 
 def open_pipeline(folder: Path) -> Imported:
     """Opens the folder of a pipeline, and reads no weights. Raises: ConfigError where it is not read or not trained."""

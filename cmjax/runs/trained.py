@@ -73,6 +73,10 @@ class Trained:
         """Whether its samples are latents, as far as that is known."""
         return "encoding" in self.record or kind_of(self.shape) == "latents"
 
+    def encoders(self) -> Mapping[str, Any]:
+        """Gives the keys of what encoded its data, among others: "autoencoder", "text_encoder", where recorded."""
+        return self.record
+
     @property
     def imported(self) -> Mapping[str, str] | None:
         """The origin of the weights; None where this run trained them."""
