@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import cmjax
-from cmjax.cli import encode, importing, train
+from cmjax.cli import average, encode, importing, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.recipes import load_recipe
 from cmjax.config.run import read_run
@@ -95,6 +95,21 @@ def test_a_pipeline_becomes_an_lcm(runs):
         assert 0 < np.abs(flat[path] - value).max() < 1e-5, path
     # as PyTorch starts it
     assert 0.9 * 20**-0.5 < np.abs(flat[new]).max() < 1.1 * 20**-0.5
+
+
+@pytest.mark.slow
+def test_an_average_has_the_pipeline_too(runs, tmp_path):
+    changes = {"optimizer.averages": ("power(std=0.05)", "power(std=0.1)"), "checkpoint.save_every": 2}
+    folder = trained(runs, "sd15_lcm:tiny", "averaged", **changes, **{"checkpoint.keep": 2})
+    average.run(folder, ["0.08"], tmp_path / "average")
+    shutil.rmtree(folder)
+    shutil.move(runs / "sd15", runs / "away")
+    try:
+        sample_prompts(tmp_path / "average", ["a cat"], out=tmp_path / "x.npz", options=Options(steps=1))
+    finally:
+        shutil.move(runs / "away", runs / "sd15")
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["images"].shape == (1, 64, 64, 3)
 
 
 @pytest.mark.slow

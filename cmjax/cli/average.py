@@ -63,6 +63,10 @@ def run(workdir: str | Path, *, stds: Sequence[str] | None, out: str | None) -> 
     for (folder, std), residual, params in zip(widths.items(), averages.residuals, averages.params, strict=True):
         record, config = trained.record, with_power_average(trained.record["config"], std)
         write_model(folder, config, record["shape"], record["num_classes"], params, **kept, option="--out")
+        if trained.model.prompted:
+            from cmjax.runs.pipelines import copy_parts  # most runs read no foreign files
+
+            copy_parts(trained.folder, folder)
         if residual > FAR:
             log.warning(WARNING, folder, 100 * residual)
         rows = {

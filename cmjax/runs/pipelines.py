@@ -163,6 +163,16 @@ def keep_pipeline(run: Run, workdir: Path, module: Any, shape: tuple[int, ...], 
         remove_folder(partial)
 
 
+def copy_parts(source: Path, folder: Path) -> None:
+    """Puts the pipeline of a run's folder into that of its average; nothing, where it has none. Raises: ConfigError."""
+    if not (source / PIPELINE / INDEX).is_file():
+        return
+    try:
+        foreign.copy_pipeline(source / PIPELINE, folder / PIPELINE, link=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
 def load_pipeline(
     folder: str | Path, *, dtype: Any = "float32", attention: str = "xla", remat: bool = False, average: int = 0
 ) -> TextToImage:
