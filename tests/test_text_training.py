@@ -101,7 +101,7 @@ def test_a_pipeline_becomes_an_lcm(runs):
 def test_an_average_has_the_pipeline_too(runs, tmp_path):
     changes = {"optimizer.averages": ("power(std=0.05)", "power(std=0.1)"), "checkpoint.save_every": 2}
     folder = trained(runs, "sd15_lcm:tiny", "averaged", **changes, **{"checkpoint.keep": 2})
-    average.run(folder, ["0.08"], tmp_path / "average")
+    average.run(folder, stds=["0.08"], out=tmp_path / "average")
     shutil.rmtree(folder)
     shutil.move(runs / "sd15", runs / "away")
     try:
