@@ -13,7 +13,7 @@ from cmjax import Times
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
 from cmjax.data import augment as augmenting
-from cmjax.data.augment import COLOR, GEOMETRY, PAIRS, Draws, draw, edm, label_size, labels
+from cmjax.data.augment import COLOR, GEOMETRY, PAIRS, Amounts, edm, label_size, labels, sample_amounts
 from cmjax.data.batches import preprocess
 from cmjax.data.warp import SYM6, warp
 from cmjax.nets.adapter import parameter_shapes
@@ -25,7 +25,7 @@ from cmjax.training.step import compile_train_step, init_state, make_method_step
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)
 apply = jax.jit(augmenting.apply)
-KINDS = {"edm": ("x_flip", "y_flip", *GEOMETRY), "all": Draws._fields}
+KINDS = {"edm": ("x_flip", "y_flip", *GEOMETRY), "all": Amounts._fields}
 
 
 def pipe(probabilities):
@@ -42,7 +42,7 @@ def recorded_draws(recorded, kind, dtype):
     """The uniform and Gaussian numbers of the record, in the order in which they were drawn, as what was done."""
     raw = iter([recorded[name].astype(float) for name in sorted(recorded) if name.startswith(f"{kind}_draw")])
     probability = {"edm": 0.6, "all": 0.8}[kind]
-    draws = {}
+    amounts = {}
     for name in KINDS[kind]:
         x = next(raw).reshape(-1, 8).T if name in ("shift", "translation") else next(raw).reshape(8, 1)
         if name == "shift":
@@ -53,16 +53,16 @@ def recorded_draws(recorded, kind, dtype):
         happens = next(raw).reshape(8, 1) < (1 if (kind, name) == ("edm", "x_flip") else probability)
         if name == "stretch":
             x = np.concatenate([x, np.where(next(raw).reshape(8, 1) < 0.5, angle, 0)], axis=1)
-        draws[name] = jnp.asarray(np.where(happens, x, 0).squeeze().astype(dtype))
-    return Draws(**draws)
+        amounts[name] = jnp.asarray(np.where(happens, x, 0).squeeze().astype(dtype))
+    return Amounts(**amounts)
 
 
 @pytest.mark.parametrize("kind", ["edm", "all"])
 def test_recorded_draws_give_the_recorded_images_and_labels(recorded, kind):
     images = recorded["images"].transpose(0, 2, 3, 1)
-    draws = recorded_draws(recorded, kind, np.float32)
-    np.testing.assert_allclose(labels(draws), recorded[f"{kind}_labels"], atol=3e-7)
-    out = np.asarray(apply(jnp.asarray(images), draws)).transpose(0, 3, 1, 2)
+    amounts = recorded_draws(recorded, kind, np.float32)
+    np.testing.assert_allclose(labels(amounts), recorded[f"{kind}_labels"], atol=3e-7)
+    out = np.asarray(apply(jnp.asarray(images), amounts)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(out, recorded[f"{kind}_out"], atol=2e-5)  # both in float32
 
 
@@ -115,7 +115,7 @@ def test_whole_pixels_move_without_a_change(x64, right, down):
 
 
 def everything(probability):
-    return dict.fromkeys(Draws._fields, probability)
+    return dict.fromkeys(Amounts._fields, probability)
 
 
 @pytest.mark.parametrize("probabilities", [edm(probability=0), everything(0.0)])
@@ -136,9 +136,9 @@ def test_only_what_the_labels_tell_of_is_changed():
 
 
 def test_pixels_moved_whole_keep_their_values():
-    def moved(**draws):
+    def moved(**amounts):
         return np.asarray(
-            apply(jnp.asarray(IMAGES), Draws(**{k: jnp.asarray(v, jnp.float32) for k, v in draws.items()}))
+            apply(jnp.asarray(IMAGES), Amounts(**{k: jnp.asarray(v, jnp.float32) for k, v in amounts.items()}))
         )
 
     ones = np.ones(16)
@@ -151,26 +151,28 @@ def test_pixels_moved_whole_keep_their_values():
 
 
 def test_a_result_is_the_samples_own_whatever_the_batch(x64):
-    draws = draw(jax.random.key(3), IMAGES.shape, probabilities=everything(0.7))
-    together = apply(jnp.asarray(IMAGES, float), draws)
+    amounts = sample_amounts(jax.random.key(3), IMAGES.shape, probabilities=everything(0.7))
+    together = apply(jnp.asarray(IMAGES, float), amounts)
     for i in (0, 5):
-        alone = apply(jnp.asarray(IMAGES[i : i + 1], float), jax.tree.map(lambda x, i=i: x[i : i + 1], draws))
+        alone = apply(jnp.asarray(IMAGES[i : i + 1], float), jax.tree.map(lambda x, i=i: x[i : i + 1], amounts))
         np.testing.assert_allclose(alone[0], together[i], atol=1e-12)
 
 
 def test_grey_images_are_colored_images_without_color():
     grey = jnp.asarray(IMAGES[..., :1])
-    draws = draw(jax.random.key(3), grey.shape, probabilities=dict.fromkeys(COLOR, 0.7))
-    np.testing.assert_allclose(apply(jnp.tile(grey, (1, 1, 1, 3)), draws), jnp.tile(apply(grey, draws), 3), atol=2e-6)
+    amounts = sample_amounts(jax.random.key(3), grey.shape, probabilities=dict.fromkeys(COLOR, 0.7))
+    np.testing.assert_allclose(
+        apply(jnp.tile(grey, (1, 1, 1, 3)), amounts), jnp.tile(apply(grey, amounts), 3), atol=2e-6
+    )
 
 
 def test_draws_have_their_distributions():
     num = 20_000
-    draws = draw(jax.random.key(0), (num, 32, 16, 3), probabilities=everything(0.5))
-    told = labels(draws)
+    amounts = sample_amounts(jax.random.key(0), (num, 32, 16, 3), probabilities=everything(0.5))
+    told = labels(amounts)
     assert told.shape == (num, 19)
-    happened = {name: np.asarray(x).reshape(num, -1)[:, 0] for name, x in draws._asdict().items()}
-    for name in set(Draws._fields) - {"shift", "quarter_turns"}:
+    happened = {name: np.asarray(x).reshape(num, -1)[:, 0] for name, x in amounts._asdict().items()}
+    for name in set(Amounts._fields) - {"shift", "quarter_turns"}:
         rate = 0.25 if "flip" in name else 0.5
         np.testing.assert_allclose(np.mean(happened[name] != 0), rate, atol=0.02, err_msg=name)
     for name in ("scale", "stretch", "translation", "brightness", "contrast", "saturation"):
@@ -183,14 +185,14 @@ def test_draws_have_their_distributions():
         np.bincount(happened["quarter_turns"].astype(int)) / num, [0.625] + [0.125] * 3, atol=0.02
     )
     assert set(np.round(np.unique(happened["shift"]) * 16 * 0.125, 5)) == {-2, -1, 0, 1, 2}
-    np.testing.assert_allclose(np.mean(np.asarray(draws.stretch)[:, 1] != 0), 0.25, atol=0.02)
+    np.testing.assert_allclose(np.mean(np.asarray(amounts.stretch)[:, 1] != 0), 0.25, atol=0.02)
     independent = np.corrcoef(np.asarray(told)[:, [0, 1, 6, 8, 11, 12, 16, 18]].T)  # one of each pair
     np.testing.assert_allclose(independent, np.eye(8), atol=0.03)
 
 
 def test_draws_of_one_augmentation_do_not_depend_on_the_others():
-    some = draw(jax.random.key(1), IMAGES.shape, probabilities=edm(probability=0.5))
-    more = draw(jax.random.key(1), IMAGES.shape, probabilities=everything(0.5))
+    some = sample_amounts(jax.random.key(1), IMAGES.shape, probabilities=edm(probability=0.5))
+    more = sample_amounts(jax.random.key(1), IMAGES.shape, probabilities=everything(0.5))
     for name in KINDS["edm"][1:]:
         np.testing.assert_array_equal(getattr(some, name), getattr(more, name))
 
@@ -270,7 +272,7 @@ def train(steps, *, parts=1, state=None):
 def test_labels_reach_the_objective_beside_their_images():
     whole, losses = train(6)
     assert 0 < max(losses) < 1  # no label at the wrong image: each would cost 100
-    assert len(set(losses)) == 6  # each step draws anew
+    assert len(set(losses)) == 6  # each step amounts anew
     in_parts, _ = train(6, parts=4)
     np.testing.assert_allclose(whole.params["w"], in_parts.params["w"], rtol=1e-5)
     resumed, again = train(3, state=train(3)[0])
@@ -332,4 +334,4 @@ def test_augmentations_are_where_the_choices_are():
     assert label_size(edm(probability=0.12)) == 9
     assert label_size(augmenting.meanflow(probability=0.12)) == 6
     assert label_size(everything(1.0)) == 19
-    assert set(PAIRS) < set(Draws._fields)
+    assert set(PAIRS) < set(Amounts._fields)

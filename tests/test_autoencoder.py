@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import cmjax
-from cmjax.interop.autoencoder import names_of, parameter_shapes, to_torch, write_autoencoder
+from cmjax.interop.autoencoder import autoencoder_shapes, names_of, to_torch, write_autoencoder
 from cmjax.interop.autoencoder_config import config_from_shapes, network, read_fields
 from cmjax.interop.keys import ForeignError
 from cmjax.nets.autoencoder import AutoencoderKL
@@ -36,7 +36,7 @@ def tiny(scale=(0.5,) * 4, shift=(0.0,) * 4, **fields):
     random = np.random.default_rng(0)
     params = {
         path: jnp.asarray(random.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5, jnp.float32)
-        for path, leaf in parameter_shapes(module).items()
+        for path, leaf in autoencoder_shapes(module).items()
     }
     return Autoencoder(unflatten_dict(params), module, scale, shift, 32)
 
@@ -96,7 +96,7 @@ def test_full_size_names_and_shapes(shared, name):
     keys = json.loads((shared / "keys" / f"{name}.json").read_text())
     module = network(read_fields(config_from_shapes(abstract(keys), name), name), jnp.float32)
     key_of = names_of(keys, len(module.widths))
-    ours = {key_of(path): to_torch(path, zeros(leaf.shape)).shape for path, leaf in parameter_shapes(module).items()}
+    ours = {key_of(path): to_torch(path, zeros(leaf.shape)).shape for path, leaf in autoencoder_shapes(module).items()}
     # A matrix may be written as a 1×1 convolution.
     assert {key: without_1x1(shape) for key, shape in ours.items()} == {key: without_1x1(s) for key, s in keys.items()}
 
@@ -261,7 +261,7 @@ def test_an_autoencoder_is_a_tree_of_its_parameters_and_its_key_of_what_it_compu
     autoencoder = tiny()
     leaves, tree = jax.tree.flatten(autoencoder)
     assert sum(leaf.size for leaf in leaves) == sum(
-        np.prod(s.shape) for s in parameter_shapes(autoencoder.module).values()
+        np.prod(s.shape) for s in autoencoder_shapes(autoencoder.module).values()
     )
     assert jax.tree.unflatten(tree, leaves).weights_key == autoencoder.weights_key
     half = replace(autoencoder, module=autoencoder.module.clone(dtype=jnp.bfloat16))

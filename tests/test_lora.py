@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 import cmjax
 from cmjax.interop.conditional_unet import layer_of, unet_key, unet_module, unet_shapes, unet_to_torch
 from cmjax.interop.keys import ForeignError
-from cmjax.interop.lora import KOHYA, Layer, read_lora, with_lora, write_lora
-from cmjax.interop.prompt_sampling import sample_latents
+from cmjax.interop.lora import KOHYA, LoraLayer, read_lora, with_lora, write_lora
+from cmjax.interop.prompt_sampling import pipeline_latents
 from cmjax.interop.read import read_safetensors
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
@@ -72,7 +72,7 @@ def test_recorded_loop_with_a_lora(pipeline, layers, recorded, guidance):
     conditions = {"context": recorded["sample/context"]}
     if guidance != 1:
         conditions |= {"guidance": jnp.full((2,), guidance), "negative": {"context": recorded["sample/uncond"]}}
-    latents = quick_jit(sample_latents, static_argnames=("shape", "sampler"))(
+    latents = quick_jit(pipeline_latents, static_argnames=("shape", "sampler"))(
         fast, jax.random.key(0), shape=start.shape, sampler="lcm", times=fast.times("lcm", 4), start=start,
         noises=noises, **conditions,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_layers_of_text_encoders_and_of_other_ranks(pipeline, tmp_path, format):
     shapes = {"text_encoder": (40, 40), "unet": (3, 3, 32, 32)}
     layers = {
         part: {
-            path: Layer(
+            path: LoraLayer(
                 jnp.asarray(random.normal(size=(*shapes[part][:-1], rank)), jnp.float32),
                 jnp.asarray(random.normal(size=(rank, shapes[part][-1])), jnp.float32),
                 jnp.float32(alpha),
@@ -111,7 +111,7 @@ def test_layers_of_text_encoders_and_of_other_ranks(pipeline, tmp_path, format):
         }
         for (part, path), rank, alpha in zip(paths.items(), (3, 2), (1.0, 4.0), strict=True)
     }
-    layers["unet"][("mid_block", "resnets_1", "conv1", "kernel")] = Layer(
+    layers["unet"][("mid_block", "resnets_1", "conv1", "kernel")] = LoraLayer(
         jnp.ones((3, 3, 32, 1)), jnp.ones((1, 32)), jnp.float32(0.5)
     )
     write_lora(tmp_path / "lora.safetensors", layers, pipeline, format=format)

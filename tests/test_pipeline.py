@@ -11,20 +11,20 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 import cmjax
-from cmjax.core.editing import inpainting
+from cmjax.core.editing import inpainting, mask_of_latents
 from cmjax.core.grids import ddim_steps, lcm_steps
 from cmjax.interop import text_to_image
 from cmjax.interop.clip import text_key, text_shapes
 from cmjax.interop.conditional_unet import unet_key, unet_module, unet_shapes, unet_to_torch
 from cmjax.interop.keys import ForeignError
-from cmjax.interop.prompt_sampling import mask_of_latents, sample_images, sample_latents
+from cmjax.interop.prompt_sampling import pipeline_images, pipeline_latents
 from cmjax.interop.scheduler import read_schedule
 from cmjax.nets.clip import ClipText
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
 
-images = quick_jit(sample_images, static_argnames=("sampler", "size"))
-latents = quick_jit(sample_latents, static_argnames=("shape", "sampler"))
+images = quick_jit(pipeline_images, static_argnames=("sampler", "size"))
+latents = quick_jit(pipeline_latents, static_argnames=("shape", "sampler"))
 KEY = jax.random.key(0)
 
 

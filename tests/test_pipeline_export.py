@@ -13,14 +13,14 @@ from cmjax.interop import text_to_image
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline_export import write_pipeline
-from cmjax.interop.prompt_sampling import sample_images, sample_latents
+from cmjax.interop.prompt_sampling import pipeline_images, pipeline_latents
 from cmjax.interop.scheduler import read_schedule, scheduler_config
 from tests.in_process import do
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_pipeline import linked, sdxl_folder  # noqa: F401
 
 PROMPTS = ["A cat, sitting!", "42 dogs"]
-jitted = quick_jit(sample_images, static_argnames=("sampler", "size"))
+jitted = quick_jit(pipeline_images, static_argnames=("sampler", "size"))
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,6 @@ def test_diffusers_draws_the_same_image(folders, sdxl_folder, tmp_path, name):  
     times = ours.times(sampler, steps)
     conditions = ours.guided_conditions(rows, (ours.pixels, ours.pixels))
     by = {"sampler": sampler, "times": times, "start": start}
-    latents = sample_latents(ours, jax.random.key(0), start.shape, **by, **conditions)
+    latents = pipeline_latents(ours, jax.random.key(0), start.shape, **by, **conditions)
     images = np.clip(ours.decode(latents) / 2 + 0.5, 0, 1)
     assert_near(images, nhwc(drawn.images.numpy()), 1e-3)

@@ -13,9 +13,8 @@ import pytest
 from cmjax.cli import plan
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
-from cmjax.nets.adapter import parameter_shapes
+from cmjax.nets.adapter import count_parameters, parameter_shapes
 from cmjax.planning import abstract
-from cmjax.runs.setup import count_parameters
 from cmjax.system import chips
 from cmjax.system.chips import Chip
 from configs import cifar_ct, digits_ct, imagenet64_cd, imagenet256_imf, mnist_latents_ddpm

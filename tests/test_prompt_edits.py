@@ -10,7 +10,7 @@ from PIL import Image
 import cmjax
 from cmjax.config.fields import ConfigError
 from cmjax.generation import sampling
-from cmjax.generation.pipelines import Options
+from cmjax.generation.pipelines import PromptOptions
 from cmjax.generation.prompt_edits import edit_by_prompt, fitting_size
 from cmjax.system.mesh import batch_sharding, replicated
 from tests.in_process import do
@@ -83,7 +83,7 @@ def test_inpainting_keeps_white_pixels_and_says_its_settings(lcm, folder, tmp_pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 def test_strokes_are_those_of_python_whatever_the_batch(sd, folder, tmp_path):
-    options = Options(
+    options = PromptOptions(
         sampler="ddim", steps=4, negative="blurred", size="16x24", lora=str(sd / "lora/kohya.safetensors")
     )
     for num in (1, 3):

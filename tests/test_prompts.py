@@ -9,7 +9,7 @@ from PIL import Image
 
 import cmjax
 from cmjax.config.fields import ConfigError
-from cmjax.generation.pipelines import Options
+from cmjax.generation.pipelines import PromptOptions
 from cmjax.generation.prompts import sample_prompts
 from tests.in_process import do
 
@@ -62,7 +62,7 @@ def test_sampling_writes_a_grid_with_its_prompts_and_settings(imported, sd, tmp_
 
 
 def test_an_image_is_that_of_python_whatever_the_devices(imported, tmp_path):
-    options = Options(sampler="lcm", steps=1, size="16x16")
+    options = PromptOptions(sampler="lcm", steps=1, size="16x16")
     file = sample_prompts(imported, ["a cat"], num=3, out=tmp_path / "x.npz", options=options)
     arrays = np.load(file)
     assert arrays["prompts"].tolist() == ["a cat"] * 3

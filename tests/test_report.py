@@ -25,7 +25,7 @@ from cmjax.generation.sampling import consistency_sampler, sample_images
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.reporting.curves import points
 from cmjax.reporting.images import even_choice, exact, grids_of, shrink
-from cmjax.reporting.nearest import images_in, search
+from cmjax.reporting.nearest import images_of_grid, search
 from cmjax.reporting.page import report_at_end
 from cmjax.runs.record import write_record
 from cmjax.runs.trained import open_trained
@@ -250,10 +250,10 @@ def test_the_images_of_a_grid_are_had_back(shape):
     images = np.random.default_rng(0).integers(0, 256, (10, *shape), np.uint8)
     encoded = BytesIO()
     Image.fromarray(image_grid(images)).save(encoded, format="PNG")
-    found = images_in(encoded.getvalue(), shape, 8)
+    found = images_of_grid(encoded.getvalue(), shape, 8)
     assert found is not None
     np.testing.assert_array_equal(found, images[:8])
-    assert images_in(encoded.getvalue(), (13, 11, shape[2]), 8) is None
+    assert images_of_grid(encoded.getvalue(), (13, 11, shape[2]), 8) is None
 
 
 def test_a_image_fits_its_room_and_is_exact_where_it_can_be():

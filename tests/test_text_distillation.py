@@ -17,7 +17,7 @@ from cmjax.core.ode import ddim_step
 from cmjax.core.pairs import ddim_grid_pairs
 from cmjax.core.weightings import uniform
 from cmjax.interop.conditional_unet import layer_of, load_unet, unet_key, unet_to_torch
-from cmjax.interop.lora import Layer, merged, read_lora
+from cmjax.interop.lora import LoraLayer, merged, read_lora
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_pipeline import linked
 
@@ -107,7 +107,7 @@ def test_recorded_distillation_of_a_lora(sd, recorded, teacher):
     of_params = lcm_loss(teacher, teacher, batch_of(recorded), "huber", takes_guidance=False)
 
     def of_pairs(pairs, teacher):
-        changed = {path: Layer(*pair, layers[path].alpha) for path, pair in pairs.items()}
+        changed = {path: LoraLayer(*pair, layers[path].alpha) for path, pair in pairs.items()}
         return of_params(merged(teacher.params, changed), None, teacher)
 
     values, gradient = quick_jit(partial(values_and_gradient, of_pairs))(pairs, teacher.denoiser)

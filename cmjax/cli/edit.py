@@ -85,8 +85,7 @@ def start(options: Options) -> None:
     if sees_prompts(options.workdir):
         _start_prompts(options, task)
         return
-    if given := [name for name in OF_PROMPTS if options.is_set(name)]:
-        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, nor a run of one")
+    options.refuse_prompts(OF_PROMPTS)
     num = options.num or (8 if task == "interpolation" else 1)
     flags = {name: value for name, value in options.flags.items() if name not in OF_PROMPTS}
     run(options.model, images=flags.pop("image"), **flags | {"num": num, "task": task})
@@ -95,24 +94,19 @@ def start(options: Options) -> None:
 def _start_prompts(options: Options, task: str) -> None:
     from cmjax.generation import pipelines, prompt_edits  # most runs have no prompts
 
-    names = [name for name in options.declared.names if name not in (*OF_PROMPTS, *OF_BOTH)]
-    if given := [name for name in names if options.is_set(name)]:
-        raise ConfigError(
-            f"--{given[0]}: an edit by prompts takes {', '.join(f'--{name}' for name in OF_PROMPTS + OF_BOTH)}"
-        )
+    options.refuse_others(OF_PROMPTS + OF_BOTH, "an edit by prompts")
     flags = options.flags
     if not flags["prompt"]:
         raise ConfigError("--prompt is missing: name what the result shows")
     if len(images := flags["image"] or ()) != 1:
         named = f"={','.join(images)}: name one image" if images else " is missing: name the image"
         raise ConfigError(f"--image{named} that is edited")
-    chosen = {name: flags[name] for name in ("guidance", "sampler", "steps", "times", "size", "lora", "lora_scale")}
     prompt_edits.edit_by_prompt(
         options.workdir,
         flags["prompt"],
         images[0],
         task=task,
-        options=pipelines.Options(negative=flags["negative-prompt"], **chosen),
+        options=pipelines.prompt_options(flags),
         **{name: flags[name] for name in ("mask", "strength", "seed", "out")},
         num=options.num or 1,
     )

@@ -20,7 +20,7 @@ from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.generation.bundles import DTYPES, write_bundle
 from cmjax.generation.decoding import decoder_of
-from cmjax.generation.programs import FUNCTIONS, Program, described, model_program, sampler_program
+from cmjax.generation.programs import FUNCTIONS, ExportedProgram, described, model_program, sampler_program
 from cmjax.generation.samplers import samples_from_flags
 from cmjax.interop.diffusers import write_diffusers
 from cmjax.interop.dit_export import write_sit
@@ -69,8 +69,7 @@ def start(options: Options) -> None:
     if sees_prompts(options.workdir) and whole:
         _start_pipeline(options)
         return
-    if given := [name for name in ("lora", "lora_scale") if options.is_set(name)]:
-        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, nor a run of one")
+    options.refuse_prompts(("lora", "lora_scale"))
     if options.format == LORA:
         raise ConfigError(f"--format=lora: --workdir={options.workdir} is no run of a pipeline of prompts")
     flags = {name: value for name, value in options.flags.items() if options.is_set(name)}
@@ -80,9 +79,7 @@ def start(options: Options) -> None:
 def _start_pipeline(options: Options) -> None:
     from cmjax.generation.pipelines import export_pipeline  # most runs have no prompts
 
-    taken = ("format", "out", "lora", "lora_scale")
-    if given := [name for name in options.flags if options.is_set(name) and name not in taken]:
-        raise ConfigError(f"--{given[0]}: a pipeline of prompts takes {', '.join(f'--{name}' for name in taken)}")
+    options.refuse_others(("workdir", "format", "out", "lora", "lora_scale"))
     if options.format == LORA:
         _write_lora(options.workdir, options.out)
         return
@@ -143,7 +140,7 @@ def _check_options(format: str, options: Mapping[str, Any]) -> None:
     check_licence(options.get("licence"))
 
 
-def _program(trained: Trained, function: str = "sampler", **options: Any) -> Program:
+def _program(trained: Trained, function: str = "sampler", **options: Any) -> ExportedProgram:
     decoding = {DECODING[name]: options.pop(name) for name in tuple(options) if name in DECODING}
     samples = samples_from_flags(trained, **options)
     if function == "model":

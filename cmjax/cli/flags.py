@@ -133,6 +133,21 @@ class Options:
         """Whether the command line has the flag."""
         return bool(self.declared.values[name].present)
 
+    def refuse(self, names: Iterable[str], why: str) -> None:
+        """Raises ConfigError with the first of these flags that the command line has, and why it cannot be there."""
+        if unfit := [name for name in names if self.is_set(name)]:
+            raise ConfigError(f"--{unfit[0]}: {why}")
+
+    def refuse_prompts(self, names: Iterable[str]) -> None:
+        """Raises ConfigError where one of these flags of pipelines is there, and the run sees no prompts."""
+        self.refuse(names, f"--workdir={self.workdir} is no pipeline of prompts, nor a run of one")
+
+    def refuse_others(self, names: Iterable[str], what: str = "a pipeline of prompts") -> None:
+        """Raises ConfigError where a flag is there that `what` does not take; it takes those of these names."""
+        taken = tuple(names)
+        others = (name for name in self.declared.names if name not in taken)
+        self.refuse(others, f"{what} takes {', '.join(f'--{name}' for name in taken)}")
+
     @property
     def recipe(self) -> dict[str, Any]:
         """The configuration with the command line's changes. Raises: ConfigError where there is none."""

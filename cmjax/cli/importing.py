@@ -8,7 +8,6 @@ cmjax import --source=hf://owner/name --workdir=runs/name
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from cmjax.runs.addresses import fetch_exported
 from cmjax.runs.exported import is_bundle, read_exported, write_exported
 from cmjax.runs.weights import check_new, write_model
 from cmjax.runs.workdir import output
-from cmjax.system.files import is_address, is_bucket, remove_folder, to_path
+from cmjax.system.files import is_address, is_bucket, to_path
 from cmjax.system.libraries import MissingLibrary
 
 log = logging.getLogger(__name__)
@@ -126,20 +125,12 @@ def _import_pipeline(path: Path, workdir: Path) -> None:
     """Copies a pipeline's parts to a new folder, the whole folder or nothing, after all were read."""
     if is_bucket(workdir):
         raise ConfigError(f"--workdir={workdir}: a pipeline is kept on a disk; name a folder there")
-    partial = workdir.with_name(f".{workdir.name}.partial")
     try:
         pipeline = load_pipeline(path)
-        remove_folder(partial)
-        copy_pipeline(path, partial)
-        if workdir.exists():
-            workdir.rmdir()
-        os.replace(partial, workdir)
+        with writing(workdir, "--workdir"), whole_folder(workdir) as partial:
+            copy_pipeline(path, partial)
     except (ForeignError, MissingLibrary) as error:
         raise ConfigError(about("--source", str(path), error)) from error
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
-    finally:
-        remove_folder(partial)
     rows = {
         "pipeline": repr(pipeline),
         "licence": "not named by the folder: see where it was downloaded",

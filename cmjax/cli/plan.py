@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
 from cmjax.generation import sampling
-from cmjax.nets.adapter import parameter_shapes
+from cmjax.nets.adapter import count_parameters, parameter_shapes
 from cmjax.planning.abstract import AbstractRun
 from cmjax.planning.advice import Memory, advise, what_fits
 from cmjax.planning.budget import bounds, page
 from cmjax.runs.prompted_data import planned_conditions
-from cmjax.runs.setup import count_parameters
 from cmjax.runs.workdir import writing
 from cmjax.system.chips import GIB, Chip, chip_of, topology_devices
 from cmjax.system.collectives import summarize

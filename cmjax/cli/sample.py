@@ -65,8 +65,7 @@ def start(options: Options) -> None:
     if sees_prompts(options.workdir):
         _start_prompts(options)
         return
-    if given := [name for name in OF_PROMPTS if options.is_set(name)]:
-        raise ConfigError(f"--{given[0]}: --workdir={options.workdir} is no pipeline of prompts, nor a run of one")
+    options.refuse_prompts(OF_PROMPTS)
     flags: dict[str, Any] = {name: value for name, value in options.flags.items() if name not in OF_PROMPTS}
     flags["num"] = options.num or 64
     run(options.model, data_dir=options.data_dir, **flags)
@@ -75,19 +74,15 @@ def start(options: Options) -> None:
 def _start_prompts(options: Options) -> None:
     from cmjax.generation import pipelines, prompts  # most runs have no prompts
 
-    names = [name for name in options.declared.names if name not in (*OF_PROMPTS, *OF_BOTH)]
-    if given := [name for name in names if options.is_set(name)]:
-        taken = ", ".join(f"--{name}" for name in OF_PROMPTS + OF_BOTH)
-        raise ConfigError(f"--{given[0]}: a pipeline of prompts takes {taken}")
+    options.refuse_others(OF_PROMPTS + OF_BOTH)
     flags = options.flags
-    chosen = {name: flags[name] for name in ("guidance", "sampler", "steps", "times", "size", "lora", "lora_scale")}
     prompts.sample_prompts(
         options.workdir,
         prompts.read_prompts(flags["prompt"], flags["prompts"]),
         num=options.num or 1,
         seed=options.seed,
         out=options.out,
-        options=pipelines.Options(negative=flags["negative-prompt"], **chosen),
+        options=pipelines.prompt_options(flags),
     )
 
 

@@ -25,11 +25,12 @@ from cmjax.evaluation.results import ROWS, drop_rows_after
 from cmjax.generation.decoding import decoder_for, images_for
 from cmjax.generation.run_samples import RunSamples, grids
 from cmjax.metrics.comparison import run_metrics
+from cmjax.nets.adapter import count_parameters
 from cmjax.runs.about_data import about_data
 from cmjax.runs.dependencies import check_others
 from cmjax.runs.history import Session, devices
 from cmjax.runs.record import as_trained, keep_config, write_record
-from cmjax.runs.setup import Setup, check_num_metrics, count_parameters, set_up
+from cmjax.runs.setup import Setup, check_num_metrics, set_up
 from cmjax.runs.summary import losses_of, summary_text, write_summary
 from cmjax.runs.train_step import compile_step
 from cmjax.runs.workdir import Workdir, cache_compilations, remove_later

@@ -138,6 +138,15 @@ def inpainting(known: Float[Array, "*b h w c"]) -> Operator:
     return Operator(lambda x: x, lambda y: y, known)
 
 
+def mask_of_latents(mask: Any, factor: int) -> Array:
+    """Gives the mask (b, h, w, 1) of latents from that of pixels, (b, h·factor, w·factor, 1).
+
+    It is 1 where the mask is 1 at all pixels of the latent.
+    """
+    b, height, width, _ = mask.shape
+    return jnp.min(jnp.reshape(mask, (b, height // factor, factor, width // factor, factor, 1)), axis=(2, 4))
+
+
 def colorization() -> Operator:
     """Makes the operator that keeps the luma of each pixel, so that its color is generated.
 

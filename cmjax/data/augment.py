@@ -17,7 +17,7 @@ from cmjax.data.warp import warp
 from cmjax.ranges import Fraction
 
 Probabilities = Mapping[str, float]
-"""The probability of each augmentation by its name in `Draws`; those left out are not in the labels either."""
+"""The probability of each augmentation by its name in `Amounts`; those left out are not in the labels either."""
 
 SHIFT_MAX = 0.125
 TRANSLATION_STD = 0.125
@@ -29,7 +29,7 @@ SATURATION_STD = 1.0
 """Sizes of the augmentations: of the image's width or height, and of log2 of a factor; brightness in data units."""
 
 
-class Draws(NamedTuple):
+class Amounts(NamedTuple):
     """Holds the random amount of each augmentation for each sample, (b,) or (b, 2), in the order in which they apply.
 
     Zero leaves a sample alone. None stands for an augmentation that the pipe does not have.
@@ -94,22 +94,23 @@ def augment(
     Raises:  ValueError naming the augmentation that is unknown or does not fit the images.
     """
     _check(probabilities)
-    draws = jax.tree.map(lambda x: x.astype(images.dtype), draw(key, images.shape, probabilities=probabilities))
-    return apply(images, draws), labels(draws)
+    amounts = sample_amounts(key, images.shape, probabilities=probabilities)
+    amounts = jax.tree.map(lambda x: x.astype(images.dtype), amounts)
+    return apply(images, amounts), labels(amounts)
 
 
-def draw(key: Key[Array, ""], shape: tuple[int, ...], *, probabilities: Probabilities) -> Draws:
+def sample_amounts(key: Key[Array, ""], shape: tuple[int, ...], *, probabilities: Probabilities) -> Amounts:
     """Samples the amounts for images of `shape` (b, h, w, c), of each augmentation independently of the others."""
     # A key for each, whether the pipe has it or not: its amounts do not depend on what else a pipe has.
-    keys = dict(zip(Draws._fields, jax.random.split(key, len(Draws._fields)), strict=True))
+    keys = dict(zip(Amounts._fields, jax.random.split(key, len(Amounts._fields)), strict=True))
 
-    def amounts(name: str, probability: float) -> Array:
+    def sample(name: str, probability: float) -> Array:
         happens_key, amount_key = jax.random.split(keys[name])
         amount = _amount(name, amount_key, shape)
         happens = jax.random.bernoulli(happens_key, probability, shape[:1])
         return jnp.where(_over(happens, amount), amount, 0)
 
-    return Draws(**{name: amounts(name, probability) for name, probability in probabilities.items()})
+    return Amounts(**{name: sample(name, probability) for name, probability in probabilities.items()})
 
 
 def _amount(name: str, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
@@ -142,10 +143,10 @@ def _angle(key: Key[Array, ""], num: int) -> Array:
     return jax.random.uniform(key, (num,), minval=-math.pi, maxval=math.pi)
 
 
-def labels(draws: Draws) -> Float[Array, "b n"]:
+def labels(amounts: Amounts) -> Float[Array, "b n"]:
     """Gives the labels of the amounts, in EDM's order: zeros where no augmentation happens."""
     columns = []
-    for name, x in draws._asdict().items():
+    for name, x in amounts._asdict().items():
         if x is None:
             continue
         match name:
@@ -162,35 +163,35 @@ def labels(draws: Draws) -> Float[Array, "b n"]:
     return jnp.stack(columns, axis=1)
 
 
-def apply(images: Float[Array, "b h w c"], draws: Draws) -> Float[Array, "b h w c"]:
+def apply(images: Float[Array, "b h w c"], amounts: Amounts) -> Float[Array, "b h w c"]:
     """Augments images by these amounts; an image whose amounts are zero keeps its every bit."""
-    images = _move_pixels(images, draws)
-    if moved := _drawn(draws, GEOMETRY):
+    images = _move_pixels(images, amounts)
+    if moved := _changed_by(amounts, GEOMETRY):
         # one resampling for all of these: each would blur the image
-        inverse = _inverse(draws, *images.shape[1:3])
+        inverse = _inverse(amounts, *images.shape[1:3])
         images = _where(functools.reduce(jnp.logical_or, moved), warp(images, inverse), images)
-    if recolored := _drawn(draws, COLOR):
-        images = _where(functools.reduce(jnp.logical_or, recolored), _recolor(images, draws), images)
+    if recolored := _changed_by(amounts, COLOR):
+        images = _where(functools.reduce(jnp.logical_or, recolored), _recolor(images, amounts), images)
     return images
 
 
-def _move_pixels(images: Array, draws: Draws) -> Array:
+def _move_pixels(images: Array, amounts: Amounts) -> Array:
     """Applies the augmentations that move whole pixels: mirrors, quarter turns and shifts."""
-    if draws.x_flip is not None:
-        images = _where(draws.x_flip == 1, images[:, :, ::-1], images)
-    if draws.y_flip is not None:
-        images = _where(draws.y_flip == 1, images[:, ::-1], images)
-    if (turns := draws.quarter_turns) is not None:
+    if amounts.x_flip is not None:
+        images = _where(amounts.x_flip == 1, images[:, :, ::-1], images)
+    if amounts.y_flip is not None:
+        images = _where(amounts.y_flip == 1, images[:, ::-1], images)
+    if (turns := amounts.quarter_turns) is not None:
         if images.shape[1] != images.shape[2]:
             raise ValueError(f"quarter_turns: images must be square, got {images.shape[1:3]}")
         # a quarter turn is one mirror and a transposition; a half turn is both mirrors
         images = _where((turns == 1) | (turns == 2), images[:, :, ::-1], images)
         images = _where((turns == 2) | (turns == 3), images[:, ::-1], images)
         images = _where((turns == 1) | (turns == 3), images.swapaxes(1, 2), images)
-    if draws.shift is not None:
+    if amounts.shift is not None:
         height, width = images.shape[1:3]
-        # draws hold fractions of the furthest shift; rounding makes them whole pixels again
-        right, up = (jnp.round(draws.shift.T[i] * SHIFT_MAX * (width, height)[i]).astype(int) for i in (0, 1))
+        # amounts hold fractions of the furthest shift; rounding makes them whole pixels again
+        right, up = (jnp.round(amounts.shift.T[i] * SHIFT_MAX * (width, height)[i]).astype(int) for i in (0, 1))
         images = jnp.take_along_axis(images, _reflected(-right, width)[:, None, :, None], axis=2)
         images = jnp.take_along_axis(images, _reflected(up, height)[:, :, None, None], axis=1)
     return images
@@ -203,21 +204,21 @@ def _reflected(start: Int[Array, " b"], size: int) -> Int[Array, "b n"]:
     return size - 1 - jnp.abs(size - 1 - (jnp.arange(size)[None] + start[:, None]) % period)
 
 
-def _inverse(draws: Draws, height: int, width: int) -> Float[Array, "b 3 3"]:
+def _inverse(amounts: Amounts, height: int, width: int) -> Float[Array, "b 3 3"]:
     """G⁻¹ of G = translation · R(−a) · stretch · R(a) · R(−rotation) · scale, as `warp` takes it."""
     # inverses, in the reverse order of G's factors
     factors = []
-    if draws.scale is not None:
-        factor = jnp.exp2(-SCALE_STD * draws.scale)
+    if amounts.scale is not None:
+        factor = jnp.exp2(-SCALE_STD * amounts.scale)
         factors += [_scaling(factor, factor)]
-    if draws.rotation is not None:
-        factors += [_rotation(draws.rotation)]
-    if draws.stretch is not None:
-        size, angle = draws.stretch.T
+    if amounts.rotation is not None:
+        factors += [_rotation(amounts.rotation)]
+    if amounts.stretch is not None:
+        size, angle = amounts.stretch.T
         factor = jnp.exp2(-STRETCH_STD * size)
         factors += [_rotation(-angle), _scaling(factor, 1 / factor), _rotation(angle)]
-    if draws.translation is not None:
-        right, down = TRANSLATION_STD * draws.translation.T
+    if amounts.translation is not None:
+        right, down = TRANSLATION_STD * amounts.translation.T
         factors += [_translation(-width * right, -height * down)]
     # a GPU's or TPU's lower default precision would misplace pixels
     return functools.reduce(functools.partial(jnp.matmul, precision="highest"), factors)
@@ -243,14 +244,14 @@ def _matrix(*rows: list) -> Array:
     return jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(x, dtype) for x in entries)), axis=-1).reshape(-1, 3, 3)
 
 
-def _recolor(images: Array, draws: Draws) -> Array:
+def _recolor(images: Array, amounts: Amounts) -> Array:
     """Turns the rest of a color, beside its grey part (the mean), about the grey axis v = (1, 1, 1)/√3; scales both."""
     if images.shape[3] not in (1, 3):
         raise ValueError(f"colors: images must have 1 or 3 channels, got {images.shape[3]}")
     zeros = jnp.zeros(len(images), images.dtype)
     # an augmentation that the pipe lacks acts with amount 0
-    amounts = {name: zeros if (x := getattr(draws, name)) is None else x for name in COLOR}
-    brightness, contrast, luma_flip, hue, saturation = (_over(amounts[name], images) for name in COLOR)
+    each = (zeros if (x := getattr(amounts, name)) is None else x for name in COLOR)
+    brightness, contrast, luma_flip, hue, saturation = (_over(x, images) for x in each)
     # an image of one channel is all grey, so hue and saturation do not change it
     grey = jnp.mean(images, axis=3, keepdims=True)
     rest = images - grey
@@ -260,10 +261,10 @@ def _recolor(images: Array, draws: Draws) -> Array:
     return jnp.exp2(CONTRAST_STD * contrast) * (grey + rest)
 
 
-def _drawn(draws: Draws, names: tuple[str, ...]) -> list[Array]:
+def _changed_by(amounts: Amounts, names: tuple[str, ...]) -> list[Array]:
     """Gives for each of the augmentations that the pipe has which samples it changes, (b,)."""
-    amounts = (x for name in names if (x := getattr(draws, name)) is not None)
-    return [jnp.any(x.reshape(len(x), -1) != 0, axis=1) for x in amounts]
+    used = (x for name in names if (x := getattr(amounts, name)) is not None)
+    return [jnp.any(x.reshape(len(x), -1) != 0, axis=1) for x in used]
 
 
 def _where(chosen: Array, yes: Array, no: Array) -> Array:
@@ -277,9 +278,9 @@ def _over(per_sample: Array, x: Array) -> Array:
 
 def _check(probabilities: Probabilities) -> None:
     for name, probability in probabilities.items():
-        if name not in Draws._fields:
-            raise ValueError(f"{name} must be one of {', '.join(Draws._fields)}")
+        if name not in Amounts._fields:
+            raise ValueError(f"{name} must be one of {', '.join(Amounts._fields)}")
         if not 0 <= probability <= 1:
             raise ValueError(f"the probability of {name} must lie in [0, 1], got {probability}")
     if not probabilities:
-        raise ValueError(f"give the probability of at least one of {', '.join(Draws._fields)}")
+        raise ValueError(f"give the probability of at least one of {', '.join(Amounts._fields)}")

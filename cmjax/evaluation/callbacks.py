@@ -7,7 +7,7 @@ from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets
 from cmjax.evaluation.evaluator import make_evaluator
 from cmjax.evaluation.results import CONTENT, ROWS
-from cmjax.evaluation.sweep import content_of, evaluate_once
+from cmjax.evaluation.sweep import evaluate_once, samples_key
 from cmjax.generation.decoding import images_for
 from cmjax.generation.run_samples import RunSamples
 from cmjax.generation.sampling import SampleSequence
@@ -39,7 +39,7 @@ def evaluation_callback(run_samples: RunSamples) -> ResultsOf:
     def callback(state: TrainState, step: int) -> Results:
         flow_map, conditions = run_samples.conditioned(state, evaluation.num, random_seed=random_seed)
         # once for all samplers: a hash of all parameters
-        content = content_of(flow_map, run_samples.decoder)
+        content = samples_key(flow_map, run_samples.decoder)
         metrics: dict[str, float] = {}
         for chosen in run_samples.samplers.values():
             setting = {"step": step, "checkpoint": None, "average": average, **chosen.setting}

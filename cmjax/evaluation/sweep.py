@@ -110,13 +110,13 @@ def evaluate_setting(
         "num": samples.num,
         "seed": samples.seed,
         **labels,
-        CONTENT: content_of(flow_map, samples.decoder),
+        CONTENT: samples_key(flow_map, samples.decoder),
     }
     sequence = SampleSequence(chosen.sampler, flow_map, samples.seed, conditions, UINT8[samples.uint8], samples.decoder)
     return evaluate_once(workdir / ROWS, setting, evaluator, sequence.images)
 
 
-def content_of(flow_map: BoundModel, decoder: Decoder | None) -> str:
+def samples_key(flow_map: BoundModel, decoder: Decoder | None) -> str:
     """Gives the key of what samples are made of: the parameters, and the weights that decode latents."""
     return content_key(flow_map.params, *([] if decoder is None else [decoder.key]))
 

@@ -1,7 +1,5 @@
 """Writes a run as a folder for model hubs: weights, the record, a card, samples and what decodes latents."""
 
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ from cmjax.generation.files import write_samples
 from cmjax.generation.samplers import conditioned, named_sampler
 from cmjax.generation.sampling import SampleSequence
 from cmjax.interop.weights import write_weights
+from cmjax.nets.adapter import count_parameters
 from cmjax.runs.exported import AUTOENCODER, MODEL
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import RECORD
-from cmjax.system.files import is_bucket, remove_folder, to_json, write_atomically
+from cmjax.system.files import is_bucket, to_json, whole_folder, write_atomically
 from cmjax.system.mesh import make_mesh
 
-PICTURE, SHOWN = "samples.png", 64
+IMAGE, SHOWN = "samples.png", 64
 DTYPES = ("float32", "float16")
 
 
@@ -30,35 +29,27 @@ def write_bundle(folder: Path, trained: Trained, *, dtype: str, licence: str | N
     """Writes config.json, model.safetensors, README.md and samples.png, and of a run of latents the folder
     autoencoder: the whole folder or nothing.
 
-    Args:   folder: absent or empty. card: (picture=, parameters=, dtype=) -> the text of README.md.
+    Args:   folder: absent or empty. card: (image=, parameters=, dtype=) -> the text of README.md.
     Raises: ConfigError where a weight has no number in `dtype`.
     """
     if is_bucket(folder):
         raise ConfigError(f"--out={folder}: a folder for hubs is made on a disk; name one there")
     decoder = decoder_of(trained)
     params = jax.device_get(trained.load().params)
-    leaves = jax.tree.leaves(params)
-    if largest := [leaf for leaf in leaves if np.abs(leaf).max(initial=0) > np.finfo(dtype).max]:
+    if largest := [leaf for leaf in jax.tree.leaves(params) if np.abs(leaf).max(initial=0) > np.finfo(dtype).max]:
         raise ConfigError(f"--dtype={dtype}: a weight is {np.abs(largest[0]).max():.3g}, which it has no number for")
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(folder) as partial:
         record = _published(trained, decoder, licence)
         write_weights(partial / MODEL, params, record, dtype=np.dtype(dtype))
         if decoder is not None:
             from cmjax.interop.autoencoder import write_autoencoder
 
             write_autoencoder(partial / AUTOENCODER, decoder.autoencoder)
-        _write_picture(partial / PICTURE, trained, decoder)
-        parameters = sum(leaf.size for leaf in leaves)
-        write_atomically(partial / "README.md", card(picture=PICTURE, parameters=parameters, dtype=dtype))
+        _write_samples(partial / IMAGE, trained, decoder)
+        parameters = count_parameters(params)
+        write_atomically(partial / "README.md", card(image=IMAGE, parameters=parameters, dtype=dtype))
         # last: without it the folder is no model's
         write_atomically(partial / RECORD, to_json(record))
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
-    finally:
-        remove_folder(partial)
 
 
 def _published(trained: Trained, decoder: Decoder | None, licence: str | None) -> dict[str, Any]:
@@ -74,7 +65,7 @@ def _published(trained: Trained, decoder: Decoder | None, licence: str | None) -
     return record
 
 
-def _write_picture(path: Path, trained: Trained, decoder: Decoder | None) -> None:
+def _write_samples(path: Path, trained: Trained, decoder: Decoder | None) -> None:
     """Draws the first samples of seed 0, as --mode=sample does by default."""
     samples = trained.samples
     flow_map, conditions = conditioned(trained.load(mesh=make_mesh()), trained, samples, SHOWN)

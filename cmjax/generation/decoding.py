@@ -14,6 +14,7 @@ from cmjax.config.data import images_of
 from cmjax.config.fields import ConfigError, about
 from cmjax.config.run import Run
 from cmjax.config.samples import DECODE_DTYPES, Decoding
+from cmjax.core.editing import mask_of_latents
 from cmjax.data.base import Source
 from cmjax.data.batches import preprocess
 from cmjax.data.latents import about_latents
@@ -55,12 +56,9 @@ class Decoder:
         return self._in_parts(self._encode, images)
 
     def of_latents(self, mask: np.ndarray) -> np.ndarray:
-        """The mask (1, h, w, 1) of latents that a mask (1, H, W, 1) of pixels leaves: those of kept pixels alone.
-
-        Raises: ConfigError where it leaves none.
-        """
-        factor, (_, height, width, _) = self.autoencoder.factor, mask.shape
-        known = mask.reshape(1, height // factor, factor, width // factor, factor, 1).min((2, 4))
+        """Gives the `mask_of_latents` of a mask (1, H, W, 1) of pixels. Raises: ConfigError where no latent is kept."""
+        factor = self.autoencoder.factor
+        known = np.asarray(mask_of_latents(mask, factor))
         if not known.any():
             raise ConfigError(f"--mask: no square of {factor}x{factor} pixels, as latents stand for, is white")
         return known

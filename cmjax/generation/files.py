@@ -5,8 +5,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.generation.sampling import SampleSequence
 from cmjax.plotting.plots import image_grid, save_png
 from cmjax.plotting.samples import cell_of, image_of
+from cmjax.runs.workdir import writing
 from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.system.memory import GIB, free_on_host
 from cmjax.system.npz import npz_bytes
@@ -56,7 +56,7 @@ def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:
 
 def write_samples(path: Path, num: int, sequence: SampleSequence, settings: Mapping[str, Any]) -> None:
     """Writes samples 0 … num − 1 as a grid, x.png, or as an array, x.npz, by `write_array`."""
-    with progress("sampling", num) as update, _writing(path):
+    with progress("sampling", num) as update, writing(path):
         if path.suffix == ".png":
             images = sequence.images(0, num, update)
             on_first_process(lambda: save_png(path, image_of(images)))
@@ -183,7 +183,7 @@ def write_strip(
             # grey results are written as RGB, as every grid is
             save_png(file, np.broadcast_to(result, (*result.shape[:2], 3)), **words)
 
-    with _writing(path):
+    with writing(path):
         on_first_process(write)
     alone = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
     say(f"{path}: {' | '.join(columns)}; results alone: {alone} beside it")
@@ -198,11 +198,3 @@ def result_files(path: Path, num: int) -> list[Path]:
 def _place(file: Path) -> Path:
     # the same for each name of a file, as of a link
     return file if is_bucket(file) else file.resolve()
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror}") from error

@@ -1,7 +1,7 @@
 """Pipelines from prompts to images by flags: what is asked of them is checked, and drawn over all devices."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cmjax.generation.sampling import chunk_of, keys_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline_export import write_pipeline
-from cmjax.interop.prompt_sampling import SAMPLERS, sample_images
+from cmjax.interop.prompt_sampling import SAMPLERS, pipeline_images
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.runs.pipelines import load_pipeline
 from cmjax.runs.workdir import output, writing
@@ -30,7 +30,7 @@ PIXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
-class Options:
+class PromptOptions:
     """How images of prompts are sampled; None is the pipeline's default. They are flags of the command line."""
 
     negative: str | None = None
@@ -43,7 +43,13 @@ class Options:
     lora_scale: float = 1.0
 
 
-DEFAULTS = Options()
+DEFAULTS = PromptOptions()
+
+
+def prompt_options(flags: Mapping[str, Any]) -> PromptOptions:
+    """Takes the options from the command line's flags, by name."""
+    names = [field.name for field in fields(PromptOptions) if field.name != "negative"]
+    return PromptOptions(negative=flags["negative-prompt"], **{name: flags[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Request:
     settings: dict[str, Any]
 
 
-def opened(folder: str | Path, options: Options = DEFAULTS) -> TextToImage:
+def open_pipeline(folder: str | Path, options: PromptOptions = DEFAULTS) -> TextToImage:
     """Loads the pipeline of a folder, with the LoRA merged. Raises: ConfigError."""
     if options.lora is None and options.lora_scale != 1:
         raise ConfigError(f"--lora_scale={options.lora_scale:g}: it has no effect without --lora")
@@ -77,10 +83,10 @@ def opened(folder: str | Path, options: Options = DEFAULTS) -> TextToImage:
         raise ConfigError(about("--lora", options.lora, error)) from error
 
 
-def requested(
+def make_request(
     pipeline: TextToImage,
     prompts: Sequence[str],
-    options: Options,
+    options: PromptOptions,
     *,
     size: tuple[int, int] | None = None,
     strength: float = 1.0,
@@ -120,7 +126,7 @@ def named_size(pipeline: TextToImage, text: str | None) -> tuple[int, int] | Non
     return height, width
 
 
-def _times(pipeline: TextToImage, sampler: str, options: Options, strength: float) -> np.ndarray:
+def _times(pipeline: TextToImage, sampler: str, options: PromptOptions, strength: float) -> np.ndarray:
     """The times of `--steps`, how many, or of `--times`, the steps themselves."""
     if options.times is not None and options.steps is not None:
         raise ConfigError(f"--times={options.times}: --steps={options.steps} is set too; give one of them")
@@ -133,15 +139,15 @@ def _times(pipeline: TextToImage, sampler: str, options: Options, strength: floa
         raise ConfigError(about(name, str(value), error)) from error
 
 
-def drawn(
+def sample_request(
     request: Request, seed: int, *, image: np.ndarray | None = None, mask: np.ndarray | None = None, strength: float = 1
 ) -> np.ndarray:
     """Draws all images, uint8 (n, h, w, 3), a chunk at a time over all devices. They depend on the seed alone.
 
-    Args:   image: (1, h, w, 3) uint8, which all are made from. mask, strength: as in `sample_images`.
+    Args:   image: (1, h, w, 3) uint8, which all are made from. mask, strength: as in `pipeline_images`.
     """
 
-    def draw(model: Any, within: Any) -> Any:
+    def sample(model: Any, within: Any) -> Any:
         (pipeline, times, strength, image, mask), (key_data, rows) = model, within
         key: Keys = jax.random.wrap_key_data(key_data)
         edit: dict[str, Any] = {}
@@ -150,10 +156,10 @@ def drawn(
             # one image serves all rows
             each = [None if x is None else x.repeat(len(key_data), axis=0) for x in (pixels, mask)]
             edit = {"images": each[0], "mask": each[1], "strength": strength}
-        return sample_images(pipeline, key, rows, times, sampler=request.sampler, size=request.size, **edit)
+        return pipeline_images(pipeline, key, rows, times, sampler=request.sampler, size=request.size, **edit)
 
     number = len(request.rows["tokens"][0])
-    compiled, keys, parts = over_devices(draw), keys_of(seed, np.arange(number)), []
+    compiled, keys, parts = over_devices(sample), keys_of(seed, np.arange(number)), []
     at_once = chunk_of(number, (*request.size, 3), jax.device_count(), pixels=3 * PIXELS_AT_ONCE, least=1)
     model = request.pipeline, np.asarray(request.times, np.float32), np.float32(strength), image, mask
     with progress("sampling", number) as update:
@@ -173,7 +179,7 @@ def export_pipeline(
     """
     path = to_path(out) if out else to_path(folder) / "export" / "diffusers"
     output(path)
-    pipeline = opened(folder, Options(lora=lora, lora_scale=lora_scale))
+    pipeline = open_pipeline(folder, PromptOptions(lora=lora, lora_scale=lora_scale))
 
     def write() -> None:
         try:

@@ -32,7 +32,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Program:
+class ExportedProgram:
     """A function of arrays.
 
     function: (weights, {name: input}) -> samples, a pure function. weights: a tree of host arrays.
@@ -54,7 +54,7 @@ class Program:
         return {name: jax.ShapeDtypeStruct(shape, self.inputs[name][1]) for name, shape in sized.items()}
 
 
-def sampler_program(trained: Trained, samples: SamplingOptions, decoder: Decoder | None) -> Program:
+def sampler_program(trained: Trained, samples: SamplingOptions, decoder: Decoder | None) -> ExportedProgram:
     """Makes the program noise -> samples of a run, along the times of `samples`; latents are decoded in it.
 
     Raises: ConfigError where a diffusion teacher is to sample in one evaluation.
@@ -92,10 +92,10 @@ def sampler_program(trained: Trained, samples: SamplingOptions, decoder: Decoder
     }
     output = "images" if decoder or not trained.of_latents else "latents"
     output = trained.kind if output == "images" and decoder is None else output
-    return Program(run, (bound.params, times, autoencoder), inputs, output, about)
+    return ExportedProgram(run, (bound.params, times, autoencoder), inputs, output, about)
 
 
-def model_program(trained: Trained, samples: SamplingOptions) -> Program:
+def model_program(trained: Trained, samples: SamplingOptions) -> ExportedProgram:
     """Makes the program of the model alone, x and t -> the estimate of the clean data; of a flow map with s."""
     bound, host, constants = _bound(trained, samples)
     shape, flow = (None, *trained.shape), trained.model.kind == "flow_map"
@@ -106,10 +106,10 @@ def model_program(trained: Trained, samples: SamplingOptions) -> Program:
         return replace(bound, params=parameters)(given["x"], *(given[name] for name in times), **conditions)
 
     about = {"function": "model", "t_min": bound.t_min, "t_max": bound.t_max}
-    return Program(run, bound.params, {"x": (shape, "float32"), **times, **_specs(host)}, "estimate", about)
+    return ExportedProgram(run, bound.params, {"x": (shape, "float32"), **times, **_specs(host)}, "estimate", about)
 
 
-def described(program: Program, trained: Trained) -> dict[str, Any]:
+def described(program: ExportedProgram, trained: Trained) -> dict[str, Any]:
     """Describes a program and its run, as JSON has it: names, shapes with "b" for the batch, times."""
 
     def shaped(name: str, shape: tuple[int | None, ...], dtype: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from cmjax.config.fields import ConfigError
+from cmjax.core.editing import mask_of_latents
 from cmjax.generation.arguments import Size, image_size, read_images, read_mask
 from cmjax.generation.files import check_results, check_size, write_strip
-from cmjax.generation.pipelines import DEFAULTS, Options, drawn, named_size, opened, requested
-from cmjax.interop.prompt_sampling import mask_of_latents
+from cmjax.generation.pipelines import DEFAULTS, PromptOptions, make_request, named_size, open_pipeline, sample_request
 from cmjax.runs.workdir import output
 from cmjax.system.files import to_json, to_path
 
@@ -28,7 +28,7 @@ def edit_by_prompt(
     num: int = 1,
     seed: int = 0,
     out: str | Path | None = None,
-    options: Options = DEFAULTS,
+    options: PromptOptions = DEFAULTS,
 ) -> Path:
     """Edits an image: `edit_by_prompt("runs/sd15", "a watercolour of a cat", "cat.png", strength=0.6)`.
 
@@ -49,16 +49,16 @@ def edit_by_prompt(
     path = to_path(out or to_path(folder) / "edits" / f"{task}.png")
     inputs = check_results(path, [image, mask] if mask else [image], num)
     output(path)
-    had, pipeline = image_size(image), opened(folder, options)
+    had, pipeline = image_size(image), open_pipeline(folder, options)
     factor, channels = pipeline.autoencoder.factor, pipeline.autoencoder.module.channels
     size = named_size(pipeline, options.size) or fitting_size(had, pipeline.pixels, factor)
-    request = requested(pipeline, [prompt] * num, options, size=size, strength=strength)
+    request = make_request(pipeline, [prompt] * num, options, size=size, strength=strength)
     check_size(path, num + 2, (*size, channels))
     originals, sizes = read_images([image], (*size, channels), 1, whose="")
     known = None if mask is None else read_mask(mask, (*size, channels), sizes, whose="")
     if known is not None and not np.asarray(mask_of_latents(known, factor)).any():
         raise ConfigError(f"--mask={mask}: no square of {factor}x{factor} pixels, as latents stand for, is white")
-    results = drawn(request, seed, image=originals, mask=known, strength=strength)
+    results = sample_request(request, seed, image=originals, mask=known, strength=strength)
     columns = {"original": originals}
     if known is not None:  # what is missing is shown as grey
         columns["degraded"] = np.where(known, originals, np.uint8(128))

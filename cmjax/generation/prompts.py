@@ -8,9 +8,9 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError, about
 from cmjax.generation.files import check_size
-from cmjax.generation.pipelines import DEFAULTS, Options, drawn, opened, requested
+from cmjax.generation.pipelines import DEFAULTS, PromptOptions, make_request, open_pipeline, sample_request
 from cmjax.plotting.plots import image_grid, save_png
-from cmjax.runs.workdir import output
+from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_json, to_path, write_atomically
 from cmjax.system.npz import npz_bytes
 from cmjax.system.processes import on_first_process, say
@@ -23,7 +23,7 @@ def sample_prompts(
     num: int = 1,
     seed: int = 0,
     out: str | Path | None = None,
-    options: Options = DEFAULTS,
+    options: PromptOptions = DEFAULTS,
 ) -> Path:
     """Samples `num` images of each prompt: `sample_prompts("runs/sd15", ["a cat"], out="cat.png")`.
 
@@ -35,10 +35,10 @@ def sample_prompts(
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
     every = [prompt for prompt in prompts for _ in range(num)]
-    request = requested(opened(folder, options), every, options)
+    request = make_request(open_pipeline(folder, options), every, options)
     check_size(path, len(every), (*request.size, 3))
     output(path)
-    images = drawn(request, seed)
+    images = sample_request(request, seed)
     settings = {"folder": str(folder), "seed": seed, "num": num, **request.settings}
     on_first_process(lambda: _write(path, images, prompts, num, settings))
     say(f"{len(every)} images of {folder}: {path}")
@@ -46,7 +46,7 @@ def sample_prompts(
 
 
 def _write(path: Path, images: np.ndarray, prompts: Sequence[str], num: int, settings: dict[str, Any]) -> None:
-    try:
+    with writing(path):
         if path.suffix == ".npz":
             every = np.repeat(np.asarray(prompts, dtype=np.str_), num)
             arrays = {"images": images, "prompts": every, "settings": np.asarray(to_json(settings))}
@@ -55,8 +55,6 @@ def _write(path: Path, images: np.ndarray, prompts: Sequence[str], num: int, set
         columns = num if len(prompts) > 1 and num > 1 else None
         words = {"prompt": "\n".join(prompts), "cmjax": to_json(settings)}
         save_png(path, image_grid(images, columns=columns), **words)
-    except OSError as error:
-        raise ConfigError(f"--out={path} cannot be written: {error.strerror or error}") from error
 
 
 def read_prompts(prompt: str | None, file: str | None) -> list[str]:

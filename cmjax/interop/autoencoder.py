@@ -14,14 +14,23 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from cmjax.interop.autoencoder_config import CLASS, config_from_shapes, config_of, latents_affine, network, read_fields
-from cmjax.interop.diffusers import WEIGHTS
 from cmjax.interop.fields import read_config
 from cmjax.interop.folders import content_of, weights_file
-from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch, noting, refuse
+from cmjax.interop.keys import (
+    WEIGHTS,
+    Arrays,
+    ForeignError,
+    FromKeys,
+    Path,
+    filled,
+    from_torch,
+    noting,
+    refuse,
+    write_part,
+)
 from cmjax.interop.torch_files import read_torch
 from cmjax.nets.latents import Autoencoder
-from cmjax.system.files import is_bucket, to_json, to_path, write_atomically
-from cmjax.system.libraries import require
+from cmjax.system.files import is_bucket, to_path
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +87,7 @@ def load_autoencoder(
     module: Any = network(fields, dtype)
     key_of = names_of(arrays, len(module.widths))
     try:
-        params = filled(arrays, parameter_shapes(module), lambda path: Source((key_of(path),), from_torch))
+        params = filled(arrays, autoencoder_shapes(module), lambda path: FromKeys((key_of(path),), from_torch))
     except ForeignError as error:
         raise ForeignError(f"{file}: {error}") from error
     if statistics is None and configured is None and (file.parent / STATISTICS).is_file():
@@ -102,20 +111,16 @@ def write_autoencoder(folder: str | FilePath, autoencoder: Autoencoder) -> None:
 
     Raises: ForeignError where the scale of its latents is not known.
     """
-    require("safetensors", f"writing {folder}")
-    from safetensors.numpy import save
-
-    folder, config = to_path(folder), config_of(autoencoder)
+    config = config_of(autoencoder)
     key_of = names_of((), len(autoencoder.module.widths))
     arrays = {
         key_of(path): to_torch(path, np.asarray(value)) for path, value in flatten_dict(autoencoder.params).items()
     }
-    write_atomically(folder / WEIGHTS, save(arrays, {"format": "pt"}))
-    write_atomically(folder / "config.json", to_json(config))
+    write_part(to_path(folder), config, arrays)
 
 
 @lru_cache(maxsize=4)
-def parameter_shapes(module: Any) -> Mapping[Path, Any]:
+def autoencoder_shapes(module: Any) -> Mapping[Path, Any]:
     """Returns the shapes of an `AutoencoderKL`'s parameters by path. Nothing is computed."""
     images = jax.ShapeDtypeStruct((1, module.factor, module.factor, module.channels), jnp.float32)
     return dict(flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images)["params"]))

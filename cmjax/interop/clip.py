@@ -12,10 +12,9 @@ from flax.traverse_util import flatten_dict
 
 from cmjax.interop.fields import COUNT, POSITIVE, Field, checked_fields, one_of, read_config
 from cmjax.interop.folders import part_weights
-from cmjax.interop.keys import Arrays, ForeignError, Path, Source, filled, from_torch
+from cmjax.interop.keys import Arrays, ForeignError, FromKeys, Path, filled, from_torch, write_part
 from cmjax.nets.clip import ACTIVATIONS, ClipText, TextEncoder
-from cmjax.system.files import to_json, to_path, write_atomically
-from cmjax.system.libraries import require
+from cmjax.system.files import to_path
 
 CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 PREFIX = "text_model."
@@ -48,7 +47,7 @@ def load_text_encoder(folder: FilePath, dtype: Any = jnp.float32) -> TextEncoder
     arrays = _arrays(content)
     module = text_module(config, folder / "config.json", projects=PROJECTION in arrays, dtype=dtype)
     try:
-        params = filled(arrays, text_shapes(module), lambda path: Source((text_key(path),), _reader(path)))
+        params = filled(arrays, text_shapes(module), lambda path: FromKeys((text_key(path),), _reader(path)))
     except ForeignError as error:
         raise ForeignError(f"{file}: {error}") from error
     return TextEncoder(jax.tree.map(jnp.asarray, params), module)
@@ -56,16 +55,12 @@ def load_text_encoder(folder: FilePath, dtype: Any = jnp.float32) -> TextEncoder
 
 def write_text_encoder(folder: str | FilePath, text: TextEncoder) -> None:
     """Writes a folder that transformers and `load_text_encoder` read: config.json and float32 weights."""
-    require("safetensors", f"writing {folder}")
-    from safetensors.numpy import save
-
     arrays = {}
     for path, value in flatten_dict(text.params).items():
         key, array = text_key(path), np.asarray(value, np.float32)
         key = key if key == PROJECTION else PREFIX + key
         arrays[key] = np.ascontiguousarray(array.T) if path[-1] == "kernel" else array
-    write_atomically(to_path(folder) / WEIGHTS, save(arrays, {"format": "pt"}))
-    write_atomically(to_path(folder) / "config.json", to_json(text_config(text.module)))
+    write_part(to_path(folder), text_config(text.module), arrays, file=WEIGHTS)
 
 
 def text_config(module: ClipText) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cmjax.interop.diffusers import WEIGHTS
 from cmjax.interop.fields import (
     COUNT,
     FLAG,
@@ -27,11 +26,10 @@ from cmjax.interop.fields import (
     read_config,
 )
 from cmjax.interop.folders import part_weights
-from cmjax.interop.keys import ForeignError, Path, Source, filled, from_torch
+from cmjax.interop.keys import ForeignError, FromKeys, Path, filled, from_torch, write_part
 from cmjax.nets.autoencoder import ACTIVATIONS
 from cmjax.nets.conditional_unet import ConditionalUNet
-from cmjax.system.files import to_json, to_path, write_atomically
-from cmjax.system.libraries import require
+from cmjax.system.files import to_path
 
 CLASS = "UNet2DConditionModel"
 BLOCKS = {"down": ("DownBlock2D", "CrossAttnDownBlock2D"), "up": ("UpBlock2D", "CrossAttnUpBlock2D")}
@@ -97,7 +95,7 @@ def load_unet(folder: FilePath, **fields: Any) -> tuple[ConditionalUNet, Any]:
     module: Any = unet_module(read_config(folder / "config.json"), folder / "config.json", **fields)
     file, arrays = part_weights(folder)
     try:
-        return module, filled(arrays, unet_shapes(module), lambda path: Source((unet_key(path),), from_torch))
+        return module, filled(arrays, unet_shapes(module), lambda path: FromKeys((unet_key(path),), from_torch))
     except ForeignError as error:
         raise ForeignError(f"{file}: {error}") from error
 
@@ -107,15 +105,11 @@ def write_unet(folder: str | FilePath, module: ConditionalUNet, params: Any, *, 
 
     Args:   sample_size: height and width of latents that the network was trained with.
     """
-    require("safetensors", f"writing {folder}")
-    from safetensors.numpy import save
-
-    folder, arrays = to_path(folder), {}
+    arrays = {}
     for path, value in flatten_dict(params).items():
         array = np.asarray(value, np.float32)
         arrays[unet_key(path)] = unet_to_torch(layer_of(path[:-1]), array, linear=module.linear_projection)
-    write_atomically(folder / WEIGHTS, save(arrays, {"format": "pt"}))
-    write_atomically(folder / "config.json", to_json(unet_config(module, sample_size)))
+    write_part(to_path(folder), unet_config(module, sample_size), arrays)
 
 
 def unet_config(module: ConditionalUNet, sample_size: int) -> dict[str, Any]:

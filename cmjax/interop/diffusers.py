@@ -12,23 +12,22 @@ from flax.traverse_util import flatten_dict
 from cmjax.interop.fields import COUNT, Field, all_of, is_count, is_positive, optional, values_and_problems
 from cmjax.interop.keys import (
     Arrays,
-    Block,
+    BlockName,
     Foreign,
     ForeignError,
+    FromKeys,
     Path,
-    Source,
     assemble,
     from_torch,
     multiples,
     refuse,
+    write_part,
 )
 from cmjax.nets.adapter import as_net
 from cmjax.nets.adm import ADM, OPENAI
 from cmjax.system.files import to_json, write_atomically
-from cmjax.system.libraries import require
 
 LICENCE = "not named by the folder: see where it was downloaded; copies of OpenAI's models are MIT"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 BLOCK_LAYERS = {
     "norm_0": "norm1",
@@ -167,9 +166,6 @@ def write_diffusers(
 
     Args:   constants: sigma_data, t_min, t_max, rho. Raises: ForeignError where UNet2DModel has no such network.
     """
-    require("safetensors", f"writing {folder}")
-    from safetensors.numpy import save
-
     unet_config, scheduler = _unet_config(network, shape), _scheduler_config(constants)
     arrays: dict[str, np.ndarray] = {}
     for path, value in flatten_dict(params).items():
@@ -181,8 +177,7 @@ def write_diffusers(
         "scheduler": ["diffusers", SCHEDULER],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    write_atomically(folder / "unet" / WEIGHTS, save(arrays, {"format": "pt"}))
-    write_atomically(folder / "unet" / "config.json", to_json(unet_config))
+    write_part(folder / "unet", unet_config, arrays)
     write_atomically(folder / "scheduler" / "scheduler_config.json", to_json(scheduler))
     write_atomically(folder / "model_index.json", to_json(index))
 
@@ -252,19 +247,19 @@ def _scheduler_config(constants: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _source(path: Path, levels: int) -> Source:
+def _source(path: Path, levels: int) -> FromKeys:
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if modules[0] == "embedding":
         modules = modules[1:]
     if modules[0] in TOP_LAYERS:
         read = np.asarray if modules[0] == "label" else from_torch
-        return Source((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
+        return FromKeys((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
     block, attention = _block(modules[0], levels)
     if modules[-1] == "qkv":
-        return Source(tuple(f"{attention}.to_{which}.{end}" for which in "qkv"), _side_by_side)
+        return FromKeys(tuple(f"{attention}.to_{which}.{end}" for which in "qkv"), _side_by_side)
     prefix = attention if modules[1] == "attention" else block
-    return Source((f"{prefix}.{BLOCK_LAYERS[modules[-1]]}.{end}",), from_torch)
+    return FromKeys((f"{prefix}.{BLOCK_LAYERS[modules[-1]]}.{end}",), from_torch)
 
 
 def _side_by_side(*arrays: np.ndarray) -> np.ndarray:
@@ -272,7 +267,7 @@ def _side_by_side(*arrays: np.ndarray) -> np.ndarray:
 
 
 def _theirs(path: Path, array: np.ndarray) -> list[np.ndarray]:
-    """The inverse of a `Source`'s reading."""
+    """The inverse of a `FromKeys`'s reading."""
     if path[-2] == "label" or (array.ndim == 1 and path[-2] != "qkv"):
         return [array]
     if path[-2] == "qkv":
@@ -285,7 +280,7 @@ def _theirs(path: Path, array: np.ndarray) -> list[np.ndarray]:
 
 def _block(name: str, levels: int) -> tuple[str, str]:
     """Our block -> the prefixes of its residual part and of its attention."""
-    half, level, kind, index = Block.named(name)
+    half, level, kind, index = BlockName.named(name)
     if kind == "down":
         return f"down_blocks.{level - 1}.downsamplers.0", ""
     if kind == "up":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, Path, Source, assemble, refuse, width
+from cmjax.interop.keys import Arrays, Foreign, ForeignError, FromKeys, Path, assemble, refuse, width
 from cmjax.nets.dit import SIZES, DiT
 from cmjax.nets.dit_blocks import ROUNDED_FREQUENCIES, positions, rotations
 
@@ -209,27 +209,27 @@ def _take_tables(arrays: dict[str, np.ndarray], grid: int, head: int) -> list[st
     return problems
 
 
-def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> Source:
+def source_of(path: Path, network: DiT, channels: int, peer: Peer) -> FromKeys:
     """Says where a parameter of ours is in a peer's file."""
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if leaf == "positions":
-        return Source(("pos_embed",), lambda array: array[0])
+        return FromKeys(("pos_embed",), lambda array: array[0])
     if modules[0].startswith("block_"):
         layer: Any = BLOCK_LAYERS[modules[1]]
         layer = layer if isinstance(layer, str) else layer[network.mlp == "swiglu"]
         end = peer.qk_norm if modules[1] in ("q_norm", "k_norm") else end
-        return Source((f"blocks.{modules[0].removeprefix('block_')}.{layer}.{end}",), np.transpose)
+        return FromKeys((f"blocks.{modules[0].removeprefix('block_')}.{layer}.{end}",), np.transpose)
     if modules[0] in EMBEDDINGS:
         read = flipped_time if peer.flipped and modules[1] == "dense_0" else np.transpose
-        return Source((f"{EMBEDDINGS[modules[0]]}.{EMBEDDING_LAYERS[modules[1]]}.{end}",), read)
+        return FromKeys((f"{EMBEDDINGS[modules[0]]}.{EMBEDDING_LAYERS[modules[1]]}.{end}",), read)
     # a flipped peer predicts data − noise
     read = {
         "patches": _patches,
         "label": np.asarray,
         "out": lambda array: _output(array, network.patch, channels) * (-1 if peer.flipped else 1),
     }.get(modules[0], np.transpose)
-    return Source((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
+    return FromKeys((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
 
 
 def _patches(array: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def _problems(network: DiT, shape: tuple[int, ...], model: Mapping[str, Any]) ->
 
 
 def _theirs(path: Path, array: np.ndarray, network: DiT, channels: int) -> np.ndarray:
-    """Inverts a `Source`'s reading."""
+    """Inverts a `FromKeys`'s reading."""
     *modules, leaf = path
     if leaf == "positions":
         return array[None]

@@ -12,8 +12,8 @@ from cmjax.interop.keys import (
     Arrays,
     Foreign,
     ForeignError,
+    FromKeys,
     Path,
-    Source,
     UndeterminedError,
     assemble,
     from_torch,
@@ -146,8 +146,8 @@ def _song_fields(arrays: Arrays, channels: int, filters: list, overrides: Mappin
     }
 
 
-def _source(key: str, head_channels: int) -> Source:
-    return Source((key,), partial(_qkv, head_channels=head_channels) if "qkv." in key else from_torch)
+def _source(key: str, head_channels: int) -> FromKeys:
+    return FromKeys((key,), partial(_qkv, head_channels=head_channels) if "qkv." in key else from_torch)
 
 
 def _qkv(array: np.ndarray, head_channels: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def read_flax(path: Path, average: str | None) -> tuple[dict[str, np.ndarray], t
     """
     if path.is_dir():
         return _of_orbax(path, path, average)
-    if not is_zip(path):
+    if not is_zip_archive(path):
         return _of_msgpack(path.read_bytes(), path, average)
     with tempfile.TemporaryDirectory(prefix="cmjax-import-", ignore_cleanup_errors=True) as folder:
         try:
@@ -58,7 +58,7 @@ def read_flax(path: Path, average: str | None) -> tuple[dict[str, np.ndarray], t
             raise ForeignError(f"{path} is no whole zip archive: {error}") from error
 
 
-def is_zip(path: Path) -> bool:
+def is_zip_archive(path: Path) -> bool:
     """Checks by its first bytes whether a file is a zip archive."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

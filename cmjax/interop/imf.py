@@ -10,8 +10,8 @@ from cmjax.interop.keys import (
     Arrays,
     Foreign,
     ForeignError,
+    FromKeys,
     Path,
-    Source,
     check_shapes_shown,
     refuse,
 )
@@ -153,33 +153,33 @@ def _noise_scale(side: int, size: int) -> float | None:
     return NOISE_SCALES.get((side, size), 1.0 if side < OPEN_AT else None)
 
 
-def _source(path: Path, bottleneck: bool) -> Source:
+def _source(path: Path, bottleneck: bool) -> FromKeys:
     *modules, leaf = path
     name = modules[0] if modules else leaf
     part, _, index = name.rpartition("_")
     if part in PARTS and index.isdigit():
         return _of_block(f"{PARTS[part]}_{index}", modules[1:], leaf)
     if leaf == "tokens":
-        return Source((TOKENS[name.removesuffix("_tokens")],), np.asarray)
+        return FromKeys((TOKENS[name.removesuffix("_tokens")],), np.asarray)
     if name in EMBEDDERS:
-        return Source((f"{EMBEDDERS[name]}/mlp/{DENSE[modules[1]]}/_flax_linear/{leaf}",), np.asarray)
+        return FromKeys((f"{EMBEDDERS[name]}/mlp/{DENSE[modules[1]]}/_flax_linear/{leaf}",), np.asarray)
     if name.removesuffix("_norm") in LAST_LAYERS:
         layer = LAST_LAYERS[name.removesuffix("_norm")]
-        return Source(
+        return FromKeys(
             (f"{layer}/norm/kernel" if name.endswith("_norm") else f"{layer}/linear/_flax_linear/{leaf}",), np.asarray
         )
     if name in ("bottleneck", "patches"):
         layer = ("proj1" if name == "bottleneck" else "proj2") if bottleneck else "proj"
-        return Source((f"x_embedder/{layer}/{leaf}",), of_patches)
-    return Source(({"label": LABELS, "positions": "pos_embed"}[name],), np.asarray)
+        return FromKeys((f"x_embedder/{layer}/{leaf}",), of_patches)
+    return FromKeys(({"label": LABELS, "positions": "pos_embed"}[name],), np.asarray)
 
 
-def _of_block(block: str, modules: list[str], leaf: str) -> Source:
+def _of_block(block: str, modules: list[str], leaf: str) -> FromKeys:
     if not modules:
-        return Source((f"{block}/{'attn' if leaf == 'attention_gate' else 'mlp'}_scale",), np.asarray)
+        return FromKeys((f"{block}/{'attn' if leaf == 'attention_gate' else 'mlp'}_scale",), np.asarray)
     if modules[0] in ("qkv", "mlp_0"):
         layers = [f"attn/{name}_proj" for name in "qkv"] if modules[0] == "qkv" else ["mlp/w1", "mlp/w3"]
-        return Source(tuple(f"{block}/{layer}/{KERNEL}" for layer in layers), _side_by_side)
+        return FromKeys(tuple(f"{block}/{layer}/{KERNEL}" for layer in layers), _side_by_side)
     layer = {
         "norm_0": "norm1/kernel",
         "norm_1": "norm2/kernel",
@@ -188,7 +188,7 @@ def _of_block(block: str, modules: list[str], leaf: str) -> Source:
         "proj": f"attn/out_proj/{KERNEL}",
         "mlp_1": f"mlp/w2/{KERNEL}",
     }[modules[0]]
-    return Source((f"{block}/{layer}",), np.asarray)
+    return FromKeys((f"{block}/{layer}",), np.asarray)
 
 
 def _side_by_side(*arrays: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,9 +12,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.interop.modules import non_finite
 from cmjax.nets.adapter import parameter_shapes
+from cmjax.system.files import to_json, write_atomically
+from cmjax.system.libraries import require
 
 Arrays = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class ForeignError(ValueError):
@@ -53,14 +57,14 @@ def noting(problems: list[str], options: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-class Source(NamedTuple):
+class FromKeys(NamedTuple):
     """Where one of our parameters comes from: the peer's keys, and the function of their arrays that gives it."""
 
     keys: tuple[str, ...]
     read: Callable[..., np.ndarray]
 
 
-class Block(NamedTuple):
+class BlockName(NamedTuple):
     """A residual block of ours by its name: encoder_0_block_1, encoder_1_down, decoder_2_in_0, decoder_0_up."""
 
     half: str
@@ -69,7 +73,7 @@ class Block(NamedTuple):
     index: int
 
     @classmethod
-    def named(cls, name: str) -> "Block":
+    def named(cls, name: str) -> "BlockName":
         half, level, kind, index = (*name.split("_"), "0")[:4]
         return cls(half, int(level), kind, int(index))
 
@@ -93,7 +97,7 @@ class Foreign:
     model: Mapping[str, str] = field(default_factory=dict)
 
 
-def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Callable[[Path], Source]) -> Any:
+def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Callable[[Path], FromKeys]) -> Any:
     """Assembles the parameters of `module` for samples of `shape` (h, w, c), float32, each read from its `source`.
 
     Raises: ForeignError listing the keys that are missing, left over, of another shape than the network's, or hold
@@ -106,7 +110,7 @@ def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Ca
     return filled(arrays, shapes, source)
 
 
-def filled(arrays: Arrays, shapes: Mapping[Path, Any], source: Callable[[Path], Source]) -> Any:
+def filled(arrays: Arrays, shapes: Mapping[Path, Any], source: Callable[[Path], FromKeys]) -> Any:
     """The parameters of these shapes by path, float32, each read from its `source`. Raises: as `assemble`."""
     sources = {path: source(path) for path in shapes}
     wanted = [key for path in sources for key in sources[path].keys]
@@ -129,6 +133,15 @@ def filled(arrays: Arrays, shapes: Mapping[Path, Any], source: Callable[[Path], 
         shown = "; ".join(problems[:40]) + (f"; and {len(problems) - 40} more" if len(problems) > 40 else "")
         raise ForeignError(f"the file is not of this network: {shown}")
     return unflatten_dict(params)
+
+
+def write_part(folder: FilePath, config: Mapping[str, Any], arrays: Arrays, *, file: str = WEIGHTS) -> None:
+    """Writes a network's folder as diffusers and transformers read it: config.json, and the arrays as .safetensors."""
+    require("safetensors", f"writing {folder}")
+    from safetensors.numpy import save
+
+    write_atomically(folder / file, save(dict(arrays), {"format": "pt"}))
+    write_atomically(folder / "config.json", to_json(config))
 
 
 def from_torch(array: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ SHOWN = 5
 """Of the keys that do not fit, so many are named."""
 
 
-class Layer(NamedTuple):
+class LoraLayer(NamedTuple):
     """The change alpha/rank·down @ up of a kernel. down: (…, in, rank). up: (rank, out). alpha: a number."""
 
     down: Array
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
         return self.alpha / self.up.shape[0] * (self.down @ self.up)
 
 
-Layers = Mapping[str, Mapping[Path, Layer]]
+Layers = Mapping[str, Mapping[Path, LoraLayer]]
 """The layers by part, "unet", "text_encoder" or "text_encoder_2", and by the path of the changed kernel."""
 
 
@@ -79,7 +79,7 @@ def read_lora(file: str | FilePath, pipeline: TextToImage) -> Layers:
             problems.append(key)
             continue
         found.setdefault(name, {})[end] = np.asarray(array, np.float32)
-    layers: dict[str, dict[Path, Layer]] = {}
+    layers: dict[str, dict[Path, LoraLayer]] = {}
     for name, parts in found.items():
         part, path, kernel = places[name]
         layer = _layer(name, parts, config.get(part, {}), kernel)
@@ -103,7 +103,7 @@ def with_lora(pipeline: TextToImage, layers: Layers, *, scale: float = 1.0) -> T
     return replace(pipeline, params=merged(pipeline.params, layers.get(UNET, {}), scale), texts=texts)
 
 
-def merged(params: Any, layers: Mapping[Path, Layer], scale: Any = 1.0) -> Any:
+def merged(params: Any, layers: Mapping[Path, LoraLayer], scale: Any = 1.0) -> Any:
     """Adds the changes of layers to parameters, scale times."""
     flat = dict(flatten_dict(params))
     for path, layer in layers.items():
@@ -209,7 +209,7 @@ def _config(file: FilePath, metadata: Mapping[str, str]) -> dict[str, dict[str, 
     return parts
 
 
-def _layer(name: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any], kernel: Any) -> Layer | None:
+def _layer(name: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any], kernel: Any) -> LoraLayer | None:
     """The layer of these arrays; None where they do not fit its kernel."""
     if not {"down", "up"} <= parts.keys() or any(array.ndim not in (2, 4) for array in (parts["down"], parts["up"])):
         return None
@@ -217,7 +217,7 @@ def _layer(name: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any]
     if up.ndim != 2 or down.shape[-1] != len(up) or (*down.shape[:-1], up.shape[1]) != kernel.shape:
         return None
     alpha = float(parts["alpha"]) if "alpha" in parts else _alpha(name, config, len(up))
-    return Layer(jnp.asarray(down), jnp.asarray(up), jnp.float32(alpha))
+    return LoraLayer(jnp.asarray(down), jnp.asarray(up), jnp.float32(alpha))
 
 
 def _alpha(name: str, config: Mapping[str, Any], rank: int) -> float:

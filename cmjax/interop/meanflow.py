@@ -9,8 +9,8 @@ from cmjax.interop.keys import (
     Arrays,
     Foreign,
     ForeignError,
+    FromKeys,
     Path,
-    Source,
     assemble,
     check_shapes_shown,
     refuse,
@@ -68,7 +68,7 @@ def read_meanflow(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 
 
 def assembled(
-    arrays: Arrays, network: Any, shape: tuple[int, int, int], source: Callable[[Path], Source], problems: list[str]
+    arrays: Arrays, network: Any, shape: tuple[int, int, int], source: Callable[[Path], FromKeys], problems: list[str]
 ) -> Any:
     """Assembles as `assemble`, but adds what is wrong to the problems."""
     try:
@@ -103,19 +103,19 @@ def _published_head(size: int) -> int | None:
     return {fields["width"]: fields["width"] // fields["heads"] for fields in SIZES.values()}.get(size)
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> FromKeys:
     *modules, leaf = path
     name = modules[0]
     if name.startswith("block_"):
         layer = f"blocks/layers_{name.removeprefix('block_')}/{BLOCK_LAYERS[modules[1]]}"
-        return Source((f"{layer}/_flax_linear/{leaf}",), np.asarray)
+        return FromKeys((f"{layer}/_flax_linear/{leaf}",), np.asarray)
     if name in EMBEDDERS:
-        return Source((f"{EMBEDDERS[name]}/mlp/{DENSE[modules[1]]}/_flax_linear/{leaf}",), np.asarray)
+        return FromKeys((f"{EMBEDDERS[name]}/mlp/{DENSE[modules[1]]}/_flax_linear/{leaf}",), np.asarray)
     if name == "label":
-        return Source(("y_embedder/embedding_table/_flax_embedding/embedding",), np.asarray)
+        return FromKeys(("y_embedder/embedding_table/_flax_embedding/embedding",), np.asarray)
     if name == "patches":
-        return Source((f"x_embedder/proj/{leaf}",), of_patches)
-    return Source((f"{TOP_LAYERS[name]}/_flax_linear/{leaf}",), np.asarray)
+        return FromKeys((f"x_embedder/proj/{leaf}",), of_patches)
+    return FromKeys((f"{TOP_LAYERS[name]}/_flax_linear/{leaf}",), np.asarray)
 
 
 def of_patches(array: np.ndarray) -> np.ndarray:

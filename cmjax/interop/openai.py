@@ -6,11 +6,11 @@ from typing import Any
 
 from cmjax.interop.keys import (
     Arrays,
-    Block,
+    BlockName,
     Foreign,
     ForeignError,
+    FromKeys,
     Path,
-    Source,
     assemble,
     from_torch,
     head_width,
@@ -94,7 +94,7 @@ def _depth(arrays: Arrays) -> tuple[int, int]:
     return levels, count // levels - 1
 
 
-def _source(path: Path, levels: int, blocks: int, attended: list[int]) -> Source:
+def _source(path: Path, levels: int, blocks: int, attended: list[int]) -> FromKeys:
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if modules[0] == "embedding":
@@ -102,17 +102,17 @@ def _source(path: Path, levels: int, blocks: int, attended: list[int]) -> Source
     if modules[0] in TOP_LAYERS:
         # An embedding's table is (class, channel), as our matrix.
         read = (lambda table: table) if modules[0] == "label" else from_torch
-        return Source((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
+        return FromKeys((f"{TOP_LAYERS[modules[0]]}.{end}",), read)
     block, attention = _block(modules[0], levels, blocks, attended)
     if len(modules) == 1:  # a convolution between two levels
-        return Source((f"{block}.{'op' if '_down' in modules[0] else 'conv'}.{end}",), from_torch)
+        return FromKeys((f"{block}.{'op' if '_down' in modules[0] else 'conv'}.{end}",), from_torch)
     prefix = attention if modules[1] == "attention" else block
-    return Source((f"{prefix}.{BLOCK_LAYERS[modules[-1]]}.{end}",), from_torch)
+    return FromKeys((f"{prefix}.{BLOCK_LAYERS[modules[-1]]}.{end}",), from_torch)
 
 
 def _block(name: str, levels: int, blocks: int, attended: list[int]) -> tuple[str, str]:
     """Our block -> the prefixes of its residual part and of its attention."""
-    half, level, kind, index = Block.named(name)
+    half, level, kind, index = BlockName.named(name)
     if half == "encoder":
         position = level * (blocks + 1) + (0 if kind == "down" else 1 + index)
         return f"input_blocks.{position}.0", f"input_blocks.{position}.1"

@@ -10,8 +10,8 @@ from cmjax.interop.keys import (
     Arrays,
     Foreign,
     ForeignError,
+    FromKeys,
     Path,
-    Source,
     UndeterminedError,
     assemble,
     multiples,
@@ -109,25 +109,25 @@ def _names(levels: int, blocks: int, attended: list[int]) -> dict[str, tuple[str
     }
 
 
-def _source(path: Path, names: Mapping[str, tuple[str, str]]) -> Source:
+def _source(path: Path, names: Mapping[str, tuple[str, str]]) -> FromKeys:
     *modules, leaf = path
     if leaf == "frequencies":
-        return Source(("GaussianFourierProjection_0/W",), np.asarray)
+        return FromKeys(("GaussianFourierProjection_0/W",), np.asarray)
     if modules[0] == "embedding":
-        return Source((f"{modules[1].replace('dense', 'Dense')}/{leaf}",), np.asarray)
+        return FromKeys((f"{modules[1].replace('dense', 'Dense')}/{leaf}",), np.asarray)
     if modules[0] not in names:
-        return Source(
+        return FromKeys(
             (f"{_top(modules[0])}/{'weight' if _residual(modules[0]) and leaf == 'kernel' else leaf}",), np.asarray
         )
     block, attention = names[modules[0]]
     if modules[1] != "attention":
-        return Source((f"{block}/{BLOCK_LAYERS[modules[1]]}/{leaf}",), _without_1x1)
+        return FromKeys((f"{block}/{BLOCK_LAYERS[modules[1]]}/{leaf}",), _without_1x1)
     if modules[2] == "norm":
-        return Source((f"{attention}/GroupNorm_0/{leaf}",), np.asarray)
+        return FromKeys((f"{attention}/GroupNorm_0/{leaf}",), np.asarray)
     end = "b" if leaf == "bias" else "W"
     # NIN_0 to NIN_2 make q, k and v; NIN_3 is the projection after attention
     layers = range(3) if modules[2] == "qkv" else (3,)
-    return Source(tuple(f"{attention}/NIN_{i}/{end}" for i in layers), _side_by_side)
+    return FromKeys(tuple(f"{attention}/NIN_{i}/{end}" for i in layers), _side_by_side)
 
 
 def _residual(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Writes pipelines from prompts to images as folders that diffusers reads."""
 
-import os
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -14,7 +13,7 @@ from cmjax.interop.pipeline import INDEX, ONE_TEXT, TWO_TEXTS
 from cmjax.interop.scheduler import scheduler_config
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.interop.tokens import write_tokenizer
-from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, write_atomically
+from cmjax.system.files import is_bucket, to_json, to_path, whole_folder, write_atomically
 
 NOTHING = [None, None]
 """A part that a pipeline can do without, and has not."""
@@ -36,15 +35,8 @@ def write_pipeline(folder: str | FilePath, pipeline: TextToImage) -> None:
         raise ForeignError(f"{folder}: a pipeline is written to a disk; name a folder there")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ForeignError(f"{folder} exists and is not empty")
-    partial = folder.with_name(f".{folder.name}.partial")
-    remove_folder(partial)
-    try:
+    with whole_folder(folder) as partial:
         _write_parts(partial, pipeline)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
-    finally:
-        remove_folder(partial)
 
 
 def _write_parts(folder: FilePath, pipeline: TextToImage) -> None:

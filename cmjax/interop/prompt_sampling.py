@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cmjax.core import solvers
-from cmjax.core.editing import inpainting
+from cmjax.core.editing import inpainting, mask_of_latents
 from cmjax.core.sampling import gaussian, sample_fn
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ NOISES_OF_EDITS = (10_001, 10_002)
 """Their indices, beyond those of samplers."""
 
 
-def sample_latents(
+def pipeline_latents(
     pipeline: "TextToImage",
     key: Any,
     shape: Sequence[int],
@@ -65,7 +65,7 @@ def _keeping(model: Any, known: tuple[Array, Array] | None) -> Any:
     return lambda x, t, **conditions: operator.combine(latents, model(x, t, **conditions))
 
 
-def sample_images(
+def pipeline_images(
     pipeline: "TextToImage",
     key: Any,
     rows: Mapping[str, Any],
@@ -79,7 +79,7 @@ def sample_images(
 ) -> Float[Array, "b h w c"]:
     """Samples an image of each of `pipeline.rows`: a pure function of arrays.
 
-    Args:    key, sampler, times: as in `sample_latents`. size: height and width in pixels.
+    Args:    key, sampler, times: as in `pipeline_latents`. size: height and width in pixels.
              images: (b, h, w, c) in [−1, 1], which are changed.
              mask: (b, h, w, 1), 1 where pixels of `images` are kept. Latents are known where all their pixels are.
              strength: with a mask; at 1 nothing is left of what it does not keep, which starts from noise alone.
@@ -96,12 +96,8 @@ def sample_images(
             latents = jnp.where(jnp.asarray(strength) < 1, latents, inpainting(known[1]).degrade(latents))
         start = pipeline.schedule.path.add_noise(latents, start_noise, times[0])
     conditions = pipeline.guided_conditions(rows, size)
-    latents = sample_latents(pipeline, key, shape, sampler=sampler, times=times, start=start, known=known, **conditions)
+    latents = pipeline_latents(
+        pipeline, key, shape, sampler=sampler, times=times, start=start, known=known, **conditions
+    )
     samples = pipeline.decode(latents)
     return samples if mask is None or images is None else inpainting(jnp.asarray(mask)).combine(images, samples)
-
-
-def mask_of_latents(mask: Any, factor: int) -> Array:
-    """The mask (b, h, w, 1) of latents that a mask (b, H, W, 1) of pixels leaves: those of kept pixels alone."""
-    b, height, width, _ = mask.shape
-    return jnp.min(jnp.reshape(mask, (b, height // factor, factor, width // factor, factor, 1)), axis=(2, 4))

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cmjax.interop.diffusers import WEIGHTS, read_diffusers, read_scheduler
+from cmjax.interop.diffusers import read_diffusers, read_scheduler
 from cmjax.interop.dit import PEERS, peer_of, read_dit
 from cmjax.interop.edm import read_edm, read_edm2
 from cmjax.interop.fields import read_config
-from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip, read_flax
+from cmjax.interop.flax_files import is_flax_folder, is_flax_zip, is_zip_archive, read_flax
 from cmjax.interop.imf import read_imf
-from cmjax.interop.keys import Arrays, Foreign, ForeignError, noting, refuse
+from cmjax.interop.keys import WEIGHTS, Arrays, Foreign, ForeignError, noting, refuse
 from cmjax.interop.meanflow import read_meanflow
 from cmjax.interop.modules import init_arguments, state_dict
 from cmjax.interop.openai import read_openai
@@ -155,7 +155,7 @@ def _read_arrays(path: Path, average: str | None = None) -> Content:
     """The arrays of a file by key, the fields that it states beside them, and the names of its averages."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0], {}, ()
-    if not path.is_dir() and not (is_zip(path) and is_flax_zip(path)):
+    if not path.is_dir() and not (is_zip_archive(path) and is_flax_zip(path)):
         with path.open("rb") as file:
             head = file.read(2)
         try:

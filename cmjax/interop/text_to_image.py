@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from cmjax.core.model import BoundModel
 from cmjax.interop.guided_unet import guided_unet
-from cmjax.interop.prompt_sampling import SAMPLERS, SOLVERS, sample_images
+from cmjax.interop.prompt_sampling import SAMPLERS, SOLVERS, pipeline_images
 from cmjax.interop.scheduler import Schedule
 from cmjax.interop.tokens import Tokenizer, Warn
+from cmjax.nets.adapter import count_parameters
 from cmjax.nets.clip import TextEncoder
 from cmjax.nets.conditional_unet import ConditionalUNet
 from cmjax.nets.latents import Autoencoder
@@ -159,7 +160,7 @@ class TextToImage:
     ) -> np.ndarray:
         """Makes anew what a mask does not keep of images, by a prompt of each; the network was not trained for it.
 
-        In every estimate of the latents, those whose pixels are all kept stand as they are, see `sample_latents`.
+        In every estimate of the latents, those whose pixels are all kept stand as they are, see `pipeline_latents`.
 
         Args:    images: (b, h, w, 3) in [−1, 1]. mask: (h, w) or (b, h, w), 1 or True where a pixel is kept.
                  strength: below 1 what is made anew begins from what was there, above 0.
@@ -267,8 +268,8 @@ class TextToImage:
             raise ValueError(f"size must be a height and a width, multiples of {multiple}, got {tuple(size)}")
 
     def __repr__(self) -> str:
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return f"TextToImage(sampler={self.sampler!r}, size={self.pixels}, U-Net of {parameters:,} parameters)"
+        of = f"{count_parameters(self.params):,} parameters"
+        return f"TextToImage(sampler={self.sampler!r}, size={self.pixels}, U-Net of {of})"
 
     @property
     def pixels(self) -> int:
@@ -276,4 +277,4 @@ class TextToImage:
         return self.sample_size * self.autoencoder.factor
 
 
-_jitted_images = jax.jit(sample_images, static_argnames=("sampler", "size"))
+_jitted_images = jax.jit(pipeline_images, static_argnames=("sampler", "size"))

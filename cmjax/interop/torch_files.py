@@ -16,7 +16,7 @@ import numpy as np
 from cmjax.interop.modules import OBJECTS
 from cmjax.interop.tensors import TENSORS, Storage, storage_of
 from cmjax.system.pickles import booleans, one_line_errors, pickle_source
-from cmjax.system.unpickle import Global, Machine, PickledObject, Source
+from cmjax.system.unpickle import Global, Machine, PickledObject, Stream
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 """How torch.save's legacy format begins."""
@@ -82,7 +82,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
             return _same(storages[key], dtype, count)
 
         data = archive.read(pickles[0])
-        return Machine(Source(io.BytesIO(data), len(data)), TABLE, persistent).load()
+        return Machine(Stream(io.BytesIO(data), len(data)), TABLE, persistent).load()
 
 
 def _same(storage: Storage, dtype: np.dtype, count: int) -> Storage:
@@ -91,7 +91,7 @@ def _same(storage: Storage, dtype: np.dtype, count: int) -> Storage:
     return storage
 
 
-def _read_legacy(source: Source, table: Mapping[tuple[str, str], Any]) -> Any:
+def _read_legacy(source: Stream, table: Mapping[tuple[str, str], Any]) -> Any:
     """Five pickles (magic number, version, the machine, the object, keys), then the storages in the keys' order."""
     storages: dict[str, Storage] = {}
     room = source.size
@@ -130,7 +130,7 @@ def _storage_in(data: Any) -> Storage:
     """Reads a storage that torch.save wrote into a pickle; within it there is no other such file."""
     if type(data) is not bytes:
         raise ValueError("a storage in it is not made of bytes")
-    storage = _read_legacy(Source(io.BytesIO(data), len(data)), TENSORS)
+    storage = _read_legacy(Stream(io.BytesIO(data), len(data)), TENSORS)
     if not isinstance(storage, Storage):
         raise ValueError("it has a file within it that is not a storage")
     return storage

@@ -35,6 +35,11 @@ def parameter_shapes(module: nn.Module, shape: Sequence[int]) -> Any:
     return unflatten_dict(_parameters(module, shape)[0])
 
 
+def count_parameters(params: Any) -> int:
+    """Counts the parameters in a tree of arrays, or of shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) -> Any:
     """Initialises the parameters for samples of `shape` (h, w, c), as host arrays, to be placed by device_put.
 
@@ -46,7 +51,9 @@ def init_params(module: nn.Module, key: Key[Array, ""], shape: Sequence[int]) ->
     shapes, initialisers = _parameters(module, shape)
     if not shapes.keys() <= initialisers.keys():
         return jax.tree.map(np.asarray, jax.jit(module.init)(key, *_inputs(shape))["params"])
-    return unflatten_dict({path: draw_parameter(initialisers[path], key, path, leaf) for path, leaf in shapes.items()})
+    return unflatten_dict(
+        {path: sample_parameter(initialisers[path], key, path, leaf) for path, leaf in shapes.items()}
+    )
 
 
 ByPath = dict[tuple[str, ...], Any]
@@ -89,7 +96,7 @@ def _inputs(shape: Sequence[int]) -> tuple[Array, Array]:
     return jnp.zeros((1, *shape)), jnp.zeros(1)
 
 
-def draw_parameter(initialiser: Any, key: Any, path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+def sample_parameter(initialiser: Any, key: Any, path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     """One parameter. The usual initialisers in numpy, since jax compiles a program for each shape; the rest by jax."""
     if initialiser in (nn.initializers.zeros, nn.initializers.ones):
         return np.full(leaf.shape, float(initialiser is nn.initializers.ones), leaf.dtype)

@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 LOGVAR_RANGE = -30.0, 20.0
 
 
-class Part(nn.Module, kw_only=True):
+class BlockBase(nn.Module, kw_only=True):
     """The fields that all parts have. groups: of every group norm. activation: of residual blocks."""
 
     groups: int = 32
@@ -46,7 +46,7 @@ class Part(nn.Module, kw_only=True):
         return Pointwise(features, dtype=self.dtype, name=name)
 
 
-class Resnet(Part, kw_only=True):
+class Resnet(BlockBase, kw_only=True):
     """shortcut(x) + conv(act(norm(conv(act(norm(x)))))), the shortcut a matrix where the width changes.
 
     An embedding e adds linear(act(e)) to the first convolution.
@@ -66,7 +66,7 @@ class Resnet(Part, kw_only=True):
         return (x if x.shape[-1] == self.width else self.pointwise(self.width, "conv_shortcut")(x)) + h
 
 
-class Attention(Part):
+class Attention(BlockBase):
     """x + out(attend(q, k, v)) over all positions, with one head as wide as the features."""
 
     @nn.compact
@@ -77,7 +77,7 @@ class Attention(Part):
         return x + self.pointwise(c, "to_out_0")(attend(q, k, v).reshape(x.shape))
 
 
-class Resample(Part, kw_only=True):
+class Resample(BlockBase, kw_only=True):
     """Twice the height and width by repeated points, or half by a stride; a convolution either way."""
 
     up: bool
@@ -91,7 +91,7 @@ class Resample(Part, kw_only=True):
         return self.conv(x.shape[-1], "conv", padding=0, stride=2)(x)
 
 
-class Level(Part, kw_only=True):
+class Level(BlockBase, kw_only=True):
     """Residual blocks of one width, each followed by attention if `attends`, and half ("down") or twice ("up") the
     size at the end."""
 
@@ -110,7 +110,7 @@ class Level(Part, kw_only=True):
         return self.part(Resample, f"{self.resample}samplers_0", up=self.resample == "up")(h)
 
 
-class Middle(Part, kw_only=True):
+class Middle(BlockBase, kw_only=True):
     """Two residual blocks, with attention between them if `attends`."""
 
     attends: bool
@@ -122,7 +122,7 @@ class Middle(Part, kw_only=True):
         return self.part(Resnet, "resnets_1", width=h.shape[-1])(h)
 
 
-class Half(Part, kw_only=True):
+class Half(BlockBase, kw_only=True):
     """The encoder, whose levels go "down" to the middle, or the decoder, whose levels go "up" from it."""
 
     resample: str
@@ -150,7 +150,7 @@ class Half(Part, kw_only=True):
         return self.conv(self.out_channels, "conv_out")(nn.silu(self.norm("conv_norm_out")(h)))
 
 
-class AutoencoderKL(Part, kw_only=True):
+class AutoencoderKL(BlockBase, kw_only=True):
     """Images (b, h, w, c) to the mean and the log variance of a Gaussian of latents, and latents to images.
 
     The defaults are Stable Diffusion's. Height and width of images are `factor` times those of latents.

@@ -51,12 +51,12 @@ class TextLayer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "b n width"]) -> Float[Array, "b n width"]:
-        h = h + SelfAttention(self.heads, self.dtype, name="self_attn")(layer_norm(self, "layer_norm1")(h))
+        h = h + CausalAttention(self.heads, self.dtype, name="self_attn")(layer_norm(self, "layer_norm1")(h))
         mlp = Mlp(self.inner, self.activation, self.dtype, name="mlp")
         return h + mlp(layer_norm(self, "layer_norm2")(h))
 
 
-class SelfAttention(nn.Module):
+class CausalAttention(nn.Module):
     """out(attend(q, k, v)), each token attending to itself and those before it."""
 
     heads: int

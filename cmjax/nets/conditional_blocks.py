@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cmjax.nets.autoencoder import ACTIVATIONS, Part, Resnet
+from cmjax.nets.autoencoder import ACTIVATIONS, BlockBase, Resnet
 from cmjax.nets.blocks import attend
 from cmjax.nets.layers import FanIn, GroupNorm, Pointwise, upsample
 
@@ -99,7 +99,7 @@ class Transformer(nn.Module, kw_only=True):
         return x + Pointwise(c, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
 
 
-class Upsample(Part):
+class Upsample(BlockBase):
     """The size of the map that comes next, by points that repeat, then a convolution."""
 
     @nn.compact
@@ -108,7 +108,7 @@ class Upsample(Part):
         return self.conv(x.shape[-1], "conv")(upsample(x, (1, 1))[:, :height, :width])
 
 
-class Downsample(Part, kw_only=True):
+class Downsample(BlockBase, kw_only=True):
     """Half the size by a stride, with a convolution. padding: zeros on each side; 0 has them right and below alone."""
 
     padding: int
@@ -120,7 +120,7 @@ class Downsample(Part, kw_only=True):
         return self.conv(x.shape[-1], "conv", padding=self.padding, stride=2)(x)
 
 
-class Embedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     """linear_2(act(linear_1(h))). A condition adds its linear map to h first."""
 
     width: int

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from cmjax.nets.autoencoder import ACTIVATIONS
 from cmjax.nets.conditional_blocks import (
     Downsample,
-    Embedding,
     TimedResnet,
+    TimestepEmbedding,
     Transformer,
     Upsample,
     guidance_waves,
@@ -28,7 +28,7 @@ STEPS = 1000
 """Of the diffusion models that these networks come from, where nothing else is said."""
 
 
-class Level(nn.Module, kw_only=True):
+class UNetLevel(nn.Module, kw_only=True):
     """Holds the fields of all levels. transformers: blocks of each transformer after a residual block; 0 for none."""
 
     width: int
@@ -55,7 +55,7 @@ class Level(nn.Module, kw_only=True):
         return kind(name=f"attentions_{i}", attention=self.attention, dtype=self.dtype, **fields)(h, context)
 
 
-class DownLevel(Level, kw_only=True):
+class DownLevel(UNetLevel, kw_only=True):
     """Blocks, then half the size if `ends_smaller`. Returns the map, and all maps on the way for the way up."""
 
     ends_smaller: bool
@@ -73,7 +73,7 @@ class DownLevel(Level, kw_only=True):
         return h, maps
 
 
-class MiddleLevel(Level):
+class MiddleLevel(UNetLevel):
     """A residual block, a transformer, a residual block."""
 
     @nn.compact
@@ -82,7 +82,7 @@ class MiddleLevel(Level):
         return self.resnet(1, h, embedding)
 
 
-class UpLevel(Level):
+class UpLevel(UNetLevel):
     """Blocks, each after the map of the way down beside it, then the size of the map that comes next."""
 
     @nn.compact
@@ -224,14 +224,14 @@ class ConditionalUNet(nn.Module, kw_only=True):
         """Computes the embedding that the residual blocks take, (b, e)."""
         waves = {"cosines_first": self.cosines_first, "shift": self.shift}
         width = self.embedding_width or 4 * self.widths[0]
-        embed = Embedding(width, self.activation, self.dtype, name="time_embedding")
+        embed = TimestepEmbedding(width, self.activation, self.dtype, name="time_embedding")
         embedding = embed(time_waves(time, self.widths[0], **waves), guidance_embedding)
         if not self.size_width:
             return embedding
         # waves of every number by itself, (b·sizes, size_width), then side by side for each sample
         seen = time_waves(sizes.ravel(), self.size_width, **waves).reshape(len(sizes), -1)
         # released networks have silu here, whatever the activation of the other embedding
-        added = Embedding(width, "silu", self.dtype, name="add_embedding")
+        added = TimestepEmbedding(width, "silu", self.dtype, name="add_embedding")
         return embedding + added(jnp.concatenate([pooled, seen], axis=1))
 
     def _check(self, x: Array, **inputs: Array | None) -> None:

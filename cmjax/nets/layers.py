@@ -225,7 +225,7 @@ class Dropout(nn.Module):
             return x
         half = -(-x.shape[-1] // 2)
         bits = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], half), jnp.uint32)
-        draws = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)[..., : x.shape[-1]]
+        numbers = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)[..., : x.shape[-1]]
         # the rate as it is rounded here also scales what is kept, so that the mean is exact
         dropped = round(self.rate * 2**16)
-        return jnp.where(draws >= dropped, x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)
+        return jnp.where(numbers >= dropped, x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The card of a model in a folder for model hubs: README.md with a header in YAML, metrics, a picture and a licence."""
+"""The card of a model in a folder for model hubs: README.md with a header in YAML, metrics, a image and a licence."""
 
 import json
 import re
@@ -23,16 +23,16 @@ def check_licence(licence: str | None) -> None:
         raise ConfigError(f"--licence={licence!r}: must be an identifier in small letters, as cc-by-nc-4.0")
 
 
-def model_card(trained: Trained, *, licence: str | None, picture: str, parameters: int, dtype: str) -> str:
+def model_card(trained: Trained, *, licence: str | None, image: str, parameters: int, dtype: str) -> str:
     """Writes the card of a run.
 
-    Args: licence: an identifier, None where none is stated. picture: the file of samples, beside the card.
+    Args: licence: an identifier, None where none is stated. image: the file of samples, beside the card.
     """
     name, summary = trained.folder.absolute().name, Workdir(trained.folder).read_summary()
     made_here = not trained.imported and summary.get("steps") == trained.used_step
     metrics: dict[str, dict[str, Any]] = summary.get("metrics", {}) if made_here else {}
     sections = [_header(trained, name, licence, metrics), _about(trained, name, parameters, dtype)]
-    sections += [f"![Samples, not selected]({picture})", _use(trained, name)]
+    sections += [f"![Samples, not selected]({image})", _use(trained, name)]
     if metrics:
         about = summary.get("metrics_of")
         sections += ["## Metrics", _table(metrics), *([f"{about}."] if about else [])]

@@ -48,7 +48,7 @@ def nearest_of(workdir: Path, source: Source) -> Nearest:
         raise DataError("the data are no uint8 images")
     # samplers are sorted by their evaluations: of those with the newest step, the one with the most
     sampler, steps = max(reversed(grids.items()), key=lambda item: max(item[1]))
-    samples = images_in(steps[max(steps)].read_bytes(), source.shape, SHOWN)
+    samples = images_of_grid(steps[max(steps)].read_bytes(), source.shape, SHOWN)
     if samples is None:
         raise DataError(f"{steps[max(steps)].name} is not a grid of the run's images")
     total = len(source)
@@ -89,7 +89,7 @@ def search(queries: Images, excluded: np.ndarray, source: Source, rows: np.ndarr
     return place, np.sqrt(best / wanted.shape[1])
 
 
-def images_in(grid: bytes, shape: tuple[int, ...], most: int) -> Images | None:
+def images_of_grid(grid: bytes, shape: tuple[int, ...], most: int) -> Images | None:
     """Cuts the first images, (n, h, w, c), from a grid of `image_grid` of images of that shape; None if it is another.
 
     Raises: OSError where it is no image.

@@ -52,7 +52,7 @@ def _fetched(address: str, cache: Path) -> Path:
         os.replace(partial / place.name, place)
     except (OSError, ConfigError) as error:
         if not (place / RECORD).is_file():
-            why = getattr(error, "strerror", None) or error
+            why = getattr(error.__cause__ or error, "strerror", None) or error
             raise ConfigError(
                 f"{address}: cannot be kept in {place.parent}: {why}; XDG_CACHE_HOME names another"
             ) from error

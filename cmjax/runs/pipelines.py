@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from cmjax.interop.conditional_unet import load_unet, unet_config, unet_module, 
 from cmjax.interop.fields import read_config
 from cmjax.interop.folders import weights_file
 from cmjax.interop.keys import ForeignError
-from cmjax.interop.lora import UNET, Layer, Layers
+from cmjax.interop.lora import UNET, Layers, LoraLayer
 from cmjax.interop.scheduler import read_schedule
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.nets.conditional_unet import ConditionalUNet
 from cmjax.runs.trained import Trained, open_trained
-from cmjax.runs.workdir import INDEX, PIPELINE, RECORD
+from cmjax.runs.workdir import INDEX, PIPELINE, RECORD, writing
 from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, write_atomically
 from cmjax.system.mesh import move, parameter_shardings
 
@@ -119,7 +118,7 @@ def lora_of(folder: str | Path) -> tuple[Layers, TextToImage]:
             f"--format=lora: --workdir={folder} trained no adapter (config.lora), or lacks its {PIPELINE}"
         )
     alpha = jnp.float32(lora.alpha)
-    layers = {path: Layer(*arrays, alpha) for path, arrays in lora.layers(jax.device_get(trained.averaged()))}
+    layers = {path: LoraLayer(*arrays, alpha) for path, arrays in lora.layers(jax.device_get(trained.averaged()))}
     return {UNET: layers}, foreign.load_pipeline(parts, with_unet=False)
 
 
@@ -144,23 +143,18 @@ def keep_pipeline(run: Run, workdir: Path, module: Any, shape: tuple[int, ...], 
     if is_bucket(workdir):
         log.warning("%s is a bucket: the pipeline stays in %s, which samples of prompts need too", workdir, source)
         return
-    partial, same = workdir / f".{PIPELINE}.partial", source == named
-    base = None if run.lora is None else run.base(frozen)
+    same, base = source == named, None if run.lora is None else run.base(frozen)
     try:
-        remove_folder(partial)
-        foreign.copy_pipeline(source, partial, with_unet=base is not None and same, link=True)
-        if base is None or (not same and jax.process_count() > 1):  # no process has all of a split network
-            write_atomically(partial / "unet" / "config.json", to_json(unet_config(module, shape[0])))
-        elif not same:
-            write_unet(partial / "unet", module, base, sample_size=shape[0])
-        remove_folder(target)
-        os.replace(partial, target)
+        with writing(target, "--workdir"), whole_folder(target) as partial:
+            foreign.copy_pipeline(source, partial, with_unet=base is not None and same, link=True)
+            if base is None or (not same and jax.process_count() > 1):  # no process has all of a split network
+                write_atomically(partial / "unet" / "config.json", to_json(unet_config(module, shape[0])))
+            elif not same:
+                write_unet(partial / "unet", module, base, sample_size=shape[0])
+            # without an index it is what a kill left
+            remove_folder(target)
     except ForeignError as error:
         raise ConfigError(str(error)) from error
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
-    finally:
-        remove_folder(partial)
 
 
 def copy_parts(source: Path, folder: Path) -> None:

@@ -30,7 +30,7 @@ RECIPES = {
 SECONDS = 20
 
 
-class File(NamedTuple):
+class ReleaseFile(NamedTuple):
     """A row of the table. name: below the model's folder."""
 
     name: str
@@ -38,13 +38,13 @@ class File(NamedTuple):
     sha256: str
 
 
-def table() -> dict[str, list[File]]:
+def table() -> dict[str, list[ReleaseFile]]:
     """Reads the table: the files of each model that was made."""
-    files: dict[str, list[File]] = {}
+    files: dict[str, list[ReleaseFile]] = {}
     for line in (FOLDER / "checksums.tsv").read_text().splitlines():
         path, size, sha256 = line.split("\t")
         model, _, name = path.partition("/")
-        files.setdefault(model, []).append(File(name, int(size), sha256))
+        files.setdefault(model, []).append(ReleaseFile(name, int(size), sha256))
     return files
 
 
@@ -83,7 +83,7 @@ def release_files(address: str) -> tuple[Path, str]:
     return folder, key
 
 
-def _missing(folder: Path, files: list[File]) -> list[File]:
+def _missing(folder: Path, files: list[ReleaseFile]) -> list[ReleaseFile]:
     """Lists the files that are not there, or not whole."""
     return [
         file
@@ -92,7 +92,7 @@ def _missing(folder: Path, files: list[File]) -> list[File]:
     ]
 
 
-def _problem(content: bytes, file: File) -> str:
+def _problem(content: bytes, file: ReleaseFile) -> str:
     """Says what is wrong with a file; "" where nothing is."""
     if len(content) != file.size:
         return f"has {len(content):,} bytes, and not {file.size:,}"
@@ -120,7 +120,7 @@ def write_rows(models: Mapping[str, Path]) -> None:
         )
         contents = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
         rows[name] = [
-            File(file, len(content), hashlib.sha256(content).hexdigest()) for file, content in contents.items()
+            ReleaseFile(file, len(content), hashlib.sha256(content).hexdigest()) for file, content in contents.items()
         ]
     lines = [f"{name}/{file.name}\t{file.size}\t{file.sha256}\n" for name in sorted(rows) for file in rows[name]]
     write_atomically(FOLDER / "checksums.tsv", "".join(lines))

@@ -22,7 +22,7 @@ from cmjax.data.base import kind_of, noun_of
 from cmjax.data.batches import Batches
 from cmjax.data.sources import DataError, Source
 from cmjax.metrics.comparison import LEAST, why_not_compared
-from cmjax.nets.adapter import parameter_shapes
+from cmjax.nets.adapter import count_parameters, parameter_shapes
 from cmjax.nets.inputs import ADDED
 from cmjax.runs.dependencies import check_data_of_others, check_teacher, load_first, load_teacher, network_differences
 from cmjax.runs.prompted_data import empty_of
@@ -195,11 +195,6 @@ def _load_base(
     except ValueError as error:
         raise ConfigError(f"config.lora.targets: {error}") from error
     return {} if of_teacher else {BASE: params}
-
-
-def count_parameters(params: Params) -> int:
-    """Count the parameters in a tree of arrays, or of shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def started_from(other: Params, fresh: Params, name: str, differences: Callable[[], str] = lambda: "") -> Params:

@@ -19,7 +19,8 @@ from cmjax.core.model import BoundModel
 from cmjax.core.typing import PRNGKey, Samples
 from cmjax.data.batches import preprocess
 from cmjax.data.latents import sample_latents
-from cmjax.runs.setup import Setup, count_parameters
+from cmjax.nets.adapter import count_parameters
+from cmjax.runs.setup import Setup
 from cmjax.system.memory import FOR_ACTIVATIONS, program_bytes, too_little
 from cmjax.training.state import Examples, TrainState
 from cmjax.training.step import CompiledStep, TrainStep, compile_train_step, make_method_step, prepare_inputs

@@ -1,7 +1,6 @@
 """Parameters that no training made: folders of imported weights, and power-function averages of any width, which come
 from the snapshots in a run's checkpoints."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from cmjax.config.optimizer import power_widths
 from cmjax.core.typing import Params
 from cmjax.runs.record import write_record
 from cmjax.runs.trained import Trained
-from cmjax.runs.workdir import Workdir
-from cmjax.system.files import is_bucket, remove_folder
+from cmjax.runs.workdir import Workdir, writing
+from cmjax.system.files import whole_folder
 from cmjax.system.progress import progress
 from cmjax.training.checkpoint import restore_average, save_average
 from cmjax.training.optimizer import EMA
@@ -49,26 +48,12 @@ def write_model(
             beside: a folder that is copied into it.
     Raises: ConfigError where it cannot be written.
     """
-    # a rename makes it whole at once; a bucket has none
-    partial = folder if is_bucket(folder) else folder.with_name(f".{folder.name}.partial")
-    try:
-        remove_folder(partial)
-        partial.mkdir(parents=True)
+    with writing(folder, option), whole_folder(folder) as partial:
         save_average(partial / "checkpoints", params, EMA)
         if beside is not None:
             shutil.copytree(beside, partial / beside.name)
         # last: a folder without a record is no run's
         write_record(partial, config, tuple(shape), num_classes, imported=imported, classes=classes)
-        if partial != folder:
-            if folder.exists():
-                # it is empty, as `check_new` saw; a rename may refuse a folder that exists
-                folder.rmdir()
-            os.replace(partial, folder)
-    except OSError as error:
-        raise ConfigError(f"{option}={folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial != folder:
-            remove_folder(partial)
 
 
 def width_of(text: str) -> float:

@@ -175,6 +175,30 @@ def remove_folder(path: Path) -> None:
         cast(Any, path).rmtree()
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder, which becomes `folder`, absent or empty, when the block ends: the whole folder or nothing.
+
+    A bucket has no rename: there it is `folder` itself. Raises: OSError where it cannot be made or moved.
+    """
+    if is_bucket(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    # a kill may have left one
+    partial = folder.with_name(f".{folder.name}.partial")
+    remove_folder(partial)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            # it is empty; a rename may refuse a folder that exists
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        remove_folder(partial)
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; files that vanish meanwhile count as 0."""
     try:

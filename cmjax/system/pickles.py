@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from cmjax.system.unpickle import Global, Machine, Source, Unbuilt, UnsafeFile, check_key
+from cmjax.system.unpickle import Global, Machine, Stream, Unbuilt, UnsafeFile, check_key
 
 OTHER_FILES = {
     b"<": "a web page",
@@ -56,7 +56,7 @@ def one_line_errors(path: str | Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path} is not {kind}, or is damaged: it is malformed ({error})") from error
 
 
-def pickle_source(file: BinaryIO) -> Source:
+def pickle_source(file: BinaryIO) -> Stream:
     """Opens the whole of a file. Raises: ValueError where it begins as files of another kind do."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -68,7 +68,7 @@ def pickle_source(file: BinaryIO) -> Source:
     for start, kind in OTHER_FILES.items():
         if head.startswith(start):
             raise ValueError(f"it is {kind}")
-    return Source(file, size)
+    return Stream(file, size)
 
 
 def of_type(value: Any, *kinds: type) -> Any:

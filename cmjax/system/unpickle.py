@@ -42,7 +42,7 @@ class Unbuilt:
     slots: list[int] = field(default_factory=list)
 
 
-class Source:
+class Stream:
     """Reads a stream with a known end, so that a length written in it is never believed beyond that."""
 
     def __init__(self, file: BinaryIO, size: int):
@@ -94,7 +94,7 @@ class Machine:
     """
 
     def __init__(
-        self, source: Source, table: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any] | None = None
+        self, source: Stream, table: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any] | None = None
     ):
         self.source, self.table, self.persistent, self.budget = source, table, persistent, 2 * source.size
 

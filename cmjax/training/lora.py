@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.core.typing import Params, PRNGKey
-from cmjax.nets.adapter import draw_parameter
+from cmjax.nets.adapter import sample_parameter
 from cmjax.nets.layers import FanIn
 
 BASE = "base"
@@ -58,7 +58,7 @@ class Lora:
         leaf: Any
         for path, leaf in flatten_dict(self.shapes(params)).items():
             up = path[-1] == "up"
-            fresh[path] = np.zeros(leaf.shape, leaf.dtype) if up else draw_parameter(FanIn(), key, path, leaf)
+            fresh[path] = np.zeros(leaf.shape, leaf.dtype) if up else sample_parameter(FanIn(), key, path, leaf)
         return unflatten_dict(fresh)
 
     def merged(self, params: Params, adapter: Params) -> Params:
