@@ -1,4 +1,4 @@
-"""`--mode=diagnose`: how consistent a model is, which noise levels its loss comes from, and its second step's time.
+"""`--mode=diagnose`: measures a model's consistency, its loss by noise level, and the best time of a second step.
 
 cmjax diagnose --workdir=runs/digits_cd
 cmjax diagnose --workdir=runs/digits_ct --teacher=runs/digits_edm --num=1024

@@ -40,12 +40,12 @@ OF_TASKS = {
     "times": (*TASKS, "interpolation"),
     "clip": tuple(TASKS),
 }
-"""Flags that do something for some tasks alone."""
+"""Flag -> the tasks in which it has an effect; flags of all tasks are not here."""
 SHORT = {"inpaint": "inpainting", "stroke": "strokes"}
 """Other names of tasks."""
 OF_PROMPTS = ("prompt", "negative-prompt", "strength", "sampler", "steps", "guidance", "size", "lora", "lora_scale")
 OF_BOTH = ("workdir", "task", "image", "mask", "num", "seed", "times", "out")
-"""Flags that pipelines take alone, and that they take as runs do."""
+"""The flags of pipelines alone, and those that pipelines and runs take."""
 Labels = Sequence[str | int] | str | int | None
 
 
@@ -113,7 +113,7 @@ def _start_prompts(options: Options, task: str) -> None:
 
 
 def _check_flags(options: Options, task: str) -> None:
-    """Raises ConfigError, naming the flag, where one is given that changes nothing."""
+    """Raises ConfigError, naming the flag, where one has no effect in this task."""
     for name, tasks in OF_TASKS.items():
         if options.is_set(name) and task not in tasks:
             flag = f"--no{name}" if getattr(options, name) is False else f"--{name}"
@@ -187,7 +187,7 @@ def _checked(task: str | None, times: str | None) -> str:
 
 
 def _decoder(trained: Trained, autoencoder: str | None, task: str, **by: Any) -> Decoder | None:
-    """Loads what encodes and decodes the run's latents. Raises: ConfigError where the task is not of its samples."""
+    """Loads the autoencoder of the run's latents. Raises: ConfigError where the task does not fit the run's samples."""
     if trained.model.kind == "denoiser":
         raise ConfigError(f"--workdir={trained.folder}: it is a diffusion teacher; editing needs a consistency model")
     decoder = decoder_of(trained, autoencoder, **by)

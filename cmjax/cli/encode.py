@@ -1,4 +1,4 @@
-"""`--mode=encode`: a data set's latents, written once by an autoencoder, to train on with config.data.name=latents.
+"""`--mode=encode`: encodes a data set once by an autoencoder, to train on with config.data.name=latents.
 
 cmjax encode --config.data.name=folder --config.data.data_dir=photos --config.data.image_size=256 \\
   --autoencoder=sd-vae-ft-ema --mirrored --out=latents
@@ -44,7 +44,7 @@ WITHOUT_RECIPE = {
         "caption_column": "",
     }
 }
-"""The fields that are read where no recipe is named."""
+"""The fields of a configuration where no recipe is named."""
 SPLITS = ("train", "test")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -128,7 +128,7 @@ def run(
 
 @contextlib.contextmanager
 def _naming(flag: str) -> Iterator[None]:
-    """Raises ConfigError with the flag before what is wrong with the data."""
+    """Turns a DataError of the block into a ConfigError that begins with the flag."""
     try:
         yield
     except DataError as error:

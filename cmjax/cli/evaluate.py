@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: metrics of a run's samples, or of any images, beside those of real ones.
+"""`--mode=evaluate`: computes metrics of a run's samples, or of any images, beside those of real images.
 
 cmjax evaluate --workdir=runs/digits_ct
 cmjax evaluate --workdir=runs/cifar_ct --metrics=fid,kid,prdc --num=50000 --times=80 --times=80,0.8
@@ -140,7 +140,7 @@ def run(
 
 
 def _checked(trained: Trained | None, workdir: str | Path | None, labels: str | None) -> Trained:
-    """Raises ConfigError where there is no run to sample, or its model has not the classes of --labels."""
+    """Gives the run. Raises: ConfigError where there is none to sample, or its model has no classes for --labels."""
     if trained is None:
         raise ConfigError(f"--workdir={workdir} is not a run's folder: it has no {RECORD}")
     if labels and not trained.num_classes:
@@ -149,7 +149,7 @@ def _checked(trained: Trained | None, workdir: str | Path | None, labels: str | 
 
 
 def _decoder(trained: Trained, autoencoder: str | None, data: DataSets | None, **by: Any) -> Decoder | None:
-    """Raises ConfigError where the samples are no images, or images of another size than the data's."""
+    """Loads the run's decoder. Raises: ConfigError where samples are no images, or of another size than the data's."""
     decoder = decoder_of(trained, autoencoder, **by)
     if trained.kind not in NO_IMAGES:
         check_are_images(trained, decoder)

@@ -34,9 +34,9 @@ from cmjax.system.files import to_path
 from cmjax.system.libraries import require
 
 LORA = "lora"
-"""The format of an adapter, which a run of prompts trained."""
+"""The format of an adapter that a run of prompts trained."""
 DECODING = {"autoencoder": "named", "decode_dtype": "dtype", "decode_tile": "tile"}
-"""Flags of what decodes latents -> arguments of `decoder_of`."""
+"""Flags of the decoder -> arguments of `decoder_of`."""
 SAMPLING = ("times", "sampler", "gamma", "solver", "steps", "clip")
 GUIDANCE = ("guidance", "guidance_interval", "guidance_channels")
 
@@ -130,7 +130,7 @@ def run(workdir: str | Path, format: str = "safetensors", out: str | None = None
 
 
 def _check_options(format: str, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError, naming the flag, where one is given that does nothing."""
+    """Raises ConfigError, naming the flag, where one has no effect in this format."""
     for name in options:
         if name not in FORMATS[format].options:
             others = [other for other, row in FORMATS.items() if name in row.options]
@@ -194,7 +194,7 @@ def _write_hub(path: Path, trained: Trained, licence: str | None = None, dtype: 
 
 @dataclass(frozen=True)
 class Format:
-    """What a model is written as. suffix: "" of a folder. options: the flags that it has."""
+    """Describes a format of exported models. suffix: of its file, "" for a folder. options: the flags that it takes."""
 
     suffix: str
     write: Callable[..., str | None]

@@ -69,12 +69,12 @@ class Flags:
         self.lora()
 
     def lora(self) -> None:
-        """Declare the flags of what is merged into a pipeline's weights."""
+        """Declare the flags of the LoRA that is merged into a pipeline's weights."""
         self.text("lora", None, "A .safetensors file that is merged into the weights.")
         self.number("lora_scale", 1.0, "How much of it.")
 
     def autoencoder(self) -> None:
-        """Declare the flags of what decodes a run's latents."""
+        """Declare the flags of the autoencoder that decodes a run's latents."""
         from cmjax.config.samples import DECODE_DTYPES  # it imports jax, which not every mode does
 
         help = "The folder of what decodes latents; none leaves them as they are. Default: the one that encoded them."
@@ -130,7 +130,7 @@ class Options:
         return {name: getattr(self, name) for name in self.declared.names if name not in OF_RUN}
 
     def is_set(self, name: str) -> bool:
-        """Whether the command line has the flag."""
+        """Says whether the command line has the flag."""
         return bool(self.declared.values[name].present)
 
     def refuse(self, names: Iterable[str], why: str) -> None:
@@ -193,7 +193,7 @@ class Options:
 
 
 def _reached(workdir: str, mode: str) -> Path:
-    """The run's folder, fetched where it has an address. Raises: ConfigError where its bucket does not answer."""
+    """Gives the run's folder, fetched where it has an address. Raises: ConfigError where its bucket does not answer."""
     if is_address(workdir):
         if mode not in OF_ADDRESSES:
             known = ", ".join(f"--mode={name}" for name in OF_ADDRESSES)

@@ -27,19 +27,19 @@ from cmjax.nets import NETS
 from cmjax.runs.addresses import fetch_exported
 from cmjax.runs.exported import is_bundle, read_exported, write_exported
 from cmjax.runs.weights import check_new, write_model
-from cmjax.runs.workdir import output
-from cmjax.system.files import is_address, is_bucket, to_path
+from cmjax.runs.workdir import output, writing
+from cmjax.system.files import is_address, is_bucket, to_path, whole_folder
 from cmjax.system.libraries import MissingLibrary
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", *READERS, "diffusers", "cmjax")
 PRECONDITIONINGS = {"denoiser": "edm", "consistency": "consistency", "flow_map": "linear_ends"}
-"""By the kind, unless the reader names another."""
+"""Kind of model -> its preconditioning, unless the reader names another."""
 KINDS = ("denoiser", "consistency")
-"""Those that a file may leave open."""
+"""The kinds of model that a file may leave open."""
 CONSTANTS = {"sigma_data": 0.5, "t_min": 0.002, "t_max": 80.0, "rho": 7.0}
-"""Of all the peers' released networks, unless the file has others."""
+"""The constants of all released networks, unless the file has others."""
 FIXED = ("frequencies", "phases")  # numbers of a Fourier embedding, which are random and never trained
 
 
@@ -117,7 +117,7 @@ def _import_exported(source: str, path: Path, workdir: Path) -> None:
 
 
 def _is_of_prompts(path: Path) -> bool:
-    """Checks whether it is a pipeline from prompts to images, or one of a class that is not read."""
+    """Checks whether the folder is a pipeline from prompts to images, even one of a class that is not read."""
     return (path / INDEX).is_file() and (is_pipeline(path) or not (path / "unet").is_dir())
 
 
@@ -140,7 +140,7 @@ def _import_pipeline(path: Path, workdir: Path) -> None:
 
 
 def _evaluate_once(config: Mapping[str, Any], shape: Sequence[int], num_classes: int | None, params: Any) -> None:
-    """Evaluates the model on noise, as every later use of the folder does. Raises: ConfigError where it cannot be."""
+    """Evaluates the model on noise, as every later use of the folder does. Raises: ConfigError where it fails."""
     model = read_model(config, num_classes)
     flow_map = model.bind(params, tuple(shape))
     conditions = {"label": jnp.zeros(1, int)} if model.class_conditional else {}

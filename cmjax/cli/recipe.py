@@ -21,7 +21,7 @@ def start(options: Options) -> None:
 
 
 def run(name: str) -> str:
-    """The text of the recipe `name`, as its file has it.
+    """Gives the text of the recipe `name`, as in its file.
 
     Raises: ConfigError where there is no such recipe.
     """

@@ -30,7 +30,7 @@ from cmjax.system.processes import say
 
 OF_PROMPTS = ("prompt", "prompts", "negative-prompt", "size", "lora", "lora_scale")
 OF_BOTH = ("workdir", "num", "seed", "out", "sampler", "steps", "times", "guidance")
-"""Flags that pipelines take alone, and that they take as runs do."""
+"""The flags of pipelines alone, and those that pipelines and runs take."""
 
 
 def declare(flags: Flags) -> None:

@@ -236,7 +236,7 @@ def _write_until(writer: MetricsWriter | None, session: Session, step: int) -> N
 
 
 def _forget_after(workdir: Path, step: int) -> None:
-    """Remove what was made of the parameters of later steps, which are gone; a run that does not compile keeps it."""
+    """Remove the samples and rows of later steps; called after compiling, so that a run that fails there keeps them."""
     remove_later(workdir, step)
     drop_rows_after(workdir / ROWS, step)
 

@@ -109,5 +109,5 @@ def how_fitted(size: Size, model: Size, *, whose: str = "the model's ") -> str:
 
 
 def _as_text(size: Size) -> str:
-    """Width before height, as people write it."""
+    """Writes a size with the width first, as people do."""
     return f"{size[1]}x{size[0]}"

@@ -1,4 +1,4 @@
-"""Writes a run as a folder for model hubs: weights, the record, a card, samples and what decodes latents."""
+"""Writes a run as a folder for model hubs: weights, record, card, samples, and the decoder of latents."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def write_bundle(folder: Path, trained: Trained, *, dtype: str, licence: str | N
 
 
 def _published(trained: Trained, decoder: Decoder | None, licence: str | None) -> dict[str, Any]:
-    """Gives the record without the places of this machine."""
+    """Gives the record without the paths of this machine."""
     imported = trained.imported
     stated = licence or (imported and imported.get("licence"))
     record = {**trained.record, "config": published(trained.record["config"])}
@@ -66,7 +66,7 @@ def _published(trained: Trained, decoder: Decoder | None, licence: str | None) -
 
 
 def _write_samples(path: Path, trained: Trained, decoder: Decoder | None) -> None:
-    """Draws the first samples of seed 0, as --mode=sample does by default."""
+    """Writes a grid of the first samples of seed 0, as --mode=sample does by default."""
     samples = trained.samples
     flow_map, conditions = conditioned(trained.load(mesh=make_mesh()), trained, samples, SHOWN)
     sampler = named_sampler(samples, trained.model).sampler

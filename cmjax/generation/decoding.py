@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NONE = "none"
-"""In place of a folder: latents are left as they are."""
+"""The value of --autoencoder with which latents are left as they are."""
 PIXELS_AT_ONCE = 2**19
-"""Of images that one device decodes together: 8 of 256x256, whose activations take about 2 GiB in float32."""
+"""Pixels of the images that one device decodes at once: 8 of 256x256, whose activations take 2 GiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Decoder:
         return in_chunks(lambda part: function(weights, part), rows, size)
 
     def decoded(self, autoencoder: "Autoencoder", latents: Array) -> Array:
-        """Does the same within a traced function, by an autoencoder whose parameters may be traced."""
+        """Decodes within a traced function, by an autoencoder whose parameters may be traced."""
         unscaled = autoencoder.unscaled(latents)
         return autoencoder.decode_tiled(unscaled, tile=self.tile) if self.tile else autoencoder.decode(unscaled)
 
@@ -112,12 +112,12 @@ def decoder_of(
 
 
 def decoder_for(run: Run, source: Source) -> Decoder | None:
-    """The same of a run that is to be trained on `source`."""
+    """Loads the decoder of a run that is to be trained on `source`, as `decoder_of`."""
     return _decoder("config.data.autoencoder", run.data.decoding, about_latents(source), tuple(source.shape))
 
 
 def _decoder(field: str, by: Decoding, entries: Mapping[str, Any], shape: tuple[int, ...]) -> Decoder | None:
-    """entries: of a run's record, as `about_latents` makes them."""
+    """Loads a run's decoder; None with a line in the log. entries: of its record, as of `about_latents`."""
     encoding = entries.get("encoding", {})
     path = by.autoencoder or encoding.get("autoencoder")
     if not path or path == NONE:
@@ -164,7 +164,7 @@ def check_are_images(trained: Trained, decoder: Decoder | None) -> None:
 
 
 def images_for(run: Run, source: Source, decoder: Decoder | None) -> tuple[str, Callable[[str], Source]]:
-    """The images that a run's samples are compared with: their name, and the function that opens a split of them.
+    """Gives the name of the images that a run's samples are compared with, and the function that opens a split.
 
     They are the run's own data, or with a decoder those that its latents were encoded from. The function raises
     DataError where they are not there.

@@ -31,7 +31,7 @@ from cmjax.system.processes import all_agree, leave_at_once, on_first_process
 from cmjax.system.progress import ProgressBar, Update, no_progress
 
 SPARE = 512
-"""Bytes of a shard's own for each example, at most."""
+"""The most bytes of a shard for each example beside its arrays."""
 CHANGEABLE = ("statistics", "bytes", "keys", "scale", "shift", "origin")
 """Entries of a manifest that are written at the end, or that the shards do not depend on."""
 
@@ -39,7 +39,7 @@ OF_WEIGHTS = {
     "autoencoder": "an autoencoder of other weights",
     "text_encoder": "text embeddings of another text encoder or tokenizer",
 }
-"""Entries of a manifest that are keys of weights, in messages."""
+"""Entry of a manifest that is a key of weights -> its name in messages."""
 MOMENTS = ("mean", "std", "mirrored_mean", "mirrored_std")
 
 Encode = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
@@ -221,7 +221,7 @@ def _encoder(
 
 @partial(jax.jit, static_argnames=("mirrored", "tile"))
 def _moments(autoencoder: Autoencoder, images: Array, *, mirrored: bool, tile: int) -> Array:
-    """images (b, h, w, c) -> (b, 2 or 4, h, w, l): mean and std, and the mirrored image's."""
+    """Encodes images (b, h, w, c): mean and std of latents, and of the mirrored images', (b, 2 or 4, h, w, l)."""
     images = preprocess(images, jax.random.key(0), horizontal_flip=False)
     parts = []
     for side in (images, images[:, :, ::-1])[: 1 + mirrored]:

@@ -32,7 +32,7 @@ RECORD = "settings.json"
 VERSION = 1  # of how samples are made: parts of a lower one are not continued
 MOST_IN_A_GRID = 10_000
 MOST_PIXELS = 100_000_000
-"""Of a grid: more images than anyone can look at, or more pixels than a viewer opens, are refused."""
+"""The most pixels of a grid that viewers open; a larger grid is refused."""
 
 
 def check_size(path: Path, num: int, shape: tuple[int, ...]) -> None:

@@ -81,8 +81,8 @@ def gallery_rows(
 def gallery_images(
     trained: Trained, files: list[str] | None, seed: int, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """COLUMNS images of `shape`, uint8, of these files or held out from the run's data, and labels where the model has
-    classes.
+    """Reads COLUMNS images of `shape`, uint8, from these files or the run's held-out data, and their labels where the
+    model has classes.
 
     Raises: ConfigError or DataError where there are none.
     """

@@ -66,7 +66,7 @@ def _facts_file(shard: Path) -> Path:
 
 @contextlib.contextmanager
 def _in_one_line(path: Path) -> Iterator[None]:
-    """Raises ConfigError for what fails in writing a shard."""
+    """Turns an error in writing a shard into a ConfigError of one line."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Pipelines from prompts to images by flags: what is asked of them is checked, and drawn over all devices."""
+"""Samples a pipeline from prompts to images: checks the flags, and samples over all devices; writes pipelines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,12 +26,12 @@ from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
 PIXELS_AT_ONCE = 2**20
-"""Of all images of one device: four of 512×512."""
+"""Pixels of the images that one device samples at once: four images of 512×512."""
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How images of prompts are sampled; None is the pipeline's default. They are flags of the command line."""
+    """Holds the flags that say how images of prompts are sampled; None is the pipeline's default."""
 
     negative: str | None = None
     guidance: float | None = None
@@ -54,7 +54,7 @@ def prompt_options(flags: Mapping[str, Any]) -> PromptOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What is drawn: `rows` of a pipeline, by a sampler at its times, as images of a size (height, width).
+    """Holds what is sampled: `rows` of a pipeline, by a sampler at its times, as images of a size (height, width).
 
     settings: what the images depend on, but for the seed.
     """
@@ -91,10 +91,10 @@ def make_request(
     size: tuple[int, int] | None = None,
     strength: float = 1.0,
 ) -> Request:
-    """Checks what is asked for an image of each prompt.
+    """Checks the options, and makes the request for an image of each prompt.
 
-    Args:   size: where no option names it; by default the pipeline's. strength: of an edit.
-    Raises: ConfigError naming the option that cannot be.
+    Args:   size: of images where no option names it; by default the pipeline's. strength: of an edit.
+    Raises: ConfigError naming the option that is wrong.
     """
     sampler = options.sampler or pipeline.sampler
     if sampler not in SAMPLERS:
@@ -114,7 +114,7 @@ def make_request(
 
 
 def named_size(pipeline: TextToImage, text: str | None) -> tuple[int, int] | None:
-    """Height and width of --size, as 512x768."""
+    """Reads --size, height and width as 512x768; None without the flag."""
     if text is None:
         return None
     try:
@@ -127,7 +127,7 @@ def named_size(pipeline: TextToImage, text: str | None) -> tuple[int, int] | Non
 
 
 def _times(pipeline: TextToImage, sampler: str, options: PromptOptions, strength: float) -> np.ndarray:
-    """The times of `--steps`, how many, or of `--times`, the steps themselves."""
+    """Reads the sampler's times: of `--steps`, a number of steps, or of `--times`, the steps themselves."""
     if options.times is not None and options.steps is not None:
         raise ConfigError(f"--times={options.times}: --steps={options.steps} is set too; give one of them")
     named = {"--times": options.times, "--steps": options.steps, "--strength": strength}
@@ -142,9 +142,9 @@ def _times(pipeline: TextToImage, sampler: str, options: PromptOptions, strength
 def sample_request(
     request: Request, seed: int, *, image: np.ndarray | None = None, mask: np.ndarray | None = None, strength: float = 1
 ) -> np.ndarray:
-    """Draws all images, uint8 (n, h, w, 3), a chunk at a time over all devices. They depend on the seed alone.
+    """Samples all images, uint8 (n, h, w, 3), a chunk at a time over all devices. They depend on the seed alone.
 
-    Args:   image: (1, h, w, 3) uint8, which all are made from. mask, strength: as in `pipeline_images`.
+    Args:   image: (1, h, w, 3) uint8, which is edited in each of them. mask, strength: as in `pipeline_images`.
     """
 
     def sample(model: Any, within: Any) -> Any:
@@ -175,7 +175,7 @@ def export_pipeline(
     """Writes a pipeline for diffusers, with a LoRA merged: `export_pipeline("runs/sd15", "sd15-lcm", lora=file)`.
 
     Args:    out: a new folder; by default export/diffusers in `folder`.
-    Returns: the folder. Raises: ConfigError naming the option that cannot be.
+    Returns: the folder. Raises: ConfigError naming the option that is wrong.
     """
     path = to_path(out) if out else to_path(folder) / "export" / "diffusers"
     output(path)

@@ -1,4 +1,4 @@
-"""Programs that leave: a run's sampler, or its model alone, as a function of arrays with everything else inside it."""
+"""Programs for export: a run's sampler, or its model alone, as a function of arrays that holds everything else."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class ExportedProgram:
-    """A function of arrays.
+    """Holds a function of arrays, to be exported.
 
     function: (weights, {name: input}) -> samples, a pure function. weights: a tree of host arrays.
     inputs: shape and dtype of each input, with the batch as the axis None. output: its name. about: what it is, as JSON

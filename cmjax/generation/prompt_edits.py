@@ -1,4 +1,4 @@
-"""Edits of an image by a prompt: it is changed as a whole, or made anew where a mask leaves it."""
+"""Edits an image by a prompt: changes the whole image, or generates what a mask does not keep."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from cmjax.runs.workdir import output
 from cmjax.system.files import to_json, to_path
 
 STRENGTHS = {"strokes": 0.5, "inpainting": 1.0}
-"""The tasks of pipelines, and their default strengths."""
+"""Task of pipelines -> its default strength."""
 
 
 def edit_by_prompt(
@@ -37,7 +37,7 @@ def edit_by_prompt(
 
     Args:    folder: a pipeline's. task: of `STRENGTHS`; inpainting keeps the white pixels of a mask.
              strength: above 0, up to 1: how much noise is added to the image. seed: of `sample_prompts`.
-    Returns: the file. Raises: ConfigError naming the option that cannot be.
+    Returns: the file. Raises: ConfigError naming the option that is wrong.
     """
     if task not in STRENGTHS:
         raise ConfigError(f"--task={task}: a pipeline of prompts takes {' and '.join(STRENGTHS)}")
@@ -71,9 +71,9 @@ def edit_by_prompt(
 
 
 def fitting_size(size: Size, pixels: int, factor: int) -> Size:
-    """The size, in multiples of `factor`, at which an image is edited by a network that was trained with pixels².
+    """Chooses the size, in multiples of `factor`, at which an image is edited by a network trained with pixels² pixels.
 
-    It is the image's own where that has between half and twice as many pixels, and else one of so many and its shape.
+    It is the image's own where that has between half and twice as many pixels; else the same shape with pixels².
     """
     height, width = size
     is_near = 0.5 <= height * width / pixels**2 <= 2
@@ -83,5 +83,5 @@ def fitting_size(size: Size, pixels: int, factor: int) -> Size:
 
 
 def to_unit(images: np.ndarray) -> np.ndarray:
-    """uint8 to [−1, 1]."""
+    """Converts uint8 images to floats in [−1, 1]."""
     return images.astype(np.float32) / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What a run's network sees of prompts, for the samples of its training: fixed prompts, or captions of its data."""
+"""The conditions of samples during a training by prompts: of fixed prompts, or of captions of the data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +16,9 @@ from cmjax.runs.workdir import PIPELINE
 
 
 def prompted_conditions(run: Run, model: NetworkModel, source: Source, workdir: Path, num: int) -> dict[str, Any]:
-    """The conditions of `num` samples, host arrays: those of `samples.prompts` in turn, or of the first captions of the
-    data; with `negative` where the network is to be guided by them.
+    """Makes the conditions of `num` samples, host arrays: of `samples.prompts` in turn, or of the first captions.
+
+    `negative` is among them where guidance needs the conditions of the empty prompt.
 
     Raises: ConfigError where there are no text encoders.
     """

@@ -1,4 +1,4 @@
-"""Images of prompts, from a pipeline's folder over all devices, to a grid that holds its settings, or an array."""
+"""Samples images of prompts by a pipeline, and writes them as a grid, whose text holds the settings, or an array."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def sample_prompts(
 
     Args:    folder: a pipeline's. out: x.png, a grid whose text holds prompts and settings, or x.npz, `images` and
              `prompts`. seed: the same one gives the same images, on any number of devices.
-    Returns: the file. Raises: ConfigError naming the option that cannot be.
+    Returns: the file. Raises: ConfigError naming the option that is wrong.
     """
     path = to_path(out or to_path(folder) / "samples" / f"seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
@@ -58,7 +58,7 @@ def _write(path: Path, images: np.ndarray, prompts: Sequence[str], num: int, set
 
 
 def read_prompts(prompt: str | None, file: str | None) -> list[str]:
-    """The prompt of `--prompt`, or those of the file of `--prompts`, one a line. Raises: ConfigError."""
+    """Reads the prompt of `--prompt`, or those of the file of `--prompts`, one a line. Raises: ConfigError."""
     if (prompt is None) == (file is None):
         raise ConfigError("--prompt is missing: name what the images show, or a file of prompts, --prompts=FILE")
     if prompt is not None:

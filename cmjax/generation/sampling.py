@@ -250,7 +250,7 @@ def with_autoguidance(
 def guided_by(
     flow_map: BoundModel, conditions: dict[str, np.ndarray], samples: SamplingOptions, model: NetworkModel
 ) -> tuple[BoundModel, dict[str, np.ndarray]]:
-    """`with_guidance` as `samples` says, of a network of `model`."""
+    """Applies `with_guidance` as `samples` says, to a network of `model`."""
     takes = {"takes": model.guided, "takes_interval": model.guided_interval}
     interval, channels = samples.guidance_interval, samples.guidance_channels
     return with_guidance(flow_map, conditions, samples.guidance, interval=interval, channels=channels, **takes)

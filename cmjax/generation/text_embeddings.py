@@ -1,4 +1,4 @@
-"""Text embeddings of captions, as a pipeline's U-Net sees them, to be written beside the latents of their images."""
+"""Embeds captions as inputs of a pipeline's U-Net, to be written beside the latents of their images."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 LARGEST = float(np.finfo(np.float16).max)
 SHOWN = 3
-"""Captions that are cut of which a warning shows the rest."""
+"""How many warnings show what is cut from a caption."""
 
 Embed = Callable[[Mapping[str, Any], tuple[int, int]], dict[str, np.ndarray]]
 
@@ -32,8 +32,11 @@ def about_text(pipeline: TextToImage) -> dict[str, Any]:
 
 
 def embedder(pipeline: TextToImage, mesh: Mesh) -> Embed:
-    """Gives a function of a batch with "caption" (b,) and "size" (b, 2), of images before they were cut, and of the
-    size to which they were: their context and pooled features, float32, sizes, and captions in UTF-8."""
+    """Makes the function (batch, size) -> the text embeddings of its captions, and the captions in UTF-8.
+
+    The batch has "caption" (b,) and "size" (b, 2), of the images before they were cut to `size`. Embeddings are
+    float32: "context", and for SDXL "pooled" and "sizes".
+    """
     weights = jax.device_put(replace(pipeline, params={}, autoencoder=None), replicated(mesh))
     warn = _Few()
 
@@ -53,8 +56,8 @@ def _conditions(pipeline: TextToImage, tokens: Sequence[Any]) -> Conditions:
 
 
 def sizes_of(original: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What SDXL sees of images' sizes, (b, 6) float32: height and width before (b, 2), the top and left corner of the
-    centre that is kept of the scaled image, and the height and width after.   [Podell et al. 2023, sec. 2.2]"""
+    """Makes SDXL's sizes, (b, 6) float32: the images' original height and width, the top and left corner of the centre
+    that is kept of the scaled image, and the final height and width.   [Podell et al. 2023, sec. 2.2]"""
     target = np.broadcast_to(np.array(size, np.float64), original.shape)
     # scaled to cover the target, as `crops` does
     scaled = original * (target / original).max(axis=1, keepdims=True)
@@ -62,7 +65,7 @@ def sizes_of(original: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def empty_prompt_of(pipeline: TextToImage) -> dict[str, np.ndarray]:
-    """What the U-Net sees without a prompt, in float16 as captions' embeddings are.
+    """Computes the U-Net's inputs without a prompt, in float16 as captions' embeddings are.
 
     Raises: DataError where it is beyond float16.
     """
@@ -74,7 +77,7 @@ def empty_prompt_of(pipeline: TextToImage) -> dict[str, np.ndarray]:
 
 
 def _cut(caption: str) -> bytes:
-    """A caption in UTF-8, cut between two characters where it is very long."""
+    """Encodes a caption in UTF-8, cut between two characters where it is very long."""
     return caption.encode()[:CAPTION_BYTES].decode(errors="ignore").encode()
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 STATISTICS = "latents_stats.pt"
 """Mean and std of each channel of latents, as LightningDiT writes them."""
 ENTRIES = ("ema", "state_dict", "model")
-"""Of several state dicts in one file the first of these is read."""
+"""Names of state dicts in a file with several; the first that is there is read."""
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 TELLTALES = tuple(f"{half}.conv_{end}.weight" for half in ("encoder", "decoder") for end in ("in", "out"))
 """Keys that every autoencoder has."""
@@ -137,7 +137,7 @@ def to_torch(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def _find(path: FilePath) -> tuple[FilePath, dict[str, Any] | None]:
-    """The file of the weights, or the index of several, and the fields of the config beside it, if there is one."""
+    """Finds the file of the weights, or the index of several, and reads the config beside it, if there is one."""
     if is_bucket(path):
         raise ForeignError(f"{path}: an autoencoder is read from a disk; copy it there")
     if not path.exists():
@@ -159,7 +159,7 @@ def _find(path: FilePath) -> tuple[FilePath, dict[str, Any] | None]:
 
 
 def _read(file: FilePath) -> Mapping[str, Any]:
-    """The content of a file by key, the state dict where it holds more."""
+    """Reads the content of a file by key; of a checkpoint, its state dict."""
     content: Any = content_of(file)
     if _prefixes(content):
         return content
@@ -171,13 +171,13 @@ def _read(file: FilePath) -> Mapping[str, Any]:
 
 
 def _prefixes(content: Mapping[Any, Any]) -> set[str]:
-    """What stands before an autoencoder's keys, such as "first_stage_model."; one for each autoencoder."""
+    """Finds the prefixes of autoencoders' keys, such as "first_stage_model.", one for each autoencoder."""
     keys = [(key, name) for key in content for name in TELLTALES if f".{key}".endswith(f".{name}")]
     return {key.removesuffix(name) for key, name in keys}
 
 
 def _autoencoder_in(content: Mapping[str, Any], file: FilePath) -> Arrays:
-    """The arrays of the autoencoder alone, without a prefix."""
+    """Takes the arrays of the autoencoder alone, without a prefix."""
     prefixes = _prefixes(content)
     if not prefixes:
         some = ", ".join(sorted(map(str, content))[:5]) or "none"
@@ -197,7 +197,7 @@ def _autoencoder_in(content: Mapping[str, Any], file: FilePath) -> Arrays:
 
 
 def names_of(keys: Iterable[str], levels: int) -> Callable[[Path], str]:
-    """The function from our path of a parameter to its key, under the names that these keys have."""
+    """Makes the function from our path of a parameter to its key, under the names that these keys have."""
     keys = list(keys)
     old = any(re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", key) for key in keys)
     ldm = any(re.match(r"(encoder\.down|decoder\.up|(en|de)coder\.mid)\.", key) for key in keys)
@@ -216,7 +216,7 @@ def names_of(keys: Iterable[str], levels: int) -> Callable[[Path], str]:
 
 
 def read_statistics(file: FilePath) -> tuple[Any, Any]:
-    """Scale 1/std and shift mean."""
+    """Reads the mean and the std of each channel of latents. Returns: scale 1/std, and shift = mean."""
     try:
         content = read_torch(file)
     except (ValueError, OSError) as error:
@@ -230,7 +230,7 @@ def read_statistics(file: FilePath) -> tuple[Any, Any]:
 
 
 def _per_channel(name: str, stated: Any, known: Any, channels: int) -> tuple[float, ...] | None:
-    """A number for each channel: the stated ones, else those that are known."""
+    """Gives a number for each channel: the stated ones, else those that are known."""
     value = known if stated is None else stated
     if value is None:
         return None

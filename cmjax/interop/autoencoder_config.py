@@ -53,7 +53,7 @@ FIELDS: dict[str, Field] = {
     "latents_std": (None, optional(all_of(is_positive)), "null or a list of numbers above 0"),
     "sample_size": (32, lambda value: is_count(value) or all_of(is_count)(value), "a size in pixels"),
 }
-"""Of each field that the network depends on: diffusers' default, a check of the value, and what it must be.
+"""Field -> diffusers' default, a check of the value, and what it must be: the fields that the network depends on.
 
 Two are of files without a config alone: the width of the first convolution, `stem`, which is the first level's in
 diffusers, and None for a scaling factor that is not known.
@@ -63,7 +63,7 @@ diffusers, and None for a scaling factor that is not known.
 def read_fields(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
     """Reads the values of `FIELDS`, defaults where the config has none.
 
-    Raises: ForeignError naming the class where it is another one, or all fields that cannot be.
+    Raises: ForeignError naming the class where it is another one, or all fields with a wrong value.
     """
     if config.get("_class_name") != CLASS:
         raise ForeignError(f"{where} is of the class {config.get('_class_name')}; {CLASS} is the one that can be read")
@@ -74,7 +74,7 @@ def read_fields(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
 
 
 def _contradictions(fields: Mapping[str, Any]) -> list[str]:
-    """What fields that are right alone cannot be together."""
+    """Lists the fields that are right alone and contradict each other."""
     widths, groups, channels = fields["block_out_channels"], fields["norm_num_groups"], fields["latent_channels"]
     problems = []
     if any(each % groups for each in widths):
@@ -171,7 +171,7 @@ def config_from_shapes(arrays: Arrays, where: Any) -> dict[str, Any]:
 
 
 def _numbers(arrays: Arrays, pattern: str) -> set[int]:
-    """The numbers that keys have where the pattern's group is."""
+    """Finds the numbers in keys at the place of the pattern's group."""
     return {int(found[1]) for key in arrays if (found := re.match(pattern, key))}
 
 

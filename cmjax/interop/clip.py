@@ -18,7 +18,7 @@ from cmjax.system.files import to_path
 
 CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 PREFIX = "text_model."
-"""Before all keys but the projection's, where transformers up to 4 wrote the file."""
+"""The prefix of all keys but the projection's, in files of transformers up to version 4."""
 PROJECTION = "text_projection.weight"
 BUFFER = "embeddings.position_ids"
 WEIGHTS = "model.safetensors"
@@ -40,7 +40,7 @@ def load_text_encoder(folder: FilePath, dtype: Any = jnp.float32) -> TextEncoder
     """Reads a text encoder from its folder, with config.json and weights, as data alone.
 
     Args:   dtype: of computation.
-    Raises: ForeignError naming the class where it is another one, fields that cannot be, or keys that do not fit.
+    Raises: ForeignError naming the class where it is another one, fields with a wrong value, or keys that do not fit.
     """
     config = read_config(folder / "config.json")
     file, content = part_weights(folder)
@@ -64,7 +64,7 @@ def write_text_encoder(folder: str | FilePath, text: TextEncoder) -> None:
 
 
 def text_config(module: ClipText) -> dict[str, Any]:
-    """The config.json of a network, as transformers reads it."""
+    """Makes the config.json of a network, as transformers reads it."""
     return {
         "architectures": [CLASSES[bool(module.projection)]],
         "model_type": "clip_text_model",
@@ -84,7 +84,7 @@ def text_config(module: ClipText) -> dict[str, Any]:
 
 
 def text_module(config: Mapping[str, Any], where: Any, *, projects: bool, dtype: Any = jnp.float32) -> ClipText:
-    """The network that a config.json describes. projects: whether its output is projected. Raises: ForeignError."""
+    """Makes the network of a config.json. projects: whether its output is projected. Raises: ForeignError."""
     classes = config.get("architectures") or [None]
     if classes[0] not in CLASSES and config.get("model_type") != "clip_text_model":
         raise ForeignError(f"{where} is of the class {classes[0]}; {' and '.join(CLASSES)} can be read")
@@ -114,7 +114,7 @@ def text_shapes(module: ClipText) -> Mapping[Path, Any]:
 
 
 def text_key(path: Path) -> str:
-    """Our path of a parameter -> its key, without `text_model.` before it."""
+    """Gives the key of a parameter by our path, without the prefix `text_model.`."""
     *modules, leaf = path
     key = re.sub(r"\bencoder_layers_(\d+)", r"encoder.layers.\1", ".".join(modules))
     return f"{key}.{'bias' if leaf == 'bias' else 'weight'}"
@@ -125,6 +125,6 @@ def _reader(path: Path) -> Any:
 
 
 def _arrays(content: Mapping[str, Any]) -> Arrays:
-    """The weights, without the prefix of their keys."""
+    """Gives the weights, without the prefix of their keys."""
     keys = {key: key.removeprefix(PREFIX) for key in content}
     return {ours: content[key] for key, ours in keys.items() if ours != BUFFER}

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DConditionModel: its config.json checked, the network that it describes, and its weights by key."""
+"""Reads and writes diffusers' UNet2DConditionModel: its config.json, the network that it describes, and its weights."""
 
 import re
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ CLASS = "UNet2DConditionModel"
 BLOCKS = {"down": ("DownBlock2D", "CrossAttnDownBlock2D"), "up": ("UpBlock2D", "CrossAttnUpBlock2D")}
 """Types of levels, without and with transformers."""
 SIZES = 6
-"""How many sizes SDXL's network sees."""
+"""The number of sizes that SDXL's network takes."""
 _PLAIN, _CROSS = BLOCKS["down"], BLOCKS["up"]
 FIELDS: dict[str, Field] = {
     "in_channels": (4, *COUNT),
@@ -83,14 +83,14 @@ FIXED = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
-"""What `ConditionalUNet` is among the networks that UNet2DConditionModel can be."""
+"""Fields of UNet2DConditionModel -> their value in `ConditionalUNet`; with others it is another network."""
 
 
 def load_unet(folder: FilePath, **fields: Any) -> tuple[ConditionalUNet, Any]:
     """Reads a U-Net from its folder, config.json and weights, as data alone. Returns: the module and its parameters.
 
     Args:   fields: of the module, such as `dtype`, `remat` and `attention`.
-    Raises: ForeignError naming the class where it is another one, fields that cannot be, or keys that do not fit.
+    Raises: ForeignError naming the class where it is another one, fields with a wrong value, or keys that do not fit.
     """
     module: Any = unet_module(read_config(folder / "config.json"), folder / "config.json", **fields)
     file, arrays = part_weights(folder)
@@ -113,7 +113,7 @@ def write_unet(folder: str | FilePath, module: ConditionalUNet, params: Any, *, 
 
 
 def unet_config(module: ConditionalUNet, sample_size: int) -> dict[str, Any]:
-    """The config.json of a network, as diffusers reads it."""
+    """Makes the config.json of a network, as diffusers reads it."""
 
     def short(values: tuple[int, ...]) -> int | list[int]:
         return values[0] if len(set(values)) == 1 else list(values)
@@ -148,7 +148,7 @@ def unet_config(module: ConditionalUNet, sample_size: int) -> dict[str, Any]:
 
 
 def unet_module(config: Mapping[str, Any], where: Any, **others: Any) -> ConditionalUNet:
-    """The network that a config.json describes. others: further fields of the module. Raises: ForeignError."""
+    """Makes the network that a config.json describes. others: further fields of the module. Raises: ForeignError."""
     if config.get("_class_name") != CLASS:
         raise ForeignError(f"{where} is of the class {config.get('_class_name')}; {CLASS} is the one that can be read")
     if odd := [name for name, value in FIXED.items() if config.get(name, value) != value]:
@@ -195,7 +195,7 @@ def _per_level(value: Any, levels: int) -> tuple[int, ...]:
 
 
 def _added_inputs(fields: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """The fields of the module for SDXL's pooled prompts and sizes, and what is wrong with those of the config."""
+    """Reads the module's fields for SDXL's pooled prompts and sizes; lists what is wrong with those of the config."""
     if fields["addition_embed_type"] is None:
         return {}, []
     width, total = fields["addition_time_embed_dim"], fields["projection_class_embeddings_input_dim"]
@@ -221,12 +221,12 @@ def _abstract(*shape: int) -> Any:
 
 
 def unet_key(path: Path) -> str:
-    """Our path of a parameter -> its key."""
+    """Gives the key of a parameter by our path."""
     return f"{layer_of(path[:-1])}.{'bias' if path[-1] == 'bias' else 'weight'}"
 
 
 def layer_of(modules: Path) -> str:
-    """Our path of a layer -> its name, as down_blocks.0.resnets.1.conv1."""
+    """Gives the name of a layer by our path, as down_blocks.0.resnets.1.conv1."""
     names = (name if name.startswith("linear_") else re.sub(r"_(\d+)$", r".\1", name) for name in modules)
     return ".".join(names).replace("net_0_proj", "net.0.proj")
 

@@ -1,4 +1,4 @@
-"""ADM as the `unet` folder of a diffusers pipeline, in and out: UNet2DModel, for ConsistencyModelPipeline."""
+"""Reads and writes ADM as the `unet` folder of a diffusers pipeline: UNet2DModel, for ConsistencyModelPipeline."""
 
 from collections.abc import Mapping
 from pathlib import Path as FilePath
@@ -61,7 +61,7 @@ FIXED = {
     "downsample_type": "resnet",
     "add_attention": True,
 }
-"""What ADM is among the networks that UNet2DModel can be."""
+"""Fields of UNet2DModel -> their value in ADM; with others it is another network."""
 
 SCHEDULER = "CMStochasticIterativeScheduler"
 LEVELS = {"sigma_data": "sigma_data", "t_min": "sigma_min", "t_max": "sigma_max", "rho": "rho"}
@@ -92,7 +92,7 @@ FIELDS: dict[str, Field] = {
 def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
     """Reads the network of a `unet` folder: its config.json and its weights by key.
 
-    Raises: ForeignError naming all fields of the config that cannot be, or that ask for another network than ADM.
+    Raises: ForeignError naming all fields of the config with a wrong value, or that ask for another network than ADM.
     """
     fields, problems = values_and_problems(config, FIELDS)
     problems = _other_networks(config) + problems
@@ -124,7 +124,7 @@ def read_diffusers(config: Mapping[str, Any], arrays: Arrays, overrides: Mapping
 
 
 def _other_networks(config: Mapping[str, Any]) -> list[str]:
-    """What of the config ADM has not."""
+    """Lists the fields of the config that ask for another network than ADM."""
     types = [str(kind) for half in ("down", "up") for kind in config.get(f"{half}_block_types") or ()]
     others = [kind for kind in types if not kind.startswith(("Resnet", "Attn"))]
     problems = [f"blocks of the types {', '.join(others)} are no ADM's"] if others else []
@@ -135,7 +135,7 @@ def _other_networks(config: Mapping[str, Any]) -> list[str]:
 
 
 def _heads(head_channels: int | None) -> dict[str, int]:
-    """The fields of ADM. Without a width of the heads, diffusers has one head as wide as its level."""
+    """Gives ADM's fields of the heads. Without a width, diffusers has one head as wide as its level."""
     return {"heads": 1} if head_channels is None else {"head_channels": head_channels}
 
 
@@ -267,7 +267,7 @@ def _side_by_side(*arrays: np.ndarray) -> np.ndarray:
 
 
 def _theirs(path: Path, array: np.ndarray) -> list[np.ndarray]:
-    """The inverse of a `FromKeys`'s reading."""
+    """Gives the arrays under the peer's keys: the inverse of `FromKeys.read`."""
     if path[-2] == "label" or (array.ndim == 1 and path[-2] != "qkv"):
         return [array]
     if path[-2] == "qkv":
@@ -279,7 +279,7 @@ def _theirs(path: Path, array: np.ndarray) -> list[np.ndarray]:
 
 
 def _block(name: str, levels: int) -> tuple[str, str]:
-    """Our block -> the prefixes of its residual part and of its attention."""
+    """Gives the prefixes of a block of ours: of its residual part and of its attention."""
     half, level, kind, index = BlockName.named(name)
     if kind == "down":
         return f"down_blocks.{level - 1}.downsamplers.0", ""

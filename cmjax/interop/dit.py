@@ -48,7 +48,7 @@ ASK = (
     "(the mean velocity between two times)"
 )
 LAST_TIMES = {"ddpm": 0.999, "linear": 1.0}
-"""DiT's steps are 0 to 999 of 1000."""
+"""Path -> its last time; DiT's steps are 0 to 999 of 1000."""
 SECOND_TIME_FROM = {28: 20}
 """The depth of decoupled MeanFlow's published networks -> the first block that sees the second time."""
 BLOCK_LAYERS = {
@@ -132,7 +132,7 @@ def read_dit(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> 
 
 
 def _described(arrays: Arrays, overrides: Mapping[str, Any], peer: str | None) -> tuple[int, DiT, Peer]:
-    """Height and width of the latents, their network, and whose it is. Raises: as `read_dit`."""
+    """Finds height and width of the latents, their network, and whose it is. Raises: as `read_dit`."""
     hidden = SWIGLU if SWIGLU in arrays else "blocks.0.mlp.fc1.weight"
     shown_by = ("x_embedder.proj.weight", hidden, "final_layer.linear.weight", LABELS)
     refuse([f"the file has no {key}, which shows the architecture" for key in shown_by if key not in arrays])

@@ -29,7 +29,7 @@ def write_sit(path: FilePath, network: Any, params: Any, shape: tuple[int, ...],
 
     Args:    model: its kind, path and preconditioning. shape: (h, w, c) of a sample.
     Returns: the call of SiT's class that makes the network.
-    Raises:  ForeignError with all that SiT has not.
+    Raises:  ForeignError with all that SiT lacks.
     """
     if not isinstance(network, DiT):
         raise ForeignError(f"net.name: SiT is no {type(network).__name__} network; only dit can be exported")
@@ -59,7 +59,7 @@ def write_sit(path: FilePath, network: Any, params: Any, shape: tuple[int, ...],
 
 
 def _problems(network: DiT, shape: tuple[int, ...], model: Mapping[str, Any]) -> list[str]:
-    """Lists what SiT has not."""
+    """Lists the fields and settings that SiT lacks."""
     wanted = {"kind": PEERS["sit"].kind, **PEERS["sit"].model}
     others = {name: value for name, value in wanted.items() if model[name] != value}
     problems = [f"model.{name}={model[name]}; SiT's is {value}" for name, value in others.items()]
@@ -73,7 +73,7 @@ def _problems(network: DiT, shape: tuple[int, ...], model: Mapping[str, Any]) ->
 
 
 def _theirs(path: Path, array: np.ndarray, network: DiT, channels: int) -> np.ndarray:
-    """Inverts a `FromKeys`'s reading."""
+    """Gives the array under SiT's key: the inverse of `FromKeys.read`."""
     *modules, leaf = path
     if leaf == "positions":
         return array[None]

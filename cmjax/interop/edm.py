@@ -191,7 +191,7 @@ def _edm2_key(path: Path, sizes: list[int]) -> str:
 
 
 def _block(name: str, sizes: list[int]) -> str:
-    """Our block -> theirs, encoder_1_block_0 -> enc.32x32_block0."""
+    """Gives their name of a block of ours: encoder_1_block_0 is enc.32x32_block0."""
     half, level, name = name.split("_", 2)
     size = sizes[int(level)]
     return f"{half[:3]}.{size}x{size}_{re.sub(r'_(?=[0-9])', '', name)}"

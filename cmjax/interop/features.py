@@ -20,10 +20,10 @@ from cmjax.system.npz import load_npz
 from cmjax.system.pickles import read_pickle
 
 EPSILON = 0.001
-"""Of the batch normalisation in Inception's graph."""
+"""The epsilon of the batch normalisation in Inception's graph."""
 
 OFFSET = 0.1
-"""What DINOv2 adds to the size of its grid of positions before it interpolates them."""
+"""DINOv2 adds it to the size of its grid of positions before it interpolates them."""
 
 ByPath = dict[tuple[str, ...], np.ndarray]
 

@@ -43,7 +43,7 @@ def one_or_all(fits: Fits) -> Fits:
 
 
 def one_of(default: str, choices: Iterable[str]) -> Field:
-    """The field whose value is one of these names."""
+    """Makes the field whose value is one of these names."""
     choices = tuple(choices)
     return default, choices.__contains__, f"one of {', '.join(choices)}"
 
@@ -69,7 +69,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def checked_fields(config: Mapping[str, Any], fields: Mapping[str, Field], where: Any) -> dict[str, Any]:
     """Reads the values of `fields`, defaults where the config has none.
 
-    Raises: ForeignError naming all that cannot be.
+    Raises: ForeignError naming all fields with a wrong value.
     """
     values, problems = values_and_problems(config, fields)
     if problems:

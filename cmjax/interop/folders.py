@@ -1,4 +1,4 @@
-"""The files of weights in a folder of diffusers or transformers: one file, its half-precision variant, or shards."""
+"""Finds and reads the weights in a folder of diffusers or transformers: a file, in half precision, or shards."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from cmjax.interop.torch_files import read_torch
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""How the files of weights begin: diffusers' name, and the two of transformers."""
+"""Beginnings of the names of files of weights: diffusers', and the two of transformers."""
 
 
 def weights_file(folder: FilePath, *, beside: tuple[str, ...] = ()) -> FilePath | None:

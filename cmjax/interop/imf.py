@@ -23,7 +23,7 @@ LICENCES = {
     "pmf": "MIT (pMF); see its repository for the weights",
 }
 NOISE_SCALES = {(256, 768): 1.0, (256, 1024): 1.0, (256, 1280): 2.0, (512, 1280): 4.0}
-"""Of pMF's published models, by height of the image and width of the network; they stand in no array."""
+"""(height of the image, width of the network) -> the noise scale of pMF's published model; no array holds it."""
 OPEN_AT = 512
 """The height from which other models than these have noise scales from 2 to 4."""
 PARTS = {"block": "shared_blocks", "head": "u_heads", "velocity_head": "v_heads"}
@@ -134,7 +134,7 @@ def _network(arrays: Arrays, patches: str, first: str) -> IMFDiT:
 
 
 def _side(arrays: Arrays, network: IMFDiT, stated: int | None, problems: list[str]) -> int | None:
-    """Height and width of samples: of the learned places of patches, or as stated; None where neither is there."""
+    """Finds height and width of samples: from the learned places of patches, or as stated; None without either."""
     if "pos_embed" not in arrays:
         return stated
     places, before = len(arrays["pos_embed"]), sum(len(arrays[key]) for key in TOKENS.values())

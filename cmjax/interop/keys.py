@@ -47,7 +47,7 @@ def refuse(problems: Iterable[str], options: Iterable[str] = ()) -> None:
 
 @contextlib.contextmanager
 def noting(problems: list[str], options: list[str]) -> Iterator[None]:
-    """Adds what a ForeignError says to these lists, so that what else is wrong can be said with it by `refuse`."""
+    """Adds a ForeignError of the block to these lists, which `refuse` then raises as one error."""
     try:
         yield
     except UndeterminedError as error:
@@ -58,14 +58,14 @@ def noting(problems: list[str], options: list[str]) -> Iterator[None]:
 
 
 class FromKeys(NamedTuple):
-    """Where one of our parameters comes from: the peer's keys, and the function of their arrays that gives it."""
+    """Says where one of our parameters comes from: the peer's keys, and the function of their arrays that gives it."""
 
     keys: tuple[str, ...]
     read: Callable[..., np.ndarray]
 
 
 class BlockName(NamedTuple):
-    """A residual block of ours by its name: encoder_0_block_1, encoder_1_down, decoder_2_in_0, decoder_0_up."""
+    """Holds the parts of a residual block's name: encoder_0_block_1, encoder_1_down, decoder_2_in_0, decoder_0_up."""
 
     half: str
     level: int
@@ -80,7 +80,7 @@ class BlockName(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network of a peer with its parameters.
+    """Holds a peer's network with its parameters.
 
     shape: (h, w, c) of a sample. kind: that of `BoundModel`, None where the file leaves it open.
     licence: the terms that the peer publishes its weights under.
@@ -111,7 +111,7 @@ def assemble(arrays: Arrays, module: nn.Module, shape: Iterable[int], source: Ca
 
 
 def filled(arrays: Arrays, shapes: Mapping[Path, Any], source: Callable[[Path], FromKeys]) -> Any:
-    """The parameters of these shapes by path, float32, each read from its `source`. Raises: as `assemble`."""
+    """Reads the parameters of these shapes by path, float32, each from its `source`. Raises: as `assemble`."""
     sources = {path: source(path) for path in shapes}
     wanted = [key for path in sources for key in sources[path].keys]
     problems = [f"missing {key}" for key in wanted if key not in arrays]
@@ -145,14 +145,14 @@ def write_part(folder: FilePath, config: Mapping[str, Any], arrays: Arrays, *, f
 
 
 def from_torch(array: np.ndarray) -> np.ndarray:
-    """A weight in our order of axes: convolutions OIHW -> HWIO, 1×1 ones and matrices (out, in) -> (in, out)."""
+    """Gives a weight in our order of axes: convolutions OIHW -> HWIO, 1×1 ones and matrices (out, in) -> (in, out)."""
     if array.ndim == 4 and array.shape[2:] != (1, 1):
         return array.transpose(2, 3, 1, 0)
     return array.reshape(array.shape[:2]).T if array.ndim > 1 else array
 
 
 def width(arrays: Arrays, key: str, axis: int = 0) -> int:
-    """The size of an array that the architecture is read from."""
+    """Gives the size of an array that the architecture is read from."""
     if key not in arrays:
         raise ForeignError(f"the file has no {key}, which shows the architecture")
     if np.ndim(arrays[key]) <= axis:
@@ -173,7 +173,7 @@ def check_shapes_shown(arrays: Arrays, ranks: Mapping[str, int]) -> None:
 
 
 def head_width(overrides: Mapping[str, Any], widths: Iterable[int]) -> int:
-    """The width of an attention head: `head_channels` of the overrides, else 64 as in every released network.
+    """Finds the width of an attention head: `head_channels` of the overrides, else 64 as in every released network.
 
     Args:   widths: channels of the levels that attend.
     Raises: UndeterminedError where 64 is not possible.
@@ -186,7 +186,7 @@ def head_width(overrides: Mapping[str, Any], widths: Iterable[int]) -> int:
 
 
 def multiples(widths: Iterable[int], channels: int) -> tuple[int, ...]:
-    """The widths of the levels over that of the first."""
+    """Divides the widths of the levels by that of the first."""
     widths = list(widths)
     if not channels or any(w % channels for w in widths):
         raise ForeignError(f"levels of {widths} channels are no multiples of {channels}")

@@ -26,7 +26,7 @@ TYPES = {
     "I64": np.int64,
 }
 FARTHEST = 5.0
-"""How many times larger or smaller than 1 the std of standardised latents may be: others are not the statistics'."""
+"""The std of standardised latents differs from 1 by this factor at most: else the statistics are of other latents."""
 
 
 def lightning_latents(folder: Path) -> LatentSource:

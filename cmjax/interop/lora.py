@@ -26,7 +26,7 @@ from cmjax.system.libraries import require
 
 UNET, TEXTS = "unet", ("text_encoder", "text_encoder_2")
 KOHYA = {UNET: ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
-"""How the names of a part's layers begin in files of kohya's scripts."""
+"""Part -> beginnings of its layers' names in files of kohya's scripts."""
 METADATA = "lora_adapter_metadata"
 ENDS = {
     r"\.lora_A(\.default)?\.weight$": "down",
@@ -35,20 +35,20 @@ ENDS = {
     r"[._]lora(_linear_layer)?\.(down|up)\.weight$": "",
     r"\.alpha$": "alpha",
 }
-"""How keys of a layer end -> which of its arrays it is, where the end does not say so itself."""
+"""Ending of a key -> the layer's array under it; "" where the ending names it."""
 SHOWN = 5
-"""Of the keys that do not fit, so many are named."""
+"""The number of keys that do not fit which an error names."""
 
 
 class LoraLayer(NamedTuple):
-    """The change alpha/rank·down @ up of a kernel. down: (…, in, rank). up: (rank, out). alpha: a number."""
+    """Holds the change alpha/rank·down @ up of a kernel. down: (…, in, rank). up: (rank, out). alpha: a number."""
 
     down: Array
     up: Array
     alpha: Array
 
     def delta(self) -> Array:
-        """The change, of the shape of the kernel."""
+        """Computes the change, of the shape of the kernel."""
         return self.alpha / self.up.shape[0] * (self.down @ self.up)
 
 
@@ -152,7 +152,7 @@ def write_lora(
 
 
 def _stated(part: str, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> Iterator[tuple[str, Any]]:
-    """What peft's config says of a part, by key: one rank and alpha, and the layers that have others."""
+    """Makes peft's config of a part: one rank and alpha, and the layers that have others."""
     for name, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
         usual = next(iter(values.values()))
         yield f"{part}.{name}", usual
@@ -162,7 +162,7 @@ def _stated(part: str, ranks: Mapping[str, int], alphas: Mapping[str, float]) ->
 
 
 def _places(pipeline: TextToImage) -> Iterator[tuple[str, _Place]]:
-    """Every name that a layer can have in a file, and where it is."""
+    """Lists every name that a layer can have in a file -> its place."""
     parts = {UNET: pipeline.params, **{name: text.params for name, text in zip(TEXTS, pipeline.texts, strict=False)}}
     for part, params in parts.items():
         for path, kernel in flatten_dict(params).items():
@@ -187,7 +187,7 @@ def _to_torch(part: str, dotted: str, down: Any, linear: bool) -> np.ndarray:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """The name of a layer, and which of its arrays a key is: "down", "up" or "alpha"."""
+    """Splits a key into the name of its layer, and the array: "down", "up" or "alpha"."""
     for pattern, end in ENDS.items():
         if found := re.search(pattern, key):
             name = key[: found.start()].removeprefix("base_model.model.").replace(".processor", "")
@@ -197,7 +197,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _config(file: FilePath, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What peft states in a file's header, by part."""
+    """Reads peft's config in a file's header, by part."""
     try:
         stated = json.loads(metadata.get(METADATA, "{}"))
     except ValueError as error:
@@ -210,7 +210,7 @@ def _config(file: FilePath, metadata: Mapping[str, str]) -> dict[str, dict[str, 
 
 
 def _layer(name: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any], kernel: Any) -> LoraLayer | None:
-    """The layer of these arrays; None where they do not fit its kernel."""
+    """Makes the layer of these arrays; None where they do not fit its kernel."""
     if not {"down", "up"} <= parts.keys() or any(array.ndim not in (2, 4) for array in (parts["down"], parts["up"])):
         return None
     down, up = from_torch(parts["down"]), from_torch(parts["up"])
@@ -221,7 +221,7 @@ def _layer(name: str, parts: Mapping[str, np.ndarray], config: Mapping[str, Any]
 
 
 def _alpha(name: str, config: Mapping[str, Any], rank: int) -> float:
-    """Alpha as peft states it for a layer, by default its rank."""
+    """Gives alpha as peft states it for a layer, by default its rank."""
     layer = name.partition(".")[2]
     patterns = config.get("alpha_pattern") or {}
     fits = [value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)]

@@ -27,7 +27,7 @@ LAYERS = {
 """torch.nn.modules' files and the classes of theirs that are read as records."""
 
 DEPTH, ENTRIES, NAME = 64, 100_000, 128
-"""How deep, large and long-winded a network may be: records can hold one another any number of times."""
+"""The most levels, entries and letters of a name in a network: records can hold one another any number of times."""
 
 
 def state_dict(module: PickledObject) -> dict[str, np.ndarray]:

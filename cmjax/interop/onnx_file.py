@@ -1,4 +1,4 @@
-"""Writes a function of arrays as ONNX, by jax2onnx, and compares what onnxruntime makes of it with JAX."""
+"""Writes a function of arrays as ONNX, by jax2onnx, and compares onnxruntime's outputs with JAX's."""
 
 import contextlib
 import logging
@@ -19,9 +19,9 @@ from cmjax.system.files import write_atomically
 
 OPSET = 21
 MOST = 2**31 - 1
-"""Bytes of a file of ONNX: protobuf counts with 32 bits."""
+"""The most bytes of an ONNX file: protobuf counts with 32 bits."""
 TOLERANCE = 1e-4
-"""Of a sample, or of the largest one where that is above 1."""
+"""The largest difference from JAX's outputs, as a fraction of their largest value where that is above 1."""
 CHECKED = 3  # samples: a number that no axis of an image has
 
 
@@ -101,7 +101,7 @@ def _why(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, the converter does not log which of its parts another version of JAX lacks."""
+    """Silences the converter's log while the block runs: it lists its parts that this version of JAX lacks."""
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

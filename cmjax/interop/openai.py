@@ -111,7 +111,7 @@ def _source(path: Path, levels: int, blocks: int, attended: list[int]) -> FromKe
 
 
 def _block(name: str, levels: int, blocks: int, attended: list[int]) -> tuple[str, str]:
-    """Our block -> the prefixes of its residual part and of its attention."""
+    """Gives the prefixes of a block of ours: of its residual part and of its attention."""
     half, level, kind, index = BlockName.named(name)
     if half == "encoder":
         position = level * (blocks + 1) + (0 if kind == "down" else 1 + index)

@@ -64,8 +64,10 @@ def read_openai_cifar(arrays: Arrays, overrides: Mapping[str, Any]) -> Foreign:
 
 
 def _depth(arrays: Arrays) -> tuple[int, int, list[int]]:
-    """Levels, blocks of a level, and the width of each level. A block that resamples has a 1×1 convolution in its
-    shortcut although its width stays."""
+    """Finds the levels, the blocks of a level, and the width of each level.
+
+    A block that resamples has a 1×1 convolution in its shortcut although its width stays.
+    """
     indices = sorted({int(m[1]) for key in arrays if (m := re.match(rf"{BLOCK}_(\d+)/", key))})
     kernels = [np.shape(arrays.get(f"{BLOCK}_{i}/Conv_0/kernel", np.zeros((3, 3, 0, 0)))) for i in indices]
     resampling = [i for i in indices if f"{BLOCK}_{i}/Conv_2/kernel" in arrays and kernels[i][2] == kernels[i][3]]
@@ -93,7 +95,7 @@ def _attended(arrays: Arrays, blocks: int, size: int, levels: int, stated: tuple
 
 
 def _names(levels: int, blocks: int, attended: list[int]) -> dict[str, tuple[str, str]]:
-    """Our block -> the names of its residual part and its attention, numbered in the order of their call."""
+    """Block of ours -> the names of its residual part and its attention, numbered in the order of their call."""
     order: list[tuple[str, bool]] = []
     for level in range(levels):
         order += [(f"encoder_{level}_block_{i}", level in attended) for i in range(blocks)]

@@ -89,7 +89,7 @@ def _unet(folder: FilePath, *, with_weights: bool, **fields: Any) -> tuple[Condi
 
 
 def _kind(folder: FilePath) -> tuple[str, dict[str, Any]]:
-    """The class of a pipeline, and its model_index.json."""
+    """Reads the class of a pipeline, and its model_index.json."""
     if is_bucket(folder):
         raise ForeignError(f"{folder}: a pipeline is read from a disk; copy it there")
     if not (folder / INDEX).is_file():
@@ -131,10 +131,11 @@ def is_pipeline(folder: FilePath) -> bool:
 
 
 def copy_pipeline(folder: FilePath, target: FilePath, *, with_unet: bool = True, link: bool = False) -> None:
-    """Copies what `load_pipeline` reads of a folder; other parts are named as absent. Raises: OSError; as it does.
+    """Copies the parts of a folder that `load_pipeline` reads; the index names the others as absent.
 
-    Args:   with_unet: False leaves the U-Net out. link: files have both names where the disk can do that, and take no
-            more room; they stay when the other folder goes.
+    Args:   with_unet: False leaves the U-Net out. link: makes hard links where the disk has them, which take no more
+            space; a file stays when the other folder is removed.
+    Raises: OSError; and as `load_pipeline`.
     """
     kind, index = _kind(folder)
     parts = (*PARTS, *PIPELINES[kind])

@@ -16,7 +16,7 @@ from cmjax.interop.tokens import write_tokenizer
 from cmjax.system.files import is_bucket, to_json, to_path, whole_folder, write_atomically
 
 NOTHING = [None, None]
-"""A part that a pipeline can do without, and has not."""
+"""The index's entry of an optional part that is absent."""
 
 
 def write_pipeline(folder: str | FilePath, pipeline: TextToImage) -> None:
@@ -24,8 +24,8 @@ def write_pipeline(folder: str | FilePath, pipeline: TextToImage) -> None:
 
     The whole folder appears at once, or nothing does. Its class is StableDiffusionPipeline, StableDiffusionXLPipeline
     where there are two text encoders, or LatentConsistencyModelPipeline where the U-Net has guidance as an input.
-    What draws there as `sampler` does here are DDIMScheduler, PNDMScheduler and LCMScheduler; it is the one that the
-    pipeline was read with where that is one of them, and LCM's where the pipeline is made for "lcm".
+    Its scheduler is LCMScheduler where the pipeline is made for "lcm"; else DDIMScheduler or PNDMScheduler, which
+    sample as ours do: the one that the pipeline was read with, where that is one of them.
 
     Raises: ForeignError where the folder is there and not empty, or diffusers has no such part; OSError;
             MissingLibrary.

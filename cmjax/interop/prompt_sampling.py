@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SOLVERS = {"ddim": solvers.ddim, "pndm": solvers.pndm}
 SAMPLERS = (*SOLVERS, "lcm")
 NOISES_OF_EDITS = (10_001, 10_002)
-"""Their indices, beyond those of samplers."""
+"""Indices of the two noises of an edit, beyond those of samplers."""
 
 
 def pipeline_latents(
@@ -32,7 +32,7 @@ def pipeline_latents(
     known: tuple[Array, Array] | None = None,
     **conditions: Any,
 ) -> Float[Array, "b h w c"]:
-    """Samples latents, as the network sees them.
+    """Samples latents in the network's units, by one of `SAMPLERS`.
 
     Args:   key: one key, or (b,) keys, one for each sample. shape: (b, h, w, c) of the latents.
             sampler: of `SAMPLERS`; "lcm" is multistep consistency sampling. times: of `pipeline.times`.
@@ -58,7 +58,7 @@ def pipeline_latents(
 
 
 def _keeping(model: Any, known: tuple[Array, Array] | None) -> Any:
-    """The model, in whose estimates the known latents stand."""
+    """Makes the model whose estimates have the known latents in place."""
     if known is None:
         return model
     latents, operator = known[0], inpainting(known[1])
@@ -80,9 +80,9 @@ def pipeline_images(
     """Samples an image of each of `pipeline.rows`: a pure function of arrays.
 
     Args:    key, sampler, times: as in `pipeline_latents`. size: height and width in pixels.
-             images: (b, h, w, c) in [−1, 1], which are changed.
+             images: (b, h, w, c) in [−1, 1], to be edited.
              mask: (b, h, w, 1), 1 where pixels of `images` are kept. Latents are known where all their pixels are.
-             strength: with a mask; at 1 nothing is left of what it does not keep, which starts from noise alone.
+             strength: above 0, up to 1; at 1 with a mask the part that it does not keep starts from noise alone.
     Returns: images in about [−1, 1], not clipped; kept pixels are those of `images`.
     """
     factor, known, start = pipeline.autoencoder.factor, None, None

@@ -1,4 +1,4 @@
-"""Recognises whose file it is and reads its network, as data: no code in a file is ever run."""
+"""Finds out whose file it is and reads its network, as data: no code in a file is ever run."""
 
 import logging
 import re
@@ -132,8 +132,10 @@ def _output_problems(foreign: Foreign) -> list[str]:
 def _open_file(
     path: Path, format: str, average: str | None
 ) -> tuple[str, Callable[[Mapping[str, Any]], Foreign], tuple[str, ...]]:
-    """The format of a file, or a folder of Orbax's, its reader, overrides -> the network, and the names of its averages
-    where it has several."""
+    """Opens a file, or a folder of Orbax's.
+
+    Returns: its format, its reader, overrides -> the network, and the names of its averages where it has several.
+    """
     if not path.exists():
         raise ForeignError(f"{path} does not exist")
     if format == "diffusers":
@@ -152,7 +154,7 @@ Content = tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]
 
 
 def _read_arrays(path: Path, average: str | None = None) -> Content:
-    """The arrays of a file by key, the fields that it states beside them, and the names of its averages."""
+    """Reads the arrays of a file by key, the fields that it states beside them, and the names of its averages."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0], {}, ()
     if not path.is_dir() and not (is_zip_archive(path) and is_flax_zip(path)):
@@ -172,7 +174,7 @@ def _read_arrays(path: Path, average: str | None = None) -> Content:
 
 
 def _only_arrays(path: Path, content: Any) -> dict[str, np.ndarray]:
-    """A state dict, or the average or the only one among a checkpoint's entries."""
+    """Takes the state dict of a checkpoint: the content itself, or its average, or its only entry that is one."""
     if _is_state_dict(content):
         return content
     items = content.items() if isinstance(content, dict) else ()
@@ -209,7 +211,7 @@ def _of_persistent(path: Path, content: Any) -> tuple[dict[str, np.ndarray], dic
 
 
 def _recognise(path: Path, arrays: Arrays) -> tuple[str, Arrays]:
-    """The peer, and the arrays by its own keys: without the prefixes of DDP, torch.compile or an outer module.
+    """Finds the peer, and the arrays by its own keys: without the prefixes of DDP, torch.compile or an outer module.
 
     Raises: ForeignError where the keys are of no peer, or of several networks.
     """
@@ -245,7 +247,7 @@ def _kind_of_pipeline(path: Path) -> str | None:
 
 
 def _parts(path: Path) -> tuple[Path, Path]:
-    """The folder of the network, and the scheduler's file, which may be absent; `path` is a pipeline or its `unet`."""
+    """Finds the network's folder, and the scheduler's file, which may be absent; `path` is a pipeline or its `unet`."""
     unet = path / "unet" if (path / "unet").is_dir() else path
     if not (unet / "config.json").is_file():
         raise ForeignError(f"{path} is no diffusers folder: there is no {unet / 'config.json'}")
@@ -276,7 +278,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def _kind_by_name(path: Path) -> str | None:
-    """The kind of OpenAI's files, which only their names show, as cd-lpips/checkpoint_80."""
+    """Finds the kind of OpenAI's files, which only their names show, as cd-lpips/checkpoint_80."""
     words = re.split(r"[^a-z0-9]+", "/".join(path.parts[-3:]).lower())
     kinds = {"denoiser" if word == "edm" else "consistency" for word in words if word in ("edm", "cd", "ct")}
     if len(kinds) != 1:

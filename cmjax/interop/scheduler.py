@@ -1,4 +1,4 @@
-"""Schedulers of diffusers' pipelines: the path of their noise, what the network predicts, and where steps lie."""
+"""Reads and writes schedulers of diffusers' pipelines: the noise's path, the network's prediction, and the steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from cmjax.interop.fields import COUNT, FLAG, POSITIVE, Field, all_of, checked_f
 
 DDIM, LCM = "DDIMScheduler", "LCMScheduler"
 STATED = {DDIM: {"clip_sample": False}, LCM: {"clip_sample": False}, "PNDMScheduler": {"skip_prk_steps": True}}
-"""Classes that are written, and what their configs state besides: diffusers' defaults are not Stable Diffusion's."""
+"""Class of a scheduler -> further entries of its written config: diffusers' defaults are not Stable Diffusion's."""
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
@@ -47,7 +47,7 @@ FIELDS: dict[str, Field] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler's config says.
+    """Holds what a scheduler's config says.
 
     path: of the noise; step i is at time i/steps. steps: of training. prediction: "epsilon" or "v".
     ends_clean: whether DDIM's last step leads to clean data, and not to the noise of step 0.
@@ -69,11 +69,11 @@ class Schedule:
     betas: tuple[Any, ...] = ("scaled_linear", 0.00085, 0.012)
 
     def denoiser(self, net: Net) -> Model:
-        """The denoiser of a network of times in steps/`steps`."""
+        """Makes the denoiser of a network whose times are steps/`steps`."""
         return Model(net, self.path, partial(preconditioning.PREDICTIONS[self.prediction], path=self.path))
 
     def consistency_fn(self, net: Net) -> Model:
-        """The consistency function of a network, LCM's."""
+        """Makes LCM's consistency function of such a network."""
         prediction: Any = self.prediction
         scalings = partial(
             preconditioning.lcm, path=self.path, prediction=prediction, scaling=self.scaling * self.steps
@@ -81,14 +81,14 @@ class Schedule:
         return Model(net, self.path, scalings)
 
     def ddim_steps(self, n: int, *, strength: float = 1.0) -> Int[np.ndarray, " m"]:
-        """DDIM's steps, n, of which an edit of a lower strength takes the last int(n·strength)."""
+        """Gives n steps of DDIM, of which an edit of a lower strength takes the last int(n·strength)."""
         if not 0 < strength <= 1 or int(n * strength) < 1:
             raise ValueError(f"strength={strength:g} must lie in (0, 1], and leave one of n={n} steps or more")
         grid = ddim_steps(n, steps=self.steps, offset=self.offset, spacing=self.spacing)
         return grid[n - min(int(n * strength), n) :]
 
     def lcm_steps(self, steps: int | Sequence[int], *, strength: float = 1.0) -> Int[np.ndarray, " m"]:
-        """LCM's steps: n of its own ones, see `lcm_steps`, or these, of which an edit leaves out the first."""
+        """Gives LCM's steps: n of those it learned, see `lcm_steps`, or named ones; an edit leaves out the first."""
         if isinstance(steps, int):
             return lcm_steps(steps, original=self.original, steps=self.steps, strength=strength)
         grid = np.asarray(steps)
@@ -125,7 +125,7 @@ def read_schedule(config: Mapping[str, Any], where: Any) -> Schedule:
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:
-    """The scheduler_config.json of a schedule, as diffusers and `read_schedule` read it."""
+    """Makes the scheduler_config.json of a schedule, as diffusers and `read_schedule` read it."""
     kind, betas = LCM if schedule.is_lcm else schedule.kind, schedule.betas
     named = len(betas) == 3 and isinstance(betas[0], str)
     of_lcm = {"original_inference_steps": schedule.original, "timestep_scaling": schedule.scaling}

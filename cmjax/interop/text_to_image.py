@@ -25,7 +25,7 @@ from cmjax.system.content import content_key
 log = logging.getLogger(__name__)
 
 Conditions = dict[str, Any]
-"""What the U-Net sees of prompts: `context` (b, n, d), and for SDXL `pooled` (b, p) and `sizes` (b, 6)."""
+"""The U-Net's inputs that come from prompts: `context` (b, n, d), and for SDXL `pooled` (b, p) and `sizes` (b, 6)."""
 
 
 @partial(
@@ -35,12 +35,12 @@ Conditions = dict[str, Any]
 )
 @dataclass(frozen=True)
 class TextToImage:
-    """A U-Net with its parameters, and all that leads from prompts to images.
+    """Holds a pipeline: a U-Net with its parameters, text encoders, tokenizers, autoencoder and schedule.
 
     It is a pytree whose leaves are the parameters: a jitted function may close over it or take it as an argument.
 
-    texts, tokenizers: one, or SDXL's two. zeros_for_empty: whether no negative prompt is a context of zeros, as in
-    SDXL, and not the empty prompt. sample_size: height and width of latents that the network was trained with.
+    texts, tokenizers: one, or SDXL's two. zeros_for_empty: whether a context of zeros stands for no negative
+    prompt, as in SDXL, and not the empty prompt. sample_size: height and width of the latents in training.
     """
 
     params: Any
@@ -91,13 +91,13 @@ class TextToImage:
         return content_key([text.weights_key for text in self.texts], [each.key for each in self.tokenizers])
 
     def no_prompt(self) -> Conditions:
-        """The context (n, d), and for SDXL the pooled features (p,), where there is no prompt; zeros in SDXL."""
+        """Computes the context (n, d) without a prompt, and for SDXL the pooled features (p,), both zeros in SDXL."""
         conditions = self.conditions(self.tokens([""]), (0, 0))
         is_seen = 0.0 if self.zeros_for_empty else 1.0
         return {name: value[0] * is_seen for name, value in conditions.items() if name != "sizes"}
 
     def conditions(self, tokens: Sequence[Any], size: tuple[int, int]) -> Conditions:
-        """What the U-Net sees of tokens (b, 77) of each tokenizer, for images of this height and width."""
+        """Computes the U-Net's inputs from tokens (b, 77) of each tokenizer, for images of this height and width."""
         outputs = [text(ids) for text, ids in zip(self.texts, tokens, strict=True)]
         if not self.module.pooled_width:
             return {"context": outputs[0].last}
@@ -158,12 +158,12 @@ class TextToImage:
         sampler: str | None = None,
         strength: float = 1.0,
     ) -> np.ndarray:
-        """Makes anew what a mask does not keep of images, by a prompt of each; the network was not trained for it.
+        """Generates the part of images that a mask does not keep, by a prompt for each, without training for it.
 
-        In every estimate of the latents, those whose pixels are all kept stand as they are, see `pipeline_latents`.
+        Latents whose pixels are all kept stay as they are in every estimate, see `pipeline_latents`.
 
         Args:    images: (b, h, w, 3) in [−1, 1]. mask: (h, w) or (b, h, w), 1 or True where a pixel is kept.
-                 strength: below 1 what is made anew begins from what was there, above 0.
+                 strength: above 0, up to 1; below 1 the new part starts from the old one with noise.
                  key, steps, guidance, negative, sampler: as in `sample`.
         Returns: images (b, h, w, 3) in [−1, 1], whose kept pixels are those of `images`.
         Raises:  ValueError naming the argument that cannot be.
@@ -200,8 +200,8 @@ class TextToImage:
         return np.clip(_jitted_images(self, key, rows, times, sampler=sampler, size=size, **edit), -1, 1)
 
     def times(self, sampler: str, steps: int | Sequence[int] | None, *, strength: float = 1.0) -> np.ndarray:
-        """The times of a sampler, descending: those of its evaluations, and of "ddim" and "pndm" the end, where it is
-        not clean. "pndm" evaluates the network once more, at the second time.
+        """Gives the times of a sampler, descending: those of its evaluations, and of "ddim" and "pndm" the end, where
+        it is not clean data. "pndm" evaluates the network once more, at the second time.
 
         Args:   steps, strength: as in `sample`. Raises: ValueError.
         """
@@ -227,9 +227,9 @@ class TextToImage:
         guidance: float | None = None,
         negative: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """Prompts and guidance as arrays with a row for each prompt, on the host, for `guided_conditions`.
+        """Makes arrays of prompts and guidance, a row for each prompt, on the host, for `guided_conditions`.
 
-        Args:   as of `sample`. Raises: ValueError where guidance or negative prompts cannot be.
+        Args:   as of `sample`. Raises: ValueError where guidance or negative prompts do not fit the network.
         """
         embeds, count = bool(self.module.guidance_width), len(prompts)
         if guidance is None:
@@ -250,7 +250,7 @@ class TextToImage:
         return rows
 
     def guided_conditions(self, rows: Mapping[str, Any], size: tuple[int, int]) -> Conditions:
-        """The conditions of `net` from `rows`, for images of this height and width. A pure function of arrays."""
+        """Computes the conditions of `net` from `rows`, for images of this size: a pure function of arrays."""
         conditions = self.conditions(rows["tokens"], size)
         if "guidance" not in rows:
             return conditions

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: prompts to token ids, as its vocabulary in a folder of transformers has them.
+"""CLIP's tokenizer: encodes prompts as token ids, by the vocabulary in a folder of transformers.
 
 Text becomes NFC in lower case with single spaces. Contractions, runs of letters, single digits and runs of the rest are
 words; pairs of characters in them are merged in the order of the vocabulary.   [Radford et al. 2021, CLIP, sec. 2.4]
@@ -30,7 +30,7 @@ START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Prompts to token ids (b, length): the start, the tokens, the end, and padding.
+    """Encodes prompts as token ids (b, length): the start, the tokens, the end, and padding.
 
     length: tokens of each row. end, pad: ids of the end and of the padding.
     """
@@ -119,7 +119,7 @@ def write_tokenizer(folder: str | FilePath, tokenizer: Tokenizer) -> None:
 
 
 def _encoder(folder: FilePath, tokens: Mapping[str, str]) -> Any:
-    """The library's tokenizer, which adds the start and the end, and neither pads nor cuts."""
+    """Makes the library's tokenizer, which adds the start and the end, and neither pads nor cuts."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocab, whole = folder / "vocab.json", folder / "tokenizer.json"
@@ -149,7 +149,7 @@ def _encoder(folder: FilePath, tokens: Mapping[str, str]) -> Any:
 
 
 def _vocabulary(folder: FilePath) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The ids by token, and the pairs that are merged, in order."""
+    """Reads the ids by token, and the pairs that are merged, in order."""
     if absent := [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]:
         raise ForeignError(f"{folder} has neither tokenizer.json nor {' and '.join(absent)}")
     try:
@@ -173,7 +173,7 @@ def _content(folder: FilePath, name: str, token: Any) -> str:
 
 
 def _added(token: Any) -> Any:
-    """The special token as the library takes it, with the options that its config states."""
+    """Makes the library's special token, with the options that the config states."""
     from tokenizers import AddedToken
 
     if isinstance(token, str):

@@ -19,7 +19,7 @@ from cmjax.system.pickles import booleans, one_line_errors, pickle_source
 from cmjax.system.unpickle import Global, Machine, PickledObject, Stream
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""How torch.save's legacy format begins."""
+"""The first two values in torch.save's legacy format."""
 
 
 def read_torch(path: str | Path) -> Any:
@@ -54,7 +54,7 @@ def read_persistent(path: str | Path) -> Any:
 
 
 def _read_zip(file: BinaryIO, size: int) -> Any:
-    """`NAME/data.pkl` and the storages `NAME/data/KEY`, each read once."""
+    """Reads `NAME/data.pkl` and the storages `NAME/data/KEY`, each once."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
@@ -92,7 +92,7 @@ def _same(storage: Storage, dtype: np.dtype, count: int) -> Storage:
 
 
 def _read_legacy(source: Stream, table: Mapping[tuple[str, str], Any]) -> Any:
-    """Five pickles (magic number, version, the machine, the object, keys), then the storages in the keys' order."""
+    """Reads five pickles (magic number, version, machine, object, keys), then the storages in the keys' order."""
     storages: dict[str, Storage] = {}
     room = source.size
 
@@ -141,4 +141,4 @@ TABLE = {
     **OBJECTS,
     ("torch.storage", "_load_from_bytes"): Global("torch.storage._load_from_bytes", _storage_in),
 }
-"""All that a file can name."""
+"""(module, name) -> its value or function: all that a file can name."""

@@ -26,7 +26,7 @@ from cmjax.interop.text_to_image import TextToImage
 from cmjax.nets.conditional_unet import ConditionalUNet
 from cmjax.runs.trained import Trained, open_trained
 from cmjax.runs.workdir import INDEX, PIPELINE, RECORD, writing
-from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, write_atomically
+from cmjax.system.files import is_bucket, remove_folder, to_json, to_path, whole_folder, write_atomically
 from cmjax.system.mesh import move, parameter_shardings
 
 log = logging.getLogger(__name__)
