@@ -1,1 +1,1 @@
-"""From a configuration to plain objects: the only reader of configurations, and where their errors are raised."""
+"""Reads configurations into plain objects: the only reader of them, which raises all errors of theirs."""

@@ -27,7 +27,7 @@ MOST_CORRUPT = 10  # how many examples may be damaged
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and how it is read. image_size: (height, width); None, and channels 0, for those of the data.
+    """Says which data set is used, and how. image_size: (height, width); None, and channels 0, for those of the data.
     captions: whether the examples have captions, too. image_column, …: of tables; "" for those that are found."""
 
     name: str
@@ -45,7 +45,7 @@ class Data:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How images that are decoded are read."""
+        """The arguments of sources that decode images."""
         return {name: getattr(self, name) for name in ("memory_limit_bytes", "max_corrupt", "crop")}
 
     @property
@@ -166,7 +166,7 @@ FINDERS: dict[str, Callable[[Any], Any]] = {
     "webdataset": _find_samples,
     **{name: partial(_find_tables, name) for name in OF_TABLES},
 }
-"""What finds the files of data by their name, and raises DataError where there are none."""
+"""Data by name -> the function that finds its files, and raises DataError where there are none."""
 OF_ARRAYS = {"arrays": "images", "signals": "signals", "points": "points"}
 """The names of data in an .npz file, and of the array there."""
 NO_IMAGES = ("signals", "points")
@@ -176,7 +176,7 @@ OF_LATENTS = ("latents", "arrays")
 
 
 def images_of(encoding: Mapping[str, Any]) -> Data:
-    """Gives the data set that latents were encoded from, as `LatentSource.encoding` has it.
+    """Gives the data set that latents were encoded from, by `LatentSource.encoding`.
 
     Raises: DataError where it is not known.
     """
@@ -221,7 +221,7 @@ def read_data(fields: Fields, *, there: bool = True) -> Data:
 
 
 def _read_columns(fields: Fields, name: str) -> dict[str, Any]:
-    """The names of columns, "" for those that are found."""
+    """Reads the names of columns, "" for those that are found by their content."""
     columns = {column: fields.text(column, absent="") for column in COLUMNS}
     for column, chosen in columns.items():
         of = CAPTIONED if column == "caption_column" else OF_TABLES
@@ -231,7 +231,7 @@ def _read_columns(fields: Fields, name: str) -> dict[str, Any]:
 
 
 def _read_size(fields: Fields) -> tuple[int, int] | None:
-    """(height, width), which one number stands for where they are the same; None where it is 0."""
+    """Reads (height, width), or one number for both; None where it is 0."""
     value = fields.value("image_size")
     if isinstance(value, tuple | list):
         sides = tuple(value)

@@ -1,4 +1,4 @@
-"""A run's configuration in words, read from its record without making anything of it."""
+"""Describes a run's configuration in words, from its record, without building anything."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

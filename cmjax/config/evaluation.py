@@ -21,7 +21,7 @@ DEFAULT_METRICS = ("fd", "kid", "prdc")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How images are evaluated.
+    """Says how images are evaluated.
 
     every: steps between evaluations of a run in training; 0: none. metrics: of `METRICS`; empty: `DEFAULT_METRICS`.
     features: the network of metrics that fit several; "": Inception where its weights are there, else the data set's.

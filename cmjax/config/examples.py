@@ -1,4 +1,4 @@
-"""Reads what is done to examples before a step: augmentation, labels that are left out, and processes that decode."""
+"""Reads how examples are prepared for a step: augmentation, labels that are left out, processes that decode."""
 
 from collections.abc import Callable, Collection
 from functools import partial

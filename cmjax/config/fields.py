@@ -279,14 +279,14 @@ def changed(config: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]
 
 
 def suggestion(word: str, choices: Iterable[str], *, prefix: str = "") -> str:
-    """ " (did you mean x?)" of the choice that is most like a word, and "" where none is. prefix: of the choice."""
+    """Suggests the choice most like a word, as " (did you mean x?)"; "" where none is. prefix: of the choice."""
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def about(field: str, value: str, error: Exception) -> str:
-    """Writes an error of a field or a flag, "--teacher=x: it has …", that does not say the value again where it begins
-    so."""
+    """Writes an error of a field or a flag, "--teacher=x: it has …"; the value is not repeated where the error begins
+    with it."""
     said, name = str(error), value.strip("'")
     again = said.removeprefix(f"{name} ")
     return f"{field}={value} {again}" if again != said else f"{field}={value}: {said.removeprefix(f'{name}: ')}"

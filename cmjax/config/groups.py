@@ -1,4 +1,4 @@
-"""Reads what methods take whose samples belong together in groups: IMM's, and the states of CMT's trajectories."""
+"""Reads the arguments of methods that look at groups of samples: IMM's groups, and CMT's trajectories."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +22,12 @@ WEIGHTINGS = by_name(weightings.uniform, weightings.sigmoid)
 
 
 def _group(o: Objective) -> int:
-    """How many samples of the batch, one after another, belong together."""
+    """Reads the number of samples in a group; they follow one another in the batch."""
     return o.fields.integer("group", at_least=1, at_most=10**4)
 
 
 def _grid(o: Objective) -> np.ndarray:
-    """The grid of a teacher's trajectory, ascending, which CMT's times and its losses both take."""
+    """Reads the grid of a teacher's trajectory, ascending, which CMT's times and its losses both take."""
     ends = {name: o.spec.constants[name] for name in ("t_min", "t_max")}
     return o.fields.call("grid", GRIDS, **ends)
 
@@ -45,7 +45,7 @@ def _weight(o: Objective) -> Part:
 
 
 def _grouped(o: Objective) -> Part:
-    """IMM's times, equal within each group; r has the noise level of t minus a fixed gap."""
+    """Reads IMM's times, equal within each group; r has the noise level of t minus a fixed gap."""
     known = {"path": o.spec.path, "t_min": o.spec.constants["t_min"], "t_max": o.spec.constants["t_max"]}
     below = o.fields.call("times", TIMES_BELOW, **known)
     gap = o.fields.call("gap", {"level": map_pairs.level_gap}, **known)
@@ -53,7 +53,7 @@ def _grouped(o: Objective) -> Part:
 
 
 def _states(o: Objective) -> Part:
-    """All points of the grid of a trajectory but its end: a group of samples for each trajectory."""
+    """Takes all points of a trajectory's grid but its end as times: a group of samples for each trajectory."""
     grid = _grid(o)
     return {"times": map_pairs.all_of(grid), "group": len(grid) - 1}
 

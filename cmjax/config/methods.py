@@ -85,20 +85,20 @@ NO_AVERAGE = "stop_gradient"  # the `target` of a method that needs no average: 
 
 
 def method_name(objective: Fields) -> str:
-    """The method that the section `objective` names."""
+    """Reads the name of the method in the section `objective`."""
     name = objective.text("name")
     return RENAMED[name] if name in RENAMED else objective.one_of("name", METHODS)
 
 
 def read_spec(fields: Fields) -> ModelSpec:
-    """The model of a whole configuration, checked, as far as it is known without the data set."""
+    """Reads the model of a whole configuration, checked, as far as it is known without the data set."""
     name = method_name(fields.section("objective"))
     row = METHODS[name]
     return read_model_spec(fields, row.kind, made_by=f"config.objective.name={name!r}", made_for=row.paths.split())
 
 
 def read_model(config: Mapping[str, Any], num_classes: int | None) -> NetworkModel:
-    """The model of a recorded configuration: that of a run, or of weights that no run here made."""
+    """Reads the model of a recorded configuration: that of a run, or of weights that no run here made."""
     fields = Fields(config)
     recorded = str(config.get("objective", {}).get("name", ""))
     if RENAMED.get(recorded, recorded) in METHODS:
@@ -114,7 +114,7 @@ def read_model(config: Mapping[str, Any], num_classes: int | None) -> NetworkMod
 
 
 def read_model_like(config: Mapping[str, Any], kind: Kind, num_classes: int | None) -> NetworkModel:
-    """A model of that kind with the network and the path of this configuration: what a teacher may be."""
+    """Makes a model of that kind with this configuration's network and path, in place of a teacher that is not here."""
     model = config["model"]
     path = Fields(model).choice("path", PATHS).name
     preconditioning = next(iter(PRECONDITIONINGS[path][kind]))

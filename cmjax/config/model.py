@@ -40,7 +40,7 @@ PATHS: dict[str, Callable[..., Path]] = {
     "ddpm": paths.ddpm,
 }
 LAST_TIMES = {"trig": math.pi / 2, "linear": 1.0, "vp": 1.0, "ddpm": 1.0}
-"""Where a path is noise alone, or its schedule ends."""
+"""Path -> its last time, at which it is noise alone, or its schedule ends."""
 _OF_VE = by_name(scalings.consistency, scalings.piecewise, scalings.edm)
 _TRIG = by_name(scalings.trig, scalings.trig_edm)
 _FLOWS = by_name(scalings.linear_flow, scalings.linear_gap, scalings.linear_expanded, scalings.linear_ends)
@@ -68,9 +68,10 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Callable]]] = {
     "vp": {**_DISCRETE, "flow_map": by_name(scalings.path_flow)},
     "ddpm": _DISCRETE,
 }
-"""By the path and by the kind of model. `edm_flow` and `clean_gap` are `linear_flow` of the velocity that follows from
-an EDM network, and from a network of the gap that gives images; `scaled_flow` that of the network times the scale of
-guidance, which it takes."""
+"""Path -> kind of model -> its scalings by name.
+
+`edm_flow` and `clean_gap` are `linear_flow` of the velocity that follows from an EDM network, and from a network of the
+gap that gives images; `scaled_flow` that of the network times the scale of guidance, which it takes."""
 VELOCITIES: dict[str, Callable] = {
     "edm_flow": lambda net, constants: scalings.edm_velocity(net, sigma_data=constants["sigma_data"]),
     "clean_gap": lambda net, constants: scalings.clean_velocity(net),
@@ -137,7 +138,7 @@ class NetworkModel:
         return getattr(self.module, "guided_interval", False)
 
     def init(self, key: PRNGKey, shape: tuple[int, ...]) -> Params:
-        """Fresh parameters for samples of `shape` (h, w, c)."""
+        """Makes fresh parameters for samples of `shape` (h, w, c)."""
         return init_params(self.module, key, shape)
 
     def bind(self, params: Params, shape: tuple[int, ...]) -> BoundModel:
@@ -146,10 +147,10 @@ class NetworkModel:
 
 
 def read_model_spec(fields: Fields, kind: Kind, *, made_by: str, made_for: Sequence[str] = ()) -> ModelSpec:
-    """The model as far as it is known without its data set, checked.
+    """Reads the model as far as it is known without its data set, checked.
 
-    Args: kind: as in `BoundModel`. made_by: what of the configuration makes it that, for errors. made_for: the paths
-          that this is for, () for all.
+    Args: kind: as in `BoundModel`. made_by: the field that asks for this kind, for errors. made_for: the paths that
+          the method is for, () for all.
     """
     section = fields.section("model")
     path_name, path, constants = _read_path(section, kind)

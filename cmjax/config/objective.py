@@ -43,7 +43,7 @@ def read_method(fields: Fields, spec: ModelSpec, steps: int) -> Method:
 
 
 def _keyword(o: Objective, parameter: inspect.Parameter, instead: Mapping[str, str | None]) -> Part:
-    """A keyword of a loss: by its reader, or where it has none, as a field of its name in its annotation's range."""
+    """Reads a keyword of a loss: by its reader, or without one as a field of its name, in its annotation's range."""
     name = instead.get(parameter.name, parameter.name)
     if name is None:
         return {}
@@ -58,12 +58,12 @@ def _keyword(o: Objective, parameter: inspect.Parameter, instead: Mapping[str, s
 
 
 def _joined(made: Part, part: Part) -> Part:
-    """Both parts; what both have is a mapping, and has the entries of both."""
+    """Joins two parts; a mapping that both have gets the entries of both."""
     return {**made, **{name: {**made[name], **new} if name in made else new for name, new in part.items()}}
 
 
 def _coupling(o: Objective) -> Callable[..., Samples] | None:
-    """(x0, noise, times, labels) -> the noise of each sample; None where it is independent, as without the field."""
+    """Reads the coupling (x0, noise, times, labels) -> the noise of each sample; None for independent noise."""
     if not o.fields.has("coupling"):
         return None
     chosen = o.fields.choice("coupling", choices.COUPLINGS, path=o.spec.path)
@@ -75,7 +75,7 @@ def _coupling(o: Objective) -> Callable[..., Samples] | None:
 
 
 def _guided_by(fields: Fields) -> str:
-    """The field for which the target also takes the network's output without a label, "" for none.
+    """Finds the field that makes the target use the network's output without a label, "" for none.
 
     In a target ω·(…) + κ·u(x | c) + (1 − ω − κ)·u(x) it has no part where ω + κ = 1.   [Geng et al. 2025, MeanFlow]
     """
@@ -90,7 +90,7 @@ def _guided_by(fields: Fields) -> str:
 
 
 def read_time_sampler(o: Objective, name: str = "times", **known: float) -> TimeSampler:
-    """The distribution of times in the field `name`; `known` are parameters that the method fixes."""
+    """Reads the distribution of times in the field `name`; `known` are parameters that the method fixes."""
     constants = {constant: o.spec.constants[constant] for constant in ("sigma_data", "t_min", "t_max")}
     chosen = o.fields.choice(name, choices.TIME_SAMPLERS, path=o.spec.path, **constants, **known)
     sampler = o.fields.called(name, chosen)
@@ -103,13 +103,13 @@ def read_time_sampler(o: Objective, name: str = "times", **known: float) -> Time
 
 
 def _grid(o: Objective) -> Part:
-    """Neighbours on a Karras grid that grows with the run."""
+    """Reads times that are neighbours on a Karras grid, which grows with the run."""
     curriculum = o.fields.call("curriculum", choices.CURRICULA, total_steps=o.steps)
     return _on_grid(o, curriculum, o.fields.choice("intervals", choices.INTERVALS).make)
 
 
 def _halving_grid(o: Objective) -> Part:
-    """The grid of progressive distillation, each of whose stages is a training with a teacher of its own."""
+    """Reads the grid of progressive distillation; each of its stages is a training with a teacher of its own."""
     curriculum = o.fields.call("curriculum", {"halving": curricula.halving}, total_steps=o.steps)
     part = _on_grid(o, curriculum, pairs.uniform_intervals)
     rate = ema_rates.kept_in_a_stage(curriculum=curriculum)
@@ -134,13 +134,13 @@ def _segments(o: Objective) -> Part:
 
 
 def _held_ratio(o: Objective) -> Part:
-    """TCM's times: a fraction of the batch is held at the boundary."""
+    """Reads TCM's times: a fraction of the batch is held at the boundary."""
     boundary, fraction = o.fields.number("boundary", above=0), read_fraction(o)
     return _by_ratio(o, times.held_at(read_time_sampler(o, lowest=boundary), at=boundary, fraction=fraction))
 
 
 def _by_ratio(o: Objective, sampler: TimeSampler) -> Part:
-    """t of a distribution, and r a fraction of it that grows with the run."""
+    """Reads t of a distribution, and r, a fraction of it that grows with the run."""
     stage = o.fields.call("stages", {"equal": curricula.equal_stages}, total_steps=o.steps)
     gap = o.fields.call("gap", {"shrinking": pairs.shrinking_gap}, stage=stage)
     with o.fields.naming("gap"):
@@ -149,7 +149,7 @@ def _by_ratio(o: Objective, sampler: TimeSampler) -> Part:
 
 
 def _two_times(o: Objective) -> PairSampler:
-    """t and s of a flow map between any two times; those with s = t may have a distribution of their own."""
+    """Reads t and s of a flow map between any two times; those with s = t may have a distribution of their own."""
     chosen = o.fields.choice("pairs", choices.PAIRS)
     names = ("times",) if chosen.name == "ending" else ("times", "times_s")
     samplers = [read_time_sampler(o, name) for name in names]
@@ -161,20 +161,20 @@ def _two_times(o: Objective) -> PairSampler:
 
 
 def _parted(o: Objective) -> Part:
-    """t and s, and r between them at random or in the middle."""
+    """Reads t and s, and r between them at random or in the middle."""
     return {
         "times": map_pairs.parted(_two_times(o), middle=o.fields.one_of("split", ("uniform", "middle")) == "middle")
     }
 
 
 def _near(o: Objective) -> Part:
-    """t and s, and r a fraction of the way from t, which falls with the run."""
+    """Reads t and s, and r, a fraction of the way from t that falls with the run."""
     gap = o.fields.call("gap", {"falling": map_pairs.falling_fraction}, total_steps=o.steps)
     return {"times": map_pairs.near(_two_times(o), gap), "schedules": {"gap": gap}}
 
 
 def _skipping_grid(o: Objective) -> Part:
-    """Three times on a grid, and for a fraction of the batch, which learns to denoise, one time of a distribution."""
+    """Reads three times on a grid; a fraction of the batch, which learns to denoise, has one time of a distribution."""
     grid = read_grid(o)
     return {"times": map_pairs.skipping_grid_pairs(grid, read_time_sampler(o), fraction=read_fraction(o))}
 

@@ -81,11 +81,11 @@ def average_texts(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 LONG = 0.05
-"""A fraction of an average, of parameters from before a tenth of the training, from which on the user is warned."""
+"""The user is warned where parameters from the first tenth of the training have this weight in an average, or more."""
 
 
 def long_average(config: Mapping[str, Any], index: int, updates: int) -> str | None:
-    """Warns of an average that after so many updates is in part what the training began with; None where it is not.
+    """Warns of an average in which the first parameters have a large weight after so many updates; None otherwise.
 
     A device computes it."""
     if "batch_size" not in config:  # weights that no training here made
@@ -112,7 +112,7 @@ def _too_much_of_first(rate: Schedule, updates: int) -> str | None:
 
 
 def same_but_for_start(old: Any, new: Any) -> bool:
-    """Whether two fields `averages` differ at most in how their averages are corrected for their start."""
+    """Says whether two fields `averages` differ at most in how their averages are corrected for their start."""
     # the correction is set aside: it does not change what a checkpoint holds
     old, new = (
         [(one.name, {**one.parameters, "corrected": None}) for one in _chosen(written, batch_size=1)]

@@ -1,4 +1,4 @@
-"""Reads what a loss takes by keyword: a reader for each keyword, so that a new method needs no code here.
+"""Reads the keyword arguments of losses: a reader for each keyword, so that a new method needs no code here.
 
 A reader takes an `Objective` and gives fields of `Method`: most the keyword's value, {"choices": {keyword: value}}.
 """
@@ -35,7 +35,7 @@ class Objective:
 
 
 def read_fraction(o: Objective) -> float:
-    """The fraction of the batch that learns in another way than the rest."""
+    """Reads the fraction of the batch that learns in another way than the rest."""
     fraction = o.fields.number("fraction", above=0)
     if fraction >= 1:
         raise o.fields.error("fraction", "must be below 1: a fraction of the batch, between 0 and 1, learns otherwise")
@@ -43,7 +43,7 @@ def read_fraction(o: Objective) -> float:
 
 
 def read_alpha(o: Objective) -> Schedule:
-    """α-Flow's schedule, which its times and its loss both take."""
+    """Reads α-Flow's schedule, which its times and its loss both take."""
     alpha = o.fields.call("alpha", {"sigmoid": alpha_flow.alpha_schedule}, total_steps=o.steps)
     with o.fields.naming("alpha"):
         jax.eval_shape(lambda: alpha(jnp.zeros((), int)))
@@ -51,12 +51,12 @@ def read_alpha(o: Objective) -> Schedule:
 
 
 def read_grid(o: Objective) -> np.ndarray:
-    """The grid of `num_scales` points, ascending, which CTM's times and its loss both take."""
+    """Reads the grid of `num_scales` points, ascending, which CTM's times and its loss both take."""
     return o.spec.grid(o.fields.integer("num_scales", at_least=3, at_most=10**4))
 
 
 def as_choice(name: str, value: Any) -> Part:
-    """The value as an argument of the loss that stays the same."""
+    """Makes the value an argument of the loss that stays the same."""
     return {"choices": {name: value}}
 
 
@@ -65,7 +65,7 @@ def _by_step(keyword: str, schedule: Schedule, *, recorded_as: str) -> Part:
 
 
 def _optional_teacher(o: Objective) -> Part:
-    """A teacher where the field names one; else the method learns from data alone."""
+    """Reads the teacher where the field names one; else the method learns from data alone."""
     folder = o.fields.path("teacher") if o.fields.has("teacher") else ""
     return {"teacher": folder} if folder else {}
 
@@ -90,7 +90,7 @@ def _target_params(o: Objective) -> Part:
 
 
 def _weight(o: Objective, *, of_t_alone: bool = False) -> Part:
-    """of_t_alone: the method knows no r."""
+    """Reads the weight of the loss. of_t_alone: the method has no r."""
     weight = o.fields.choice("weight", choices.WEIGHTINGS, scalings=o.spec.scalings, **o.spec.constants)
     if o.spec.path_name != "ve" and weight.name in choices.WEIGHTINGS_OF_VE:
         raise o.fields.error("weight", f"is of the path ve, not {o.spec.path_name}; inverse_c_out is of any")
@@ -100,7 +100,7 @@ def _weight(o: Objective, *, of_t_alone: bool = False) -> Part:
 
 
 def _tried(o: Objective, name: str, of: Mapping[str, Callable], arguments: Callable[[], tuple]) -> Part:
-    """A function, traced once with such arguments, so that what is wrong with its parameters is an error here."""
+    """Reads a function, and traces it once with such arguments, so that a wrong parameter of it is an error here."""
     function = o.fields.choice(name, of).make
     with o.fields.naming(name):
         jax.eval_shape(lambda: function(*arguments()))
@@ -116,7 +116,7 @@ def _distance(o: Objective, name: str = "distance") -> Part:
 
 
 def _speed(o: Objective) -> Part:
-    """The speed that a distance becomes where both points meet; l2 unless the field `distance` is there."""
+    """Reads the distance as a speed, its limit where both points meet; l2 without the field `distance`."""
     _needs_jvp(o)
     if not o.fields.has("distance"):
         return {}
@@ -135,7 +135,7 @@ def _by_distance(keyword: str, chosen: Choice, make: Callable[[Distance], Any]) 
 
 
 def _derivative(o: Objective) -> Part:
-    """The derivative by time, by default in forward mode."""
+    """Reads how the derivative by time is taken, by default in forward mode."""
     chosen = o.fields.choice("derivative", choices.DERIVATIVES) if o.fields.has("derivative") else None
     if chosen is None or chosen.name == "jvp":
         step = 0.03 if o.spec.kind == "flow_map" else 0.3  # the best in half precision, which is all that cuDNN's has
@@ -159,7 +159,7 @@ def _weight_head(o: Objective) -> Part:
 
 
 def _drops_first(o: Objective) -> Part:
-    """Labels are left out of the first samples, which have s = t, or of any."""
+    """Reads whether labels are left out of the first samples, which have s = t, or of any."""
     chosen = _of_labels(o, "drops_first")
     if chosen and not o.fields.choice("pairs", choices.PAIRS).parameters.get("exact"):
         raise o.fields.error("drops_first", "needs config.objective.pairs with exact=True, so that these have s = t")
@@ -214,4 +214,4 @@ READERS: dict[str, Callable[[Objective], Part]] = {
     "weight_of_t": partial(_weight, of_t_alone=True),
     "weighted": _weighted,
 }
-"""By the keyword of a loss, or by the name that a row of `METHODS` has for it."""
+"""Keyword of a loss, or the name that a row of `METHODS` has for it -> its reader."""

@@ -89,7 +89,7 @@ def load_recipe(text: str) -> "ConfigDict":
 
 
 def list_recipes(folder: Path) -> dict[str, str]:
-    """The recipes in a folder: each name, and the first line of its docstring. None of them is run."""
+    """Lists the recipes in a folder: each name, and the first line of its docstring. None of them is run."""
     recipes = {}
     for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
         try:
@@ -102,12 +102,12 @@ def list_recipes(folder: Path) -> dict[str, str]:
 
 
 def all_recipes() -> dict[str, str]:
-    """The recipes that can be called by name: those that come with cmjax, and those of configs/ here."""
+    """Lists the recipes that can be called by name: those that come with cmjax, and those of configs/ here."""
     return dict(sorted((list_recipes(INSTALLED) | list_recipes(FOLDER)).items()))
 
 
 def recipes_text() -> str:
-    """The recipes that can be called by name and what each is, as the terminal shows them."""
+    """Writes the recipes that can be called by name, and what each is, for the terminal."""
     recipes = all_recipes()
     width = max(map(len, recipes)) + 2
     lines = [f"  {name:{width}s}{about}" for name, about in recipes.items()]
@@ -164,7 +164,7 @@ def _value(name: str, text: str | None, old: Any) -> Any:
 
 
 def _parts(text: str) -> list[Any]:
-    """The elements of a sequence, "(80, 0.8)" or "80,0.8"; a comma within brackets separates none."""
+    """Splits a sequence, "(80, 0.8)" or "80,0.8", into its elements; commas within brackets do not separate."""
     try:
         written = ast.literal_eval(text.strip())
         return list(written) if isinstance(written, tuple | list) else [text]
@@ -188,7 +188,7 @@ def _literal(part: Any) -> Any:
 
 
 def _run(file: Path) -> ModuleType:
-    """The module of a file, which may import its neighbours and cmjax's recipes, as `from configs import common`."""
+    """Runs a file as a module, which may import its neighbours and cmjax's recipes, as `from configs import common`."""
     # At the end of the path: a recipe's neighbour must not hide an installed module.
     for folder in (os.getcwd(), str(file.absolute().parent.parent), str(INSTALLED.absolute().parent)):
         if folder not in sys.path:
@@ -202,7 +202,7 @@ def _run(file: Path) -> ModuleType:
 
 
 def _one_line(error: BaseException, file: Path) -> str:
-    """An error of a recipe in one line, with its place there: "configs/x.py, line 3: KeyError: 'x'"."""
+    """Writes an error of a recipe in one line, with its place: "configs/x.py, line 3: KeyError: 'x'"."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]

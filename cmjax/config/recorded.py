@@ -44,7 +44,7 @@ class Recorded:
 
     @property
     def goes_without_labels(self) -> bool:
-        """Whether the network may have learned to do without labels: in this run, or in one that is not read here."""
+        """Says whether the network may have learned to do without labels, in this run or in one not read here."""
         others = self.teacher or self.init_from or not self.has_data
         return bool(self.learned_without_labels or others or not self.model.class_conditional)
 
@@ -84,7 +84,7 @@ SHAPES_STATE = ("net.", "model.", "lora.", "objective.name", "optimizer.rule", "
 
 
 def shapes_state(field: str, old: Any, new: Any) -> bool:
-    """Whether a run's checkpoints depend on this change of a field, so that the run cannot go on with it."""
+    """Says whether a run's checkpoints depend on this change of a field, so that the run cannot go on with it."""
     if field == "objective.target":  # an average of the parameters is kept, whatever its rate, or none is
         return NO_AVERAGE in (old, new)
     if field == "optimizer.restart_each_stage":  # the rule's state counts updates; runs without the field do not
@@ -96,13 +96,13 @@ def shapes_state(field: str, old: Any, new: Any) -> bool:
 
 BESIDE_TRAINING = ("samples", "metrics", "evaluate", "log", "checkpoint", "report", "mesh", "steps_per_call")
 WITHOUT_COLUMNS = {"image_column": "", "label_column": "", "caption_column": ""}
-"""The fields of tables' columns, as they are of data that are none."""
+"""The fields of tables' columns, with their values for other data."""
 BESIDE_TRAINING_OF_DATA = ("data_dir", "workers", "memory_limit_gb", "max_corrupt", "caption_column", *AS_BEFORE)
 """Sections and fields that change no parameter: what is sampled, written and logged, and where data and devices are."""
 
 
 def is_of_training(field: str) -> bool:
-    """Whether the parameters that a run reaches depend on a field, as "optimizer.learning_rate"."""
+    """Says whether the parameters that a run reaches depend on a field, as "optimizer.learning_rate"."""
     section, _, rest = field.partition(".")
     return section not in BESIDE_TRAINING and not (section == "data" and rest in BESIDE_TRAINING_OF_DATA)
 
@@ -115,8 +115,8 @@ def with_free_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
 
 
 def published(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the configuration without the places of one machine: folders of data are left out, and of the runs that it
-    came from their names remain."""
+    """Gives the configuration without the paths of one machine: folders of data are left out, and other runs are named
+    without theirs."""
     config = dict(config)
     if "data" in config:
         config["data"] = {**config["data"], "data_dir": "", "autoencoder": ""}
@@ -128,7 +128,7 @@ def published(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_class_conditional(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a configuration takes classes."""
+    """Says whether the model of a configuration takes classes."""
     return bool(config["net"].get("class_conditional"))
 
 

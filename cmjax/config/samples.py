@@ -24,7 +24,7 @@ AS_BEFORE = {"autoencoder": "", "decode_dtype": "float32", "decode_tile": 0}
 
 @dataclass(frozen=True)
 class Decoding:
-    """How latents are decoded. autoencoder: the folder of what decodes them; "" for the one that they were encoded by,
+    """Says how latents are decoded. autoencoder: the decoder's folder; "" for the one that encoded the latents,
     "none" for none. dtype: that it computes in. tile: the side of the squares of latents in which an image is decoded,
     0 for all of it at once.
     """
@@ -35,7 +35,7 @@ class Decoding:
 
 
 AS_ENCODED = Decoding()
-"""By the autoencoder that encoded them, in float32, whole."""
+"""Decodes by the autoencoder that encoded the latents, in float32, whole images."""
 
 
 @dataclass(frozen=True)

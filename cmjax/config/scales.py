@@ -1,4 +1,4 @@
-"""Reads what methods take of guidance: one scale or a distribution of scales, and the interval of times."""
+"""Reads the arguments of guidance: one scale or a distribution of scales, and the interval of times."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +15,7 @@ OF_PROMPTS = ("guided_cd", "lcm")
 
 
 def _optional_scales(o: Objective) -> Part:
-    """The scales of guidance that the network takes, where the field `guidance` has two; none where it is ()."""
+    """Reads the scales of guidance that the network takes, where the field `guidance` has two; none where it is ()."""
     return _scales(o, above=0) if o.fields.value("guidance") else {}
 
 
@@ -24,7 +24,7 @@ def _guidance(o: Objective) -> Part:
 
 
 def _scale_of_labels(o: Objective, name: str, *, off: int, **bounds: float) -> Part:
-    """One number, which needs labels unless it is `off`, as where the field is absent from an older run's record."""
+    """Reads one number, which needs labels unless it is `off`, as in records of older runs without the field."""
     value = o.fields.number(name, absent=float(off), **bounds)
     if value != off and not o.spec.net["class_conditional"]:
         raise o.fields.error(name, f"needs labels: set config.net.class_conditional=True, or {name} to {off}")
@@ -32,12 +32,12 @@ def _scale_of_labels(o: Objective, name: str, *, off: int, **bounds: float) -> P
 
 
 def _scale_or_scales(o: Objective) -> Part:
-    """One scale, or two between which each sample's is chosen, as an input of the network."""
+    """Reads one scale, or two between which each sample's is chosen, as an input of the network."""
     return _guidance(o) if isinstance(o.fields.value("guidance"), int | float) else _scales(o, above=0)
 
 
 def _scales(o: Objective, *, above: float | None = None) -> Part:
-    """(key, batch_size) -> scales (b,), uniform between the two numbers of the field `guidance`, or of its density."""
+    """Makes (key, batch_size) -> scales (b,), uniform between the two numbers of `guidance`, or of its density."""
     if o.spec.net.get("prompted"):
         # a student that takes no scale learns the mean of all, as LCM-LoRA's does
         if (name := method_name(o.fields)) not in OF_PROMPTS:
@@ -61,7 +61,7 @@ def _scales(o: Objective, *, above: float | None = None) -> Part:
 
 
 def _guided_teacher(o: Objective) -> Part:
-    """With `guidance`, two numbers, the teacher is guided by a scale between them, an input of the student."""
+    """Guides the teacher by a scale between the two numbers of `guidance`, which is an input of the student."""
     if not o.fields.value("guidance"):
         return {}
     return {"loss": partial(_with_guided_teacher, getattr(losses, method_name(o.fields))), **_scales(o)}
@@ -74,7 +74,7 @@ def _with_guided_teacher(
 
 
 def _interval(o: Objective) -> Part:
-    """The first and the last time of guidance: all times where the field is absent."""
+    """Reads the first and the last time of guidance: all times where the field is absent."""
     if not o.fields.has("guidance_interval"):
         return {}
     interval = o.fields.numbers("guidance_interval")
@@ -84,7 +84,7 @@ def _interval(o: Objective) -> Part:
 
 
 def _interval_or_intervals(o: Objective) -> Part:
-    """One interval, or "drawn" for each sample, as an input of the network."""
+    """Reads one interval, or "drawn": one sampled for each sample, an input of the network."""
     if not o.fields.has("guidance_interval") or o.fields.value("guidance_interval") != "drawn":
         return _interval(o)
     needs_input(o, "guided_interval", "the network is given the interval of guidance")

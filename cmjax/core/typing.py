@@ -78,7 +78,7 @@ Noises = Callable[[Any], Array]
 
 @runtime_checkable
 class Solver(Protocol):
-    """From the state x at times[0] to samples: along the descending positive `times` (n,), and then to time 0.
+    """Goes from the state x at times[0] to samples: along the descending positive `times` (n,), and then to time 0.
 
     `to_zero=False` stops at times[-1].
     """

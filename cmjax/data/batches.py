@@ -163,7 +163,7 @@ class Batches:
 
 
 Rows = dict[tuple[int, int], dict[str, np.ndarray]]
-"""By (start, stop) within a batch, the examples there."""
+"""(start, stop) within a batch -> the examples there."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from cmjax.data.layout import list_files
 from cmjax.system.files import AnyPath
 
 METADATA = "metadata.jsonl"
-"""Where Hugging Face's folders of images have captions, a line for each image."""
+"""The file in which Hugging Face's folders of images have captions, a line for each image."""
 KEYS = ("text", "caption", "txt", "prompt")
-"""Under which a JSON object, or a table, may have the caption, where no other name is given."""
+"""The usual names of a caption in a JSON object or a table."""
 
 
 def caption_of(value: Any) -> str:
@@ -59,7 +59,7 @@ class FolderCaptions:
             raise DataError(f"{root}: its images have no captions: neither .txt files beside them nor {METADATA}")
 
     def __getitem__(self, image: AnyPath) -> str:
-        """The caption of an image's file. Raises: DataError where it has none."""
+        """Gives the caption of an image's file. Raises: DataError where it has none."""
         if str(image) in self._known:
             return caption_of(self._known[str(image)])
         file = image.parent / f"{image.stem}.txt"

@@ -16,7 +16,7 @@ DECODED = 16
 """Images that are decoded, or read, to see whether they differ."""
 
 USUAL_SPREAD = 2.5
-"""How many times larger or smaller than expected the std of latents may be without a word."""
+"""A warning is logged where the std of latents differs from the expected one by more than this factor."""
 
 
 def check_source(source: Source, where: str) -> None:
@@ -68,7 +68,7 @@ def say_if_dark(images: np.ndarray, where: str) -> None:
 
 
 def check_spread(source: Source, where: str, expected: float, field: str) -> None:
-    """Warns where floats have another mean and std than a model expects, or a constant channel, by some examples.
+    """Warns where some examples, floats, have another mean and std than a model expects, or a constant channel.
 
     Args: expected: the std; field: what says so, for the message.
     """

@@ -95,7 +95,7 @@ def check_folder(data_dir: str | AnyPath) -> None:
 
 
 def image_sizes(data_dir: str | AnyPath) -> list[tuple[int, int]]:
-    """(width, height) of some images below a folder, read from the files' headers. Damaged files are left out."""
+    """Reads (width, height) of some images below a folder from the files' headers. Damaged files are left out."""
     from PIL import Image
 
     images = list_files(_root_of(data_dir))[0]
@@ -208,7 +208,7 @@ class ImageSource(OnDemandSource):
         return batch
 
     def caption(self, index: int) -> str:
-        """The caption of an example. Raises: DataError where it has none."""
+        """Gives the caption of an example. Raises: DataError where it has none."""
         raise NotImplementedError
 
 

@@ -19,19 +19,19 @@ from cmjax.system.files import is_bucket
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Of a manifest."""
+"""The version of a manifest's format."""
 NEEDED = ("split", "count", "shape", "mirrored", "class_names", "autoencoder", "scale", "shift", "shard_size")
 
 TEXT = {"context": "<f2", "pooled": "<f2", "sizes": "<f4"}
-"""What a U-Net sees of an example's caption, and how it is written. Sizes of pixels would not fit into float16."""
+"""A U-Net's input that comes from a caption -> its dtype in files. Sizes of pixels would not fit into float16."""
 CAPTION_BYTES = 1024
-"""Of a caption in UTF-8; its embeddings are of all that the text encoder reads."""
+"""The most bytes of a caption that are kept, in UTF-8; its embeddings are of all that the text encoder reads."""
 EMPTY_PROMPT = "empty_prompt.npz"
 
 
 def record_type(manifest: Mapping[str, Any]) -> np.dtype:
     """Describes the bytes of one example: its label (−1 without), mean and std (h, w, c), and the mirrored image's;
-    and of data with captions what a U-Net sees of it, by the shapes of "text", and the caption."""
+    of data with captions also the U-Net's inputs of it, by the shapes of "text", and the caption."""
     parts, text = ["mean", "std"] + ["mirrored_mean", "mirrored_std"] * manifest["mirrored"], manifest.get("text")
     fields: list[Any] = [("label", "<i4"), *((part, "<f2", tuple(manifest["shape"])) for part in parts)]
     if text:
@@ -144,7 +144,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def empty_prompt(data_dir: str | Path) -> dict[str, np.ndarray]:
-    """Reads what the U-Net sees without a prompt, as the pipeline does where no negative prompt is named.
+    """Reads the U-Net's inputs without a prompt, as the pipeline has them where no negative prompt is named.
 
     Args:    data_dir: the folder that --mode=encode wrote, or that of a split.
     Returns: "context" (n, d), and for SDXL "pooled" (p,), both float32; without "sizes", which are those of the images.
@@ -238,7 +238,7 @@ class _Shards(LatentSource):
         return batch
 
     def captions(self, indices: np.ndarray) -> list[str]:
-        """The captions of examples, of which very long ones were cut; "" where there are none."""
+        """Gives the captions of examples, very long ones cut; "" where there are none."""
         if "text" not in self.manifest:
             return [""] * len(indices)
         return [caption.decode(errors="ignore") for caption in self._rows(indices.tolist())["caption"]]

@@ -28,7 +28,7 @@ TOOLS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Inf
 """Names that tools and operating systems leave in folders, beside what begins with a dot: never a class or image."""
 
 LABELS = "dataset.json"
-"""Where EDM's and StyleGAN's dataset_tool writes the labels."""
+"""The file in which EDM's and StyleGAN's dataset_tool writes the labels."""
 
 PER_FOLDER = 1000
 """Images that dataset_tool, and FFHQ, put into one numbered folder."""
@@ -263,6 +263,6 @@ def _such_as(files: list[File]) -> str:
 
 
 def _locked(folder: AnyPath) -> bool:
-    """Whether a folder on a disk may not be listed."""
+    """Says whether a folder on a disk may not be listed."""
     on_disk = not is_bucket(folder) and not isinstance(folder, ZipPath)
     return on_disk and not os.access(folder, os.R_OK | os.X_OK)

@@ -43,7 +43,7 @@ def find_shards(root: AnyPath, suffixes: Sequence[str], what: str) -> tuple[list
 
 
 def _split_of_parts(parts: Iterable[str]) -> str | None:
-    """The split that the parts of a path name, "train", "test" or "val"; None where they name none."""
+    """Finds the split that the parts of a path name, "train", "test" or "val"; None where they name none."""
     *folders, name = parts
     for part in (*folders, name.partition(".")[0]):
         if found := split_of(part):

@@ -1,5 +1,5 @@
-"""Rows of parquet and Arrow files by their number. Arrow files are mapped; parquet's are read a group of rows at a
-time, which is kept."""
+"""Reads rows of parquet and Arrow files by number. Arrow files are mapped; of parquet's a group of rows is read at a
+time, and kept."""
 
 import json
 import logging
@@ -43,15 +43,15 @@ class TableFiles:
         return self._count
 
     def types(self) -> dict[str, str]:
-        """What each column of the first file holds, of "image", "class", "text", "integer", else its Arrow type."""
+        """Gives the type of each column in the first file: "image", "class", "text", "integer", or its Arrow type."""
         return {field.name: _kind(field, _features(self._opened[0].schema)) for field in self._opened[0].schema}
 
     def class_names(self, column: str) -> list[str] | None:
-        """The names of a column's classes, where `datasets` wrote them."""
+        """Gives the names of a column's classes, where `datasets` wrote them."""
         return _features(self._opened[0].schema).get(column, {}).get("names")
 
     def column(self, name: str) -> np.ndarray:
-        """A column of whole numbers, (n,) int64, of all files. Raises: DataError where one is missing."""
+        """Reads a column of whole numbers, (n,) int64, of all files. Raises: DataError where one is missing."""
         parts = []
         for path, file in zip(self.paths, self._opened, strict=True):
             values = _read(path, file.column, name)
@@ -61,13 +61,13 @@ class TableFiles:
         return np.concatenate(parts)
 
     def place(self, row: int) -> tuple[AnyPath, int]:
-        """The file of a row, and its number in it."""
+        """Finds the file of a row, and its number there."""
         file, _ = self._groups[self._group(row)]
         first = next(g for g, (i, _) in enumerate(self._groups) if i == file)
         return self.paths[file], row - int(self._starts[first])
 
     def cell(self, row: int, column: str) -> Any:
-        """What is in a row of a column, as Python has it."""
+        """Reads the value of a column in a row, as a Python object."""
         group = self._group(row)
         return self._values(group, column)[row - int(self._starts[group])].as_py()
 
@@ -163,7 +163,7 @@ class _Arrow:
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` writes of each column, such as the names of classes; {} in files of others."""
+    """Reads the description that `datasets` writes of each column, such as names of classes; {} in files of others."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):

@@ -27,7 +27,7 @@ LABELS = ("label", "labels", "class")
 
 
 class Columns(NamedTuple):
-    """The names of the columns of images, labels and captions; "" for none."""
+    """Names the columns of images, labels and captions; "" for none."""
 
     image: str
     label: str
@@ -91,7 +91,7 @@ def tables(
 def _rows(
     length: int, labels: np.ndarray | None, classes: Numbering | None, split: str | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows of a split, of known classes, and these; split: None where all rows are of it."""
+    """Chooses the rows of a split with known classes, and numbers these. split: None where all rows are of it."""
     rows = np.arange(length)
     if split is not None:
         rows = np.flatnonzero(held_out([str(row) for row in range(length)], labels) == (split == "test"))
@@ -133,7 +133,7 @@ def _check_saved(root: AnyPath) -> None:
 
 
 def _found(files: TableFiles, columns: Columns, *, captions: bool) -> Columns:
-    """The columns that are read. Raises: DataError naming the file, and the columns that it has."""
+    """Finds the columns that are read. Raises: DataError naming the file, and the columns that it has."""
     where, types = files.paths[0], files.types()
     there = ", ".join(f"{name} ({kind})" for name, kind in types.items())
     for name, column in columns._asdict().items():
@@ -167,7 +167,7 @@ def _classes(files: TableFiles, column: str, labels: np.ndarray, *, say: bool) -
 
 
 def _held_out(held: Sequence[Sequence[AnyPath]], columns: Columns, limit: int) -> tuple[TableFiles, np.ndarray | None]:
-    """The first split whose labels are known: benchmarks publish theirs of "test" as −1."""
+    """Finds the first split whose labels are known: benchmarks publish those of "test" as −1."""
     for paths in held:
         files = TableFiles(paths, limit)
         if missing := [column for column in columns if column and column not in files.types()]:
@@ -187,11 +187,11 @@ class TableSource(ImageSource):
     columns: Columns
 
     def key(self) -> str:
-        """A key of the files' content and of the rows and columns that are read."""
+        """Computes a key of the files' content and of the rows and columns that are read."""
         return content_key(files_key(self.files.paths), self.rows, self.columns, self.labels, self.crop)
 
     def name(self, index: int) -> str:
-        """The file's name, and the row in it."""
+        """Gives the file's name, and the row in it."""
         path, row = self.files.place(int(self.rows[index]))
         return f"{path.name}: row {row}"
 

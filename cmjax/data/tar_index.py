@@ -15,14 +15,14 @@ from cmjax.system.progress import progress
 log = logging.getLogger(__name__)
 
 INDEX = ".tar_index.jsonl"
-"""Beside the tars, a line for each tar; the dot keeps it out of the data."""
+"""The file of the index beside the tars, a line for each; the dot keeps it out of the data."""
 
 LONGEST_LABEL = 32
 """Bytes of a .cls file, at most."""
 
 
 class Member(NamedTuple):
-    """A file in a tar: where its bytes are, and the text of a .cls file, which has a label."""
+    """Says where the bytes of a file in a tar are, and holds the text of a .cls file, which has a label."""
 
     tar: AnyPath
     name: str
@@ -39,9 +39,9 @@ def read_member(member: Member) -> bytes:
 
 
 def members_of(tars: Sequence[AnyPath]) -> dict[AnyPath, list[Member]]:
-    """The files in each of these tars of one folder, in the order in which they stand; what is no file is left out.
+    """Lists the files in each of these tars of one folder, in the tar's order; other members are left out.
 
-    They come from the index of an earlier call where a tar's size and time of change are those of then, else from the
+    They come from the index of an earlier call where a tar's size and time of change are unchanged; else from the
     headers, which are then added to the index. It lies beside the tars, or in the user's cache where that folder
     cannot be written. Where neither can, a line says so, and the next call reads the headers again.
 
@@ -65,13 +65,13 @@ def members_of(tars: Sequence[AnyPath]) -> dict[AnyPath, list[Member]]:
 
 
 def _index_files(folder: AnyPath) -> list[AnyPath]:
-    """Where the index of a folder's tars may be, the better place first."""
+    """Lists the files that may hold the index of a folder's tars, the better place first."""
     key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     return [folder / INDEX, user_cache() / "tars" / f"{key}.jsonl"]
 
 
 def _lines(file: AnyPath) -> Iterable[dict]:
-    """The lines of an index that are whole; none where it cannot be read: it is only a cache."""
+    """Reads the whole lines of an index; none where it cannot be read: it is only a cache."""
     try:
         lines = read_json_lines(file)
     except OSError:
@@ -80,7 +80,7 @@ def _lines(file: AnyPath) -> Iterable[dict]:
 
 
 def _stamp(tar: AnyPath) -> list[float]:
-    """The size and the time of change. Another content of the same two would not be noticed."""
+    """Gives the size and the time of change. Another content of the same two would not be noticed."""
     try:
         stat: Any = tar.stat()
         return [stat.length, stat.mtime] if is_bucket(tar) else [stat.st_size, stat.st_mtime]
@@ -89,7 +89,7 @@ def _stamp(tar: AnyPath) -> list[float]:
 
 
 def _headers(tar: AnyPath) -> list[tuple[Any, ...]]:
-    """Name, offset and size of each file in a tar, and the text of those with labels."""
+    """Reads name, offset and size of each file in a tar, and the text of those with labels."""
     try:
         # Mode "r:" refuses compressed tars, in which no file can be reached without all before it.
         with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:

@@ -87,7 +87,7 @@ def _tars_in(folder: AnyPath) -> list[AnyPath]:
 
 
 def _images(files: list[AnyPath]) -> list[Member]:
-    """The images of tars, in the order in which they stand. Raises: DataError naming the tar that has none."""
+    """Lists the images of tars, in their order. Raises: DataError naming the tar that has none."""
     images: list[Member] = []
     for tar, members in members_of(files).items():
         known = len(images)
@@ -110,12 +110,12 @@ class TarSource(ImageSource):
     members: list[Member]
 
     def key(self) -> str:
-        """A key of the tars' content and the labels."""
+        """Computes a key of the tars' content and the labels."""
         files = sorted({member.tar for member in self.members}, key=str)
         return content_key(files_key(files), self.labels, self.crop)
 
     def name(self, index: int) -> str:
-        """The image's name in its tar."""
+        """Gives the image's name in its tar."""
         return f"{self.members[index].tar.name}: {self.members[index].name}"
 
     def file(self, index: int) -> bytes:

@@ -90,7 +90,7 @@ def names_in(root: Path) -> list[str]:
 
 
 def is_prepared(root: Path, name: str) -> bool:
-    """Whether a data set is prepared in TFDS's folder."""
+    """Says whether a data set is prepared in TFDS's folder."""
     return _prepared(root, name) is not None
 
 
@@ -111,7 +111,7 @@ def _version(name: str) -> tuple[int, ...]:
 def _open(
     prepared: Path, split: str, max_corrupt: int | None, image_size: tuple[int, int] | None, crop: str
 ) -> OnDemandSource:
-    """TFDS finds the records; they are parsed and decoded here, four times as fast."""
+    """Opens the records that TFDS finds; parsing and decoding them here is four times as fast."""
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(prepared)

@@ -71,7 +71,7 @@ def webdataset(
 
 
 def _split(root: AnyPath, split: str) -> tuple[list[Sample], np.ndarray | None, tuple[str, ...] | None]:
-    """The samples of a split, and their classes, which are those of training."""
+    """Reads the samples of a split, and their classes, which are those of training."""
     train, held = find_tars_of_samples(root)
     samples = _samples(train)
     labels = _labels(samples)
@@ -98,7 +98,7 @@ def find_tars_of_samples(root: AnyPath) -> tuple[list[AnyPath], list[list[AnyPat
 
 
 def _samples(tars: Sequence[AnyPath]) -> list[Sample]:
-    """The samples of tars that have an image, in the order in which they stand.
+    """Lists the samples of tars that have an image, in their order.
 
     Raises: DataError naming a tar without images.
     """
@@ -129,14 +129,14 @@ def _image(sample: Sample) -> Member:
 
 
 def _named(sample: Sample) -> tuple[str, Member]:
-    """The key of a sample, and a member of it."""
+    """Gives the key of a sample, and a member of it."""
     member = _image(sample)
     path = PurePosixPath(member.name)
     return str(path.parent / path.name.partition(".")[0]), member
 
 
 def _labels(samples: Sequence[Sample]) -> np.ndarray | None:
-    """The labels (n,) of samples, as their files have them; None without such files.
+    """Reads the labels (n,) of samples from their files; None without such files.
 
     Raises: DataError where some samples have none, or one is no whole number.
     """
@@ -158,7 +158,7 @@ def _labels(samples: Sequence[Sample]) -> np.ndarray | None:
 
 
 def _captions(samples: Sequence[Sample], column: str) -> list[Member | None]:
-    """The file of each sample's caption; None where it has none. Raises: DataError naming a tar that has none."""
+    """Finds the file of each sample's caption; None where it has none. Raises: DataError naming a tar that has none."""
     ends = ("json",) if column else OF_CAPTIONS
     found = [next((sample[end] for end in ends if end in sample), None) for sample in samples]
     tars = {_image(sample).tar: None for sample in samples}

@@ -198,7 +198,7 @@ def _scaled(images: Any) -> jax.Array:
 def _train_residual(
     module: ResidualClassifier, images: np.ndarray, places: np.ndarray, epochs: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """One cycle of Muon over images that are mirrored and moved at random."""
+    """Trains for one cycle of Muon, on images that are mirrored and moved at random."""
     # one step more for the schedule, whose end is a rate near 0
     rng, steps = np.random.default_rng(seed), max(epochs * (len(images) // BATCH), 1)
     rule = optax.contrib.muon(

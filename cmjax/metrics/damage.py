@@ -13,8 +13,8 @@ STRENGTHS = {
     "JPEG": (0.0, 80.0, 88.0, 94.0, 98.0),
     "lost classes": (0.0, 0.1, 0.3, 0.5, 0.8),
 }
-"""Of each kind, from none to strong: the blur's std in pixels, the noise's as a fraction of the 255 grey levels,
-100 − quality, the fraction of the classes that is left out."""
+"""Kind of damage -> its strengths, from none to strong: the blur's std in pixels, the noise's as a fraction of the 255
+grey levels, 100 − quality, the fraction of the classes that is left out."""
 
 
 def damaged(kind: str, images: Images, labels: np.ndarray | None, strength: float) -> np.ndarray:

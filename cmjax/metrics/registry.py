@@ -17,7 +17,7 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, or several that are computed together.
+    """Describes a metric, or several that are computed in one call.
 
     values: their names. compute: (images' accumulator, reference's accumulator) -> value for each name.
     features: the network whose outputs are compared, or `PIXELS`; None: the one that --features names. needs: the
@@ -35,7 +35,7 @@ class Metric:
 
     @property
     def without_reference(self) -> bool:
-        """Whether it is of the images alone."""
+        """Says whether it is of the images alone."""
         return self.needs in ("probabilities", "distances")
 
     def of(self, images: Accumulator, reference: Accumulator) -> dict[str, float]:

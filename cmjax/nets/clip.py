@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
 }
 LARGEST_ID = 2
-"""As `eos_id`, which early configs have, it means that the text ends at its largest id."""
+"""The `eos_id` of early configs: it means that a text ends at its largest id."""
 
 
 class TextOutput(NamedTuple):
@@ -134,7 +134,7 @@ class ClipText(nn.Module, kw_only=True):
         return TextOutput(last, tuple(h.astype(jnp.float32) for h in hidden), pooled, projected)
 
     def _end(self, ids: Array) -> Array:
-        """The place of the token at which each text ends, (b,)."""
+        """Finds the place of the token at which each text ends, (b,)."""
         # of equal maxima `argmax` gives the first: texts are filled up with the same token
         return jnp.argmax(ids if self.eos_id == LARGEST_ID else (ids == self.eos_id).astype(jnp.int32), axis=1)
 
@@ -142,7 +142,7 @@ class ClipText(nn.Module, kw_only=True):
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module"])
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """A `ClipText` bound to its parameters: a pure function of token ids, and a pytree of the parameters."""
+    """Binds a `ClipText` to its parameters: a pure function of token ids, and a pytree of the parameters."""
 
     params: Any
     module: ClipText
@@ -175,5 +175,5 @@ class Embeddings(nn.Module):
 
 
 def layer_norm(module: Any, name: str) -> nn.LayerNorm:
-    """The layer norm of a module with the fields `eps` and `dtype`."""
+    """Makes the layer norm of a module with the fields `eps` and `dtype`."""
     return nn.LayerNorm(module.eps, dtype=module.dtype, name=name)

@@ -25,7 +25,7 @@ from cmjax.nets.layers import Conv, GroupNorm
 from cmjax.system.mesh import with_auto_axes
 
 STEPS = 1000
-"""Of the diffusion models that these networks come from, where nothing else is said."""
+"""The steps of the diffusion models that these networks come from, unless a scheduler says otherwise."""
 
 
 class UNetLevel(nn.Module, kw_only=True):
@@ -150,12 +150,12 @@ class ConditionalUNet(nn.Module, kw_only=True):
 
     @property
     def guided(self) -> bool:
-        """Whether the network takes the scale of guidance."""
+        """Says whether the network takes the scale of guidance."""
         return self.guidance_width > 0
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The inputs that come of prompts."""
+        """The names of the inputs that come from prompts."""
         return ("context", "pooled", "sizes") if self.pooled_width else ("context",)
 
     @nn.compact

@@ -19,7 +19,7 @@ from cmjax.ranges import Depth, Width
 OF_EMBEDDINGS, IN_BLOCKS = FanIn(3**0.5), FanIn(0.32 * 3**0.5)
 """Initialisers of variance 1/fan_in and 0.32²/fan_in, as in the released code."""
 LEAST_SCALE = 0.01
-"""Scales of guidance below it count as it: 1 − 1/ω ends at 0."""
+"""Smaller scales of guidance count as this one: 1 − 1/ω has no value at 0."""
 
 
 class IMFDiT(Network):

@@ -58,7 +58,7 @@ def image_grid(
 
 
 def cell_size(size: Sequence[int], *, gap: int = 2, min_side: int = 64) -> tuple[int, int]:
-    """Height and width, in screen pixels, of the cell of an image of `size` (h, w) in `image_grid`, gap included."""
+    """Gives height and width, in screen pixels, of an image's cell in `image_grid`, gap included; size: its (h, w)."""
     factor = math.ceil(min_side / min(size))
     return factor * size[0] + gap, factor * size[1] + gap
 

@@ -14,7 +14,7 @@ FIRST = ("loss", "learning_rate", "images_per_second")
 LEFT_OUT = ("step", "nimg", "step_seconds")  # fields that are another's scale
 
 GREY = "#808890"
-"""Of axes and words: readable over white and over black."""
+"""The colour of axes and words: readable over white and over black."""
 
 COLOURS = ("#2f7ed8", "#e8710a", "#12a37f", "#c04fa3", "#8b6fe0", "#b59400", "#d0433f", "#4d9db5")
 

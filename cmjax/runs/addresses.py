@@ -104,7 +104,7 @@ def _from_hub(address: str) -> tuple[Path, str]:
 
 
 def _is_reached(server: str) -> bool:
-    """Whether a server answers at all."""
+    """Says whether a server answers at all."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The data of runs compared: their classes by name, a label as a class, and what encoded latents and captions."""
+"""Compares the data of runs: their classes by name, and the encoders of latents and captions; finds a label's class."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from cmjax.config.fields import ConfigError, suggestion
 
 LISTED = 20
-"""A message lists so many classes."""
+"""The number of classes that a message lists."""
 
 
 def recorded_classes(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def differing_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> s
 
 
 def are_names(classes: Sequence[str]) -> bool:
-    """Whether the classes have names, and not only their numbers."""
+    """Says whether the classes have names, and not only their numbers."""
     return list(classes) != list(map(str, range(len(classes))))
 
 
@@ -68,7 +68,7 @@ ENCODERS = {
     "autoencoder": "latents of an autoencoder whose weights have the key",
     "text_encoder": "captions of text encoders and tokenizers that have the key",
 }
-"""Entries of a record that are keys of what encoded its data."""
+"""Entry of a record that is a key of an encoder -> the encoder's name in messages."""
 
 
 def other_encoders(record: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def check_others(run: Run) -> None:
-    """Raise ConfigError where another run that this one needs is absent, or did not learn what the objective needs.
-    Starts no device."""
+    """Raise ConfigError where a run that this one needs is absent, or guidance needs a run that learned to go without
+    labels, and it did not. Starts no device."""
     others = _others(run)
     for name, field in others:
         _named(name, field, open_trained)

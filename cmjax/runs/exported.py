@@ -20,14 +20,14 @@ from cmjax.runs.weights import write_model
 from cmjax.runs.workdir import RECORD
 
 MODEL, AUTOENCODER = "model.safetensors", "autoencoder"
-"""In a folder for model hubs: the weights, and the folder of what decodes latents."""
+"""The file of the weights in a folder for model hubs, and the folder of the decoder of latents."""
 OF_RUNS = ("config", "shape", "num_classes")
-"""Entries that every record has, and the config.json of other libraries has not."""
+"""Entries that every record has, and the config.json of other libraries lacks."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model that was exported. autoencoder: the folder of what decodes its latents; None where there is none."""
+    """Holds an exported model. autoencoder: the folder of the decoder of its latents; None where there is none."""
 
     record: Mapping[str, Any]
     params: Params
@@ -35,12 +35,12 @@ class Exported:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether it is a folder for model hubs, of any library."""
+    """Says whether a folder is one for model hubs, of any library."""
     return folder.is_dir() and (folder / MODEL).is_file() and (folder / RECORD).is_file()
 
 
 def is_of_cmjax(config: Path) -> bool:
-    """Whether a folder's config.json is the record of a run."""
+    """Says whether a folder's config.json is the record of a run."""
     try:
         record = json.loads(config.read_text())
     except (OSError, ValueError):

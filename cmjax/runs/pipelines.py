@@ -1,4 +1,4 @@
-"""Pipelines from prompts to images among the runs: one that was imported, and a run's network within its own."""
+"""Pipelines from prompts to images as runs: an imported one, and the one that a run of prompts keeps in its folder."""
 
 import dataclasses
 import logging
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Imported(Trained):
-    """A pipeline's folder as the run of its U-Net: the teacher of a distillation, or what one starts from."""
+    """Treats a pipeline's folder as the run of its U-Net: a teacher, or the model that a run starts from."""
 
     @property
     def used_step(self) -> int:
@@ -128,10 +128,10 @@ def parts_of(folder: Path) -> Path | None:
 
 
 def keep_pipeline(run: Run, workdir: Path, module: Any, shape: tuple[int, ...], frozen: Mapping[str, Params]) -> None:
-    """Puts what leads from prompts to images into a run's folder: all of the pipeline that it starts from, or whose
-    teacher it distils, but the U-Net, which the run trains; that of an adapter too. Nothing, where there is none.
+    """Copies the pipeline that a run starts from or distils into the run's folder; does nothing where there is none.
 
-    Files are linked where both folders lie on one disk, and copied else: a run's folder can be moved alone.
+    The run trains the U-Net: it is left out, unless an adapter changes it. Files are linked where both folders lie on
+    one disk, and copied otherwise: a run's folder can be moved alone.
 
     Args:   frozen: of `Setup`, with the U-Net's parameters of a run with an adapter.
     Raises: ConfigError where they cannot be written.

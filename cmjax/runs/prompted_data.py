@@ -1,4 +1,4 @@
-"""The data of networks that see prompts: checks, and what such a network sees without a prompt."""
+"""Checks the data of networks that see prompts, and reads their conditions without a prompt."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from cmjax.data.base import DataError, Source
 from cmjax.data.latents import empty_prompt
 
 TOKENS = 77
-"""Of a prompt, as CLIP reads it."""
+"""The number of tokens of a prompt, as CLIP reads it."""
 
 
 def empty_of(run: Run, model: NetworkModel, source: Source) -> dict[str, np.ndarray] | None:
-    """Reads what the network sees without a prompt, of `prepare_inputs`; None where the run does not need it.
+    """Reads the network's conditions without a prompt, for `prepare_inputs`; None where the run does not need them.
 
-    Raises: ConfigError where the data have no text embeddings, or others than the network sees.
+    Raises: ConfigError where the data have no text embeddings, or of another width than the network's.
     """
     if not model.prompted:
         return None
@@ -40,7 +40,7 @@ def empty_of(run: Run, model: NetworkModel, source: Source) -> dict[str, np.ndar
 
 
 def shapes_of_prompts(model: NetworkModel, num: int) -> dict[str, tuple[int, ...]]:
-    """Gives the shapes of what a network sees of so many prompts; {} of one that sees none."""
+    """Gives the shapes of the conditions of `num` prompts; {} for a network that sees none."""
     if not model.prompted:
         return {}
     module: Any = model.module
@@ -56,6 +56,6 @@ def planned_conditions(model: NetworkModel, num: int, *, guidance: float) -> dic
 
 
 def planned_empty(model: NetworkModel) -> dict[str, np.ndarray] | None:
-    """Gives zeros in place of what the network sees without a prompt, where no data are read."""
+    """Gives zeros in place of the conditions without a prompt, where no data are read."""
     shapes = shapes_of_prompts(model, 1)
     return {name: np.zeros(shape[1:], np.float32) for name, shape in shapes.items() if name != "sizes"} or None

@@ -1,4 +1,4 @@
-"""cmjax's own trained models, cmjax://digits_ct: their files by name, with sizes and checksums, and where they are.
+"""Finds and fetches the files of cmjax's own trained models, cmjax://digits_ct, by their names, sizes and checksums.
 
 `benchmarks/release.py` makes the files anew, and writes their rows of weights/checksums.tsv.
 """

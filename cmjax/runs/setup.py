@@ -59,8 +59,11 @@ def mesh_of(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
 
 @dataclass(frozen=True)
 class Setup:
-    """Holds all that a run trains with, laid over its mesh. frozen: what its loss uses and training leaves alone.
-    empty: what a network that sees prompts sees without one, of `prepare_inputs`."""
+    """Holds all that a run trains with, laid over its mesh.
+
+    frozen: parameters that its loss uses and training leaves alone. empty: of a network that sees prompts, its
+    conditions without one, for `prepare_inputs`.
+    """
 
     run: Run
     mesh: Mesh
@@ -76,7 +79,7 @@ class Setup:
         return tuple(self.source.shape)
 
     def warn(self) -> None:
-        """Log a warning of what a run that may begin will not do as its configuration says."""
+        """Log warnings: metrics that cannot be computed, settings without effect, averages that keep much of the start."""
         run, why = self.run, None
         if run.num_metrics and kind_of(self.shape) != "latents":
             try:

@@ -15,7 +15,7 @@ from cmjax.system.files import changed_at, read_json
 from cmjax.system.lock import SILENT_SECONDS, is_alive, this_place
 
 RECENT = 10
-"""The speed is the mean of so many records."""
+"""The number of records whose mean is the speed."""
 
 Rows = Iterator[tuple[str, str]]
 
@@ -61,7 +61,7 @@ class Status:
 
     @property
     def finished(self) -> bool:
-        """Whether the training ended with its summary."""
+        """Says whether the training ended with its summary."""
         return self.summary.get("steps", 0) >= self.total and self.summary.get("finished", True)
 
 
@@ -91,12 +91,12 @@ def read_status(workdir: Path, record: Mapping[str, Any] | None = None) -> Statu
 
 
 def ago(age: float) -> str:
-    """Say when something was that is so many seconds old, for one who reads it now: `3 min 5 s ago`."""
+    """Write an age in seconds for a reader of today: `3 min 5 s ago`."""
     return f"{duration(age)} ago"
 
 
 def at(age: float) -> str:
-    """Say when something was that is so many seconds old, for a document: `on 2026-11-30 at 12:34 UTC`."""
+    """Write the time that was so many seconds ago, for a document: `on 2026-11-30 at 12:34 UTC`."""
     return f"{datetime.fromtimestamp(time.time() - age, UTC):on %Y-%m-%d at %H:%M UTC}"
 
 

@@ -70,7 +70,7 @@ class Trained:
 
     @property
     def of_latents(self) -> bool:
-        """Whether its samples are latents, as far as that is known."""
+        """Says whether its samples are latents, as far as that is known."""
         return "encoding" in self.record or kind_of(self.shape) == "latents"
 
     def encoders(self) -> Mapping[str, Any]:

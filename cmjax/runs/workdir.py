@@ -21,8 +21,7 @@ from cmjax.training.saved import saved_steps
 
 RECORD = "config.json"
 INDEX, PIPELINE = "model_index.json", "pipeline"
-"""What a folder of diffusers' pipelines has; and the folder, in that of a run of prompts, of all that its network needs
-besides."""
+"""The index of a pipeline's folder; and the folder that a run of prompts has, with text encoders and autoencoder."""
 FORMAT = 2
 """The format of a record. Runs of format 1, which do not say so, did not correct their averages for their start."""
 LEFT_BY_A_KILL = (MARK, f".{MARK}", ".writable")
@@ -102,7 +101,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Within, no other run may start in the folder. Every process must call it; the first one holds the lock.
+        """Keeps other runs out of the folder in the block. Every process must call it; the first one holds the lock.
 
         Raises: ConfigError where another run is at work, or the folder cannot be written.
         """
@@ -150,7 +149,7 @@ class Workdir:
 
 
 def remove_later(workdir: Path, step: int) -> None:
-    """Remove what was made of the parameters of steps after `step`: grids of samples, diagnostics, the gallery and the
+    """Remove the files made of later parameters than those of `step`: grids of samples, diagnostics, gallery and
     summary. A training that goes on from `step` makes new ones, and the old ones must not be mistaken for them."""
     # a list: what is removed must not change what is still to be listed
     later = [path for path, made_of in _made(workdir) if made_of > step]
@@ -205,7 +204,7 @@ def unwritable(path: Path, error: OSError, option: str = "--workdir") -> ConfigE
 
 @contextlib.contextmanager
 def writing(path: Path, option: str = "--out") -> Iterator[None]:
-    """Within, what cannot be written is an error of `option`. Raises: ConfigError."""
+    """Turns an error of writing in the block into a ConfigError of `option`."""
     try:
         yield
     except OSError as error:

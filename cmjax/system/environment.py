@@ -24,7 +24,7 @@ REFUSED = {
     "JAX_DISABLE_JIT": (r"1|t|true|on|yes|y", "whatever a run does is compiled"),
     "JAX_TRANSFER_GUARD(_.*)?": (r"disallow(_explicit)?", "batches go to the devices as they are made"),
 }
-"""Variables (a pattern), the values (another) under which cmjax cannot run, and why."""
+"""Pattern of a variable -> the pattern of values with which cmjax cannot run, and why."""
 
 
 def check_environment() -> None:
@@ -126,7 +126,7 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def tracing_for(name: str) -> Iterator[None]:
-    """Within, `platform()` is `name`. Enter it before tracing: JAX does not trace a function twice."""
+    """Sets `platform()` to `name` in the block. Enter it before tracing: JAX does not trace a function twice."""
     token = _planned.set(name)
     try:
         yield

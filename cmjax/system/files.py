@@ -28,7 +28,7 @@ class PathError(UserError, ValueError):
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
-    """Whether it is the address of a model that is fetched, hf://owner/name or cmjax://name."""
+    """Says whether it is the address of a model that is fetched, hf://owner/name or cmjax://name."""
     return str(text).startswith(("hf://", "cmjax://"))
 
 
@@ -64,7 +64,7 @@ def to_path(path: str | os.PathLike[str]) -> Path:
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is in an object store, which can neither rename nor append."""
+    """Says whether a path is in an object store, which can neither rename nor append."""
     return os.fspath(path).startswith("gs://")
 
 

@@ -31,7 +31,7 @@ class MissingLibrary(UserError, ImportError):
 
 
 def is_installed(library: str) -> bool:
-    """Whether a library can be imported. It is not imported."""
+    """Says whether a library can be imported, without importing it."""
     try:
         return find_spec(library) is not None
     except ValueError:  # it is imported, and has no file

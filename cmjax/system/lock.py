@@ -249,7 +249,7 @@ def process_start(pid: int) -> int | None:
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:
-    """Whether a process of this place still runs, and its number was not reused."""
+    """Says whether a process of this place still runs, and its number was not reused."""
     if process["process_start"] is not None:
         return process_start(process["pid"]) == process["process_start"]
     try:

@@ -20,7 +20,7 @@ FOR_ACTIVATIONS = (
 
 
 def free_bytes() -> int | None:
-    """Free bytes on one of this process's devices; None where unknown.
+    """Gives the free bytes on one of this process's devices; None where unknown.
 
     Devices of a CPU share the machine's memory, or the part of it that this process may use.
     """
@@ -37,7 +37,7 @@ def free_bytes() -> int | None:
 
 
 def free_on_host() -> int | None:
-    """Bytes of the machine's memory that this process may still take; None where unknown."""
+    """Gives the bytes of the machine's memory that this process may still take; None where unknown."""
     limits = (_available(), _left_in_cgroup(), _left_of_addresses())
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -74,7 +74,7 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def _available() -> int | None:
-    """MemAvailable on Linux; elsewhere the whole memory."""
+    """Reads MemAvailable on Linux; elsewhere the whole memory."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

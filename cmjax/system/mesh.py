@@ -141,13 +141,13 @@ def with_auto_axes(function: Callable[..., Any], *, rows_from: int = 0) -> Calla
 
 
 def whole(x: Array) -> Array:
-    """x, of which every device has all samples."""
+    """Gives x with all samples on every device."""
     mesh = _explicit_mesh(x)
     return x if mesh is None else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_as(x: Array, others: Any) -> Array:
-    """x (n, ...), its samples split over the devices as those of a tree of arrays are, where n divides."""
+    """Splits the samples of x (n, ...) over the devices as those of a tree of arrays are, where n divides."""
     mesh, axes = _explicit_mesh(others), _axes_of_rows(others)
     if mesh is None or axes is None:
         return x

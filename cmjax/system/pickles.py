@@ -23,7 +23,7 @@ OTHER_FILES = {
     b"\x93NUMPY": "a NumPy file",
     b"version https://git-lfs": "a pointer of Git LFS, in place of the file",
 }
-"""How files begin that are taken for pickles."""
+"""First bytes of files that are often taken for pickles -> what they are."""
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -79,7 +79,7 @@ def of_type(value: Any, *kinds: type) -> Any:
 
 
 def is_natural(value: Any) -> bool:
-    """Whether a value can be a size, a stride or an offset."""
+    """Says whether a value can be a size, a stride or an offset."""
     return type(value) is int and 0 <= value < 2**62
 
 

@@ -66,7 +66,7 @@ def _initialize(**processes: Any) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Says whether this process is the one that writes files and prints."""
     import jax
 
     return jax.process_index() == 0
@@ -110,7 +110,7 @@ def say(text: str) -> None:
 
 
 def all_agree(condition: bool) -> bool:
-    """Whether `condition` holds in every process. All must call it."""
+    """Says whether `condition` holds in every process. All must call it."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils

@@ -70,8 +70,10 @@ class _Listener:
 
 
 def is_urgent(number: int, noted: int) -> bool:
-    """Whether a signal that follows another must end the process at once: Ctrl-C, or a second SIGTERM. Schedulers send
-    other signals before SIGTERM, and some of them twice."""
+    """Says whether a signal that follows another must end the process at once: Ctrl-C, or a second SIGTERM.
+
+    Schedulers send other signals before SIGTERM, and some of them twice.
+    """
     return number == signal.SIGINT or (number == signal.SIGTERM and noted in (signal.SIGTERM, signal.SIGINT))
 
 
@@ -99,7 +101,7 @@ def restore_signals() -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
-    """Within, note the first signal of `NUMBERS`; one that `is_urgent` ends the process.
+    """Notes the first signal of `NUMBERS` while the block runs; one that `is_urgent` ends the process.
 
     Returns: a function that returns the number of the noted signal, 0 for none.
     """

@@ -49,7 +49,7 @@ class Stream:
         self.file, self.size, self.left = file, size, size
 
     def read(self, count: int) -> bytes:
-        """Exactly `count` bytes. Raises: ValueError where there are fewer."""
+        """Reads exactly `count` bytes. Raises: ValueError where there are fewer."""
         data = self.file.read(count) if 0 <= count <= self.left else b""
         if len(data) != count:
             raise ValueError("it ends too early")
@@ -57,7 +57,7 @@ class Stream:
         return data
 
     def readline(self) -> bytes:
-        """Up to the next newline; a line longer than any name is cut."""
+        """Reads up to the next newline; a line longer than any name is cut."""
         data = self.file.readline(min(self.left, 512))
         self.left -= len(data)
         return data

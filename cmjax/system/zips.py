@@ -71,7 +71,7 @@ class ZipPath(PurePosixPath):
 
 
 def is_zip(path: Any) -> bool:
-    """Whether a path has the name of a .zip file."""
+    """Says whether a path has the name of a .zip file."""
     return PurePosixPath(os.fspath(path)).suffix.lower() == ".zip"
 
 

@@ -30,7 +30,7 @@ Callback = Callable[[TrainState, int], None]
 ResultsOf = Callable[[TrainState, int], Results]
 """(state, step): computes results after that step, in every process."""
 Pause = Callable[[str], contextlib.AbstractContextManager]
-"""(name): surrounds what is no step, such as "save", to measure its time."""
+"""(name): surrounds a pause between steps, such as "save", to measure its time."""
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def run_loop(
 
 
 def in_turn(computed: list[tuple[ResultsOf | None, int]], show: Callable[[int, Results], None]) -> tuple[Callback, int]:
-    """Combine what is computed every so many steps (0: never) into one callback and its number of steps. show: takes
+    """Combine functions that run every so many steps (0: never) into one callback and its number of steps. show: takes
     the step and the results."""
     wanted = [(results_of, every) for results_of, every in computed if results_of and every]
 

@@ -1,4 +1,4 @@
-"""LoRA: training low-rank changes of a network's kernels, W + alpha/rank·down·up.   [Hu et al. 2021, sec. 4.1]"""
+"""Trains LoRA: low-rank changes of a network's kernels, W + alpha/rank·down·up.   [Hu et al. 2021, sec. 4.1]"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Lora:
     targets: tuple[str, ...]
 
     def shapes(self, params: Params) -> Params:
-        """The shapes of an adapter of a network with parameters, or shapes of parameters, like these.
+        """Gives the shapes of an adapter of a network with parameters, or shapes of parameters, like these.
 
         Raises: ValueError where a target is no layer of the network.
         """
@@ -53,7 +53,7 @@ class Lora:
         return path[-1] == "kernel" and ("_" + "_".join(path[:-1])).endswith(end)
 
     def init(self, key: PRNGKey, params: Params) -> Params:
-        """A fresh adapter, host arrays, which changes nothing: up is zero, and down as PyTorch starts a layer."""
+        """Makes a fresh adapter, host arrays, which changes nothing: up is zero, and down as PyTorch starts a layer."""
         fresh: dict[tuple[str, ...], Any] = {}
         leaf: Any
         for path, leaf in flatten_dict(self.shapes(params)).items():
@@ -62,14 +62,14 @@ class Lora:
         return unflatten_dict(fresh)
 
     def merged(self, params: Params, adapter: Params) -> Params:
-        """The parameters with the changes of an adapter."""
+        """Adds the changes of an adapter to the parameters."""
         flat = dict(flatten_dict(params))
         for path, (down, up) in self.layers(adapter):
             flat[path] = flat[path] + self.alpha / self.rank * (down @ up)
         return unflatten_dict(flat)
 
     def layers(self, adapter: Params) -> Iterator[tuple[tuple[str, ...], tuple[Any, Any]]]:
-        """The path of each changed kernel, and the adapter's arrays for it."""
+        """Yields the path of each changed kernel, and the adapter's arrays for it."""
         flat = flatten_dict(adapter)
         for path in flat:
             if path[-1] == "down":

@@ -41,7 +41,7 @@ def read_steps(text: str, total_steps: int) -> range:
 def traced(
     train_step: CompiledStep, steps: range | None, folder: Path, *, start: int, steps_per_call: int = 1
 ) -> Iterator["CompiledStep | TracedSteps"]:
-    """Within, the train step traces `steps`, and then logs where the trace is.
+    """Yields the train step, which traces `steps`, and then logs where the trace is.
 
     Args: folder: on a disk or in a bucket. start: the first step that the run will do.
     """

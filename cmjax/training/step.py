@@ -40,8 +40,8 @@ def make_method_step(
     bin_of: Callable[[PerSample], Int[Array, " b"]] | None = None,
     whole: Callable[[Params, Mapping[str, Params]], Params] = lambda params, frozen: params,
 ) -> TrainStep:
-    """One optimizer update by `method.loss`. Randomness is a function of (seed, step), so a resumed run repeats the
-    original's.
+    """Makes the step of one optimizer update by `method.loss`. Its randomness is a function of (seed, step), so that a
+    resumed run repeats the original's.
 
     At a loss or gradient that is not finite the state stays as it was, and `loss` in the metrics is nan. The first
     `skip_nonfinite` such steps are counted, as `skipped`, and the next step has another batch; after them the state
@@ -120,7 +120,7 @@ def prepare_inputs(
     empty: Mapping[str, Any] | None = None,
     negative: bool = False,
 ) -> tuple[Samples, dict[str, Array]]:
-    """x0 and the network's conditions, of a batch as it is stored.
+    """Computes x0 and the network's conditions from a batch as it is stored.
 
     Args: preprocess: (images as stored, key) -> x0. augment: (x0, key) -> (x0, labels (b, n)), which the network
           takes as the condition `augment`. conditions: what of the batch it takes beside x0, such as "label".
@@ -147,7 +147,7 @@ def prepare_inputs(
 def _without_prompts(
     key: PRNGKey, inputs: Mapping[str, Any], empty: Mapping[str, Any], *, rate: float, negative: bool
 ) -> dict[str, Any]:
-    """The inputs of prompts, of which the fraction `rate` is left out, and with `negative` those without a prompt."""
+    """Leaves out the fraction `rate` of the prompts among the inputs; with `negative` adds those without a prompt."""
     absent = {name: jnp.broadcast_to(jnp.asarray(value), inputs[name].shape) for name, value in empty.items()}
     dropped = jax.random.uniform(key, (len(inputs["context"]),)) < rate
     seen = {name: jnp.where(per_sample(dropped, value), value, inputs[name]) for name, value in absent.items()}

@@ -185,7 +185,7 @@ def _chosen(place: Int[Array, " b"], states: Float[Array, "g n *dims"]) -> Sampl
 
 @partial(with_auto_axes, rows_from=1)
 def _places_in(grid: Array, t: PerSample) -> Array:
-    """Where each time stands in the grid, which is ascending and has it up to rounding."""
+    """Finds the place of each time in the grid, which is ascending and has it up to rounding."""
     return jnp.searchsorted(grid, (1 - 1e-6) * t)
 
 

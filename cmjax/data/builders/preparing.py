@@ -18,7 +18,7 @@ from cmjax.data.base import DataError
 log = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 8.0
-"""For a first answer of a server. TFDS itself would try again for minutes."""
+"""The longest wait for a server's first answer. TFDS itself would try again for minutes."""
 
 
 def prepare(builder_class: Any, data_dir: Path) -> None:
@@ -70,7 +70,7 @@ def _require_files(builder_class: Any, data_dir: Path) -> None:
 
 
 def why_unreachable(url: str, *, deadline_seconds: float) -> str | None:
-    """Why a server does not answer for `url` within the deadline; None where it does."""
+    """Says why a server does not answer for `url` within the deadline; None where it does."""
     answers: list[str | None] = []
 
     def ask() -> None:
