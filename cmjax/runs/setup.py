@@ -79,7 +79,7 @@ class Setup:
         return tuple(self.source.shape)
 
     def warn(self) -> None:
-        """Log warnings: metrics that cannot be computed, settings without effect, averages that keep much of the start."""
+        """Log warnings of missing metrics, settings without effect, and averages that keep much of the start."""
         run, why = self.run, None
         if run.num_metrics and kind_of(self.shape) != "latents":
             try:
