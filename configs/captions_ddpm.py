@@ -1,4 +1,4 @@
-"""A diffusion model of pictures of two digits from prompts, as "a three left of a seven": Stable Diffusion, small.
+"""A diffusion model of images of two digits from prompts, as "a three left of a seven": Stable Diffusion, small.
 
 python examples/captioned_digits.py --data=~/tensorflow_datasets --out=captions
 python -m cmjax.main --mode=encode --config.data.name=folder --config.data.data_dir=captions/pictures \\

@@ -1,4 +1,4 @@
-"""A latent consistency model of pictures from prompts, small: 1, 2 or 4 evaluations, guidance an input.
+"""A latent consistency model of images from prompts, small: 1, 2 or 4 evaluations, guidance an input.
 
 python -m cmjax.main --config=configs/captions_ddpm.py --config.data.data_dir=captions/latents
 python -m cmjax.main --config=configs/captions_lcm.py --config.data.data_dir=captions/latents

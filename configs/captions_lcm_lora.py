@@ -1,4 +1,4 @@
-"""LCM-LoRA of pictures from prompts, small: an adapter of captions_ddpm that makes it a model of few evaluations.
+"""LCM-LoRA of images from prompts, small: an adapter of captions_ddpm that makes it a model of few evaluations.
 
 python -m cmjax.main --config=configs/captions_ddpm.py --config.data.data_dir=captions/latents
 python -m cmjax.main --config=configs/captions_lcm_lora.py --config.data.data_dir=captions/latents

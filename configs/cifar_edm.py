@@ -3,7 +3,7 @@
     python -m cmjax.main --config=configs/cifar_edm.py --config.data.data_dir=~/tensorflow_datasets
 
 Cost: 390,625 updates of 512 images (200 million images). Published: FID 1.97 at 35 evaluations, of the best
-unconditional network. The network is told how its images were augmented, and samples images as they are. For a few
+unconditional network. The network takes the labels of the augmentation, and samples images as they are. For a few
 steps on a laptop: --config=configs/cifar_edm.py:tiny.
 """
 

@@ -1,4 +1,4 @@
-"""Distillation of cifar_classes' guided teacher; the student is told the scale of guidance.   [Luo et al. 2023]
+"""Distillation of cifar_classes' guided teacher; the student is given the scale of guidance.   [Luo et al. 2023]
 
     python -m cmjax.main --config=configs/cifar_classes.py --config.data.data_dir=~/tensorflow_datasets
     python -m cmjax.main --config=configs/cifar_guided_cd.py --config.data.data_dir=~/tensorflow_datasets \\

@@ -44,7 +44,7 @@ def test_speeds_are_of_all_chips_of_each_and_of_the_peak_where_that_is_known():
     assert known.at(0.05) == {
         "images_per_second": pytest.approx(10_240),
         "images_per_second_per_chip": pytest.approx(1_280),
-        "peak_share": pytest.approx(0.203, abs=5e-4),
+        "peak_fraction": pytest.approx(0.203, abs=5e-4),
     }
     step = CompiledStep(None, make_mesh(), flops=8e9)
     here = speed_on(make_mesh(), step, batch_size=16)

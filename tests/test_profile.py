@@ -41,7 +41,7 @@ def test_a_run_traces_its_steps_and_records_its_speed(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     for speeds in (record, summary):
         assert speeds["images_per_second_per_chip"] == pytest.approx(speeds["images_per_second"] / 2, abs=0.01)
-        assert "peak_share" not in speeds  # nobody publishes a CPU's
+        assert "peak_fraction" not in speeds  # nobody publishes a CPU's
     assert "images_per_second_per_chip" in done.stdout
 
 

@@ -255,7 +255,7 @@ def _finish(
     num = max(run.num_metrics, run.samples.num)
     log.info("sampling %d images by each of %s", num, ", ".join(run_samples.samplers))
     images = run_samples.sample(state, num)
-    rounded = {name: round(value, 4 if name == "peak_share" else 2) for name, value in speed.items()}
+    rounded = {name: round(value, 4 if name == "peak_fraction" else 2) for name, value in speed.items()}
     entries = {"samples": run_samples.save_grids(images, step), "parameters": count_parameters(state.params)}
     entries |= {**rounded, **session.totals()}
     mirror(writer, step, grids(entries["samples"]))

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 FIELDS = {"figures": "metrics", "objective.share": "objective.fraction"}  # old name -> new name
-SUMMARY = {"figures": "metrics", "figures_of": "metrics_of"}
+RECORDS = {"peak_share": "peak_fraction"}  # of metrics.jsonl
+SUMMARY = {"figures": "metrics", "figures_of": "metrics_of", **RECORDS}
 VALUES = {name: f"{name}_pixels" for name in ("precision", "recall", "density", "coverage")}
 """Metrics of pixels at the end of a run: name in earlier summaries -> present name."""
 

@@ -174,8 +174,8 @@ def _speed(status: Status) -> Rows:
         # no record has the number of chips: it follows from the two rates
         chips = round(newest["images_per_second"] / newest["images_per_second_per_chip"])
         text += f"; {number(rate / chips)} images/s for each of {chips} chips" if chips > 1 else " on one chip"
-    if "peak_share" in newest:
-        text += f", {newest['peak_share']:.1%} of the chip's peak"
+    if "peak_fraction" in newest:
+        text += f", {newest['peak_fraction']:.1%} of the chip's peak"
     yield "speed", text
     if status.step < status.total:
         yield "time left", duration((status.total - status.step) * seconds)

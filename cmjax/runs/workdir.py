@@ -13,7 +13,7 @@ from typing import Any
 
 from cmjax.config.description import describe
 from cmjax.config.fields import ConfigError
-from cmjax.config.renamed import summary_with_new_names, with_new_names
+from cmjax.config.renamed import RECORDS, summary_with_new_names, with_new_names
 from cmjax.system.files import cache_of, is_bucket, read_json, read_json_lines, to_path
 from cmjax.system.lock import MARK, AlreadyRunning, FolderLock
 from cmjax.system.processes import leave_at_once, on_first_process
@@ -86,7 +86,8 @@ class Workdir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of `metrics.jsonl`; [] where there is no such file."""
-        return [line for line in read_json_lines(self.metrics) if isinstance(line.get("step"), int)]
+        lines = (line for line in read_json_lines(self.metrics) if isinstance(line.get("step"), int))
+        return [{RECORDS.get(name, name): value for name, value in line.items()} for line in lines]
 
     def read_history(self) -> list[dict[str, Any]]:
         """Read the lines of `history.jsonl`; [] where there is no such file."""

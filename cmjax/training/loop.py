@@ -49,11 +49,11 @@ class Speed:
     peak_flops: float | None
 
     def at(self, step_seconds: float) -> dict[str, float]:
-        """`images_per_second`, `images_per_second_per_chip` and, of a chip that is known, `peak_share`, 0 to 1."""
+        """`images_per_second`, `images_per_second_per_chip` and, of a chip that is known, `peak_fraction`, 0 to 1."""
         rate = self.batch_size / step_seconds
         speeds = {"images_per_second": rate, "images_per_second_per_chip": rate / self.chips}
         if self.peak_flops:
-            speeds["peak_share"] = self.chip_flops / step_seconds / self.peak_flops
+            speeds["peak_fraction"] = self.chip_flops / step_seconds / self.peak_flops
         return speeds
 
 

@@ -164,7 +164,7 @@ def anchored_ct(model, params, key, batch, *, fraction):
 # %% [markdown]
 # ## Training
 #
-# `make_train_step` joins a model, a loss and an Optax optimizer to a pure function, which you jit. Samples are drawn
+# `make_train_step` joins a model, a loss and an Optax optimizer to a pure function, which you jit. Samples are made
 # with the average of the parameters, which the last part of the optimizer keeps.
 
 
@@ -199,11 +199,11 @@ def sample(params, times):
     )
 
 
-drawn = {"one step": sample(own, jnp.array([80.0])), "two steps": sample(own, jnp.array([80.0, 0.8]))}
+results = {"one step": sample(own, jnp.array([80.0])), "two steps": sample(own, jnp.array([80.0, 0.8]))}
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
-for axes, (name, sampled) in zip(panels, drawn.items(), strict=True):
+for axes, (name, sampled) in zip(panels, results.items(), strict=True):
     framed = np.pad(np.asarray(sampled)[:, :, :, 0], ((0, 0), (0, 1), (0, 1)), constant_values=0.2)
     axes.imshow(framed.reshape(4, 10, 9, 9).transpose(0, 2, 1, 3).reshape(36, 90), cmap="gray", vmin=-1, vmax=1)
     axes.set(title=name, xticks=np.arange(10) * 9 + 3.5, yticks=[])
@@ -221,7 +221,7 @@ def read(sampled):
     return labels[jnp.argmin(squared, axis=1)]
 
 
-for name, sampled in drawn.items():
+for name, sampled in results.items():
     print(f"{name}: {100 * float(jnp.mean(read(sampled) == wanted)):.0f} % are read as their class")
 
 # %% [markdown]
