@@ -18,7 +18,7 @@ from cmjax.config.run import read_run
 from cmjax.data.batches import to_uint8
 from cmjax.data.sources import digits
 from cmjax.evaluation.results import read_rows
-from cmjax.evaluation.sweep import content_of
+from cmjax.evaluation.sweep import samples_key
 from cmjax.generation.decoding import decoder_of
 from cmjax.interop.autoencoder import load_autoencoder, write_autoencoder
 from cmjax.nets.latents import Autoencoder
@@ -183,7 +183,7 @@ def test_evaluation_compares_decoded_images_with_those_that_were_encoded(run, va
     of_file = evaluate.run(run, metrics=["fd"], images=str(tmp_path / "forty.npz"))
     assert of_file[0]["metrics"]["fd"] == pytest.approx(row["metrics"]["fd"], rel=1e-5)
     flow_map = open_trained(run).load()
-    assert len({content_of(flow_map, one) for one in (None, decoder, replace(decoder, key="another"))}) == 3
+    assert len({samples_key(flow_map, one) for one in (None, decoder, replace(decoder, key="another"))}) == 3
 
 
 def moved(run, tmp_path):

@@ -16,7 +16,7 @@ from cmjax.cli import average, encode, importing, train
 from cmjax.config.fields import ConfigError
 from cmjax.config.recipes import load_recipe
 from cmjax.config.run import read_run
-from cmjax.generation.prompts import Options, sample_prompts
+from cmjax.generation.prompts import PromptOptions, sample_prompts
 from cmjax.interop.conditional_unet import load_unet, write_unet
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.nets.adapter import init_params
@@ -83,7 +83,7 @@ def test_a_pipeline_becomes_an_lcm(runs):
     pipeline = cmjax.load_pipeline(moved)
     assert pipeline.sampler == "lcm"
     assert pipeline.module.guidance_width == 20
-    out = sample_prompts(moved, ["a cat"], num=2, out=runs / "x.npz", options=Options(steps=2, guidance=8.0))
+    out = sample_prompts(moved, ["a cat"], num=2, out=runs / "x.npz", options=PromptOptions(steps=2, guidance=8.0))
     with np.load(out) as file:
         assert file["images"].shape == (2, 64, 64, 3)
     teacher = open_trained(runs / "sd15").load()
@@ -105,7 +105,7 @@ def test_an_average_has_the_pipeline_too(runs, tmp_path):
     shutil.rmtree(folder)
     shutil.move(runs / "sd15", runs / "away")
     try:
-        sample_prompts(tmp_path / "average", ["a cat"], out=tmp_path / "x.npz", options=Options(steps=1))
+        sample_prompts(tmp_path / "average", ["a cat"], out=tmp_path / "x.npz", options=PromptOptions(steps=1))
     finally:
         shutil.move(runs / "away", runs / "sd15")
     with np.load(tmp_path / "x.npz") as file:
@@ -125,7 +125,7 @@ def test_an_adapter_alone_is_trained_and_kept(runs):
     changed = {path for path, value in flatten_dict(pipeline.params).items() if np.any(value != teacher[path])}
     assert len(changed) == len(flatten_dict(adapter)) / 2
     assert {path[-1] for path in changed} == {"kernel"}
-    with np.load(sample_prompts(folder, ["a cat"], out=runs / "y.npz", options=Options(steps=1))) as file:
+    with np.load(sample_prompts(folder, ["a cat"], out=runs / "y.npz", options=PromptOptions(steps=1))) as file:
         assert file["images"].shape == (1, 64, 64, 3)
     do("export", f"--workdir={folder}", "--format=lora", f"--out={runs / 'adapter.safetensors'}")
     imported = cmjax.load_pipeline(runs / "sd15")
