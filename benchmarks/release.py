@@ -1,12 +1,13 @@
 """Makes the files of cmjax's own models anew, cmjax://digits_ct and others: trains each recipe, and writes its folder.
 
     python benchmarks/release.py digits_ct
-    python benchmarks/release.py mnist_ect --data=~/tensorflow_datasets --out=weights
-    CMJAX_WEIGHTS=weights cmjax sample --workdir=cmjax://mnist_ect --num=100 --out=digits.png
+    python benchmarks/release.py mnist_ect --data=~/tensorflow_datasets
+    cmjax sample --workdir=cmjax://mnist_ect --num=100 --out=digits.png
 
-Each folder is one for model hubs, with float16 weights, below --out; what trains lies beside it, and goes on where it
-was stopped. The table cmjax/weights/checksums.tsv gets the files' sizes and SHA-256. The smallest model, digits_ct, is
-written into the package itself. Prints a line of JSON for each model.
+Each folder is one for model hubs, with float16 weights, below --out, by default that of the sources, where cmjax://
+finds it; what trains lies in runs/ beside it, and goes on where it was stopped. The table cmjax/weights/checksums.tsv
+gets the files' sizes and SHA-256. The smallest model, digits_ct, is written into the package itself. Prints a line of
+JSON for each model.
 
 Time, on two quiet CPU cores: digits_ct two minutes, mnist_ect eight; cifar_small_ect, with its teacher, and
 mnist_latents_ect, with its autoencoder and its teacher, are longer.
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from cmjax.cli import exporting
 from cmjax.runs.exported import MODEL
-from cmjax.runs.releases import FOLDER, RECIPES, write_rows
+from cmjax.runs.releases import FOLDER, RECIPES, SOURCES, write_rows
 from cmjax.runs.workdir import RECORD, Workdir
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ LICENCE = "apache-2.0"
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="+", choices=list(RECIPES), metavar="name", help=f"of {', '.join(RECIPES)}")
-    parser.add_argument("--out", default="weights", type=Path, help="the folder of the models' folders")
+    parser.add_argument("--out", default=SOURCES, type=Path, help="the folder of the models' folders")
     parser.add_argument("--data", default="~/tensorflow_datasets", help="the folder of MNIST and CIFAR-10")
     parser.add_argument("--config", nargs="*", default=[], help="changes of the recipe, as steps=100")
     arguments = parser.parse_args()

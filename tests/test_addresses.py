@@ -98,7 +98,7 @@ def test_what_was_fetched_serves_without_the_hub(hub, cache, monkeypatch):
         ("hf://me/cut", "model.safetensors"),
         ("cmjax://digits_cd", r"there is no such model \(did you mean digits_ct\?\); there are digits_ct, mnist_ect"),
         ("cmjax://", "there is no such model; there are digits_ct"),
-        ("cmjax://mnist_ect", "is published nowhere yet; python benchmarks/release.py mnist_ect makes it"),
+        ("cmjax://mnist_ect", "has no files yet; python benchmarks/release.py mnist_ect makes them"),
     ],
 )
 def test_what_is_no_model_is_one_line(hub, cache, address, said):
@@ -129,15 +129,17 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 def test_a_released_model_is_fetched_from_a_mirror_and_checked(tmp_path, cache, monkeypatch):
-    """The table has a model that is in no package: from a folder, from an address, and damaged there."""
+    """The table has a model that is in no package: from the sources, a folder, an address, and damaged there."""
     mirror, package = tmp_path / "mirror", tmp_path / "package"
     shutil.copytree(BUNDLE, mirror / "mnist_ect")
     package.mkdir()
     (package / "checksums.tsv").write_text("")
     monkeypatch.setattr(releases, "FOLDER", package)
     releases.write_rows({"mnist_ect": mirror / "mnist_ect"})
-    with pytest.raises(ConfigError, match=r"published nowhere yet; .* CMJAX_WEIGHTS=FOLDER says where it is"):
+    monkeypatch.setattr(releases, "ADDRESS", "http://127.0.0.1:1/weights")
+    with pytest.raises(ConfigError, match=r":1/weights: .*refused; CMJAX_WEIGHTS names another folder") as refused:
         cmjax.load("cmjax://mnist_ect")
+    assert "\n" not in str(refused.value)
     monkeypatch.setenv("CMJAX_WEIGHTS", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"cannot be read from .*nowhere: No such file"):
         cmjax.load("cmjax://mnist_ect")
@@ -156,6 +158,11 @@ def test_a_released_model_is_fetched_from_a_mirror_and_checked(tmp_path, cache, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     monkeypatch.setenv("CMJAX_WEIGHTS", str(mirror))
     assert cmjax.load("cmjax://mnist_ect").shape == (8, 8, 1)
+    monkeypatch.delenv("CMJAX_WEIGHTS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
+    monkeypatch.setattr(releases, "SOURCES", mirror)
+    assert cmjax.load("cmjax://mnist_ect").shape == (8, 8, 1)
+    assert not (tmp_path / "third" / "cmjax" / "releases").exists()
 
 
 def test_the_table_has_the_packages_files():

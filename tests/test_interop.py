@@ -419,7 +419,7 @@ def test_an_imported_model_is_sampled_like_any_other(conditional_run, tmp_path):
 def test_a_wrong_option_is_named_before_times_are_searched_for(
     conditional_run, tmp_path, monkeypatch, option, value, said
 ):
-    monkeypatch.setattr(sample, "find_times", lambda *_args: pytest.fail("searched"))
+    monkeypatch.setattr("cmjax.generation.search.find_times", lambda *_, **__: pytest.fail("searched"))
     options = {"num": 3, "seed": 0, "times": "auto:2", "solver": None, "steps": None, "label": 2, "guidance": None}
     with pytest.raises(ConfigError, match=said):
         sample.run(conditional_run, out=str(tmp_path / "x.npz"), **options | {option: value})

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.cli.flags import Flags, Options
-from cmjax.config.evaluation import LABELS
 from cmjax.config.fields import ConfigError
-from cmjax.config.samples import SOLVERS
+from cmjax.config.samples import LABELS, SOLVERS
 from cmjax.generation.arguments import read_label
 from cmjax.generation.autoguidance import weaker_model
 from cmjax.generation.decoding import decoder_of
 from cmjax.generation.files import check_size, write_samples
 from cmjax.generation.samplers import conditioned, named_sampler, samples_from_flags
 from cmjax.generation.sampling import SampleSequence
-from cmjax.generation.search import find_times
 from cmjax.runs.trained import Trained, open_for_sampling
 from cmjax.runs.workdir import output, sees_prompts
 from cmjax.system.content import content_key
@@ -123,8 +121,9 @@ def run(
     by = {"label": label, "random_seed": seed if labels == "random" else None, "weaker": weaker and weaker.load()}
     guided_map, conditions = conditioned(flow_map, trained, samples, num, **by)
     if searched:
-        times_found = find_times(trained, flow_map, searched, samples=samples, decoder=decoder)
-        samples = replace(samples, times=times_found)
+        from cmjax.generation.search import find_times  # it compares images, with all that metrics need
+
+        samples = replace(samples, times=find_times(trained, flow_map, searched, samples=samples, decoder=decoder))
     chosen = named_sampler(samples, trained.model)
     settings = {"workdir": str(workdir), "checkpoint": trained.used_step, "seed": seed, "label": label}
     settings |= {"labels": labels or "balanced"} if trained.num_classes else {}

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cmjax.config.fields import Fields
+from cmjax.config.samples import LABELS
 from cmjax.data.batches import UINT8
 from cmjax.metrics.registry import METRICS, too_few
 from cmjax.system.files import to_path
 
 WEIGHTS = Path("~/.cache/cmjax")  # the folder of published networks' files, where none is named
-LABELS = ("balanced", "random")  # how the labels of many samples are chosen: every class in turn, or each at random
 FEATURES = ("inception", "dinov2", "clip", "dataset")  # what --features may name
 OLD_FEATURES = {"own": "dataset"}  # names that earlier versions had for features
 WITH_CLASSES = ("inception", "dataset")  # features of networks that classify, as the Inception Score needs

@@ -18,6 +18,7 @@ from cmjax.ranges import Fraction
 from cmjax.system.libraries import how_to_install, is_installed
 
 DECODE_DTYPES = ("float32", "bfloat16")  # float16 overflows in SDXL's autoencoder and others
+LABELS = ("balanced", "random")  # of many samples: every class in turn, or each at random
 AS_BEFORE = {"autoencoder": "", "decode_dtype": "float32", "decode_tile": 0}
 """The fields, with the values of runs that did not record them."""
 

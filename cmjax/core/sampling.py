@@ -1,5 +1,6 @@
 """Samplers: consistency sampling in one or several evaluations, and sampling by the probability-flow ODE."""
 
+import math
 from typing import Any
 
 import jax
@@ -55,7 +56,9 @@ def gaussian(key: Keys, shape: Shape, index: int | Array = 0) -> Array:
     if key.ndim == 0:
         # `fold_in`, not `split`: the index is traced in a sampler's scan, and the number of noises need not be known
         return jax.random.normal(jax.random.fold_in(key, index), tuple(shape))
-    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), tuple(shape[1:])))(key)
+    # flat, since XLA takes twice as long to compile the same numbers in more dimensions
+    size = math.prod(shape[1:])
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), (size,)))(key).reshape(shape)
 
 
 def _started(

@@ -7,9 +7,6 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError
 from cmjax.config.samples import EDIT_STEPS, parse_times
-from cmjax.data.base import DataError
-from cmjax.data.checks import say_if_dark
-from cmjax.data.folder import read_image
 from cmjax.runs.classes import class_of, in_words
 from cmjax.runs.trained import Trained
 from cmjax.system.files import to_path
@@ -55,6 +52,8 @@ def read_images(
 ) -> tuple[np.ndarray, list[Size]]:
     """Reads images, (n, h, w, c) uint8 of the model's shape, and their sizes. The log says how they were fitted, to
     `whose` size."""
+    from cmjax.data.checks import say_if_dark  # samplers read no images
+
     if not files or len(files) != needed:
         raise ConfigError(f"--image={','.join(files or [])}: {needed} image{'s' if needed > 1 else ''} must be given")
     images, sizes = zip(*(_read_image("image", file, shape, whose=whose) for file in files), strict=True)
@@ -89,6 +88,9 @@ def _read_image(
     flag: str, file: str, shape: tuple[int, ...], *, background: str = "white", whose: str = "", fits: bool = True
 ) -> tuple[np.ndarray, Size]:
     """Reads an image; where it `fits`, the log says how it was fitted."""
+    from cmjax.data.base import DataError
+    from cmjax.data.folder import read_image
+
     try:
         image, size = read_image(to_path(file), (shape[0], shape[1], shape[2]), background=background)
     except DataError as error:

@@ -10,19 +10,18 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from cmjax.config.data import images_of
 from cmjax.config.fields import ConfigError, about
-from cmjax.config.run import Run
 from cmjax.config.samples import DECODE_DTYPES, Decoding
 from cmjax.core.editing import mask_of_latents
-from cmjax.data.base import Source
 from cmjax.data.batches import preprocess
-from cmjax.data.latents import about_latents
 from cmjax.generation.sampling import over_devices
 from cmjax.runs.trained import Trained
 from cmjax.system.mesh import distribute, in_chunks, make_mesh, replicated
 
+# annotations alone need these: sampling reads neither data nor objectives
 if TYPE_CHECKING:
+    from cmjax.config.run import Run
+    from cmjax.data.base import Source
     from cmjax.nets.latents import Autoencoder
 
 log = logging.getLogger(__name__)
@@ -111,8 +110,10 @@ def decoder_of(
     return _decoder(field, by, trained.record, trained.shape)
 
 
-def decoder_for(run: Run, source: Source) -> Decoder | None:
+def decoder_for(run: "Run", source: "Source") -> Decoder | None:
     """Loads the decoder of a run that is to be trained on `source`, as `decoder_of`."""
+    from cmjax.data.latents import about_latents
+
     return _decoder("config.data.autoencoder", run.data.decoding, about_latents(source), tuple(source.shape))
 
 
@@ -163,7 +164,7 @@ def check_are_images(trained: Trained, decoder: Decoder | None) -> None:
         )
 
 
-def images_for(run: Run, source: Source, decoder: Decoder | None) -> tuple[str, Callable[[str], Source]]:
+def images_for(run: "Run", source: "Source", decoder: Decoder | None) -> tuple[str, Callable[[str], "Source"]]:
     """Gives the name of the images that a run's samples are compared with, and the function that opens a split.
 
     They are the run's own data, or with a decoder those that its latents were encoded from. The function raises
@@ -171,9 +172,13 @@ def images_for(run: Run, source: Source, decoder: Decoder | None) -> tuple[str, 
     """
     if decoder is None:
         return run.data.name, run.open_source
+    from cmjax.data.latents import about_latents
+
     encoding = about_latents(source).get("encoding", {})
     return encoding.get("images", {}).get("name", run.data.name), partial(_open_encoded, encoding)
 
 
-def _open_encoded(encoding: Mapping[str, Any], split: str) -> Source:
+def _open_encoded(encoding: Mapping[str, Any], split: str) -> "Source":
+    from cmjax.config.data import images_of
+
     return images_of(encoding).open(split)

@@ -16,8 +16,10 @@ from cmjax.system.files import user_cache, write_atomically
 
 FOLDER = Path(__file__).parents[1] / "weights"
 """The folder of the files that come with cmjax, and of the table."""
-ADDRESS = ""
-"""The address below which all files are published, as <name>/<file>; "" while they are published nowhere."""
+SOURCES = Path(__file__).parents[2] / "weights"
+"""The folder of the other models' files in a clone of the sources; an installed package has none."""
+ADDRESS = "https://github.com/cmjax/cmjax/raw/main/weights"
+"""The address of that folder, which has all files as <name>/<file>."""
 MIRROR = "CMJAX_WEIGHTS"
 """The variable of the environment that names another address, or a folder."""
 RECIPES = {
@@ -51,27 +53,22 @@ def table() -> dict[str, list[ReleaseFile]]:
 def release_files(address: str) -> tuple[Path, str]:
     """Gives the folder of a model's files, fetched where they did not come with cmjax, and the key of their content.
 
-    Raises: ConfigError in one line where there is no such model, it is published nowhere, or a file is not what it must
-            be.
+    Raises: ConfigError in one line where there is no such model, it has no files yet, or a file cannot be read or is
+            not what it must be.
     """
     name, known = address.removeprefix("cmjax://"), table()
     if name not in known:
         if name in RECIPES:
-            raise ConfigError(f"{address}: is published nowhere yet; python benchmarks/release.py {name} makes it")
+            raise ConfigError(f"{address}: has no files yet; python benchmarks/release.py {name} makes them")
         raise ConfigError(
             f"{address}: there is no such model{suggestion(name, RECIPES)}; there are {', '.join(RECIPES)}"
         )
     files = known[name]
     key = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
-    for folder in (FOLDER / name, user_cache() / "releases" / f"{name}-{key[:12]}"):
+    for folder in (FOLDER / name, SOURCES / name, user_cache() / "releases" / f"{name}-{key[:12]}"):
         if not _missing(folder, files):
             return folder, key
     base = os.environ.get(MIRROR) or ADDRESS
-    if not base:
-        raise ConfigError(
-            f"{address}: is published nowhere yet; python benchmarks/release.py {name} makes it, and {MIRROR}=FOLDER "
-            "says where it is"
-        )
     for file in _missing(folder, files):
         content = _content(address, base, f"{name}/{file.name}")
         if problem := _problem(content, file):
@@ -108,7 +105,9 @@ def _content(address: str, base: str, name: str) -> bytes:
             return answer.read()
     except (OSError, ValueError) as error:  # URLError is one, and so are those of files and timeouts
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise ConfigError(f"{address}: {name} cannot be read from {base}: {why}") from error
+        raise ConfigError(
+            f"{address}: {name} cannot be read from {base}: {why}; {MIRROR} names another folder or address"
+        ) from error
 
 
 def write_rows(models: Mapping[str, Path]) -> None:
