@@ -1,7 +1,7 @@
 """cmjax: consistency models in JAX. The public API.
 
 Its names need jax, numpy and jaxtyping alone, but for `make_train_step`, `track_averages` and `averages`, which need
-optax, and `load` and `train`, which read checkpoints.
+optax, `image_grid`, which needs Pillow, and `load` and `train`, which read checkpoints.
 """
 
 import importlib
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cmjax.core.grids import karras_grid
     from cmjax.core.model import BoundModel, Model
     from cmjax.core.sampling import sample_chain, sample_denoiser, sample_fn
+    from cmjax.generation.shown import image_grid
     from cmjax.interop.autoencoder import load_autoencoder
     from cmjax.runs.pipelines import load_pipeline
     from cmjax.runs.trained import load
@@ -46,7 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch", "BoundModel", "Model", "Times", "averages", "couplings", "curricula", "derivatives", "distances",
-    "editing", "ema_rates", "grids", "guidance", "karras_grid", "likelihood", "load", "load_autoencoder",
+    "editing", "ema_rates", "grids", "guidance", "image_grid", "karras_grid", "likelihood", "load", "load_autoencoder",
     "load_pipeline", "losses", "make_train_step", "map_pairs", "ode", "oracles", "pairs", "paths", "preconditioning",
     "sample_chain", "sample_denoiser", "sample_fn", "sampling", "solvers", "times", "track_averages",
     "train", "typing", "weightings",
@@ -58,6 +59,7 @@ _FROM = {
     "core.grids": ("karras_grid",),
     "core.model": ("BoundModel", "Model"),
     "core.sampling": ("sample_chain", "sample_denoiser", "sample_fn"),
+    "generation.shown": ("image_grid",),
     "interop.autoencoder": ("load_autoencoder",),
     "runs.pipelines": ("load_pipeline",),
     "runs.trained": ("load",),  # reads checkpoints, so it brings flax and orbax with it

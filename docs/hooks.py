@@ -1,7 +1,8 @@
 """Changes that the site makes to its pages.
 
 Equations become MathML, which a browser draws without a script. `<!-- include CONTRIBUTING.md -->` becomes that file,
-with its relative links made absolute, and `<!-- configuration -->` the reference of every field.
+with its relative links made absolute, and `<!-- configuration -->` the reference of every field. Below the title of a
+tutorial stand the buttons of its notebook.
 """
 
 import html
@@ -11,6 +12,7 @@ import re
 from pathlib import Path
 
 import configuration
+import notebooks
 from latex2mathml.converter import convert
 from mkdocs.utils import get_relative_url
 
@@ -50,7 +52,8 @@ def on_page_content(content: str, page, config, files) -> str:
     parts = CODE.split(content)  # a tutorial's text comes from nbconvert, which leaves the dollars to a script
     for i in range(0, len(parts), 2):
         parts[i] = IN_NOTEBOOK.sub(lambda m: _mathml(m[1] or m[2], block=bool(m[1])), parts[i])
-    return LINK.sub(lambda found: _link(found, page, files), "".join(parts))
+    content = LINK.sub(lambda found: _link(found, page, files), "".join(parts))
+    return content.replace("</h1>", f"</h1>{notebooks.buttons(Path(page.file.src_path).stem)}", 1)
 
 
 def _link(found: re.Match, page, files) -> str:

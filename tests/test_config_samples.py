@@ -7,7 +7,7 @@ import pytest
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.methods import read_model
-from cmjax.config.samples import SOLVERS, SamplingOptions, parse_times, read_solver
+from cmjax.config.samples import SOLVERS, SamplingOptions, parse_times, read_solver, times_text
 from cmjax.core.grids import karras_grid
 from cmjax.core.paths import ve
 from configs import digits_ct
@@ -83,6 +83,15 @@ def test_a_solver_whose_library_is_missing_says_which(monkeypatch):
 )
 def test_times_are_levels_or_places(text, expected):
     np.testing.assert_array_equal(parse_times(text, MODEL), expected)
+
+
+@pytest.mark.parametrize(
+    ("times", "text"),
+    [(80, "80"), (0.8, "0.8"), ((80.0, 0.8), "80.0,0.8"), (np.array([2, 1]), "2,1"), ("auto:2", "auto:2")],
+)
+def test_times_from_python_are_numbers(times, text):
+    assert times_text(times) == text
+    assert times_text(None) is None
 
 
 def test_places_are_the_levels_that_the_releases_name():

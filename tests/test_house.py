@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "reporting": LIBRARY | {"config", "runs", "reporting"},
     "cli": LIBRARY | {"config", "runs", "generation", "evaluation", "planning", "reporting", "cli"},
     "main": BELOW_ALL | {"config", "data", "training", "cli"},
-    "__init__": {"core", "training", "interop", "runs", "cli"},
+    "__init__": {"core", "training", "interop", "runs", "generation", "cli"},
 }
 ARRAYS = {"jax", "numpy", "jaxtyping"}
 LIBRARIES = {"core": ARRAYS, "nets": ARRAYS | {"flax"}}

@@ -6,7 +6,7 @@ cmjax evaluate --workdir=runs/cifar_ct --checkpoint=all --num=10000
 cmjax evaluate --workdir=runs/cifar_ct --metrics=fid --images=theirs.npz --reference=cifar10-32x32.npz
 
 The same command goes on with an evaluation that was stopped. From Python:
-evaluate.run("runs/digits_ct", metrics=["fd"], times=["80", "80,0.8"])
+evaluate.run("runs/digits_ct", metrics=["fd"], times=[80, (80, 0.8)])
 """
 
 import logging
@@ -21,6 +21,7 @@ from cmjax.config.data import NO_IMAGES
 from cmjax.config.evaluation import FEATURES, LABELS, WEIGHTS, Evaluation, evaluation_of_options
 from cmjax.config.fields import ConfigError
 from cmjax.config.run import read_run
+from cmjax.config.samples import times_text
 from cmjax.data.base import DataError, kind_of
 from cmjax.data.batches import RULES, UINT8
 from cmjax.evaluation.accumulation import DataSets
@@ -109,8 +110,8 @@ def run(
 
     Args:    config: a recipe, whose data take the place of the run's. data_dir: where the data are now.
              num: None for 1000 samples, or all of `images`. autoencoder, decode_dtype, decode_tile: as in `decoder_of`.
-             settings: the other flags of the mode; times, sampler, steps, average and std are sequences. All are
-             written as on the command line.
+             settings: the other flags of the mode; times, sampler, steps, average and std are sequences, of texts as on
+             the command line or of numbers; a setting's times may be several, as times=[80, (80, 0.8)].
     Returns: the rows of `evaluation.jsonl`, one a setting; none with `check`.
     Raises:  ConfigError or DataError naming what cannot be used.
     """
@@ -170,9 +171,9 @@ def _evaluate_run(
     checkpoint: str = "newest",
     average: Sequence[str] | None = (),
     std: Sequence[str] | None = (),
-    times: Sequence[str] | None = (),
+    times: Sequence[str | float | Sequence[float]] | None = (),
     sampler: Sequence[str] | None = (),
-    steps: Sequence[str] | None = (),
+    steps: Sequence[str | int] | None = (),
     autoguidance: str | None = None,
     autoguidance_average: int = 0,
     decoder: Decoder | None = None,
@@ -184,7 +185,7 @@ def _evaluate_run(
     choices["autoguidance"] = weaker.name if weaker else ""
     samplers = []
     # every combination of the flags that were repeated
-    for name, levels, text in product(sampler or (None,), times or (None,), steps or (None,)):
+    for name, levels, text in product(sampler or (None,), map(times_text, times or (None,)), steps or (None,)):
         if text is not None and not str(text).isdigit():
             raise ConfigError(f"--steps={text}: must be a whole number")
         of = {"sampler": name, "times": levels, "steps": None if text is None else int(text)}

@@ -6,13 +6,14 @@ cmjax sample --workdir=runs/digits_edm --solver=heun --steps=18
 cmjax sample --workdir=runs/sd15 --prompt="a photo of a cat" --num=4 --steps=50 --out=cats.png
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cmjax.cli.flags import Flags, Options
 from cmjax.config.fields import ConfigError
-from cmjax.config.samples import LABELS, SOLVERS
+from cmjax.config.samples import LABELS, SOLVERS, times_text
 from cmjax.generation.arguments import read_label
 from cmjax.generation.autoguidance import weaker_model
 from cmjax.generation.decoding import decoder_of
@@ -90,7 +91,7 @@ def run(
     out: str | None = None,
     num: int = 64,
     seed: int = 0,
-    times: str | None = None,
+    times: str | float | Sequence[float] | None = None,
     label: str | int | None = None,
     labels: str | None = None,
     autoguidance: str | None = None,
@@ -103,8 +104,10 @@ def run(
 ) -> None:
     """Samples `num` images from a checkpoint and writes them to `out`: `run("runs/digits_ct", num=16)`.
 
-    workdir: a run's folder, or a checkpoint's. options: as in `samples_from_flags`. All are the mode's flags.
+    workdir: a run's folder, or a checkpoint's. times: numbers, or a text as on the command line. options: as in
+    `samples_from_flags`. All are the mode's flags.
     """
+    times = times_text(times)
     trained = open_for_sampling(workdir, data_dir=data_dir)
     path = to_path(out or trained.folder / "samples" / f"{trained.named}seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):

@@ -63,7 +63,7 @@ def start(options: Options) -> None:
 def train(recipe: str, workdir: str | Path | None = None, **changes: Any) -> dict[str, Any]:
     """Trains a recipe as the command does, or resumes it: `cmjax.train("digits_ct", steps=500, net__width=128)`.
 
-    In a notebook the samples at the end are shown.
+    In a notebook the plot of the losses and the samples at the end are shown.
 
     Args:    recipe: as in `--config=`. workdir: the run's folder; by default runs/<recipe>. changes: of fields, with
              "__" for each dot.
@@ -77,7 +77,7 @@ def train(recipe: str, workdir: str | Path | None = None, **changes: Any) -> dic
     workdir = to_path(workdir or f"runs/{name}")
     run(config.to_dict(), workdir, recipe=name)
     summary = Workdir(workdir).read_summary()
-    show_inline(summary["samples"].values())
+    show_inline([path for path in (summary.get("losses"), *summary["samples"].values()) if path])
     return summary
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.config.model import ModelSpec, NetworkModel
@@ -221,6 +222,11 @@ def read_solver(fields: Fields, path: Path, t_max: float) -> tuple[str, Solver]:
     with fields.naming("solver"):
         jax.eval_shape(lambda x, times: solver.make(lambda x, t: x, x, times, lambda index: x, path=paths.ve), x, times)
     return str(solver), solver.make
+
+
+def times_text(times: str | float | Sequence[float] | None) -> str | None:
+    """Writes times as on the command line: "80,0.8" of (80, 0.8), which Python may name; a text stays as it is."""
+    return times if times is None or isinstance(times, str) else ",".join(map(str, np.atleast_1d(times).tolist()))
 
 
 def parse_times(text: str, model: NetworkModel) -> tuple[float, ...]:

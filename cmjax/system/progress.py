@@ -5,8 +5,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from cmjax.system.notebook import in_notebook
+from cmjax.system.notebook import changing_line, in_notebook
 
 log = logging.getLogger(__name__)
 
@@ -25,35 +26,34 @@ def no_progress(total: int) -> contextlib.AbstractContextManager[Update]:
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, start: int = 0, every_s: float = 10.0) -> Iterator[Update]:
-    """Show a bar with the time left on a terminal, a line in a notebook, and log a line every `every_s` seconds
-    elsewhere."""
+    """Show a bar with the time left on a terminal, one line that changes in a notebook, and log a line every `every_s`
+    seconds elsewhere."""
     if sys.stderr.isatty():
         with _bar(description, total, start) as update:
             yield update
         return
     notebook = in_notebook()
-    every_s = 1.0 if notebook else every_s
+    # without a logger's settings a kernel shows no records of this level
+    every_s, show = (1.0, changing_line()) if notebook else (every_s, partial(log.info, "%s"))
     began = last = time.monotonic()
+    newest, shown = (start, ""), None
 
-    def log_now_and_then(done: int, text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < every_s:
-            return
-        last = now
+    def line(done: int, text: str) -> str:
+        elapsed = time.monotonic() - began
         # a resumed run is as fast as the parts that it did itself
-        elapsed, left = _clock(now - began), _clock((now - began) * (total - done) / max(done - start, 1))
-        fraction = 100 * done / total
-        line = f"{description} {done}/{total} ({fraction:.0f}%), {elapsed} elapsed, {left} left  {text}"
-        if notebook:
-            # without a logger's settings a kernel shows no records of this level
-            print(f"\r{line}", end="", file=sys.stderr, flush=True)
-        else:
-            log.info("%s", line)
+        left = f", {_clock(elapsed * (total - done) / max(done - start, 1))} left" if done < total else ""
+        return f"{description} {done}/{total} ({100 * done / total:.0f}%), {_clock(elapsed)} elapsed{left}  {text}"
 
-    yield log_now_and_then
-    if notebook:
-        print(file=sys.stderr)
+    def show_now_and_then(done: int, text: str) -> None:
+        nonlocal last, newest, shown
+        newest, now = (done, text), time.monotonic()
+        if now - last >= every_s:
+            last, shown = now, newest
+            show(line(*newest))
+
+    yield show_now_and_then
+    if notebook and shown not in (None, newest):  # what stays below the cell is how it ended
+        show(line(*newest))
 
 
 @contextlib.contextmanager
