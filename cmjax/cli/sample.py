@@ -107,8 +107,7 @@ def run(
     workdir: a run's folder, or a checkpoint's. times: numbers, or a text as on the command line. options: as in
     `samples_from_flags`. All are the mode's flags.
     """
-    times = times_text(times)
-    trained = open_for_sampling(workdir, data_dir=data_dir)
+    trained, times = open_for_sampling(workdir, data_dir=data_dir), times_text(times)
     path = to_path(out or trained.folder / "samples" / f"{trained.named}seed-{seed}.png")
     if path.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out={out}: must end in .png (a grid) or .npz (an array)")
