@@ -24,6 +24,7 @@ NETS = {
             "head_channels": 32},
     "edm2": {"name": "edm2", "channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,),
              "head_channels": 16},
+    "imf_dit": {"name": "imf_dit", "width": 16, "depth": 2, "heads": 2, "head_depth": 1},
     "dit": {"name": "dit", "patch": 2, "width": 32, "depth": 2, "heads": 2},
 }  # fmt: skip
 KINDS = {
@@ -31,6 +32,7 @@ KINDS = {
     "unet": (digits_ct, "unet", 0),
     "adm": (digits_ct, "adm", 0),
     "edm2": (digits_ct, "edm2", 0),
+    "imf_dit": (digits_ct, "imf_dit", 0),
     "dit": (digits_ct, "dit", 10),
     "trig": (digits_scm_ct, None, 0),
     "flow": (digits_meanflow, None, 0),

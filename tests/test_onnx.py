@@ -13,10 +13,12 @@ import cmjax
 from cmjax.cli import exporting
 from cmjax.config.fields import ConfigError
 from cmjax.interop.keys import ForeignError
+from cmjax.nets import NETS
 from cmjax.system.libraries import MissingLibrary
 from tests.leaving import noises, sampled, write_run
 
 ATOL = 1e-4
+AS_SAMPLERS, AS_MODELS = ("mlp", "unet", "dit"), ("adm", "edm2", "imf_dit")
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def session(runtime, run, path, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
+@pytest.mark.parametrize("name", AS_SAMPLERS)
 def test_a_sampler_of_each_network(runtime, tmp_path, name):
     run = write_run(tmp_path / "run", name)
     call = session(runtime, run, tmp_path / "x.onnx", times="80,0.8" if name in ("mlp", "dit") else "80")
@@ -46,6 +48,19 @@ def test_a_sampler_of_each_network(runtime, tmp_path, name):
         ours = sampled(run, (80, 0.8)[: 1 + count], *drawn, **conditions)
         theirs = call(**dict(zip(("noise", "added"), drawn, strict=False)), **conditions)
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=ATOL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AS_MODELS)
+def test_a_model_of_each_other_network(runtime, tmp_path, name):
+    call = session(runtime, write_run(tmp_path / "run", name), tmp_path / "x.onnx", function="model")
+    x, t = noises(3)[0], np.float32([80, 0.8, 0.002])
+    ours = cmjax.load(tmp_path / "run")(jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(call(x=x, t=t), ours, rtol=0, atol=ATOL)
+
+
+def test_every_network_but_that_of_prompts_is_tried():
+    assert {*AS_SAMPLERS, *AS_MODELS, "conditional_unet"} == set(NETS)
 
 
 @pytest.mark.slow

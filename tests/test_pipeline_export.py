@@ -117,7 +117,7 @@ def test_what_cannot_be_written_leaves_nothing(sd, tmp_path):
     (tmp_path / "file").touch()
     given = f"--workdir={sd / 'pipeline'}"
     for flags, message in [
-        (["--format=npz"], "--format=npz: a pipeline of prompts is written as diffusers"),
+        (["--format=npz"], "--format=npz: a pipeline, of conditional_unet, is written as diffusers"),
         ([f"--out={tmp_path / 'full'}"], r"--out=.*full exists and is not empty"),
         ([f"--out={tmp_path / 'file'}"], r"--out=.*file cannot be written"),
         (["--lora=nowhere", f"--out={tmp_path / 'x'}"], "--lora=nowhere"),

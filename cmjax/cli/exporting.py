@@ -84,7 +84,7 @@ def _start_pipeline(options: Options) -> None:
         _write_lora(options.workdir, options.out)
         return
     if options.format not in (None, "diffusers"):
-        raise ConfigError(f"--format={options.format}: a pipeline of prompts is written as diffusers")
+        raise ConfigError(f"--format={options.format}: a pipeline, of conditional_unet, is written as diffusers")
     export_pipeline(options.workdir, options.out, lora=options.lora, lora_scale=options.lora_scale)
 
 
