@@ -59,6 +59,7 @@ ROWS = [
         for name in ("sit", "meanflow")
         for changes in ((EIGHT_BLOCKS,), (FOUR_BLOCKS, REMAT), (FOUR_BLOCKS, FSDP))
     ),
+    *(("sd15_lcm", topology, (FSDP,)) for topology in ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")),
     (
         "cifar_ct",
         "v5e:2x4",
@@ -104,7 +105,7 @@ def plan(row: tuple[str, str, tuple[str, ...]], folder: Path) -> None:
     command = [sys.executable, "-m", "cmjax.main", "--mode=plan", f"--config=configs/{name}.py{colon}{variant}"]
     command += [f"--topology={topology}", f"--out={folder}", "--samplers=False", *changes]
     print(" ".join(command), file=sys.stderr, flush=True)
-    least = {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) or recipe in OF_LATENTS
+    least = {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) or recipe in (*OF_LATENTS, "sd15_lcm")
     effort = LEAST_EFFORT if least else {}
     subprocess.run(command, cwd=ROOT, env=os.environ | effort, check=False)  # one that does not fit is a row too
 
