@@ -130,6 +130,7 @@ def test_eps_of_norms(request, net, case):
     assert_near(out, nhwc(net.case(case, "out")))
 
 
+@pytest.mark.slow
 def test_recorded_gradients_with_recomputed_blocks(sd, sd15):
     module, params = load_unet(sd / "pipeline" / "unet", remat=True)
     x, t, context, probe = (
@@ -230,6 +231,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_pooled_prompts_and_sizes_are_seen():
     module = unet_module(TINY, "tiny")
     assert (module.pooled_width, module.sizes, module.heads, module.blocks) == (5, 6, (3, 3), (1, 2))

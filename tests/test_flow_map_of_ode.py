@@ -33,6 +33,7 @@ def test_the_exact_flow_of_an_oscillator_has_no_loss(name):
     assert jnp.min(loss(wrong, None, None, batch, distance=l2)) > 1e-5
 
 
+@pytest.mark.slow
 def test_a_short_training_brings_the_map_near_the_solution(tmp_path):
     before = example.main(["--steps=1"])
     after = example.main(["--steps=600", f"--out={tmp_path / 'x.png'}"])

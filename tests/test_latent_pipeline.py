@@ -97,6 +97,7 @@ def test_the_page_s_commands_make_latents_models_and_images(folder):
     np.testing.assert_array_equal(pixels, np.repeat(pixels[..., :1], 3, axis=2))  # latents would be in colours
 
 
+@pytest.mark.slow
 def test_its_samples_are_measured_against_the_images(folder, monkeypatch):
     monkeypatch.chdir(folder)
     do("evaluate", "--workdir=runs/mnist_latents_scm_cd", "--times=1", "--num=40", "--metrics=fd")

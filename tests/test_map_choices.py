@@ -149,6 +149,7 @@ def test_pmf_is_imf_of_images_whose_velocity_is_bounded_near_the_data():
     np.testing.assert_allclose(with_term - plain, jnp.where(t < 0.8, 0.4 * gap / (gap + 0.01), 0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_pmf_takes_lpips():
     """With small random weights; a term of images at t < 0.8 alone, and its gradient is finite."""
     from cmjax.nets.features.lpips import lpips, parameter_shapes

@@ -152,6 +152,7 @@ def test_recorded_edit_of_an_image(lcm, recorded):
     assert_near(ours, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["lcm", "ddim"])
 def test_inpainting_replaces_known_latents_before_every_evaluation(lcm, recorded, sampler):
     z, n, *noises = (jax.random.normal(jax.random.key(i), (1, 4, 4, 4)) for i in range(5))
@@ -263,6 +264,7 @@ def test_inpainting_keeps_pixels_and_what_it_hides_counts_below_full_strength_al
     np.testing.assert_array_equal(below[0][:, mask], images[:, mask])
 
 
+@pytest.mark.slow
 def test_a_low_strength_stays_near_the_image(lcm):
     by = {"prompts": ["a cat", "a dog"], "key": KEY, "sampler": "ddim", "images": np.zeros((2, 16, 32, 3), np.float32)}
     near, low, high = (lcm.sample(steps=steps, strength=1.0, **by) for steps in ([1], [2], [900]))
@@ -344,6 +346,7 @@ def write_sdxl(folder, sd):
     return folder
 
 
+@pytest.mark.slow
 def test_sdxl_sees_two_text_encoders_and_sizes(sdxl_folder):
     pipeline = cmjax.load_pipeline(sdxl_folder)
     prompts = ["a cat", "a dog!"]

@@ -204,6 +204,7 @@ def test_a_large_draw_is_that_of_one_process(start, runs, tmp_path):
     assert (one != two).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_that_of_one_process(start, runs, tmp_path):
     found = []
     for name in ("one", "two"):

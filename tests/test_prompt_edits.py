@@ -59,6 +59,7 @@ def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 def test_inpainting_keeps_white_pixels_and_says_its_settings(lcm, folder, tmp_path, caplog):
     image, mask, out = folder / "a.png", folder / "mask.png", tmp_path / "x.png"

@@ -61,6 +61,7 @@ def test_sampling_writes_a_grid_with_its_prompts_and_settings(imported, sd, tmp_
     assert settings == stated
 
 
+@pytest.mark.slow
 def test_an_image_is_that_of_python_whatever_the_devices(imported, tmp_path):
     options = PromptOptions(sampler="lcm", steps=1, size="16x16")
     file = sample_prompts(imported, ["a cat"], num=3, out=tmp_path / "x.npz", options=options)

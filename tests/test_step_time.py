@@ -42,6 +42,7 @@ def test_a_network_is_measured_by_its_programs():
     assert report["ct_step_memory_gb"] * 1e9 > 4 * report["parameters"]
 
 
+@pytest.mark.slow
 def test_a_method_costs_more_memory_than_denoising():
     report = method_costs.measure(["lsd"], argparse.Namespace(net="mlp", batch=8, rounds=1))["lsd"]
     assert report["memory"] > 1

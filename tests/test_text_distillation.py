@@ -125,6 +125,7 @@ def test_recorded_distillation_of_a_lora(sd, recorded, teacher):
     check_gradient(recorded, "lora/grad_huber/", gradient, of_key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_recorded_distillation_of_a_v_prediction(sd, recorded, tmp_path, distance):
     parts = {name: f"sd2/{name}" for name in ("unet", "scheduler", "text_encoder", "tokenizer")}
