@@ -161,10 +161,8 @@ def copy_parts(source: Path, folder: Path) -> None:
     """Puts the pipeline of a run's folder into that of its average; nothing, where it has none. Raises: ConfigError."""
     if not (source / PIPELINE / INDEX).is_file():
         return
-    try:
-        foreign.copy_pipeline(source / PIPELINE, folder / PIPELINE, link=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with writing(folder, "--out"), whole_folder(folder / PIPELINE) as partial:
+        foreign.copy_pipeline(source / PIPELINE, partial, link=True)
 
 
 def load_pipeline(

@@ -73,9 +73,9 @@ class Trained:
         """Says whether its samples are latents, as far as that is known."""
         return "encoding" in self.record or kind_of(self.shape) == "latents"
 
-    def encoders(self) -> Mapping[str, Any]:
-        """Gives the keys of what encoded its data, among others: "autoencoder", "text_encoder", where recorded."""
-        return self.record
+    def encoders(self) -> Mapping[str, str]:
+        """Gives the keys of what encoded its data, "autoencoder" and "text_encoder", each where it is recorded."""
+        return {name: self.record[name] for name in ("autoencoder", "text_encoder") if name in self.record}
 
     @property
     def imported(self) -> Mapping[str, str] | None:
