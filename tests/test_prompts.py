@@ -1,16 +1,23 @@
 """Images of prompts from the command line: a pipeline is imported and sampled, and wrong options are one line."""
 
+import contextlib
 import json
 import shutil
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import cmjax
 from cmjax.config.fields import ConfigError
+from cmjax.data.batches import to_uint8
+from cmjax.generation import pipelines
 from cmjax.generation.pipelines import PromptOptions
 from cmjax.generation.prompts import sample_prompts
+from cmjax.generation.sampling import keys_of
+from cmjax.interop.prompt_sampling import pipeline_images
 from tests.in_process import do
 
 
@@ -70,6 +77,25 @@ def test_an_image_is_that_of_python_whatever_the_devices(imported, tmp_path):
     assert arrays["images"].shape == (3, 16, 16, 3)
     one = sample_prompts(imported, ["a cat"], out=tmp_path / "y.npz", options=options)
     assert np.abs(np.load(one)["images"].astype(int) - arrays["images"][:1]).max() <= 1
+
+
+def test_the_steps_of_ddim_are_counted_and_are_those_of_the_whole_loop(imported, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def bar(description, total):
+        yield lambda done, text: shown.append((done, total))
+
+    monkeypatch.setattr(pipelines, "progress", bar)
+    options = PromptOptions(steps=4, size="16x16", guidance=2.0)
+    pipeline = pipelines.open_pipeline(imported, options)
+    request = pipelines.make_request(pipeline, ["a cat"] * 2, options)
+    images = pipelines.sample_request(request, seed=3)
+    assert shown == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    keys = jax.random.wrap_key_data(keys_of(3, np.arange(2)))
+    by = {"sampler": "ddim", "size": (16, 16)}
+    whole = jax.jit(partial(pipeline_images, **by))(pipeline, keys, request.rows, np.float32(request.times))
+    assert np.abs(images.astype(int) - to_uint8(whole)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Samples a pipeline from prompts to images: checks the flags, and samples over all devices; writes pipelines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,18 @@ import jax
 import numpy as np
 
 from cmjax.config.fields import ConfigError, about
-from cmjax.core.typing import Keys
 from cmjax.data.batches import preprocess, to_uint8
 from cmjax.generation.sampling import chunk_of, keys_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline_export import write_pipeline
-from cmjax.interop.prompt_sampling import SAMPLERS, pipeline_images
+from cmjax.interop.prompt_sampling import SAMPLERS, parts_of, pipeline_end, pipeline_latents, pipeline_start
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.runs.pipelines import load_pipeline
 from cmjax.runs.workdir import output, writing
 from cmjax.system.files import to_path
 from cmjax.system.libraries import MissingLibrary
-from cmjax.system.mesh import chunks
+from cmjax.system.mesh import chunks, make_mesh, replicated
 from cmjax.system.processes import on_first_process, say
 from cmjax.system.progress import progress
 
@@ -147,26 +146,50 @@ def sample_request(
     Args:   image: (1, h, w, 3) uint8, which is edited in each of them. mask, strength: as in `pipeline_images`.
     """
 
-    def sample(model: Any, within: Any) -> Any:
-        (pipeline, times, strength, image, mask), (key_data, rows) = model, within
-        key: Keys = jax.random.wrap_key_data(key_data)
-        edit: dict[str, Any] = {}
-        if image is not None:
-            pixels = preprocess(image, jax.random.key(0), horizontal_flip=False)
-            # one image serves all rows
-            each = [None if x is None else x.repeat(len(key_data), axis=0) for x in (pixels, mask)]
-            edit = {"images": each[0], "mask": each[1], "strength": strength}
-        return pipeline_images(pipeline, key, rows, times, sampler=request.sampler, size=request.size, **edit)
-
-    number = len(request.rows["tokens"][0])
-    compiled, keys, parts = over_devices(sample), keys_of(seed, np.arange(number)), []
+    number, start, step, end = len(request.rows["tokens"][0]), *_functions(request)
     at_once = chunk_of(number, (*request.size, 3), jax.device_count(), pixels=3 * PIXELS_AT_ONCE, least=1)
-    model = request.pipeline, np.asarray(request.times, np.float32), np.float32(strength), image, mask
-    with progress("sampling", number) as update:
-        for within in chunks((keys, request.rows), at_once):
-            parts.append(to_uint8(compiled(model, within)))
-            update(min(len(parts) * at_once, number), "")
-    return np.concatenate(parts)[:number]
+    pipeline = jax.device_put(request.pipeline, replicated(make_mesh()))
+    times, results = np.asarray(request.times, np.float32), []
+    parts = parts_of(pipeline, request.sampler, times)
+    edit = {"images": image, "mask": mask, "strength": np.float32(strength)}
+    with progress("sampling", number * len(parts)) as update:
+        for keys, rows in chunks((keys_of(seed, np.arange(number)), request.rows), at_once):
+            before, here = len(results) * at_once, min(at_once, number - len(results) * at_once)
+            given = start((pipeline, times[0], edit), (keys, rows))
+            for i, part in enumerate(parts):
+                given["start"] = step((pipeline, part), (keys, given))
+                update(before * len(parts) + here * (i + 1), "")
+            results.append(to_uint8(end((pipeline, edit), given["start"])))
+    return np.concatenate(results)[:number]
+
+
+def _functions(request: Request) -> tuple[Callable, Callable, Callable]:
+    """Compiles the start, a part of the times and the end of `pipeline_images`, as functions of (model, rows)."""
+
+    def start(model: Any, rows: Any) -> Any:
+        (pipeline, time, edit), (key_data, conditions) = model, rows
+        edit = _each(edit, len(key_data))
+        return pipeline_start(pipeline, jax.random.wrap_key_data(key_data), conditions, time, size=request.size, **edit)
+
+    def step(model: Any, rows: Any) -> Any:
+        (pipeline, times), (key_data, given) = model, rows
+        key, shape = jax.random.wrap_key_data(key_data), given["start"].shape
+        return pipeline_latents(pipeline, key, shape, sampler=request.sampler, times=times, **given)
+
+    def end(model: Any, latents: Any) -> Any:
+        pipeline, edit = model
+        edit = _each(edit, len(latents))
+        return pipeline_end(pipeline, latents, edit["images"], edit["mask"])
+
+    return over_devices(start), over_devices(step), over_devices(end)
+
+
+def _each(edit: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Repeats the one image that is edited, uint8, and its mask for so many rows; the image in [−1, 1]."""
+    image, mask = edit["images"], edit["mask"]
+    if image is not None:
+        image = preprocess(image, jax.random.key(0), horizontal_flip=False).repeat(number, axis=0)
+    return {**edit, "images": image, "mask": mask if mask is None else mask.repeat(number, axis=0)}
 
 
 def export_pipeline(

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cmjax.core import solvers
@@ -85,19 +86,54 @@ def pipeline_images(
              strength: above 0, up to 1; at 1 with a mask the part that it does not keep starts from noise alone.
     Returns: images in about [−1, 1], not clipped; kept pixels are those of `images`.
     """
-    factor, known, start = pipeline.autoencoder.factor, None, None
+    given = pipeline_start(pipeline, key, rows, times[0], size=size, images=images, mask=mask, strength=strength)
+    latents = pipeline_latents(pipeline, key, given["start"].shape, sampler=sampler, times=times, **given)
+    return pipeline_end(pipeline, latents, images, mask)
+
+
+def pipeline_start(
+    pipeline: "TextToImage",
+    key: Any,
+    rows: Mapping[str, Any],
+    time: Any,
+    *,
+    size: tuple[int, int],
+    images: Any = None,
+    mask: Any = None,
+    strength: Any = 0.5,
+) -> dict[str, Any]:
+    """Computes the arguments `start`, `known` and the conditions of `pipeline_latents`, whose first time is `time`.
+
+    Args: as of `pipeline_images`.
+    """
+    factor = pipeline.autoencoder.factor
     shape = (len(rows["tokens"][0]), size[0] // factor, size[1] // factor, pipeline.module.in_channels)
-    if images is not None:
-        images = jnp.asarray(images, jnp.float32)
-        encode_noise, start_noise = (gaussian(key, shape, index) for index in NOISES_OF_EDITS)
-        latents = pipeline.encode(images, encode_noise)
-        if mask is not None:
-            known = latents, mask_of_latents(mask, factor)
-            latents = jnp.where(jnp.asarray(strength) < 1, latents, inpainting(known[1]).degrade(latents))
-        start = pipeline.schedule.path.add_noise(latents, start_noise, times[0])
     conditions = pipeline.guided_conditions(rows, size)
-    latents = pipeline_latents(
-        pipeline, key, shape, sampler=sampler, times=times, start=start, known=known, **conditions
-    )
+    if images is None:
+        return {"start": gaussian(key, shape), "known": None, **conditions}
+    encode_noise, start_noise = (gaussian(key, shape, index) for index in NOISES_OF_EDITS)
+    latents, known = pipeline.encode(jnp.asarray(images, jnp.float32), encode_noise), None
+    if mask is not None:
+        known = latents, mask_of_latents(mask, factor)
+        latents = jnp.where(jnp.asarray(strength) < 1, latents, inpainting(known[1]).degrade(latents))
+    return {"start": pipeline.schedule.path.add_noise(latents, start_noise, time), "known": known, **conditions}
+
+
+def pipeline_end(
+    pipeline: "TextToImage", latents: Float[Array, "b _ _ l"], images: Any = None, mask: Any = None
+) -> Float[Array, "b h w c"]:
+    """Decodes latents; the pixels that a mask keeps are those of `images`. Args: as of `pipeline_images`."""
     samples = pipeline.decode(latents)
-    return samples if mask is None or images is None else inpainting(jnp.asarray(mask)).combine(images, samples)
+    if images is None or mask is None:
+        return samples
+    return inpainting(jnp.asarray(mask)).combine(jnp.asarray(images, jnp.float32), samples)
+
+
+def parts_of(pipeline: "TextToImage", sampler: str, times: np.ndarray) -> list[np.ndarray]:
+    """Splits the times for `pipeline_latents` to be called with each part, from where the part before it ended.
+
+    DDIM's steps remember nothing but the state; each other sampler has all times as its one part.
+    """
+    if sampler != "ddim" or pipeline.schedule.ends_clean or len(times) < 2:
+        return [times]
+    return [times[i : i + 2] for i in range(len(times) - 1)]
