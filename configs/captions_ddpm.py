@@ -23,7 +23,7 @@ UNET = {
 
 def get_config():
     config = common.base()
-    config.steps = 6000
+    config.steps = 3000
     config.batch_size = 64
     config.init_from = "captions/pipeline"  # an untrained U-Net, and all that surrounds it
     config.data.name, config.data.label_dropout = "latents", 0.1
@@ -31,7 +31,7 @@ def get_config():
     config.net = common.network("conditional_unet", **UNET)
     config.objective = common.ConfigDict({"name": "denoising", "times": "uniform(rho=1.0)", "weight": "inverse_c_out"})
     config.optimizer = common.optimizer(
-        "adam(b1=0.9, b2=0.99)", learning_rate=6e-4, schedule="cosine", averages=("ema(rate=0.999)",)
+        "muon", learning_rate=1e-2, schedule="cosine(warmup_steps=50)", averages=("ema(rate=0.995)",)
     )
     config.samples = common.prompted(common.teacher_samples(every=0), prompts=PROMPTS, guidance=3.0)
     config.samples.solver, config.samples.solver_steps = "ddim", 25
