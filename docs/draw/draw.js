@@ -1,5 +1,6 @@
 // The element <div class="draw" data-model="digits">: samples by one click, noise between two seeds, strokes that become
-// digits. data-parts="samples" leaves the strokes out. What was made last is in the element's `samples` and `edited`.
+// digits. data-model="digits mnist" has both, and a choice; data-parts="samples" leaves the strokes out. What was made
+// last is in the element's `samples` and `edited`.
 
 import { describe, load } from "./engine.js";
 import { startPainting, STROKES } from "./paint.js";
@@ -8,6 +9,13 @@ import { gaussian, sample, slerp } from "./sampler.js";
 
 const COUNT = 64, COLUMNS = 8;
 const loaded = new Map();
+
+const choice = (names, abouts) => `
+  <div class="draw-row draw-choice" role="radiogroup" aria-label="Model">
+    ${names.map((name, i) => `
+      <label><input type="radio" name="draw ${names}" value="${name}" ${i ? "" : "checked"}>
+        ${abouts[i].noun}s, ${abouts[i].shape.slice(0, 2).join("×")}</label>`).join("")}
+  </div>`;
 
 const samplesPart = (about) => `
   <p class="draw-row">
@@ -50,7 +58,7 @@ function writeFields(panel) {
 }
 
 async function draw(panel) {
-  const { root, about, size } = panel;
+  const { host, about, size } = panel;
   writeFields(panel);
   const f = await panel.open();
   if (!f) return;
@@ -61,21 +69,24 @@ async function draw(panel) {
     const [a, b] = seeds.map((seed) => gaussian(seed, i, COUNT * size));
     return slerp(a, b, fraction, size);
   };
-  root.samples = await sample((x, t) => f(x, t, labels), noise, times, about.t_min);
+  host.samples = await sample((x, t) => f(x, t, labels), noise, times, about.t_min);
   const milliseconds = (performance.now() - began).toFixed(1);
   const text = `${several(COUNT, about.noun)} in ${milliseconds} ms, each by ${several(times.length, "evaluation")}`;
-  show(panel.one(".draw-grid"), root.samples, about.shape, COLUMNS, text);
+  show(panel.one(".draw-grid"), host.samples, about.shape, COLUMNS, text);
   panel.one(".draw-said").value = text;
 }
 
-async function start(root) {
-  const name = root.dataset.model, about = await describe(name), strokes = root.dataset.parts !== "samples";
+/** Adds a model's panel to the element. Returns: the panel, whose `redraw` draws samples. */
+function addPanel(host, name, about) {
+  const root = document.createElement("div"), strokes = host.dataset.parts !== "samples";
   const once = (progress) => {
     if (!loaded.has(name)) loaded.set(name, load(name, about, progress).catch((e) => (loaded.delete(name), Promise.reject(e))));
     return loaded.get(name);
   };
+  root.className = "draw-model";
   root.innerHTML = samplesPart(about) + (strokes ? STROKES : "");
-  const panel = new Panel(root, about, once), redraw = latest(panel.one(".draw-grid"), () => draw(panel));
+  host.append(root);
+  const panel = new Panel(host, root, about, once), redraw = latest(panel.one(".draw-grid"), () => draw(panel));
   writeFields(panel);
   show(panel.one(".draw-grid"), new Float32Array(COUNT * panel.size).fill(-1), about.shape, COLUMNS, "Nothing is drawn yet");
   const repaint = strokes ? startPainting(panel) : () => {};
@@ -86,9 +97,22 @@ async function start(root) {
   });
   for (const name of ["evaluations", "second", "mix", "to"]) panel.field(name).addEventListener("input", redraw);
   for (const name of ["label", "from"]) panel.field(name).addEventListener("input", () => redraw().then(repaint));
-  root.dataset.ready = "";
+  return Object.assign(panel, { redraw });
 }
 
-for (const root of document.querySelectorAll(".draw[data-model]")) {
-  start(root).catch((error) => (root.textContent = `The page that draws cannot start: ${error.message}`));
+async function start(host) {
+  const names = host.dataset.model.split(" "), abouts = await Promise.all(names.map(describe));
+  host.innerHTML = names.length > 1 ? choice(names, abouts) : "";
+  const panels = names.map((name, i) => addPanel(host, name, abouts[i]));
+  const choose = (chosen) => {
+    for (const panel of panels) panel.root.hidden = panel !== chosen;
+    if (loaded.size && !chosen.model) chosen.redraw(); // who has drawn with one model need not ask for the other twice
+  };
+  choose(panels[0]);
+  host.querySelector(".draw-choice")?.addEventListener("input", (e) => choose(panels[names.indexOf(e.target.value)]));
+  host.dataset.ready = "";
+}
+
+for (const host of document.querySelectorAll(".draw[data-model]")) {
+  start(host).catch((error) => (host.textContent = `The page that draws cannot start: ${error.message}`));
 }

@@ -27,18 +27,26 @@ export async function describe(name) {
   return JSON.parse(new TextDecoder().decode(await bytes(`${name}.json`)));
 }
 
+/** onnxruntime-web, which all models of a page share. */
+async function runtime(received) {
+  const [ort, wasm] = await Promise.all([
+    import(new URL("vendor/ort.wasm.bundle.min.mjs", HERE)),
+    bytes("vendor/ort-wasm-simd-threaded.wasm.gz", received).then(unpacked),
+  ]);
+  ort.env.wasm.wasmBinary = wasm.buffer;
+  ort.env.wasm.numThreads = 1; // threads want headers that a static host does not send
+  return ort;
+}
+
+let running = null;
+
 /** f(x, t, labels) of a model: a promise of the estimate of the clean samples, for x of n samples, one noise level and n
     classes. `progress` is called with the number of bytes that have come. */
 export async function load(name, about, progress = () => {}) {
   let total = 0;
   const received = (count) => progress((total += count));
-  const [ort, wasm, graph] = await Promise.all([
-    import(new URL("vendor/ort.wasm.bundle.min.mjs", HERE)),
-    bytes("vendor/ort-wasm-simd-threaded.wasm.gz", received).then(unpacked),
-    bytes(`${name}.onnx`, received),
-  ]);
-  ort.env.wasm.wasmBinary = wasm.buffer;
-  ort.env.wasm.numThreads = 1; // threads want headers that a static host does not send
+  running ??= runtime(received).catch((e) => ((running = null), Promise.reject(e)));
+  const [ort, graph] = await Promise.all([running, bytes(`${name}.onnx`, received)]);
   const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
   const size = about.shape.reduce((a, b) => a * b);
 

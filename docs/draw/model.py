@@ -30,7 +30,7 @@ FILES = ("vendor/ort-wasm-simd-threaded.wasm.gz", "vendor/ort.wasm.bundle.min.mj
 """What a page loads beside the model."""
 TOLERANCE = 1e-3
 """The most that rounding the weights may change in an estimate."""
-MOST = 100_000
+MOST = 10_000
 """Numbers of an array that is not rounded: the smaller ones weigh little, and matter as much."""
 
 

@@ -1,9 +1,9 @@
 // What the parts of the page share: fields by name, a canvas of samples, and work that may be asked for too often.
 
-/** An element's fields, and its model, which is loaded when it is first asked for. */
+/** The fields of a model in the element `host`, and the model, which is loaded when it is first asked for. */
 export class Panel {
-  constructor(root, about, load) {
-    Object.assign(this, { root, about, load, model: null });
+  constructor(host, root, about, load) {
+    Object.assign(this, { host, root, about, load, model: null });
     this.size = about.shape.reduce((a, b) => a * b);
   }
 
