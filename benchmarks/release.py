@@ -9,7 +9,7 @@ finds it; what trains lies in runs/ beside it, and goes on where it was stopped.
 gets the files' sizes and SHA-256. The smallest model, digits_ct, is written into the package itself. Prints a line of
 JSON for each model.
 
-Time, on two quiet CPU cores: digits_ct two minutes, mnist_ect eight; cifar_small_ect, with its teacher, and
+Time, on two quiet CPU cores: digits_ct two minutes, mnist_ect eight; cifar_small_cd, with its teacher, and
 mnist_latents_ect, with its autoencoder and its teacher, are longer.
 """
 
@@ -29,7 +29,7 @@ from cmjax.runs.workdir import RECORD, Workdir
 ROOT = Path(__file__).parents[1]
 INSIDE = ("digits_ct",)
 """Models whose files come with cmjax."""
-TEACHERS = {"cifar_small_ect": "cifar_small_edm", "mnist_latents_ect": "mnist_latents_sit"}
+TEACHERS = {"cifar_small_cd": "cifar_small_edm", "mnist_latents_ect": "mnist_latents_sit"}
 """The run that a recipe starts from -> its recipe."""
 LICENCE = "apache-2.0"
 
@@ -57,7 +57,9 @@ def trained(name: str, runs: Path, data: str, changes: list[str]) -> Path:
     if name.startswith(("mnist_latents", "cifar", "mnist")):
         options.append(f"--config.data.data_dir={latents(runs, data) if 'latents' in name else data}")
     if name in TEACHERS:
-        options.append(f"--config.init_from={trained(TEACHERS[name], runs, data, changes)}")
+        teacher = trained(TEACHERS[name], runs, data, changes)
+        fields = ("init_from", "objective.teacher") if name.endswith("_cd") else ("init_from",)
+        options += [f"--config.{field}={teacher}" for field in fields]
     command("-m", "cmjax.main", f"--config={ROOT / 'configs' / name}.py", f"--workdir={runs / name}", *options)
     return runs / name
 

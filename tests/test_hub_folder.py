@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -48,6 +50,21 @@ def test_a_folder_has_weights_a_card_metrics_and_a_picture(digits, tmp_path):
         assert b"/data/" not in (tmp_path / "x" / file).read_bytes()
     record = json.loads((tmp_path / "x" / "config.json").read_text())
     assert (record["config"]["init_from"], record["licence"]) == ("teacher", "cc-by-4.0")
+
+
+def test_a_card_without_metrics_of_the_training_has_those_of_evaluations(digits, tmp_path):
+    copy = Path(shutil.copytree(digits, digits.parent / "evaluated"))
+    (copy / "summary.json").write_text(json.dumps({"steps": 0, "metrics": {}}))
+    average = read_record(copy)["config"]["optimizer"]["averages"][0]
+    protocol = {"metrics": {"fd": {"rule": "Fréchet distance", "network": "dataset", "of": "a classifier"}}}
+    row = {"step": 0, "average": average, "sampler": "1-step", "num": 50, "guidance": 2.0, "protocol": protocol}
+    rows = [row | {"metrics": {"fd": 1.5}, "real": {"fd": 0.5}}]
+    rows += [row | {"step": 7, "sampler": "2-step", "metrics": {"fd": 9.0}, "real": {}}]
+    (copy / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exporting.run(copy, "hub", str(tmp_path / "x"))
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "| 1-step | 1.500 |\n| real images | 0.500 |\n\nOf 50 samples each, guidance 2, by a classifier." in card
+    assert "2-step" not in card
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -99,7 +116,7 @@ def test_damaged_folders_are_refused_by_the_import(digits, tmp_path):
 @pytest.mark.slow
 def test_latents_take_their_autoencoder_with_them(run, vae, tmp_path):  # noqa: F811
     """And decode without the folders that they were encoded by."""
-    exporting.run(run, "hub", str(tmp_path / "x"))
+    exporting.run(copy, "hub", str(tmp_path / "x"))
     assert sorted(path.name for path in (tmp_path / "x" / "autoencoder").iterdir()) == [
         "config.json", "diffusion_pytorch_model.safetensors",
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from cmjax.config.recorded import published
 from cmjax.metrics.registry import better
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import Workdir
+from cmjax.system.files import read_json_lines
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 TASKS = {"images": "unconditional-image-generation"}
@@ -28,16 +29,30 @@ def model_card(trained: Trained, *, licence: str | None, image: str, parameters:
 
     Args: licence: an identifier, None where none is stated. image: the file of samples, beside the card.
     """
-    name, summary = trained.folder.absolute().name, Workdir(trained.folder).read_summary()
-    made_here = not trained.imported and summary.get("steps") == trained.used_step
-    metrics: dict[str, dict[str, Any]] = summary.get("metrics", {}) if made_here else {}
+    name = trained.folder.absolute().name
+    metrics, about = ({}, "") if trained.imported else _metrics(trained)
     sections = [_header(trained, name, licence, metrics), _about(trained, name, parameters, dtype)]
     sections += [f"![Samples, not selected]({image})", _use(trained, name)]
     if metrics:
-        about = summary.get("metrics_of")
         sections += ["## Metrics", _table(metrics), *([f"{about}."] if about else [])]
     sections += ["## Licence", _licence(trained, licence)]
     return "\n\n".join(sections) + "\n"
+
+
+def _metrics(trained: Trained) -> tuple[dict[str, dict[str, Any]], str]:
+    """Gives the metrics of a run's parameters, by sampler, and in words what they are of: those at the end of the
+    training, else those of `--mode=evaluate`."""
+    summary = Workdir(trained.folder).read_summary()
+    if summary.get("metrics") and summary.get("steps") == trained.used_step:
+        return summary["metrics"], summary.get("metrics_of", "")
+    rows, first = read_json_lines(trained.folder / "evaluation.jsonl"), trained.recorded.averages[0]
+    rows = [row for row in rows if row.get("step") == trained.used_step and row.get("average") == first]
+    if not rows:
+        return {}, ""
+    metrics = {row["sampler"]: row["metrics"] for row in rows} | {"real images": rows[-1]["real"] or {}}
+    features = {rule.get("of", rule.get("network")) for rule in rows[-1]["protocol"]["metrics"].values()}
+    about = f"Of {rows[-1]['num']} samples each, guidance {rows[-1]['guidance']:g}, by {', '.join(sorted(features))}"
+    return metrics, about
 
 
 def _header(trained: Trained, name: str, licence: str | None, metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -76,7 +91,8 @@ def _about(trained: Trained, name: str, parameters: int, dtype: str) -> str:
 
 def _use(trained: Trained, name: str) -> str:
     label = ", label=jax.numpy.zeros(16, int)" if trained.num_classes else ""
-    scale = ", guidance=jax.numpy.ones(16)" if trained.model.guided else ""
+    scale = trained.record["config"].get("samples", {}).get("guidance", 1.0)
+    guidance = f", guidance=jax.numpy.full(16, {scale:g})" if trained.model.guided else ""
     shape = ", ".join(map(str, (16, *trained.shape)))
     lines = [
         "## Use", "", "```bash", "pip install 'cmjax[hub]'",
@@ -85,7 +101,7 @@ def _use(trained: Trained, name: str) -> str:
     if trained.model.kind == "denoiser":
         return "\n".join(lines)
     times = f"times=({trained.model.constants['t_max']:g},)"
-    call = f"cmjax.sample_fn(flow_map, jax.random.key(0), ({shape}), {times}{label}{scale})"
+    call = f"cmjax.sample_fn(flow_map, jax.random.key(0), ({shape}), {times}{label}{guidance})"
     python = [
         "```python",
         "import cmjax, jax",

@@ -25,7 +25,7 @@ MIRROR = "CMJAX_WEIGHTS"
 RECIPES = {
     "digits_ct": "digits, 8x8",
     "mnist_ect": "MNIST, 28x28, ten classes",
-    "cifar_small_ect": "CIFAR-10, 32x32 in colour",
+    "cifar_small_cd": "CIFAR-10, 32x32 in colour",
     "mnist_latents_ect": "latents of MNIST, with their autoencoder",
 }
 """The models that `benchmarks/release.py` makes, by the name of the recipe."""
