@@ -28,6 +28,7 @@ BEGIN_WHOLE, END_WHOLE = "<!-- arithmetic -->", "<!-- end of the arithmetic -->"
 GIB = 2**30
 LEAST_EFFORT = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1", "JAX_MEMORY_FITTING_EFFORT": "-1"}
 """What the compiler is told for the rows of fewer blocks: minutes in place of quarters of an hour."""
+OF_16_CHIPS = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")
 TOPOLOGIES = ("v5e:2x2", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 WHOLE = ("cifar_ct", "cifar_cd", "cifar_edm", "imagenet64_ct", "imagenet64_cd", "imagenet64_edm")
 LATENT_METHODS = ("sit", "meanflow", "imf", "dmf", "scm_cd", "ect", "soflow", "tvm", "facm", "ayf")
@@ -59,7 +60,9 @@ ROWS = [
         for name in ("sit", "meanflow")
         for changes in ((EIGHT_BLOCKS,), (FOUR_BLOCKS, REMAT), (FOUR_BLOCKS, FSDP))
     ),
-    *(("sd15_lcm", topology, (FSDP,)) for topology in ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")),
+    *(("sd15_lcm", topology, (FSDP,)) for topology in OF_16_CHIPS),
+    *(("sdxl_lcm_lora", topology, (FSDP, "--config.net.transformers=(1,1,1)")) for topology in OF_16_CHIPS),
+    ("sdxl_lcm_lora", "v5e:4x4", (FSDP, "--config.net.transformers=(1,1,2)")),
     (
         "cifar_ct",
         "v5e:2x4",
@@ -105,7 +108,8 @@ def plan(row: tuple[str, str, tuple[str, ...]], folder: Path) -> None:
     command = [sys.executable, "-m", "cmjax.main", "--mode=plan", f"--config=configs/{name}.py{colon}{variant}"]
     command += [f"--topology={topology}", f"--out={folder}", "--samplers=False", *changes]
     print(" ".join(command), file=sys.stderr, flush=True)
-    least = {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) or recipe in (*OF_LATENTS, "sd15_lcm")
+    large = (*OF_LATENTS, "sd15_lcm", "sdxl_lcm_lora")
+    least = {ONE_BLOCK, FOUR_BLOCKS, EIGHT_BLOCKS} & set(changes) or recipe in large
     effort = LEAST_EFFORT if least else {}
     subprocess.run(command, cwd=ROOT, env=os.environ | effort, check=False)  # one that does not fit is a row too
 

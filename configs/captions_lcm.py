@@ -13,13 +13,14 @@ from configs import captions_ddpm, common
 
 def get_config():
     config = common.distilled_prompts("runs/captions_ddpm", guidance=(1.0, 5.0))
-    config.steps, config.batch_size = 3000, 64
+    config.steps, config.batch_size = 1000, 64
     config.data.image_size = 0
     config.data.channels = 0
     config.net = common.network("conditional_unet", **captions_ddpm.UNET, guidance_width=64)
     config.optimizer = common.optimizer(
-        "adam(b1=0.9, b2=0.99)", learning_rate=2e-4, schedule="cosine", averages=("ema(rate=0.99)",), clip_norm=1.0
+        "muon", learning_rate=4e-3, schedule="cosine(warmup_steps=50)", averages=("ema(rate=0.99)",)
     )
+    config.objective.target = "stop_gradient"  # what is learned at one step of DDIM must pass through fifty
     config.samples = common.prompted(config.samples, prompts=captions_ddpm.PROMPTS, guidance=3.0)
     config.samples.num = 32
     return config
