@@ -7,8 +7,8 @@ It takes two minutes on two quiet CPU cores. `python docs/draw/model.py RUN NAME
 trained consistency model on the `ve` path, for `<div class="draw" data-model="NAME">`.
 
 The graph is that of `--mode=export --format=onnx --function=model`: it has x (b, h, w, c), t (b,) and, of a model with
-classes, label (b,), and gives f(x, t). Large weights are rounded to float16, half the bytes, and calculated with in
-float32.
+classes, label (b,), and gives f(x, t). Large weights are rounded to integers of 16 bits, half the bytes, and calculated
+with in float32.
 """
 
 import json
@@ -44,7 +44,7 @@ def main(run: str = "", name: str = "digits", noun: str = "digit") -> None:
         raise SystemExit(f"{run}: the page samples consistency models on the path `ve`, not a {model.kind}")
     with tempfile.TemporaryDirectory() as folder:
         exporting.run(run, "onnx", f"{folder}/model.onnx", function="model")
-        graph = halved(onnx.load(f"{folder}/model.onnx"))
+        graph = rounded(onnx.load(f"{folder}/model.onnx"))
     content = graph.SerializeToString()
     check(content, model, trained.num_classes or 0)
     (HERE / f"{name}.onnx").write_bytes(content)
@@ -54,18 +54,25 @@ def main(run: str = "", name: str = "digits", noun: str = "digit") -> None:
     (HERE / f"{name}.json").write_text(json.dumps({**about, "megabytes": round(size / 1e6, 1)}) + "\n")
 
 
-def halved(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its large weights in float16, each followed by a cast to float32."""
-    casts = []
+def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with its large weights as int16, each followed by a cast and a float32 scale for each of the last axis.
+
+    Weights are of one size, and need no exponent: of MNIST's estimates the error was a quarter of that of float16.
+    """
+    nodes, scales = [], []
     for tensor in graph.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+        array, name = numpy_helper.to_array(tensor), tensor.name
         if array.dtype == np.float32 and array.size > MOST:
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(np.float16(array), f"{name}_half"))
-            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    nodes = list(graph.graph.node)
+            largest = np.abs(array).max(axis=tuple(range(array.ndim - 1)), keepdims=True)
+            scale = np.where(largest, largest, 1) / np.float32(32767)
+            tensor.CopyFrom(numpy_helper.from_array(np.int16(np.round(array / scale)), f"{name}_int16"))
+            scales.append(numpy_helper.from_array(np.float32(scale), f"{name}_scale"))
+            nodes.append(helper.make_node("Cast", [f"{name}_int16"], [f"{name}_whole"], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Mul", [f"{name}_whole", f"{name}_scale"], [name]))
+    nodes.extend(graph.graph.node)
     del graph.graph.node[:], graph.graph.value_info[:]
-    graph.graph.node.extend(casts + nodes)
+    graph.graph.node.extend(nodes)
+    graph.graph.initializer.extend(scales)
     onnx.checker.check_model(graph)
     return graph
 
