@@ -26,8 +26,9 @@ from cmjax.nets.magnitude import normalize_weights
 from cmjax.nets.unet import UNet
 from cmjax.system.mesh import make_mesh
 from cmjax.system.program import jaxpr_flops
+from cmjax.training.average_rates import ema
 from cmjax.training.method import Method
-from cmjax.training.optimizer import ema, make_optimizer
+from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import CompiledStep, make_method_step, prepare_inputs, state_shapes, trace_train_step
 
 SIGMA_DATA = 0.5

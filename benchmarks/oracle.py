@@ -32,8 +32,9 @@ from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.mlp import MLP
 from cmjax.plotting.plots import save_png
 from cmjax.system.mesh import make_mesh
+from cmjax.training.average_rates import TARGET, ema
 from cmjax.training.method import TEACHER, Method
-from cmjax.training.optimizer import TARGET, averages, cosine_schedule, ema, make_optimizer
+from cmjax.training.optimizer import averages, cosine_schedule, make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_method_step
 
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5

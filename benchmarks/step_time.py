@@ -42,9 +42,10 @@ from cmjax.nets.unet import UNet
 from cmjax.system.environment import prefer_fast_convolutions
 from cmjax.system.mesh import batch_sharding, make_mesh
 from cmjax.system.program import flops
+from cmjax.training.average_rates import ema
 from cmjax.training.loop import run_loop, speed_on
 from cmjax.training.method import Method
-from cmjax.training.optimizer import ema, make_optimizer
+from cmjax.training.optimizer import make_optimizer
 from cmjax.training.step import compile_train_step, init_state, make_method_step, prepare_inputs
 
 Program = Callable[[], Any]

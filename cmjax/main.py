@@ -3,6 +3,7 @@
 Modules are imported where they are used: `--help` and `--mode=status` answer without jax.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -29,7 +30,10 @@ def main() -> None:
 
         _set_up_process()
         check_environment()
+        gc.disable()  # what is imported stays to the end, and looking for garbage in it takes a quarter of a second
         module, options = parse(sys.argv[1:])
+        gc.freeze()
+        gc.enable()
         exit_on_signals(partial(_exit_now, options))
         _run(module, options)
         sys.stdout.flush()
@@ -40,6 +44,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     finally:
+        gc.enable()
         restore_signals()  # of the program that called it
 
 

@@ -121,6 +121,22 @@ def test_other_modes_and_a_missing_library_are_named(cache, monkeypatch):
         cmjax.load("hf://me/digits")
 
 
+def test_what_comes_with_cmjax_is_sampled_without_the_libraries_of_training(tmp_path, monkeypatch):
+    """A time to the first image is mostly that of imports: what a second run imports is held here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cmjax.load("cmjax://digits_ct")
+    arguments = ["cmjax", "sample", "--workdir=cmjax://digits_ct", "--num=4", f"--out={tmp_path / 'x.png'}"]
+    program = (
+        f"import sys; sys.argv = {arguments}\nimport cmjax.main\ncmjax.main.main()\nprint(*sys.modules, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = {line for line in done.stdout.splitlines() if " " not in line}
+    assert (tmp_path / "x.png").is_file()
+    assert not modules & {"orbax", "optax", "tensorstore", "huggingface_hub", "matplotlib", "ml_collections"}
+    assert not {name for name in modules if name.startswith(("cmjax.interop", "cmjax.metrics"))}
+    assert len({name for name in modules if name.partition(".")[0] == "cmjax"}) <= 91
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

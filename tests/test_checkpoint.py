@@ -11,9 +11,10 @@ import pytest
 
 from cmjax.system import mesh
 from cmjax.system.mesh import make_mesh
-from cmjax.training.checkpoint import Checkpointer, CheckpointError, restore_average
+from cmjax.training.checkpoint import Checkpointer, CheckpointError
 from cmjax.training.optimizer import make_optimizer
-from cmjax.training.saved import CHECKSUMS
+from cmjax.training.saved import CHECKSUMS, saved_steps
+from cmjax.training.saved_averages import restore_average, save_average
 from cmjax.training.step import init_state
 
 OPTIMIZER = make_optimizer(
@@ -103,10 +104,27 @@ def test_when_none_can_be_read_nothing_is_touched(tmp_path):
 def test_one_average_is_read_alone(tmp_path):
     save(tmp_path, [3, 4])
     like = jax.eval_shape(lambda: state_at(0).params)
-    assert_same(restore_average(tmp_path, like, "ema0"), state_at(4).params)
-    assert_same(restore_average(tmp_path, like, "ema0", step=3), state_at(3).params)
+    assert_same(restore_average(tmp_path, lambda: like, "ema0"), state_at(4).params)
+    assert_same(restore_average(tmp_path, lambda: like, "ema0", step=3), state_at(3).params)
     with pytest.raises(CheckpointError, match="of step 9"):
-        restore_average(tmp_path, like, "ema0", step=9)
+        restore_average(tmp_path, lambda: like, "ema0", step=9)
+
+
+def test_an_average_that_no_training_made_is_one_file(tmp_path, monkeypatch):
+    """It comes back on the host's first device and split over a mesh, without its shapes; a changed file is noticed."""
+    monkeypatch.setattr(mesh, "SMALL", 0)
+    params = {**state_at(5).params, "gain": np.float32(2)}
+    save_average(tmp_path, params, "ema0")
+    alone, split = (restore_average(tmp_path, pytest.fail, "ema0", mesh=over) for over in (None, make_mesh(fsdp=4)))
+    for restored in (alone, split):
+        assert_same(restored, params)
+    assert len(alone["a"]["kernel"].devices()) == 1
+    assert "fsdp" in str(split["a"]["kernel"].sharding.spec)
+    assert saved_steps(tmp_path) == [0]
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        restore_average(tmp_path, pytest.fail, "ema0")
 
 
 LARGE = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(512, 512)), jnp.float32)}

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 from exact import evaluate_method
 
+from cmjax.config.averages import long_average, long_target
 from cmjax.config.methods import METHODS, read_model_like
-from cmjax.config.optimizer import long_average, long_target
 from cmjax.config.run import read_run
 from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.prompted_data import shapes_of_prompts

@@ -18,7 +18,7 @@ from cmjax.data.batches import to_uint8
 from cmjax.generation import arguments, editing, interpolation, sampling
 from cmjax.generation.files import write_strip
 from cmjax.generation.interpolation import find_ends, interpolate
-from cmjax.generation.sampling import keys_of
+from cmjax.generation.keys import keys_of
 from cmjax.interop.keys import Foreign
 from cmjax.nets.adapter import init_params
 from cmjax.nets.mlp import MLP

@@ -25,7 +25,8 @@ from cmjax.interop.diffusers import read_diffusers, write_diffusers
 from cmjax.interop.fields import read_config
 from cmjax.interop.keys import ForeignError, UndeterminedError
 from cmjax.interop.openai import _source as openai_source
-from cmjax.interop.read import READERS, read_foreign, read_safetensors
+from cmjax.interop.read import READERS, read_foreign
+from cmjax.interop.safetensors_files import read_safetensors
 from cmjax.interop.torch_files import read_torch
 from cmjax.nets.adapter import as_net, init_params
 from cmjax.nets.adm import ADM, OPENAI

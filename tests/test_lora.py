@@ -14,7 +14,7 @@ from cmjax.interop.conditional_unet import layer_of, unet_key, unet_module, unet
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import KOHYA, LoraLayer, read_lora, with_lora, write_lora
 from cmjax.interop.prompt_sampling import pipeline_latents
-from cmjax.interop.read import read_safetensors
+from cmjax.interop.safetensors_files import read_safetensors
 from tests.recorded_parts import assert_near, nhwc, quick_jit
 from tests.test_conditional_unet import SDXL
 

@@ -12,8 +12,9 @@ from cmjax.cli import average as averaging
 from cmjax.config.fields import ConfigError
 from cmjax.config.methods import read_model
 from cmjax.runs.record import read_record, write_record
+from cmjax.training.average_rates import power
 from cmjax.training.checkpoint import Checkpointer, CheckpointError
-from cmjax.training.optimizer import averages, power, track_averages
+from cmjax.training.optimizer import averages, track_averages
 from cmjax.training.posthoc import LARGEST_STD, coefficients, exponent
 from cmjax.training.state import TrainState
 from configs import digits_ct

@@ -9,7 +9,7 @@ from PIL import Image
 
 import cmjax
 from cmjax.config.fields import ConfigError
-from cmjax.generation import sampling
+from cmjax.generation import keys, sampling
 from cmjax.generation.pipelines import PromptOptions
 from cmjax.generation.prompt_edits import edit_by_prompt, fitting_size
 from cmjax.system.mesh import batch_sharding, replicated
@@ -98,7 +98,7 @@ def test_strokes_are_those_of_python_whatever_the_batch(sd, folder, tmp_path):
     assert (settings["negative"], settings["lora_scale"]) == ("blurred", 1.0)
     pipeline = cmjax.load_pipeline(sd / "pipeline")
     image = pixels(tmp_path / "1.png")[2:66:4, 2:98:4] / np.float32(127.5) - 1
-    key = jax.random.wrap_key_data(sampling.keys_of(0, np.arange(1)))
+    key = jax.random.wrap_key_data(keys.keys_of(0, np.arange(1)))
     by = {"key": key, "sampler": "ddim", "steps": 4, "negative": ["blurred"], "strength": 0.5}
     without = pipeline.sample(["a cat"], images=image[None].astype(np.float32), **by)
     assert np.abs((without[0] + 1) * 127.5 - one).max() > 2  # the LoRA

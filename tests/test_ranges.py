@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmjax.config import choices, groups, model, optimizer, samples
+from cmjax.config import averages, choices, groups, model, optimizer, samples
 from cmjax.config.examples import AUGMENTATIONS
 from cmjax.config.fields import ConfigError, Fields
 from cmjax.core import curricula, map_pairs, pairs, paths, preconditioning
@@ -67,7 +67,7 @@ TABLES = {
     "lcm": ({"lcm": preconditioning.lcm}, {"path": paths.vp()}, lambda f: list(f(T))[:4]),
     "rule": (optimizer.RULES, {}, lambda make: (rule := make()).update(X, rule.init(X), X)[0]),
     "schedule": (optimizer.LEARNING_RATES, {}, lambda make: [make()(step) for step in STEPS]),
-    "averages": (optimizer.AVERAGES, {}, lambda make: [make()(step) for step in STEPS]),
+    "averages": (averages.AVERAGES, {}, lambda make: [make()(step) for step in STEPS]),
     "solver": ({name: row.solve for name, row in samples.SOLVERS.items()}, {"to_zero": True}, solved),
     "augment": (AUGMENTATIONS, {}, lambda make: list(make().values())),
     "pairs": (OF_METHODS, {}, lambda make: jax.tree.leaves(make()(jax.random.key(0), 3, 0))),

@@ -14,18 +14,9 @@ from cmjax.core.preconditioning import consistency
 from cmjax.system import mesh
 from cmjax.system.mesh import make_mesh
 from cmjax.training import step as train_step
+from cmjax.training.average_rates import ema, fraction_of_first, half_life, power
 from cmjax.training.method import Method
-from cmjax.training.optimizer import (
-    averages,
-    constant_schedule,
-    cosine_schedule,
-    ema,
-    fraction_of_first,
-    half_life,
-    make_optimizer,
-    power,
-    track_averages,
-)
+from cmjax.training.optimizer import averages, constant_schedule, cosine_schedule, make_optimizer, track_averages
 from cmjax.training.step import compile_train_step, init_state, make_method_step, prepare_inputs
 
 CURRICULUM = curricula.square_root_growth(s0=2, s1=6, total_steps=8)

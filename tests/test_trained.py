@@ -6,9 +6,9 @@ import jax
 import pytest
 
 import cmjax
+from cmjax.config.averages import long_average, long_target
 from cmjax.config.fields import ConfigError, changed
 from cmjax.config.methods import read_model
-from cmjax.config.optimizer import long_average, long_target
 from cmjax.core.ema_rates import constant_rate
 from cmjax.runs.record import read_record, write_record
 from cmjax.runs.trained import Trained, open_trained

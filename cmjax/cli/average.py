@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmjax.cli.flags import Flags, Options
+from cmjax.config.averages import with_power_average
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import with_power_average
 from cmjax.runs.classes import recorded_classes
 from cmjax.runs.trained import open_trained
 from cmjax.runs.weights import check_new, post_hoc, width_of, write_model

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from cmjax.config.averages import average_texts, same_but_for_start, uncorrected
 from cmjax.config.fields import Fields
 from cmjax.config.methods import NO_AVERAGE, read_model, read_spec
 from cmjax.config.model import NetworkModel
-from cmjax.config.optimizer import average_texts, same_but_for_start, uncorrected
 from cmjax.config.renamed import with_new_names
 from cmjax.config.samples import AS_BEFORE, Decoding, SamplingOptions, read_decoding, read_samples, scales_of
 from cmjax.nets import NETS, defaults

@@ -1,7 +1,7 @@
 """Evaluates a run as it trains: a row in its `evaluation.jsonl` every so many steps."""
 
+from cmjax.config.averages import average_texts
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import average_texts
 from cmjax.data.base import kind_of
 from cmjax.data.batches import UINT8
 from cmjax.evaluation.accumulation import DataSets

@@ -30,9 +30,9 @@ from cmjax.runs.trained import Trained, load
 from cmjax.runs.workdir import Workdir
 from cmjax.system.mesh import batch_sharding, make_mesh, move, parameter_shardings, replicated
 from cmjax.system.progress import progress
-from cmjax.training.checkpoint import restore_average
+from cmjax.training.average_rates import EMA, TARGET
 from cmjax.training.method import TEACHER
-from cmjax.training.optimizer import EMA, TARGET
+from cmjax.training.saved_averages import restore_average
 
 BINS = 12
 TRIES = 1024  # pairs that are sampled for each place of a batch, to find one of a bin
@@ -66,7 +66,7 @@ def losses_by_level(trained: Trained, run: Run, flow_map: BoundModel, *, num: in
     frozen |= {} if teacher is None else {TEACHER: teacher.params}
     target = None
     if run.method.target_rate is not None:
-        shapes = parameter_shapes(model.module, flow_map.shape)
+        shapes = partial(parameter_shapes, model.module, flow_map.shape)
         target = restore_average(workdir / "checkpoints", shapes, TARGET, step=trained.step, mesh=mesh)
     # the schedules stand where they stood in the last step that was made
     models, step = (flow_map.params, target, frozen), max(trained.used_step, 1) - 1

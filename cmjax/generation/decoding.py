@@ -12,7 +12,6 @@ from jaxtyping import Array
 
 from cmjax.config.fields import ConfigError, about
 from cmjax.config.samples import DECODE_DTYPES, Decoding
-from cmjax.core.editing import mask_of_latents
 from cmjax.data.batches import preprocess
 from cmjax.generation.sampling import over_devices
 from cmjax.runs.trained import Trained
@@ -56,6 +55,8 @@ class Decoder:
 
     def of_latents(self, mask: np.ndarray) -> np.ndarray:
         """Gives the `mask_of_latents` of a mask (1, H, W, 1) of pixels. Raises: ConfigError where no latent is kept."""
+        from cmjax.core.editing import mask_of_latents  # here, not above: most decoders edit nothing
+
         factor = self.autoencoder.factor
         known = np.asarray(mask_of_latents(mask, factor))
         if not known.any():

@@ -24,7 +24,8 @@ from cmjax.core.model import BoundModel
 from cmjax.core.paths import Path, ve
 from cmjax.core.sampling import gaussian
 from cmjax.data.batches import preprocess
-from cmjax.generation.sampling import keys_of, over_devices, rows_in_chunks
+from cmjax.generation.keys import keys_of
+from cmjax.generation.sampling import over_devices, rows_in_chunks
 from cmjax.system.progress import ProgressBar, no_progress
 
 STROKE_LEVELS = (5.38, 2.24)  # noise levels of stroke-guided editing, as published.   [Song et al. 2023, app. D]

@@ -10,7 +10,8 @@ import numpy as np
 
 from cmjax.config.fields import ConfigError, about
 from cmjax.data.batches import preprocess, to_uint8
-from cmjax.generation.sampling import chunk_of, keys_of, over_devices
+from cmjax.generation.keys import keys_of
+from cmjax.generation.sampling import chunk_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline_export import write_pipeline

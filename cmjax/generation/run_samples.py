@@ -14,15 +14,15 @@ from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
 from cmjax.data.sources import Source
 from cmjax.generation.decoding import Decoder
-from cmjax.generation.prompted import prompted_conditions
 from cmjax.generation.samplers import NamedSampler, run_samplers
 from cmjax.generation.sampling import class_labels, guided_by, sample_images
 from cmjax.plotting.plots import save_png
 from cmjax.plotting.samples import image_of
 from cmjax.system.files import to_path
 from cmjax.system.processes import is_first
+from cmjax.training.average_rates import EMA
 from cmjax.training.logging import Results
-from cmjax.training.optimizer import EMA, averages
+from cmjax.training.optimizer import averages
 from cmjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class RunSamples:
         """Gives the averaged model and the conditions of `num` samples, guided as the recipe says. random_seed: of
         labels, as in `class_labels`."""
         if self.model.prompted:
+            from cmjax.generation.prompted import prompted_conditions  # here, not above: most runs see no prompts
+
             conditions = prompted_conditions(self.run, self.model, self.source, self.workdir, num)
         else:
             num_classes = self.source.num_classes if self.model.class_conditional else None

@@ -19,6 +19,7 @@ from cmjax.core.model import BoundModel
 from cmjax.core.sampling import gaussian, sample_chain, sample_denoiser, sample_fn
 from cmjax.data.base import is_image
 from cmjax.data.batches import to_uint8
+from cmjax.generation.keys import keys_of
 from cmjax.system.environment import tracing_for
 from cmjax.system.mesh import batch_sharding, chunks, distribute, in_chunks, make_mesh, replicated
 from cmjax.system.progress import Update
@@ -167,13 +168,6 @@ def rows_in_chunks(rows: Any, shape: tuple[int, ...]) -> Iterator[Any]:
     The last row is repeated until the last part is as long as the others: a function is compiled for all of them once.
     """
     return chunks(rows, chunk_of(len(jax.tree.leaves(rows)[0]), shape, jax.device_count()))
-
-
-def keys_of(seed: int, indices: np.ndarray) -> np.ndarray:
-    """Computes the data of each sample's key, (n, ...) on the host: a function of the seed and the sample's index."""
-    # fold_in, not split: a key does not depend on how many are asked for
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(indices))
-    return np.asarray(jax.random.key_data(keys))
 
 
 def class_labels(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cmjax.interop.read import read_safetensors
+from cmjax.interop.safetensors_files import read_safetensors
 from cmjax.interop.torch_files import read_torch
 from cmjax.nets.features import inception, lpips
 from cmjax.nets.features.resize import torch_bicubic

@@ -7,7 +7,7 @@ from typing import Any
 
 from cmjax.interop.fields import read_config
 from cmjax.interop.keys import ForeignError
-from cmjax.interop.read import read_safetensors
+from cmjax.interop.safetensors_files import read_safetensors
 from cmjax.interop.torch_files import read_torch
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")

@@ -19,7 +19,7 @@ from jaxtyping import Array
 from cmjax.interop.clip import PREFIX, text_key
 from cmjax.interop.conditional_unet import layer_of, unet_to_torch
 from cmjax.interop.keys import ForeignError, Path, from_torch
-from cmjax.interop.read import read_safetensors
+from cmjax.interop.safetensors_files import read_safetensors
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.system.files import to_path, write_atomically
 from cmjax.system.libraries import require

@@ -21,9 +21,9 @@ from cmjax.interop.meanflow import read_meanflow
 from cmjax.interop.modules import init_arguments, state_dict
 from cmjax.interop.openai import read_openai
 from cmjax.interop.openai_cifar import read_openai_cifar
+from cmjax.interop.safetensors_files import read_safetensors
 from cmjax.interop.torch_files import read_persistent, read_torch
 from cmjax.system.files import absolute
-from cmjax.system.libraries import require
 from cmjax.system.unpickle import PickledObject
 
 log = logging.getLogger(__name__)
@@ -263,18 +263,6 @@ def _folder_weights(unet: Path) -> Arrays:
         return _read_arrays(torch_file)[0]
     there = ", ".join(sorted(file.name for file in unet.iterdir())) or "nothing"
     raise ForeignError(f"{unet} has neither {WEIGHTS} nor {torch_file.name}; it has {there}")
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads the arrays and the metadata of a safetensors file. Raises: ForeignError."""
-    require("safetensors", f"reading {path}")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:
-        raise ForeignError(f"{path} is no whole safetensors file: {error}") from error
 
 
 def _kind_by_name(path: Path) -> str | None:

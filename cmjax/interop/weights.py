@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.modules import non_finite
-from cmjax.interop.read import read_safetensors
+from cmjax.interop.safetensors_files import read_safetensors
 from cmjax.system.files import to_json, write_atomically
 from cmjax.system.libraries import require
 from cmjax.system.npz import load_npz, npz_bytes

@@ -87,7 +87,7 @@ def _traced(module: nn.Module, shape: tuple[int, ...], *, x64: bool) -> tuple[By
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *_inputs(shape))["params"]
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *_inputs(shape)))["params"]
     return dict(flatten_dict(shapes)), initialisers
 
 

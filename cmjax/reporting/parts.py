@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cmjax.config.averages import long_average
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import long_average
 from cmjax.config.recipes import all_recipes, load_recipe
 from cmjax.data.base import DataError
 from cmjax.data.sources import Source

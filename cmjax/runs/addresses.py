@@ -1,26 +1,13 @@
 """Models that have an address, hf://owner/name@revision of a model hub or cmjax://name of cmjax's own: each is fetched
 once, and becomes a run's folder in the user's cache."""
 
-import os
 import re
-import urllib.error
-import urllib.request
-import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from cmjax.config.fields import ConfigError
-from cmjax.interop.keys import ForeignError
-from cmjax.runs.exported import AUTOENCODER, MODEL, Exported, is_of_cmjax, read_exported, write_exported
 from cmjax.runs.releases import release_files
 from cmjax.runs.workdir import RECORD
-from cmjax.system.files import remove_folder, user_cache
-from cmjax.system.libraries import require
-
-HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-SERVER, SECONDS = "https://huggingface.co", 10
-FILES = [RECORD, MODEL, f"{AUTOENCODER}/*"]
+from cmjax.system.files import user_cache
 
 
 def fetch_run(address: str) -> Path:
@@ -36,28 +23,11 @@ def _fetched(address: str, cache: Path) -> Path:
     folder, key = fetch_exported(address)
     name = re.sub(r"[^\w.]+", "-", address.partition("@")[0].replace("://", "-"))
     place = cache / "models" / f"{name}-{key[:12]}"
-    if (place / RECORD).is_file():
-        return place
-    exported = _read(address, folder)
-    licence = str(exported.record.get("licence") or "of the model's owner")
-    # several programs may do this at the same time: each writes a folder of its own, and the first one keeps it
-    partial = place.with_name(f".{uuid.uuid4().hex}")
-    try:
-        imported = {
-            "from": address if "@" in address else f"{address}@{key[:12]}",
-            "format": "cmjax",
-            "licence": licence,
-        }
-        write_exported(exported, partial / place.name, place=place, imported=imported, option=address)
-        os.replace(partial / place.name, place)
-    except (OSError, ConfigError) as error:
-        if not (place / RECORD).is_file():
-            why = getattr(error.__cause__ or error, "strerror", None) or error
-            raise ConfigError(
-                f"{address}: cannot be kept in {place.parent}: {why}; XDG_CACHE_HOME names another"
-            ) from error
-    finally:
-        remove_folder(partial)
+    if not (place / RECORD).is_file():
+        # here, not above: what was kept before needs no readers of files
+        from cmjax.runs.exported import keep_exported
+
+        keep_exported(folder, place, address=address, version=key[:12])
     return place
 
 
@@ -68,66 +38,6 @@ def fetch_exported(address: str) -> tuple[Path, str]:
     """
     if address.startswith("cmjax://"):
         return release_files(address)
-    return _from_hub(address)
+    from cmjax.runs.hub import from_hub  # here, not above: it imports what speaks to servers
 
-
-def _read(address: str, folder: Path) -> Exported:
-    try:
-        return read_exported(folder)
-    except ForeignError as error:
-        raise ConfigError(f"{address}: {error}") from error
-
-
-def _from_hub(address: str) -> tuple[Path, str]:
-    """Fetches a repository's files into the cache of huggingface_hub. Returns: their folder, and the commit."""
-    if (match := HUB.fullmatch(address)) is None:
-        raise ConfigError(f"{address}: must be hf://owner/name or hf://owner/name@revision")
-    require("huggingface_hub", address)
-    import huggingface_hub as hub
-
-    repository: dict[str, Any] = {"repo_id": match[1], "revision": match[2], "endpoint": os.environ.get("HF_ENDPOINT")}
-    # the library would ask again for half a minute
-    repository["local_files_only"] = not _is_reached(os.environ.get("HF_ENDPOINT", SERVER))
-    try:
-        # first the small file: other libraries' weights may be large
-        config = Path(hub.hf_hub_download(filename=RECORD, **repository))
-        if not is_of_cmjax(config):
-            raise ConfigError(f"{address}: is no cmjax model: its {RECORD} is of another library")
-        folder = Path(hub.snapshot_download(allow_patterns=FILES, **repository))
-    except ConfigError:
-        raise
-    except Exception as error:  # of several libraries, by what the server or the network does
-        raise ConfigError(f"{address}: {_why(error, match[2])}") from error
-    if not (folder / MODEL).is_file():
-        raise ConfigError(f"{address}: is no cmjax model: it has no {MODEL}")
-    return folder, folder.name
-
-
-def _is_reached(server: str) -> bool:
-    """Says whether a server answers at all."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    try:
-        urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _why(error: Exception, revision: str | None) -> str:
-    """Says in one line why a hub gave no files."""
-    from huggingface_hub import errors
-
-    server = os.environ.get("HF_ENDPOINT", SERVER)
-    known: list[tuple[Any, str]] = [
-        (errors.GatedRepoError, f"{server} asks for its terms to be accepted, and for a login: hf auth login"),
-        (errors.RepositoryNotFoundError, f"{server} has no such model, or it is private: hf auth login"),
-        (errors.RevisionNotFoundError, f"it has no revision {revision}"),
-        (errors.LocalEntryNotFoundError, f"{server} cannot be reached, and nothing of it was fetched before"),
-        (errors.EntryNotFoundError, f"is no cmjax model: it has no {RECORD}"),
-        (errors.HFValidationError, "is no name of a model: must be hf://owner/name"),
-    ]
-    said = next((text for kind, text in known if isinstance(error, kind)), None)
-    return said or f"cannot be fetched from {server}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return from_hub(address)

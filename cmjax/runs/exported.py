@@ -1,6 +1,8 @@
 """Reads what `--mode=export` wrote, a file of weights or a folder for model hubs, and makes a run's folder of it."""
 
 import json
+import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.classes import recorded_classes
 from cmjax.runs.weights import write_model
 from cmjax.runs.workdir import RECORD
+from cmjax.system.files import remove_folder
 
 MODEL, AUTOENCODER = "model.safetensors", "autoencoder"
 """The file of the weights in a folder for model hubs, and the folder of the decoder of latents."""
@@ -85,3 +88,33 @@ def write_exported(exported: Exported, folder: Path, *, place: Path, imported: M
         more |= {"encoding": encoding, **known}
     model = record["config"], record["shape"], record["num_classes"], exported.params
     write_model(folder, *model, imported=imported, option=option, classes=more, beside=exported.autoencoder)
+
+
+def keep_exported(folder: Path, place: Path, *, address: str, version: str) -> None:
+    """Makes the run's folder `place` of an exported model that was fetched.
+
+    Several programs may do this at the same time: each writes a folder of its own, and the first one keeps it.
+
+    Raises: ConfigError in one line where the model cannot be read, or not be kept.
+    """
+    try:
+        exported = read_exported(folder)
+    except ForeignError as error:
+        raise ConfigError(f"{address}: {error}") from error
+    imported = {
+        "from": address if "@" in address else f"{address}@{version}",
+        "format": "cmjax",
+        "licence": str(exported.record.get("licence") or "of the model's owner"),
+    }
+    partial = place.with_name(f".{uuid.uuid4().hex}")
+    try:
+        write_exported(exported, partial / place.name, place=place, imported=imported, option=address)
+        os.replace(partial / place.name, place)
+    except (OSError, ConfigError) as error:
+        if not (place / RECORD).is_file():
+            why = getattr(error.__cause__ or error, "strerror", None) or error
+            raise ConfigError(
+                f"{address}: cannot be kept in {place.parent}: {why}; XDG_CACHE_HOME names another"
+            ) from error
+    finally:
+        remove_folder(partial)

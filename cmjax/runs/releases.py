@@ -5,8 +5,6 @@
 
 import hashlib
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +99,8 @@ def _content(address: str, base: str, name: str) -> bytes:
     try:
         if "://" not in base:
             return (Path(base).expanduser() / name).read_bytes()
+        import urllib.request  # here, not above: most files are there
+
         with urllib.request.urlopen(f"{base.rstrip('/')}/{name}", timeout=SECONDS) as answer:
             return answer.read()
     except (OSError, ValueError) as error:  # URLError is one, and so are those of files and timeouts

@@ -12,9 +12,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from cmjax.config.averages import average_texts, long_average, long_target
 from cmjax.config.fields import ConfigError
 from cmjax.config.model import NetworkModel, check_network
-from cmjax.config.optimizer import average_texts, long_average, long_target
 from cmjax.config.run import Run
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
@@ -25,7 +25,6 @@ from cmjax.metrics.comparison import LEAST, why_not_compared
 from cmjax.nets.adapter import count_parameters, parameter_shapes
 from cmjax.nets.inputs import ADDED
 from cmjax.runs.dependencies import check_data_of_others, check_teacher, load_first, load_teacher, network_differences
-from cmjax.runs.prompted_data import empty_of
 from cmjax.system.chips import GIB
 from cmjax.system.memory import FOR_PARAMETERS, too_little
 from cmjax.system.mesh import batch_sharding, bytes_per_device, make_mesh, move, parameter_shardings
@@ -142,7 +141,12 @@ def set_up(run: Run, open_source: Callable[[str], Source]) -> Setup:
     check_data_of_others(run, model, source)
     if run.lora is not None:
         frozen |= _load_base(run, mesh, model, teacher, tuple(source.shape))
-    setup = Setup(run, mesh, source, model, teacher, frozen, empty_of(run, model, source))
+    empty = None
+    if model.prompted:
+        from cmjax.runs.prompted_data import empty_of  # here, not above: most runs see no prompts
+
+        empty = empty_of(run, model, source)
+    setup = Setup(run, mesh, source, model, teacher, frozen, empty)
     # now, and not after minutes of compiling
     _check_memory(setup)
     return setup

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh
 
+from cmjax.config.averages import long_average
 from cmjax.config.fields import ConfigError, changed
 from cmjax.config.model import NetworkModel
-from cmjax.config.optimizer import long_average
 from cmjax.config.recorded import Recorded, read_recorded, recorded_samples
 from cmjax.core.model import BoundModel
 from cmjax.core.typing import Params
@@ -21,9 +21,9 @@ from cmjax.nets.adapter import parameter_shapes
 from cmjax.runs.record import read_record
 from cmjax.runs.workdir import INDEX, Workdir, cache_compilations
 from cmjax.system.files import absolute, is_address, to_path
-from cmjax.training.checkpoint import restore_average
-from cmjax.training.optimizer import average_name
+from cmjax.training.average_rates import average_name
 from cmjax.training.saved import CheckpointError
+from cmjax.training.saved_averages import restore_average
 
 # annotations alone need these: loading a model imports neither data nor objectives nor samplers
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Trained:
                 f"average={average}: {self.folder} keeps {len(kept)} average(s), numbered from 0: {texts}"
             )
         params = restore_average(
-            self.folder / "checkpoints", self.parameter_shapes(), average_name(average), step=self.step, mesh=mesh
+            self.folder / "checkpoints", self.parameter_shapes, average_name(average), step=self.step, mesh=mesh
         )
         if not self.imported and (warning := long_average(self.record["config"], average, self.used_step)):
             log.warning("%s: %s", self.folder, warning)

@@ -10,18 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from cmjax.config.averages import power_widths
 from cmjax.config.fields import ConfigError
-from cmjax.config.optimizer import power_widths
 from cmjax.core.typing import Params
 from cmjax.runs.record import write_record
 from cmjax.runs.trained import Trained
 from cmjax.runs.workdir import Workdir, writing
 from cmjax.system.files import whole_folder
 from cmjax.system.progress import progress
-from cmjax.training.checkpoint import restore_average, save_average
-from cmjax.training.optimizer import EMA
+from cmjax.training.average_rates import EMA
 from cmjax.training.posthoc import coefficients, exponent
 from cmjax.training.saved import CheckpointError
+from cmjax.training.saved_averages import restore_average, save_average
 
 
 def check_new(folder: Path, option: str) -> None:
@@ -115,7 +115,7 @@ def _combine(trained: Trained, snapshots: Sequence[tuple[int, str]], weights: Se
     with progress("reading averages", len(snapshots)) as update:
         for i, (step, name) in enumerate(snapshots):
             try:
-                params = jax.device_get(restore_average(workdir / "checkpoints", like, name, step=step))
+                params = jax.device_get(restore_average(workdir / "checkpoints", lambda: like, name, step=step))
             except CheckpointError as error:
                 raise CheckpointError(
                     f"checkpoint {step} of {workdir} cannot be read; move {workdir / 'checkpoints' / str(step)} away, "

@@ -17,11 +17,11 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cmjax.core.typing import Params
-from cmjax.system.files import absolute, is_bucket, remove_folder, to_path, write_atomically
+from cmjax.system.files import absolute, is_bucket, remove_folder, to_path
 from cmjax.system.mesh import move, parameter_shardings, shapes_on
 from cmjax.system.processes import all_agree, on_first_process
 from cmjax.training.optimizer import AveragesState
-from cmjax.training.saved import COMMITTED, CheckpointError, newest_readable, saved_steps, why_failed, write_checksums
+from cmjax.training.saved import CheckpointError, newest_readable, saved_steps, why_failed, write_checksums
 from cmjax.training.state import TrainState
 
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -146,18 +146,6 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._manager.reload()
 
 
-def save_average(folder: str | Path, params: Params, name: str) -> None:
-    """Write a checkpoint of step 0 that holds one average alone, for `restore_average`. `folder` must be empty."""
-    step_folder = absolute(to_path(folder)) / "0"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-        writer.save(step_folder / "averages", {name: params})
-    # no manager wrote it: what makes it whole to a reader is written here
-    if is_bucket(step_folder):
-        write_atomically(step_folder / COMMITTED, "")
-    else:
-        write_checksums(step_folder)
-
-
 def _remove_unfinished(folder: Path) -> None:
     """Remove the saves that a kill or a full disk cut short."""
     whole = saved_steps(folder)
@@ -167,39 +155,19 @@ def _remove_unfinished(folder: Path) -> None:
             remove_folder(path)
 
 
-def restore_average(
-    folder: str | Path, like: Params, name: str, *, step: int | None = None, mesh: Mesh | None = None
-) -> Params:
-    """Read one average of the parameters, and nothing else, from the newest whole checkpoint in `folder` or from that
-    of `step`.
-
-    Args:   like: its shapes. mesh: of all processes, over which the arrays are laid as the train step has them, and
-            every process must call; without, they come to this process's first device.
-    Raises: CheckpointError where there is none.
-    """
-    folder = absolute(to_path(folder))
-    device = SingleDeviceSharding(jax.local_devices()[0])
+def read_average(step_folder: Path, like: Params, name: str, mesh: Mesh | None) -> Params:
+    """Read one average of a checkpoint, as `restore_average`. like: its shapes."""
     if mesh is None:
+        device = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, like)
     else:
         shardings = parameter_shardings(like, mesh, over=EVERY_DEVICE)
     target = {name: shapes_on(like, shardings)}
-
-    def steps() -> list[int]:
-        return [saved for saved in saved_steps(folder) if step in (None, saved)]
-
-    def read(step: int) -> Params:
-        # partial: the checkpoint holds other averages, which are not read
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(folder / str(step) / "averages", args=arguments)[name]
-
-    restored = newest_readable(folder, steps, read, alone=mesh is None)
-    if restored is None:
-        others = ", ".join(map(str, sorted(saved_steps(folder)))) or "none"
-        asked = "" if step is None else f" of step {step}; there are those of steps {others}"
-        raise CheckpointError(f"no checkpoint in {folder}{asked}")
+    # partial: the checkpoint holds other averages, which are not read
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    arguments = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(step_folder / "averages", args=arguments)[name]
     return restored if mesh is None else move(restored, parameter_shardings(like, mesh))
 
 

@@ -18,8 +18,9 @@ from cmjax.core.typing import Params, PerSample, PRNGKey, Samples, Schedule
 from cmjax.system.environment import platform, tracing_for
 from cmjax.system.mesh import batch_sharding, over_steps, parameter_shardings, replicated
 from cmjax.system.program import jaxpr_flops
+from cmjax.training.average_rates import TARGET
 from cmjax.training.method import Method
-from cmjax.training.optimizer import TARGET, averages
+from cmjax.training.optimizer import averages
 from cmjax.training.state import Examples, TrainState
 
 Metrics = dict[str, Array]
