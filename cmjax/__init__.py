@@ -62,7 +62,7 @@ _FROM = {
     "generation.shown": ("image_grid",),
     "interop.autoencoder": ("load_autoencoder",),
     "runs.pipelines": ("load_pipeline",),
-    "runs.trained": ("load",),  # reads checkpoints, so it brings flax and orbax with it
+    "runs.trained": ("load",),  # brings flax with it, and orbax for the checkpoint of a training
     "training.optimizer": ("averages", "track_averages"),
     "training.plain_step": ("make_train_step",),
 }
