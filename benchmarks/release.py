@@ -23,10 +23,12 @@ from pathlib import Path
 
 from cmjax.cli import exporting
 from cmjax.runs.exported import MODEL
-from cmjax.runs.releases import FOLDER, RECIPES, SOURCES, write_rows
+from cmjax.runs.releases import FOLDER, SOURCES, write_rows
 from cmjax.runs.workdir import RECORD, Workdir
 
 ROOT = Path(__file__).parents[1]
+RECIPES = ("digits_ct", "mnist_ect", "cifar_small_cd", "mnist_latents_ect")
+"""Digits, MNIST, CIFAR-10 in colour, and latents of MNIST with their autoencoder."""
 INSIDE = ("digits_ct",)
 """Models whose files come with cmjax."""
 TEACHERS = {"cifar_small_cd": "cifar_small_edm", "mnist_latents_ect": "mnist_latents_sit"}
@@ -36,7 +38,7 @@ LICENCE = "apache-2.0"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="+", choices=list(RECIPES), metavar="name", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("names", nargs="+", choices=RECIPES, metavar="name", help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--out", default=SOURCES, type=Path, help="the folder of the models' folders")
     parser.add_argument("--data", default="~/tensorflow_datasets", help="the folder of MNIST and CIFAR-10")
     parser.add_argument("--config", nargs="*", default=[], help="changes of the recipe, as steps=100")

@@ -96,9 +96,8 @@ def test_what_was_fetched_serves_without_the_hub(hub, cache, monkeypatch):
         ("hf://me/di gits", "must be hf://owner/name"),
         ("hf://me/digits@", "must be hf://owner/name"),
         ("hf://me/cut", "model.safetensors"),
-        ("cmjax://digits_cd", r"there is no such model \(did you mean digits_ct\?\); there are digits_ct, mnist_ect"),
-        ("cmjax://", "there is no such model; there are digits_ct"),
-        ("cmjax://mnist_ect", "has no files yet; python benchmarks/release.py mnist_ect makes them"),
+        ("cmjax://digits_cd", r"there is no such model \(did you mean digits_ct\?\); there are cifar_small_cd"),
+        ("cmjax://", "there is no such model; there are cifar_small_cd, digits_ct"),
     ],
 )
 def test_what_is_no_model_is_one_line(hub, cache, address, said):
@@ -181,11 +180,23 @@ def test_a_released_model_is_fetched_from_a_mirror_and_checked(tmp_path, cache, 
     assert not (tmp_path / "third" / "cmjax" / "releases").exists()
 
 
-def test_the_table_has_the_packages_files():
-    assert list(releases.table()) == ["digits_ct"]
-    assert not releases._missing(BUNDLE, releases.table()["digits_ct"])
+def test_the_table_has_the_packages_files_and_those_of_the_sources():
+    table = releases.table()
+    assert list(table) == ["cifar_small_cd", "digits_ct", "mnist_ect", "mnist_latents_ect"]
+    assert not releases._missing(BUNDLE, table["digits_ct"])
     assert sum(path.stat().st_size for path in BUNDLE.iterdir()) < 2.3e6
-    assert set(releases.RECIPES) <= {path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")}
+    for name in set(table) - {"digits_ct"}:
+        assert not releases._missing(releases.SOURCES / name, table[name])
+        assert {"README.md", "samples.png"} < {path.name for path in (releases.SOURCES / name).iterdir()}
+    assert set(table) <= {path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", ["mnist_ect", "cifar_small_cd", "mnist_latents_ect"])
+def test_a_released_model_samples(cache, tmp_path, name):
+    sample.run(f"cmjax://{name}", num=2, out=str(tmp_path / "x.npz"))
+    images = np.load(tmp_path / "x.npz")["images"]
+    assert images.shape == (2, 32, 32, 3) if name == "cifar_small_cd" else (2, 28, 28, 1)
+    assert images.std() > 30
 
 
 @pytest.mark.slow

@@ -91,8 +91,7 @@ def _about(trained: Trained, name: str, parameters: int, dtype: str) -> str:
 
 def _use(trained: Trained, name: str) -> str:
     label = ", label=jax.numpy.zeros(16, int)" if trained.num_classes else ""
-    scale = trained.record["config"].get("samples", {}).get("guidance", 1.0)
-    guidance = f", guidance=jax.numpy.full(16, {scale:g})" if trained.model.guided else ""
+    guidance = f", guidance=jax.numpy.full(16, {trained.samples.guidance:g})" if trained.model.guided else ""
     shape = ", ".join(map(str, (16, *trained.shape)))
     lines = [
         "## Use", "", "```bash", "pip install 'cmjax[hub]'",

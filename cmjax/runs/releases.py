@@ -20,13 +20,6 @@ ADDRESS = "https://github.com/cmjax/cmjax/raw/main/weights"
 """The address of that folder, which has all files as <name>/<file>."""
 MIRROR = "CMJAX_WEIGHTS"
 """The variable of the environment that names another address, or a folder."""
-RECIPES = {
-    "digits_ct": "digits, 8x8",
-    "mnist_ect": "MNIST, 28x28, ten classes",
-    "cifar_small_cd": "CIFAR-10, 32x32 in colour",
-    "mnist_latents_ect": "latents of MNIST, with their autoencoder",
-}
-"""The models that `benchmarks/release.py` makes, by the name of the recipe."""
 SECONDS = 20
 
 
@@ -51,16 +44,11 @@ def table() -> dict[str, list[ReleaseFile]]:
 def release_files(address: str) -> tuple[Path, str]:
     """Gives the folder of a model's files, fetched where they did not come with cmjax, and the key of their content.
 
-    Raises: ConfigError in one line where there is no such model, it has no files yet, or a file cannot be read or is
-            not what it must be.
+    Raises: ConfigError in one line where there is no such model, or a file cannot be read or is not what it must be.
     """
     name, known = address.removeprefix("cmjax://"), table()
     if name not in known:
-        if name in RECIPES:
-            raise ConfigError(f"{address}: has no files yet; python benchmarks/release.py {name} makes them")
-        raise ConfigError(
-            f"{address}: there is no such model{suggestion(name, RECIPES)}; there are {', '.join(RECIPES)}"
-        )
+        raise ConfigError(f"{address}: there is no such model{suggestion(name, known)}; there are {', '.join(known)}")
     files = known[name]
     key = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     for folder in (FOLDER / name, SOURCES / name, user_cache() / "releases" / f"{name}-{key[:12]}"):
