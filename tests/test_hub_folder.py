@@ -116,7 +116,7 @@ def test_damaged_folders_are_refused_by_the_import(digits, tmp_path):
 @pytest.mark.slow
 def test_latents_take_their_autoencoder_with_them(run, vae, tmp_path):  # noqa: F811
     """And decode without the folders that they were encoded by."""
-    exporting.run(copy, "hub", str(tmp_path / "x"))
+    exporting.run(run, "hub", str(tmp_path / "x"))
     assert sorted(path.name for path in (tmp_path / "x" / "autoencoder").iterdir()) == [
         "config.json", "diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
