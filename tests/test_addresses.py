@@ -195,7 +195,7 @@ def test_the_table_has_the_packages_files_and_those_of_the_sources():
 def test_a_released_model_samples(cache, tmp_path, name):
     sample.run(f"cmjax://{name}", num=2, out=str(tmp_path / "x.npz"))
     images = np.load(tmp_path / "x.npz")["images"]
-    assert images.shape == (2, 32, 32, 3) if name == "cifar_small_cd" else (2, 28, 28, 1)
+    assert images.shape == ((2, 32, 32, 3) if name == "cifar_small_cd" else (2, 28, 28, 1))
     assert images.std() > 30
 
 

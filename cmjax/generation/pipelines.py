@@ -15,7 +15,7 @@ from cmjax.generation.sampling import chunk_of, over_devices
 from cmjax.interop.keys import ForeignError
 from cmjax.interop.lora import read_lora, with_lora
 from cmjax.interop.pipeline_export import write_pipeline
-from cmjax.interop.prompt_sampling import SAMPLERS, parts_of, pipeline_end, pipeline_latents, pipeline_start
+from cmjax.interop.prompt_sampling import SAMPLERS, pipeline_end, pipeline_latents, pipeline_start, split_times
 from cmjax.interop.text_to_image import TextToImage
 from cmjax.runs.pipelines import load_pipeline
 from cmjax.runs.workdir import output, writing
@@ -151,16 +151,16 @@ def sample_request(
     at_once = chunk_of(number, (*request.size, 3), jax.device_count(), pixels=3 * PIXELS_AT_ONCE, least=1)
     pipeline = jax.device_put(request.pipeline, replicated(make_mesh()))
     times, results = np.asarray(request.times, np.float32), []
-    parts = parts_of(pipeline, request.sampler, times)
+    parts = split_times(pipeline, request.sampler, times)
     edit = {"images": image, "mask": mask, "strength": np.float32(strength)}
     with progress("sampling", number * len(parts)) as update:
         for keys, rows in chunks((keys_of(seed, np.arange(number)), request.rows), at_once):
             before, here = len(results) * at_once, min(at_once, number - len(results) * at_once)
-            given = start((pipeline, times[0], edit), (keys, rows))
+            inputs = start((pipeline, times[0], edit), (keys, rows))
             for i, part in enumerate(parts):
-                given["start"] = step((pipeline, part), (keys, given))
+                inputs["start"] = step((pipeline, part), (keys, inputs))
                 update(before * len(parts) + here * (i + 1), "")
-            results.append(to_uint8(end((pipeline, edit), given["start"])))
+            results.append(to_uint8(end((pipeline, edit), inputs["start"])))
     return np.concatenate(results)[:number]
 
 
@@ -173,9 +173,9 @@ def _functions(request: Request) -> tuple[Callable, Callable, Callable]:
         return pipeline_start(pipeline, jax.random.wrap_key_data(key_data), conditions, time, size=request.size, **edit)
 
     def step(model: Any, rows: Any) -> Any:
-        (pipeline, times), (key_data, given) = model, rows
-        key, shape = jax.random.wrap_key_data(key_data), given["start"].shape
-        return pipeline_latents(pipeline, key, shape, sampler=request.sampler, times=times, **given)
+        (pipeline, times), (key_data, inputs) = model, rows
+        key, shape = jax.random.wrap_key_data(key_data), inputs["start"].shape
+        return pipeline_latents(pipeline, key, shape, sampler=request.sampler, times=times, **inputs)
 
     def end(model: Any, latents: Any) -> Any:
         pipeline, edit = model

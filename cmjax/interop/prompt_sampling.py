@@ -86,8 +86,8 @@ def pipeline_images(
              strength: above 0, up to 1; at 1 with a mask the part that it does not keep starts from noise alone.
     Returns: images in about [−1, 1], not clipped; kept pixels are those of `images`.
     """
-    given = pipeline_start(pipeline, key, rows, times[0], size=size, images=images, mask=mask, strength=strength)
-    latents = pipeline_latents(pipeline, key, given["start"].shape, sampler=sampler, times=times, **given)
+    inputs = pipeline_start(pipeline, key, rows, times[0], size=size, images=images, mask=mask, strength=strength)
+    latents = pipeline_latents(pipeline, key, inputs["start"].shape, sampler=sampler, times=times, **inputs)
     return pipeline_end(pipeline, latents, images, mask)
 
 
@@ -129,7 +129,7 @@ def pipeline_end(
     return inpainting(jnp.asarray(mask)).combine(jnp.asarray(images, jnp.float32), samples)
 
 
-def parts_of(pipeline: "TextToImage", sampler: str, times: np.ndarray) -> list[np.ndarray]:
+def split_times(pipeline: "TextToImage", sampler: str, times: np.ndarray) -> list[np.ndarray]:
     """Splits the times for `pipeline_latents` to be called with each part, from where the part before it ended.
 
     DDIM's steps remember nothing but the state; each other sampler has all times as its one part.
